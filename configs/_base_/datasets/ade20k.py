@@ -1,0 +1,47 @@
+"""ADE20K (SceneParse150): `data/ADEChallengeData2016`, raw label 0 is ignored, 1 ... 150 are the classes.
+
+Training pictures are resized by 0.5 ... 2.0 of 2048 x 512, cropped to 512 and distorted; validation pictures keep
+their aspect ratio with a short side of 512.
+"""
+
+from vitdense.data.segmaps import SegmentationMaps
+from vitdense.data.transforms import PhotometricDistortion, RandomCrop, RandomFlip, RandomResize, ResizeShortSide
+from vitdense.metrics.miou import MeanIoU
+
+data_root = 'data/ADEChallengeData2016'
+
+train_dataloader = dict(
+    batch_size=16,
+    num_workers=8,
+    dataset=dict(
+        type=SegmentationMaps,
+        images='images/training',
+        labels='annotations/training',
+        classes='ade20k',
+        reduce_zero_label=True,
+        name='ade20k',
+        transforms=[
+            dict(type=RandomResize, scale=(2048, 512), ratio=(0.5, 2.0)),
+            dict(type=RandomCrop, size=(512, 512), max_category_fraction=0.75),
+            dict(type=RandomFlip),
+            dict(type=PhotometricDistortion),
+        ],
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=4,
+    dataset=dict(
+        type=SegmentationMaps,
+        images='images/validation',
+        labels='annotations/validation',
+        classes='ade20k',
+        reduce_zero_label=True,
+        name='ade20k',
+        evaluation=True,
+        transforms=[dict(type=ResizeShortSide, size=512, max_size=2048)],
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = [dict(type=MeanIoU, head='sem')]
+test_evaluator = val_evaluator

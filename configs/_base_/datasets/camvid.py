@@ -1,0 +1,43 @@
+"""CamVid in the SegNet layout: 367 + 101 driving scenes of 480 x 360, 11 classes, raw label 11 is ignored."""
+
+from vitdense.data.segmaps import SegmentationMaps
+from vitdense.data.transforms import PhotometricDistortion, RandomCrop, RandomFlip, RandomResize
+from vitdense.metrics.miou import MeanIoU
+
+data_root = 'data/camvid'
+
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=1,
+    dataset=dict(
+        type=SegmentationMaps,
+        images='images/training',
+        labels='annotations/training',
+        classes='classes.txt',
+        ignore=11,
+        name='camvid',
+        transforms=[
+            dict(type=RandomResize, scale=(480, 360), ratio=(0.75, 2.0)),
+            dict(type=RandomCrop, size=(320, 320), max_category_fraction=0.75),
+            dict(type=RandomFlip),
+            dict(type=PhotometricDistortion),
+        ],
+    ),
+)
+val_dataloader = dict(
+    batch_size=4,
+    num_workers=1,
+    dataset=dict(
+        type=SegmentationMaps,
+        images='images/validation',
+        labels='annotations/validation',
+        classes='classes.txt',
+        ignore=11,
+        name='camvid',
+        evaluation=True,
+        transforms=[],
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = [dict(type=MeanIoU, head='sem')]
+test_evaluator = val_evaluator

@@ -1,0 +1,13 @@
+"""Linear segmentation on four concatenated layers of a frozen ViT-Ti/16, CamVid.
+
+    python tools/train.py configs/semantic/linear_plain4_vit_ti_camvid_480.py
+
+Aims at 0.55 mIoU on the 101 validation pictures in under 10 minutes on 2 CPU cores. There is no published number.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .linear_plain_vit_ti_camvid_480 import *
+
+model.network.branches.sem.adapter.update(layers=(2, 5, 8, 11), concat=True)

@@ -1,0 +1,131 @@
+"""Every head on every adapter on small ViTs of three kinds: shapes, gradients, and padding that nobody notices."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from vitdense.adapters.plain import PlainMaps
+from vitdense.adapters.pyramid import LayerPyramid, SimplePyramid
+from vitdense.backbones.vit import ViT
+from vitdense.heads.linear import LinearHead
+from vitdense.heads.upernet import UPerNetHead
+from vitdense.networks.shared import SharedNetwork
+
+SMALL = dict(depth=2, embed_dim=48, num_heads=3)
+VITS = {
+    'plain': dict(name='vit_tiny_patch16_224'),
+    'registers': dict(name='vit_small_patch14_reg4_dinov2', img_size=112),
+    'rope': dict(name='vit_small_patch16_dinov3'),
+}
+ADAPTERS = {
+    'plain': dict(type=PlainMaps),
+    'two-layers': dict(type=PlainMaps, layers=(0, -1)),
+    'concat-raw': dict(type=PlainMaps, layers=(0, 1), normed=False, concat=True),
+    'simple': dict(type=SimplePyramid, channels=12),
+    'simple-p6': dict(type=SimplePyramid, channels=12, extra_level=True),
+    'layers': dict(type=LayerPyramid, layers=(0, 0, 1, 1)),
+    'layers-ln': dict(type=LayerPyramid, layers=(0, 0, 1, 1), norm='layer', normed=True),
+}
+HEADS = {
+    'linear': dict(type=LinearHead),
+    'linear-ln': dict(type=LinearHead, norm='layer', dropout=0.1),
+    'upernet': dict(type=UPerNetHead, channels=12, aux_channels=8),
+}
+PAIRS = [(adapter, head) for adapter in ADAPTERS for head in HEADS]
+every_pair = pytest.mark.parametrize(('adapter', 'head'), PAIRS, ids=['/'.join(pair) for pair in PAIRS])
+
+
+@pytest.fixture(scope='module', params=VITS, ids=str)
+def vit(request) -> ViT:
+    return ViT(timm_args=SMALL, **VITS[request.param])
+
+
+def network_of(vit: ViT, adapter: str, head: str) -> SharedNetwork:
+    vit.requires_grad_(True).zero_grad(set_to_none=True)
+    branch = dict(adapter=ADAPTERS[adapter], head=HEADS[head])
+    return SharedNetwork(vit, {'sem': branch}, num_classes=dict(sem=5))
+
+
+@every_pair
+def test_shapes_and_strides(vit, adapter, head):
+    network = network_of(vit, adapter, head).eval()
+    strides = network.adapters['sem'].strides
+    cell = int(strides[-1])
+    with torch.no_grad():
+        outputs = network(torch.randn(2, 3, 2 * cell, 3 * cell))['sem']
+    assert outputs.size == (2 * cell, 3 * cell) and outputs.aux == ()
+    assert tuple(outputs.logits.shape) == (2, 5, 2 * cell / strides[0], 3 * cell / strides[0])
+
+
+@every_pair
+def test_backward_reaches_every_parameter(vit, adapter, head):
+    network = network_of(vit, adapter, head).train()
+    cell = int(network.adapters['sem'].strides[-1])
+    outputs = network(torch.randn(2, 3, 2 * cell, 2 * cell))['sem']
+    sum(logits.square().mean() for logits in (outputs.logits, *outputs.aux)).backward()
+    without = [
+        name
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.isfinite().all())
+    ]
+    assert without == []
+
+
+def shift_norms(network: nn.Module) -> None:
+    """Give every norm a bias, so that padding does not stay zero by luck."""
+    for module in network.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
+            nn.init.normal_(module.bias, std=0.5)
+
+
+@every_pair
+def test_a_padded_batch_answers_as_the_single_pictures(vit, adapter, head):
+    network = network_of(vit, adapter, head).eval()
+    shift_norms(network.adapters), shift_norms(network.heads)
+    cell = int(network.adapters['sem'].strides[-1])
+    sizes = [(3 * cell, 2 * cell), (cell, 3 * cell), (2 * cell, cell), (3 * cell, 3 * cell)]
+    imgs = torch.randn(4, 3, 3 * cell, 3 * cell)  # padding holds noise: nobody may look
+    valid = torch.zeros(4, 3 * cell, 3 * cell, dtype=torch.bool)
+    for row, (height, width) in enumerate(sizes):
+        valid[row, :height, :width] = True
+    with torch.no_grad():
+        batched = network(imgs, valid)['sem']
+        planes = functional.interpolate(batched.logits, size=batched.size, mode='bilinear')
+        for row, (height, width) in enumerate(sizes):
+            single = network(imgs[row : row + 1, :, :height, :width])['sem']
+            alone = functional.interpolate(single.logits, size=(height, width), mode='bilinear')
+            error = (planes[row, :, :height, :width] - alone[0]).abs().max() / alone.abs().max()
+            assert error < 1e-3, f'picture {row} of {sizes[row]}'
+
+
+class Logits(nn.Module):
+    def __init__(self, network: SharedNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, imgs: torch.Tensor) -> torch.Tensor:
+        return self.network(imgs)['sem'].logits
+
+
+def test_an_exported_pyramid_and_upernet_answer_for_other_batches_and_sizes():
+    vit = ViT('vit_tiny_patch16_224', timm_args=SMALL)
+    model = Logits(network_of(vit, 'layers', 'upernet')).eval()
+    side = {axis: 16 * torch.export.Dim(name, min=2, max=20) for axis, name in ((2, 'rows'), (3, 'columns'))}
+    free = {0: torch.export.Dim('batch', min=1, max=4), **side}
+    program = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes={'imgs': free}).module()
+    imgs = torch.randn(3, 3, 112, 48)
+    torch.testing.assert_close(program(imgs), model(imgs), atol=1e-5, rtol=1e-4)
+
+
+def test_a_frozen_backbone_stays_in_evaluation_mode_and_without_graph():
+    vit = ViT('vit_tiny_patch16_224', frozen=True, timm_args=SMALL)
+    network = network_of_frozen(vit).train()
+    assert network.heads.training and not any(module.training for module in network.backbone.modules())
+    network(torch.randn(2, 3, 64, 64))['sem'].logits.sum().backward()
+    assert all(parameter.grad is None for parameter in vit.parameters())
+
+
+def network_of_frozen(vit: ViT) -> SharedNetwork:
+    branch = dict(adapter=dict(type=PlainMaps), head=dict(type=LinearHead))
+    return SharedNetwork(vit, {'sem': branch}, num_classes=dict(sem=5))

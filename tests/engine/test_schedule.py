@@ -1,0 +1,62 @@
+"""Learning rates equal those of torch's own schedulers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.optim import lr_scheduler
+
+from vitdense.engine.schedule import Schedule, make_schedule
+from vitdense.errors import ConfigError
+
+
+def rates(make, steps: int) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = make(optimizer)
+    values = []
+    for _ in range(steps):
+        values.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        scheduler.step()
+    return values
+
+
+@pytest.mark.parametrize(
+    ('shape', 'decay'),
+    [
+        (dict(decay='poly', power=0.9), lambda o: lr_scheduler.PolynomialLR(o, 15, power=0.9)),
+        (dict(decay='cosine', min_ratio=0.1), lambda o: lr_scheduler.CosineAnnealingLR(o, 15, eta_min=0.1)),
+        (dict(decay='constant'), lambda o: lr_scheduler.ConstantLR(o, factor=1.0)),
+    ],
+)
+def test_warm_up_and_decay_equal_torch(shape, decay):
+    schedule = Schedule(20, 20, warmup_iters=5, warmup_ratio=0.01, **shape)
+    warmup = rates(lambda o: lr_scheduler.LinearLR(o, 0.01, total_iters=5), 5)
+    assert [schedule.ratio(step) for step in range(20)] == pytest.approx([*warmup, *rates(decay, 15)], abs=1e-12)
+
+
+def test_steps_equal_torch():
+    schedule = Schedule(10, 10, decay='step', milestones=(4, 7), gamma=0.5)
+    expected = rates(lambda o: lr_scheduler.MultiStepLR(o, [4, 7], gamma=0.5), 10)
+    assert [schedule.ratio(step) for step in range(10)] == expected
+
+
+def test_epochs_become_steps():
+    schedule = make_schedule(
+        max_iters=None, max_epochs=3, val_interval=1, steps_per_epoch=10, decay='step', milestones=(2,)
+    )
+    assert (schedule.max_iters, schedule.val_interval, schedule.milestones) == (30, 10, (20,))
+
+
+@pytest.mark.parametrize(
+    'length',
+    [
+        dict(max_iters=None, max_epochs=None),
+        dict(max_iters=5, max_epochs=5),
+        dict(max_iters=0, max_epochs=None),
+        dict(max_iters=5, max_epochs=None, warmup_iters=5),
+    ],
+)
+def test_lengths_that_make_no_sense_are_refused(length):
+    with pytest.raises(ConfigError):
+        make_schedule(val_interval=None, steps_per_epoch=10, **length)

@@ -1,0 +1,216 @@
+"""MeanIoU against brute force, torchmetrics and two processes."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from vitdense.errors import ConfigError, DataError
+from vitdense.metrics import miou
+from vitdense.metrics.miou import MeanIoU, count_pairs
+from vitdense.types import IGNORE, Batch, Meta, SemanticMap, Target
+
+NAMES = ['sky', 'road', 'car', 'tree', 'unicorn']
+
+
+def _pictures(count=3, classes=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for index in range(count):
+        size = (20 + index, 31)
+        truth = torch.randint(0, classes, size, generator=generator, dtype=torch.uint8)
+        wrong = torch.randint(0, classes, size, generator=generator, dtype=torch.uint8)
+        labels = torch.where(torch.rand(size, generator=generator) < 0.6, truth, wrong)
+        truth[torch.rand(size, generator=generator) < 0.2] = IGNORE
+        yield truth, labels
+
+
+def _batch(truths):
+    targets = [Target(semantic=truth) for truth in truths]
+    return Batch(torch.zeros(len(truths), 3, 1, 1), targets, [Meta(index) for index in range(len(truths))])
+
+
+def _evaluate(metric, pictures):
+    for truth, labels in pictures:
+        metric.process(_batch([truth]), [{'sem': SemanticMap(labels)}])
+    return metric.evaluate(len(pictures))
+
+
+def _brute_force(pictures, num_classes):
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    for truth, labels in pictures:
+        for t, p in zip(truth.flatten().tolist(), labels.flatten().tolist(), strict=True):
+            if t != IGNORE:
+                confusion[t, p] += 1
+    return confusion
+
+
+def test_equals_brute_force():
+    pictures = list(_pictures())
+    metric = MeanIoU(classes=NAMES[:4])
+    scores = _evaluate(metric, pictures)
+    confusion = _brute_force(pictures, 4)
+    assert metric.confusion.dtype == torch.int64 and torch.equal(metric.confusion, confusion)
+    ious, accs, dices = [], [], []
+    for k in range(4):
+        hit, true, predicted = confusion[k, k].item(), confusion[k].sum().item(), confusion[:, k].sum().item()
+        ious.append(hit / (true + predicted - hit))
+        accs.append(hit / true)
+        dices.append(2 * hit / (true + predicted))
+    assert scores['sem/mIoU'] == pytest.approx(sum(ious) / 4, abs=1e-12)
+    assert scores['sem/mAcc'] == pytest.approx(sum(accs) / 4, abs=1e-12)
+    assert scores['sem/mDice'] == pytest.approx(sum(dices) / 4, abs=1e-12)
+    assert scores['sem/aAcc'] == pytest.approx(confusion.diagonal().sum().item() / confusion.sum().item(), abs=1e-12)
+    assert [row.iou for row in metric.table()] == pytest.approx(ious)
+    assert [row.acc for row in metric.table()] == pytest.approx(accs)
+    assert [row.pixels for row in metric.table()] == confusion.sum(1).tolist()
+
+
+def test_equals_torchmetrics():
+    classification = pytest.importorskip('torchmetrics.classification')
+    pictures = list(_pictures())
+    jaccard = classification.MulticlassJaccardIndex(5, ignore_index=IGNORE, average='macro')
+    for truth, labels in pictures:
+        jaccard.update(labels[None].long(), truth[None].long())
+    scores = _evaluate(MeanIoU(classes=NAMES), pictures)  # nobody ever saw the fifth class
+    assert scores['sem/mIoU'] == pytest.approx(jaccard.compute().item(), abs=1e-6)
+
+
+@pytest.fixture
+def said(monkeypatch, caplog):
+    """What vitdense tells people."""
+    monkeypatch.setattr(miou.logger, 'propagate', True)
+    caplog.set_level('INFO', 'vitdense')
+    return caplog
+
+
+def test_absent_class_is_left_out_and_said_so(said):
+    pictures = list(_pictures())
+    metric = MeanIoU(classes=NAMES)
+    assert _evaluate(metric, pictures) == _evaluate(MeanIoU(classes=NAMES[:4]), pictures)
+    assert metric.table()[4] == ('unicorn', None, None, 0)
+    assert any('1 of 5 classes' in text and 'unicorn' in text for text in said.messages)
+
+
+def test_class_only_predicted_counts_as_zero_iou():
+    truth, labels = torch.zeros(4, 4, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.uint8)
+    labels[0] = 1
+    scores = _evaluate(MeanIoU(classes=NAMES), [(truth, labels)])
+    assert scores['sem/mIoU'] == pytest.approx((0.75 + 0) / 2)
+    assert scores['sem/mAcc'] == pytest.approx(0.75)
+
+
+def test_no_labelled_pixel_means_no_score(said):
+    blank = torch.full((4, 4), IGNORE, dtype=torch.uint8)
+    metric = MeanIoU(classes=NAMES)
+    metric.process(_batch([blank, None]), [{'sem': SemanticMap(torch.zeros(4, 4, dtype=torch.uint8))}] * 2)
+    assert metric.evaluate(2) == {}
+    assert any('n/a' in text for text in said.messages) and any(
+        'skipped without truth: 1 ' in text for text in said.messages
+    )
+
+
+def test_evaluate_forgets_and_classes_come_from_the_data_set():
+    metric = MeanIoU()
+    metric.dataset_meta = {'classes': {'semantic': NAMES[:4]}}
+    pictures = list(_pictures())
+    first = _evaluate(metric, pictures)
+    assert _evaluate(metric, pictures) == first
+    assert metric.evaluate(0) == {}
+
+
+def test_classes_must_be_known():
+    metric = MeanIoU()
+    metric.dataset_meta = {'classes': {'labels': NAMES}}
+    with pytest.raises(ConfigError, match="classes of 'semantic'"):
+        metric.evaluate(0)
+
+
+def test_wrong_values_name_the_picture():
+    good, bad = torch.zeros(4, 4, dtype=torch.uint8), torch.full((4, 4), 7, dtype=torch.uint8)
+    with pytest.raises(DataError, match=r'labels \[7\] are not in 0..3') as caught:
+        count_pairs(bad, good, 4, where='a.png')
+    assert caught.value.where == 'a.png'
+    with pytest.raises(ConfigError, match=r'predicted classes \[7\]'):
+        count_pairs(good, bad, 4)
+    with pytest.raises(ConfigError, match='the truth has'):
+        count_pairs(good, bad[:2], 4)
+    with pytest.raises(DataError, match='negative'):
+        count_pairs(good.short() - 1, good, 4)
+
+
+def test_many_classes_and_wide_integers():
+    truth, labels = torch.randint(0, 400, (2, 50, 60), dtype=torch.int16)
+    expected = np.zeros((400, 400), np.int64)
+    np.add.at(expected, (truth.numpy(), labels.numpy()), 1)
+    expected[255] = 0  # 255 is the ignore value still
+    assert np.array_equal(count_pairs(truth, labels, 400), expected)
+    small, wide = truth.clamp(max=3).byte(), truth.clamp(max=3)
+    assert np.array_equal(count_pairs(small, small, 4), count_pairs(small, wide, 4))
+
+
+def test_counts_are_exact_where_float32_is_not(monkeypatch):
+    monkeypatch.setattr(miou, 'STRIPE', 100)  # every path through the stripes, cheaply
+    truth, labels = next(_pictures(1))
+    assert np.array_equal(count_pairs(truth, labels, 4), _brute_force([(truth, labels)], 4).numpy())
+    monkeypatch.undo()
+    assert miou.STRIPE < 2**24
+    big = torch.zeros(1, 2**24 + 3, dtype=torch.uint8)
+    assert count_pairs(big, big, 1).item() == 2**24 + 3
+
+
+def test_saved_confusion_matrix(tmp_path):
+    metric = MeanIoU(classes=NAMES, save_dir=tmp_path)
+    _evaluate(metric, list(_pictures()))
+    assert np.array_equal(np.load(tmp_path / 'confusion.npy'), metric.confusion.numpy())
+    with open(tmp_path / 'confusion.csv', newline='') as file:
+        rows = list(csv.reader(file))
+    assert rows[0][1:] == NAMES and rows[1] == ['sky', *map(str, metric.confusion[0].tolist())]
+    assert (tmp_path / 'confusion.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_built_and_run_by_the_evaluator_of_mmengine():
+    from mmengine.evaluator import Evaluator
+
+    evaluator = Evaluator([dict(type=MeanIoU), dict(type=MeanIoU, head='other')])
+    evaluator.dataset_meta = {'classes': {'semantic': NAMES[:4]}}
+    pictures = list(_pictures())
+    for truth, labels in pictures:
+        evaluator.process(
+            [{'sem': SemanticMap(labels), 'other': SemanticMap(torch.zeros_like(labels))}], _batch([truth])
+        )
+    scores = evaluator.evaluate(3)
+    assert scores.keys() == {
+        f'{head}/{name}' for head in ('sem', 'other') for name in ('aAcc', 'mIoU', 'mAcc', 'mDice')
+    }
+    assert scores['sem/mIoU'] > scores['other/mIoU']
+    assert all(type(value) is float and 0 <= value <= 1 for value in scores.values())
+
+
+def _rank(rank, store, queue):
+    distributed.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=2)
+    pictures = list(_pictures())
+    mine = pictures[rank::2]
+    metric = MeanIoU(classes=NAMES[:4])
+    for truth, labels in mine:
+        metric.process(_batch([truth]), [{'sem': SemanticMap(labels)}])
+    first = metric.evaluate(3)
+    if rank == 0:  # the other rank has nothing this time, and nobody may hang
+        metric.process(_batch([pictures[0][0]]), [{'sem': SemanticMap(pictures[0][1])}])
+    queue.put((first, metric.evaluate(1)))
+    distributed.destroy_process_group()
+
+
+def test_two_ranks_equal_one_process(tmp_path):
+    context = multiprocessing.get_context('spawn')
+    queue = context.SimpleQueue()
+    ranks = [context.Process(target=_rank, args=(rank, tmp_path / 'store', queue)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    answers = [queue.get() for _ in ranks]
+    for process in ranks:
+        process.join()
+    pictures = list(_pictures())
+    alone = _evaluate(MeanIoU(classes=NAMES[:4]), pictures), _evaluate(MeanIoU(classes=NAMES[:4]), pictures[:1])
+    assert answers == [alone, alone]

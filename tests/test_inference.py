@@ -1,0 +1,209 @@
+"""The predictor: any kind of picture in, a typed result of the picture's own size out."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vitdense
+from vitdense.adapters.plain import PlainMaps
+from vitdense.backbones.vit import ViT
+from vitdense.data.transforms import ResizeShortSide
+from vitdense.engine.config import load_config
+from vitdense.errors import CheckpointError, ConfigError, DataError, DiskError
+from vitdense.heads.linear import LinearHead
+from vitdense.inference import Predictor, Result, as_tensor
+from vitdense.model import DenseModel
+from vitdense.networks.shared import SharedNetwork
+from vitdense.registry import build
+from vitdense.tasks.semantic import SemanticTask
+from vitdense.types import ImageClass, Instances, SemanticMap
+from vitdense.weights import save_weights
+
+CLASSES = ['sky', 'grass', 'straße']
+
+
+def tiny_model(seed: int = 0) -> DenseModel:
+    torch.manual_seed(seed)
+    network = SharedNetwork(
+        ViT('vit_tiny_patch16_224', patch_size=8, img_size=32, timm_args=dict(embed_dim=24, depth=2, num_heads=2)),
+        {'sem': dict(adapter=PlainMaps(24, 8), head=LinearHead((24,), (8,), 3, norm='none'))},
+    )
+    return DenseModel(network, {'sem': SemanticTask()}, classes={'semantic': CLASSES})
+
+
+@pytest.fixture(scope='module')
+def predictor() -> Predictor:
+    return Predictor(tiny_model(), device='cpu', amp='off')
+
+
+def picture(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(0, 255, (5, 7, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def test_every_kind_of_picture_gives_the_same_answer(predictor, tmp_path):
+    array = picture()
+    Image.fromarray(array).save(tmp_path / 'a.png')
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    kinds = [array, tensor, Image.fromarray(array), tmp_path / 'a.png', str(tmp_path / 'a.png')]
+    results = [predictor(kind) for kind in kinds]
+    for result in results:
+        assert isinstance(result['sem'], SemanticMap)
+        assert result['sem'].labels.shape == (40, 56) and result['sem'].labels.dtype == torch.uint8
+        assert torch.equal(result['sem'].labels, results[0]['sem'].labels)
+        assert np.array_equal(result.image, array)
+    assert len(results[0]['sem'].labels.unique()) > 1  # not a trivial answer
+    assert results[3].path == str(tmp_path / 'a.png') and results[0].path == ''
+
+
+def test_the_answer_is_that_of_the_parts(predictor):
+    array = picture(40, 56)
+    img = torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / 255
+    mean, std = (
+        torch.tensor(value).view(1, 3, 1, 1) for value in (predictor.model.network.mean, predictor.model.network.std)
+    )
+    with torch.no_grad():
+        logits = predictor.model.network((img - mean) / std)['sem'].logits
+        logits = torch.nn.functional.interpolate(logits, (40, 56), mode='bilinear')
+    assert (logits[0].argmax(0) == predictor(array)['sem'].labels).float().mean() > 0.999
+
+
+def test_exif_is_honoured(predictor):
+    array = picture()
+    turned = Image.fromarray(np.ascontiguousarray(np.rot90(array)))  # as a camera held upright stores it
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.info['exif'] = exif.tobytes()
+    result = predictor(turned)
+    assert np.array_equal(result.image, array)
+
+
+def test_grey_and_alpha_are_understood():
+    grey = picture()[..., 0]
+    expected = torch.from_numpy(np.repeat(grey[None], 3, axis=0))
+    assert torch.equal(as_tensor(grey), expected)
+    assert torch.equal(as_tensor(grey[..., None]), expected)
+    alpha = np.concatenate([picture(), picture()[..., :1]], axis=2)
+    assert torch.equal(as_tensor(alpha), as_tensor(picture()))
+
+
+@pytest.mark.parametrize(
+    'image',
+    [
+        picture().astype(np.float32) / 255,
+        picture().transpose(2, 0, 1),
+        np.zeros((0, 4, 3), np.uint8),
+        torch.zeros(3, 4, 4),
+        torch.zeros(4, 4, 3, dtype=torch.uint8),
+        {'path': 'a.jpg'},
+    ],
+    ids=['float', 'channels first', 'empty', 'float tensor', 'tensor channels last', 'dict'],
+)
+def test_what_is_no_picture_is_a_data_error(predictor, image):
+    with pytest.raises(DataError, match='is not a picture') as caught:
+        predictor(image)
+    assert caught.value.fix
+
+
+@pytest.mark.faults
+def test_a_broken_file_is_named(predictor, tmp_path):
+    (tmp_path / 'bad.jpg').write_bytes(b'no picture')
+    with pytest.raises(DataError, match='bad.jpg'):
+        predictor(tmp_path / 'bad.jpg')
+
+
+def test_a_list_is_batched_by_size_and_keeps_its_order(predictor):
+    arrays = [picture(40, 56, 0), picture(48, 48, 1), picture(40, 56, 2), picture(40, 56, 3)]
+    sizes = []
+    handle = predictor.model.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    results = predictor(arrays)
+    handle.remove()
+    assert sizes == [3, 1]
+    for array, result in zip(arrays, results, strict=True):
+        assert np.array_equal(result.image, array)
+        agree = (result['sem'].labels == predictor(array)['sem'].labels).float().mean()
+        assert agree > 0.999
+    predictor.batch_size = 2
+    handle = predictor.model.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    predictor(arrays)
+    handle.remove()
+    predictor.batch_size = 8
+    assert sizes[2:] == [2, 1, 1]
+
+
+def test_transforms_change_what_the_network_sees_not_the_answers_size():
+    predictor = Predictor(tiny_model(), transforms=[dict(type=ResizeShortSide, size=64)], device='cpu', amp='off')
+    seen = []
+    predictor.model.network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    assert predictor(picture(32, 48))['sem'].labels.shape == (32, 48)
+    assert seen == [(1, 3, 64, 96)]
+
+
+def test_the_result_draws_saves_and_tells(predictor, tmp_path):
+    result = predictor(picture())
+    path = result.save(tmp_path / 'new' / 'overlay.png')
+    assert np.array_equal(np.asarray(Image.open(path)), result.draw())
+    shares = result.summary()['sem']
+    assert sum(shares.values()) == pytest.approx(1) and set(shares) <= set(CLASSES)
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    json.dumps(result.summary())
+    assert str(result).startswith('sem: ')
+    assert set(result.times) == {'load', 'preprocess', 'network', 'postprocess'}
+    assert all(seconds >= 0 for seconds in result.times.values()) and result.times['network'] > 0
+
+
+def test_summaries_of_the_other_kinds():
+    meta = {'classes': {'image_label': ['cat', 'dog'], 'labels': ['car', 'bus']}}
+    predictions = {
+        'cls': ImageClass(torch.tensor([0.25, 0.75])),
+        'det': Instances(torch.zeros(3, 4), torch.ones(3), torch.tensor([1, 1, 0])),
+    }
+    result = Result(picture(), predictions, meta)
+    assert result.summary() == {'cls': {'dog': 0.75, 'cat': 0.25}, 'det': {'bus': 2, 'car': 1}}
+    assert str(result) == 'cls: dog 75 %, cat 25 %; det: bus 2, car 1'
+
+
+def test_files_that_cannot_be_written(predictor, tmp_path):
+    result = predictor(picture())
+    with pytest.raises(ConfigError, match="'.xyz'"):
+        result.save(tmp_path / 'a.xyz')
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(DiskError):
+        result.save(tmp_path / 'file' / 'a.png')
+
+
+def test_the_model_is_left_in_evaluation_and_without_gradients(predictor):
+    assert not predictor.model.training
+    result = predictor(picture())
+    assert not result['sem'].labels.requires_grad
+    assert not predictor.model.network._forward_hooks and not predictor.model.network._forward_pre_hooks
+
+
+def test_a_missing_device_is_a_config_error():
+    if torch.cuda.is_available():
+        pytest.skip('there is one')
+    with pytest.raises(ConfigError, match='cuda'):
+        Predictor(tiny_model(), device='cuda')
+
+
+def test_a_config_and_its_weights_answer_as_the_model_does(tmp_path):
+    config = Path(__file__).resolve().parents[1] / 'configs' / 'quickstart' / 'shapes.py'
+    cfg = load_config(config)
+    classes = build(cfg.test_dataloader.dataset.to_dict()).metainfo['classes']
+    torch.manual_seed(1)
+    model = build(cfg.model.to_dict(), classes=classes)
+    save_weights(tmp_path / 'weights.safetensors', model.state_dict())
+    array = picture(64, 64)
+    from_files = Predictor.from_config(config, tmp_path / 'weights.safetensors', device='cpu', amp='off')
+    assert from_files.metainfo['classes'] == classes and from_files.metainfo['palette']
+    expected = Predictor(model, device='cpu', amp='off')(array)
+    assert torch.equal(from_files(array)['sem'].labels, expected['sem'].labels)
+
+
+def test_a_folder_that_is_no_model_is_a_checkpoint_error(tmp_path):
+    with pytest.raises(CheckpointError, match='model folder'):
+        vitdense.load(tmp_path)

@@ -1,0 +1,241 @@
+"""Pictures for people: sizes, colours and places that can be checked by hand."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitdense.types import IGNORE, ImageClass, Instances, SemanticMap, Target
+from vitdense.visualize import contact_sheet, draw, draw_target, palette, plot_curves
+from vitdense.visualize.pictures import boundaries
+from vitdense.visualize.text import Row, add_legend, font, percent, readable_on, shorten
+
+META = {
+    'classes': {'semantic': ['road', 'sky'], 'labels': ['car', 'bus'], 'image_label': ['day', 'night']},
+    'palette': {'semantic': [[200, 0, 0], [0, 0, 200]]},
+}
+
+
+def grey(height: int, width: int, value: int = 100) -> torch.Tensor:
+    return torch.full((3, height, width), value, dtype=torch.uint8)
+
+
+def halves(height: int, width: int) -> torch.Tensor:
+    """Return labels: 0 at the left, 1 at the right."""
+    labels = torch.zeros(height, width, dtype=torch.uint8)
+    labels[:, width // 2 :] = 1
+    return labels
+
+
+def test_palette_is_stable_and_distinct():
+    many = palette(150)
+    assert many.shape == (150, 3) and many.dtype == np.uint8
+    assert np.array_equal(palette(10), many[:10])  # more classes do not change colours
+    assert len(np.unique(many, axis=0)) == 150
+    first = palette(20).astype(float)
+    distances = np.linalg.norm(first[:, None] - first[None], axis=2) + 1e3 * np.eye(20)
+    assert distances.min() > 25
+
+
+def test_semantic_maps_blend_the_palette_over_the_picture():
+    drawn = draw(grey(400, 400), {'sem': SemanticMap(halves(400, 400))}, META, alpha=0.5, legend=False)
+    assert drawn.shape == (400, 400, 3) and drawn.dtype == np.uint8
+    assert drawn[200, 50].tolist() == [150, 50, 50] and drawn[200, 350].tolist() == [50, 50, 150]
+    assert drawn[200, 200].tolist() == [178, 178, 178]  # half white: the boundary between the two
+    assert draw(grey(400, 400), {'sem': SemanticMap(halves(400, 400))}, META, alpha=0, legend=False).std() == 0
+
+
+def test_arrays_and_tensors_are_the_same_picture():
+    img = torch.randint(0, 255, (3, 40, 60), dtype=torch.uint8)
+    array = img.permute(1, 2, 0).numpy()
+    prediction = {'sem': SemanticMap(halves(40, 60))}
+    assert np.array_equal(draw(img, prediction, META), draw(array, prediction, META))
+    assert np.array_equal(array, img.permute(1, 2, 0).numpy())  # nothing is drawn on the input itself
+
+
+@pytest.mark.parametrize('size', [(64, 64), (360, 480), (1080, 1920), (40, 900), (900, 40)])
+def test_the_legend_stands_beside_the_picture_and_small_pictures_grow(size):
+    drawn = draw(grey(*size), {'sem': SemanticMap(halves(*size))}, META)
+    factor = -(-320 // max(size)) if max(size) < 320 else 1
+    assert drawn.shape[0] >= size[0] * factor and drawn.shape[1] > size[1] * factor + 60
+    panel = drawn[:, size[1] * factor :]
+    assert (panel == (200, 0, 0)).all(-1).any() and (panel == (0, 0, 200)).all(-1).any()  # both swatches
+
+
+def test_the_size_of_a_drawn_frame_does_not_depend_on_what_is_seen():
+    first = draw(grey(300, 500), {'sem': SemanticMap(torch.zeros(300, 500, dtype=torch.uint8))}, META)
+    second = draw(grey(300, 500), {'sem': SemanticMap(halves(300, 500))}, META)
+    assert first.shape == second.shape
+
+
+def test_class_names_of_any_script_are_written():
+    assert font(14).getname()[0] == 'DejaVu Sans'
+    for name in ('straße', 'дорога', 'δρόμος', 'طريق'):
+        drawn = font(14).getmask(name)
+        assert bytes(drawn) != bytes(font(14).getmask('\uffff' * len(name)))  # not the box of an unknown letter
+
+
+def test_classes_without_names_are_called_by_number():
+    labels = torch.full((40, 40), 7, dtype=torch.uint8)
+    named = {'classes': {'semantic': [f'class {index}' for index in range(8)]}}
+    assert np.array_equal(
+        draw(grey(40, 40), {'sem': SemanticMap(labels)}), draw(grey(40, 40), {'sem': SemanticMap(labels)}, named)
+    )
+
+
+def test_more_than_255_classes():
+    labels = torch.arange(400, dtype=torch.int16).reshape(20, 20)
+    assert draw(grey(20, 20), {'sem': SemanticMap(labels)}).shape[2] == 3
+
+
+def test_a_long_legend_keeps_the_largest_and_counts_the_rest():
+    picture = np.zeros((100, 50, 3), np.uint8)
+    rows = [Row(f'class {index}', palette(20)[index], (index + 1) / 210) for index in range(20)]
+    drawn = add_legend(picture, rows, tuple(row.name for row in rows), 12)
+    present = [(drawn == row.color).all(-1).any() for row in rows]
+    assert drawn.shape[0] == 100 and present == [False] * sum(not here for here in present) + [True] * sum(present)
+    assert 3 <= sum(present) <= 6
+
+
+def test_head_fields_choose_the_vocabulary():
+    meta = {'classes': {'parts': ['wheel', 'door']}, 'palette': {'parts': [[0, 255, 0], [255, 255, 0]]}}
+    meta['head_fields'] = {'sem': 'parts'}
+    drawn = draw(grey(400, 400), {'sem': SemanticMap(halves(400, 400))}, meta, alpha=1.0, legend=False)
+    assert drawn[200, 50].tolist() == [0, 255, 0]
+
+
+def test_instances_above_the_score_get_boxes_masks_and_names():
+    masks = torch.zeros(2, 200, 200, dtype=torch.bool)
+    masks[0, 60:120, 60:120] = True
+    masks[1, 150:180, 150:180] = True
+    boxes = torch.tensor([[60.0, 60, 120, 120], [150, 150, 180, 180]])
+    found = Instances(boxes, torch.tensor([0.9, 0.1]), torch.tensor([1, 0]), masks)
+    drawn = draw(grey(200, 200), {'det': found}, META, legend=False)
+    color = palette(2)[1]
+    assert drawn[60, 90].tolist() == color.tolist()  # the line of the box
+    assert np.abs(drawn[90, 90].astype(int) - (color.astype(int) + 100) // 2).max() <= 1  # inside: half the colour
+    assert drawn[165, 165].tolist() == [100, 100, 100]  # the weak one is not there
+    all_of_them = draw(grey(200, 200), {'det': found}, META, legend=False, min_score=0.0)
+    assert all_of_them[165, 165].tolist() != [100, 100, 100]
+
+
+def test_boxes_that_cannot_be_are_survived():
+    boxes = torch.tensor([[float('nan'), 0, 1, 1], [30, 30, 10, 10], [-50, -50, 500, 500]])
+    found = Instances(boxes, torch.ones(3), torch.zeros(3, dtype=torch.int64))
+    assert draw(grey(60, 60), {'det': found}, META, legend=False).shape == (60, 60, 3)
+    nothing = Instances(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    assert np.array_equal(
+        draw(grey(60, 60), {'det': nothing}, META, legend=False), grey(60, 60).permute(1, 2, 0).numpy()
+    )
+
+
+def test_an_image_class_is_written_on_the_picture_or_in_the_legend():
+    prediction = {'cls': ImageClass(torch.tensor([0.2, 0.8]))}
+    plain = grey(200, 200).permute(1, 2, 0).numpy()
+    drawn = draw(grey(200, 200), prediction, META, legend=False)
+    assert (drawn != plain).any() and np.array_equal(drawn[100:], plain[100:])
+    assert np.array_equal(draw(grey(400, 400), prediction, META)[:400, :400], grey(400, 400).permute(1, 2, 0).numpy())
+
+
+def test_targets_show_unlabelled_pixels_as_grey_stripes():
+    semantic = halves(400, 400)
+    semantic[:200] = IGNORE
+    drawn = draw_target(grey(400, 400), Target(semantic=semantic), META, legend=False)
+    ignored = drawn[20:180, 20:180].reshape(-1, 3)
+    assert np.all(ignored.max(1) == ignored.min(1)) and len(np.unique(ignored, axis=0)) == 2  # two greys
+    assert drawn[300, 50].tolist() == [150, 50, 50]
+
+
+def test_targets_of_every_kind_are_drawn():
+    target = Target(
+        boxes=torch.tensor([[5.0, 5, 30, 30]]),
+        labels=torch.tensor([1]),
+        masks=torch.ones(1, 64, 64, dtype=torch.bool),
+        semantic=halves(64, 64),
+        image_label=torch.tensor(1),
+        iscrowd=torch.tensor([True]),
+    )
+    plain = draw_target(grey(64, 64), Target(), META)
+    for field in ('boxes', 'semantic', 'image_label'):
+        shown = target._replace(**{name: None for name in Target._fields if name not in (field, 'labels', 'masks')})
+        assert draw_target(grey(64, 64), shown, META).shape != plain.shape or field == 'boxes'
+    assert draw_target(grey(64, 64), target, META).shape[1] > 320
+    assert draw_target(grey(64, 64), Target(image_label=torch.tensor([0.4, 0.6])), META).shape[1] > 320
+    assert np.array_equal(
+        draw_target(grey(64, 64), Target(), META, legend=False), grey(64, 64).permute(1, 2, 0).numpy()
+    )
+
+
+@pytest.mark.parametrize(
+    'img',
+    [torch.zeros(3, 8, 8), np.zeros((8, 8), np.uint8), np.zeros((3, 8, 8), np.uint8)],
+    ids=['float', 'grey', 'chw'],
+)
+def test_what_is_no_picture_is_refused(img):
+    with pytest.raises(ValueError, match='a picture is'):
+        draw(img, {})
+
+
+def test_maps_of_another_size_and_impossible_opacities_are_refused():
+    with pytest.raises(ValueError, match=r'\(40, 40\)'):
+        draw(grey(40, 40), {'sem': SemanticMap(halves(20, 20))}, META)
+    with pytest.raises(ValueError, match='alpha'):
+        draw(grey(40, 40), {}, META, alpha=1.5)
+
+
+def test_boundaries_are_the_first_pixels_after_a_change():
+    labels = np.array([[0, 0, 1], [0, 0, 1], [2, 2, 2]])
+    assert boundaries(labels).tolist() == [[False, False, True], [False, False, True], [True, True, True]]
+    assert not boundaries(np.zeros((1, 1), np.uint8)).any()
+
+
+def test_words():
+    assert [percent(share) for share in (0, 0.0004, 0.0234, 0.0996, 0.431, 1)] == [
+        '< 0.1 %',
+        '< 0.1 %',
+        '2.3 %',
+        '10 %',
+        '43 %',
+        '100 %',
+    ]
+    assert shorten('a' * 30) == 'a' * 19 + '…' and shorten('road') == 'road'
+    assert readable_on((255, 255, 0)) == (0, 0, 0) and readable_on((0, 0, 120)) == (255, 255, 255)
+
+
+def test_contact_sheets_enlarge_small_pictures_and_reduce_large_ones(tmp_path):
+    small = contact_sheet([grey(64, 64)] * 8, tmp_path / 'new' / 'small.jpg', titles=['title'] * 8)
+    with Image.open(small) as sheet:
+        assert sheet.format == 'JPEG' and 1000 < sheet.width <= 1920
+    with Image.open(contact_sheet([grey(1000, 3000)] * 4, tmp_path / 'large.jpg', columns=2)) as sheet:
+        assert 1800 < sheet.width <= 1920 and sheet.height < 800
+    with Image.open(contact_sheet([grey(50, 60), grey(60, 50)], tmp_path / 'mixed.jpg')) as sheet:
+        assert sheet.width <= 1920
+    with pytest.raises(ValueError, match='at least one'):
+        contact_sheet([], tmp_path / 'none.jpg')
+    with pytest.raises(ValueError, match='titles'):
+        contact_sheet([grey(8, 8)], tmp_path / 'none.jpg', titles=[])
+
+
+def test_curves_of_whole_and_broken_rows(tmp_path):
+    rows = [{'step': step, 'loss': 1 / (step + 1), 'sem.loss_ce': 1.0, 'lr': 0.1} for step in range(100)]
+    rows += [
+        {'step': 50, 'sem/mIoU': 0.3},
+        {'step': 99, 'sem/mIoU': '0.5', 'loss': ''},
+        {'step': 99, 'loss': float('nan')},
+    ]
+    with Image.open(plot_curves(rows, tmp_path / 'new' / 'curves.png')) as curves:
+        assert curves.format == 'PNG' and curves.width > 1000
+    with Image.open(plot_curves([], tmp_path / 'empty.png')) as curves:
+        assert curves.width > 1000
+
+
+def test_real_labels_are_readable(shared, tmp_path):
+    names = (shared / 'camvid' / 'classes.txt').read_text().split()
+    picture = sorted((shared / 'camvid' / 'images' / 'validation').iterdir())[0]
+    labels = np.array(Image.open(shared / 'camvid' / 'annotations' / 'validation' / f'{picture.stem}.png'))
+    labels[labels == 11] = IGNORE
+    img = np.array(Image.open(picture).convert('RGB'))
+    drawn = draw_target(img, Target(semantic=torch.from_numpy(labels)), {'classes': {'semantic': names[:11]}})
+    panel = drawn[:, img.shape[1] :]
+    for index in np.unique(labels[labels != IGNORE]):
+        assert (panel == palette(11)[index]).all(-1).sum() > 50  # every class that is there has its swatch

@@ -1,0 +1,343 @@
+"""The demo: what it writes, what it skips, and how it ends."""
+
+import importlib.util
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitdense.adapters.plain import PlainMaps
+from vitdense.backbones.vit import ViT
+from vitdense.engine.commandline import run
+from vitdense.engine.model_folder import save_model_folder
+from vitdense.heads.linear import LinearHead
+from vitdense.inference import Predictor
+from vitdense.model import DenseModel
+from vitdense.networks.shared import SharedNetwork
+from vitdense.registry import build
+from vitdense.tasks.semantic import SemanticTask
+from vitdense.video import VideoReader, VideoWriter, count_frames
+
+DEMO = Path(__file__).resolve().parents[2] / 'tools' / 'demo.py'
+CLASSES = ['sky', 'grass', 'straße']
+
+
+def path_of(kind: type) -> str:
+    return f'{kind.__module__}.{kind.__qualname__}'
+
+
+@pytest.fixture(scope='module')
+def model_folder(tmp_path_factory) -> Path:
+    """A tiny random model as training would leave it."""
+    recipe = dict(
+        type=path_of(DenseModel),
+        network=dict(
+            type=path_of(SharedNetwork),
+            backbone=dict(
+                type=path_of(ViT),
+                name='vit_tiny_patch16_224',
+                patch_size=16,
+                img_size=64,
+                timm_args=dict(embed_dim=24, depth=2, num_heads=2),
+            ),
+            branches=dict(
+                sem=dict(adapter=dict(type=path_of(PlainMaps)), head=dict(type=path_of(LinearHead), norm='none'))
+            ),
+        ),
+        tasks=dict(sem=dict(type=path_of(SemanticTask))),
+    )
+    torch.manual_seed(0)
+    classes = {'semantic': CLASSES}
+    model = build(recipe, classes=classes)
+    folder = tmp_path_factory.mktemp('model') / 'model'
+    save_model_folder(folder, recipe, model.state_dict(), metainfo={'classes': classes, 'palette': {}})
+    return folder
+
+
+@pytest.fixture
+def demo(model_folder, tmp_path, capsys):
+    """Run the tool in this process; return its exit code, its results and what it printed."""
+    spec = importlib.util.spec_from_file_location('demo_tool', DEMO)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    def call(*words, model=True):
+        out = tmp_path / 'out'
+        given = ['--model', str(model_folder), '--out', str(out), '--device', 'cpu', '--amp', 'off'] if model else []
+        with pytest.raises(SystemExit) as left:
+            run(tool.main, [*map(str, words), *given])
+        results = out / 'results.json'
+        printed = capsys.readouterr()
+        content = json.loads(results.read_text(encoding='utf-8')) if results.exists() else None
+        return left.value.code, content, printed.out + printed.err
+
+    return call
+
+
+def picture(path: Path, height: int = 48, width: int = 64, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small = np.random.default_rng(seed).integers(0, 255, (4, 5, 3), dtype=np.uint8)
+    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def video(path: Path, count: int, size: tuple[int, int] = (48, 64), fps: float = 10.0) -> Path:
+    generator = np.random.default_rng(0)
+    with VideoWriter(path, size, fps) as writer:
+        for _ in range(count):
+            writer.write(generator.integers(0, 255, (*size, 3), dtype=np.uint8))
+    return path
+
+
+def bomb(path: Path, side: int = 60000) -> Path:
+    """Write a PNG of some 70 bytes that declares side x side pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+    header = struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0)
+    content = chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(b'\0')) + chunk(b'IEND', b'')
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + content)
+    return path
+
+
+def test_pictures_of_a_folder(demo, tmp_path):
+    sizes = {'a.jpg': (48, 64), 'b.png': (64, 48), 'deep/a.jpg': (33, 57)}
+    for seed, (name, size) in enumerate(sizes.items()):
+        picture(tmp_path / 'in' / name, *size, seed)
+    code, content, printed = demo(tmp_path / 'in', '--labels', '--batch', '2')
+    assert code == 0 and content['count'] == 3 and content['skipped'] == []
+    for entry in content['results']:
+        name = str(Path(entry['file']).relative_to(tmp_path / 'in'))
+        assert tuple(entry['size']) == sizes[name]
+        assert Path(entry['output']) == tmp_path / 'out' / name
+        labels = np.asarray(Image.open(entry['labels']['sem']))
+        assert labels.shape == sizes[name] and labels.max() < 3
+        shares = {CLASSES[index]: round(float((labels == index).mean()), 4) for index in np.unique(labels)}
+        assert entry['heads']['sem'] == {name: share for name, share in shares.items() if share}
+        assert set(entry['ms']) == {'load', 'preprocess', 'network', 'postprocess', 'draw', 'write'}
+        with Image.open(entry['output']) as overlay:
+            assert overlay.width > sizes[name][1]  # the legend stands beside the picture
+    assert '3 pictures in' in printed and 'network' in printed and 'main classes' in printed
+
+
+def test_without_legend_the_overlay_has_the_size_of_the_picture(demo, tmp_path):
+    code, content, _ = demo(picture(tmp_path / 'a.png'), '--no-legend', '--alpha', '0.3')
+    assert code == 0
+    assert Image.open(content['results'][0]['output']).size == (64, 48)
+
+
+def test_inputs_are_never_overwritten(demo, tmp_path):
+    source = picture(tmp_path / 'out' / 'a.png')
+    before = source.read_bytes()
+    code, content, _ = demo(source)
+    assert code == 0 and source.read_bytes() == before
+    assert content['results'][0]['output'] != str(source)
+
+
+@pytest.mark.faults
+def test_bad_files_of_a_folder_are_skipped_and_counted(demo, tmp_path):
+    picture(tmp_path / 'in' / 'a.png')
+    picture(tmp_path / 'in' / 'c.jpg')
+    bomb(tmp_path / 'in' / 'bomb.png')
+    (tmp_path / 'in' / 'z.mp4').write_bytes(b'')
+    code, content, printed = demo(tmp_path / 'in')
+    assert code == 0 and content['count'] == 2
+    assert [Path(entry['file']).name for entry in content['skipped']] == ['bomb.png', 'z.mp4']
+    assert 'skipped bomb.png: 3600.0 Mpx > limit 180' in printed
+    assert '2 skipped' in printed
+
+
+@pytest.mark.faults
+def test_a_single_bad_file_ends_with_3(demo, tmp_path):
+    code, content, printed = demo(bomb(tmp_path / 'bomb.png'))
+    assert code == 3 and content is None
+    assert 'error[data]: bomb.png: 3600.0 Mpx > limit 180' in printed
+
+
+@pytest.mark.faults
+def test_a_folder_of_bad_files_ends_with_3(demo, tmp_path):
+    for name in ('a.png', 'b.jpg'):
+        (tmp_path / name).write_bytes(b'no picture')
+    code, _, printed = demo(tmp_path / '*.*')
+    assert code == 3 and 'none of 2 inputs could be read' in printed
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize('mode', ['I;16', 'CMYK', 'LA', 'P', 'RGBA', '1'])
+def test_pictures_of_every_mode(demo, tmp_path, mode):
+    if mode == 'I;16':
+        source = Image.fromarray(np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64))
+    else:
+        source = Image.open(picture(tmp_path / 'rgb.png')).convert(mode)
+    path = tmp_path / ('a.jpg' if mode == 'CMYK' else 'a.png')
+    source.save(path)
+    code, content, _ = demo(path)
+    assert code == 0 and content['count'] == 1
+
+
+def test_a_video(demo, tmp_path):
+    source = video(tmp_path / 'a.mp4', 7, fps=10.0)
+    code, content, printed = demo(source, '--batch', '3')
+    entry = content['results'][0]
+    assert code == 0 and entry['read'] == entry['announced'] == 7 and entry['fps'] == 10
+    assert [frame['seconds'] for frame in entry['frames']] == pytest.approx([index / 10 for index in range(7)])
+    assert all(sum(frame['sem'].values()) == pytest.approx(1, abs=1e-3) for frame in entry['frames'])
+    assert sum(entry['heads']['sem'].values()) == pytest.approx(1, abs=1e-3)
+    assert Path(entry['output']) == tmp_path / 'out' / 'a.mp4' and count_frames(entry['output']) == 7
+    with VideoReader(entry['output']) as reader:
+        assert reader.fps == 10
+    assert '7 frames' in printed
+
+
+def test_options_of_videos(demo, tmp_path):
+    source = video(tmp_path / 'a.avi', 6)
+    code, content, _ = demo(source, '--max-frames', '2', '--video-format', 'webm', '--fps', '5')
+    entry = content['results'][0]
+    assert code == 0 and entry['read'] == 2 and entry['output'].endswith('a.webm')
+    with VideoReader(entry['output']) as reader:
+        assert len(list(reader)) == 2 and reader.fps == 5
+    code, content, _ = demo(source, '--no-save-video')
+    assert code == 0 and content['results'][0]['output'] is None and content['count'] == 6
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize('case', ['truncated', 'odd size', 'one frame', 'empty', 'damaged'])
+def test_broken_videos(demo, tmp_path, case):
+    size = (97, 131) if case == 'odd size' else (48, 64)
+    source = video(tmp_path / 'a.avi', 1 if case == 'one frame' else 20, size)
+    if case == 'truncated':
+        source.write_bytes(source.read_bytes()[: source.stat().st_size // 3])
+    if case == 'empty':
+        source.write_bytes(b'')
+    if case == 'damaged':
+        data = source.read_bytes()
+        source.write_bytes(data[:300] + bytes(len(data) - 300))
+    code, content, printed = demo(source, '--save-video')
+    if case in ('empty', 'damaged'):
+        assert code == 3 and 'a.avi: no frame can be decoded' in printed
+        return
+    entry = content['results'][0]
+    assert code == 0
+    assert count_frames(entry['output']) == entry['read'] == {'odd size': 20, 'one frame': 1}.get(case, entry['read'])
+    assert 1 <= entry['read'] <= 20
+    capture = cv2.VideoCapture(str(source))
+    for frame in entry['frames']:
+        assert capture.read()[0]
+        assert frame['seconds'] == pytest.approx(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, abs=1e-6)
+
+
+def test_pictures_and_videos_together(demo, tmp_path):
+    picture(tmp_path / 'in' / 'b.png')
+    video(tmp_path / 'in' / 'a.mp4', 2)
+    code, content, _ = demo(tmp_path / 'in')
+    assert code == 0 and content['count'] == 3
+    assert sorted(entry['kind'] for entry in content['results']) == ['picture', 'video']
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['a.jpg'], 'give the model either as --model DIR, or as --config C --checkpoint W'),
+        (['a.jpg', '--config', 'c.py'], 'give the model either'),
+        (['a.jpg', '--model', 'm', '--divice', 'cpu'], "did you mean '--device'?"),
+        (['missing.jpg', '--model', 'm'], "'missing.jpg' names no picture, video or camera"),
+        (['a.jpg', '--model', 'm', '--alpha', '2'], 'is not in 0 ... 1'),
+        (['a.jpg', '--model', 'm', '--batch', '0'], 'is not a whole number above 0'),
+        (['a.jpg', '--model', 'm', '--fps', '0'], '--fps is a frame rate above 0'),
+    ],
+)
+def test_wrong_words_end_with_2(demo, words, message):
+    code, _, printed = demo(*words, model=False)
+    assert code == 2 and message in printed and 'fix:' in printed
+
+
+def test_tta_needs_a_model_that_has_it(demo, tmp_path):
+    code, _, printed = demo(picture(tmp_path / 'a.png'), '--tta')
+    assert code == 2 and 'no test-time augmentation' in printed
+
+
+def interrupt_after(monkeypatch, calls: int) -> None:
+    """Press Ctrl-C when the predictor is called once more than `calls` times."""
+    original, count = Predictor.__call__, iter(range(10**6))
+
+    def call(self, image):
+        if next(count) == calls:
+            raise KeyboardInterrupt
+        return original(self, image)
+
+    monkeypatch.setattr(Predictor, '__call__', call)
+
+
+def test_ctrl_c_ends_a_camera_well(demo, monkeypatch):
+    class Camera:
+        def isOpened(self):
+            return True
+
+        def set(self, key, value):
+            return True
+
+        def get(self, key):
+            return 0.0
+
+        def release(self):
+            pass
+
+        def read(self):
+            time.sleep(0.002)
+            return True, np.full((48, 64, 3), 100, np.uint8)
+
+    real = cv2.VideoCapture
+    monkeypatch.setattr(cv2, 'VideoCapture', lambda source: Camera() if source == 0 else real(source))
+    interrupt_after(monkeypatch, 3)
+    code, content, _ = demo('0')
+    entry = content['results'][0]
+    assert code == 0 and entry['kind'] == 'camera' and entry['read'] == 3
+    assert Path(entry['output']).name == 'camera0.mp4' and count_frames(entry['output']) == 3
+    assert entry['frames'][2]['seconds'] > entry['frames'][0]['seconds'] > 0
+
+
+def test_ctrl_c_in_a_video_keeps_what_was_seen(demo, tmp_path, monkeypatch):
+    interrupt_after(monkeypatch, 4)
+    code, content, _ = demo(video(tmp_path / 'a.mp4', 20))
+    entry = content['results'][0]
+    assert code == 130 and entry['read'] == 4 and count_frames(entry['output']) == 4
+
+
+def test_a_missing_camera_ends_with_3(demo):
+    code, _, printed = demo('97')
+    assert code == 3 and 'cameras of this machine' in printed
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='other systems always have a display')
+def test_show_without_display_fails_before_anything_is_loaded(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key not in ('DISPLAY', 'WAYLAND_DISPLAY')}
+    words = [sys.executable, '-X', 'importtime', str(DEMO), 'a.jpg', '--model', 'm', '--show']
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and 'error[config]: --show needs a display' in done.stderr
+    assert ' torch\n' not in done.stderr
+
+
+def test_help_is_immediate():
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, '-X', 'importtime', str(DEMO), '--help'], capture_output=True, text=True)
+    assert time.perf_counter() - start < 1 and done.returncode == 0 and 'INPUT' in done.stdout
+    imported = {line.rpartition('|')[2].strip() for line in done.stderr.splitlines()}
+    assert not imported & {'torch', 'timm', 'cv2', 'numpy', 'mmengine'}
+
+
+def test_ten_frames_of_a_real_video(demo, shared):
+    code, content, _ = demo(shared / 'video' / 'car-detection.mp4', '--max-frames', '10')
+    entry = content['results'][0]
+    assert code == 0 and entry['size'] == [432, 768] and count_frames(entry['output']) == 10
+    assert [frame['seconds'] for frame in entry['frames']] == pytest.approx([index * 0.08 for index in range(10)])

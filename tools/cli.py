@@ -1,0 +1,42 @@
+"""The command `vitdense train|test|demo ...`: the same code as tools/*.py."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import vitdense
+from vitdense.engine.commandline import run
+from vitdense.errors import ConfigError, did_you_mean
+
+TOOLS = {'train': 'train a model', 'test': 'evaluate a checkpoint', 'demo': 'run a model on pictures and video'}
+USAGE = 'usage: vitdense TOOL ...\n\n' + ''.join(f'  {name:7}{what}\n' for name, what in TOOLS.items())
+
+
+def dispatch(argv: Sequence[str] | None) -> int | None:
+    """Run the tool that the first argument names with the rest of the arguments."""
+    words = list(argv or ())
+    if not words or words[0] in ('-h', '--help'):
+        print(f'{USAGE}\nvitdense TOOL --help says more.')
+        return None
+    if words[0] == '--version':
+        print(vitdense.__version__)
+        return None
+    if words[0] not in TOOLS:
+        raise ConfigError(
+            f"vitdense has no tool '{words[0]}'{did_you_mean(words[0], TOOLS)}",
+            where=f'vitdense {words[0]}',
+            why=f'the tools are {", ".join(TOOLS)}',
+            fix='see vitdense --help',
+        )
+    return importlib.import_module(f'vitdense.tools.{words[0]}').main(words[1:])
+
+
+def main() -> None:
+    """Run the command line and leave the program."""
+    run(dispatch, sys.argv[1:])
+
+
+if __name__ == '__main__':
+    main()

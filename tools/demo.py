@@ -1,0 +1,225 @@
+"""Run a trained model on pictures, folders, patterns, videos and cameras.
+
+    python tools/demo.py photos/ street.mp4 --model work_dirs/shapes/model --out overlays
+    python tools/demo.py 0 --config CONFIG --checkpoint best.pth --show
+
+Every picture or video gets an overlay with a legend under --out; results.json says what was found where, and when.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdense.engine.commandline import Parser, run
+from vitdense.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vitdense.demo import Demo
+    from vitdense.inference import Predictor
+
+SHOWN = 40  # rows of the summary
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog='demo.py', description=__doc__)
+    add = parser.add_argument
+    add('inputs', nargs='+', metavar='INPUT', help='picture, folder, "pattern", video file, or camera number (0)')
+    add('--model', metavar='DIR', help='a model folder, as training leaves one')
+    add('--config', metavar='C', help='a config file, with --checkpoint')
+    add('--checkpoint', metavar='W', help='a checkpoint that was trained with --config')
+    add('--out', default='work_dirs/demo', metavar='D', help='folder for the answers (default: %(default)s)')
+    add('--device', help='cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)')
+    add('--amp', default='auto', choices=('auto', 'bf16', 'fp16', 'off'), help='arithmetic of the network')
+    add(
+        '--batch',
+        type=_positive,
+        default=1,
+        metavar='N',
+        help='pictures or frames that go through the network together',
+    )
+    add('--tta', action='store_true', help="use the model's test-time augmentation (scales and flips)")
+    add('--alpha', type=_share, default=0.5, help='opacity of regions, 0 ... 1 (default: %(default)s)')
+    add('--legend', action=argparse.BooleanOptionalAction, default=True, help='draw class names beside the picture')
+    add('--labels', action='store_true', help='also write label maps as PNG (class numbers)')
+    add('--show', action='store_true', help='show the answers in a window; q ends')
+    add(
+        '--save-video', action=argparse.BooleanOptionalAction, default=True, help='write overlays of videos and cameras'
+    )
+    add(
+        '--video-format',
+        default='mp4',
+        choices=('mp4', 'webm', 'avi'),
+        help='webm plays in browsers and encodes slowly',
+    )
+    add('--fps', type=float, metavar='F', help='frame rate of written videos (default: that of the source)')
+    add('--max-frames', type=_positive, metavar='N', help='stop a video or camera after N frames')
+    add('--max-pixels', type=_positive, metavar='N', help='refuse larger pictures (default: 180,000,000)')
+    args = parser.parse_args(argv)
+    by_config = args.config is not None and args.checkpoint is not None
+    if by_config == (args.model is not None) or (args.config is None) != (args.checkpoint is None):
+        parser.error('give the model either as --model DIR, or as --config C --checkpoint W')
+    if args.fps is not None and not 0 < args.fps <= 1000:
+        parser.error(f'--fps is a frame rate above 0, got {args.fps:g}')
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    if args.show:
+        check_display()
+    os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # broken videos are reported by us, once
+    os.environ.setdefault('OPENCV_LOG_LEVEL', 'ERROR')
+
+    from vitdense.demo import Demo, Options
+    from vitdense.engine.console import start_logging
+    from vitdense.inputs import OutputNames, find_inputs
+
+    start_logging(None)
+    out = Path(args.out)
+    inputs = find_inputs(args.inputs, outside=out)
+    options = Options(
+        alpha=args.alpha,
+        legend=args.legend,
+        labels=args.labels,
+        batch=args.batch,
+        save_video=args.save_video,
+        video_format=f'.{args.video_format}',
+        fps=args.fps,
+        max_frames=args.max_frames,
+        show=args.show,
+    )
+    demo = Demo(load_predictor(args), OutputNames(out, inputs), options)
+    try:
+        with progress(len(inputs)) as tell:
+            demo.look(inputs, tell=tell)
+    finally:
+        if demo.entries or demo.skipped:
+            demo.save(out / 'results.json')
+    report(demo, out)
+    return 0
+
+
+def load_predictor(args: argparse.Namespace) -> Predictor:
+    from vitdense.inference import Predictor, load
+
+    options: dict[str, Any] = {'device': args.device, 'amp': args.amp, 'batch_size': args.batch}
+    if args.max_pixels:
+        options['max_pixels'] = args.max_pixels
+    if args.model is not None:
+        predictor = load(args.model, **options)
+    else:
+        predictor = Predictor.from_config(args.config, args.checkpoint, **options)
+    if args.tta and predictor.model.tta is None:
+        raise ConfigError(
+            'the model has no test-time augmentation',
+            where='--tta',
+            why='model.tta of its config is None',
+            fix='leave --tta out, or train with model.tta=dict(type=TestTimeAugmentation, scales=...)',
+        )
+    predictor.model.use_tta = args.tta
+    return predictor
+
+
+def check_display() -> None:
+    """Raise ConfigError, before anything is loaded, where no window can be opened."""
+    why = ''
+    if sys.platform.startswith('linux') and not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
+        why = 'this machine has no display: DISPLAY is not set'
+    elif _installed('opencv-python-headless') and not _installed('opencv-python'):
+        why = 'opencv-python-headless has no windows'
+    if why:
+        raise ConfigError(
+            '--show needs a display', where='--show', why=why, fix='leave --show out; look at the files in --out'
+        )
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+@contextmanager
+def progress(count: int) -> Iterator[Any]:
+    """Show a bar on a terminal; give the function that moves it."""
+    from rich.progress import Progress
+
+    from vitdense.engine.console import console
+
+    with Progress(console=console(), transient=True, disable=not console().is_terminal) as bar:
+        task = bar.add_task('looking', total=count)
+
+        def tell(done: int, total: int) -> None:
+            bar.update(task, completed=min(done, total) if total else done, total=total or None)
+
+        yield tell
+
+
+def report(demo: Demo, out: Path) -> None:
+    """Print what was found, where the time went, and where the answers are."""
+    from vitdense.engine.console import console, print_table
+    from vitdense.visualize.text import shorten
+
+    rows = [
+        (
+            shorten(Path(entry['file']).name, 26) + (f' ({entry["read"]} frames)' if 'read' in entry else ''),
+            f'{entry["size"][1]} x {entry["size"][0]}',
+            found(entry['heads']),
+            f'{sum(entry["ms"].values()):.0f}',
+        )
+        for entry in demo.entries[:SHOWN]
+    ]
+    print_table('found', ('file', 'W x H', 'main classes', 'ms'), rows)
+    if len(demo.entries) > SHOWN:
+        console().print(f'... and {len(demo.entries) - SHOWN} more in results.json')
+    total = sum(demo.stages.values()) or 1.0
+    stages = [
+        (stage, f'{1000 * seconds / max(1, demo.count):.1f}', f'{100 * seconds / total:.0f} %')
+        for stage, seconds in demo.stages.items()
+    ]
+    print_table('time of a picture (load, draw and write run beside the network)', ('stage', 'ms', 'share'), stages)
+    words = f'{demo.count} pictures in {demo.seconds:.1f} s ({demo.count / max(demo.seconds, 1e-9):.1f} a second)'
+    skipped = f', {len(demo.skipped)} skipped' if demo.skipped else ''
+    console().print(f'{words}{skipped}; answers in {out}/', markup=False)
+
+
+def found(heads: dict[str, dict[str, float]]) -> str:
+    """Return the three main classes of each head in words."""
+    from vitdense.visualize.text import percent
+
+    parts = []
+    for numbers in heads.values():
+        main = list(numbers.items())[:3]
+        parts.append(
+            ', '.join(
+                f'{name} {value if isinstance(value, int) else percent(value).replace(" %", "%")}'
+                for name, value in main
+            )
+        )
+    return '; '.join(part or 'nothing' for part in parts)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
+    return int(text)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f'{text} is not in 0 ... 1')
+    return value
+
+
+if __name__ == '__main__':
+    run(main)

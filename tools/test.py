@@ -1,0 +1,53 @@
+"""Evaluate a checkpoint.
+
+    python tools/test.py work_dirs/shapes/config.py work_dirs/shapes/best.pth --out predictions
+
+CHECKPOINT is a .pth of a run (the averaged weights are taken where there are any), a model folder, or a file of
+weights of the whole model. Writes metrics.json with keys HEAD/METRIC in [0, 1]. A config is a Python program and runs
+when it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitdense.engine.commandline import Parser, run
+
+
+def parser() -> Parser:
+    """Return the parser of the tool's arguments."""
+    made = Parser(prog='test.py', description=__doc__)
+    made.add_argument('config', metavar='CONFIG', help='a config file, or configs/... of the installed package')
+    made.add_argument('checkpoint', metavar='CHECKPOINT', help='a checkpoint, a model folder or a file of weights')
+    made.add_argument('--work-dir', metavar='D', help='where scores go (default: work_dirs/NAME_OF_CONFIG/test)')
+    made.add_argument('--out', metavar='D', help='write label maps (numbers of classes as trained) and scores here')
+    made.add_argument('--show-dir', metavar='D', help='write pictures with the predictions drawn on them here')
+    made.add_argument('--tta', action='store_true', help="average over the scales and flips of the config's model.tta")
+    made.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: the first GPU, else cpu)')
+    made.add_argument('--amp', choices=('bf16', 'fp16', 'off'), help='arithmetic (default: bf16 where a probe gains)')
+    made.add_argument('--workers', type=int, metavar='N', help='processes that load data')
+    made.add_argument('--cfg-options', nargs='+', action='extend', metavar='K=V', help='change values of the config')
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluate as `argv` says."""
+    args = parser().parse_args(argv)
+    import vitdense.engine.testing as testing  # heavy: after the arguments are known to be right
+    from vitdense.engine.config import load_config
+
+    options = [f'amp={args.amp}'] if args.amp else []
+    cfg = load_config(args.config, [*options, *(args.cfg_options or ())], workers=args.workers)
+    testing.test(
+        cfg,
+        args.checkpoint,
+        work_dir=args.work_dir,
+        out=args.out,
+        show_dir=args.show_dir,
+        device=args.device,
+        tta=args.tta,
+    )
+
+
+if __name__ == '__main__':
+    run(main)

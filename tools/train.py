@@ -1,0 +1,53 @@
+"""Train a model.
+
+    python tools/train.py configs/quickstart/shapes.py
+
+A config is a Python program and runs when it is read. Options change it: --cfg-options K=V, for example
+schedule.max_iters=2000 train_dataloader.batch_size=4; +K=V adds a key that is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitdense.engine.commandline import Parser, run
+
+
+def parser() -> Parser:
+    """Return the parser of the tool's arguments."""
+    made = Parser(prog='train.py', description=__doc__)
+    made.add_argument('config', metavar='CONFIG', help='a config file, or configs/... of the installed package')
+    made.add_argument('--work-dir', metavar='D', help='where results go (default: work_dirs/NAME_OF_CONFIG)')
+    made.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='PATH',
+        help='go on from a checkpoint or work directory; without PATH from the newest checkpoint of the work directory',
+    )
+    made.add_argument('--weights', metavar='PATH', help='begin with these weights of the whole model')
+    made.add_argument('--seed', type=int, metavar='N', help='seed of everything random')
+    made.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: the first GPU, else cpu)')
+    made.add_argument('--amp', choices=('bf16', 'fp16', 'off'), help='arithmetic (default: bf16 where a probe gains)')
+    made.add_argument('--workers', type=int, metavar='N', help='processes that load data, for every loader')
+    made.add_argument('--cfg-options', nargs='+', action='extend', metavar='K=V', help='change values of the config')
+    made.add_argument('--dry-run', action='store_true', help='one step and one validation batch, nothing kept')
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train as `argv` says."""
+    args = parser().parse_args(argv)
+    import vitdense.engine.training as training  # heavy: after the arguments are known to be right
+    from vitdense.engine.config import load_config
+
+    options = training.read_options(args.cfg_options, seed=args.seed, amp=args.amp)
+    cfg = load_config(args.config, options, workers=args.workers)
+    if args.dry_run:
+        training.dry_run(cfg, weights=args.weights, device=args.device)
+        return
+    training.train(cfg, work_dir=args.work_dir, resume=args.resume, weights=args.weights, device=args.device)
+
+
+if __name__ == '__main__':
+    run(main)

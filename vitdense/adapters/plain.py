@@ -1,0 +1,41 @@
+"""Feature maps of a plain ViT as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vitdense.types import Features, LayerRequest
+
+
+class PlainMaps(nn.Module):
+    """Maps of chosen ViT layers at patch stride, one by one or concatenated along channels.
+
+    `layers` are block numbers (negative ones count from the end). `normed` applies the ViT's final norm to each; False
+    gives the raw residual stream (recipe R8c, where the encoder's final norm is the identity). Holds no weights.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        patch_stride: int,
+        *,
+        layers: Sequence[int] = (-1,),
+        normed: bool = True,
+        concat: bool = False,
+    ) -> None:
+        super().__init__()
+        if not layers:
+            raise ValueError('PlainMaps needs at least one layer, for example layers=(-1,)')
+        self.concat = concat
+        self.layers = tuple(LayerRequest(index, normed) for index in layers)
+        num_maps = 1 if concat else len(self.layers)
+        self.out_channels = (in_channels * len(self.layers) // num_maps,) * num_maps
+        self.strides = (float(patch_stride),) * num_maps
+
+    def forward(self, features: Features, imgs: Tensor) -> Features:
+        """Return `features` with `maps` filled from its `layers`; `imgs` is not read."""
+        maps = (torch.cat(features.layers, dim=1),) if self.concat else features.layers
+        return features._replace(maps=maps)

@@ -1,0 +1,157 @@
+"""A folder of pictures and a folder of label maps: ADE20K, Cityscapes, PASCAL VOC, CamVid, and your own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+from vitdense.data import images as decoding
+from vitdense.data.labels import LabelTable
+from vitdense.data.pairing import list_files, match, read_split
+from vitdense.data.transforms import Pipeline
+from vitdense.errors import DataError
+from vitdense.types import Meta, Sample, Target
+
+
+class SegmentationMaps:
+    """Pictures below `images`, matched by their relative path with label maps below `labels`.
+
+    All paths start at `root` (a config gives its `data_root`). `classes` and `palette` are lists, files, or names such
+    as 'ade20k' (`vocabularies.read_classes`); a missing palette is made up.
+
+    What the numbers in the label files mean: number k is class k; with `reduce_zero_label` 0 is ignored and k is class
+    k - 1 (ADE20K); `label_map={number: class index}` says it in a table (255 or None: ignored); a map of classes
+    {number: name} is such a table as well. `ignore` is one number, or several, that stand for no class (a class whose
+    own number is ignored is left out). With `colored_labels` the label files hold the colours of the palette instead
+    (`ignore` may then name colours, too), and a `label_map` has colours (r, g, b) for keys. Any other number in a file
+    is an error that names file and numbers.
+
+    `image_suffix` and `label_suffix` say which files count and what is taken off their names for matching (found by
+    itself where the names agree). `split` is a text file that lists the pictures to use. Without `labels` the data set
+    holds pictures only, for prediction.
+
+    With `evaluation` the transforms touch only the picture, and `target.semantic` stays as on disk.
+
+    Raises ConfigError or DataError at construction for missing folders, pictures without label, names that occur
+    twice and tables that do not fit; UnreadablePicture or DataError in `__getitem__` for files that cannot be used.
+    """
+
+    def __init__(
+        self,
+        images: str | Path,
+        labels: str | Path | None = None,
+        *,
+        root: str | Path = '',
+        classes: Sequence[str] | Mapping[int, str] | str | Path | None = None,
+        palette: Sequence[Sequence[int]] | str | Path | None = None,
+        image_suffix: str | None = None,
+        label_suffix: str | None = None,
+        label_map: Mapping[Any, int | None] | None = None,
+        colored_labels: bool = False,
+        reduce_zero_label: bool = False,
+        ignore: int | Sequence[int | Sequence[int]] = 255,
+        transforms: Sequence[Callable | dict] = (),
+        evaluation: bool = False,
+        name: str = '',
+        split: str | Path | None = None,
+        max_pixels: int = decoding.MAX_PIXELS,
+    ) -> None:
+        root = Path(root)
+        self.images = root / images
+        self.labels = None if labels is None else root / labels
+        self.name = name or self.images.name
+        self.evaluation = evaluation
+        self.max_pixels = max_pixels
+        self.pipeline = Pipeline(transforms)
+        self.table = LabelTable(
+            classes,
+            palette=palette,
+            label_map=label_map,
+            colored=colored_labels,
+            reduce_zero_label=reduce_zero_label,
+            ignore=ignore,
+            root=root,
+            needed=labels is not None,
+        )
+        self.metainfo = self.table.metainfo
+        files = self._pairs(image_suffix, label_suffix, None if split is None else root / split)
+        self._keys = list(files)
+        self._files = list(files.values())
+
+    def _pairs(
+        self, image_suffix: str | None, label_suffix: str | None, split: Path | None
+    ) -> dict[str, tuple[str, str]]:
+        suffixes = decoding.PICTURE_SUFFIXES if image_suffix is None else (image_suffix,)
+        files = list_files(self.images, suffixes, what='pictures')
+        if split is not None:
+            files = read_split(split, files, self.images)
+        if self.labels is None:
+            return {key: (name, '') for key, name in files.items()}
+        suffixes = decoding.LABEL_SUFFIXES if label_suffix is None else (label_suffix,)
+        labels = list_files(self.labels, suffixes, what='label maps')
+        return match(files, labels, where=f'{self.images} and {self.labels}')
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> Sample:
+        path = self.images / self._files[index][0]
+        img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels))
+        size = (img.shape[-2], img.shape[-1])
+        semantic = None if self.labels is None else tv_tensors.Mask(self._read_labels(index, size))
+        meta = Meta(self._keys[index], str(path), self.name, size, size)
+        target = Target(semantic=semantic)
+        if self.evaluation:
+            return self.pipeline(Sample(img, Target(), meta))._replace(target=target)
+        return self.pipeline(Sample(img, target, meta))
+
+    def check(self, limit: int | None = 64) -> int:
+        """Look at `limit` label files, evenly spaced (None: all), and return how many were looked at.
+
+        Meant for the start of a run: it finds wrong tables before an hour of training does. Raises DataError that
+        lists up to ten files with labels out of range or with a size that is not the picture's.
+        """
+        if self.labels is None:
+            return 0
+        count = len(self) if limit is None else min(limit, len(self))
+        faults: list[DataError] = []
+        for index in np.linspace(0, len(self) - 1, count).astype(int).tolist():
+            try:
+                path = self.images / self._files[index][0]
+                self._read_labels(index, decoding.image_size(path, max_pixels=self.max_pixels))
+            except decoding.UnreadablePicture:
+                continue  # a bad picture has its own policy (SeededDataset)
+            except DataError as error:
+                faults.append(error)
+            if len(faults) == 10:
+                break
+        if faults:
+            raise DataError(
+                '\n'.join(fault.message for fault in faults),
+                where=str(self.labels),
+                why=faults[0].why,
+                fix=faults[0].fix,
+            )
+        return count
+
+    def _read_labels(self, index: int, size: tuple[int, int]) -> Tensor:
+        """Return (H, W) uint8 class indices or IGNORE."""
+        path = self.labels / self._files[index][1]
+        raw = decoding.read_label_map(path, colors=self.table.colors, max_pixels=self.max_pixels)
+        if tuple(raw.shape) != size:
+            turned = tuple(raw.shape) == (size[1], size[0])
+            raise DataError(
+                f'{path.name}: labels of (H, W) {tuple(raw.shape)} for a picture of {size}',
+                where=f'{path} and {self.images / self._files[index][0]}',
+                why='the picture was turned upright by its EXIF flag, the labels were drawn on the unturned one'
+                if turned
+                else 'every pixel of the picture has one label',
+                fix='store picture and labels in one orientation' if turned else 'export the labels at full size',
+            )
+        return torch.from_numpy(self.table.apply(raw.numpy(), path))

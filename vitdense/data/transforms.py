@@ -1,0 +1,307 @@
+"""Augmentation and test-time resizing of samples, on torchvision's tv_tensors.
+
+Every class is a callable `Sample -> Sample`. torchvision's own v2 transforms (`v2.RandomGrayscale`, ...) can stand
+beside them in a pipeline. All randomness comes from torch's global generator, which `SeededDataset` seeds per draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitdense.data import geometry
+from vitdense.errors import ConfigError
+from vitdense.registry import build
+from vitdense.types import IGNORE, Sample
+
+
+class Pipeline:
+    """Apply `transforms` (parts or their recipes) in order, then set `meta.size` to the size that came out.
+
+    A `RandomCrop` right after a `RandomResize` cuts the source first, at whole pixels, and resizes only what it has
+    cut: the same windows up to a fraction of a source pixel, for less work.
+    """
+
+    def __init__(self, transforms: Sequence[Callable | dict] = ()) -> None:
+        self.transforms = [build(transform) for transform in transforms]
+        for place, transform in enumerate(self.transforms):
+            if not callable(transform):
+                raise ConfigError(
+                    f'{transform!r} is not a transform',
+                    where=f'transforms[{place}]',
+                    why='a transform is a callable that takes a Sample and returns one',
+                    fix='write dict(type=RandomFlip, ...) or the object RandomFlip(...)',
+                )
+
+        self._steps = _fused(self.transforms)
+
+    def __call__(self, sample: Sample) -> Sample:
+        for step in self._steps:
+            sample = step(sample)
+        height, width = sample.img.shape[-2:]
+        return sample._replace(meta=sample.meta._replace(size=(height, width)))
+
+    def __repr__(self) -> str:
+        return f'Pipeline({self.transforms})'
+
+
+def _fused(transforms: Sequence[Callable]) -> list[Callable]:
+    steps: list[Callable] = []
+    for transform in transforms:
+        if steps and type(transform) is RandomCrop and type(steps[-1]) is RandomResize:
+            steps[-1] = _ResizedCrop(steps[-1], transform)
+        else:
+            steps.append(transform)
+    return steps
+
+
+class _ResizedCrop:
+    """`RandomResize` and `RandomCrop` in one step."""
+
+    def __init__(self, resize: RandomResize, crop: RandomCrop) -> None:
+        self.resize, self.crop = resize, crop
+
+    def __call__(self, sample: Sample) -> Sample:
+        size = self.resize.draw(sample.img.shape[-2:])
+        return self.crop.cut(sample, size, antialias=self.resize.antialias)
+
+
+class RandomResize:
+    """Resize to fit inside `scale` times a random ratio, keeping the aspect.
+
+    `scale` is (long side, short side) in pixels, and `ratio` the range of the uniform factor: with (2048, 512) and
+    (0.5, 2.0) the short side becomes 256 to 1024 unless the long side would pass 1024 to 4096 (mmsegmentation's
+    ADE20K recipe). `antialias=False` samples smaller pictures as OpenCV's bilinear resize does.
+    """
+
+    def __init__(
+        self,
+        *,
+        scale: tuple[int, int] = (2048, 512),
+        ratio: tuple[float, float] = (0.5, 2.0),
+        antialias: bool = True,
+    ) -> None:
+        self.scale = _pair(scale, 'RandomResize.scale', integer=True)
+        self.ratio = _range(ratio, 'RandomResize.ratio')
+        self.antialias = antialias
+
+    def __call__(self, sample: Sample) -> Sample:
+        return geometry.resize(sample, self.draw(sample.img.shape[-2:]), antialias=self.antialias)
+
+    def draw(self, size: Sequence[int]) -> tuple[int, int]:
+        """Return the new (H, W) of a picture of `size`."""
+        ratio = _uniform(*self.ratio)
+        return _fit(size, max(self.scale) * ratio, min(self.scale) * ratio)
+
+
+class RandomCrop:
+    """Cut a random window of `size` (a side, or (H, W)); a smaller picture is padded right and bottom.
+
+    Padding is `fill` gray in the picture and ignored in the semantic map. While one class covers
+    `max_category_fraction` or more of the labelled pixels of the window, it is drawn again, 10 draws at most (1.0: any
+    window will do; mmsegmentation's `cat_max_ratio`). `require_labels` draws again while nothing is labelled in it.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int | tuple[int, int],
+        max_category_fraction: float = 0.75,
+        require_labels: bool = False,
+        fill: int = 0,
+    ) -> None:
+        self.size = _size(size, 'RandomCrop.size')
+        self.max_category_fraction = _within(max_category_fraction, 0, 1, 'RandomCrop.max_category_fraction')
+        self.require_labels = require_labels
+        self.fill = int(_within(fill, 0, 255, 'RandomCrop.fill'))
+
+    def __call__(self, sample: Sample) -> Sample:
+        return self.cut(sample, sample.img.shape[-2:])
+
+    def cut(self, sample: Sample, size: Sequence[int], *, antialias: bool = True) -> Sample:
+        """Return a random window of the picture as it would be after a resize to `size` (H, W)."""
+        semantic = sample.target.semantic
+        chooses = semantic is not None and (self.max_category_fraction < 1 or self.require_labels)
+        for _ in range(10 if chooses else 1):
+            window, shape = self._draw(sample.img.shape[-2:], size)
+            if not chooses or self._accepts(semantic, window):
+                break
+        sample = geometry.resize(geometry.crop(sample, *window), shape, antialias=antialias)
+        return geometry.pad(sample, self.size, fill=self.fill)
+
+    def _draw(self, source: Sequence[int], size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, int]]:
+        """Return (top, left, height, width) in a picture of size `source`, and the (H, W) it is to be resized to."""
+        starts, lengths, shape = [], [], []
+        for side, old, new in zip(self.size, source, size, strict=True):
+            length = min(side, new)
+            start = _integer(new - length + 1)
+            first = min(round(start * old / new), old - 1)
+            last = max(round((start + length) * old / new), first + 1)
+            starts.append(first), lengths.append(last - first), shape.append(length)
+        return (*starts, *lengths), (shape[0], shape[1])
+
+    def _accepts(self, semantic: Tensor, window: tuple[int, ...]) -> bool:
+        top, left, height, width = window
+        # every second row and column is enough to know who fills the window
+        labels = semantic.as_subclass(Tensor).numpy()[top : top + height : 2, left : left + width : 2]
+        counts = cv2.calcHist([np.ascontiguousarray(labels)], [0], None, [256], [0, 256]).ravel()[:IGNORE]
+        total = counts.sum()
+        if total == 0:
+            return False
+        return self.max_category_fraction >= 1 or counts.max() < self.max_category_fraction * total
+
+
+class RandomFlip:
+    """Mirror left and right with the given probability."""
+
+    def __init__(self, *, probability: float = 0.5) -> None:
+        self.probability = _within(probability, 0, 1, 'RandomFlip.probability')
+
+    def __call__(self, sample: Sample) -> Sample:
+        return geometry.flip(sample) if _chance(self.probability) else sample
+
+
+class PhotometricDistortion:
+    """Change brightness, contrast, saturation and hue, each with probability 0.5 (SSD, arXiv:1512.02325, section 2.2).
+
+    `brightness` is the largest shift in gray levels; `contrast` and `saturation` are ranges of a factor (contrast
+    multiplies the gray levels, and comes before or after the colour changes by a coin toss); `hue` is the largest
+    turn of the colour circle in OpenCV's units, of which the circle has 180. The defaults are mmsegmentation's;
+    `hue=9` is the turn of benchmark-vfm-ss. All in uint8.
+    """
+
+    def __init__(
+        self,
+        *,
+        brightness: float = 32,
+        contrast: tuple[float, float] = (0.5, 1.5),
+        saturation: tuple[float, float] = (0.5, 1.5),
+        hue: float = 18,
+    ) -> None:
+        self.brightness = _within(brightness, 0, 255, 'PhotometricDistortion.brightness')
+        self.contrast = _range(contrast, 'PhotometricDistortion.contrast')
+        self.saturation = _range(saturation, 'PhotometricDistortion.saturation')
+        self.hue = _within(hue, 0, 90, 'PhotometricDistortion.hue')
+
+    def __call__(self, sample: Sample) -> Sample:
+        shift = _uniform(-self.brightness, self.brightness) if _chance(0.5) else 0.0
+        contrast = _uniform(*self.contrast) if _chance(0.5) else 1.0
+        contrast_first = _chance(0.5)
+        saturation = _uniform(*self.saturation) if _chance(0.5) else 1.0
+        turn = _uniform(-self.hue, self.hue) if _chance(0.5) else 0.0
+
+        array = geometry.as_array(sample.img)
+        if shift:
+            array = cv2.add(array, (round(shift),) * 4)  # saturates, as every step does
+        if contrast != 1 and contrast_first:
+            array = cv2.convertScaleAbs(array, alpha=contrast)
+        if saturation != 1 or turn:
+            array = _recolor(array, saturation, turn)
+        if contrast != 1 and not contrast_first:
+            array = cv2.convertScaleAbs(array, alpha=contrast)
+        return sample._replace(img=geometry.as_picture(array))
+
+
+class ResizeShortSide:
+    """Resize so that the short side is `size`, keeping the aspect.
+
+    `max_size` bounds the long side; `divisor` rounds both sides to its nearest multiple (at least one). In evaluation
+    a data set applies this to the picture only: labels stay as they are on disk.
+    """
+
+    def __init__(self, *, size: int, max_size: int | None = None, divisor: int = 1) -> None:
+        self.size = int(_within(size, 1, 65535, 'ResizeShortSide.size'))
+        self.max_size = None if max_size is None else int(_within(max_size, size, 10**6, 'ResizeShortSide.max_size'))
+        self.divisor = int(_within(divisor, 1, size, 'ResizeShortSide.divisor'))
+
+    def __call__(self, sample: Sample) -> Sample:
+        size = _fit(sample.img.shape[-2:], self.max_size or float('inf'), self.size)
+        height, width = (max(round(side / self.divisor), 1) * self.divisor for side in size)
+        return geometry.resize(sample, (height, width))
+
+
+class ResizeTo:
+    """Resize to exactly `size` (a side, or (H, W)); the aspect may change."""
+
+    def __init__(self, *, size: int | tuple[int, int]) -> None:
+        self.size = _size(size, 'ResizeTo.size')
+
+    def __call__(self, sample: Sample) -> Sample:
+        return geometry.resize(sample, self.size)
+
+
+def _fit(size: Sequence[int], longest: float, shortest: float) -> tuple[int, int]:
+    """Return the largest size of the same aspect whose sides do not pass `longest` and `shortest`."""
+    height, width = size
+    factor = min(longest / max(height, width), shortest / min(height, width))
+    return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
+
+
+def _recolor(array: np.ndarray, saturation: float, turn: float) -> np.ndarray:
+    """Multiply the saturation and turn the hue of (H, W, 3) uint8 RGB."""
+    levels = np.arange(256)
+    table = np.empty((256, 1, 3), np.uint8)
+    table[:, 0, 0] = np.round(levels + turn).astype(np.int64) % 180
+    table[:, 0, 1] = (levels * saturation + 0.5).clip(0, 255)
+    table[:, 0, 2] = levels
+    hsv = cv2.LUT(cv2.cvtColor(array, cv2.COLOR_RGB2HSV), table)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+# ---------------------------------------------------------------------------------------------------------- chance
+
+
+def _uniform(low: float, high: float) -> float:
+    return low + (high - low) * torch.rand(()).item()
+
+
+def _integer(count: int) -> int:
+    return int(torch.randint(count, ()))
+
+
+def _chance(probability: float) -> bool:
+    return torch.rand(()).item() < probability
+
+
+# ------------------------------------------------------------------------------------------------------- arguments
+
+
+def _within(value: float, low: float, high: float, where: str) -> float:
+    if isinstance(value, (int, float)) and low <= value <= high:
+        return value
+    raise ConfigError(
+        f'{where} = {value!r}',
+        where=where,
+        why=f'it is a number from {low} to {high}',
+        fix=f'choose a number in [{low}, {high}]',
+    )
+
+
+def _pair(value: object, where: str, *, integer: bool = False) -> tuple:
+    kinds = (int,) if integer else (int, float)
+    if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(v, kinds) and v >= 0 for v in value):
+        return tuple(value)
+    raise ConfigError(
+        f'{where} = {value!r}',
+        where=where,
+        why=f'it is a pair of {"whole " if integer else ""}numbers',
+        fix='write two numbers in parentheses, such as (512, 512)' if integer else 'write (low, high)',
+    )
+
+
+def _range(value: object, where: str) -> tuple[float, float]:
+    low, high = _pair(value, where)
+    if low <= high:
+        return low, high
+    raise ConfigError(f'{where} = {value!r}', where=where, why='low is above high', fix=f'write ({high}, {low})')
+
+
+def _size(value: object, where: str) -> tuple[int, int]:
+    height, width = _pair((value, value) if isinstance(value, int) else value, where, integer=True)
+    if min(height, width) > 0:
+        return height, width
+    raise ConfigError(f'{where} = {value!r}', where=where, why='a side has no pixel', fix='choose sides of 1 or more')

@@ -1,0 +1,142 @@
+"""Pictures that a run leaves behind. One that fails costs a warning, never the run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from torch import Tensor
+from torch.nn import functional
+
+from vitdense import visualize
+from vitdense.types import Batch, Target
+
+logger = logging.getLogger('vitdense')
+
+
+class PictureHook(Hook):
+    """Write `labels.jpg` before the first step, and `predictions.jpg`, `curves.png` and `confusion.png` at validations.
+
+    `count` pictures are shown (a config's `sample_pictures`; 0 there leaves all of these files out). Those of
+    `predictions.jpg` come from all over the validation set, since neighbours are often frames of one film; each stands
+    twice: with its truth and with the prediction.
+    """
+
+    priority = 'LOW'
+
+    def __init__(self, work_dir: Path, *, count: int = 8) -> None:
+        self.work_dir = work_dir
+        self.count = count
+        self._pictures: list[np.ndarray] = []
+        self._failed: set[str] = set()
+
+    def before_train(self, runner: Any) -> None:
+        if is_main_process() and runner.iter == 0:
+            self._try('labels.jpg', lambda path: self._draw_labels(runner, path))
+
+    def before_val_epoch(self, runner: Any) -> None:
+        self._pictures = []
+
+    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if is_main_process():
+            number = share(self.count, batch_idx, len(runner.val_dataloader))
+            self._try('predictions.jpg', lambda path: self._draw_pairs(runner, data_batch, outputs, number))
+
+    def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
+        if not is_main_process():
+            return
+        if self._pictures:
+            titles = ['truth', 'prediction'] * (len(self._pictures) // 2)
+            columns = 2 if len(self._pictures) <= 8 else 4
+            self._try(
+                'predictions.jpg',
+                lambda path: visualize.contact_sheet(self._pictures, path, columns=columns, titles=titles),
+            )
+        for metric in runner.val_evaluator.metrics:
+            if hasattr(metric, 'save_confusion'):
+                self._try('confusion.png', lambda path, metric=metric: metric.save_confusion(path.parent))
+        self._curves(runner)
+
+    def after_train(self, runner: Any) -> None:
+        if is_main_process():
+            self._curves(runner)
+
+    def _curves(self, runner: Any) -> None:
+        self._try('curves.png', lambda path: visualize.plot_curves(runner.history.rows, path))
+
+    def _draw_labels(self, runner: Any, path: Path) -> None:
+        loader = runner.train_dataloader
+        samples = [loader.dataset.dataset[draw] for draw in islice(iter(loader.sampler), self.count)]
+        fields = read_fields(runner)
+        pictures = [
+            visualize.draw_target(sample.img, only(sample.target, fields), runner.metainfo) for sample in samples
+        ]
+        visualize.contact_sheet(pictures, path)
+
+    def _draw_pairs(self, runner: Any, batch: Batch, outputs: list[dict[str, Any]], number: int) -> None:
+        fields = read_fields(runner)
+        rows = zip(batch.imgs, batch.targets, batch.metas, outputs, strict=True)
+        for img, target, meta, prediction in islice(rows, number):
+            picture = original_picture(img, meta.size, meta.orig_size)
+            self._pictures.append(visualize.draw_target(picture, only(target, fields), runner.metainfo))
+            self._pictures.append(visualize.draw(picture, on_cpu(prediction), runner.metainfo))
+
+    def _try(self, name: str, write: Callable[[Path], Any]) -> None:
+        if name in self._failed:
+            return
+        try:
+            write(self.work_dir / name)
+        except Exception as error:  # a picture is not worth a run
+            self._failed.add(name)
+            logger.warning('%s could not be drawn: %s: %s', name, type(error).__name__, error)
+
+
+def share(count: int, row: int, num_rows: int) -> int:
+    """Return how many of `count` things fall to row number `row`, when `num_rows` share them evenly."""
+    return (row + 1) * count // num_rows - row * count // num_rows
+
+
+def read_fields(runner: Any) -> set[str]:
+    """Return the fields of targets that the tasks of the model read."""
+    return {task.field for task in runner.network_model.tasks.values()}
+
+
+def only(target: Target, fields: set[str]) -> Target:
+    """Return the target with nothing but what belongs to `fields`; objects belong to 'labels'."""
+    objects = ('boxes', 'labels', 'masks', 'iscrowd', 'area', 'annotation_ids')
+    kept = {name for name in target._fields if name in fields or ('labels' in fields and name in objects)}
+    return Target(**{name: getattr(target, name) for name in kept})
+
+
+def original_picture(img: Tensor, size: tuple[int, int], orig_size: tuple[int, int]) -> Tensor:
+    """Return the (3, H, W) uint8 picture without padding, in the size that predictions have."""
+    picture = img[:, : size[0], : size[1]]
+    if tuple(picture.shape[-2:]) == tuple(orig_size):
+        return picture
+    return functional.interpolate(picture[None].float(), orig_size, mode='bilinear', antialias=True)[0].round().byte()
+
+
+def on_cpu(prediction: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one picture's predictions with their tensors on the CPU."""
+    return {
+        head: type(record)(*(value.cpu() if isinstance(value, Tensor) else value for value in record))
+        for head, record in prediction.items()
+    }
+
+
+def write_sample(dataset: Any, path: Path) -> Path:
+    """Return the file of the first picture of a data set; one that has no files gets its first picture written."""
+    sample = dataset[0]
+    if sample.meta.path and Path(sample.meta.path).is_file():
+        return Path(sample.meta.path)
+    from PIL import Image
+
+    Image.fromarray(sample.img.as_subclass(torch.Tensor).permute(1, 2, 0).contiguous().numpy()).save(path)
+    return path

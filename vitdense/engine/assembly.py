@@ -1,0 +1,311 @@
+"""From a config to a runner: data first, then the model that fits it, then everything that moves it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.config import Config
+from torch.utils.data import Dataset
+
+from vitdense.engine.artifacts import PictureHook
+from vitdense.engine.checkpoints import make_folder
+from vitdense.engine.ema import EmaHook
+from vitdense.engine.history import HistoryHook, check_metric_early
+from vitdense.engine.hooks import CheckpointHook, EarlyStoppingHook, StepHook
+from vitdense.engine.loaders import build_dataset, check_classes, evaluation_loader, num_workers, train_loader
+from vitdense.engine.loops import IterationLoop
+from vitdense.engine.model_folder import read_state, without_pretrained
+from vitdense.engine.progress import ProgressHook
+from vitdense.engine.resources import Precision, choose_precision, torch_threads
+from vitdense.engine.runner import DenseRunner, choose_device, seed_everything, start_processes
+from vitdense.engine.schedule import Schedule, make_schedule
+from vitdense.engine.trackers import TrackerHook
+from vitdense.errors import ConfigError
+from vitdense.model import DenseModel
+from vitdense.registry import build
+from vitdense.weights import load_weights
+
+logger = logging.getLogger('vitdense')
+
+
+def make_trainer(
+    cfg: Config,
+    work_dir: str | Path,
+    *,
+    device: str | None = None,
+    checkpoint: Mapping[str, Any] | None = None,
+    weights: str | Path | None = None,
+    clear: Callable[[], None] | None = None,
+) -> DenseRunner:
+    """Return a runner whose `train()` runs the config in `work_dir`.
+
+    `checkpoint` is the content of a checkpoint to go on from; `weights` a file of weights of the whole model to begin
+    with. `device` defaults to the first GPU, else the CPU. Under torchrun every process makes its own runner. `clear`
+    is called when all parts fit each other, before the first file is written.
+
+    Raises ConfigError when parts do not fit each other, before anything is trained.
+    """
+    place = _place(work_dir, device)
+    seed_everything(cfg.seed)
+    state = read_state(weights)[0] if weights is not None else None
+    sections = _sections(cfg, 'train_dataloader', 'val_dataloader')
+    data = _training_data(cfg, sections)
+    steps = _Steps(sections['train_dataloader'].get('batch_size', 1), place.world_size, len(data['train_dataloader']))
+    schedule = _schedule(cfg, steps)
+    evaluators = [build(metric) for metric in cfg.to_dict().get('val_evaluator') or ()] if len(data) > 1 else []
+    hooks = _hooks(cfg, schedule, place.work_dir, evaluators, steps)
+
+    seed_everything(cfg.seed)
+    metainfo = data['train_dataloader'].metainfo
+    model = build_model(cfg, metainfo, pretrained=checkpoint is None)
+    if checkpoint is not None:
+        check_resumable(checkpoint, model, batch_size=steps.batch_size, world_size=steps.world_size)
+    if state is not None:
+        load_weights(model, state, where=str(weights))
+    # a probe may decide differently next time: a resumed run keeps to what was chosen
+    amp = checkpoint['amp'] if checkpoint is not None and cfg.amp == 'auto' else cfg.amp
+    precision = _set_up(model, amp, place, sections['train_dataloader'])
+    drawn = checkpoint['drawn'] if checkpoint is not None else 0
+    parts = _training_parts(cfg, sections, data, place, schedule, drawn=drawn)
+    parts |= _validation_parts(cfg, sections, data, place, evaluators)
+    if clear is not None:
+        clear()
+    return DenseRunner(
+        cfg,
+        model,
+        work_dir=place.work_dir,
+        device=place.device,
+        metainfo=metainfo,
+        hooks=hooks,
+        schedule=schedule,
+        precision=precision,
+        checkpoint=checkpoint,
+        **parts,
+    )
+
+
+class _Place(NamedTuple):
+    """Where a process computes."""
+
+    work_dir: Path
+    device: torch.device
+    rank: int
+    world_size: int
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What loaders need to know about it."""
+        return dict(rank=self.rank, world_size=self.world_size, pin_memory=self.device.type == 'cuda')
+
+
+class _Steps(NamedTuple):
+    """How much one step takes of the training data."""
+
+    batch_size: int
+    world_size: int
+    num_samples: int
+
+    @property
+    def per_epoch(self) -> int:
+        return -(-self.num_samples // (self.batch_size * self.world_size))
+
+
+def _place(work_dir: str | Path, device: str | None) -> _Place:
+    work_dir = Path(work_dir)
+    make_folder(work_dir)
+    chosen = choose_device(device)
+    return _Place(work_dir, chosen, *start_processes(chosen))
+
+
+def _set_up(model: DenseModel, amp: str, place: _Place, section: Mapping[str, Any]) -> Precision:
+    """Set precision and threads, and say so."""
+    precision = choose_precision(amp, place.device)
+    model.amp = precision.dtype
+    threads = torch_threads(num_workers(section), processes=place.world_size)
+    torch.set_num_threads(threads)
+    logger.info('%s, %s, %d torch threads; results in %s', place.device, precision.reason, threads, place.work_dir)
+    return precision
+
+
+def _training_parts(
+    cfg: Config,
+    sections: Mapping[str, Any],
+    data: Mapping[str, Dataset],
+    place: _Place,
+    schedule: Schedule,
+    *,
+    drawn: int,
+) -> dict[str, Any]:
+    return dict(
+        train_dataloader=train_loader(
+            sections['train_dataloader'],
+            data['train_dataloader'],
+            seed=cfg.seed,
+            start=drawn // place.world_size,
+            **place.loading,
+        ),
+        train_cfg=dict(type=IterationLoop, max_iters=schedule.max_iters, val_interval=schedule.val_interval),
+        optim_wrapper=cfg.to_dict()['optim_wrapper'],
+    )
+
+
+def _validation_parts(
+    cfg: Config, sections: Mapping[str, Any], data: Mapping[str, Dataset], place: _Place, evaluators: list[Any]
+) -> dict[str, Any]:
+    if 'val_dataloader' not in data:
+        return {}
+    loader = evaluation_loader(sections['val_dataloader'], data['val_dataloader'], seed=cfg.seed, **place.loading)
+    return dict(val_dataloader=loader, val_evaluator=evaluators, val_cfg=dict())
+
+
+def make_tester(
+    cfg: Config,
+    work_dir: str | Path,
+    checkpoint: str | Path,
+    *,
+    device: str | None = None,
+    tta: bool = False,
+    hooks: tuple = (),
+) -> DenseRunner:
+    """Return a runner whose `test()` evaluates the weights of `checkpoint` on the config's test data.
+
+    `tta` turns the model's test-time augmentation on. Raises ConfigError, CheckpointError.
+    """
+    place = _place(work_dir, device)
+    state, facts = read_state(checkpoint)
+    seed_everything(cfg.seed)
+    section = _sections(cfg, 'test_dataloader')['test_dataloader']
+    dataset = build_dataset(section['dataset'], root=cfg.get('data_root'))
+    metainfo = facts.get('metainfo') or dataset.metainfo
+    check_classes(metainfo, dataset.metainfo, where=f'{checkpoint}, test_dataloader.dataset')
+    model = build_model(cfg, metainfo, pretrained=False)
+    load_weights(model, state, where=str(checkpoint))
+    if tta and model.tta is None:
+        raise ConfigError(
+            '--tta: the model has no test-time augmentation',
+            where='model.tta',
+            why='the config does not say at which scales',
+            fix='set model.tta = dict(type=TestTimeAugmentation, scales=(0.75, 1.0, 1.25)) in the config; or\n--cfg-options '
+            '"+model.tta=dict(type=\'vitdense.ops.tta.TestTimeAugmentation\', scales=(0.75, 1.0, 1.25))"',
+        )
+    model.use_tta = tta
+    averaged = ', averaged weights' if facts.get('averaged') else ''
+    logger.info('%s%s%s', checkpoint, f' after step {facts["step"]}' if 'step' in facts else '', averaged)
+    _set_up(model, cfg.amp, place, section)
+    return DenseRunner(
+        cfg,
+        model,
+        work_dir=place.work_dir,
+        device=place.device,
+        metainfo=dataset.metainfo,
+        hooks=hooks,
+        test_dataloader=evaluation_loader(section, dataset, seed=cfg.seed, **place.loading),
+        test_evaluator=[build(metric) for metric in cfg.to_dict().get('test_evaluator') or ()],
+        test_cfg=dict(),
+    )
+
+
+def build_model(cfg: Config, metainfo: Mapping[str, Any], *, pretrained: bool) -> DenseModel:
+    """Return the config's model for data with this metainfo; without `pretrained` its parts load no weights."""
+    recipe = cfg.to_dict()['model']
+    return build(recipe if pretrained else without_pretrained(recipe), classes=metainfo['classes'])
+
+
+def check_resumable(checkpoint: Mapping[str, Any], model: DenseModel, *, batch_size: int, world_size: int) -> None:
+    """Raise ConfigError unless the checkpoint is of this model; warn where training would not be the same."""
+    ours, theirs = ({key: list(names) for key, names in one.items()} for one in (model.classes, checkpoint['classes']))
+    differences = [
+        f'{key}: checkpoint {theirs.get(key)}, config {ours.get(key)}'
+        for key in sorted({*ours, *theirs})
+        if ours.get(key) != theirs.get(key)
+    ]
+    wanted, given = model.state_dict(), checkpoint['state_dict']
+    differences += [
+        f'{name}: checkpoint {_shape(given.get(name))}, config {_shape(wanted.get(name))}'
+        for name in dict.fromkeys([*wanted, *given])
+        if _shape(given.get(name)) != _shape(wanted.get(name))
+    ]
+    if differences:
+        more = f'\n... and {len(differences) - 3} more' if len(differences) > 3 else ''
+        raise ConfigError(
+            'the checkpoint is of another model',
+            where='--resume',
+            why='\n'.join(text[:160] for text in differences[:3]) + more,
+            fix='resume with the config of that run (config.py in its work directory), or start anew with --weights',
+        )
+    for name, before, now in (
+        ('batch size', checkpoint['batch_size'], batch_size),
+        ('number of processes', checkpoint['world_size'], world_size),
+    ):
+        if before != now:
+            logger.warning('the %s was %d and is %d now; the learning rate stays as the config says', name, before, now)
+
+
+def _shape(value: torch.Tensor | None) -> str:
+    return 'nothing' if value is None else str(tuple(value.shape))
+
+
+def _sections(cfg: Config, *names: str) -> dict[str, dict[str, Any]]:
+    """Return loader sections as plain dicts. Raises ConfigError when the first is missing."""
+    content = cfg.to_dict()
+    for name in ('model', names[0]):
+        if not content.get(name):
+            raise ConfigError(
+                f'the config has no {name}',
+                where=str(cfg.filename),
+                why='there is nothing to run without it',
+                fix=f'add {name} = dict(...); configs/quickstart/shapes.py shows one',
+            )
+    return {name: content[name] for name in names if content.get(name)}
+
+
+def _training_data(cfg: Config, sections: Mapping[str, Any]) -> dict[str, Dataset]:
+    """Return the data sets by section. Raises ConfigError when they disagree, DataError for impossible labels."""
+    data = {name: build_dataset(section['dataset'], root=cfg.get('data_root')) for name, section in sections.items()}
+    first, *others = data.values()
+    for other in others:
+        check_classes(first.metainfo, other.metainfo, where='train_dataloader.dataset, val_dataloader.dataset')
+    for dataset in data.values():
+        if hasattr(dataset, 'check'):
+            dataset.check()  # a sample of the labels now, rather than a crash in an hour
+    return data
+
+
+def _schedule(cfg: Config, steps: _Steps) -> Schedule:
+    for name in ('schedule', 'optim_wrapper'):
+        if not cfg.get(name):
+            raise ConfigError(
+                f'the config has no {name}',
+                where=str(cfg.filename),
+                why='training needs to know how long and how',
+                fix=f'add {name} = dict(...); configs/quickstart/shapes.py shows one',
+            )
+    return make_schedule(**cfg.to_dict()['schedule'], steps_per_epoch=steps.per_epoch)
+
+
+def _hooks(cfg: Config, schedule: Schedule, work_dir: Path, evaluators: list[Any], steps: _Steps) -> list[Any]:
+    """Return the hooks of a training run. Raises ConfigError for names of metrics that no evaluator gives."""
+    saving = cfg.to_dict().get('checkpoint') or dict(interval=None, keep=2, best=None, rule='greater')
+    best = saving['best'] if evaluators else None
+    check_metric_early(best, evaluators, where='checkpoint.best')
+    unit = 1 if cfg.schedule.max_epochs is None else steps.per_epoch
+    interval = saving['interval'] * unit if saving['interval'] else schedule.val_interval
+    hooks = [
+        StepHook(cfg.seed, schedule),
+        HistoryHook(work_dir, interval=max(1, min(50, schedule.max_iters // 60)), best=best, rule=saving['rule']),
+        ProgressHook(),
+        TrackerHook(cfg.loggers, work_dir, cfg.to_dict()),
+        CheckpointHook(interval=interval, keep=saving['keep']),
+    ]
+    if cfg.sample_pictures:
+        hooks.append(PictureHook(work_dir, count=cfg.sample_pictures))
+    if cfg.ema:
+        hooks.append(EmaHook(**cfg.ema))
+    if cfg.early_stopping:
+        check_metric_early(cfg.early_stopping.monitor, evaluators, where='early_stopping.monitor')
+        hooks.append(EarlyStoppingHook(**cfg.early_stopping))
+    return hooks + [build(hook) for hook in cfg.to_dict()['custom_hooks']]

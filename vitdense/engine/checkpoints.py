@@ -1,0 +1,248 @@
+"""Checkpoints that survive: whole or absent, checksummed, and loadable without running code.
+
+A checkpoint is a dict of tensors and plain Python, written with torch.save:
+
+* `format` 1, `version` of vitdense, `config` (text), `seed`, `amp`, `batch_size`, `world_size`
+* `step` (steps done), `drawn` (samples drawn by all ranks), `validation_pending`
+* `classes` ({field: names}), `metrics` of the last validation, `best`
+* `state_dict`: the weights to use (averaged ones, if there are any); `training_state_dict`: those that training moves,
+  where they differ
+* `optimizer` and whatever hooks add; a checkpoint of the best weights has neither.
+
+Beside `name.pth` lies `name.pth.sha256`. A file is written under a temporary name, flushed to disk, and only then
+renamed; older ones are deleted after that. While a name changes hands, its checksum file holds both sums.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitdense.errors import CheckpointError, DiskError
+
+logger = logging.getLogger('vitdense')
+POINTER = 'last_checkpoint'
+
+
+def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` at `path`, atomically, with its checksum. Raises DiskError; then `path` is as it was before."""
+    size = _bytes_of(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    if free < 1.1 * size:
+        raise _disk_error(path, size, free, 'there is not enough room')
+    temporary = path.with_name(f'{path.name}.tmp.{os.getpid()}')
+    try:
+        with open(temporary, 'wb') as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        digest = sha256_of(temporary)
+        sums = path.with_name(f'{path.name}.sha256')
+        earlier = sums.read_text().split() if sums.exists() and path.exists() else []
+        _write_text(sums, '\n'.join([digest, *earlier[:1]]) + '\n')
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+        if earlier:
+            _write_text(sums, digest + '\n')
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        full = getattr(error, 'errno', None) == errno.ENOSPC or free < 1.1 * size or 'writ' in str(error).lower()
+        if not full and not isinstance(error, OSError):
+            raise
+        raise _disk_error(path, size, free, str(error)) from error
+
+
+def _disk_error(path: Path, size: int, free: int, why: str) -> DiskError:
+    return DiskError(
+        f'checkpoint of {_human(size)} not written (free {_human(free)})',
+        where=str(path),
+        why=why,
+        fix='make room on the disk, then --resume; or lower checkpoint.keep',
+    )
+
+
+def _human(size: float) -> str:
+    for unit in ('B', 'kB', 'MB'):
+        if size < 1000:
+            return f'{size:.0f} {unit}'
+        size /= 1000
+    return f'{size:.1f} GB'
+
+
+def _bytes_of(content: Any) -> int:
+    if isinstance(content, Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, Mapping):
+        return sum(_bytes_of(item) for item in content.values())
+    if isinstance(content, list | tuple):
+        return sum(_bytes_of(item) for item in content)
+    return 64
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for results, unless it is there. Raises DiskError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError(
+            f"cannot make the folder '{path}'", where=str(path), why=str(error), fix='choose a folder you may write to'
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file atomically. Raises OSError."""
+    _write_text(path, text)
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f'{path.name}.tmp.{os.getpid()}')
+    try:
+        with open(temporary, 'w', encoding='utf-8') as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def checksum_fits(path: Path) -> bool | None:
+    """Return whether the file is the one that was written; None when there is no checksum to compare with."""
+    sums = path.with_name(f'{path.name}.sha256')
+    if not sums.exists():
+        return None
+    return sha256_of(path) in sums.read_text().split()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Return the content of a checkpoint of ours, on the CPU. No code in it is run. Raises CheckpointError."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(
+            f"no checkpoint '{path.name}'",
+            where=str(path),
+            why='there is no such file',
+            fix='check the path; a work directory can be given to --resume too',
+        )
+    if checksum_fits(path) is False:
+        raise CheckpointError(
+            'checksum mismatch',
+            where=str(path),
+            why='the file is not the one that was written: a damaged disk or copy',
+            fix='use another checkpoint of the run, or copy the file again',
+        )
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # foreign bytes fail in any way, even inside the unpickler
+        raise CheckpointError(
+            f"'{path.name}' cannot be read",
+            where=str(path),
+            why=_why_unreadable(path, error),
+            fix='use a file that vitdense wrote, or weights as safetensors',
+        ) from error
+    if not isinstance(content, dict) or 'state_dict' not in content:
+        raise CheckpointError(
+            f"'{path.name}' is not a checkpoint of vitdense",
+            where=str(path),
+            why=f'it has no state_dict; it holds {sorted(content)[:6] if isinstance(content, dict) else type(content)}',
+            fix='give a checkpoint (.pth) of a run, or a model folder',
+        )
+    return content
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    try:
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # the file is broken in some other way
+        unsafe = []
+    if unsafe:
+        return f'it would run code: {", ".join(sorted(unsafe)[:5])}'
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def steps_in(work_dir: Path) -> list[Path]:
+    """Return the checkpoints `step_*.pth` of a run, newest first."""
+    found = [path for path in work_dir.glob('step_*.pth') if path.stem.removeprefix('step_').isdigit()]
+    return sorted(found, key=lambda path: int(path.stem.removeprefix('step_')), reverse=True)
+
+
+def find_checkpoint(work_dir: str | Path) -> Path | None:
+    """Return the newest checkpoint of a run that is whole, or None. Says so when it passes over a damaged one."""
+    work_dir = Path(work_dir)
+    candidates = steps_in(work_dir)
+    try:
+        pointed = work_dir / (work_dir / POINTER).read_text().strip()
+        candidates = [pointed, *(path for path in candidates if path != pointed)] if pointed.is_file() else candidates
+    except OSError:
+        pass
+    broken: list[str] = []
+    for path in candidates:
+        try:
+            if not checksum_fits(path):
+                read_checkpoint(path)  # says what is wrong, or that a file without checksum is whole
+        except CheckpointError as error:
+            broken.append(f'{path.name}: {error.message}')
+            continue
+        if broken:
+            logger.warning('%s, using %s', '; '.join(broken), path.name)
+        return path
+    if broken:
+        logger.warning('%s: no whole checkpoint is left in %s', '; '.join(broken), work_dir)
+    return None
+
+
+def sweep(work_dir: Path) -> None:
+    """Delete temporary files that a killed run left behind."""
+    for path in work_dir.glob('*.tmp.*'):
+        if path.suffix[1:].isdigit():
+            path.unlink(missing_ok=True)
+
+
+def delete_older(work_dir: Path, keep: int) -> None:
+    """Delete all but the newest `keep` step checkpoints; checksums go first, so that no checksum outlives its file."""
+    for path in steps_in(work_dir)[max(keep, 1) :]:
+        path.unlink(missing_ok=True)
+        path.with_name(f'{path.name}.sha256').unlink(missing_ok=True)
+
+
+def to_cpu(value: Any) -> Any:
+    """Return `value` with every tensor on the CPU; containers become plain dicts and lists."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: to_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(to_cpu(item) for item in value)
+    return value
+
+
+def non_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors of `state` that are not finite."""
+    return [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]

@@ -1,0 +1,87 @@
+"""What all command-line tools share: options that help when misspelt, and errors as one block with an exit code.
+
+Nothing heavy is imported here, so that `--help` is immediate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from vitdense.errors import ConfigError, ResourceError, VitDenseError, did_you_mean
+
+INTERRUPTED = 130  # exit code after Ctrl-C, by the convention of shells
+
+
+def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> NoReturn:
+    """Call `main(argv)` and leave the program with its answer (None: 0), or with the exit code of its error.
+
+    A VitDenseError becomes its block on stderr; with VITDENSE_DEBUG=1 the traceback is shown as well. Other errors are
+    bugs and keep their traceback.
+    """
+    try:
+        code = main(argv) or 0
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except (VitDenseError, ImportError) as error:
+        code = _explain(error)
+    sys.exit(code)
+
+
+def _explain(error: VitDenseError | ImportError) -> int:
+    """Print the block of an error and return its exit code. An ImportError that is not about OpenCV goes on."""
+    if os.environ.get('VITDENSE_DEBUG') == '1':
+        import traceback
+
+        traceback.print_exc()
+    if isinstance(error, ImportError):
+        error = opencv_error(error)
+    print(error, file=sys.stderr)
+    return error.exit_code
+
+
+def opencv_error(error: ImportError) -> ResourceError:
+    """Return what to do when OpenCV cannot be imported; any other ImportError is raised again."""
+    libraries = ('libGL', 'libxcb', 'libgthread', 'libglib')
+    if error.name != 'cv2' and not any(library in str(error) for library in libraries):
+        raise error
+    return ResourceError(
+        'OpenCV cannot be imported',
+        where='import cv2',
+        why=str(error),
+        fix='apt-get install libgl1 libglib2.0-0 libxcb1; or, where you may not install system packages,\n'
+        'pip uninstall -y opencv-python && pip install opencv-python-headless',
+    )
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ConfigError with the nearest option, and which takes no abbreviations."""
+
+    def __init__(self, **options: object) -> None:
+        options.setdefault('formatter_class', argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        """Return the parsed arguments. Raises ConfigError for wrong ones."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = [name for action in self._actions for name in action.option_strings]
+            word = next((word for word in unknown if word.startswith('-')), unknown[0]).split('=')[0]
+            self.error(f'unknown argument {word}{did_you_mean(word, known) if word.startswith("-") else ""}')
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(
+            message,
+            where=self.prog,
+            why=self.format_usage().strip(),
+            fix=f'see {self.prog} --help for what can be given',
+        )

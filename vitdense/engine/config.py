@@ -1,0 +1,306 @@
+"""Config files: what may stand in one, how it is read, changed from the command line, and written down.
+
+A config is new-style mmengine Python (`with read_base(): ...`). **It is code and it runs when it is read**: load only
+configs that you would run as a program. What it leaves behind is data only: numbers, words, lists, dicts, and classes
+under the key `type`. Rules: no `def` and no calls but `dict(...)` and methods of dicts; a class stands only at `type`.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.config.lazy import LazyAttr, LazyObject
+
+from vitdense.engine.overrides import apply_options
+from vitdense.errors import ConfigError, VitDenseError, did_you_mean
+from vitdense.registry import resolve
+
+# Sections with fixed keys, and their defaults. Of a section that may be None, the second line is what it may hold.
+SECTIONS: dict[str, dict[str, Any]] = {
+    'optim_wrapper': dict(optimizer=None, groups=None, clip_grad=None, accumulative_counts=1),
+    'schedule': dict(
+        max_iters=None,
+        max_epochs=None,
+        val_interval=None,
+        warmup_iters=0,
+        warmup_ratio=1e-6,
+        decay='poly',
+        power=1.0,
+        milestones=(),
+        gamma=0.1,
+        min_ratio=0.0,
+    ),
+    'checkpoint': dict(interval=None, keep=2, best=None, rule='greater'),
+}
+OPTIONAL_SECTIONS: dict[str, dict[str, Any]] = {
+    'ema': dict(momentum=0.0002),
+    'early_stopping': dict(monitor=None, rule='greater', patience=5, min_delta=0.0),
+}
+LOADER_KEYS = ('batch_size', 'num_workers', 'dataset')
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+VALUES: dict[str, Any] = dict(
+    ema=None,
+    early_stopping=None,
+    loggers=(),
+    seed=0,
+    amp='auto',
+    custom_hooks=(),
+    sample_pictures=8,
+)
+# `data_root` is handed to every data set as `root`
+KEYS = ('model', *LOADERS, 'val_evaluator', 'test_evaluator', *SECTIONS, *VALUES, 'work_dir', 'data_root')
+WORDS = {
+    'amp': ('auto', 'bf16', 'fp16', 'off'),
+    'schedule.decay': ('poly', 'cosine', 'step', 'constant'),
+    'checkpoint.rule': ('greater', 'less'),
+    'early_stopping.rule': ('greater', 'less'),
+}
+
+
+def load_config(path: str | Path, options: Sequence[str] = (), *, workers: int | None = None) -> Config:
+    """Return the config at `path`, completed with defaults, changed by `options` and checked.
+
+    `path` may also be `configs/...` of the installed package. `options` are `K=V` words (see
+    `vitdense.engine.overrides`); `workers` is the number of workers of every loader. In the result every class is
+    written as its dotted path, so that it can be copied, dumped and compared.
+
+    Raises ConfigError, naming the file, for a file that cannot be read, an unknown key (with the nearest match), a
+    `type` that cannot be imported, and values that are not data.
+    """
+    path = find_config(path)
+    content = _read(path)
+    _check_keys(content, KEYS, where=str(path))
+    _complete(content)
+    apply_options(content, options)
+    for key in LOADERS:
+        if workers is not None and content.get(key):
+            content[key]['num_workers'] = workers
+    _check(content, str(path))
+    cfg = Config(content)
+    object.__setattr__(cfg, '_filename', str(path))
+    return cfg
+
+
+def find_config(path: str | Path) -> Path:
+    """Return the file that `path` names: itself, or the one in the installed `vitdense.configs`."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    spec = importlib.util.find_spec('vitdense.configs')
+    homes = [Path(home) for home in (spec.submodule_search_locations or ())] if spec else []
+    relative = Path(*path.parts[1:]) if path.parts[:1] == ('configs',) else path
+    for home in homes:
+        if not relative.is_absolute() and (home / relative).is_file():
+            return home / relative
+    known = [f'configs/{file.relative_to(home)}' for home in homes for file in home.rglob('*.py')]
+    beside = [str(file) for file in path.parent.glob('*.py')]
+    raise ConfigError(
+        f"no config '{path}'{did_you_mean(str(path), [*beside, *known])}",
+        where=str(path),
+        why='there is no such file, here or among the configs that vitdense brings',
+        fix='check the spelling; run from the folder that the path is relative to',
+    )
+
+
+def dump_config(cfg: Config | Mapping[str, Any], path: str | Path) -> None:
+    """Write `cfg` as a Python file that `load_config` reads back to the same config. Nothing is imported there."""
+    Path(path).write_text(config_text(cfg), encoding='utf-8')
+
+
+def config_text(cfg: Config | Mapping[str, Any]) -> str:
+    """Return the text that `dump_config` writes."""
+    content = cfg.to_dict() if isinstance(cfg, Config) else cfg
+    return ''.join(f'{key} = {_source(value, 0)}\n' for key, value in content.items())
+
+
+def _source(value: Any, depth: int) -> str:
+    """Return `value` as Python source, broken into lines where it is long."""
+    if isinstance(value, Mapping) and all(isinstance(key, str) and key.isidentifier() for key in value):
+        parts, ends = [f'{key}={_source(item, depth + 1)}' for key, item in value.items()], ('dict(', ')')
+    elif isinstance(value, Mapping):
+        parts, ends = [f'{key!r}: {_source(item, depth + 1)}' for key, item in value.items()], ('{', '}')
+    elif isinstance(value, list | tuple):
+        parts, ends = (
+            [_source(item, depth + 1) for item in value],
+            ('[', ']') if isinstance(value, list) else ('(', ')'),
+        )
+    else:
+        return repr(value)
+    line = ends[0] + ', '.join(parts) + (',' if isinstance(value, tuple) and len(parts) == 1 else '') + ends[1]
+    if len(line) + 4 * depth <= 100 and '\n' not in line:
+        return line
+    indent = '    ' * (depth + 1)
+    return ends[0] + '\n' + ''.join(f'{indent}{part},\n' for part in parts) + '    ' * depth + ends[1]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Run the config file and return its top-level names as plain data."""
+    if path.suffix != '.py':
+        raise ConfigError(
+            f"'{path.name}' is not a Python file",
+            where=str(path),
+            why='configs are Python files',
+            fix='give a .py config; see configs/ for examples',
+        )
+    _mend_stdlib_check()
+    try:
+        cfg = Config.fromfile(str(path), lazy_import=True)
+    except VitDenseError:
+        raise
+    except Exception as error:  # the file is a program: it may fail in any way
+        raise ConfigError(
+            f"cannot read '{path.name}': {type(error).__name__}",
+            where=f'{path}{_line(error, path)}',
+            why=str(error) or 'a config must not call imported functions: it holds dicts, numbers and classes at type=',
+            fix='mend the line; VITDENSE_DEBUG=1 shows the traceback',
+        ) from error
+    imported = cfg._imported_names
+    content = {key: value for key, value in cfg._cfg_dict._to_lazy_dict().items() if key not in imported}
+    content.pop('read_base', None)
+    return {
+        key: _plain(value, key, str(path))
+        for key, value in content.items()
+        if not isinstance(value, ModuleType)  # `import math`
+    }
+
+
+def _line(error: Exception, path: Path) -> str:
+    """Return `:LINE` of the last place in the config that the error passed through, or nothing."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f':{error.lineno}'
+    lines, frame = [], error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == str(path):
+            lines.append(frame.tb_lineno)
+        frame = frame.tb_next
+    return f':{lines[-1]}' if lines else ''
+
+
+def _mend_stdlib_check() -> None:
+    """Let configs import from the standard library inside virtual environments, where mmengine 0.10.7 mistakes it.
+
+    mmengine compares file paths with that of the Python program, which fails where the environment links to it.
+    """
+    from mmengine.config import config, utils
+
+    original = utils._is_builtin_module
+    if getattr(original, 'knows_stdlib', False):
+        return
+
+    def is_builtin(module_name: str) -> bool:
+        return module_name.split('.')[0] in sys.stdlib_module_names or original(module_name)
+
+    is_builtin.knows_stdlib = True
+    config._is_builtin_module = utils._is_builtin_module = is_builtin
+
+
+def _plain(value: Any, key: str, file: str) -> Any:
+    """Return `value` as builtin data, classes as dotted paths. Raises ConfigError for what a config cannot hold."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item, f'{key}.{name}', file) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item, f'{key}.{row}', file) for row, item in enumerate(value))
+    if isinstance(value, LazyObject | LazyAttr) and key.endswith('.type'):
+        return f'{value.module}.{value}'
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise ConfigError(
+        f'{key} is {value!r}, which is not data',
+        where=file,
+        why='a config holds numbers, words, lists and dicts; classes stand at the key type only',
+        fix=f'write {key} as a number or a word, or give the part that reads it its own type=',
+    )
+
+
+def _check_keys(content: Mapping[str, Any], known: Sequence[str], *, where: str, prefix: str = '') -> None:
+    for key in content:
+        if key not in known:
+            raise ConfigError(
+                f"unknown key '{prefix}{key}'{did_you_mean(key, known)}",
+                where=where,
+                why=f'the keys {"of " + prefix[:-1] if prefix else "of a config"} are: {", ".join(known)}',
+                fix=f"remove or rename '{prefix}{key}'",
+            )
+
+
+def _complete(content: dict[str, Any]) -> None:
+    """Fill in defaults, so that every option can be named and the dumped config says everything."""
+    for key, default in VALUES.items():
+        content.setdefault(key, copy.deepcopy(default))
+    for key, defaults in {**SECTIONS, **OPTIONAL_SECTIONS}.items():
+        given = content.get(key)
+        if isinstance(given, dict):
+            content[key] = {**given, **{name: value for name, value in defaults.items() if name not in given}}
+
+
+def _check(content: dict[str, Any], file: str) -> None:
+    """Raise ConfigError unless sections, words and types of the complete config are right."""
+    for key, known in {**SECTIONS, **OPTIONAL_SECTIONS}.items():
+        if isinstance(content.get(key), dict):
+            _check_keys(content[key], tuple(known), where=file, prefix=f'{key}.')
+        elif content.get(key) is not None:
+            raise ConfigError(
+                f'{key} is {content[key]!r}',
+                where=file,
+                why=f'{key} is a dict with the keys {", ".join(known)}',
+                fix=f'write {key} = dict({next(iter(known))}=...)',
+            )
+    for key in LOADERS:
+        if content.get(key) is not None:
+            _check_keys(content[key], LOADER_KEYS, where=file, prefix=f'{key}.')
+    for key, words in WORDS.items():
+        section, _, name = key.rpartition('.')
+        holder = content.get(section) if section else content
+        if isinstance(holder, dict) and name in holder and holder[name] not in words:
+            raise ConfigError(
+                f'{key} is {holder[name]!r}{did_you_mean(holder[name], words)}',
+                where=file,
+                why=f'{key} is one of {", ".join(words)}',
+                fix=f'choose one of {", ".join(words)}',
+            )
+    _check_counts(content, file)
+    for key, kind in _types(content, ''):
+        try:
+            resolve(kind)
+        except ConfigError as error:
+            raise ConfigError(error.message, where=f'{file}: {key} = {kind!r}', why=error.why, fix=error.fix) from error
+
+
+def _check_counts(content: dict[str, Any], file: str) -> None:
+    """Raise ConfigError for a seed, a batch size or a number of workers that cannot be."""
+    counts = [('seed', content['seed'], 0, 2**32 - 1)]
+    for key in LOADERS:
+        loader = content.get(key) or {}
+        counts += [
+            (f'{key}.{name}', loader[name], least, None)
+            for name, least in (('batch_size', 1), ('num_workers', 0))
+            if name in loader
+        ]
+    for key, value, least, most in counts:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or value < least or (most is not None and value > most):
+            limits = f'from {least} on' if most is None else f'from {least} to {most}'
+            raise ConfigError(
+                f'{key} is {value!r}', where=file, why=f'it is a whole number {limits}', fix=f'give {key} such a number'
+            )
+
+
+def _types(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Yield every `(key path, type)` of the config."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if name == 'type':
+                yield f'{key}.type', item
+            else:
+                yield from _types(item, f'{key}.{name}' if key else name)
+    elif isinstance(value, list | tuple):
+        for row, item in enumerate(value):
+            yield from _types(item, f'{key}.{row}')

@@ -1,0 +1,70 @@
+"""Where lines for people go: one console for progress bars, tables and log lines, and a log file with everything."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+from logging.handlers import MemoryHandler
+from pathlib import Path
+
+from mmengine.dist import is_main_process
+from rich.console import Console
+from rich.table import Table
+
+logger = logging.getLogger('vitdense')
+
+
+@cache
+def console() -> Console:
+    """Return the console that everything is printed on; a live bar stays below what is printed."""
+    made = Console(highlight=False, soft_wrap=True)
+    if not made.is_terminal:
+        made.width = 200  # files and pipes have no edge
+    return made
+
+
+class ConsoleHandler(logging.Handler):
+    """Print log records above a live bar; warnings are marked."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        mark = f'{record.levelname.lower()}: ' if record.levelno >= logging.WARNING else ''
+        console().print(mark + record.getMessage(), markup=False)
+
+
+def start_logging(work_dir: Path | None, *, keep: bool = False) -> None:
+    """Send the log of vitdense to the console and, with a work directory, to `log.txt` in it. Repeatable.
+
+    With `keep`, lines are kept in memory for the `log.txt` of the next call. In distributed runs only the first
+    process tells more than warnings.
+    """
+    logger.setLevel(logging.INFO if is_main_process() else logging.WARNING)
+    logger.propagate = False
+    kept = []
+    for handler in list(logger.handlers):
+        kept += handler.buffer if isinstance(handler, MemoryHandler) else []
+        logger.removeHandler(handler)
+        handler.close()
+    logger.addHandler(ConsoleHandler())
+    if keep:
+        logger.addHandler(MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1))
+    if work_dir is not None and is_main_process():
+        file = logging.FileHandler(work_dir / 'log.txt', encoding='utf-8')
+        file.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s'))
+        logger.addHandler(file)
+        for record in kept:
+            file.handle(record)
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: words at the left, numbers at the right. The log file gets it as lines."""
+    table = Table(title=title, title_justify='left', title_style='bold', show_edge=False, pad_edge=False)
+    for row, name in enumerate(header):
+        table.add_column(name, justify='left' if row == 0 else 'right')
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            text = '\n'.join('  '.join(cells) for cells in [header, *rows])
+            handler.emit(logger.makeRecord('vitdense', logging.INFO, '', 0, f'{title}\n{text}', (), None))

@@ -1,0 +1,190 @@
+"""The numbers of a run: averaged losses, validation metrics, the best of them; `metrics.csv` and `metrics.json`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from torch import Tensor
+
+from vitdense.engine.checkpoints import write_text
+from vitdense.errors import ConfigError, did_you_mean
+
+logger = logging.getLogger('vitdense')
+Row = dict[str, float | int | None]
+
+
+class HistoryHook(Hook):
+    """Keep one row for every `interval` steps and one for every validation.
+
+    Losses are averaged over the interval on the device, and read once per interval. Values that are not finite become
+    None: empty in the csv file, null in the json file. `best` is the name of the metric by which validations are
+    compared, and `rule` says whether more is better; then `improved` is True from a better validation to the next one.
+    """
+
+    priority = 'BELOW_NORMAL'
+
+    def __init__(
+        self, work_dir: Path, *, interval: int, best: str | None, rule: Literal['greater', 'less'] = 'greater'
+    ) -> None:
+        self.work_dir = work_dir
+        self.interval = interval
+        self.best_key = best
+        self.sign = 1 if rule == 'greater' else -1
+        self.rows: list[Row] = []
+        self.metrics: Row = {}
+        self.best: Row = {}
+        self.improved = False
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._columns: list[str] = []
+        self._since = (0.0, 0.0)  # (clock, seconds waited) at the last row
+
+    def before_train(self, runner: Any) -> None:
+        self._since = (time.perf_counter(), runner.train_loop.waited)
+        if is_main_process():
+            self._rewrite()
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        for key, value in (outputs or {}).items():
+            self._sums[key] = self._sums.get(key, 0) + value.detach()
+        self._count += 1
+        if (batch_idx + 1) % self.interval == 0 or batch_idx + 1 == runner.max_iters:
+            self._add(self._training_row(runner, batch_idx + 1))
+
+    def _training_row(self, runner: Any, step: int) -> Row:
+        means = torch.stack([value.float() for value in self._sums.values()]).div(self._count).tolist()
+        clock, waited = time.perf_counter(), runner.train_loop.waited
+        seconds = max(clock - self._since[0], 1e-9)
+        row: Row = {'step': step, **dict(zip(self._sums, means, strict=True))}
+        row['lr'] = max(group['lr'] for group in runner.optim_wrapper.optimizer.param_groups)
+        norm, runner.optim_wrapper.grad_norm = runner.optim_wrapper.grad_norm, None
+        row['grad_norm'] = None if norm is None else float(norm)  # None: gradients were only accumulated
+        row['steps_per_second'] = self._count / seconds
+        row['data_wait'] = (waited - self._since[1]) / seconds  # share of the time
+        self._sums, self._count, self._since = {}, 0, (clock, waited)
+        return row
+
+    def before_val(self, runner: Any) -> None:
+        self._pause = (time.perf_counter(), runner.train_loop.waited)
+
+    def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
+        step = runner.train_loop.iter
+        self.metrics = finite(metrics or {})
+        if self.best_key is not None:
+            check_metric(self.best_key, self.metrics, where='checkpoint.best')
+        value, record = self.metrics.get(self.best_key), self.best.get(self.best_key)
+        self.improved = value is not None and (record is None or self.sign * (value - record) > 0)
+        if self.improved:
+            self.best = {**self.metrics, 'step': step}
+        self._add({'step': step, **self.metrics})
+        self._since = (self._since[0] + time.perf_counter() - self._pause[0], self._since[1])
+        self._write_json(runner)
+
+    def after_train(self, runner: Any) -> None:
+        self._write_json(runner)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint['metrics'] = dict(self.metrics)
+        checkpoint['best'] = dict(self.best)
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Go on with the rows up to the step of the checkpoint; later ones were written by a run that was cut off."""
+        self.metrics, self.best = checkpoint.get('metrics', {}), checkpoint.get('best', {})
+        self.rows = [row for row in read_rows(self.work_dir / 'metrics.csv') if row['step'] <= checkpoint['step']]
+
+    def _add(self, row: Row) -> None:
+        row = finite(row)
+        self.rows.append(row)
+        if not is_main_process():
+            return
+        if set(row) <= set(self._columns):
+            with open(self.work_dir / 'metrics.csv', 'a', newline='', encoding='utf-8') as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+        else:
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        self._columns = list(dict.fromkeys(['step', *(key for row in self.rows for key in row)]))
+        with open(self.work_dir / 'metrics.csv', 'w', newline='', encoding='utf-8') as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def _write_json(self, runner: Any) -> None:
+        if not is_main_process():
+            return
+        seeded = runner.train_dataloader.dataset.dataset
+        content = {
+            **self.metrics,
+            'step': runner.train_loop.iter,
+            'best': self.best,
+            'skipped_steps': runner.optim_wrapper.refused,
+            'bad_images': seeded.num_bad,
+        }
+        write_json(self.work_dir / 'metrics.json', content)
+
+
+def finite(row: Mapping[str, Any]) -> Row:
+    """Return `row` with plain Python numbers; what is not finite is None."""
+    numbers = {key: value.item() if hasattr(value, 'item') else value for key, value in row.items()}
+    return {
+        key: value if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)) else None
+        for key, value in numbers.items()
+    }
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write valid JSON (no NaN), atomically."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + '\n')
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a `metrics.csv`; empty cells are left out."""
+    if not path.exists():
+        return []
+    with open(path, newline='', encoding='utf-8') as file:
+        return [
+            {key: int(cell) if key == 'step' else float(cell) for key, cell in row.items() if key and cell}
+            for row in csv.DictReader(file)
+            if (row.get('step') or '').isdigit()
+        ]
+
+
+def check_metric(key: str, metrics: Mapping[str, Any], *, where: str) -> None:
+    """Raise ConfigError when validation gave metrics, but not `key`."""
+    if metrics and key not in metrics:
+        raise ConfigError(
+            f"there is no metric '{key}'{did_you_mean(key, metrics)}",
+            where=where,
+            why=f'validation gives {", ".join(metrics)}',
+            fix=f"set {where} to one of them, such as '{next(iter(metrics))}'",
+        )
+
+
+def check_metric_early(key: str | None, metrics: Sequence[Any], *, where: str) -> None:
+    """Raise ConfigError at the start when no evaluator can give `key`.
+
+    Evaluators are known by their prefix, and by their `names` where they have that attribute.
+    """
+    if key is None or not metrics:
+        return
+    prefix, _, name = key.rpartition('/')
+    owners = [metric for metric in metrics if metric.prefix == prefix]
+    known = [f'{metric.prefix}/{name}' for metric in metrics for name in getattr(metric, 'names', ('...',))]
+    if not owners or not any(name in getattr(metric, 'names', (name,)) for metric in owners):
+        raise ConfigError(
+            f"there is no metric '{key}'{did_you_mean(key, known)}",
+            where=where,
+            why=f'the evaluators give {", ".join(known)}',
+            fix=f'set {where} to a metric that val_evaluator gives',
+        )

@@ -1,0 +1,246 @@
+"""A model by itself: `model.json` (data only) and `model.safetensors`. Loading one never runs code that it brings.
+
+`model.json` holds `format` 1, the `recipe` of the model with dotted types, `classes` ({field: names}), `palette`, the
+evaluation `transforms`, `mean` and `std`, the version of vitdense, and the SHA-256 of the weights. Types are looked up
+only among the parts of vitdense and torchvision's v2 transforms.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import vitdense
+from vitdense.engine.checkpoints import read_checkpoint, sha256_of, sync_folder, write_text
+from vitdense.engine.config import load_config
+from vitdense.errors import CheckpointError, ConfigError, DiskError
+from vitdense.model import DenseModel
+from vitdense.registry import build, resolve
+from vitdense.weights import load_weights, read_weights, save_weights
+
+FORMAT = 1
+WEIGHTS = 'model.safetensors'
+MAX_BYTES = 10_000_000  # of model.json
+ROOMS = (
+    'vitdense.model',
+    'vitdense.networks',
+    'vitdense.backbones',
+    'vitdense.adapters',
+    'vitdense.heads',
+    'vitdense.layers',
+    'vitdense.tasks',
+    'vitdense.ops',
+    'vitdense.data.transforms',
+    'torchvision.transforms.v2',
+)
+# arguments that make timm read other files or the network
+OUTSIDE = ('checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir', 'features_only')
+
+
+def without_pretrained(recipe: Any) -> Any:
+    """Return a model recipe whose parts load no weights of their own: a checkpoint brings them all."""
+    if isinstance(recipe, Mapping):
+        return {key: False if key == 'pretrained' else without_pretrained(value) for key, value in recipe.items()}
+    if isinstance(recipe, list | tuple):
+        return type(recipe)(without_pretrained(item) for item in recipe)
+    return recipe
+
+
+def save_model_folder(
+    folder: str | Path,
+    recipe: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    *,
+    metainfo: Mapping[str, Any],
+    transforms: Sequence[Mapping[str, Any]] = (),
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model folder; it appears under its name only when it is whole.
+
+    `recipe` is a config's `model`, `state` its weights, `metainfo` the `classes` and `palette` of the data set,
+    `transforms` the recipes of the evaluation transforms. `facts` are added to the json file as they are. Raises
+    DiskError.
+    """
+    folder = Path(folder)
+    temporary = folder.with_name(f'{folder.name}.tmp.{os.getpid()}')
+    content = {
+        'format': FORMAT,
+        'vitdense': vitdense.__version__,
+        'recipe': without_pretrained(recipe),
+        'classes': metainfo.get('classes', {}),
+        'palette': metainfo.get('palette', {}),
+        'transforms': list(transforms),
+        **(facts or {}),
+        'licence': 'The weights follow the licences of their pretraining and of the data they were trained on.',
+    }
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        save_weights(temporary / WEIGHTS, state)
+        content['weights'] = {'file': WEIGHTS, 'sha256': sha256_of(temporary / WEIGHTS)}
+        write_text(temporary / 'model.json', json.dumps(content, indent=1, allow_nan=False, default=list) + '\n')
+        _put_in_place(temporary, folder)
+    except OSError as error:
+        raise DiskError(
+            f"could not write the model folder '{folder.name}'",
+            where=str(folder),
+            why=str(error),
+            fix='make room on the disk or choose another folder',
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Give a finished folder its name; the one that had it goes away after that."""
+    old = folder.with_name(f'{folder.name}.old.{os.getpid()}')
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(temporary, folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_model_folder(folder: str | Path) -> tuple[DenseModel, dict[str, Any]]:
+    """Return the model of a folder with its weights, and the content of `model.json`.
+
+    Raises CheckpointError when a file is missing or damaged, or when a recipe names anything but parts of vitdense
+    and torchvision's v2 transforms.
+    """
+    folder = Path(folder)
+    info = _read_json(folder / 'model.json')
+    weights = folder / str(info['weights']['file'])
+    if weights.parent != folder or not weights.is_file():
+        raise _broken(weights, 'the weights are missing', 'model.json names a file that is not in the folder')
+    if sha256_of(weights) != info['weights']['sha256']:
+        raise _broken(weights, 'checksum mismatch', 'the weights are not those that model.json describes')
+    info['recipe'], info['transforms'] = _tuples(info['recipe']), _tuples(info['transforms'])
+    for key, part in _recipes([info['recipe'], info['transforms']], 'model.json'):
+        _check_part(key, part, folder)
+    model = build(without_pretrained(info['recipe']), classes=info['classes'])
+    if not isinstance(model, DenseModel):
+        raise _broken(folder / 'model.json', 'the recipe is not a model', f'it makes a {type(model).__name__}')
+    load_weights(model, read_weights(weights), where=str(weights))
+    return model, info
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f'it is larger than {MAX_BYTES} bytes')
+        info = json.loads(path.read_text(encoding='utf-8'))
+        if not isinstance(info, dict) or info.get('format') != FORMAT:
+            found = info.get('format') if isinstance(info, dict) else None
+            raise ValueError(f'its format is {found!r}, this version reads {FORMAT}')
+        missing = {'recipe', 'classes', 'transforms', 'weights'} - info.keys()
+        if missing:
+            raise ValueError(f'it lacks {", ".join(sorted(missing))}')
+        if not {'file', 'sha256'} <= dict(info['weights']).keys():
+            raise ValueError('it does not name the weights and their checksum')
+        return info
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise _broken(path, 'this is not a model folder', str(error)) from error
+
+
+def _broken(path: Path, message: str, why: str) -> CheckpointError:
+    return CheckpointError(
+        message,
+        where=str(path),
+        why=why,
+        fix='give the folder model/ of a training run, whole; or --config and --checkpoint',
+    )
+
+
+def _tuples(value: Any) -> Any:
+    """Return JSON data with lists of plain values as tuples, which is what recipes are written with."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        items = [_tuples(item) for item in value]
+        return items if any(isinstance(item, dict) for item in items) else tuple(items)
+    return value
+
+
+def _recipes(value: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(value, dict):
+        yield key, value
+        for name, item in value.items():
+            yield from _recipes(item, f'{key}.{name}')
+    elif isinstance(value, list | tuple):
+        for row, item in enumerate(value):
+            yield from _recipes(item, f'{key}.{row}')
+
+
+def _check_part(key: str, part: Mapping[str, Any], folder: Path) -> None:
+    """Raise CheckpointError unless a recipe names a class of ours and stays inside the folder."""
+    outside = [name for name in part if name in OUTSIDE]
+    if outside or ':' in str(part.get('name', '')):
+        raise _broken(folder / 'model.json', f'{key} points outside', f'it gives {outside or part["name"]}')
+    if 'type' not in part:
+        return
+    kind = part['type']
+    allowed = isinstance(kind, str) and any(kind.startswith(f'{room}.') for room in ROOMS)
+    try:
+        found = resolve(kind) if allowed else None
+    except ConfigError as error:
+        raise _broken(folder / 'model.json', error.message, 'it may come from a newer version of vitdense') from error
+    # a module of ours also holds what it imports: only classes that live in our rooms count
+    if not isinstance(found, type) or not any(f'{found.__module__}.'.startswith(f'{room}.') for room in ROOMS):
+        raise _broken(folder / 'model.json', f'{key}.type is {kind!r}', 'a model is made of parts of vitdense only')
+
+
+def read_checkpoint_model(config: str | Path, checkpoint: str | Path) -> tuple[DenseModel, dict[str, Any]]:
+    """Return the model of a config file with the weights of a checkpoint, and the same facts as `read_model_folder`.
+
+    `checkpoint` is a .pth of a run, a model folder, or weights (.safetensors, .pth) of the whole model. Classes are
+    those that the checkpoint remembers, else those of the config's test data. Raises ConfigError, CheckpointError.
+    """
+    from vitdense.engine.loaders import build_dataset
+
+    cfg = load_config(config)
+    state, facts = read_state(checkpoint)
+    section = cfg.get('test_dataloader') or cfg.get('val_dataloader') or cfg.get('train_dataloader')
+    metainfo = facts.get('metainfo')
+    if not metainfo:
+        metainfo = build_dataset(section.to_dict()['dataset'], root=cfg.get('data_root')).metainfo
+    recipe = without_pretrained(cfg.model.to_dict())
+    model = build(recipe, classes=metainfo['classes'])
+    load_weights(model, state, where=str(checkpoint))
+    transforms = section.to_dict()['dataset'].get('transforms') or []
+    return model, {
+        'recipe': recipe,
+        'classes': metainfo['classes'],
+        'palette': metainfo.get('palette', {}),
+        'transforms': list(transforms),
+    }
+
+
+def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights at `path` and what the file says about them (`metainfo`, `step`, `averaged`, ...).
+
+    `path` is a checkpoint of a run (the averaged weights are taken where there are any), a model folder, or a file
+    of weights. Raises CheckpointError.
+    """
+    path = Path(path)
+    if path.is_dir():
+        info = _read_json(path / 'model.json')
+        weights = path / str(info['weights']['file'])
+        if weights.parent != path or not weights.is_file() or sha256_of(weights) != info['weights']['sha256']:
+            raise _broken(weights, 'checksum mismatch', 'the weights are not those that model.json describes')
+        return read_weights(weights), {'metainfo': {key: info.get(key, {}) for key in ('classes', 'palette')}}
+    if path.suffix == '.safetensors' or not path.is_file():
+        return read_weights(path), {}
+    try:
+        content = read_checkpoint(path)
+    except CheckpointError as error:
+        if 'checksum' in error.message:
+            raise
+        return read_weights(path), {}  # weights of other programs; it refuses what is not safe
+    facts = {key: value for key, value in content.items() if key in ('metainfo', 'step', 'metrics', 'classes')}
+    facts['averaged'] = 'training_state_dict' in content or 'ema_updates' in content
+    return content['state_dict'], facts

@@ -1,0 +1,114 @@
+"""`--cfg-options K=V`: change a config from the command line, strictly.
+
+* `model.network.backbone.drop_path=0.2`: a dotted path; list items by number (`val_evaluator.0.head=sem`).
+* The key must exist; a misspelt one is refused with the nearest match. `+K=V` adds a key.
+* V is a Python literal where it can be (`0.1`, `None`, `(1, 2)`, `{'a': 1}`, `dict(a=1)`); anything else is a word.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from vitdense.errors import ConfigError, did_you_mean
+from vitdense.registry import resolve
+
+
+def apply_options(content: dict[str, Any], options: Sequence[str]) -> None:
+    """Change `content` in place. Raises ConfigError for an option that names no key or has no value."""
+    for option in options:
+        key, equals, text = option.partition('=')
+        if not equals or not key.strip('+'):
+            raise ConfigError(
+                f"'{option}' is not K=V",
+                where='--cfg-options',
+                why='an option is a key, an equals sign and a value, without spaces around it',
+                fix="write for example --cfg-options schedule.max_iters=100 'schedule.milestones=(60, 80)'",
+            )
+        added = key.startswith('+')
+        path = key.removeprefix('+').split('.')
+        _set(content, path, parse_value(text), option=option, added=added)
+
+
+def parse_value(text: str) -> Any:
+    """Return the Python literal that `text` spells, or `text` itself."""
+    try:
+        return ast.literal_eval(_DictCalls().visit(ast.parse(text.strip(), mode='eval')))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return {'true': True, 'false': False, 'none': None}.get(text.lower(), text)
+
+
+class _DictCalls(ast.NodeTransformer):
+    """Write `dict(a=1)`, as configs say it, as the literal `{'a': 1}`."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        named = all(item.arg for item in node.keywords) and not node.args
+        if not (named and isinstance(node.func, ast.Name) and node.func.id == 'dict'):
+            return node
+        return ast.Dict([ast.Constant(item.arg) for item in node.keywords], [item.value for item in node.keywords])
+
+
+def _set(content: Any, path: Sequence[str], value: Any, *, option: str, added: bool) -> None:
+    """Walk to the holder of the last key and set it; tuples on the way are made anew."""
+    key, rest = path[0], path[1:]
+    if isinstance(content, list):
+        row = _row(content, key, option)
+        if rest:
+            content[row] = _opened(content[row])
+            _set(content[row], rest, value, option=option, added=added)
+        else:
+            content[row] = value
+        return
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"'{option}' goes into {content!r}, which has no keys",
+            where=f'--cfg-options {option}',
+            why=f"the part before '{key}' is a plain value",
+            fix="set the whole value instead, as a literal: K={'key': value}",
+        )
+    if key not in content and not added:
+        raise _unknown(content, key, option)
+    if not rest:
+        content[key] = value
+        return
+    content[key] = _opened(content.get(key, {}))
+    _set(content[key], rest, value, option=option, added=added)
+
+
+def _opened(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _row(content: list, key: str, option: str) -> int:
+    if key.lstrip('-').isdigit() and -len(content) <= int(key) < len(content):
+        return int(key)
+    raise ConfigError(
+        f"'{key}' is no item of a list of {len(content)}",
+        where=f'--cfg-options {option}',
+        why='items of lists are named by number, from 0',
+        fix=f'use a number from 0 to {len(content) - 1}' if content else 'the list is empty: set it as a whole',
+    )
+
+
+def _unknown(content: dict[str, Any], key: str, option: str) -> ConfigError:
+    """Return the error for a key that is not there; it knows the arguments of the recipe."""
+    takes: tuple[str, ...] = ()
+    if 'type' in content:
+        try:
+            takes = tuple(inspect.signature(resolve(content['type'])).parameters)
+        except (ConfigError, ValueError, TypeError):
+            takes = ()
+    known = list(dict.fromkeys([*content, *takes]))
+    if key in takes:
+        fix = f'write +{option}: {content["type"].rpartition(".")[2]} takes it, but the config does not set it'
+    else:
+        fix = f'check the spelling; +{option} adds a new key'
+    return ConfigError(
+        f"the config has no key '{key}'{did_you_mean(key, [name for name in known if name != key])}",
+        where=f'--cfg-options {option}',
+        why=f'the keys there are: {", ".join(content) or "none"}',
+        fix=fix,
+    )

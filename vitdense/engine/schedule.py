@@ -1,0 +1,84 @@
+"""The learning rate as a function of the step: warm-up, then one decay. It stores nothing, so resuming is exact."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from vitdense.errors import ConfigError
+
+
+class Schedule(NamedTuple):
+    """How long a run is and how its learning rate moves. Steps are batches (iterations), also with accumulation.
+
+    `ratio(step)` is what every group's learning rate is multiplied by in step 0 ... max_iters - 1. With
+    t = (step - warmup_iters) / (max_iters - warmup_iters), it is
+
+    * linear from `warmup_ratio` towards 1 during the warm-up;
+    * poly: (1 - m) (1 - t) ** power + m;  cosine: m + (1 - m) (1 + cos(pi t)) / 2, where m is `min_ratio`;
+    * step: `gamma` ** (number of `milestones` that have passed);  constant: 1.
+
+    The last step still learns: t reaches 1 only after it (as in torch.optim.lr_scheduler.PolynomialLR).
+    """
+
+    max_iters: int
+    val_interval: int  # steps between validations; one more comes at the end
+    warmup_iters: int = 0
+    warmup_ratio: float = 1e-6
+    decay: Literal['poly', 'cosine', 'step', 'constant'] = 'poly'
+    power: float = 1.0
+    milestones: Sequence[int] = ()
+    gamma: float = 0.1
+    min_ratio: float = 0.0
+
+    def ratio(self, step: int) -> float:
+        """Return the factor of the learning rate in `step` (from 0)."""
+        if step < self.warmup_iters:
+            return self.warmup_ratio + (1 - self.warmup_ratio) * step / self.warmup_iters
+        t = (step - self.warmup_iters) / max(self.max_iters - self.warmup_iters, 1)
+        if self.decay == 'poly':
+            return self.min_ratio + (1 - self.min_ratio) * max(1 - t, 0) ** self.power
+        if self.decay == 'cosine':
+            return self.min_ratio + (1 - self.min_ratio) * (1 + math.cos(math.pi * min(t, 1))) / 2
+        if self.decay == 'step':
+            return self.gamma ** bisect.bisect_right(sorted(self.milestones), step)
+        return 1.0
+
+
+def make_schedule(
+    *, max_iters: int | None, max_epochs: int | None, val_interval: int | None, steps_per_epoch: int, **shape: object
+) -> Schedule:
+    """Return the schedule of a config's `schedule` section.
+
+    A run is `max_iters` steps long, or `max_epochs` times `steps_per_epoch`; in the second case `val_interval` and
+    `milestones` count epochs too (`warmup_iters` always counts steps). Raises ConfigError.
+    """
+    if (max_iters is None) == (max_epochs is None):
+        raise ConfigError(
+            'the length of the run is ' + ('not given' if max_iters is None else 'given twice'),
+            where=f'schedule: max_iters={max_iters}, max_epochs={max_epochs}',
+            why='a run is as long as one of the two says',
+            fix='set one of schedule.max_iters and schedule.max_epochs, and the other to None',
+        )
+    unit = 1 if max_epochs is None else steps_per_epoch
+    length = (max_iters or 0) if max_epochs is None else max_epochs * unit
+    for name, value in (('max_iters or max_epochs', length), ('val_interval', val_interval or 1)):
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(
+                f'schedule: {name} is {value!r}',
+                where='schedule',
+                why='it counts steps or epochs',
+                fix='give a whole number from 1 on',
+            )
+    shape['milestones'] = tuple(milestone * unit for milestone in shape.get('milestones', ()))
+    schedule = Schedule(length, min(length, (val_interval or length) * unit), **shape)
+    if schedule.warmup_iters >= length and schedule.warmup_iters:
+        raise ConfigError(
+            f'the warm-up of {schedule.warmup_iters} steps does not fit into a run of {length}',
+            where='schedule.warmup_iters',
+            why='the learning rate would never reach its value',
+            fix='shorten the warm-up or lengthen the run',
+        )
+    return schedule

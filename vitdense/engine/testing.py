@@ -1,0 +1,135 @@
+"""What `tools/test.py` does with its arguments: evaluate a checkpoint, and write scores, label maps and overlays."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from PIL import Image
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vitdense import visualize
+from vitdense.engine.artifacts import on_cpu, original_picture
+from vitdense.engine.assembly import make_tester
+from vitdense.engine.checkpoints import make_folder, steps_in
+from vitdense.engine.console import console, start_logging
+from vitdense.engine.history import finite, write_json
+from vitdense.engine.loaders import close_loaders
+from vitdense.engine.progress import print_metrics
+from vitdense.engine.runner import choose_device, start_processes
+from vitdense.types import Batch, Meta, SemanticMap
+
+logger = logging.getLogger('vitdense')
+
+
+def test(
+    cfg: Config,
+    checkpoint: str | Path,
+    *,
+    work_dir: str | Path | None = None,
+    out: str | Path | None = None,
+    show_dir: str | Path | None = None,
+    device: str | None = None,
+    tta: bool = False,
+) -> dict[str, float | int | None]:
+    """Evaluate `checkpoint` on the config's test data; return the scores, which are also in `metrics.json`.
+
+    Scores go to `work_dir`, or to `out`, or to `test` in the config's work directory; a work directory that holds a
+    training run keeps its own scores and gets a folder `test`. `out` also gets the label maps, as `HEAD/NAME.png` with
+    the numbers of the classes **as trained** (with `reduce_zero_label` class 0 is the file's label 1); `show_dir` gets
+    pictures with the predictions drawn on them.
+    """
+    base = _scores_folder(cfg, work_dir, out)
+    start_processes(choose_device(device))
+    start_logging(base)
+    hook = PredictionHook(out and Path(out), show_dir and Path(show_dir))
+    runner = make_tester(cfg, base, checkpoint, device=device, tta=tta, hooks=(hook,))
+    try:
+        metrics = finite(runner.test())
+    finally:
+        hook.close()
+        close_loaders()
+    if is_main_process():
+        evaluators = runner.test_evaluator.metrics
+        print_metrics(evaluators, metrics, title=f'{len(runner.test_dataloader.dataset)} pictures')
+        for metric in evaluators:
+            if hasattr(metric, 'save_confusion'):
+                metric.save_confusion(base)
+        for folder in {base, Path(out) if out else base}:
+            write_json(folder / 'metrics.json', metrics)
+            logger.info('scores: %s', folder / 'metrics.json')
+    return metrics
+
+
+def _scores_folder(cfg: Config, work_dir: str | Path | None, out: str | Path | None) -> Path:
+    """Return the folder for the scores, and make it; it is never that of a training run."""
+    if out and not work_dir:
+        folder = Path(out)
+    else:
+        folder = Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(cfg.filename).stem)
+        if not work_dir or steps_in(folder) or (folder / 'metrics.csv').exists():
+            folder = folder / 'test'
+    make_folder(folder)
+    return folder
+
+
+class PredictionHook(Hook):
+    """Show how far the test is, and write every picture's prediction into the folders that are given."""
+
+    priority = 'LOW'
+
+    def __init__(self, out: Path | None, show_dir: Path | None) -> None:
+        self.out = out
+        self.show_dir = show_dir
+        self._names: dict[str, int] = {}
+        self._bar: Progress | None = None
+        self._task: Any = None
+
+    def before_test_epoch(self, runner: Any) -> None:
+        if is_main_process() and console().is_terminal:
+            parts = TextColumn('test'), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
+            self._bar = Progress(*parts, console=console())
+            self._task = self._bar.add_task('test', total=len(runner.test_dataloader))
+            self._bar.start()
+
+    def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if self.out or self.show_dir:
+            self._write(runner, data_batch, outputs)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=batch_idx + 1)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _write(self, runner: Any, batch: Batch, outputs: list[dict[str, Any]]) -> None:
+        for img, meta, prediction in zip(batch.imgs, batch.metas, outputs, strict=True):
+            prediction, name = on_cpu(prediction), self._name(meta)
+            for head, record in prediction.items():
+                if self.out and isinstance(record, SemanticMap):
+                    write_labels(record, self.out / head / f'{name}.png')
+            if self.show_dir:
+                picture = original_picture(img, meta.size, meta.orig_size)
+                path = self.show_dir / f'{name}.jpg'
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(visualize.draw(picture, prediction, runner.metainfo)).save(path, quality=92)
+
+    def _name(self, meta: Meta) -> str:
+        """Return a file name without suffix for a picture: its own, numbered when it occurs again."""
+        name = Path(meta.path).stem if meta.path else re.sub(r'[^\w.-]+', '_', str(meta.image_id))
+        self._names[name] = self._names.get(name, 0) + 1
+        return name if self._names[name] == 1 else f'{name}_{self._names[name]}'
+
+
+def write_labels(record: SemanticMap, path: Path) -> None:
+    """Write a label map as a PNG of 8 bits, or 16 where there are more than 256 classes."""
+    labels = record.labels.numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(labels.astype(np.uint8 if labels.dtype == np.uint8 else np.uint16)).save(path)

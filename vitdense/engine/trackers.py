@@ -1,0 +1,116 @@
+"""Optional logging to TensorBoard, Weights & Biases and MLflow. A tracker that fails says so once and is let go."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+
+from vitdense.errors import ConfigError, did_you_mean
+
+logger = logging.getLogger('vitdense')
+Row = Mapping[str, float | int | None]
+
+
+class TrackerHook(Hook):
+    """Send every new row of the history to the trackers of the config's `loggers`."""
+
+    priority = 'LOW'
+
+    def __init__(self, names: Sequence[str], work_dir: Path, config: Mapping[str, Any]) -> None:
+        for name in names:
+            if name not in TRACKERS:
+                raise ConfigError(
+                    f"unknown logger '{name}'{did_you_mean(name, TRACKERS)}",
+                    where='loggers',
+                    why=f'known are {", ".join(TRACKERS)}',
+                    fix="write for example loggers = ('tensorboard',)",
+                )
+        self.names = tuple(names)
+        self.work_dir = work_dir
+        self.config = config
+        self._trackers: dict[str, Any] = {}
+        self._sent = 0
+
+    def before_train(self, runner: Any) -> None:
+        self._sent = len(runner.history.rows)
+        if is_main_process():
+            for name in self.names:
+                self._guard(name, lambda name=name: self._open(name, runner.experiment_name))
+
+    def _open(self, name: str, run: str) -> None:
+        self._trackers[name] = TRACKERS[name](self.work_dir, run, self.config)
+
+    def after_step(self, runner: Any) -> None:
+        new = runner.history.rows[self._sent :]
+        self._sent = len(runner.history.rows)
+        for row in new:
+            numbers = {key: value for key, value in row.items() if key != 'step' and value is not None}
+            for name, tracker in list(self._trackers.items()):
+                self._guard(name, lambda tracker=tracker, numbers=numbers, row=row: tracker.log(numbers, row['step']))
+
+    def close(self) -> None:
+        """End all trackers."""
+        for name, tracker in list(self._trackers.items()):
+            self._guard(name, tracker.close)
+        self._trackers = {}
+
+    def _guard(self, name: str, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:  # a tracker is not worth a run
+            self._trackers.pop(name, None)
+            logger.warning('logging to %s stopped: %s: %s', name, type(error).__name__, error)
+
+
+class TensorBoard:
+    def __init__(self, work_dir: Path, run: str, config: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(work_dir / 'tensorboard'))
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        for key, value in numbers.items():
+            self.writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    def __init__(self, work_dir: Path, run: str, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        self.run = wandb.init(project='vitdense', name=run, dir=str(work_dir), config=dict(config))
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class MLflow:
+    def __init__(self, work_dir: Path, run: str, config: Mapping[str, Any]) -> None:
+        import mlflow
+
+        self.mlflow = mlflow
+        mlflow.set_experiment('vitdense')
+        mlflow.start_run(run_name=run)
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self.mlflow.log_metrics({key: float(value) for key, value in numbers.items()}, step=step)
+
+    def close(self) -> None:
+        self.mlflow.end_run()
+
+
+TRACKERS: dict[str, Callable[[Path, str, Mapping[str, Any]], Any]] = {
+    'tensorboard': TensorBoard,
+    'wandb': WeightsAndBiases,
+    'mlflow': MLflow,
+}

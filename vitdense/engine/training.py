@@ -1,0 +1,209 @@
+"""What `tools/train.py` does with its arguments: prepare a work directory, train, and hand over the results."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+
+from vitdense.engine.artifacts import write_sample
+from vitdense.engine.assembly import make_trainer
+from vitdense.engine.checkpoints import find_checkpoint, make_folder, read_checkpoint, steps_in
+from vitdense.engine.console import console, start_logging
+from vitdense.engine.loaders import close_loaders
+from vitdense.engine.model_folder import save_model_folder
+from vitdense.engine.preemption import leave_on_signal
+from vitdense.engine.resources import peak_memory
+from vitdense.engine.runner import DenseRunner, choose_device, start_processes
+from vitdense.errors import CheckpointError, ResourceError
+
+logger = logging.getLogger('vitdense')
+LEFTOVERS = (
+    'step_*.pth*',
+    'best.pth*',
+    'last_checkpoint',
+    'metrics.*',
+    'log.txt',
+    'config.py',
+    '*.jpg',
+    'curves.png',
+    'confusion.*',
+    'sample.png',
+    'model',
+    'tensorboard',
+)  # what a run leaves in its work directory
+
+
+def train(
+    cfg: Config,
+    *,
+    work_dir: str | Path | None = None,
+    resume: str | None = None,
+    weights: str | None = None,
+    device: str | None = None,
+) -> DenseRunner:
+    """Train the config and return the runner, with everything in the work directory that a run leaves.
+
+    `work_dir` defaults to the config's, else to `work_dirs/` and the name of the config file. `resume` is the path of
+    a checkpoint or of a work directory, or 'auto' for the newest whole checkpoint of `work_dir`; without one there the
+    run starts at the beginning. Without `resume`, what an earlier run left is moved to `earlier-N/` once the parts of
+    the new one fit each other.
+    """
+    start_processes(choose_device(device))
+    folder = Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(cfg.filename).stem)
+    checkpoint = _find(resume, folder)
+    make_folder(folder)
+    start_logging(None, keep=True)
+    content = None
+    if checkpoint is not None:
+        content = read_checkpoint(checkpoint)
+        logger.info('going on from %s, step %d', checkpoint, content['step'])
+    elif resume:
+        logger.info('no checkpoint in %s: starting at the beginning', folder)
+
+    def clear() -> None:
+        moved = move_aside(folder) if is_main_process() and not resume else None
+        start_logging(folder)
+        if moved is not None:
+            logger.info('an earlier run was moved to %s; --resume goes on with a run', moved)
+
+    with leave_on_signal():
+        runner = make_trainer(cfg, folder, device=device, checkpoint=content, weights=weights, clear=clear)
+        try:
+            runner.train()
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(error, runner) from error
+        if is_main_process():
+            finish(runner)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return runner
+
+
+def out_of_memory(error: BaseException, runner: DenseRunner) -> ResourceError:
+    """Return what to do when the device is full."""
+    return ResourceError(
+        f'out of memory on {runner.device}',
+        where=f'step {runner.iter + 1}, batches of {runner.train_dataloader.batch_size}',
+        why=str(error).splitlines()[0],
+        fix='lower train_dataloader.batch_size and raise optim_wrapper.accumulative_counts as much; or\n'
+        '+model.network.backbone.checkpointing=True, which trades time for memory',
+    )
+
+
+def _find(resume: str | None, folder: Path) -> Path | None:
+    """Return the checkpoint to go on from. Raises CheckpointError for a path that leads to none."""
+    if resume is None:
+        return None
+    if resume == 'auto':
+        return find_checkpoint(folder)
+    path = Path(resume)
+    found = find_checkpoint(path) if path.is_dir() else path
+    if found is None or not found.is_file():
+        raise CheckpointError(
+            f"no checkpoint at '{resume}'",
+            where=f'--resume {resume}',
+            why='there is no such file' if not path.is_dir() else 'the folder holds no whole checkpoint step_*.pth',
+            fix='give a step_*.pth or the work directory of a run; --resume alone looks into the work directory',
+        )
+    return found
+
+
+def move_aside(folder: Path) -> Path | None:
+    """Move what an earlier run left in `folder` to `earlier-N/` in it, and return that; None if nothing was there."""
+    if not steps_in(folder) and not (folder / 'metrics.csv').exists():
+        return None
+    number = 1
+    while (folder / f'earlier-{number}').exists():
+        number += 1
+    place = folder / f'earlier-{number}'
+    place.mkdir()
+    for pattern in LEFTOVERS:
+        for path in list(folder.glob(pattern)):
+            shutil.move(path, place / path.name)
+    return place
+
+
+def finish(runner: DenseRunner) -> None:
+    """Write the model folder of the best (or else the last) weights, and say which commands to run next."""
+    folder, cfg = runner.folder, runner.cfg
+    best = folder / 'best.pth'
+    content = read_checkpoint(best) if best.exists() else runner.state()
+    section = cfg.get('test_dataloader') or cfg.get('val_dataloader') or cfg.train_dataloader
+    network = runner.network_model.network
+    save_model_folder(
+        folder / 'model',
+        cfg.to_dict()['model'],
+        content['state_dict'],
+        metainfo=content['metainfo'],
+        transforms=Config(section.to_dict()).to_dict()['dataset'].get('transforms') or [],
+        facts={'mean': list(network.mean), 'std': list(network.std), 'step': content['step']},
+    )
+    say_next(runner, best if best.exists() else steps_in(folder)[0])
+
+
+def say_next(runner: DenseRunner, checkpoint: Path) -> None:
+    """Print the scores and the exact commands that test the model and run it on a picture."""
+    folder = runner.folder
+    loader = runner.val_dataloader if runner.val_loop is not None else runner.train_dataloader
+    sample = write_sample(loader.dataset.dataset.dataset, folder / 'sample.png')
+    script = Path(sys.argv[0])
+    tool = f'python {shlex.quote(str(script.parent))}/{{}}.py' if script.name == 'train.py' else 'vitdense {}'
+    best = runner.history.best
+    if best:
+        scores = ', '.join(f'{key} {value:.4f}' for key, value in best.items() if isinstance(value, float))
+        logger.info('best at step %d: %s', best['step'], scores)
+    quoted = {name: shlex.quote(str(folder / name)) for name in ('config.py', 'model', 'demo')}
+    logger.info('everything is in %s; next:', folder)
+    logger.info('  %s %s %s', tool.format('test'), quoted['config.py'], shlex.quote(str(checkpoint)))
+    logger.info(
+        '  %s %s --model %s --out %s',
+        tool.format('demo'),
+        shlex.quote(str(sample)),
+        quoted['model'],
+        quoted['demo'],
+    )
+
+
+def dry_run(cfg: Config, *, weights: str | None = None, device: str | None = None) -> dict[str, Any]:
+    """Build everything, train one step, predict one validation batch; print time and memory. Nothing is kept."""
+    start_logging(None)
+    with tempfile.TemporaryDirectory(prefix='vitdense-') as folder:
+        start = time.perf_counter()
+        runner = make_trainer(cfg, folder, device=device, weights=weights)
+        logging.getLogger(runner.experiment_name).handlers.clear()
+        runner._train_loop = loop = runner.build_train_loop(runner._train_loop)
+        runner.optim_wrapper = wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        wrapper.initialize_count_status(runner.model, 0, 1)
+        built = time.perf_counter()
+        runner.model.train()
+        losses = runner.model.train_step(next(iter(loop.dataloader)), wrapper)
+        times = {'build': built - start, 'training step': time.perf_counter() - built}
+        if runner.val_loop is not None:
+            began = time.perf_counter()
+            runner.model.eval()
+            batch = next(iter(runner.val_dataloader))
+            with torch.no_grad():
+                runner.val_evaluator.process(runner.model.val_step(batch), batch)
+            times['validation batch'] = time.perf_counter() - began
+        words = ', '.join(f'{name} {seconds:.2f} s' for name, seconds in times.items())
+        values = {key: float(value.detach()) for key, value in losses.items()}
+        console().print(f'dry run: loss {values["loss"]:.4f}; {words}; at most {peak_memory(runner.device)}')
+        close_loaders()
+        return {'losses': values, 'seconds': times}
+
+
+def read_options(cfg_options: Sequence[str] | None, **given: Any) -> list[str]:
+    """Return `--cfg-options` with the tool's own flags (seed, amp) as options ahead of them."""
+    options = [f'{key}={value}' for key, value in given.items() if value is not None]
+    return [*options, *(cfg_options or ())]

@@ -1,0 +1,97 @@
+"""Errors that tell the user where it went wrong, why, and what to do.
+
+Every error carries `where`, `why` and `fix`; the tools print it as one block and leave with `exit_code`. Set the
+environment variable VITDENSE_DEBUG=1 to see the traceback as well.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VitDenseError(Exception):
+    """Base of all errors that a user can mend.
+
+    `message` is one line; `where` names the file, key or parameter; `why` explains; `fix` says what to do.
+    """
+
+    kind = 'general'
+    exit_code = 1
+
+    def __init__(self, message: str, *, where: str = '', why: str = '', fix: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.why = why
+        self.fix = fix
+
+    def __str__(self) -> str:
+        rows = [f'error[{self.kind}]: {self.message}']
+        for name, text in (('where', self.where), ('why', self.why), ('fix', self.fix)):
+            if text:
+                rows.append(f'  {name + ":":7}' + text.replace('\n', '\n' + ' ' * 9))
+        return '\n'.join(rows)
+
+    def __reduce__(self):
+        # exceptions cross process borders (DataLoader workers); keyword-only arguments need help there
+        return _restore, (type(self), self.message, self.where, self.why, self.fix)
+
+
+def _restore(kind: type[VitDenseError], message: str, where: str, why: str, fix: str) -> VitDenseError:
+    return kind(message, where=where, why=why, fix=fix)
+
+
+class ConfigError(VitDenseError):
+    """A config, an option or an argument that cannot be right."""
+
+    kind = 'config'
+    exit_code = 2
+
+
+class DataError(VitDenseError):
+    """A picture, a label or a data set that cannot be used."""
+
+    kind = 'data'
+    exit_code = 3
+
+
+class CheckpointError(VitDenseError):
+    """Weights or a checkpoint that cannot be used."""
+
+    kind = 'checkpoint'
+    exit_code = 3
+
+
+class NumericsError(VitDenseError):
+    """Numbers that stopped being numbers."""
+
+    kind = 'numerics'
+    exit_code = 4
+
+
+class ExportError(VitDenseError):
+    """An exported model that does not answer as the model does."""
+
+    kind = 'export'
+    exit_code = 5
+
+
+class ResourceError(VitDenseError):
+    """Memory, shared memory, workers or system libraries that are missing."""
+
+    kind = 'resources'
+    exit_code = 6
+
+
+class DiskError(VitDenseError):
+    """A disk that is full or cannot be written."""
+
+    kind = 'disk'
+    exit_code = 7
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the nearest known word, or an empty string."""
+    near = difflib.get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ''

@@ -1,0 +1,59 @@
+"""Linear probing of feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from vitdense.ops.padding import hold_edges, map_extents, resize
+from vitdense.types import Features, PixelOutputs
+
+
+class LinearHead(nn.Module):
+    """Dropout, normalisation and one 1x1 convolution over all maps together.
+
+    Maps are resized to the finest one and concatenated. `norm='batch'` without dropout is the linear evaluation of
+    DINOv2 (Oquab et al. 2023, section 7.4; recipe R1), `norm='batch', dropout=0.1` that of DINOv3 (Simeoni et al.
+    2025; recipe R2), `norm='layer'` the fine-tuned linear decoder of benchmark-vfm-ss (Kerssies et al. 2024; recipe
+    R8c). `dropout` is the probability that a whole channel is dropped. Logits come at the stride of the finest map.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        strides: Sequence[float],
+        num_classes: int,
+        *,
+        norm: Literal['batch', 'layer', 'none'] = 'batch',
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        norms = {'batch': nn.BatchNorm2d, 'layer': LayerNorm2d, 'none': nn.Identity}
+        if norm not in norms:
+            raise ValueError(f"norm={norm!r} is unknown; use 'batch', 'layer' or 'none'")
+        self.strides = tuple(strides)
+        self.num_classes = num_classes
+        self.dropout = nn.Dropout2d(dropout)
+        self.norm = norms[norm](sum(in_channels))
+        self.classifier = nn.Conv2d(sum(in_channels), num_classes, kernel_size=1)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, features: Features) -> PixelOutputs:
+        """Read `features.maps`; return logits (B, num_classes, h, w) on the grid of the finest map."""
+        extents = [
+            map_extents(features.valid, stride, tuple(x.shape[-2:]))
+            for x, stride in zip(features.maps, self.strides, strict=True)
+        ]
+        size = tuple(features.maps[0].shape[-2:])
+        x = self._join([resize(x, size, extent) for x, extent in zip(features.maps, extents, strict=True)])
+        logits = self.classifier(self.norm(self.dropout(x)))
+        return PixelOutputs(hold_edges(logits, extents[0]), features.size)  # logits will be resized too
+
+    @staticmethod
+    def _join(maps: Sequence[Tensor]) -> Tensor:
+        return maps[0] if len(maps) == 1 else torch.cat(list(maps), dim=1)

@@ -1,0 +1,99 @@
+"""UPerNet: pyramid pooling on the coarsest map, a top-down pyramid, and one fused prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from vitdense.layers.blocks import ConvBlock
+from vitdense.layers.pooling import PyramidPooling
+from vitdense.ops.layout import channels_last
+from vitdense.ops.padding import hold_edges, map_extents, resize, zero_padding
+from vitdense.ops.resample import conv3x3_of_resized
+from vitdense.types import Features, PixelOutputs
+
+
+class UPerNetHead(nn.Module):
+    """UPerNet (Xiao et al. 2018, section 3.1) for semantic segmentation, with an auxiliary FCN head in training.
+
+    The coarsest map passes pyramid pooling at `pool_scales`; every finer map is projected to `channels`, added to
+    the resized map above it and smoothed by a 3x3 convolution. All levels, resized to the finest, are fused by one
+    3x3 convolution and classified: logits at the stride of the finest map. `dropout` is the probability that a whole
+    channel is dropped before a classifier.
+
+    The auxiliary head (one 3x3 convolution of `aux_channels`, Long et al. 2015) reads map `aux_index`, or the
+    coarsest where there are fewer maps; None leaves it out. Its logits are in `aux`, in training only.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        strides: Sequence[float],
+        num_classes: int,
+        *,
+        channels: int = 512,
+        pool_scales: Sequence[int] = (1, 2, 3, 6),
+        aux_channels: int = 256,
+        aux_index: int | None = 2,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        *finer, coarsest = in_channels
+        self.strides = tuple(strides)
+        self.num_classes = num_classes
+        self.pooling = PyramidPooling(coarsest, channels, scales=pool_scales)
+        self.laterals = nn.ModuleList(ConvBlock(num, channels, kernel_size=1) for num in finer)
+        self.smooths = nn.ModuleList(ConvBlock(channels, channels, kernel_size=3) for _ in finer)
+        self.fuse = ConvBlock(channels * len(in_channels), channels, kernel_size=3)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = _classifier(channels, num_classes)
+        self.aux_index = None if aux_index is None else min(aux_index, len(finer))
+        self.aux = None
+        if self.aux_index is not None:
+            self.aux = nn.Sequential(
+                ConvBlock(in_channels[self.aux_index], aux_channels, kernel_size=3),
+                nn.Dropout2d(dropout),
+                _classifier(aux_channels, num_classes),
+            )
+
+    def forward(self, features: Features) -> PixelOutputs:
+        """Read `features.maps`, fine to coarse; return logits (B, num_classes, h, w) on the grid of the finest."""
+        extents = [
+            map_extents(features.valid, stride, tuple(x.shape[-2:]))
+            for x, stride in zip(features.maps, self.strides, strict=True)
+        ]
+        maps = [channels_last(zero_padding(x, extent)) for x, extent in zip(features.maps, extents, strict=True)]
+        fused = self._fuse(self._pyramid(maps, extents), extents)
+        logits = self.classifier(self.dropout(fused))
+        aux = ()
+        if self.aux is not None and self.training:
+            aux = (hold_edges(self.aux(maps[self.aux_index]), extents[self.aux_index]),)
+        return PixelOutputs(hold_edges(logits, extents[0]), features.size, aux)  # logits will be resized too
+
+    def _pyramid(self, maps: Sequence[Tensor], extents: Sequence[Tensor | None]) -> list[Tensor]:
+        """Return one (B, channels, h_i, w_i) for each map, each informed by all coarser ones."""
+        top = self.pooling(maps[-1], extents[-1])
+        levels = [top]
+        for index in reversed(range(len(self.laterals))):
+            size = tuple(maps[index].shape[-2:])
+            top = self.laterals[index](maps[index]) + resize(top, size, extents[index + 1])
+            levels.insert(0, self.smooths[index](zero_padding(top, extents[index])))
+        return levels
+
+    def _fuse(self, levels: Sequence[Tensor], extents: Sequence[Tensor | None]) -> Tensor:
+        """Return the fusing convolution of all levels resized to the finest, without building their concatenation."""
+        size = tuple(levels[0].shape[-2:])
+        weights = self.fuse.conv.weight.chunk(len(levels), dim=1)
+        fused = None
+        for x, weight, extent in zip(levels, weights, extents, strict=True):
+            part = conv3x3_of_resized(x, weight, size, extent, extents[0])
+            fused = part if fused is None else fused.add_(part)
+        return self.fuse.finish(fused)
+
+
+def _classifier(channels: int, num_classes: int) -> nn.Conv2d:
+    classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
+    nn.init.normal_(classifier.weight, std=0.01)
+    nn.init.zeros_(classifier.bias)
+    return classifier

@@ -1,0 +1,311 @@
+"""From a picture to a typed result: `predictor = load(model_dir)`, `result = predictor('picture.jpg')`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision import tv_tensors
+
+from vitdense.data.images import MAX_PIXELS, from_pil, read_image
+from vitdense.data.transforms import Pipeline
+from vitdense.engine.resources import choose_precision, read_device
+from vitdense.errors import ConfigError, DataError, DiskError
+from vitdense.types import Batch, ImageClass, Meta, Prediction, Sample, SemanticMap, Target
+from vitdense.visualize import draw
+from vitdense.visualize.text import percent
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vitdense.model import DenseModel
+
+    Picture = str | Path | Image.Image | np.ndarray | Tensor
+
+STAGES = ('load', 'preprocess', 'network', 'postprocess')
+WRITABLE = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
+
+
+@dataclass(frozen=True)
+class Result:
+    """One picture and what the model says about it."""
+
+    image: np.ndarray  # (H, W, 3) uint8 RGB, upright
+    predictions: Mapping[str, Prediction]  # {head: prediction}, on the CPU, in the picture's own size
+    metainfo: Mapping[str, Any] = field(default_factory=dict)  # classes, palette, head_fields: see `visualize.draw`
+    times: Mapping[str, float] = field(default_factory=dict)  # seconds by stage; of a batch: this picture's share
+    path: str = ''  # where the picture came from, when it was a file
+
+    def __getitem__(self, head: str) -> Prediction:
+        return self.predictions[head]
+
+    def draw(self, *, alpha: float = 0.5, legend: bool = True, min_score: float = 0.3) -> np.ndarray:
+        """Return the picture with the predictions on it, (H', W', 3) uint8 RGB; see `vitdense.visualize.draw`."""
+        return draw(self.image, self.predictions, self.metainfo, alpha=alpha, legend=legend, min_score=min_score)
+
+    def save(self, path: str | Path, **options: Any) -> Path:
+        """Write what `draw(**options)` gives to `path` and return it; folders are made.
+
+        Raises ConfigError when the suffix is no picture format, DiskError when the file cannot be written.
+        """
+        return write_picture(self.draw(**options), path)
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Return `{head: {class name: number}}`, largest first.
+
+        The number is the share of pixels of a semantic map, the score of an image class, the count of instances.
+        """
+        return {head: self._numbers(head) for head in self.predictions}
+
+    def __str__(self) -> str:
+        parts = []
+        for head, numbers in self.summary().items():
+            counted = isinstance(self[head], tuple) and hasattr(self[head], 'boxes')
+            shown = [f'{name} {value if counted else percent(value)}' for name, value in list(numbers.items())[:5]]
+            parts.append(f'{head}: ' + (', '.join(shown) or 'nothing'))
+        return '; '.join(parts)
+
+    def _numbers(self, head: str) -> dict[str, float]:
+        prediction = self[head]
+        if isinstance(prediction, ImageClass):
+            values = prediction.scores.double().tolist()
+        elif isinstance(prediction, SemanticMap):
+            values = (prediction.labels.flatten().bincount().double() / max(1, prediction.labels.numel())).tolist()
+        else:
+            values = prediction.labels.bincount().tolist()
+        names = class_names(self.metainfo, head, prediction, len(values))
+        ranked = sorted(range(len(values)), key=lambda index: -values[index])
+        return {names[index]: values[index] for index in ranked if values[index] > 0}
+
+
+def load(model_dir: str | Path, **options: Any) -> Predictor:
+    """Return the predictor of a model folder (`model.json`, `model.safetensors`), as training leaves one.
+
+    `options` go to `Predictor`: `device`, `amp`, `batch_size`, `max_pixels`. Loading runs no code of the folder. Raises
+    CheckpointError when the folder is not whole.
+    """
+    from vitdense.engine.model_folder import read_model_folder
+
+    model, info = read_model_folder(model_dir)
+    return Predictor(model, transforms=info['transforms'], metainfo=_metainfo(info), **options)
+
+
+class Predictor:
+    """Runs a trained model on pictures of any size.
+
+    `transforms` are the evaluation transforms the model was validated with: parts or recipes, `Sample -> Sample`.
+    `metainfo` is `{'classes': {field: names}, 'palette': {field: rgb}}`; classes default to the model's own.
+    `device` defaults to the first GPU, else the CPU. `amp` is the arithmetic of the network: 'bf16', 'fp16' (CUDA),
+    'off' (float32), or 'auto': bf16 where a probe of the hardware finds it faster. `batch_size` bounds how many
+    pictures of a list go through the network at a time; `max_pixels` bounds the size of a picture file.
+    """
+
+    def __init__(
+        self,
+        model: DenseModel,
+        *,
+        transforms: Sequence[Callable[[Sample], Sample] | dict] = (),
+        metainfo: Mapping[str, Any] | None = None,
+        device: str | torch.device | None = None,
+        amp: Literal['auto', 'bf16', 'fp16', 'off'] = 'auto',
+        batch_size: int = 8,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f'batch_size is at least 1, got {batch_size}')
+        self.device = read_device(device)
+        self.model = model.to(self.device).eval()
+        self.model.amp = choose_precision(amp, self.device).dtype
+        self.transforms = Pipeline(transforms)
+        fields = {name: task.field for name, task in model.tasks.items()}
+        self.metainfo = {'classes': model.classes, **(metainfo or {}), 'head_fields': fields}
+        self.batch_size = batch_size
+        self.max_pixels = max_pixels
+
+    def __call__(self, image: Picture | Sequence[Picture]) -> Result | list[Result]:
+        """Return the `Result` of a picture, or a list of them for a list.
+
+        A picture is a path, a PIL image (turned upright by its EXIF tag), an RGB array (H, W, 3) uint8 - a grey (H, W)
+        one and one with alpha (H, W, 4) are understood -, or a (3, H, W) uint8 tensor. Pictures of a list that have
+        one size after the transforms go through the network together; the answers keep the order of the list.
+
+        Raises DataError for anything that is not a picture, naming the file.
+        """
+        if not isinstance(image, list | tuple):
+            return self._run([self._prepare(image)])[0]
+        prepared = [self._prepare(item) for item in image]
+        results: list[Result | None] = [None] * len(prepared)
+        for rows in _equal_sizes([item.sample.meta.size for item in prepared], self.batch_size):
+            for row, result in zip(rows, self._run([prepared[row] for row in rows]), strict=True):
+                results[row] = result
+        return results
+
+    def _prepare(self, image: Picture) -> _Prepared:
+        start = time.perf_counter()
+        img = as_tensor(image, max_pixels=self.max_pixels)
+        loaded = time.perf_counter()
+        path = str(image) if isinstance(image, str | Path) else ''
+        size = tuple(img.shape[-2:])
+        sample = Sample(tv_tensors.Image(img), Target(), Meta(image_id=path, path=path, orig_size=size, size=size))
+        sample = self.transforms(sample)
+        times = {'load': loaded - start, 'preprocess': time.perf_counter() - loaded}
+        return _Prepared(img, sample, times)
+
+    @classmethod
+    def from_config(cls, config: str | Path, checkpoint: str | Path, **options: Any) -> Predictor:
+        """Return the predictor of a config file and a checkpoint that was trained with it.
+
+        The transforms are those of the config's test data, the classes those that the checkpoint remembers. `options`
+        go to `Predictor`. **The config is code and runs.** Raises ConfigError, CheckpointError.
+        """
+        from vitdense.engine.model_folder import read_checkpoint_model
+
+        model, info = read_checkpoint_model(config, checkpoint)
+        return cls(model, transforms=info['transforms'], metainfo=_metainfo(info), **options)
+
+    @torch.inference_mode()
+    def _run(self, items: Sequence[_Prepared]) -> list[Result]:
+        """Answer pictures of one size. Times of shared work are divided by their number."""
+        start = self._now()
+        imgs = torch.stack([item.sample.img.as_subclass(Tensor) for item in items])
+        metas = [item.sample.meta for item in items]
+        batch = self.model.data_preprocessor(Batch(imgs, [item.sample.target for item in items], metas), False)
+        ready = self._now()
+        with self._stopwatch(self.model.network) as network:
+            answers = self.model(*batch, mode='predict')
+        answers = [{head: _on_cpu(prediction) for head, prediction in answer.items()} for answer in answers]
+        done = self._now()
+        shared = {
+            'preprocess': ready - start,
+            'network': network['seconds'],
+            'postprocess': done - ready - network['seconds'],
+        }
+        results = []
+        for item, answer in zip(items, answers, strict=True):
+            times = {stage: item.times.get(stage, 0.0) + shared.get(stage, 0.0) / len(items) for stage in STAGES}
+            image = np.ascontiguousarray(item.image.permute(1, 2, 0).numpy())  # (3, H, W) -> (H, W, 3)
+            results.append(Result(image, answer, self.metainfo, times, item.sample.meta.path))
+        return results
+
+    def _now(self) -> float:
+        """Return the time in seconds once the device has done its work."""
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @contextmanager
+    def _stopwatch(self, network: nn.Module) -> Iterator[dict[str, float]]:
+        """Add up the seconds inside `network`, however often tiling and augmentation call it."""
+        watch = {'seconds': 0.0}
+
+        def begin(*_: Any) -> None:
+            watch['start'] = self._now()
+
+        def end(*_: Any) -> None:
+            watch['seconds'] += self._now() - watch['start']
+
+        handles = network.register_forward_pre_hook(begin), network.register_forward_hook(end)
+        try:
+            yield watch
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    image: Tensor  # (3, H, W) uint8, as it came
+    sample: Sample  # after the transforms
+    times: Mapping[str, float]
+
+
+def as_tensor(image: Picture, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Return any kind of picture as (3, H, W) uint8 RGB on the CPU. Raises DataError for what is none."""
+    if isinstance(image, str | Path):
+        return read_image(image, max_pixels=max_pixels)
+    if isinstance(image, Tensor):
+        if image.ndim == 3 and image.shape[0] == 3 and image.dtype == torch.uint8 and image.numel():
+            return image.as_subclass(Tensor).detach().cpu()
+        raise _no_picture(f'a tensor of shape {tuple(image.shape)} and {image.dtype}', 'a (3, H, W) uint8 tensor')
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if hasattr(image, 'getexif') and hasattr(image, 'convert'):  # a PIL image, without importing PIL to ask
+        return from_pil(image)
+    raise _no_picture(f'an object of type {type(image).__name__}', 'a path, a PIL image, an array or a tensor')
+
+
+def class_names(metainfo: Mapping[str, Any], head: str, prediction: Prediction, at_least: int) -> list[str]:
+    """Return the names of the classes that `head` predicts; a class without a name is called by its number."""
+    kind = {SemanticMap: 'semantic', ImageClass: 'image_label'}.get(type(prediction), 'labels')
+    name = (metainfo.get('head_fields') or {}).get(head, kind)
+    names = list((metainfo.get('classes') or {}).get(name) or ())
+    return names + [f'class {index}' for index in range(len(names), at_least)]
+
+
+def write_picture(picture: np.ndarray, path: str | Path) -> Path:
+    """Write an (H, W) or (H, W, 3) uint8 array, RGB, in the format of the suffix. Raises ConfigError, DiskError."""
+    from PIL import Image
+
+    path = Path(path)
+    if path.suffix.lower() not in WRITABLE:
+        raise ConfigError(
+            f"cannot write a picture as '{path.suffix}'",
+            where=str(path),
+            why=f'the suffix names the format; known are {", ".join(WRITABLE)}',
+            fix='give the file a suffix such as .jpg or .png',
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path, **({'quality': 92} if path.suffix.lower() in ('.jpg', '.jpeg') else {}))
+    except OSError as error:
+        raise DiskError(
+            f'cannot write {path.name}',
+            where=str(path),
+            why=str(error),
+            fix='free some space, or choose a folder that you may write to',
+        ) from error
+    return path
+
+
+def _from_array(array: np.ndarray) -> Tensor:
+    if array.dtype != np.uint8:
+        raise _no_picture(f'an array of {array.dtype}', 'an (H, W, 3) uint8 array with values 0..255, RGB')
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
+        raise _no_picture(f'an array of shape {array.shape}', 'an (H, W, 3) uint8 array; of (3, H, W) give a tensor')
+    array = np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., :3]
+    return torch.from_numpy(np.array(array)).permute(2, 0, 1)  # a copy: (H, W, 3) -> (3, H, W)
+
+
+def _no_picture(what: str, wanted: str) -> DataError:
+    return DataError(
+        f'{what} is not a picture',
+        where='predictor(image)',
+        why='guessing its range or its layout would give wrong answers without a word',
+        fix=f'give {wanted}',
+    )
+
+
+def _metainfo(info: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: info[key] for key in ('classes', 'palette') if info.get(key)}
+
+
+def _on_cpu(prediction: Prediction) -> Prediction:
+    return type(prediction)(*(value.cpu() if isinstance(value, Tensor) else value for value in prediction))
+
+
+def _equal_sizes(sizes: Sequence[tuple[int, int]], most: int) -> Iterator[list[int]]:
+    """Yield the rows of equal sizes, at most `most` together."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, size in enumerate(sizes):
+        groups.setdefault(size, []).append(row)
+    for rows in groups.values():
+        yield from (rows[start : start + most] for start in range(0, len(rows), most))

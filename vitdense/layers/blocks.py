@@ -1,0 +1,32 @@
+"""The convolution block of dense heads."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitdense.errors import ConfigError
+
+
+class ConvBlock(nn.Module):
+    """Convolution without bias, batch normalisation, ReLU; the output has the size of the input."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+        nn.init.kaiming_normal_(self.conv.weight, mode='fan_out', nonlinearity='relu')
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.finish(self.conv(x))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Normalise and rectify what the convolution gave. Raises ConfigError when there is nothing to normalise by."""
+        if self.training and isinstance(self.norm, nn.BatchNorm2d) and x[:, 0].numel() == 1:
+            raise ConfigError(
+                'batch normalisation saw one value per channel',
+                where=f'a map of {tuple(x.shape)} in training',
+                why='a single picture pooled to a single cell has no variance',
+                fix='train with a batch of at least 2 pictures per process',
+            )
+        return functional.relu(self.norm(x), inplace=True)

@@ -1,0 +1,263 @@
+"""Mean intersection over union, from exact counts."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from mmengine.dist import all_reduce, is_main_process
+from mmengine.evaluator import BaseMetric
+from torch import Tensor
+
+from vitdense.errors import ConfigError, DataError
+from vitdense.types import IGNORE, Batch, Prediction
+
+logger = logging.getLogger('vitdense')
+STRIPE = 2**24 - 1  # calcHist counts in float32, which is exact below 2**24 pixels per bin
+
+
+class ClassScore(NamedTuple):
+    """One row of the table. A score is None where it is not defined: nothing to divide by."""
+
+    name: str
+    iou: float | None  # in [0, 1]; None: the class is neither in the truth nor predicted
+    acc: float | None  # in [0, 1]; None: the class is not in the truth
+    pixels: int  # labelled pixels of this class
+
+
+class MeanIoU(BaseMetric):
+    """mIoU, mAcc, mDice and aAcc of the label maps of one head, in [0, 1], under `<head>/<name>`.
+
+    Counts are whole numbers over all pictures and ranks. A class that is neither in the truth nor predicted is left
+    out of mIoU and mDice, a class that is not in the truth out of mAcc; the log names them. A picture without truth
+    is skipped and counted. Where no pixel is labelled at all there is no score, and a warning says so.
+
+    `classes` are the names, by default those of the data set for `field`. `ignore` is the label that does not count.
+    With `save_dir` the confusion matrix is saved there after each evaluation.
+    """
+
+    names = ('aAcc', 'mIoU', 'mAcc', 'mDice')  # what `evaluate` gives, so that a misspelt key is refused early
+
+    def __init__(
+        self,
+        *,
+        head: str = 'sem',
+        field: str = 'semantic',
+        classes: Sequence[str] | None = None,
+        ignore: int = IGNORE,
+        save_dir: str | Path | None = None,
+    ) -> None:
+        super().__init__(prefix=head)
+        self.head = head
+        self.field = field
+        self.ignore = ignore
+        self.save_dir = save_dir
+        self._classes = None if classes is None else list(classes)
+        self._counts: np.ndarray | None = None  # (K, K) int64 of this rank: [truth, prediction]
+        self._skipped = 0
+        self._confusion: Tensor | None = None
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes. Raises ConfigError when neither the config nor the data set gives them."""
+        if self._classes is not None:
+            return self._classes
+        known = (self.dataset_meta or {}).get('classes', {})
+        if self.field not in known:
+            raise ConfigError(
+                f"MeanIoU does not know the classes of '{self.field}'",
+                where=f"MeanIoU(head='{self.head}')",
+                why=f"metainfo['classes'] of the data set names {sorted(known) or 'nothing'}",
+                fix='give classes=[...] to MeanIoU, or a data set whose metainfo has them',
+            )
+        return list(known[self.field])
+
+    @property
+    def confusion(self) -> Tensor:
+        """(K, K) int64: pixels by [truth, prediction], of the last evaluation."""
+        if self._confusion is None:
+            raise RuntimeError('there is no confusion matrix before the first evaluate()')
+        return self._confusion
+
+    def process(self, data_batch: Batch, data_samples: Sequence[dict[str, Prediction]]) -> None:
+        """Count one batch: `data_samples[i][head].labels` against `data_batch.targets[i]`."""
+        for target, meta, sample in zip(data_batch.targets, data_batch.metas, data_samples, strict=True):
+            truth = getattr(target, self.field)
+            if truth is None:
+                self._skipped += 1
+                continue
+            where = meta.path or f'image {meta.image_id}'
+            counts = count_pairs(truth, sample[self.head].labels, len(self.classes), ignore=self.ignore, where=where)
+            self._counts = counts if self._counts is None else self._counts + counts
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Sum over ranks and return the scores; then forget the counts. `size` is not needed: nothing is padded."""
+        num_classes = len(self.classes)
+        counts = np.zeros((num_classes, num_classes), np.int64) if self._counts is None else self._counts
+        total = torch.from_numpy(np.append(counts, self._skipped))
+        all_reduce(total)  # every rank comes here, with or without pictures
+        self._counts, self._skipped = None, 0
+        self._confusion, skipped = total[:-1].reshape(num_classes, num_classes), int(total[-1])
+        scores = self.compute_metrics([])
+        if is_main_process():
+            self._report(skipped)
+            if self.save_dir is not None:
+                self.save_confusion(self.save_dir)
+        return {f'{self.prefix}/{name}': value for name, value in scores.items()}
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """Return the scores of `confusion`, or nothing when no pixel is labelled."""
+        hits, true, predicted = _margins(self.confusion)
+        if not true.sum():
+            return {}
+        seen = true + predicted > 0
+        return {
+            'aAcc': float(hits.sum() / true.sum()),
+            'mIoU': float((hits / (true + predicted - hits))[seen].mean()),
+            'mAcc': float((hits / true)[true > 0].mean()),
+            'mDice': float((2 * hits / (true + predicted))[seen].mean()),
+        }
+
+    def table(self) -> list[ClassScore]:
+        """Return one row for each class, in the order of the classes."""
+        hits, true, predicted = (margin.tolist() for margin in _margins(self.confusion))
+        return [
+            ClassScore(name, hit / union if union else None, hit / pixels if pixels else None, int(pixels))
+            for name, hit, pixels, union in zip(
+                self.classes,
+                hits,
+                true,
+                (t + p - h for h, t, p in zip(hits, true, predicted, strict=True)),
+                strict=True,
+            )
+        ]
+
+    def save_confusion(self, folder: str | Path) -> None:
+        """Write confusion.npy, confusion.csv (rows: truth) and confusion.png into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        counts = self.confusion.numpy()
+        np.save(folder / 'confusion.npy', counts)
+        with open(folder / 'confusion.csv', 'w', newline='', encoding='utf-8') as file:
+            writer = csv.writer(file)
+            writer.writerow(['truth / prediction', *self.classes])
+            writer.writerows([name, *row] for name, row in zip(self.classes, counts.tolist(), strict=True))
+        _draw(counts, self.classes, folder / 'confusion.png')
+
+    def _report(self, skipped: int) -> None:
+        rows = self.table()
+        absent = [row.name for row in rows if row.iou is None]
+        if skipped:
+            logger.warning('%s: skipped without truth: %d of the pictures', self.prefix, skipped)
+        if not any(row.pixels for row in rows):
+            logger.warning('%s: n/a, no pixel is labelled', self.prefix)
+        elif absent:
+            text = f'{len(absent)} of {len(rows)} classes are neither labelled nor predicted and left out of the means'
+            logger.info('%s: %s: %s', self.prefix, text, ', '.join(absent))
+
+
+def count_pairs(
+    truth: Tensor, labels: Tensor, num_classes: int, *, ignore: int = IGNORE, where: str = ''
+) -> np.ndarray:
+    """Return (K, K) int64: how many pixels of each class of `truth (H, W)` are given each class by `labels (H, W)`.
+
+    Pixels whose truth is `ignore` do not count. Raises DataError for a truth outside [0, K), and ConfigError for a
+    prediction outside it or of another size; `where` names the picture in the message.
+    """
+    if truth.shape != labels.shape:
+        raise ConfigError(
+            f'the prediction has {tuple(labels.shape)} pixels and the truth has {tuple(truth.shape)}',
+            where=where,
+            why='predictions are made in the original size of the picture, so the truth must keep that size',
+            fix='let the transforms of evaluation change only the picture, not the label map',
+        )
+    truth_plane, label_plane = truth.cpu().numpy(), labels.cpu().numpy()
+    bytes_only = truth_plane.dtype == label_plane.dtype == np.uint8
+    pairs = _count_bytes(truth_plane, label_plane) if bytes_only else _count_codes(truth_plane, label_plane, ignore)
+    if 0 <= ignore < len(pairs):
+        pairs[ignore] = 0
+    if pairs[num_classes:].any():
+        _refuse_truth(pairs, num_classes, ignore, where)
+    if pairs[:, num_classes:].any():
+        _refuse_labels(pairs, num_classes, where)
+    counts = np.zeros((num_classes, num_classes), np.int64)
+    side = min(len(pairs), num_classes)
+    counts[:side, :side] = pairs[:side, :side]
+    return counts
+
+
+def _count_bytes(truth: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return (256, 256) int64 counts of two uint8 planes. cv2 counts them several times faster than numpy."""
+    truth, labels = np.ascontiguousarray(truth).reshape(1, -1), np.ascontiguousarray(labels).reshape(1, -1)
+    total = np.zeros((256, 256), np.int64)
+    for start in range(0, truth.size, STRIPE):
+        planes = [truth[:, start : start + STRIPE], labels[:, start : start + STRIPE]]
+        total += cv2.calcHist(planes, [0, 1], None, [256, 256], [0, 256, 0, 256]).astype(np.int64)
+    return total
+
+
+def _count_codes(truth: np.ndarray, labels: np.ndarray, ignore: int) -> np.ndarray:
+    """Return (S, S) int64 counts of two integer planes, S one above the largest value. Negative truth is an error."""
+    valid = truth != ignore
+    truth, labels = truth[valid].astype(np.int64), labels[valid].astype(np.int64)
+    if not truth.size:
+        return np.zeros((0, 0), np.int64)
+    if min(truth.min(), labels.min()) < 0:
+        raise DataError(
+            'a label map has negative values',
+            where='MeanIoU',
+            why='labels are class numbers from 0, or the ignore value',
+            fix='map the values of the label files to class numbers in the data set',
+        )
+    side = int(max(truth.max(), labels.max())) + 1
+    return np.bincount(truth * side + labels, minlength=side * side).reshape(side, side)
+
+
+def _refuse_truth(pairs: np.ndarray, num_classes: int, ignore: int, where: str) -> None:
+    values = [int(value) + num_classes for value in np.flatnonzero(pairs[num_classes:].sum(1))]
+    raise DataError(
+        f'labels {values[:10]} are not in 0..{num_classes - 1} or ignore {ignore}',
+        where=where,
+        why=f'the metric knows {num_classes} classes',
+        fix='check the label map and the class names of the data set',
+    )
+
+
+def _refuse_labels(pairs: np.ndarray, num_classes: int, where: str) -> None:
+    values = [int(value) + num_classes for value in np.flatnonzero(pairs[:, num_classes:].sum(0))]
+    raise ConfigError(
+        f'predicted classes {values[:10]} are not in 0..{num_classes - 1}',
+        where=where,
+        why=f'the model knows more classes than the {num_classes} of the data set under test',
+        fix='test on a data set with the classes that the model was trained on',
+    )
+
+
+def _margins(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the right, the true and the predicted pixels of each class: three (K,) float64."""
+    counts = confusion.double()  # exact below 2**53 pixels
+    return counts.diagonal(), counts.sum(1), counts.sum(0)
+
+
+def _draw(counts: np.ndarray, classes: Sequence[str], path: Path) -> None:
+    """Draw the share of each true class that goes to each predicted class."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
+    from matplotlib.figure import Figure
+
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(max(4.0, 0.28 * len(classes) + 2), 24.0)  # inches
+    figure = Figure(figsize=(side, side), layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel='prediction', ylabel='truth')
+    picture = axes.imshow(share, vmin=0, vmax=1, cmap='viridis')
+    figure.colorbar(picture, ax=axes, shrink=0.7, label='share of the true pixels')
+    if len(classes) <= 80:  # more names than that are not legible
+        axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(classes)), classes, fontsize=7)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,149 @@
+"""The one shell that mmengine's Runner sees: preprocessing, the network, its tasks, and the test-time strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitdense.errors import ConfigError
+from vitdense.registry import build
+from vitdense.types import Batch, Meta, Outputs, Prediction, Target
+
+
+class Preprocessor(BaseDataPreprocessor):
+    """Bring a uint8 batch to the device, pad it to whole cells of the network's grid, and normalise it there.
+
+    `mean` and `std` are those of the checkpoint, of RGB values in [0, 1]. Padding is zero *after* normalisation and
+    lies at the right and the bottom; `valid` is set only when some picture leaves a whole cell of `divisor` pixels
+    empty.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], *, divisor: int = 1) -> None:
+        super().__init__()
+        self.divisor = divisor
+        self.register_buffer('mean', torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer('std', torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def forward(self, data: Batch, training: bool = False) -> Batch:
+        imgs, targets, metas, _ = self.cast_data(data)
+        height, width = (-(-side // self.divisor) * self.divisor for side in imgs.shape[-2:])
+        sizes = [meta.size for meta in metas]
+        imgs = (imgs.float() - self.mean) / self.std
+        imgs = functional.pad(imgs, (0, width - imgs.shape[-1], 0, height - imgs.shape[-2]))
+        valid = _valid_pixels(sizes, (height, width), imgs.device)
+        if len(set(sizes)) > 1:
+            imgs = imgs * valid[:, None]  # collate pads with black, which is not zero once normalised
+        full = all(self._cells(size) == self._cells((height, width)) for size in sizes)
+        return Batch(imgs, targets, metas, None if full else valid)
+
+    def _cells(self, size: tuple[int, int]) -> tuple[int, int]:
+        return -(-size[0] // self.divisor), -(-size[1] // self.divisor)
+
+
+def _valid_pixels(sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Tensor:
+    """Return (B, H, W) bool, True inside each picture."""
+    heights, widths = torch.tensor(sizes, device=device).unbind(1)
+    rows = torch.arange(padded[0], device=device) < heights[:, None]  # (B, H)
+    columns = torch.arange(padded[1], device=device) < widths[:, None]  # (B, W)
+    return rows[:, :, None] & columns[:, None, :]
+
+
+class DenseModel(BaseModel):
+    """A network and the tasks that read its outputs.
+
+    `network` is `(imgs, valid, hints=None) -> {name: Outputs}` with the facts `names`, `divisor`, `mean` and `std`;
+    `tasks` maps the same names to tasks. `classes` is `{field: names}` as data sets give it (`semantic`, `labels`,
+    `image_label`).
+
+    `tiler` runs the network on overlapping windows at test time; `tta` runs it on several scales and flips and
+    averages. Each is `(network, imgs, valid) -> {name: Outputs}`, and `tta` is used only while `use_tta` is True.
+    `amp` is the autocast dtype of the network (None: float32); tasks always compute in float32.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | dict,
+        tasks: Mapping[str, Any],
+        *,
+        classes: Mapping[str, Sequence[str]] | None = None,
+        tiler: Callable | dict | None = None,
+        tta: Callable | dict | None = None,
+    ) -> None:
+        classes = dict(classes or {})
+        tasks = {name: build(task) for name, task in tasks.items()}
+        num_classes = {name: len(classes[task.field]) for name, task in tasks.items() if task.field in classes}
+        network = build(network, num_classes=num_classes)
+        if set(network.names) != set(tasks):
+            raise ConfigError(
+                f'the network answers {sorted(network.names)} but the tasks are {sorted(tasks)}',
+                where='model.network / model.tasks',
+                why='every branch needs the task that reads it, under the same name',
+                fix='give model.tasks exactly the names of the branches',
+            )
+        super().__init__(Preprocessor(network.mean, network.std, divisor=network.divisor))
+        self.network = network
+        self.tasks = tasks
+        self.classes = classes
+        self.tiler = build(tiler, divisor=network.divisor)
+        self.tta = build(tta, divisor=network.divisor)
+        self.use_tta = False
+        self.amp: torch.dtype | None = None
+
+    @property
+    def head_classes(self) -> dict[str, list[str]]:
+        """`{head: class names}`, for every head whose vocabulary is known."""
+        fields = {name: task.field for name, task in self.tasks.items()}
+        return {name: list(self.classes[field]) for name, field in fields.items() if field in self.classes}
+
+    def forward(
+        self,
+        imgs: Tensor,
+        targets: Sequence[Target] = (),
+        metas: Sequence[Meta] = (),
+        valid: Tensor | None = None,
+        mode: Literal['tensor', 'loss', 'predict'] = 'tensor',
+    ) -> dict[str, Outputs] | dict[str, Tensor] | list[dict[str, Prediction]]:
+        """Run one preprocessed batch: raw outputs, losses by name, or one `{head: Prediction}` for each picture."""
+        if mode == 'loss':
+            return self._loss(imgs, targets, metas, valid)
+        if mode == 'predict':
+            return self._predict(imgs, metas, valid)
+        return self._run(imgs, valid)
+
+    def _run(self, imgs: Tensor, valid: Tensor | None, hints: dict[str, Any] | None = None) -> dict[str, Outputs]:
+        with torch.autocast(imgs.device.type, self.amp, enabled=self.amp is not None):
+            return self.network(imgs, valid, hints) if hints else self.network(imgs, valid)
+
+    def _loss(
+        self, imgs: Tensor, targets: Sequence[Target], metas: Sequence[Meta], valid: Tensor | None
+    ) -> dict[str, Tensor]:
+        readable = {name: _readable(task, targets, metas) for name, task in self.tasks.items()}
+        hints = {name: task.hints(readable[name]) for name, task in self.tasks.items() if hasattr(task, 'hints')}
+        outputs = self._run(imgs, valid, hints)
+        losses = {}
+        for name, task in self.tasks.items():
+            losses |= {f'{name}.{key}': value for key, value in task.loss(outputs[name], readable[name]).items()}
+        return losses
+
+    def _predict(self, imgs: Tensor, metas: Sequence[Meta], valid: Tensor | None) -> list[dict[str, Prediction]]:
+        run: Callable = self._run
+        if self.tiler is not None:
+            run = partial(self.tiler, run)
+        if self.tta is not None and self.use_tta:
+            run = partial(self.tta, run)
+        outputs = run(imgs, valid)
+        answers = {name: task.predict(outputs[name], metas) for name, task in self.tasks.items()}
+        return [{name: answers[name][row] for name in answers} for row in range(len(metas))]
+
+
+def _readable(task: Any, targets: Sequence[Target], metas: Sequence[Meta]) -> list[Target]:
+    """Return the targets as `task` may see them: those of data sets that it does not read are blank."""
+    if task.datasets is None:
+        return list(targets)
+    return [target if meta.dataset in task.datasets else Target() for target, meta in zip(targets, metas, strict=True)]

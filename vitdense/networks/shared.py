@@ -1,0 +1,175 @@
+"""One ViT pass, any number of heads."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitdense.errors import ConfigError, did_you_mean
+from vitdense.ops.padding import whole_cells
+from vitdense.registry import build, resolve
+from vitdense.types import Features, LayerRequest, Outputs
+
+_log = logging.getLogger('vitdense')
+
+
+class SharedNetwork(nn.Module):
+    """A backbone and its branches, each an adapter and a head. The backbone runs once for all of them.
+
+    `backbone` is `(imgs, valid, layers=...) -> Features` with the facts `embed_dim`, `depth`, `patch_size`, `divisor`,
+    `mean` and `std`. `branches` maps a name to `dict(adapter=..., head=...)`; backbone, adapters and heads are parts
+    or recipes. `num_classes` maps names to what the data set knows; facts flow from the backbone to the adapter and
+    from the adapter to the head, so no recipe repeats them. Weights of the backbone that no branch reads (blocks behind
+    the last layer asked for; the final norm, if nobody asks for it) are frozen.
+
+    Raises ConfigError, before any weight is made, when the number of classes of a head is unknown or contradicts
+    `num_classes`; and when an adapter asks for a layer that the backbone does not have.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module | dict,
+        branches: Mapping[str, Mapping[str, Any]],
+        *,
+        num_classes: Mapping[str, int] | None = None,
+    ) -> None:
+        num_classes = dict(num_classes or {})
+        _check_branches(branches)
+        _check_num_classes(branches, num_classes)
+        super().__init__()
+        self.names = tuple(branches)
+        self.backbone = build(backbone)
+        self.adapters = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        for name, branch in branches.items():
+            facts = {'num_classes': num_classes[name]} if name in num_classes else {}
+            adapter = build(
+                branch['adapter'], in_channels=self.backbone.embed_dim, patch_stride=self.backbone.patch_size
+            )
+            self.adapters[name] = adapter
+            self.heads[name] = build(branch['head'], in_channels=adapter.out_channels, strides=adapter.strides, **facts)
+        self.divisor = self.backbone.divisor
+        self.mean = tuple(self.backbone.mean)
+        self.std = tuple(self.backbone.std)
+        self._wanted = {name: _blocks(name, adapter, self.backbone.depth) for name, adapter in self.adapters.items()}
+        self._layers = tuple(dict.fromkeys(request for wanted in self._wanted.values() for request in wanted))
+        _freeze_unread(self.backbone, self._layers)
+
+    def forward(
+        self, imgs: Tensor, valid: Tensor | None = None, hints: Mapping[str, Any] | None = None
+    ) -> dict[str, Outputs]:
+        """Answer a batch: `imgs` (B, 3, H, W) float32 normalised, H and W multiples of `divisor`.
+
+        `valid` (B, H, W) bool is False on padding. `hints` are training-only inputs by branch; a head that has some
+        is called with `hints=`.
+        """
+        if valid is not None:
+            valid = whole_cells(valid, self.divisor)  # one idea of where a picture ends, for all parts
+        features = self.backbone(imgs, valid, layers=self._layers)
+        outputs = {}
+        for name in self.names:
+            seen = self.adapters[name](self._select(features, self._wanted[name]), imgs)
+            given = {'hints': hints[name]} if hints and name in hints else {}
+            outputs[name] = self.heads[name](seen, **given)
+        return outputs
+
+    def _select(self, features: Features, wanted: tuple[LayerRequest, ...]) -> Features:
+        """Return `features` with only the wanted layers, in the order in which they were asked for."""
+        rows = [self._layers.index(request) for request in wanted]
+        return features._replace(
+            layers=tuple(features.layers[row] for row in rows),
+            cls=tuple(features.cls[row] for row in rows) if features.cls else (),
+        )
+
+
+def _freeze_unread(backbone: nn.Module, layers: tuple[LayerRequest, ...]) -> None:
+    """Freeze what no branch reads: distributed training waits for a gradient of every parameter that may have one."""
+    last = max(request.index for request in layers) + 1  # as `layer_of` counts: 0 is the embedding
+    normed = any(request.normed for request in layers)
+    unread = []
+    for name, parameter in backbone.named_parameters():
+        layer = backbone.layer_of(name)
+        behind = last < layer <= backbone.depth
+        if parameter.requires_grad and (behind or (layer > backbone.depth and not normed)):
+            parameter.requires_grad_(False)
+            unread.append(name)
+    if unread:
+        _log.info('frozen, because no branch reads them: %s', ', '.join(unread))
+
+
+def _blocks(name: str, adapter: nn.Module, depth: int) -> tuple[LayerRequest, ...]:
+    """Return the adapter's layer requests with block numbers counted from 0. Raises ConfigError."""
+    for request in adapter.layers:
+        if not -depth <= request.index < depth:
+            raise ConfigError(
+                f'{type(adapter).__name__} asks for layer {request.index} of a backbone with {depth} blocks',
+                where=f'branches.{name}.adapter',
+                why=f'layers are numbered from 0 to {depth - 1}; -1 is the last',
+                fix=f'give the adapter layers between 0 and {depth - 1}, or choose a deeper backbone',
+            )
+    return tuple(LayerRequest(request.index % depth, request.normed) for request in adapter.layers)
+
+
+def _check_branches(branches: Mapping[str, Mapping[str, Any]]) -> None:
+    parts = ('adapter', 'head')
+    if not branches:
+        raise ConfigError(
+            'a network needs at least one branch',
+            where='network.branches',
+            why='without a head there is no answer',
+            fix='add a branch: branches=dict(sem=dict(adapter=..., head=...))',
+        )
+    for name, branch in branches.items():
+        for key in branch:
+            if key not in parts:
+                raise ConfigError(
+                    f"a branch has no part '{key}'{did_you_mean(key, parts)}",
+                    where=f'network.branches.{name}',
+                    why='a branch is exactly dict(adapter=..., head=...)',
+                    fix=f"remove or rename '{key}'",
+                )
+        for part in parts:
+            if branch.get(part) is None:
+                raise ConfigError(
+                    f"the branch has no '{part}'",
+                    where=f'network.branches.{name}',
+                    why='a branch is exactly dict(adapter=..., head=...)',
+                    fix=f'add {part}=... to the branch',
+                )
+
+
+def _check_num_classes(branches: Mapping[str, Mapping[str, Any]], num_classes: Mapping[str, int]) -> None:
+    for name in num_classes:
+        if name not in branches:
+            raise ConfigError(
+                f"num_classes is given for '{name}', which is no branch{did_you_mean(name, branches)}",
+                where='network.branches / tasks',
+                why=f'the branches are: {", ".join(branches)}',
+                fix='give branches and tasks the same names',
+            )
+    for name, branch in branches.items():
+        head, known = branch['head'], num_classes.get(name)
+        stated = head.get('num_classes') if isinstance(head, dict) else getattr(head, 'num_classes', None)
+        if None not in (stated, known) and stated != known:
+            raise ConfigError(
+                f'the head has {stated} classes but the data set has {known}',
+                where=f'network.branches.{name}.head.num_classes',
+                why='the number of classes is a fact of the data set and flows to the head by itself',
+                fix=f'remove num_classes={stated} from the head, or choose the data set that has {stated} classes',
+            )
+        if stated is known is None and isinstance(head, dict) and _needs_num_classes(head):
+            raise ConfigError(
+                f"nobody knows the number of classes of '{name}'",
+                where=f'network.branches.{name}.head',
+                why=f"no data set tells the classes of the field that the task '{name}' reads",
+                fix="give the model the data set's classes, or write num_classes=... into the head",
+            )
+
+
+def _needs_num_classes(head: Mapping[str, Any]) -> bool:
+    parameter = inspect.signature(resolve(head.get('type'))).parameters.get('num_classes')
+    return parameter is not None and parameter.default is inspect.Parameter.empty

@@ -1,0 +1,82 @@
+"""Padding inside feature maps: which cells are picture, and what stands in the others.
+
+Pictures lie at the top left of their plane. A cell that holds any pixel of the picture belongs to it. `extents` is
+(B, 2) int64, the (rows, columns) of cells that belong to each picture; None means that every cell does. Three rules
+keep a padded batch equal to its single pictures:
+
+* a convolution finds zeros around the picture: `zero_padding` before it;
+* an interpolation finds the picture's edge repeated: `hold_edges` before it;
+* an average counts only the picture's own cells.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def picture_sizes(valid: Tensor) -> Tensor:
+    """Return the (height, width) in pixels of each picture, (B, 2) int64, from `valid` (B, H, W) bool."""
+    return torch.stack([valid.any(2).sum(1), valid.any(1).sum(1)], dim=1)
+
+
+def rectangles(extents: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return (B, h, w) bool, True inside the top-left rectangle of each row of `extents` (B, 2)."""
+    rows = torch.arange(size[0], device=extents.device) < extents[:, :1]  # (B, h)
+    columns = torch.arange(size[1], device=extents.device) < extents[:, 1:]  # (B, w)
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def whole_cells(valid: Tensor, cell: int) -> Tensor:
+    """Return `valid` (B, H, W) with every picture grown to whole cells of `cell` pixels, as far as the plane goes."""
+    sizes = picture_sizes(valid)
+    return rectangles((sizes + cell - 1) // cell * cell, tuple(valid.shape[-2:]))
+
+
+def map_extents(valid: Tensor | None, stride: float, size: tuple[int, int]) -> Tensor | None:
+    """Return the extents of the pictures in a map of `size` (h, w) cells at `stride` pixels, or None without `valid`.
+
+    `valid` is (B, H, W) bool in pixels of the input plane.
+    """
+    if valid is None:
+        return None
+    extents = torch.ceil(picture_sizes(valid) / stride).long()
+    return torch.stack([extents[:, axis].clamp(max=length) for axis, length in enumerate(size)], dim=1)
+
+
+def whole_map(x: Tensor) -> Tensor:
+    """Return the extents (1, 2) of pictures that fill `x` (B, C, h, w); made on its device, for sizes of any kind."""
+    return torch.stack([torch.full((1,), length, device=x.device) for length in x.shape[-2:]], dim=1)
+
+
+def zero_padding(x: Tensor, extents: Tensor | None) -> Tensor:
+    """Return `x` (B, C, h, w) with zeros in every cell outside its picture."""
+    if extents is None:
+        return x
+    inside = rectangles(extents, tuple(x.shape[-2:]))[:, None]  # (B, 1, h, w)
+    return x.masked_fill(~inside, 0.0)  # not a product: padding may hold NaN or inf
+
+
+def hold_edges(x: Tensor, extents: Tensor | None) -> Tensor:
+    """Return `x` (B, C, h, w) with every cell outside its picture holding the nearest cell of the picture."""
+    if extents is None:
+        return x
+    batch, channels, height, width = x.shape
+    rows, columns = (
+        torch.minimum(torch.arange(length, device=x.device), extents[:, axis, None].clamp(min=1) - 1)
+        for axis, length in enumerate((height, width))
+    )  # (B, h), (B, w)
+    x = x.gather(2, rows[:, None, :, None].expand(batch, channels, height, width))
+    return x.gather(3, columns[:, None, None, :].expand(batch, channels, height, width))
+
+
+def resize(x: Tensor, size: tuple[int, int], extents: Tensor | None = None) -> Tensor:
+    """Return `x` (B, C, h, w) bilinearly resized to `size` (H, W), edge to edge (`align_corners=False`).
+
+    Cells near the end of a picture are computed from that picture alone. Cells of the result outside the pictures
+    repeat its edge; zero them before a convolution.
+    """
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return functional.interpolate(hold_edges(x, extents), size=size, mode='bilinear', align_corners=False)

@@ -1,0 +1,99 @@
+"""The only door from a config to an object."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+from vitdense.errors import ConfigError, did_you_mean
+
+
+def build(part: Any, /, **facts: Any) -> Any:
+    """Return `part` itself, or the object that the recipe `part` describes.
+
+    A recipe is a dict whose `type` is a class (in a config file) or its dotted path (on the command line, in a dumped
+    config); its other keys are keyword arguments. `facts` are arguments that flow downstream in code (`in_channels`,
+    `num_classes`); a recipe may override them. Anything that is not a dict is a part already and is returned as it
+    is.
+
+    Raises ConfigError when the type cannot be found, an argument is unknown or missing, or its value is refused.
+    """
+    if not isinstance(part, dict):
+        return part
+    arguments = dict(part)
+    kind = resolve(arguments.pop('type', None))
+    _check_arguments(kind, set(arguments), facts)
+    try:
+        return kind(**{**facts, **arguments})
+    except ValueError as error:  # how a part refuses a value
+        raise ConfigError(
+            str(error),
+            where=f'{kind.__module__}.{kind.__qualname__}',
+            why='the part refuses this value',
+            fix='change the value in the config; the docstring of the part says what it takes',
+        ) from error
+
+
+def resolve(kind: Any) -> Any:
+    """Return the class or function that `kind` (itself, or a dotted path) names. Raises ConfigError."""
+    if callable(kind):
+        return kind
+    if not isinstance(kind, str) or '.' not in kind:
+        raise ConfigError(
+            f'a part needs a type, got {kind!r}',
+            where='type=',
+            why='a recipe is dict(type=SomeClass, ...) where type is a class or its dotted path',
+            fix="write the class itself, or its full path such as type='vitdense.heads.linear.LinearHead'",
+        )
+    module_name, name = kind.rsplit('.', 1)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"cannot import '{module_name}'",
+            where=f'type={kind!r}',
+            why=str(error),
+            fix='check the spelling of the module, or install the package that holds it',
+        ) from error
+    if not hasattr(module, name):
+        raise ConfigError(
+            f"'{module_name}' has no '{name}'{did_you_mean(name, dir(module))}",
+            where=f'type={kind!r}',
+            why='the module exists, the class does not',
+            fix='check the spelling of the class name',
+        )
+    return getattr(module, name)
+
+
+def _check_arguments(kind: Any, given: set[str], facts: dict[str, Any]) -> None:
+    """Refuse arguments that `kind` does not take: a wrong argument is an error now, with the nearest name."""
+    try:
+        parameters = inspect.signature(kind).parameters
+    except (TypeError, ValueError):
+        return
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in sorted(given):
+        if name not in parameters:
+            raise ConfigError(
+                f"{kind.__name__} takes no argument '{name}'{did_you_mean(name, parameters)}",
+                where=f'{kind.__module__}.{kind.__qualname__}',
+                why=f'its arguments are: {", ".join(parameters)}',
+                fix=f"remove or rename '{name}'",
+            )
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is inspect.Parameter.empty
+        and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        and name not in given
+        and name not in facts
+    ]
+    if missing:
+        raise ConfigError(
+            f'{kind.__name__} needs {", ".join(missing)}',
+            where=f'{kind.__module__}.{kind.__qualname__}',
+            why='the config does not give it and no other part knows it',
+            fix=f'add {missing[0]}=... to the config of {kind.__name__}',
+        )

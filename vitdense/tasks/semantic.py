@@ -1,0 +1,135 @@
+"""Semantic segmentation: one label for every pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vitdense.errors import ConfigError
+from vitdense.ops.upsample import full_resolution_labels
+from vitdense.registry import build
+from vitdense.tasks.losses import CrossEntropy
+from vitdense.types import IGNORE, Meta, PixelOutputs, SemanticMap, Target
+
+ACCURACY_STEP = 4  # the logged accuracy reads every fourth pixel of every fourth row: a fair sample at 1/16 of the cost
+
+
+class SemanticTask:
+    """Train `PixelOutputs` on label maps, and read label maps of the original size from them.
+
+    `field` is the field of `Target` that holds the truth; `datasets` names the data sets (`Meta.dataset`) whose
+    pictures it trains on (None: all). `losses` are parts of `vitdense.tasks.losses`, or recipes of them; their
+    answers are added. Auxiliary answers of the network get the same losses, times `aux_weight`, in one `loss_aux`.
+    """
+
+    def __init__(
+        self,
+        *,
+        field: str = 'semantic',
+        datasets: Sequence[str] | None = None,
+        losses: Sequence[Any] | None = None,
+        aux_weight: float = 0.4,
+    ) -> None:
+        _check_names(field, datasets)
+        self.field = field
+        self.datasets = None if datasets is None else tuple(datasets)
+        self.losses = _parts(losses)
+        self.aux_weight = aux_weight
+
+    def loss(self, outputs: PixelOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Return `loss_<part>` for every part, `loss_aux` when there are auxiliary answers, and `acc`.
+
+        The logits are resized bilinearly to the input plane and cropped to the targets. Pictures without labels are
+        left out. `acc` is the share of labelled pixels that are right, from a sample of them.
+        """
+        rows = [row for row, target in enumerate(targets) if getattr(target, self.field) is not None]
+        with torch.autocast(outputs.logits.device.type, enabled=False):
+            labels = self._labels(rows, targets, outputs)
+            full = _full(outputs.logits, rows, outputs.size, labels.shape[-2:])
+            losses = {f'loss_{part.name}': part(full, labels) for part in self.losses}
+            accuracy = _accuracy(full, labels)
+            del full  # the losses keep what they need of it
+            if outputs.aux:
+                plane = outputs.size
+                grids = (_full(logits, rows, plane, labels.shape[-2:]) for logits in outputs.aux)
+                losses['loss_aux'] = self.aux_weight * sum(part(grid, labels) for grid in grids for part in self.losses)
+        return losses | {'acc': accuracy}
+
+    def predict(self, outputs: PixelOutputs, metas: Sequence[Meta]) -> list[SemanticMap]:
+        """Return the likeliest class of every pixel, in each picture's original size."""
+        return [
+            SemanticMap(full_resolution_labels(logits, plane=outputs.size, crop=meta.size, out=meta.orig_size))
+            for logits, meta in zip(outputs.logits, metas, strict=True)
+        ]
+
+    def _labels(self, rows: Sequence[int], targets: Sequence[Target], outputs: PixelOutputs) -> Tensor:
+        """Return (rows, H, W) int64: the label maps, padded with IGNORE to the largest of them.
+
+        Without rows it is one map of no pixels: the losses still meet the other ranks in their collective operations.
+        """
+        if not rows:
+            return torch.zeros((1, 0, 0), dtype=torch.int64, device=outputs.logits.device)
+        maps = [getattr(targets[row], self.field) for row in rows]
+        height, width = (max(sides) for sides in zip(*(labels.shape for labels in maps), strict=True))
+        if height > outputs.size[0] or width > outputs.size[1]:
+            raise ValueError(f'a label map of {(height, width)} pixels is larger than the input plane {outputs.size}')
+        padded = outputs.logits.new_full((len(maps), height, width), IGNORE, dtype=torch.int64)
+        for row, labels in zip(padded, maps, strict=True):
+            row[: labels.shape[0], : labels.shape[1]] = labels
+        return padded
+
+
+def _full(logits: Tensor, rows: Sequence[int], plane: tuple[int, int], crop: Sequence[int]) -> Tensor:
+    """Return the float32 logits of `rows` at every pixel of `crop`: (rows, K, H, W), a view of the whole plane.
+
+    Without rows it is a plane of no pixels that hangs on all logits: every parameter gets a gradient, which is zero
+    even where the logits are not finite.
+    """
+    if not rows:
+        nothing = (logits.float().nan_to_num() * 0).sum((0, 2, 3))  # (K,)
+        return nothing[None, :, None, None].expand(1, -1, 0, 0)
+    chosen = logits if len(rows) == len(logits) else logits[list(rows)]
+    full = functional.interpolate(chosen.float(), plane, mode='bilinear', align_corners=False)
+    return full[..., : crop[0], : crop[1]]
+
+
+@torch.no_grad()
+def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the share of right pixels among the labelled ones of a sparse grid; 0 where none is labelled."""
+    labels = labels[:, ::ACCURACY_STEP, ::ACCURACY_STEP]
+    right = logits[:, :, ::ACCURACY_STEP, ::ACCURACY_STEP].argmax(1) == labels
+    return right.sum() / (labels != IGNORE).sum().clamp(min=1)  # the ignore value is no class: it is never right
+
+
+def _parts(losses: Sequence[Any] | None) -> tuple[Callable[[Tensor, Tensor], Tensor], ...]:
+    parts = (CrossEntropy(),) if losses is None else tuple(build(part) for part in losses)
+    names = [part.name for part in parts]
+    if not parts or len(set(names)) < len(names):
+        raise ConfigError(
+            f'the losses of a semantic task are {names}',
+            where='SemanticTask(losses=)',
+            why='it needs at least one loss, and every loss writes its own row in the log',
+            fix='give one or more losses of different kinds, such as [CrossEntropy(), Dice()]',
+        )
+    return parts
+
+
+def _check_names(field: str, datasets: Sequence[str] | None) -> None:
+    if field not in Target._fields:
+        raise ConfigError(
+            f"targets have no field '{field}'",
+            where='SemanticTask(field=)',
+            why=f'the fields of Target are {", ".join(Target._fields)}',
+            fix="write field='semantic'",
+        )
+    if isinstance(datasets, str):
+        raise ConfigError(
+            f'datasets is one word: {datasets!r}',
+            where='SemanticTask(datasets=)',
+            why='it is a list of names of data sets; a word would be read letter by letter',
+            fix=f'write datasets=[{datasets!r}]',
+        )

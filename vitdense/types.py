@@ -1,0 +1,134 @@
+"""The records: what one part of vitdense hands to the next.
+
+Records are `NamedTuple`s, so DataLoader workers, pinned memory, torchvision v2 transforms and mmengine's `cast_data`
+carry them as they are. Shapes are written here, once. Three rules hold everywhere:
+
+* `len(target)` counts *fields*, and `target[keep]` does not filter objects: index the fields.
+* A record is immutable; `record._replace(field=value)` is the one spelling of change.
+* Sizes are `(H, W)`, pictures are RGB, `boxes` are xyxy in absolute pixels of the picture at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+IGNORE = 255  # the value of a semantic pixel that nobody labelled; it never enters a loss or a metric
+
+
+class Target(NamedTuple):
+    """What is known about one picture. A field is None when nobody labelled it; empty means: nothing there."""
+
+    boxes: Tensor | None = None  # (N, 4) float32 xyxy, pixels
+    labels: Tensor | None = None  # (N,) int64 in [0, num_classes)
+    masks: Tensor | None = None  # (N, H, W) bool, one per object
+    semantic: Tensor | None = None  # (H, W) uint8 in [0, num_classes) or IGNORE
+    image_label: Tensor | None = None  # () int64, or (K,) float32 soft or multi-label
+    iscrowd: Tensor | None = None  # (N,) bool
+    area: Tensor | None = None  # (N,) float32, square pixels, as the annotation file says
+    annotation_ids: Tensor | None = None  # (N,) int64, as in the annotation file
+
+
+class Meta(NamedTuple):
+    """Where a picture came from and how large it was."""
+
+    image_id: int | str
+    path: str = ''
+    dataset: str = ''  # name of the data set; tasks choose their rows by it
+    orig_size: tuple[int, int] = (0, 0)  # (H, W) on disk, upright
+    size: tuple[int, int] = (0, 0)  # (H, W) after transforms and before padding
+
+
+class Sample(NamedTuple):
+    """One picture with its truth, as a data set gives it."""
+
+    img: Tensor  # (3, H, W) uint8 RGB
+    target: Target
+    meta: Meta
+
+
+class Batch(NamedTuple):
+    """B pictures padded at the right and the bottom to one size."""
+
+    imgs: Tensor  # (B, 3, H, W): uint8 RGB from `collate`, float32 normalised after `Preprocessor`
+    targets: Sequence[Target]  # B records, not padded
+    metas: Sequence[Meta]  # B records
+    valid: Tensor | None = None  # (B, H, W) bool, False = padding; None: no whole cell of the network's grid is padding
+
+
+class LayerRequest(NamedTuple):
+    """Which tokens of a ViT a reader wants: those that leave block `index`, with or without the final norm."""
+
+    index: int  # block number from 0; negative counts from the end (-1: the last block)
+    normed: bool = True
+
+
+class Features(NamedTuple):
+    """What a ViT saw. A backbone fills `layers` and `cls`; an adapter fills `maps`."""
+
+    maps: tuple[Tensor, ...] = ()  # pyramid, fine to coarse; maps[i] is (B, C_i, h_i, w_i) at strides[i] of the adapter
+    layers: tuple[Tensor, ...] = ()  # (B, C, h, w) at patch stride, one per requested (layer, normed) pair
+    cls: tuple[Tensor, ...] = ()  # (B, C) class token of the same pairs; empty for a ViT without class token
+    valid: Tensor | None = None  # (B, H, W) bool in input pixels, as in Batch
+    size: tuple[int, int] = (0, 0)  # (H, W) of the network input (padding included); maps cover this plane
+
+
+class ClassOutputs(NamedTuple):
+    """Answers about whole pictures."""
+
+    logits: Tensor  # (B, num_classes)
+
+
+class PixelOutputs(NamedTuple):
+    """Answers about every pixel, on a grid of any resolution that covers the input plane edge to edge."""
+
+    logits: Tensor  # (B, num_classes, h, w)
+    size: tuple[int, int]  # (H, W) of the input plane that the grid covers, padding included
+    aux: tuple[Tensor, ...] = ()  # logits of auxiliary heads, each (B, num_classes, h_i, w_i); training only
+
+
+class QueryOutputs(NamedTuple):
+    """Answers of Q object queries."""
+
+    class_logits: Tensor  # (B, Q, num_classes)
+    boxes: Tensor | None = None  # (B, Q, 4) cxcywh in [0, 1] of the input plane
+    mask_logits: Tensor | None = None  # (B, Q, h, w)
+    aux: tuple[QueryOutputs, ...] = ()  # outputs of earlier decoder layers, same shapes
+    proposals: QueryOutputs | None = None  # the first stage of a two-stage detector
+    denoising: QueryOutputs | None = None  # answers to the hint queries of contrastive denoising; training only
+    groups: int = 1  # Q is made of this many independent groups (training only)
+
+
+class ReconstructionOutputs(NamedTuple):
+    """What a masked autoencoder painted."""
+
+    patches: Tensor  # (B, L, p * p * 3) predicted pixels, normalised as the target is
+    target: Tensor  # (B, L, p * p * 3)
+    mask: Tensor  # (B, L) bool, True where the encoder did not see the patch
+
+
+class ImageClass(NamedTuple):
+    """Predicted label of one picture."""
+
+    scores: Tensor  # (num_classes,) float32
+
+
+class SemanticMap(NamedTuple):
+    """Predicted label of every pixel of one picture."""
+
+    labels: Tensor  # (H, W) uint8 (int16 above 255 classes), in the picture's original size
+
+
+class Instances(NamedTuple):
+    """Predicted objects of one picture, best first."""
+
+    boxes: Tensor  # (N, 4) float32 xyxy in pixels of the original picture
+    scores: Tensor  # (N,) float32 in [0, 1]
+    labels: Tensor  # (N,) int64
+    masks: Tensor | None = None  # (N, H, W) bool
+
+
+Outputs = ClassOutputs | PixelOutputs | QueryOutputs | ReconstructionOutputs
+Prediction = ImageClass | SemanticMap | Instances

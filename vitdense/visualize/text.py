@@ -1,0 +1,152 @@
+"""Text on pictures: fonts, plates behind words, and the legend beside a picture."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+INK, PAPER = (235, 235, 235), (24, 24, 24)
+MAX_NAME = 20  # characters of a class name in a legend
+
+
+class Row(NamedTuple):
+    """One line of a legend."""
+
+    name: str
+    color: Sequence[int] | None  # None: no swatch, a heading
+    share: float | None = None  # in [0, 1], stands at the right
+    hatched: bool = False
+
+
+@lru_cache(maxsize=64)
+def font(size: int) -> Any:
+    """Return the DejaVu Sans that matplotlib brings (Latin, Greek, Cyrillic, Arabic, ...) at `size` pixels."""
+    from PIL import ImageFont
+
+    spec = importlib.util.find_spec('matplotlib')  # finds the folder and imports nothing
+    for folder in spec.submodule_search_locations if spec else ():
+        path = Path(folder, 'mpl-data/fonts/ttf/DejaVuSans.ttf')
+        if path.is_file():
+            return ImageFont.truetype(str(path), size)
+    return ImageFont.load_default(size)
+
+
+def font_size(height: int, width: int) -> int:
+    """Return a font size in pixels that reads well on a picture of that size."""
+    return max(12, round((height * width) ** 0.5 / 38))
+
+
+def line_width(height: int, width: int) -> int:
+    """Return the width in pixels of a line that is seen on a picture of that size."""
+    return max(1, round((height * width) ** 0.5 / 300))
+
+
+def shorten(name: str, length: int = MAX_NAME) -> str:
+    """Return `name`, cut to `length` characters."""
+    return name if len(name) <= length else name[: length - 1].rstrip() + '…'
+
+
+def percent(share: float) -> str:
+    """Return a share in [0, 1] as words: '43 %', '2.1 %', '< 0.1 %'."""
+    if share < 0.001:
+        return '< 0.1 %'
+    return f'{share * 100:.0f} %' if share >= 0.0995 else f'{share * 100:.1f} %'
+
+
+def readable_on(color: Sequence[int]) -> tuple[int, int, int]:
+    """Return black or white, whichever is read more easily on `color` (relative luminance of sRGB)."""
+    red, green, blue = (int(value) for value in color)
+    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
+
+
+def plate(pen: Any, corner: tuple[float, float], text: str, *, color: Sequence[int], size: int) -> None:
+    """Write `text` on a filled plate whose lower left corner is at `corner` (x, y), moved inside the picture."""
+    letters = font(size)
+    pad = max(2, size // 5)
+    width, height = letters.getlength(text) + 2 * pad, size + 2 * pad
+    x = max(0, min(corner[0], pen.im.size[0] - width))
+    y = max(0, min(corner[1] - height, pen.im.size[1] - height))
+    color = tuple(int(value) for value in color)
+    pen.rectangle((x, y, x + width, y + height), fill=color)
+    pen.text((x + pad, y + height / 2), text, fill=readable_on(color), font=letters, anchor='lm')
+
+
+@lru_cache(maxsize=64)
+def legend_width(names: tuple[str, ...], size: int) -> int:
+    """Return the width in pixels of a legend that has room for every one of `names`: it does not change in a video."""
+    letters = font(size)
+    longest = max((letters.getlength(shorten(name)) for name in names), default=0.0)
+    values = letters.getlength('< 0.1 %')
+    return int(longest + values + 4.0 * size) // 2 * 2
+
+
+def add_legend(img: np.ndarray, rows: Sequence[Row], names: tuple[str, ...], size: int) -> np.ndarray:
+    """Return (H', W', 3): the picture with `rows` on a dark panel at its right.
+
+    The panel is as wide as the longest of `names` asks for, and as high as the picture (of a flat picture: high enough
+    for four rows). Rows that do not fit are counted in the last line.
+    """
+    step = round(size * 1.5)
+    width = legend_width(names, size)
+    panel = np.full((max(img.shape[0], step * 5), width, 3), PAPER, np.uint8)
+    room = (len(panel) - step // 2) // step
+    if len(rows) > room:
+        rows = [*_largest(rows, room - 1), Row(f'+ {len(rows) - room + 1} more', None)]
+    for line, row in enumerate(rows):
+        top = step // 3 + line * step
+        color = None if row.color is None else tuple(int(value) for value in row.color)
+        panel[top : top + step] = _name_strip(row.name, color, row.hatched, size, width)
+        if row.share is not None:
+            value = _value_strip(percent(row.share), size)
+            right = width - round(size * 0.7)
+            panel[top : top + step, right - value.shape[1] : right] = value
+    below = len(panel) - len(img)
+    img = np.pad(img, ((0, below), (0, 0), (0, 0)), constant_values=PAPER[0]) if below else img
+    return np.concatenate([img, panel], axis=1)
+
+
+def _largest(rows: Sequence[Row], count: int) -> list[Row]:
+    """Return the `count` rows of the largest shares in their old order; headings stay."""
+
+    def weight(line: int) -> float:
+        return 2.0 if rows[line].share is None else rows[line].share
+
+    keep = sorted(range(len(rows)), key=lambda line: -weight(line))[:count]
+    return [rows[line] for line in sorted(keep)]
+
+
+# Letters cost more than all else in a frame of a video, and hardly change from one to the next: strips are kept.
+
+
+@lru_cache(maxsize=1024)
+def _name_strip(name: str, color: tuple[int, ...] | None, hatched: bool, size: int, width: int) -> np.ndarray:
+    """Return the line of a legend without its value: a swatch and a name."""
+    from PIL import Image, ImageDraw
+
+    strip = Image.new('RGB', (width, round(size * 1.5)), PAPER)
+    pen = ImageDraw.Draw(strip)
+    middle, left = size * 0.6, size * 0.7
+    if color is not None:
+        box = (left, middle - size * 0.45, left + size * 1.2, middle + size * 0.45)
+        pen.rectangle(box, fill=color)
+        for step in range(3 * hatched):
+            x = left + size * 0.4 * step
+            pen.line((x, box[3], x + size * 0.4, box[1]), fill=INK, width=max(1, size // 12))
+        left += size * 1.8
+    pen.text((left, middle), shorten(name), fill=INK, font=font(size), anchor='lm')
+    return np.asarray(strip)
+
+
+@lru_cache(maxsize=1024)
+def _value_strip(text: str, size: int) -> np.ndarray:
+    """Return the number at the end of a line."""
+    from PIL import Image, ImageDraw
+
+    strip = Image.new('RGB', (round(font(size).getlength(text)) + 1, round(size * 1.5)), PAPER)
+    ImageDraw.Draw(strip).text((strip.width, size * 0.6), text, fill=INK, font=font(size), anchor='rm')
+    return np.asarray(strip)
