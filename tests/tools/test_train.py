@@ -50,7 +50,7 @@ def start(tool: str, *arguments: str, cwd: Path, **more: str) -> subprocess.Pope
 
 def run(tool: str, *arguments: str, cwd: Path) -> tuple[int, str, str]:
     process = start(tool, *arguments, cwd=cwd)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 
@@ -162,12 +162,12 @@ def test_a_signal_saves_and_resume_goes_on(number, code, tmp_path):
     arguments = (quick, '--amp', 'off', '--workers', '1', '--cfg-options', *SMALL, *options)
     process = start('train.py', *arguments, cwd=tmp_path)
     folder = tmp_path / 'work_dirs' / 'shapes'
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not list(folder.glob('step_*.pth')):  # it is training
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == code, err
     assert f'{signal.Signals(number).name}: saved at step' in out
     step = int((folder / 'last_checkpoint').read_text().strip()[len('step_') : -len('.pth')])
@@ -189,7 +189,7 @@ def test_two_processes_train_one_model(tmp_path):
     processes = [
         start('train.py', *arguments, cwd=tmp_path, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in (0, 1)
     ]
-    results = [process.communicate(timeout=120) for process in processes]
+    results = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
     assert 'what learns' in results[0][0] and results[1][0] == ''
     metrics = json.loads((tmp_path / 'work_dirs' / 'shapes' / 'metrics.json').read_text())

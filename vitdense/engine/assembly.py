@@ -189,8 +189,8 @@ def make_tester(
             '--tta: the model has no test-time augmentation',
             where='model.tta',
             why='the config does not say at which scales',
-            fix='set model.tta = dict(type=TestTimeAugmentation, scales=(0.75, 1.0, 1.25)) in the config; or\n--cfg-options '
-            '"+model.tta=dict(type=\'vitdense.ops.tta.TestTimeAugmentation\', scales=(0.75, 1.0, 1.25))"',
+            fix='set model.tta = dict(type=TestTimeAugmentation, scales=(0.75, 1.0, 1.25)) in the config; or\n'
+            '--cfg-options "+model.tta=dict(type=\'vitdense.ops.tta.TestTimeAugmentation\', scales=(0.75, 1.0, 1.25))"',
         )
     model.use_tta = tta
     averaged = ', averaged weights' if facts.get('averaged') else ''
