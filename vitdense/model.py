@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitdense.errors import ConfigError
+from vitdense.ops.padding import region_sizes
 from vitdense.registry import build
 from vitdense.types import Batch, Meta, Outputs, Prediction, Target
 
@@ -124,7 +125,9 @@ class DenseModel(BaseModel):
         self, imgs: Tensor, targets: Sequence[Target], metas: Sequence[Meta], valid: Tensor | None
     ) -> dict[str, Tensor]:
         readable = {name: _readable(task, targets, metas) for name, task in self.tasks.items()}
-        hints = {name: task.hints(readable[name]) for name, task in self.tasks.items() if hasattr(task, 'hints')}
+        sizes = region_sizes(valid, imgs, imgs.shape[-2:], self.network.divisor)
+        hints = {name: task.hints(readable[name], sizes) for name, task in self.tasks.items() if hasattr(task, 'hints')}
+        hints = {name: hint for name, hint in hints.items() if hint is not None}
         outputs = self._run(imgs, valid, hints)
         losses = {}
         for name, task in self.tasks.items():

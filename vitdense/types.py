@@ -89,15 +89,30 @@ class PixelOutputs(NamedTuple):
     aux: tuple[Tensor, ...] = ()  # logits of auxiliary heads, each (B, num_classes, h_i, w_i); training only
 
 
+class DenoisingHints(NamedTuple):
+    """Noised objects that a detector must restore, as D extra queries of each picture; training only.
+
+    The queries of a picture are `groups` times the same number of rows. A query sees its own group only.
+    """
+
+    labels: Tensor  # (B, D) int64 noised class in [0, num_classes)
+    boxes: Tensor  # (B, D, 4) cxcywh in [0, 1] of each picture, noised
+    objects: Tensor  # (B, D) int64 row of the object in the picture's target; -1: the query is filler
+    positive: Tensor  # (B, D) bool, True: restore the object; False: say that there is nothing
+    groups: int = 1
+
+
 class QueryOutputs(NamedTuple):
     """Answers of Q object queries."""
 
-    class_logits: Tensor  # (B, Q, num_classes)
-    boxes: Tensor | None = None  # (B, Q, 4) cxcywh in [0, 1] of the input plane
+    class_logits: Tensor  # (B, Q, num_classes); heads that are trained with softmax add a last column: no object
+    boxes: Tensor | None = None  # (B, Q, 4) cxcywh in [0, 1] of each picture, whose size is in `sizes`
+    sizes: Tensor | None = None  # (B, 2) float32 (height, width) in input pixels of the region that `boxes` measure
     mask_logits: Tensor | None = None  # (B, Q, h, w)
     aux: tuple[QueryOutputs, ...] = ()  # outputs of earlier decoder layers, same shapes
     proposals: QueryOutputs | None = None  # the first stage of a two-stage detector
-    denoising: QueryOutputs | None = None  # answers to the hint queries of contrastive denoising; training only
+    denoising: QueryOutputs | None = None  # answers to `hints`, with their own `aux`; training only
+    hints: DenoisingHints | None = None  # what `denoising` answers
     groups: int = 1  # Q is made of this many independent groups (training only)
 
 

@@ -11,6 +11,8 @@ keep a padded batch equal to its single pictures:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -19,6 +21,17 @@ from torch.nn import functional
 def picture_sizes(valid: Tensor) -> Tensor:
     """Return the (height, width) in pixels of each picture, (B, 2) int64, from `valid` (B, H, W) bool."""
     return torch.stack([valid.any(2).sum(1), valid.any(1).sum(1)], dim=1)
+
+
+def region_sizes(valid: Tensor | None, x: Tensor, plane: Sequence[int], cell: int = 1) -> Tensor:
+    """Return (B, 2) float32: the (height, width) in pixels of each picture in whole cells of `cell` pixels.
+
+    This is the region that boxes in [0, 1] measure, the same for a picture alone and in a padded batch. `x` is any
+    tensor of the batch; `plane` (H, W) is the size of the network input, which is the answer without `valid`.
+    """
+    if valid is not None:
+        return picture_sizes(whole_cells(valid, cell)).float()
+    return torch.stack([torch.full((x.shape[0],), length, device=x.device) for length in plane], dim=1).float()
 
 
 def rectangles(extents: Tensor, size: tuple[int, int]) -> Tensor:
