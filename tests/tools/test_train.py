@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -194,3 +195,36 @@ def test_two_processes_train_one_model(tmp_path):
     assert 'what learns' in results[0][0] and results[1][0] == ''
     metrics = json.loads((tmp_path / 'work_dirs' / 'shapes' / 'metrics.json').read_text())
     assert metrics['step'] == 6 and 0 < metrics['sem/aAcc'] < 1
+
+
+def test_real_ade20k_pairs_go_through_the_tools(shared, tmp_path):
+    data = shared / 'ade20k_sample' / 'ADEChallengeData2016'
+    options = (
+        f'data_root={data}',
+        f'model.network.backbone.pretrained={shared}/weights/vit_tiny_patch16_224_fp16.safetensors',
+        'model.network.backbone.name=vit_tiny_patch16_224',
+        'train_dataloader.dataset.images=images/validation',
+        'train_dataloader.dataset.labels=annotations/validation',
+        'train_dataloader.batch_size=2',
+        'schedule.max_iters=12',
+        'schedule.val_interval=12',
+        'schedule.warmup_iters=2',
+        'optim_wrapper.optimizer.lr=1e-2',
+    )
+    config = str(ROOT / 'configs/semantic/linear_plain_dinov2_s_ade20k_512_40k.py')
+    code, out, err = run(
+        'train.py', config, '--workers', '0', '--work-dir', 'run', '--cfg-options', *options, cwd=tmp_path
+    )
+    assert code == 0, err
+    assert 'classes without pixels are not listed' in out
+    code, out, err = run('test.py', 'run/config.py', 'run/best.pth', '--workers', '0', '--out', 'out', cwd=tmp_path)
+    assert code == 0, err
+    scores = json.loads((tmp_path / 'out' / 'metrics.json').read_text())
+    right = labelled = 0
+    for path in sorted((data / 'annotations' / 'validation').glob('*.png')):
+        truth = np.asarray(Image.open(path)).astype(int)
+        labels = np.asarray(Image.open(tmp_path / 'out' / 'sem' / path.name)).astype(int)
+        assert labels.shape == truth.shape and labels.max() < 150
+        right += (labels + 1 == truth)[truth > 0].sum()  # 0 is 'other', which is no class
+        labelled += (truth > 0).sum()
+    assert scores['sem/aAcc'] == pytest.approx(right / labelled) and scores['sem/aAcc'] > 0.5

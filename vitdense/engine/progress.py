@@ -92,6 +92,10 @@ def print_metrics(evaluators: Sequence[Any], metrics: Mapping[str, Any], *, titl
         ]
         heading = f'{title}  {evaluator.prefix}: {", ".join(scores) or "n/a"}'
         rows = evaluator.table() if hasattr(evaluator, 'table') else []
+        seen = [row for row in rows if any(isinstance(value, float) or value for value in row[1:])]
+        if len(rows) > ROWS and 0 < len(seen) < len(rows):  # a long vocabulary on few pictures: list what is there
+            heading += f'  ({len(rows) - len(seen)} classes without pixels are not listed)'
+            rows = seen
         if rows:
             header = [HEADERS.get(field, field) for field in rows[0]._fields]
             cells = [[_cell(value) for value in row] for row in rows]
