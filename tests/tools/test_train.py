@@ -206,10 +206,10 @@ def test_real_ade20k_pairs_go_through_the_tools(shared, tmp_path):
         'train_dataloader.dataset.images=images/validation',
         'train_dataloader.dataset.labels=annotations/validation',
         'train_dataloader.batch_size=2',
-        'schedule.max_iters=12',
-        'schedule.val_interval=12',
-        'schedule.warmup_iters=2',
-        'optim_wrapper.optimizer.lr=1e-2',
+        'schedule.max_iters=5',
+        'schedule.val_interval=5',
+        'schedule.warmup_iters=1',
+        'optim_wrapper.optimizer.lr=2e-2',
     )
     config = str(ROOT / 'configs/semantic/linear_plain_dinov2_s_ade20k_512_40k.py')
     code, out, err = run(
