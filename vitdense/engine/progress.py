@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vitdense.engine.console import console, print_table
 
 ROWS = 45  # a longer table is folded into several beside each other
-HEADERS = {'name': 'class', 'iou': 'IoU', 'acc': 'Acc', 'dice': 'Dice', 'ap': 'AP'}
+HEADERS = {'name': 'class', 'iou': 'IoU', 'acc': 'Acc', 'dice': 'Dice', 'ap': 'AP', 'ap50': 'AP50', 'ap75': 'AP75'}
 
 
 class ProgressHook(Hook):
