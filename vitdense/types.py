@@ -10,7 +10,7 @@ carry them as they are. Shapes are written here, once. Three rules hold everywhe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -73,6 +73,15 @@ class Features(NamedTuple):
     cls: tuple[Tensor, ...] = ()  # (B, C) class token of the same pairs; empty for a ViT without class token
     valid: Tensor | None = None  # (B, H, W) bool in input pixels, as in Batch
     size: tuple[int, int] = (0, 0)  # (H, W) of the network input (padding included); maps cover this plane
+
+
+class Classifier(NamedTuple):
+    """The classifier that a backbone's checkpoint brings: what it does with the tokens of the last block."""
+
+    pool: str  # 'token', 'average' or 'attention', as `ClassHead` names them
+    normed: bool  # the final norm stands before the pooling
+    weights: Mapping[str, Tensor]  # under the names of `ClassHead`; 'norm.*': a layer norm stands behind the pooling
+    where: str  # the file or the hub they come from
 
 
 class ClassOutputs(NamedTuple):

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT
 from timm.models import eva, get_pretrained_cfg, is_model_in_modules, load_pretrained, vision_transformer
 from torch import Tensor, nn
 
 from vitdense.errors import CheckpointError, ConfigError, did_you_mean
+from vitdense.types import Classifier
 from vitdense.weights import State, load_weights, open_checkpoint, read_weights
 
 logger = logging.getLogger('vitdense')
@@ -26,10 +28,13 @@ logger = logging.getLogger('vitdense')
 FAMILIES = (vision_transformer.VisionTransformer, eva.Eva)
 _MODULES = ('vision_transformer', 'deit', 'eva')  # where timm keeps them
 _HUB_FILE = 'model.safetensors'
+_ANCHOR = 'patch_embed.proj.weight'  # every ViT has it
 
 # Names that belong to what a backbone does not have: classifiers, poolers, the decoder and mask of pre-training, and
 # the fixed rotation tables that timm computes itself.
 _DISPENSABLE = ('head', 'fc_norm.', 'attn_pool.', 'pre_logits.', 'mask_token', 'decoder_', 'local_cls_norm.', 'rope.')
+_POOLS = {'token': 'token', 'avg': 'average', 'map': 'attention'}  # timm's words and ours
+_CLASSIFIER = {'head.': 'classifier.', 'fc_norm.': 'norm.', 'attn_pool.': 'attn_pool.'}  # timm's names and ClassHead's
 _OURS = {
     'pretrained': 'pretrained',
     'num_classes': None,
@@ -78,6 +83,50 @@ def create(
         load_weights(model, state, where=where, partial=partial_weights, convert=convert, ignore=_DISPENSABLE)
     _resample(model, patch_size, img_size)
     return model
+
+
+def read_classifier(
+    name: str, *, pretrained: bool | str | Path, timm_args: Mapping[str, Any] | None = None
+) -> Classifier:
+    """Return the classifier that the weights of `name` bring, as timm would use it.
+
+    Raises ConfigError without weights, or when timm's classifier does what ours cannot (a distillation token, poolings
+    other than class token, average and attention); CheckpointError when the weights have none.
+    """
+    if not pretrained:
+        raise ConfigError(
+            'the head asks for the classifier of a checkpoint, but the backbone has none',
+            where='ViT(pretrained=False)',
+            why='the classifier comes with the pretrained weights',
+            fix='set pretrained=True or a path in the backbone, or pretrained=False in the head',
+        )
+    with torch.device('meta'):  # to know its parts; no weights are made
+        model = timm.create_model(name, **_checked(timm_args))
+    state, where = _fetch(name, model) if pretrained is True else (read_weights(pretrained), str(pretrained))
+    prefix = (_anchor(state) or _ANCHOR).removesuffix(_ANCHOR)
+    weights = {
+        ours + key.removeprefix(prefix + theirs): value
+        for theirs, ours in _CLASSIFIER.items()
+        for key, value in state.items()
+        if key.startswith(prefix + theirs)
+    }
+    if 'classifier.weight' not in weights:
+        tagged = [tag for tag in timm.list_pretrained(f'{name.partition(".")[0]}*') if '_in1k' in tag]
+        raise CheckpointError(
+            f"the weights of '{name}' bring no classifier",
+            where=where,
+            why=f'there is no {prefix}head.weight',
+            fix=f'set pretrained=False in the head, or take a classifier, such as {", ".join(tagged[:4]) or "deit3_*"}',
+        )
+    pool = _POOLS.get(model.global_pool)
+    if pool is None or prefix + 'head_dist.weight' in state or getattr(model, 'pool_include_prefix', False):
+        raise ConfigError(
+            f"the classifier of '{name}' cannot be taken over",
+            where=where,
+            why=f"it pools by '{model.global_pool}', over a distillation token or over registers",
+            fix='set pretrained=False in the head and train a classifier',
+        )
+    return Classifier(pool, not isinstance(model.norm, nn.Identity), weights, where)
 
 
 def _checked(timm_args: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -190,13 +239,17 @@ def _take_shape(model: nn.Module, state: State, img_size: tuple[int, int] | None
     """Bring the still random model to the patch size and the table of positions of the file, so that nothing is
     resampled twice.
     """
-    anchor = 'patch_embed.proj.weight'
-    name = min((name for name in state if name == anchor or name.endswith('.' + anchor)), key=len, default=None)
+    name = _anchor(state)
     if name is None or state[name].ndim != 4 or state[name].shape[-1] != state[name].shape[-2]:
         return
     patch = state[name].shape[-1]
-    grid = _table_grid(model, state.get(name.removesuffix(anchor) + 'pos_embed'), img_size, patch)
+    grid = _table_grid(model, state.get(name.removesuffix(_ANCHOR) + 'pos_embed'), img_size, patch)
     model.set_input_size(img_size=(grid[0] * patch, grid[1] * patch), patch_size=patch)
+
+
+def _anchor(state: State) -> str | None:
+    """Return the name of the patch kernel in a file, whatever stands before it."""
+    return min((name for name in state if name == _ANCHOR or name.endswith('.' + _ANCHOR)), key=len, default=None)
 
 
 def _table_grid(

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from vitdense.backbones.pretrained import create
+from vitdense.backbones.pretrained import create, read_classifier
 from vitdense.errors import ConfigError, DataError
-from vitdense.types import Features, LayerRequest
+from vitdense.types import Classifier, Features, LayerRequest
 
 _REMEMBERED = 16  # tables of positions kept by a frozen ViT
 
@@ -79,6 +79,7 @@ class ViT(nn.Module):
             drop_path=drop_path,
             timm_args=timm_args,
         )
+        self._source = dict(name=name, pretrained=pretrained, timm_args=timm_args)
         self.frozen, self.checkpointing = frozen, checkpointing
         self.amp = torch.bfloat16 if amp == 'bf16' else None
         self.embed_dim: int = self.model.embed_dim
@@ -197,6 +198,13 @@ class ViT(nn.Module):
             return int(rest[0]) + 1
         below = ('patch_embed', 'pos_embed', 'rope', 'norm_pre', 'cls_token', 'dist_token', 'reg_token')
         return 0 if first in below else self.depth + 1
+
+    def read_classifier(self) -> Classifier:
+        """Return the classifier that came with the weights, read again from where they came.
+
+        Raises ConfigError or CheckpointError where there is none.
+        """
+        return read_classifier(**self._source)
 
     def _block(self, index: int) -> int:
         if not -self.depth <= index < self.depth:

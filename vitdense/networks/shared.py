@@ -24,7 +24,8 @@ class SharedNetwork(nn.Module):
     `mean` and `std`. `branches` maps a name to `dict(adapter=..., head=...)`; backbone, adapters and heads are parts
     or recipes. `num_classes` maps names to what the data set knows; facts flow from the backbone to the adapter and
     from the adapter to the head, so no recipe repeats them. Weights of the backbone that no branch reads (blocks behind
-    the last layer asked for; the final norm, if nobody asks for it) are frozen.
+    the last layer asked for; the final norm, if nobody asks for it) are frozen. A head that takes `cls_channels` is
+    told how wide the class tokens are, and one that says `pretrained` gets the classifier of the backbone's checkpoint.
 
     Raises ConfigError, before any weight is made, when the number of classes of a head is unknown or contradicts
     `num_classes`; and when an adapter asks for a layer that the backbone does not have.
@@ -46,10 +47,12 @@ class SharedNetwork(nn.Module):
         self.adapters = nn.ModuleDict()
         self.heads = nn.ModuleDict()
         for name, branch in branches.items():
-            facts = {'num_classes': num_classes[name]} if name in num_classes else {}
             adapter = build(
                 branch['adapter'], in_channels=self.backbone.embed_dim, patch_stride=self.backbone.patch_size
             )
+            facts = {'num_classes': num_classes[name]} if name in num_classes else {}
+            if _takes(branch['head'], 'cls_channels'):
+                facts['cls_channels'] = self._cls_channels(adapter)
             self.adapters[name] = adapter
             self.heads[name] = build(branch['head'], in_channels=adapter.out_channels, strides=adapter.strides, **facts)
         self.divisor = self.backbone.divisor
@@ -58,6 +61,9 @@ class SharedNetwork(nn.Module):
         self._wanted = {name: _blocks(name, adapter, self.backbone.depth) for name, adapter in self.adapters.items()}
         self._layers = tuple(dict.fromkeys(request for wanted in self._wanted.values() for request in wanted))
         _freeze_unread(self.backbone, self._layers)
+        for name, head in self.heads.items():
+            if getattr(head, 'pretrained', False):
+                self._load_classifier(name)
 
     def forward(
         self, imgs: Tensor, valid: Tensor | None = None, hints: Mapping[str, Any] | None = None
@@ -76,6 +82,22 @@ class SharedNetwork(nn.Module):
             given = {'hints': hints[name]} if hints and name in hints else {}
             outputs[name] = self.heads[name](seen, **given)
         return outputs
+
+    def _cls_channels(self, adapter: nn.Module) -> tuple[int, ...]:
+        """Return the widths of the class tokens that a head will see: one for each layer the adapter asks for."""
+        return (self.backbone.embed_dim,) * len(adapter.layers) if getattr(self.backbone, 'has_cls', False) else ()
+
+    def _load_classifier(self, name: str) -> None:
+        """Give a head the classifier of the backbone's checkpoint. Raises ConfigError, CheckpointError."""
+        classifier = self.backbone.read_classifier()
+        if self._wanted[name] != (LayerRequest(self.backbone.depth - 1, classifier.normed),):
+            raise ConfigError(
+                'the classifier of the checkpoint reads other tokens than the adapter gives',
+                where=f'network.branches.{name}.adapter',
+                why=f'it was trained on the last layer {"with" if classifier.normed else "without"} the final norm',
+                fix=f'write adapter=dict(type=PlainMaps, normed={classifier.normed}), or pretrained=False in the head',
+            )
+        self.heads[name].load_classifier(classifier)
 
     def _select(self, features: Features, wanted: tuple[LayerRequest, ...]) -> Features:
         """Return `features` with only the wanted layers, in the order in which they were asked for."""
@@ -168,6 +190,11 @@ def _check_num_classes(branches: Mapping[str, Mapping[str, Any]], num_classes: M
                 why=f"no data set tells the classes of the field that the task '{name}' reads",
                 fix="give the model the data set's classes, or write num_classes=... into the head",
             )
+
+
+def _takes(part: Any, fact: str) -> bool:
+    """Whether a recipe's part has an argument of that name."""
+    return isinstance(part, Mapping) and fact in inspect.signature(resolve(part.get('type'))).parameters
 
 
 def _needs_num_classes(head: Mapping[str, Any]) -> bool:
