@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 from vitdense.errors import ConfigError
 from vitdense.ops.padding import region_sizes
-from vitdense.registry import build
+from vitdense.registry import build, resolve
 from vitdense.types import Batch, Meta, Outputs, Prediction, Target
 
 
@@ -22,12 +23,20 @@ class Preprocessor(BaseDataPreprocessor):
 
     `mean` and `std` are those of the checkpoint, of RGB values in [0, 1]. Padding is zero *after* normalisation and
     lies at the right and the bottom; `valid` is set only when some picture leaves a whole cell of `divisor` pixels
-    empty.
+    empty. In training `augment`, `Batch -> Batch`, changes what comes out.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], *, divisor: int = 1) -> None:
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        divisor: int = 1,
+        augment: Callable[[Batch], Batch] | None = None,
+    ) -> None:
         super().__init__()
         self.divisor = divisor
+        self.augment = augment
         self.register_buffer('mean', torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer('std', torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
 
@@ -41,7 +50,8 @@ class Preprocessor(BaseDataPreprocessor):
         if len(set(sizes)) > 1:
             imgs = imgs * valid[:, None]  # collate pads with black, which is not zero once normalised
         full = all(self._cells(size) == self._cells((height, width)) for size in sizes)
-        return Batch(imgs, targets, metas, None if full else valid)
+        batch = Batch(imgs, targets, metas, None if full else valid)
+        return self.augment(batch) if training and self.augment is not None else batch
 
     def _cells(self, size: tuple[int, int]) -> tuple[int, int]:
         return -(-size[0] // self.divisor), -(-size[1] // self.divisor)
@@ -64,6 +74,8 @@ class DenseModel(BaseModel):
 
     `tiler` runs the network on overlapping windows at test time; `tta` runs it on several scales and flips and
     averages. Each is `(network, imgs, valid) -> {name: Outputs}`, and `tta` is used only while `use_tta` is True.
+    `augment`, `Batch -> Batch`, changes training batches on the device (mixup); it is told the number of classes of
+    `image_label`.
     `amp` is the autocast dtype of the network (None: float32); tasks always compute in float32.
     """
 
@@ -75,9 +87,10 @@ class DenseModel(BaseModel):
         classes: Mapping[str, Sequence[str]] | None = None,
         tiler: Callable | dict | None = None,
         tta: Callable | dict | None = None,
+        augment: Callable[[Batch], Batch] | dict | None = None,
     ) -> None:
         classes = dict(classes or {})
-        tasks = {name: build(task) for name, task in tasks.items()}
+        tasks = {name: _task(task, classes) for name, task in tasks.items()}
         num_classes = {name: len(classes[task.field]) for name, task in tasks.items() if task.field in classes}
         network = build(network, num_classes=num_classes)
         if set(network.names) != set(tasks):
@@ -87,7 +100,9 @@ class DenseModel(BaseModel):
                 why='every branch needs the task that reads it, under the same name',
                 fix='give model.tasks exactly the names of the branches',
             )
-        super().__init__(Preprocessor(network.mean, network.std, divisor=network.divisor))
+        facts = {'num_classes': len(classes['image_label'])} if 'image_label' in classes else {}
+        augment = build(augment, **facts)
+        super().__init__(Preprocessor(network.mean, network.std, divisor=network.divisor, augment=augment))
         self.network = network
         self.tasks = tasks
         self.classes = classes
@@ -143,6 +158,16 @@ class DenseModel(BaseModel):
         outputs = run(imgs, valid)
         answers = {name: task.predict(outputs[name], metas) for name, task in self.tasks.items()}
         return [{name: answers[name][row] for name in answers} for row in range(len(metas))]
+
+
+def _task(part: Any, classes: Mapping[str, Sequence[str]]) -> Any:
+    """Return the task; a recipe of one that takes `num_classes` is told how many classes its field has."""
+    if not isinstance(part, dict):
+        return part
+    parameters = inspect.signature(resolve(part.get('type'))).parameters
+    field = part.get('field', parameters['field'].default if 'field' in parameters else None)
+    known = 'num_classes' in parameters and field in classes
+    return build(part, **({'num_classes': len(classes[field])} if known else {}))
 
 
 def _readable(task: Any, targets: Sequence[Target], metas: Sequence[Meta]) -> list[Target]:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
 from vitdense.errors import ConfigError
+from vitdense.tasks.arguments import check_choice, check_range
 from vitdense.types import IGNORE
 
 
@@ -52,8 +53,8 @@ class CrossEntropy:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_choice('CrossEntropy(average=)', self.average, ('valid', 'all'))
-        _check_range('CrossEntropy(label_smoothing=)', self.label_smoothing, 0.0, 1.0)
+        check_choice('CrossEntropy(average=)', self.average, ('valid', 'all'))
+        check_range('CrossEntropy(label_smoothing=)', self.label_smoothing, 0.0, 1.0)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         weights = _weights_of_classes(self.class_weights, logits)
@@ -90,9 +91,9 @@ class Dice:
     absent: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice('Dice(exponent=)', self.exponent, (1, 2))
-        _check_choice('Dice(over=)', self.over, ('picture', 'batch'))
-        _check_range('Dice(smooth=)', self.smooth, 0.0, float('inf'))
+        check_choice('Dice(exponent=)', self.exponent, (1, 2))
+        check_choice('Dice(over=)', self.over, ('picture', 'batch'))
+        check_range('Dice(smooth=)', self.smooth, 0.0, float('inf'))
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         labels = labels.flatten(1)  # (B, H, W) -> (B, N)
@@ -130,10 +131,10 @@ class Focal:
     form: Literal['softmax', 'sigmoid'] = 'softmax'
 
     def __post_init__(self) -> None:
-        _check_choice('Focal(form=)', self.form, ('softmax', 'sigmoid'))
-        _check_range('Focal(gamma=)', self.gamma, 0.0, float('inf'))
+        check_choice('Focal(form=)', self.form, ('softmax', 'sigmoid'))
+        check_range('Focal(gamma=)', self.gamma, 0.0, float('inf'))
         if self.alpha is not None:
-            _check_range('Focal(alpha=)', self.alpha, 0.0, 1.0)
+            check_range('Focal(alpha=)', self.alpha, 0.0, 1.0)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         valid = labels != IGNORE
@@ -167,9 +168,9 @@ class OhemCrossEntropy:
     average: Literal['kept', 'all'] = 'kept'
 
     def __post_init__(self) -> None:
-        _check_choice('OhemCrossEntropy(average=)', self.average, ('kept', 'all'))
-        _check_range('OhemCrossEntropy(threshold=)', self.threshold, 0.0, 1.0)
-        _check_range('OhemCrossEntropy(min_kept=)', self.min_kept, 0, float('inf'))
+        check_choice('OhemCrossEntropy(average=)', self.average, ('kept', 'all'))
+        check_range('OhemCrossEntropy(threshold=)', self.threshold, 0.0, 1.0)
+        check_range('OhemCrossEntropy(min_kept=)', self.min_kept, 0, float('inf'))
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         surprise = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction='none')  # (B, H, W)
@@ -201,23 +202,3 @@ def _weights_of_classes(weights: Sequence[float] | None, logits: Tensor) -> Tens
             fix=f'give {logits.shape[1]} numbers, or leave class_weights out',
         )
     return logits.new_tensor(weights)
-
-
-def _check_choice(where: str, given: object, choices: tuple) -> None:
-    if given not in choices:
-        raise ConfigError(
-            f'{given!r} is not a choice here',
-            where=where,
-            why=f'the choices are {", ".join(map(repr, choices))}',
-            fix=f'write {choices[0]!r}, or one of the others',
-        )
-
-
-def _check_range(where: str, given: float, low: float, high: float) -> None:
-    if not low <= given <= high:
-        raise ConfigError(
-            f'{given} is out of range',
-            where=where,
-            why=f'it must lie between {low} and {high}',
-            fix=f'choose a number between {low} and {high}',
-        )

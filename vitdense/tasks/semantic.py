@@ -12,6 +12,7 @@ from torch.nn import functional
 from vitdense.errors import ConfigError
 from vitdense.ops.upsample import full_resolution_labels
 from vitdense.registry import build
+from vitdense.tasks.arguments import check_names
 from vitdense.tasks.losses import CrossEntropy
 from vitdense.types import IGNORE, Meta, PixelOutputs, SemanticMap, Target
 
@@ -34,7 +35,7 @@ class SemanticTask:
         losses: Sequence[Any] | None = None,
         aux_weight: float = 0.4,
     ) -> None:
-        _check_names(field, datasets)
+        check_names('SemanticTask', field, datasets)
         self.field = field
         self.datasets = None if datasets is None else tuple(datasets)
         self.losses = _parts(losses)
@@ -116,20 +117,3 @@ def _parts(losses: Sequence[Any] | None) -> tuple[Callable[[Tensor, Tensor], Ten
             fix='give one or more losses of different kinds, such as [CrossEntropy(), Dice()]',
         )
     return parts
-
-
-def _check_names(field: str, datasets: Sequence[str] | None) -> None:
-    if field not in Target._fields:
-        raise ConfigError(
-            f"targets have no field '{field}'",
-            where='SemanticTask(field=)',
-            why=f'the fields of Target are {", ".join(Target._fields)}',
-            fix="write field='semantic'",
-        )
-    if isinstance(datasets, str):
-        raise ConfigError(
-            f'datasets is one word: {datasets!r}',
-            where='SemanticTask(datasets=)',
-            why='it is a list of names of data sets; a word would be read letter by letter',
-            fix=f'write datasets=[{datasets!r}]',
-        )

@@ -1,0 +1,118 @@
+"""Classification: one label, a mixture of labels, or several labels for a whole picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vitdense.errors import ConfigError
+from vitdense.tasks.losses import share_of_count
+from vitdense.types import ClassOutputs, ImageClass, Meta, Target
+
+Loss = Literal['cross_entropy', 'binary_cross_entropy']
+_NAMES = {'cross_entropy': 'ce', 'binary_cross_entropy': 'bce'}
+
+
+class ClassificationTask:
+    """Train `ClassOutputs` on image labels, and read the scores of all classes from them.
+
+    A label is a class number, or (K,) numbers in [0, 1]: the shares of a mixture (mixup, distillation), or a yes or no
+    for each class. 'cross_entropy' is for one class, 'binary_cross_entropy' for any number of them: each class is a
+    question of its own (also the loss of DeiT III, https://arxiv.org/abs/2204.07118, section 3).
+
+    `label_smoothing` is the probability mass spread evenly over all K classes (Szegedy et al. 2016, section 7).
+    `field` is the field of `Target` that holds the truth; `datasets` names the data sets (`Meta.dataset`) whose
+    pictures it trains on (None: all).
+
+    Raises ConfigError for an unknown field or loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        field: str = 'image_label',
+        datasets: Sequence[str] | None = None,
+        loss: Loss = 'cross_entropy',
+        label_smoothing: float = 0.0,
+    ) -> None:
+        _check(field, datasets, loss, label_smoothing)
+        self.field = field
+        self.datasets = None if datasets is None else tuple(datasets)
+        self.kind = loss
+        self.label_smoothing = label_smoothing
+
+    def loss(self, outputs: ClassOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Return `loss_ce` or `loss_bce`, the mean over labelled pictures (of K questions), and `acc`.
+
+        Pictures without a label are left out. `acc` is the share of pictures whose likeliest class is true; of a
+        mixture its largest part is.
+        """
+        rows = [row for row, target in enumerate(targets) if getattr(target, self.field) is not None]
+        with torch.autocast(outputs.logits.device.type, enabled=False):
+            logits = outputs.logits.float()
+            count = share_of_count(torch.tensor(len(rows), device=logits.device))  # every rank comes here
+            name = f'loss_{_NAMES[self.kind]}'
+            if not rows:  # zero, with a gradient for every parameter, even where the logits are not finite
+                return {name: (logits.nan_to_num() * 0).sum(), 'acc': logits.new_zeros(())}
+            logits = logits if len(rows) == len(logits) else logits[rows]
+            truth = torch.stack([_shares(getattr(targets[row], self.field), logits.shape[1]) for row in rows])
+            total = self._total(logits, truth.to(logits.device))
+        return {name: total / count, 'acc': _accuracy(logits, truth)}
+
+    def predict(self, outputs: ClassOutputs, metas: Sequence[Meta]) -> list[ImageClass]:
+        """Return the scores of all classes: softmax probabilities, or one probability for each yes or no."""
+        logits = outputs.logits.float()
+        scores = logits.softmax(1) if self.kind == 'cross_entropy' else logits.sigmoid()
+        return [ImageClass(row) for row in scores]
+
+    def _total(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """Return the sum over pictures; `logits` and `truth` are (rows, K)."""
+        if self.kind == 'cross_entropy':
+            return functional.cross_entropy(logits, truth, reduction='sum', label_smoothing=self.label_smoothing)
+        num_classes = logits.shape[1]
+        truth = truth * (1 - self.label_smoothing) + self.label_smoothing / num_classes
+        return functional.binary_cross_entropy_with_logits(logits, truth, reduction='sum') / num_classes
+
+
+def _shares(label: Tensor, num_classes: int) -> Tensor:
+    """Return a label as (K,) float32."""
+    if label.ndim == 0:
+        return functional.one_hot(label.long(), num_classes).float()
+    if label.shape != (num_classes,):
+        raise ValueError(f'a label of shape {tuple(label.shape)} for {num_classes} classes')
+    return label.float()
+
+
+@torch.no_grad()
+def _accuracy(logits: Tensor, truth: Tensor) -> Tensor:
+    """Return the share of pictures whose likeliest class is among those of the largest share."""
+    chosen = truth.gather(1, logits.argmax(1, keepdim=True)).squeeze(1)  # (rows,)
+    return ((chosen == truth.amax(1)) & (chosen > 0)).float().mean()
+
+
+def _check(field: str, datasets: Sequence[str] | None, loss: str, label_smoothing: float) -> None:
+    if field not in Target._fields:
+        raise ConfigError(
+            f"targets have no field '{field}'",
+            where='ClassificationTask(field=)',
+            why=f'the fields of Target are {", ".join(Target._fields)}',
+            fix="write field='image_label'",
+        )
+    if isinstance(datasets, str):
+        raise ConfigError(
+            f'datasets is one word: {datasets!r}',
+            where='ClassificationTask(datasets=)',
+            why='it is a list of names of data sets; a word would be read letter by letter',
+            fix=f'write datasets=[{datasets!r}]',
+        )
+    if loss not in get_args(Loss) or not 0 <= label_smoothing < 1:
+        raise ConfigError(
+            f'loss={loss!r} with label_smoothing={label_smoothing!r}',
+            where='ClassificationTask',
+            why=f'the losses are {", ".join(get_args(Loss))}; label smoothing is a share in [0, 1)',
+            fix="write loss='cross_entropy', label_smoothing=0.1",
+        )

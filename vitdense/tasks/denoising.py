@@ -1,0 +1,88 @@
+"""Noised objects as extra queries of training (DN-DETR, DINO)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vitdense.ops.boxes import to_cxcywh, to_xyxy
+from vitdense.tasks.arguments import check_range
+from vitdense.tasks.matching import NOTHING, Truth
+from vitdense.types import DenoisingHints
+
+SMALLEST = 1e-3  # least width and height of a noised box, in shares of the picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoising:
+    """Contrastive denoising (Zhang et al. 2022, DINO, section 3.3): restore objects from noised labels and boxes.
+
+    A group holds every object of a picture once, with noise to be undone, and once more, with so much noise that the
+    answer must be: nothing. There are as many groups as let all pictures have about `num_queries` queries of the
+    first kind, at least one. With `contrastive=False` groups hold the first kind only (Li et al. 2022, DN-DETR).
+
+    A label is replaced by a random class with probability `label_noise / 2`. Every side of a box moves by up to
+    `box_noise / 2` of the width (height), in the contrastive half by one to two times as much; boxes stay in [0, 1].
+    """
+
+    num_queries: int = 100
+    label_noise: float = 0.5
+    box_noise: float = 1.0
+    contrastive: bool = True
+
+    def __post_init__(self) -> None:
+        check_range('Denoising(num_queries=)', self.num_queries, 1, float('inf'))
+        check_range('Denoising(label_noise=)', self.label_noise, 0.0, 2.0)
+        check_range('Denoising(box_noise=)', self.box_noise, 0.0, float('inf'))
+
+    def __call__(self, truth: Truth, num_classes: int) -> DenoisingHints:
+        """Return hints for a batch; pictures with fewer objects than others, and crowds, leave filler.
+
+        A batch without any object gets one object of filler for each picture: the parameters that read hints must have
+        a gradient on every rank.
+        """
+        most = max(truth.counts, default=0)
+        groups = max(self.num_queries // max(most, 1), 1) if most else 1
+        objects, labels, boxes = _padded(truth, max(most, 1))
+        kinds = torch.tensor([True, False] if self.contrastive else [True], device=labels.device)
+        shape = (labels.shape[0], groups, len(kinds), labels.shape[1])  # (B, groups, kinds, N)
+        objects = objects[:, None, None].expand(shape)
+        positive = kinds[:, None].expand(shape)
+        labels = self._noised_labels(labels[:, None, None].expand(shape), num_classes)
+        boxes = self._noised_boxes(boxes[:, None, None].expand(*shape, 4), positive)
+        filler = objects < 0
+        return DenoisingHints(
+            labels=labels.masked_fill(filler, 0).flatten(1),
+            boxes=boxes.flatten(1, 3),
+            objects=objects.flatten(1),
+            positive=(positive & ~filler).flatten(1),
+            groups=groups,
+        )
+
+    def _noised_labels(self, labels: Tensor, num_classes: int) -> Tensor:
+        chosen = torch.rand(labels.shape, device=labels.device) < self.label_noise / 2
+        return torch.where(chosen, torch.randint_like(labels, num_classes), labels)
+
+    def _noised_boxes(self, boxes_cxcywh: Tensor, positive: Tensor) -> Tensor:
+        share = torch.rand(boxes_cxcywh.shape, device=boxes_cxcywh.device)
+        share = share + (~positive[..., None]).float()
+        sign = torch.randint_like(share, 2) * 2 - 1
+        reach = torch.cat([boxes_cxcywh[..., 2:]] * 2, dim=-1) / 2  # half of (w, h, w, h)
+        corners = to_xyxy(boxes_cxcywh) + sign * share * self.box_noise * reach
+        noised = to_cxcywh(corners.clamp(0, 1))
+        return torch.cat([noised[..., :2], noised[..., 2:].clamp(min=SMALLEST)], dim=-1)
+
+
+def _padded(truth: Truth, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for each picture its objects' rows in the target (B, N), NOTHING for filler; labels; boxes (B, N, 4)."""
+    device, batch = truth.labels.device, len(truth.counts)
+    rows = torch.arange(len(truth.labels), device=device) - truth.starts[truth.pictures]
+    objects = torch.full((batch, length), NOTHING, device=device)
+    labels = torch.zeros((batch, length), dtype=torch.int64, device=device)
+    boxes = torch.full((batch, length, 4), 0.5, device=device)
+    objects[truth.pictures, rows] = rows.masked_fill(truth.crowd, NOTHING)
+    labels[truth.pictures, rows] = truth.labels
+    boxes[truth.pictures, rows] = truth.boxes
+    return objects, labels, boxes

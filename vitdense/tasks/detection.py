@@ -1,0 +1,197 @@
+"""Object detection: a set of boxes, each with a class and a score, without non-maximum suppression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitdense.errors import ConfigError
+from vitdense.ops.boxes import iou, scales_of, to_original, to_xyxy
+from vitdense.registry import build
+from vitdense.tasks.arguments import check_names, check_range
+from vitdense.tasks.denoising import Denoising
+from vitdense.tasks.detection_losses import Focal, box_losses
+from vitdense.tasks.losses import share_of_count
+from vitdense.tasks.matching import IGNORED, NOTHING, Answers, HungarianMatcher, Truth, agnostic, is_labelled
+from vitdense.types import DenoisingHints, Instances, Meta, QueryOutputs, Target
+
+
+class DetectionTask:
+    """Train `QueryOutputs` on boxes with labels, and read `Instances` of the original picture from them.
+
+    `field` is the field of `Target` that holds the classes, and `datasets` names the data sets (`Meta.dataset`) whose
+    pictures it trains on (None: all). `classification` is a part of `vitdense.tasks.detection_losses`, or its recipe:
+    Focal (the default), Varifocal, IouAware, or SoftmaxCrossEntropy for heads with a last column, no object. `matcher`
+    defaults to the costs that go with it (class 2, or 1 with softmax; L1 5, GIoU 2). The loss of a layer is that of
+    its classes, plus `l1_weight` times the L1 distance and `giou_weight` times one minus the GIoU of matched boxes,
+    both divided by the number of objects of all ranks. Crowds are never matched.
+
+    Earlier decoder layers are matched and trained like the last one, in one `loss_aux` (times `aux_weight`); so are
+    the proposals of a two-stage head in `loss_proposals` (times `proposal_weight`), where every object has
+    `proposals_per_object` of them, and noised objects in `loss_denoising` (times `denoising_weight`, all layers), where
+    `denoising` (a `Denoising`) makes them. `num_classes` is known from the data.
+
+    `top_k` predictions are read from a picture: the best pairs of query and class, or with softmax the best queries.
+    """
+
+    def __init__(
+        self,
+        *,
+        field: str = 'labels',
+        datasets: Sequence[str] | None = None,
+        num_classes: int | None = None,
+        classification: Any = None,
+        matcher: Any = None,
+        l1_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        aux_weight: float = 1.0,
+        proposal_weight: float = 1.0,
+        proposals_per_object: int = 1,
+        denoising: Denoising | dict | None = None,
+        denoising_weight: float = 1.0,
+        top_k: int = 100,
+    ) -> None:
+        check_names('DetectionTask', field, datasets)
+        self.field = field
+        self.datasets = None if datasets is None else tuple(datasets)
+        self.num_classes = num_classes
+        self.classification = Focal() if classification is None else build(classification)
+        self.matcher = _matcher(matcher, self.classification.form)
+        self.l1_weight, self.giou_weight = l1_weight, giou_weight
+        self.aux_weight = aux_weight
+        self.proposal_weight, self.proposals_per_object = proposal_weight, proposals_per_object
+        self.denoising, self.denoising_weight = build(denoising), denoising_weight
+        self.top_k = top_k
+        for name in ('l1_weight', 'giou_weight', 'aux_weight', 'proposal_weight', 'denoising_weight'):
+            check_range(f'DetectionTask({name}=)', getattr(self, name), 0, float('inf'))
+        for name in ('proposals_per_object', 'top_k'):
+            check_range(f'DetectionTask({name}=)', getattr(self, name), 1, float('inf'))
+        if self.denoising is not None and num_classes is None:
+            raise ConfigError(
+                'denoising needs the number of classes',
+                where='DetectionTask(num_classes=)',
+                why='it replaces labels by random ones, and no data set told the classes of the field',
+                fix='give the model the classes of the data set, or write num_classes=...',
+            )
+
+    def hints(self, targets: Sequence[Target], sizes: Tensor) -> DenoisingHints | None:
+        """Return noised objects of all pictures, whose boxes measure regions of `sizes` (B, 2); None without
+        `denoising`.
+        """
+        if self.denoising is None:
+            return None
+        return self.denoising(Truth.of(targets, sizes), self.num_classes)
+
+    def loss(self, outputs: QueryOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Return `loss_class`, `loss_l1` and `loss_giou`, and `loss_aux`, `loss_proposals`, `loss_denoising` where the
+        outputs have them.
+
+        Pictures without labels are left out; a picture without objects teaches its queries to say so.
+        """
+        labelled = [row for row, target in enumerate(targets) if is_labelled(target)]
+        with torch.autocast(outputs.class_logits.device.type, enabled=False):
+            outputs = _rows_of(outputs, labelled)
+            truth = Truth.of([targets[row] for row in labelled], outputs.sizes)
+            queries = Answers.of(outputs)
+            stages = [queries] if outputs.proposals is None else [queries, Answers.of(outputs.proposals, 'proposals')]
+            rows = self.matcher(stages, truth, (1, self.proposals_per_object)[: len(stages)])
+            num_boxes, num_noised = share_of_count(torch.stack([(~truth.crowd).sum(), _num_noised(outputs, truth)]))
+
+            layers = self._layers(queries, rows[0], truth, num_boxes * queries.groups)
+            losses = {f'loss_{name}': values[-1] for name, values in layers.items()}
+            if outputs.aux:
+                losses['loss_aux'] = self.aux_weight * sum(values[:-1].sum() for values in layers.values())
+            if outputs.proposals is not None:
+                count = num_boxes * stages[1].groups * self.proposals_per_object
+                losses['loss_proposals'] = self.proposal_weight * self._total(stages[1], rows[1], truth, count)
+            if outputs.denoising is not None:
+                noised = Answers.of(outputs.denoising, 'denoising')
+                restored = _noised_rows(outputs.hints, truth).expand(noised.logits.shape[:3])
+                losses['loss_denoising'] = self.denoising_weight * self._total(noised, restored, truth, num_noised)
+        return losses
+
+    @torch.no_grad()
+    def predict(self, outputs: QueryOutputs, metas: Sequence[Meta]) -> list[Instances]:
+        """Return the best objects of every picture, with boxes in its original pixels, clipped to it."""
+        scores, labels, queries = self._best(outputs.class_logits.float())
+        boxes = to_xyxy(outputs.boxes.float().gather(1, queries[:, :, None].expand(-1, -1, 4)))
+        sizes, orig_sizes = boxes.new_tensor([[meta.size, meta.orig_size] for meta in metas]).unbind(1)  # (B, 2) each
+        boxes = to_original(boxes * scales_of(outputs.sizes)[:, None], sizes, orig_sizes)
+        return [Instances(*found) for found in zip(boxes, scores, labels, strict=True)]
+
+    def _best(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scores, labels and queries (B, N) of the best answers, best first."""
+        if self.classification.form == 'softmax':
+            probs, labels = logits.softmax(-1)[..., :-1].max(-1)
+            scores, queries = probs.topk(min(self.top_k, probs.shape[1]))
+            return scores, labels.gather(1, queries), queries
+        num_classes = logits.shape[-1]
+        probs = logits.sigmoid().flatten(1)  # (B, Q, K) -> (B, Q * K)
+        scores, places = probs.topk(min(self.top_k, probs.shape[1]))
+        return scores, places % num_classes, places // num_classes
+
+    def _total(self, answers: Answers, rows: Tensor, truth: Truth, num_boxes: Tensor) -> Tensor:
+        return sum(values.sum() for values in self._layers(answers, rows, truth, num_boxes).values())
+
+    def _layers(self, answers: Answers, rows: Tensor, truth: Truth, num_boxes: Tensor) -> dict[str, Tensor]:
+        """Return the weighted losses by kind, (L,) each. `rows` (L, B, Q) are the objects that queries answer for."""
+        labels, wanted = _wanted(rows, truth, answers.logits)
+        positive = rows >= 0
+        ious = iou(to_xyxy(answers.boxes.detach()), to_xyxy(wanted)).where(positive, 0.0)
+        distance, miss = box_losses(answers.boxes, wanted, positive)
+        return {
+            'class': self.classification(answers.logits, labels, ious, num_boxes),
+            'l1': self.l1_weight * distance / num_boxes,
+            'giou': self.giou_weight * miss / num_boxes,
+        }
+
+
+def _rows_of(outputs: QueryOutputs, rows: Sequence[int]) -> QueryOutputs:
+    """Return the outputs of some pictures only; of none, empty tensors that still hang on all parameters."""
+    if len(rows) == len(outputs.class_logits):
+        return outputs
+    chosen = {}
+    for name, value in outputs._asdict().items():
+        if isinstance(value, Tensor):
+            chosen[name] = value[list(rows)]
+        elif isinstance(value, QueryOutputs):
+            chosen[name] = _rows_of(value, rows)
+        elif isinstance(value, DenoisingHints):
+            chosen[name] = DenoisingHints(*(field[list(rows)] for field in value[:-1]), value.groups)
+    return outputs._replace(**chosen, aux=tuple(_rows_of(layer, rows) for layer in outputs.aux))
+
+
+def _num_noised(outputs: QueryOutputs, truth: Truth) -> Tensor:
+    return truth.crowd.new_zeros(()).long() if outputs.hints is None else outputs.hints.positive.sum()
+
+
+def _noised_rows(hints: DenoisingHints, truth: Truth) -> Tensor:
+    """Return (B, D) int64: the row of `truth` that each noised query must restore, NOTHING, or IGNORED for filler."""
+    rows = torch.where(hints.positive, hints.objects + truth.starts[:, None], NOTHING)
+    return rows.masked_fill(hints.objects < 0, IGNORED)
+
+
+def _wanted(rows: Tensor, truth: Truth, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what queries must say: labels (L, B, Q), NOTHING or IGNORED, and boxes (L, B, Q, 4) cxcywh."""
+    labels, boxes = agnostic(truth.labels, logits), truth.boxes
+    labels, boxes = torch.cat([labels, labels.new_zeros(1)]), torch.cat([boxes, boxes.new_full((1, 4), 0.5)])
+    places = rows.clamp(min=-1)  # who has no object reads the last row, which is none
+    return labels[places].where(rows >= 0, rows), boxes[places]
+
+
+def _matcher(matcher: Any, form: str) -> Any:
+    """Return the matcher, or by default the one whose costs go with the classification loss. Raises ConfigError."""
+    if matcher is None:
+        return HungarianMatcher(class_weight=1.0 if form == 'softmax' else 2.0, form=form)
+    matcher = build(matcher)
+    if getattr(matcher, 'form', form) != form:
+        raise ConfigError(
+            f'the matcher reads {matcher.form} scores, the classification loss {form} scores',
+            where='DetectionTask(matcher=, classification=)',
+            why='both read the logits of the same head',
+            fix=f"write matcher=dict(type=HungarianMatcher, form='{form}'), or leave the matcher out",
+        )
+    return matcher

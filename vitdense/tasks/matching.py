@@ -1,0 +1,203 @@
+"""Which query answers for which object: truth as one flat list, and the cheapest one-to-one assignment to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn import functional
+
+from vitdense.errors import NumericsError
+from vitdense.ops.boxes import generalized_iou, scales_of, to_cxcywh, to_xyxy
+from vitdense.tasks.arguments import check_choice, check_range
+from vitdense.types import QueryOutputs, Target
+
+NOTHING = -1  # what a query answers for that is assigned to no object: it must say that there is nothing
+IGNORED = -2  # a query that takes no part in any loss
+
+_LARGEST = 1e6  # costs are cut to +- this, so that sums of them stay exact
+_WORST = 2e6  # the cost of what is not finite: taken only when nothing else is left
+_CROWD = float('inf')  # the cost of an object that must not be assigned to anybody
+
+
+class Truth(NamedTuple):
+    """The objects of all pictures of a batch, one after the other."""
+
+    labels: Tensor  # (M,) int64
+    boxes: Tensor  # (M, 4) float32 cxcywh in [0, 1] of each object's picture, as in `QueryOutputs`
+    pictures: Tensor  # (M,) int64 row of the picture
+    crowd: Tensor  # (M,) bool, True: a crowd, which nobody is to answer for
+    counts: tuple[int, ...]  # number of objects of each picture, known without asking the device
+
+    @classmethod
+    def of(cls, targets: Sequence[Target], sizes: Tensor) -> Truth:
+        """Return the truth of pictures whose boxes measure regions of `sizes` (B, 2) pixels (H, W).
+
+        A picture that nobody labelled has no objects.
+        """
+        device = sizes.device
+        labelled = [target for target in targets if is_labelled(target)]
+        counts = tuple(len(target.labels) if is_labelled(target) else 0 for target in targets)
+        labels = torch.cat([torch.zeros(0, dtype=torch.int64, device=device), *(each.labels for each in labelled)])
+        boxes = torch.cat([torch.zeros(0, 4, device=device), *(each.boxes.float() for each in labelled)])
+        crowd = torch.cat([labels[:0].bool(), *(_crowd(each) for each in labelled)])
+        pictures = torch.arange(len(counts), device=device)
+        pictures = pictures.repeat_interleave(torch.tensor(counts, device=device), output_size=sum(counts))
+        return cls(labels, to_cxcywh(boxes / scales_of(sizes)[pictures]), pictures, crowd, counts)
+
+    @property
+    def starts(self) -> Tensor:
+        """(B,) int64 row of the first object of each picture."""
+        return torch.tensor((0, *accumulate(self.counts)), device=self.labels.device)[:-1]
+
+
+class Answers(NamedTuple):
+    """What the layers of one decoder say, stacked, in float32; the last layer is the final one."""
+
+    logits: Tensor  # (L, B, Q, K)
+    boxes: Tensor  # (L, B, Q, 4) cxcywh in [0, 1]
+    groups: int = 1  # Q is made of this many independent groups
+    name: str = 'queries'  # who says it, for messages
+
+    @classmethod
+    def of(cls, outputs: QueryOutputs, name: str = 'queries') -> Answers:
+        """Return the answers of `outputs.aux` and of `outputs` itself, in this order."""
+        layers = (*outputs.aux, outputs)
+        logits = torch.stack([layer.class_logits for layer in layers]).float()
+        boxes = torch.stack([layer.boxes for layer in layers]).float()
+        return cls(logits, boxes, outputs.groups, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HungarianMatcher:
+    """The assignment of objects to queries with the smallest sum of costs (Carion et al. 2020, section 3.1).
+
+    A cost is `class_weight` times that of the class, `l1_weight` times the L1 distance of the boxes (cxcywh in
+    [0, 1]), and `giou_weight` times minus their generalised IoU. The class costs, in the 'softmax' form, minus the
+    probability of the object's class (DETR); in the 'sigmoid' form the focal loss of saying yes minus that of saying
+    no, with `alpha` and `gamma` (Deformable-DETR). Every query answers for one object at most; crowds are nobody's.
+
+    Costs are computed for the objects of each picture only, on the device; those of all layers come to the CPU in
+    one transfer. What is not finite costs more than all that is. Raises NumericsError when nothing in a layer is
+    finite, and says what diverged.
+    """
+
+    class_weight: float = 2.0
+    l1_weight: float = 5.0
+    giou_weight: float = 2.0
+    form: Literal['sigmoid', 'softmax'] = 'sigmoid'
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_choice('HungarianMatcher(form=)', self.form, ('sigmoid', 'softmax'))
+        for name in ('class_weight', 'l1_weight', 'giou_weight', 'gamma'):
+            check_range(f'HungarianMatcher({name}=)', getattr(self, name), 0.0, float('inf'))
+        check_range('HungarianMatcher(alpha=)', self.alpha, 0.0, 1.0)
+
+    @torch.no_grad()
+    def __call__(self, answers: Sequence[Answers], truth: Truth, copies: Sequence[int] | None = None) -> list[Tensor]:
+        """Return for each of `answers` (L, B, Q) int64: the row of `truth` that a query answers for, or NOTHING.
+
+        `copies` says, for each of `answers`, how many queries of a group answer for one object (default: one; H-DETR,
+        Jia et al. 2023, section 3, repeats the objects). Where the queries do not suffice, objects stay without.
+        """
+        blocks = [_sane(self.costs(each, truth), truth.crowd) for each in answers]
+        table = torch.cat([block.flatten() for block in blocks]).cpu().numpy()  # the one transfer
+        ends = list(accumulate(block.numel() for block in blocks))
+        found = []
+        for each, end, block, repeat in zip(answers, ends, blocks, copies or [1] * len(blocks), strict=True):
+            costs = table[end - block.numel() : end].reshape(block.shape)
+            found.append(_assign(costs, each, truth.counts, repeat))
+        rows = torch.from_numpy(np.concatenate([rows.ravel() for rows in found])).to(truth.labels.device)
+        return [
+            part.view(each.shape) for part, each in zip(rows.split([each.size for each in found]), found, strict=True)
+        ]
+
+    def costs(self, answers: Answers, truth: Truth) -> Tensor:
+        """Return (L, M, Q) float32: what it costs that a query of an object's own picture answers for it."""
+        costs = self.class_weight * self._class_costs(answers.logits, truth)
+        planes = answers.boxes.movedim(-1, 2).contiguous()[:, truth.pictures]  # (L, M, 4, Q): each coordinate in a row
+        boxes_cxcywh, wanted_cxcywh = planes.movedim(2, -1), truth.boxes[:, None]  # (L, M, Q, 4), (M, 1, 4)
+        for mine, theirs in zip(boxes_cxcywh.unbind(-1), wanted_cxcywh.unbind(-1), strict=True):
+            costs += self.l1_weight * (mine - theirs).abs()
+        costs -= self.giou_weight * generalized_iou(_corners(boxes_cxcywh), to_xyxy(wanted_cxcywh))
+        return costs
+
+    def _class_costs(self, logits: Tensor, truth: Truth) -> Tensor:
+        labels = agnostic(truth.labels, logits)
+        chosen = logits.transpose(2, 3)[:, truth.pictures, labels]  # (L, B, Q, K) -> (L, M, Q)
+        if self.form == 'softmax':
+            return -(chosen - logits.logsumexp(-1)[:, truth.pictures]).exp()
+        probs, surprise = chosen.sigmoid(), functional.softplus(-chosen)  # surprise: -log(p)
+        yes = self.alpha * (1 - probs) ** self.gamma * surprise
+        no = (1 - self.alpha) * probs**self.gamma * (surprise + chosen)
+        return yes - no
+
+
+def is_labelled(target: Target) -> bool:
+    """Return whether somebody looked for objects in the picture, found or not."""
+    return target.labels is not None and target.boxes is not None
+
+
+def _crowd(target: Target) -> Tensor:
+    if target.iscrowd is None:
+        return torch.zeros_like(target.labels, dtype=torch.bool)
+    return target.iscrowd.bool()
+
+
+def agnostic(labels: Tensor, logits: Tensor) -> Tensor:
+    """Return the labels as `logits` (..., K) knows them: to a single class, which asks for any object, all are 0."""
+    return torch.zeros_like(labels) if logits.shape[-1] == 1 else labels
+
+
+def _corners(boxes_cxcywh: Tensor) -> Tensor:
+    """Return xyxy in the memory layout of `boxes_cxcywh` (..., 4), one plane for each coordinate."""
+    centers, halves = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:] / 2
+    x, y = centers.unbind(-1)
+    dx, dy = halves.unbind(-1)
+    return torch.stack([x - dx, y - dy, x + dx, y + dy]).movedim(0, -1)
+
+
+def _sane(costs: Tensor, crowd: Tensor) -> Tensor:
+    """Return costs (L, M, Q) that can be added up; those of crowds are marked."""
+    costs = costs.clamp(-_LARGEST, _LARGEST).where(costs.isfinite(), _WORST)
+    return costs.masked_fill(crowd[:, None], _CROWD)
+
+
+def _assign(costs: np.ndarray, answers: Answers, counts: Sequence[int], copies: int) -> np.ndarray:
+    """Return (L, B, Q) int64: the row of the object that each query answers for. `costs` is (L, M, Q)."""
+    num_layers, _, num_queries = costs.shape
+    rows = np.full((num_layers, len(counts), num_queries), NOTHING, np.int64)
+    size = num_queries // answers.groups
+    for layer in range(num_layers):
+        _check(costs[layer], answers, layer)
+        for picture, (end, count) in enumerate(zip(accumulate(counts), counts, strict=True)):
+            objects = np.arange(end - count, end)
+            objects = objects[costs[layer, objects, 0] != _CROWD].repeat(copies)
+            for start in range(0, num_queries, size):
+                chosen, queries = linear_sum_assignment(costs[layer, objects, start : start + size])
+                rows[layer, picture, start + queries] = objects[chosen]
+    return rows
+
+
+def _check(costs: np.ndarray, answers: Answers, layer: int) -> None:
+    """Raise NumericsError when no cost of a layer is finite."""
+    if not costs.size or costs.min() < _WORST or (costs == _CROWD).all():
+        return
+    shares = {
+        name: 1 - values[layer].isfinite().double().mean().item()
+        for name, values in (('class logits', answers.logits), ('boxes', answers.boxes))
+    }
+    raise NumericsError(
+        f'no matching cost is finite: {answers.name}, layer {layer + 1} of {len(answers.logits)}',
+        where=', '.join(f'{name} {share:.0%} not finite' for name, share in shares.items()),
+        why='the network has diverged, or the boxes of the targets are not numbers',
+        fix='lower the learning rate, clip gradients (optim_wrapper.clip_grad) or use --amp off, then --resume',
+    )
