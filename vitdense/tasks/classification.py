@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitdense.errors import ConfigError
+from vitdense.ops.mixing import as_shares
 from vitdense.tasks.losses import share_of_count
 from vitdense.types import ClassOutputs, ImageClass, Meta, Target
 
@@ -59,8 +60,8 @@ class ClassificationTask:
             if not rows:  # zero, with a gradient for every parameter, even where the logits are not finite
                 return {name: (logits.nan_to_num() * 0).sum(), 'acc': logits.new_zeros(())}
             logits = logits if len(rows) == len(logits) else logits[rows]
-            truth = torch.stack([_shares(getattr(targets[row], self.field), logits.shape[1]) for row in rows])
-            total = self._total(logits, truth.to(logits.device))
+            truth = as_shares([getattr(targets[row], self.field) for row in rows], logits.shape[1])
+            total = self._total(logits, truth)
         return {name: total / count, 'acc': _accuracy(logits, truth)}
 
     def predict(self, outputs: ClassOutputs, metas: Sequence[Meta]) -> list[ImageClass]:
@@ -76,15 +77,6 @@ class ClassificationTask:
         num_classes = logits.shape[1]
         truth = truth * (1 - self.label_smoothing) + self.label_smoothing / num_classes
         return functional.binary_cross_entropy_with_logits(logits, truth, reduction='sum') / num_classes
-
-
-def _shares(label: Tensor, num_classes: int) -> Tensor:
-    """Return a label as (K,) float32."""
-    if label.ndim == 0:
-        return functional.one_hot(label.long(), num_classes).float()
-    if label.shape != (num_classes,):
-        raise ValueError(f'a label of shape {tuple(label.shape)} for {num_classes} classes')
-    return label.float()
 
 
 @torch.no_grad()
