@@ -40,7 +40,9 @@ def breaches(room: str, name: str, stem: str) -> Iterator[str]:
     top, *rest = name.split('.')
     if top == 'mmengine' and room not in USERS_OF_MMENGINE:
         yield f'{room} must work without mmengine'
-    if top == 'timm' and rest[:1] != ['layers'] and room != 'backbones':
+    # what timm publishes about its checkpoints is data, and one file of the data room reads it
+    published = (room, stem) == ('data', 'published')
+    if top == 'timm' and rest[:1] != ['layers'] and room != 'backbones' and not published:
         yield f"only backbones know timm's insides, not {room}"
     if top in ('tools', 'configs') or (top == 'vitdense' and rest[:1] in (['tools'], ['configs'])):
         yield f'nothing in the library imports {name}'

@@ -26,7 +26,7 @@ def list_files(root: Path, suffixes: Sequence[str], *, what: str) -> dict[str, s
             fix='correct the path, or data_root=... of the config; relative paths start where the command runs',
         )
     files: dict[str, str] = {}
-    for name in sorted(_walk(root)):
+    for name in sorted(walk(root)):
         suffix = next((suffix for suffix in suffixes if name.lower().endswith(suffix.lower())), None)
         if suffix is None or len(name) == len(suffix):
             continue
@@ -49,7 +49,8 @@ def list_files(root: Path, suffixes: Sequence[str], *, what: str) -> dict[str, s
     return files
 
 
-def _walk(root: Path) -> Iterable[str]:
+def walk(root: Path) -> Iterable[str]:
+    """Yield the paths below `root` of all files, with '/' between folders; what begins with a dot is left out."""
     for folder, folders, names in os.walk(root, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith('.')]
         below = os.path.relpath(folder, root).replace(os.sep, '/')

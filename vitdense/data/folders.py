@@ -1,0 +1,203 @@
+"""One folder for each class, or a list of pictures and their classes: ImageNet, and your own."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+from vitdense.data import images as decoding
+from vitdense.data.pairing import safe_below, walk
+from vitdense.data.synsets import class_vocabulary
+from vitdense.data.transforms import Pipeline
+from vitdense.errors import DataError, did_you_mean
+from vitdense.types import Meta, Sample, Target
+
+logger = logging.getLogger('vitdense')
+
+
+class ImageFolders:
+    """Pictures below `folder`, which starts at `root` (a config gives its `data_root`), with one label each.
+
+    The class of a picture is the first folder on its way (`cat/a.jpg`, `cat/more/b.jpg`). With `split` it is what a
+    text file says, one line for each picture: its path below `folder`, a tab or a space, and the class (its name, its
+    folder's name, or its number); a line without class takes the folder's. With `multi_label` a line names any number
+    of classes, separated by commas, and the label is (K,) float32 with 1 for those.
+
+    `classes` says which classes there are and in which order: by default the folders that hold pictures, sorted;
+    'imagenet1k', the 1000 of ILSVRC 2012 in the order of its classifiers; a WordNet file (`n01440764 tench, Tinca
+    tinca` in each line); or a list, or a file as `vocabularies.read_classes` takes it. `wordnet` ('imagenet1k' or such
+    a file) gives folders that are called by WordNet ids readable names.
+
+    Raises ConfigError or DataError at construction for missing folders, lists that cannot be read, and folders or
+    lines of an unknown class; UnreadablePicture in `__getitem__` for files that cannot be used.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        root: str | Path = '',
+        classes: Sequence[str] | Mapping[int, str] | str | Path | None = None,
+        wordnet: str | Path | None = None,
+        split: str | Path | None = None,
+        multi_label: bool = False,
+        transforms: Sequence[Callable | dict] = (),
+        name: str = '',
+        max_pixels: int = decoding.MAX_PIXELS,
+    ) -> None:
+        root = Path(root)
+        self.folder = root / folder
+        self.name = name or self.folder.name
+        self.max_pixels = max_pixels
+        self.multi_label = multi_label
+        self.pipeline = Pipeline(transforms)
+        self._listed = split is not None
+        lines = _walk_folders(self.folder) if split is None else _read_lines(root / split)
+        found = {word for _, words in lines for word in self._words(words)}
+        names, self._number = class_vocabulary(classes, wordnet, sorted(found, key=_in_order), root=root)
+        self.metainfo: dict[str, Any] = {'classes': {'image_label': names}}
+        self._labels = self._read_labels(lines, names, split)
+        # arrays, not lists: workers share them, while counting references would copy a million words into each
+        self._files = np.array([os.fsencode(file) for file, _ in lines])
+        self._say_missing(names)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Sample:
+        file = os.fsdecode(self._files[index].item())
+        path = safe_below(self.folder, file, where=str(self.folder)) if self._listed else self.folder / file
+        img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels))
+        size = (img.shape[-2], img.shape[-1])
+        meta = Meta(file, str(path), self.name, size, size)
+        return self.pipeline(Sample(img, Target(image_label=self._label(index)), meta))
+
+    def check(self, limit: int | None = 64) -> int:
+        """Look for `limit` files of a list, evenly spaced (None: all), and return how many were looked for.
+
+        Raises DataError that names up to ten files that are not there.
+        """
+        if not self._listed:
+            return 0
+        count = len(self) if limit is None else min(limit, len(self))
+        files = [os.fsdecode(self._files[row].item()) for row in np.linspace(0, len(self) - 1, count).astype(int)]
+        missing = [file for file in files if not safe_below(self.folder, file, where='split').is_file()]
+        if missing:
+            raise DataError(
+                f'{len(missing)} of {count} pictures of the list are not there, such as {", ".join(missing[:10])}',
+                where=str(self.folder),
+                why='a line begins with the path of a picture below the folder',
+                fix='correct the list, or the folder that its paths start at',
+            )
+        return count
+
+    def _label(self, index: int) -> Tensor:
+        label = self._labels[index]
+        if not self.multi_label:
+            return torch.tensor(int(label))
+        shares = torch.zeros(len(self.metainfo['classes']['image_label']))
+        shares[[int(number) for number in label.split(b',') if number]] = 1
+        return shares
+
+    def _read_labels(self, lines: Sequence[tuple[str, str]], names: Sequence[str], split: Any) -> np.ndarray:
+        """Return the class number of each line, or their numbers as text: b'3,17'."""
+        if not self.multi_label:
+            return np.array([self._class_of(word, file, names, split) for file, word in lines])
+        return np.array(
+            [
+                ','.join(str(self._class_of(word, file, names, split)) for word in self._words(words))
+                for file, words in lines
+            ],
+            dtype=bytes,
+        )
+
+    def _words(self, words: str) -> list[str]:
+        return [word.strip() for word in words.split(',') if word.strip()] if self.multi_label else [words]
+
+    def _class_of(self, word: str, file: str, names: Sequence[str], split: Any) -> int:
+        number = self._number.get(word)
+        if number is None and split is not None and word.isdecimal() and int(word) < len(names):
+            number = int(word)
+        if number is None:
+            raise DataError(
+                f"'{word}' is no class{did_you_mean(word, self._number)}",
+                where=f'{split or self.folder}: {file}',
+                why=f'there are {len(names)} classes, such as {", ".join(names[:3])}',
+                fix='call the folder as the class is called, or add the class to classes=',
+            )
+        return number
+
+    def _say_missing(self, names: Sequence[str]) -> None:
+        if self.multi_label:
+            return
+        seen = np.bincount(self._labels, minlength=len(names)) > 0
+        if not seen.all():
+            text = 'no pictures of %d of the %d classes in %s, such as %s'
+            logger.info(text, (~seen).sum(), len(names), self.folder, names[int(np.argmin(seen))])
+
+
+def _in_order(word: str) -> tuple[int, str]:
+    """Sort numbers as numbers, before words."""
+    return (int(word), '') if word.isdecimal() else (10**9, word)
+
+
+def _walk_folders(folder: Path) -> list[tuple[str, str]]:
+    """Return (path below `folder`, class folder) of every picture, sorted. Raises DataError."""
+    if not folder.is_dir():
+        raise DataError(
+            f'no folder of pictures: {folder}',
+            where=str(folder),
+            why='the folder does not exist' if not folder.exists() else 'it is not a folder',
+            fix='correct the path, or data_root=... of the config; relative paths start where the command runs',
+        )
+    files = sorted(file for file in walk(folder) if file.lower().endswith(decoding.PICTURE_SUFFIXES))
+    loose = [file for file in files if '/' not in file]
+    if loose or not files:
+        raise DataError(
+            f'{len(loose)} pictures lie in no class folder, such as {loose[0]}'
+            if loose
+            else f'no pictures in {folder}',
+            where=str(folder),
+            why=f'a picture ({" ".join(decoding.PICTURE_SUFFIXES)}) lies in the folder of its class',
+            fix="sort them into folders, one for each class, or list them with their classes: split='train.txt'",
+        )
+    return [(file, file.split('/', 1)[0]) for file in files]
+
+
+def _read_lines(path: Path) -> list[tuple[str, str]]:
+    """Return (path, class) of every line of a list. Raises DataError."""
+    try:
+        lines = path.read_text(encoding='utf-8-sig').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f'cannot read the list {path.name}', where=str(path), why=str(error), fix='check the path'
+        ) from None
+    pairs = [_split_line(line.strip(), f'{path} line {number}') for number, line in enumerate(lines, 1) if line.strip()]
+    if not pairs:
+        raise DataError('the list is empty', where=str(path), why='no line holds a name', fix='list one picture a line')
+    return pairs
+
+
+def _split_line(line: str, where: str) -> tuple[str, str]:
+    """Return (path, class): split at the tab, else at the last space behind the picture's suffix, else the folder."""
+    file, _, word = line.partition('\t')
+    if not word and not line.lower().endswith(decoding.PICTURE_SUFFIXES):
+        file, _, word = line.rpartition(' ')
+    if not word and '/' in line:
+        file, word = line, line.split('/', 1)[0]
+    if not word or not file:
+        raise DataError(
+            f'{line!r} names no class',
+            where=where,
+            why='a line is a picture, a tab or a space, and its class; or a picture in the folder of its class',
+            fix='write for example: cat/0001.jpg, or 0001.jpg, a tab and cat',
+        )
+    return file.strip(), word.strip()

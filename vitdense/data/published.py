@@ -1,0 +1,52 @@
+"""What timm publishes about ImageNet and about its checkpoints: names of classes, and how pictures are cut.
+
+The only file of this room that imports timm, and only when it is asked.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from vitdense.errors import ConfigError, did_you_mean
+
+
+class Crop(NamedTuple):
+    """How the pictures of a published evaluation were cut."""
+
+    size: int  # pixels of a side
+    crop_pct: float  # share of the short side that is seen
+    interpolation: str
+    squash: bool  # both sides are resized to `size`, whatever the aspect
+
+
+def imagenet_synsets() -> dict[str, str]:
+    """Return {WordNet id: synonyms} of the 1000 classes of ILSVRC 2012, in the order of every classifier's outputs."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo('imagenet-1k')
+    return {synset: info.label_name_to_description(synset) for synset in info.label_names()}
+
+
+def evaluation_crop(checkpoint: str) -> Crop:
+    """Return the crop of timm's `pretrained_cfg`. Raises ConfigError for a name that timm does not have."""
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    cfg = get_pretrained_cfg(checkpoint)
+    if cfg is None:
+        known = timm.list_pretrained() if '.' in checkpoint else timm.list_models()
+        raise ConfigError(
+            f"timm has no checkpoint '{checkpoint}'{did_you_mean(checkpoint, known)}",
+            where='EvaluationCrop(checkpoint=)',
+            why=f'timm {timm.__version__} does not know this name',
+            fix='write the name of the backbone, or give size=, crop_pct= and interpolation=',
+        )
+    height, width = (cfg.test_input_size or cfg.input_size)[1:]
+    if height != width or cfg.crop_mode not in ('center', 'squash'):
+        raise ConfigError(
+            f"the evaluation of '{checkpoint}' is not a square crop",
+            where='EvaluationCrop(checkpoint=)',
+            why=f"{height} x {width} pixels, crop_mode='{cfg.crop_mode}'",
+            fix='give size=, crop_pct= and interpolation= instead',
+        )
+    return Crop(height, cfg.test_crop_pct or cfg.crop_pct, cfg.interpolation, cfg.crop_mode == 'squash')
