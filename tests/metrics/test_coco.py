@@ -146,27 +146,22 @@ def test_masks_equal_pycocotools(engine):
     assert np.array_equal(metric._curves.precision, expected.eval['precision'])
 
 
-def _evaluate_share(rank):
-    return evaluate(list(random_pictures())[rank::2])[1]
-
-
-def test_two_ranks_give_the_numbers_of_one(run_ranks):
-    assert run_ranks(_evaluate_share) == [evaluate(list(random_pictures()))[1]] * 2
-
-
-def _fail(rank):
-    pictures = [(t, m, f._replace(boxes=f.boxes * float('nan')) if rank else f) for t, m, f in random_pictures(4)]
-    pictures = [(t, m._replace(image_id=2 * m.image_id + rank), f) for t, m, f in pictures]
-    try:
+def _both(rank):
+    """The numbers of a share of the pictures; then, with NaN in the boxes of one rank, what is said."""
+    scores = evaluate(list(random_pictures())[rank::2])[1]
+    pictures = [
+        (target, meta._replace(image_id=2 * meta.image_id + rank), found._replace(boxes=found.boxes * factor))
+        for (target, meta, found), factor in zip(random_pictures(4), [float('nan') if rank else 1] * 4, strict=True)
+    ]
+    with pytest.raises(NumericsError) as caught:
         evaluate(pictures)
-    except NumericsError as error:
-        return error.message
+    return scores, caught.value.message
 
 
-def test_predictions_that_are_not_finite_are_refused_on_every_rank(run_ranks):
-    first, second = run_ranks(_fail)
+def test_two_ranks_give_the_numbers_of_one_and_refuse_together(run_ranks):
     bad = sum(len(found.boxes) for _, _, found in random_pictures(4))
-    assert first == second == f'{bad} non-finite boxes and 0 non-finite scores among {2 * bad} predictions'
+    message = f'{bad} non-finite boxes and 0 non-finite scores among {2 * bad} predictions'
+    assert run_ranks(_both) == [(evaluate(list(random_pictures()))[1], message)] * 2
 
 
 def test_infinite_scores_are_refused():

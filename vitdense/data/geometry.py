@@ -72,10 +72,12 @@ def drop_empty(target: Target) -> Target:
     """Drop objects whose box has no area, or whose mask has no pixel left; all per-object fields together."""
     if target.boxes is None and target.masks is None:
         return target
-    if target.masks is not None:
-        keep = target.masks.flatten(1).any(1)
-    else:
-        keep = (target.boxes[:, 2:] > target.boxes[:, :2]).all(1)
+    keeps = []
+    if target.boxes is not None:
+        keeps.append((target.boxes[:, 2:] > target.boxes[:, :2]).all(1))
+    if target.masks is not None:  # a polygon may reach a pixel farther than its box, and a box farther than it
+        keeps.append(target.masks.flatten(1).any(1))
+    keep = torch.stack(keeps).all(0)
     if bool(keep.all()):
         return target
     fields = ('boxes', 'labels', 'masks', 'iscrowd', 'area', 'annotation_ids')

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
 from mmengine.evaluator import BaseMetric
-from pycocotools import mask as rle
 from torch import Tensor
 
 from vitdense.errors import ConfigError, DataError, NumericsError
 from vitdense.metrics.coco_curves import NUMBERS, Curves, Engine, IouType, Objects, choose_engine, make_curves
+from vitdense.ops.masks import areas_of_runs, runs_of_masks
 from vitdense.types import Batch, Instances, Meta, Prediction, Target
 
 logger = logging.getLogger('vitdense')
@@ -170,7 +170,7 @@ def columns(found: Instances, masks: bool = False) -> Objects:
     boxes = xywh(found.boxes)
     count = len(boxes)
     encoded = encode(found.masks) if masks else ()
-    area = rle.area(list(encoded)).astype(np.float64) if count and masks else boxes[:, 2] * boxes[:, 3]
+    area = areas_of_runs(encoded) if masks else boxes[:, 2] * boxes[:, 3]
     return Objects(
         np.zeros(count, np.int64),
         found.labels.cpu().numpy().astype(np.int64),
@@ -218,7 +218,7 @@ def xywh(boxes: Tensor) -> np.ndarray:
 
 
 def encode(masks: Tensor | None) -> list[dict[str, Any]]:
-    """Return (N, H, W) bool masks as pycocotools' run lengths."""
+    """Return (N, H, W) bool masks as run lengths. Raises ConfigError when there are none."""
     if masks is None:
         raise ConfigError(
             'the predictions have no masks',
@@ -226,8 +226,7 @@ def encode(masks: Tensor | None) -> list[dict[str, Any]]:
             why="iou_type='segm' compares masks, and this head predicts boxes only",
             fix="use iou_type='bbox', or a head that predicts masks",
         )
-    planes = masks.cpu().numpy().astype(np.uint8).transpose(1, 2, 0)  # (N, H, W) -> (H, W, N)
-    return rle.encode(np.asfortranarray(planes))
+    return runs_of_masks(masks)
 
 
 def refuse_non_finite(tables: Any, *, where: str) -> None:

@@ -1,0 +1,280 @@
+"""COCO's annotation files: boxes, labels, crowds and masks of objects."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+from vitdense.data import images as decoding
+from vitdense.data.coco_cache import open_coco
+from vitdense.data.coco_file import FATAL, CocoArrays, CocoFacts, inside, is_empty, looks_like_corners, sizes_of
+from vitdense.data.pairing import safe_below
+from vitdense.data.transforms import Pipeline
+from vitdense.data.vocabularies import read_classes, read_palette
+from vitdense.errors import ConfigError, DataError, did_you_mean
+from vitdense.ops.masks import masks_of_runs, runs_of
+from vitdense.types import Meta, Sample, Target
+
+_logger = logging.getLogger('vitdense')
+
+
+class CocoDetection:
+    """Pictures below `images` with the objects of the COCO file `annotations`; both paths start at `root`.
+
+    Labels are the rows of the categories in the order of their ids (COCO's own 80 have gaps up to 90), or of `classes`
+    (names, or a file with them): then the objects of other categories are left out. `metainfo` has the names, made-up
+    colours and, for results, the `category_ids`.
+
+    In training, boxes are cut at the borders of the picture, those that have less than a pixel there are dropped, and
+    the log tells how many. With `evaluation` transforms touch only the picture; the target is what the file says, in
+    float64, so that scores are those of the file. Crowds (`iscrowd`) are in both: no task may take them for an object
+    to find. Pictures without objects stay, unless `drop_empty`.
+
+    `masks` asks for the objects' masks, from polygons or run lengths. An object without either is an error, or, with
+    `skip_unmasked`, a reason to leave its picture out; a crowd without either is its box.
+
+    A picture whose size is not what the file says is an error (`check_sizes=False` looks the other way), as is one
+    that lies outside of `images`. `cache` is described at `coco_cache.open_coco`.
+
+    Raises DataError at construction when the file is none, or holds boxes that are no numbers, categories that do not
+    exist, corners in place of sizes, or no object to learn from; ConfigError for classes that it does not have.
+    """
+
+    def __init__(
+        self,
+        annotations: str | Path,
+        images: str | Path,
+        *,
+        root: str | Path = '',
+        classes: Sequence[str] | str | Path | None = None,
+        masks: bool = False,
+        skip_unmasked: bool = False,
+        drop_empty: bool = False,
+        check_sizes: bool = True,
+        transforms: Sequence[Callable | dict] = (),
+        evaluation: bool = False,
+        name: str = '',
+        cache: str | Path | bool = True,
+        max_pixels: int = decoding.MAX_PIXELS,
+    ) -> None:
+        root = Path(root)
+        self.path, self.images = root / annotations, root / images
+        self.name = name or self.images.name
+        self.masks, self.evaluation = masks, evaluation
+        self.check_sizes, self.max_pixels = check_sizes, max_pixels
+        self.pipeline = Pipeline(transforms)
+        if not self.images.is_dir():
+            raise DataError(
+                f'no folder of pictures: {self.images}',
+                where=str(self.images),
+                why='it does not exist, or is no folder',
+                fix='correct images=..., or data_root=... of the config; relative paths start where the command runs',
+            )
+        self._arrays, self._facts = open_coco(self.path, masks=masks, cache=cache)
+        _refuse(self.path, self._arrays, self._facts, training=not evaluation)
+        given = None if classes is None else list(read_classes(classes, root=root).values())
+        self._names = given or self._facts.names
+        self._choose(self._names)
+        self._rows = self._pictures(drop_empty, skip_unmasked)
+        if not evaluation:
+            self._warn()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        row = int(self._rows[index])
+        path = safe_below(self.images, self._arrays.file_names[row], where=f'{self.path} image {self.image_id(row)}')
+        img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels))
+        size = (img.shape[-2], img.shape[-1])
+        self._check_size(row, size, path)
+        meta = Meta(self.image_id(row), str(path), self.name, size, size)
+        target = self._target(row, size)
+        if self.evaluation:
+            return self.pipeline(Sample(img, Target(), meta))._replace(target=target)
+        return self.pipeline(Sample(img, target, meta))
+
+    def image_id(self, row: int) -> int | str:
+        """Return the id of a picture of the file."""
+        return json.loads(self._arrays.image_ids[row])
+
+    def adopt(self, classes: Mapping[str, Sequence[str]]) -> None:
+        """Number the labels as another data set does, by name: two files of one task may have ids of their own.
+
+        `classes` is `{field: names}` of the other. Raises ConfigError when it lacks a class that this one has.
+        """
+        names = list(classes.get('labels', self._names))
+        unknown = [name for name in self._names if name not in names]
+        if unknown:
+            raise ConfigError(
+                f"{len(unknown)} classes are not among those of training, such as '{unknown[0]}'"
+                + did_you_mean(unknown[0], names),
+                where=str(self.path),
+                why=f'there are {len(names)} classes: {", ".join(names[:8])}{", ..." if len(names) > 8 else ""}',
+                fix='use the same category names in both files, or say which to use: classes=[...]',
+            )
+        self._choose(names, missing=True)
+
+    def check(self, limit: int | None = 64) -> int:
+        """Look at the size of `limit` pictures, evenly spaced (None: all), and return how many were looked at.
+
+        Meant for the start of a run. Raises DataError for a size that is not what the file says.
+        """
+        count = len(self) if limit is None else min(limit, len(self))
+        for index in np.linspace(0, len(self) - 1, count).astype(int).tolist():
+            row = int(self._rows[index])
+            name, where = self._arrays.file_names[row], f'{self.path} image {self.image_id(row)}'
+            path = safe_below(self.images, name, where=where)
+            try:
+                self._check_size(row, decoding.image_size(path, max_pixels=self.max_pixels), path)
+            except decoding.UnreadablePicture:
+                continue  # a bad picture has its own policy (SeededDataset)
+        return count
+
+    def _choose(self, names: Sequence[str], *, missing: bool = False) -> None:
+        """Set labels and `metainfo` so that label k is `names[k]`."""
+        ids = dict(zip(self._facts.names, self._facts.category_ids, strict=True))
+        strange = [name for name in names if name not in ids and not missing]
+        if strange:
+            raise ConfigError(
+                f"the file has no category '{strange[0]}'{did_you_mean(strange[0], ids)}",
+                where=f'{self.path}, classes',
+                why=f'its categories are {", ".join(list(ids)[:12])}{", ..." if len(ids) > 12 else ""}',
+                fix='choose among them, or leave classes out to take all',
+            )
+        numbers = {name: label for label, name in enumerate(names)}
+        self._label_of = np.array([numbers.get(name, -1) for name in self._facts.names], np.int64)
+        self.metainfo: dict[str, Any] = {
+            'classes': {'labels': list(names)},
+            'palette': {'labels': read_palette(None, names)},
+            'category_ids': {'labels': [ids.get(name) for name in names]},
+        }
+
+    def _pictures(self, drop_empty: bool, skip_unmasked: bool) -> np.ndarray:
+        """Return the rows of the pictures to use, as the options say."""
+        arrays = self._arrays
+        picture = np.repeat(np.arange(len(arrays.sizes)), np.diff(arrays.starts))
+        keep = np.ones(len(arrays.sizes), bool)
+        chosen = (self._label_of[arrays.labels] >= 0) & ~arrays.crowd
+        if drop_empty:
+            good = chosen & ~is_empty(inside(arrays.boxes, sizes_of(arrays)))
+            keep = np.bincount(picture[good], minlength=len(keep)) > 0
+        if self.masks:
+            bare = chosen & (np.diff(arrays.segments.ends, prepend=0) == 0)
+            keep[picture[bare]] = False
+            if bare.any() and not skip_unmasked:
+                raise DataError(
+                    f'{int(bare.sum())} of {len(bare)} annotations have no segmentation',
+                    where=f'{self.path}, such as annotation {int(arrays.ids[bare.argmax()])}',
+                    why='masks=True asks for the mask of every object',
+                    fix='leave masks out, or write skip_unmasked=True to leave out the pictures of such objects',
+                )
+        if not keep.any():
+            raise DataError(
+                'no picture is left',
+                where=str(self.path),
+                why=f'the file lists {len(keep)} pictures; drop_empty and skip_unmasked leave none of them',
+                fix='check the file with tools/check_data.py, or leave these options out',
+            )
+        if not keep.all():
+            _logger.info('%s: %d of %d pictures are left out', self.name, int((~keep).sum()), len(keep))
+        return np.flatnonzero(keep)
+
+    def _target(self, row: int, size: tuple[int, int]) -> Target:
+        """Return the objects of a picture: as in the file for evaluation, fit to learn from for training."""
+        arrays = self._arrays
+        rows = np.arange(arrays.starts[row], arrays.starts[row + 1])
+        rows = rows[self._label_of[arrays.labels[rows]] >= 0]
+        if not self._facts.annotated:
+            return Target()
+        if self.evaluation:
+            boxes = arrays.boxes[rows] + np.pad(arrays.boxes[rows, :2], ((0, 0), (2, 0)))  # x, y, w, h -> x, y, x2, y2
+        else:
+            boxes = inside(arrays.boxes[rows], np.tile(size, (len(rows), 1)))
+            rows, boxes = rows[~is_empty(boxes)], boxes[~is_empty(boxes)].astype(np.float32)
+        area = arrays.areas[rows] if self.evaluation else arrays.areas[rows].astype(np.float32)
+        return Target(
+            boxes=tv_tensors.BoundingBoxes(torch.from_numpy(boxes), format='XYXY', canvas_size=size),
+            labels=torch.from_numpy(self._label_of[arrays.labels[rows]]),
+            masks=tv_tensors.Mask(self._masks(rows, size)) if self.masks else None,
+            iscrowd=torch.from_numpy(arrays.crowd[rows]),
+            area=torch.from_numpy(area),
+            annotation_ids=torch.from_numpy(arrays.ids[rows]),
+        )
+
+    def _masks(self, rows: np.ndarray, size: tuple[int, int]) -> Tensor:
+        """Return (N, H, W) bool."""
+        runs = []
+        for row in rows.tolist():
+            text = self._arrays.segments[row]
+            x, y, width, height = self._arrays.boxes[row].tolist()
+            box = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+            try:
+                runs.append(runs_of(json.loads(text) if text else box, size))
+            except ValueError as error:  # the file was looked through, but with sizes of its own
+                raise DataError(
+                    f'annotation {int(self._arrays.ids[row])}: {error}',
+                    where=str(self.path),
+                    why='its segmentation does not fit the picture',
+                    fix='check the file with tools/check_data.py',
+                ) from None
+        return masks_of_runs(runs, size)
+
+    def _check_size(self, row: int, size: tuple[int, int], path: Path) -> None:
+        stated = tuple(self._arrays.sizes[row].tolist())
+        if stated == size or stated == (0, 0) or not self.check_sizes:
+            return
+        turned = stated == size[::-1]
+        raise DataError(
+            f'{path.name}: (H, W) {size}, but the annotation file says {stated}',
+            where=f'{self.path} image {self.image_id(row)}',
+            why='boxes drawn on a picture of another size do not lie on the objects'
+            + ('; it looks turned: an EXIF flag was ignored when it was annotated' if turned else ''),
+            fix='annotate the picture as it is (upright), correct width and height, or write check_sizes=False if the '
+            'boxes are right all the same',
+        )
+
+    def _warn(self) -> None:
+        """Say what is put right, and what cannot be used."""
+        counts = self._facts.counts
+        words = {'empty': 'dropped', 'outside': 'clamped', 'orphan': 'without picture', 'double': 'ids twice'}
+        said = [f'{word} {counts[kind]}' for kind, word in words.items() if counts.get(kind)]
+        if said:
+            _logger.warning('%s: boxes %s (tools/check_data.py says which)', self.path.name, ', '.join(said))
+
+
+def _refuse(path: Path, arrays: CocoArrays, facts: CocoFacts, *, training: bool) -> None:
+    """Raise DataError for what nobody can use."""
+    fatal = [fault for fault in facts.faults if fault[0] in (*FATAL, 'name')]
+    if fatal:
+        count = sum(facts.counts.get(kind, 0) for kind in (*FATAL, 'name'))
+        raise DataError(
+            f'{count} annotations or pictures cannot be used',
+            where=str(path),
+            why='\n'.join(f'{kind} {number}: {reason}' for kind, number, reason in fatal[:10])
+            + ('\n...' if count > 10 else ''),
+            fix=f'correct or remove them; python tools/check_data.py {path} lists all',
+        )
+    share = looks_like_corners(arrays)
+    if share is not None:
+        raise DataError(
+            f'{share:.0%} of boxes leave the image if read as xywh; they fit as xyxy',
+            where=str(path),
+            why='COCO boxes are x, y, width, height',
+            fix='write bbox as [x, y, x2 - x, y2 - y]',
+        )
+    if training and is_empty(inside(arrays.boxes, sizes_of(arrays))).all():
+        raise DataError(
+            f'no annotations in {path.name}',
+            where=str(path),
+            why='there is no box to learn from' + (': all are empty or outside' if len(arrays.ids) else ''),
+            fix='check the path, and the file with tools/check_data.py',
+        )
