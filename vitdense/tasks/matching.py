@@ -23,6 +23,7 @@ IGNORED = -2  # a query that takes no part in any loss
 
 _LARGEST = 1e6  # costs are cut to +- this, so that sums of them stay exact
 _WORST = 2e6  # the cost of what is not finite: taken only when nothing else is left
+_AT_A_TIME = (2**18, 2**24)  # costs computed together, on a CPU (whose cache holds them) and on other devices
 _CROWD = float('inf')  # the cost of an object that must not be assigned to anybody
 
 
@@ -48,7 +49,9 @@ class Truth(NamedTuple):
         boxes = torch.cat([torch.zeros(0, 4, device=device), *(each.boxes.float() for each in labelled)])
         crowd = torch.cat([labels[:0].bool(), *(_crowd(each) for each in labelled)])
         pictures = torch.arange(len(counts), device=device)
-        pictures = pictures.repeat_interleave(torch.tensor(counts, device=device), output_size=sum(counts))
+        pictures = pictures.repeat_interleave(
+            torch.tensor(counts, dtype=torch.int64, device=device), output_size=sum(counts)
+        )
         return cls(labels, to_cxcywh(boxes / scales_of(sizes)[pictures]), pictures, crowd, counts)
 
     @property
@@ -122,19 +125,29 @@ class HungarianMatcher:
 
     def costs(self, answers: Answers, truth: Truth) -> Tensor:
         """Return (L, M, Q) float32: what it costs that a query of an object's own picture answers for it."""
-        costs = self.class_weight * self._class_costs(answers.logits, truth)
-        planes = answers.boxes.movedim(-1, 2).contiguous()[:, truth.pictures]  # (L, M, 4, Q): each coordinate in a row
-        boxes_cxcywh, wanted_cxcywh = planes.movedim(2, -1), truth.boxes[:, None]  # (L, M, Q, 4), (M, 1, 4)
-        for mine, theirs in zip(boxes_cxcywh.unbind(-1), wanted_cxcywh.unbind(-1), strict=True):
-            costs += self.l1_weight * (mine - theirs).abs()
-        costs -= self.giou_weight * generalized_iou(_corners(boxes_cxcywh), to_xyxy(wanted_cxcywh))
+        logits = answers.logits.transpose(2, 3)  # (L, B, Q, K) -> (L, B, K, Q): what is read has one row for each class
+        planes = answers.boxes.movedim(-1, 0).contiguous()  # (4, L, B, Q)
+        mass = answers.logits.logsumexp(-1) if self.form == 'softmax' else None  # (L, B, Q)
+        labels, count = agnostic(truth.labels, answers.logits), len(truth.labels)
+        costs = planes.new_empty(planes.shape[1], count, planes.shape[3])
+        step = max(_AT_A_TIME[costs.device.type != 'cpu'] // max(costs[:, :1].numel(), 1), 1)
+        for start in range(0, count, step):
+            some = slice(start, start + step)
+            pictures = truth.pictures[some]
+            chosen = logits[:, pictures, labels[some]]  # (L, m, Q)
+            total = self._class_costs(chosen, None if mass is None else mass[:, pictures]).mul_(self.class_weight)
+            boxes_cxcywh = planes[:, :, pictures].movedim(0, -1)  # (L, m, Q, 4)
+            wanted_cxcywh = truth.boxes[some, None]  # (m, 1, 4)
+            for mine, theirs in zip(boxes_cxcywh.unbind(-1), wanted_cxcywh.unbind(-1), strict=True):
+                total += (mine - theirs).abs_().mul_(self.l1_weight)
+            total -= generalized_iou(_corners(boxes_cxcywh), to_xyxy(wanted_cxcywh)).mul_(self.giou_weight)
+            costs[:, some] = total
         return costs
 
-    def _class_costs(self, logits: Tensor, truth: Truth) -> Tensor:
-        labels = agnostic(truth.labels, logits)
-        chosen = logits.transpose(2, 3)[:, truth.pictures, labels]  # (L, B, Q, K) -> (L, M, Q)
-        if self.form == 'softmax':
-            return -(chosen - logits.logsumexp(-1)[:, truth.pictures]).exp()
+    def _class_costs(self, chosen: Tensor, mass: Tensor | None) -> Tensor:
+        """Return (L, m, Q) from the logits of the objects' classes, and the log of the sum of all in a softmax."""
+        if mass is not None:
+            return -(chosen - mass).exp()
         probs, surprise = chosen.sigmoid(), functional.softplus(-chosen)  # surprise: -log(p)
         yes = self.alpha * (1 - probs) ** self.gamma * surprise
         no = (1 - self.alpha) * probs**self.gamma * (surprise + chosen)
