@@ -94,7 +94,7 @@ def print_metrics(evaluators: Sequence[Any], metrics: Mapping[str, Any], *, titl
         rows = evaluator.table() if hasattr(evaluator, 'table') else []
         seen = [row for row in rows if any(isinstance(value, float) or value for value in row[1:])]
         if len(rows) > ROWS and 0 < len(seen) < len(rows):  # a long vocabulary on few pictures: list what is there
-            heading += f'  ({len(rows) - len(seen)} classes without pixels are not listed)'
+            heading += f'  ({len(rows) - len(seen)} classes that do not occur are not listed)'
             rows = seen
         if rows:
             header = [HEADERS.get(field, field) for field in rows[0]._fields]

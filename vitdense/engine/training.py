@@ -37,7 +37,7 @@ LEFTOVERS = (
     'config.py',
     '*.jpg',
     'curves.png',
-    'confusion.*',
+    'confusion*.*',
     'sample.png',
     'model',
     'tensorboard',

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
 from vitdense.errors import ConfigError, DataError
+from vitdense.metrics.confusion import write_confusion
 from vitdense.types import IGNORE, Batch, Prediction
 
 logger = logging.getLogger('vitdense')
@@ -140,15 +140,7 @@ class MeanIoU(BaseMetric):
 
     def save_confusion(self, folder: str | Path) -> None:
         """Write confusion.npy, confusion.csv (rows: truth) and confusion.png into `folder`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        counts = self.confusion.numpy()
-        np.save(folder / 'confusion.npy', counts)
-        with open(folder / 'confusion.csv', 'w', newline='', encoding='utf-8') as file:
-            writer = csv.writer(file)
-            writer.writerow(['truth / prediction', *self.classes])
-            writer.writerows([name, *row] for name, row in zip(self.classes, counts.tolist(), strict=True))
-        _draw(counts, self.classes, folder / 'confusion.png')
+        write_confusion(self.confusion.numpy(), self.classes, folder)
 
     def _report(self, skipped: int) -> None:
         rows = self.table()
@@ -243,21 +235,3 @@ def _margins(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the right, the true and the predicted pixels of each class: three (K,) float64."""
     counts = confusion.double()  # exact below 2**53 pixels
     return counts.diagonal(), counts.sum(1), counts.sum(0)
-
-
-def _draw(counts: np.ndarray, classes: Sequence[str], path: Path) -> None:
-    """Draw the share of each true class that goes to each predicted class."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
-    from matplotlib.figure import Figure
-
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = min(max(4.0, 0.28 * len(classes) + 2), 24.0)  # inches
-    figure = Figure(figsize=(side, side), layout='constrained')
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel='prediction', ylabel='truth')
-    picture = axes.imshow(share, vmin=0, vmax=1, cmap='viridis')
-    figure.colorbar(picture, ax=axes, shrink=0.7, label='share of the true pixels')
-    if len(classes) <= 80:  # more names than that are not legible
-        axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
-        axes.set_yticks(range(len(classes)), classes, fontsize=7)
-    figure.savefig(path, dpi=120)

@@ -1,0 +1,157 @@
+"""Accuracy, calibration and average precision against torchmetrics, over pictures, batches and ranks."""
+
+import numpy as np
+import pytest
+import torch
+
+from vitdense.errors import ConfigError
+from vitdense.metrics.accuracy import Accuracy
+from vitdense.metrics.multilabel import MeanPrecision
+from vitdense.types import Batch, ImageClass, Meta, Target
+
+NAMES = [f'kind {index}' for index in range(8)]
+
+
+def pictures(count: int = 60, num_classes: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(0, num_classes, (count,), generator=generator)
+    logits = torch.randn(count, num_classes, generator=generator)
+    logits[torch.arange(count), labels] += 1.5
+    return logits.softmax(1), labels
+
+
+def fill(metric, scores, labels) -> None:
+    targets = [Target(image_label=label) for label in labels]
+    metas = [Meta(index, path=f'{index}.jpg') for index in range(len(targets))]
+    metric.process(Batch(torch.empty(0), targets, metas), [{'cls': ImageClass(row)} for row in scores])
+
+
+def evaluated(scores, labels, **arguments) -> tuple[Accuracy, dict[str, float]]:
+    metric = Accuracy(classes=NAMES, **arguments)
+    fill(metric, scores[:7], labels[:7])
+    fill(metric, scores[7:], labels[7:])
+    return metric, metric.evaluate(0)
+
+
+def test_scores_are_those_of_torchmetrics():
+    from torchmetrics.functional import classification as reference  # here: processes that this file starts need none
+
+    scores, labels = pictures()
+    metric, values = evaluated(scores, labels)
+    for key, top_k, average in (('top1', 1, 'micro'), ('top5', 5, 'micro'), ('mean_class', 1, 'macro')):
+        expected = reference.multiclass_accuracy(scores, labels, 8, average=average, top_k=top_k)
+        assert values[f'cls/{key}'] == pytest.approx(float(expected), abs=1e-6)
+    expected = reference.multiclass_calibration_error(scores, labels, 8, n_bins=15)
+    assert values['cls/ece'] == pytest.approx(float(expected), abs=1e-5)
+    assert values.keys() == {f'cls/{name}' for name in metric.names}
+    assert torch.equal(metric.confusion, reference.multiclass_confusion_matrix(scores, labels, 8))
+    per_class = reference.multiclass_accuracy(scores, labels, 8, average='none')
+    assert [row.acc for row in metric.table()] == pytest.approx(per_class.tolist(), abs=1e-6)
+    assert [row.pictures for row in metric.table()] == labels.bincount(minlength=8).tolist()
+
+
+def test_calibration_by_hand():
+    scores = torch.zeros(4, 8)
+    scores[:, 0], scores[2:, 1] = torch.tensor([0.9, 0.9, 0.3, 0.3]), 0.1
+    _, values = evaluated(scores, torch.tensor([0, 1, 0, 0]), bins=10)
+    # two pictures at 0.9 of which one is right, two at 0.3 that are both right
+    assert values['cls/ece'] == pytest.approx((2 * abs(0.9 - 0.5) + 2 * abs(0.3 - 1.0)) / 4, abs=1e-6)
+
+
+def test_classes_that_do_not_occur_are_left_out_of_the_mean():
+    scores = torch.eye(8)[[0, 1, 1]]
+    metric, values = evaluated(scores, torch.tensor([0, 0, 1]))
+    assert values['cls/mean_class'] == pytest.approx((0.5 + 1) / 2)
+    assert metric.table()[5].acc is None
+
+
+def test_five_of_five_is_no_news():
+    metric = Accuracy(classes=NAMES[:4])
+    fill(metric, torch.eye(4), torch.arange(4))
+    assert metric.evaluate(0).keys() == {'cls/top1', 'cls/mean_class', 'cls/ece'}
+
+
+def test_pictures_without_truth_are_skipped_and_mixtures_count_as_their_largest(caplog):
+    scores = torch.eye(8)[[0, 1, 2]]
+    metric = Accuracy(classes=NAMES)
+    fill(metric, scores, [None, torch.tensor([0.3, 0.6, 0.1, 0, 0, 0, 0, 0]), torch.tensor(2)])
+    assert metric.evaluate(0)['cls/top1'] == 1
+    assert 'skipped without truth: 1' in caplog.text
+    fill(metric, scores[:1], [None])
+    assert metric.evaluate(0) == {}
+
+
+def test_labels_and_scores_that_do_not_fit_are_named():
+    metric = Accuracy(classes=NAMES)
+    with pytest.raises(ConfigError, match='label 8 is not in 0..7'):
+        fill(metric, torch.eye(8)[:1], [torch.tensor(8)])
+    with pytest.raises(ConfigError, match='3 scores and the data set has 8 classes'):
+        fill(metric, torch.eye(3)[:1], [torch.tensor(1)])
+    with pytest.raises(ConfigError, match='several classes') as caught:
+        fill(metric, torch.eye(8)[:1], [torch.tensor([1.0, 1, 0, 0, 0, 0, 0, 0])])
+    assert 'MeanPrecision' in caught.value.fix
+    with pytest.raises(ConfigError, match="does not know the classes of 'image_label'"):
+        Accuracy().evaluate(0)
+
+
+def test_a_long_table_lists_the_worst_classes(caplog):
+    metric = Accuracy(classes=[str(index) for index in range(300)])
+    labels = torch.arange(200)
+    scores = torch.eye(300)[labels]
+    scores[:10] = scores[:10].flip(0)  # the first ten are wrong
+    with caplog.at_level('INFO', 'vitdense'):
+        fill(metric, scores, labels)
+        metric.evaluate(0)
+    assert [row.acc for row in metric.table()] == [0.0] * 10 + [1.0] * 20
+    assert 'the 30 classes that are least often right' in caplog.text
+    fill(metric, scores[:20], labels[:20])
+    metric.evaluate(0)
+    assert len(metric.table()) == 20
+
+
+def test_the_confusion_matrix_is_saved_and_drawn(tmp_path):
+    metric, _ = evaluated(*pictures(), save_dir=tmp_path)
+    assert np.array_equal(np.load(tmp_path / 'confusion_cls.npy'), metric.confusion.numpy())
+    assert (tmp_path / 'confusion_cls.csv').read_text().startswith('truth / prediction,kind 0')
+    assert (tmp_path / 'confusion_cls.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def _several(scores: torch.Tensor) -> torch.Tensor:
+    return (scores + 0.3 * torch.rand(scores.shape, generator=torch.Generator().manual_seed(1)) > 0.35).float()
+
+
+def _rank(rank: int):
+    scores, labels = pictures()
+    part = slice(0, 23) if rank == 0 else slice(23, None)
+    accuracy, precision = Accuracy(classes=NAMES), MeanPrecision()
+    fill(accuracy, scores[part], labels[part])
+    fill(precision, scores[part], _several(scores)[part])
+    return accuracy.evaluate(0), precision.evaluate(0)
+
+
+def test_ranks_count_together(run_ranks):
+    scores, labels = pictures()
+    _, expected = evaluated(scores, labels)
+    precision = MeanPrecision()
+    fill(precision, scores, _several(scores))
+    together = precision.evaluate(0)
+    for accuracies, precisions in run_ranks(_rank):
+        assert accuracies == pytest.approx(expected, abs=1e-9) and precisions == together
+
+
+def test_average_precision_is_that_of_torchmetrics():
+    from torchmetrics.functional.classification import multilabel_average_precision
+
+    scores, _ = pictures()
+    scores = (scores * 20).round() / 20  # many ties
+    truth = _several(scores)
+    truth[:, 3] = 0  # a class that no picture has
+    metric = MeanPrecision()
+    fill(metric, scores, truth)
+    value = metric.evaluate(0)['cls/mAP']
+    there = torch.arange(8) != 3
+    expected = multilabel_average_precision(scores[:, there], truth[:, there].long(), 7, average='none')
+    assert metric.table()[3].ap is None
+    assert [row.ap for row in metric.table() if row.ap is not None] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert value == pytest.approx(float(expected.mean()), abs=1e-6)
+    assert MeanPrecision().evaluate(0) == {}

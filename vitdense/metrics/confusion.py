@@ -1,0 +1,44 @@
+"""Confusion matrices on disk: numbers, a table and a picture."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def write_confusion(
+    counts: np.ndarray, classes: Sequence[str], folder: str | Path, *, stem: str = 'confusion', what: str = 'pixels'
+) -> None:
+    """Write `<stem>.npy`, `<stem>.csv` (rows: truth) and `<stem>.png` of (K, K) counts into `folder`.
+
+    `what` is counted.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / f'{stem}.npy', counts)
+    with open(folder / f'{stem}.csv', 'w', newline='', encoding='utf-8') as file:
+        writer = csv.writer(file)
+        writer.writerow(['truth / prediction', *classes])
+        writer.writerows([name, *row] for name, row in zip(classes, counts.tolist(), strict=True))
+    _draw(counts, classes, folder / f'{stem}.png', what)
+
+
+def _draw(counts: np.ndarray, classes: Sequence[str], path: Path, what: str) -> None:
+    """Draw the share of each true class that goes to each predicted class."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
+    from matplotlib.figure import Figure
+
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(max(4.0, 0.28 * len(classes) + 2), 24.0)  # inches
+    figure = Figure(figsize=(side, side), layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel='prediction', ylabel='truth')
+    picture = axes.imshow(share, vmin=0, vmax=1, cmap='viridis')
+    figure.colorbar(picture, ax=axes, shrink=0.7, label=f'share of the true {what}')
+    if len(classes) <= 80:  # more names than that are not legible
+        axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(classes)), classes, fontsize=7)
+    figure.savefig(path, dpi=120)
