@@ -21,13 +21,13 @@ IGNORE = 255  # the value of a semantic pixel that nobody labelled; it never ent
 class Target(NamedTuple):
     """What is known about one picture. A field is None when nobody labelled it; empty means: nothing there."""
 
-    boxes: Tensor | None = None  # (N, 4) float32 xyxy, pixels
+    boxes: Tensor | None = None  # (N, 4) float32 xyxy, pixels (float64 in evaluation, where a file is not rounded)
     labels: Tensor | None = None  # (N,) int64 in [0, num_classes)
     masks: Tensor | None = None  # (N, H, W) bool, one per object
     semantic: Tensor | None = None  # (H, W) uint8 in [0, num_classes) or IGNORE
     image_label: Tensor | None = None  # () int64, or (K,) float32 soft or multi-label
     iscrowd: Tensor | None = None  # (N,) bool
-    area: Tensor | None = None  # (N,) float32, square pixels, as the annotation file says
+    area: Tensor | None = None  # (N,) float32 (float64 like boxes), square pixels, as the annotation file says
     annotation_ids: Tensor | None = None  # (N,) int64, as in the annotation file
 
 
@@ -126,11 +126,17 @@ class QueryOutputs(NamedTuple):
 
 
 class ReconstructionOutputs(NamedTuple):
-    """What a masked autoencoder painted."""
+    """What a masked autoencoder painted, in patches of p x p pixels; the values of a patch are its rows, columns, RGB.
+
+    Values times `scale` plus `shift`, for each colour, are pixels in [0, 1].
+    """
 
     patches: Tensor  # (B, L, p * p * 3) predicted pixels, normalised as the target is
     target: Tensor  # (B, L, p * p * 3)
     mask: Tensor  # (B, L) bool, True where the encoder did not see the patch
+    scale: Tensor  # (B, L, 3)
+    shift: Tensor  # (B, L, 3)
+    grid: tuple[int, int]  # (h, w), L = h * w patches, row by row
 
 
 class ImageClass(NamedTuple):
@@ -154,5 +160,13 @@ class Instances(NamedTuple):
     masks: Tensor | None = None  # (N, H, W) bool
 
 
+class Reconstruction(NamedTuple):
+    """What a masked autoencoder made of one picture, in the picture's original size."""
+
+    image: Tensor  # (3, H, W) uint8 RGB: what was seen as it is, what was hidden as it was painted
+    hidden: Tensor  # (H, W) bool
+    error: Tensor  # () float32 mean squared error of the hidden patches, normalised as in training
+
+
 Outputs = ClassOutputs | PixelOutputs | QueryOutputs | ReconstructionOutputs
-Prediction = ImageClass | SemanticMap | Instances
+Prediction = ImageClass | SemanticMap | Instances | Reconstruction

@@ -1,7 +1,7 @@
 """The Vision Transformer, opened once: the only room that knows timm's insides.
 
-Five verbs (embed, insert, run, norm, fold) that networks of their own are written with, and one call that gives the
-maps of any set of layers in one pass.
+Six verbs (embed, insert, keep, run, norm, fold) that networks of their own are written with, and one call that gives
+the maps of any set of layers in one pass.
 """
 
 from __future__ import annotations
@@ -163,6 +163,27 @@ class ViT(nn.Module):
             mask = torch.cat([mask[..., :prefix], mask.new_ones(*mask.shape[:-1], count), mask[..., prefix:]], dim=-1)
         return tokens._replace(x=x, rope=rope, mask=mask)
 
+    def keep(self, tokens: Tokens, rows: Tensor) -> Tokens:
+        """Keep the patches `rows` (B, K) int64 of each picture, in that order, and all that stands before the patches.
+
+        What is left can run and be normed; it is no map any more: its grid is (1, K).
+        """
+        ahead = tokens.x.shape[1] - tokens.grid[0] * tokens.grid[1]
+        before = torch.arange(ahead, device=rows.device).expand(len(rows), -1)
+        index = torch.cat([before, rows + ahead], dim=1)  # (B, N')
+        x = torch.take_along_dim(tokens.x, index[..., None], dim=1)
+        rope, mask = tokens.rope, tokens.mask
+        if rope is not None:
+            first = int(self._mixed)  # a mixed rotation leads with the blocks
+            if rope.ndim == 2 + 2 * first:  # one for all pictures
+                rope = rope.unsqueeze(first) if self._mixed else rope[None, None]
+            turned = index[:, self.num_prefix_tokens :] - self.num_prefix_tokens
+            turned = turned[:, None, :, None]  # (B, 1, n, 1)
+            rope = torch.take_along_dim(rope, turned[None] if self._mixed else turned, dim=-2)
+        if mask is not None:
+            mask = torch.take_along_dim(mask, index[:, None, None], dim=-1)
+        return Tokens(x, (1, rows.shape[1]), rope, mask)
+
     def run(
         self, tokens: Tokens, start: int = 0, stop: int | None = None, *, attn_mask: Tensor | None = None
     ) -> Tokens:
@@ -187,6 +208,23 @@ class ViT(nn.Module):
         height, width = tokens.grid
         patches = tokens.x[:, tokens.x.shape[1] - height * width :]
         return patches.unflatten(1, (height, width)).permute(0, 3, 1, 2)  # (B, h * w, C) -> (B, C, h, w)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The (h, w) of the table of positions; that of the usual picture, where there is no such table."""
+        return tuple(self.model.patch_embed.grid_size)
+
+    def fix_positions(self, table: Tensor) -> None:
+        """Give the patches the positions `table` (h * w of `grid`, C), prefix tokens zeros, and never learn them.
+
+        A ViT that only rotates has no such positions, and stays as it is.
+        """
+        if self.model.pos_embed is None:
+            return
+        ahead = self.model.pos_embed.shape[1] - len(table)
+        with torch.no_grad():
+            self.model.pos_embed.copy_(functional.pad(table, (0, 0, ahead, 0)))
+        self.model.pos_embed.requires_grad_(False)
 
     def layer_of(self, parameter_name: str) -> int:
         """Return the depth of a parameter of this module, as layer-wise learning-rate decay counts it (BEiT,

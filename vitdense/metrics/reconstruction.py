@@ -1,0 +1,42 @@
+"""How well hidden patches are painted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.evaluator import BaseMetric
+
+from vitdense.types import Batch, Prediction
+
+
+class ReconstructionError(BaseMetric):
+    """Mean squared error of the hidden patches of one head, over all pictures and ranks, as `<head>/error`.
+
+    It is what the training minimises, on pictures that were not trained on: with normalised patches 1 is a painter who
+    knows the mean colour of a patch and nothing else, and 0 is perfect.
+    """
+
+    names = ('error',)
+
+    def __init__(self, *, head: str = 'mae') -> None:
+        super().__init__(prefix=head)
+        self.head = head
+        self._total = torch.zeros(2, dtype=torch.float64)  # sum of the errors, number of pictures
+
+    def process(self, data_batch: Batch, data_samples: Sequence[dict[str, Prediction]]) -> None:
+        """Add up one batch."""
+        for sample in data_samples:
+            self._total += torch.tensor([float(sample[self.head].error), 1.0], dtype=torch.float64)
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Sum over ranks and return the score; then forget. `size` is not needed: nothing is padded."""
+        total = self._total.clone()
+        all_reduce(total)  # every rank comes here, with or without pictures
+        self._total.zero_()
+        return {f'{self.prefix}/error': float(total[0] / total[1])} if total[1] else {}
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """mmengine's hook, which `evaluate` does without."""
+        return {}

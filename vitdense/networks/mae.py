@@ -1,0 +1,204 @@
+"""Masked autoencoding: hide most patches of a picture, and paint them from the few that are left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from vitdense.backbones.vit import ViT
+from vitdense.errors import ConfigError, DataError
+from vitdense.layers.transformer import TransformerBlock
+from vitdense.registry import build
+from vitdense.types import ReconstructionOutputs
+
+
+class MaskedAutoencoder(nn.Module):
+    """MAE (https://arxiv.org/abs/2111.06377): any ViT as the encoder, a small Transformer as the decoder.
+
+    The encoder sees `1 - mask_ratio` of the patches and its prefix tokens, nothing else. The decoder sees its answers,
+    a mask token wherever a patch is hidden, and sine-cosine positions, and paints every patch. With `norm_pix` it
+    paints patches of mean 0 and variance 1 (section 3, "reconstruction target").
+
+    `backbone` is the encoder, a part or a recipe. With `fresh` it begins as in the paper: Xavier weights, and
+    sine-cosine positions that are never learned; `fresh=False` takes it as it comes, to train a pretrained one further.
+
+    Which patches are hidden is random in training, drawn from torch's generator, so it depends on the seed and the
+    step of a run alone; in evaluation one fixed choice holds for all pictures of one size. A task may give its own
+    noise as the hint of `name`.
+
+    Raises ConfigError for ratios that leave nothing to see or to paint, and for a `fresh` encoder with weights.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module | dict,
+        *,
+        mask_ratio: float = 0.75,
+        norm_pix: bool = True,
+        decoder_channels: int = 512,
+        decoder_depth: int = 8,
+        decoder_heads: int = 16,
+        fresh: bool = True,
+        name: str = 'mae',
+        num_classes: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__()
+        _check(backbone, mask_ratio, fresh)
+        if decoder_channels % decoder_heads:
+            raise ValueError(f'decoder_channels={decoder_channels} do not divide into decoder_heads={decoder_heads}')
+        self.names = (name,)
+        self.mask_ratio, self.norm_pix = mask_ratio, norm_pix
+        self.backbone: ViT = build(backbone)
+        self.divisor = self.patch_size = self.backbone.patch_size
+        self.mean, self.std = tuple(self.backbone.mean), tuple(self.backbone.std)
+        self.decoder_embed = nn.Linear(self.backbone.embed_dim, decoder_channels)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_channels))
+        self.decoder_blocks = nn.ModuleList(
+            TransformerBlock(decoder_channels, num_heads=decoder_heads) for _ in range(decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_channels, eps=1e-6)
+        self.decoder_pred = nn.Linear(decoder_channels, self.patch_size**2 * 3)
+        table = sincos_table(self.backbone.grid, decoder_channels)
+        self.register_buffer('decoder_positions', table, persistent=False)  # (h * w, decoder_channels)
+        self._begin(fresh)
+
+    def forward(
+        self, imgs: Tensor, valid: Tensor | None = None, hints: Mapping[str, Any] | None = None
+    ) -> dict[str, ReconstructionOutputs]:
+        """Hide patches of `imgs` (B, 3, H, W), float32 normalised, and paint them.
+
+        `hints[name]` (B, L) is the noise by which patches are hidden: those with the least noise are seen. Raises
+        DataError for a batch with padding: pictures of one batch have one size.
+        """
+        _check_padding(valid)
+        grid = (imgs.shape[-2] // self.patch_size, imgs.shape[-1] // self.patch_size)
+        noise = (hints or {}).get(self.names[0])
+        if noise is None:
+            noise = self._noise(len(imgs), grid[0] * grid[1], imgs.device)
+        order = noise.argsort(dim=1)  # (B, L) patches, those that are seen first
+        rank = order.argsort(dim=1)  # (B, L) the place of each patch in that order
+        seen = order[:, : self.num_seen(order.shape[1])]  # (B, K)
+        patches = self.decode(self.encode(imgs, seen), rank, grid)
+        target, scale, shift = self.target(imgs)
+        mask = rank >= seen.shape[1]
+        return {self.names[0]: ReconstructionOutputs(patches, target, mask, scale, shift, grid)}
+
+    def num_seen(self, num_patches: int) -> int:
+        """Return how many of `num_patches` the encoder sees, at least one."""
+        return max(1, int(num_patches * (1 - self.mask_ratio)))
+
+    def encode(self, imgs: Tensor, seen: Tensor) -> Tensor:
+        """Return the normed tokens (B, P + K, C): the P prefix tokens and the patches `seen` (B, K), in that order."""
+        tokens = self.backbone.keep(self.backbone.embed(imgs), seen)
+        return self.backbone.norm(self.backbone.run(tokens)).x
+
+    def decode(self, x: Tensor, rank: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return all patches (B, L, p * p * 3) as painted from the encoder's tokens `x` (B, P + K, C).
+
+        `rank` (B, L) says which row of the K patches belongs to each place; those from K on are hidden.
+        """
+        x = self.decoder_embed(x)  # (B, P + K, D)
+        prefix, patches = x.split([self.backbone.num_prefix_tokens, x.shape[1] - self.backbone.num_prefix_tokens], 1)
+        num_hidden = rank.shape[1] - patches.shape[1]
+        hidden = self.mask_token.to(x.dtype).expand(len(x), num_hidden, -1)
+        patches = torch.take_along_dim(torch.cat([patches, hidden], dim=1), rank[..., None], dim=1)  # (B, L, D)
+        x = torch.cat([prefix, patches + self._positions(grid)], dim=1)
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_pred(self.decoder_norm(x[:, prefix.shape[1] :]))
+
+    def target(self, imgs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what is to be painted (B, L, p * p * 3), and `scale` and `shift` of `ReconstructionOutputs`."""
+        mean, std = imgs.new_tensor(self.mean), imgs.new_tensor(self.std)
+        patches = patchify(imgs.float(), self.patch_size)
+        if not self.norm_pix:
+            return patches, std.expand(*patches.shape[:2], 3), mean.expand(*patches.shape[:2], 3)
+        variance, middle = torch.var_mean(patches, dim=-1, keepdim=True)  # (B, L, 1)
+        spread = (variance + 1e-6).sqrt()
+        return (patches - middle) / spread, spread * std, middle * std + mean
+
+    def encoder_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the encoder's part of a state dict of this network, under the names that timm gives it."""
+        prefix = 'backbone.model.'
+        return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+    def _noise(self, batch: int, num_patches: int, device: torch.device) -> Tensor:
+        """Return (B, L) in [0, 1); in evaluation the same for every picture, at any time and in any batch."""
+        if self.training:
+            return torch.rand(batch, num_patches, device=device)
+        fixed = torch.rand(num_patches, generator=torch.Generator().manual_seed(0))
+        return fixed.to(device).expand(batch, -1)
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """Return the decoder's positions (1, L, D), those of other grids resampled as the encoder's are."""
+        table, usual = self.decoder_positions[None], self.backbone.grid
+        return resample_abs_pos_embed(table, new_size=grid, old_size=usual, num_prefix_tokens=0)
+
+    def _begin(self, fresh: bool) -> None:
+        """Set the first weights, as the paper's code does."""
+        decoder = [module for name, module in self.named_modules() if name.startswith('decoder_')]
+        for module in [*decoder, *(self.backbone.modules() if fresh else ())]:
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight.flatten(1))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.normal_(self.mask_token, std=0.02)
+        if fresh:
+            for name, parameter in self.backbone.named_parameters():
+                if name.endswith('_token'):
+                    nn.init.normal_(parameter, std=0.02)
+            self.backbone.fix_positions(sincos_table(self.backbone.grid, self.backbone.embed_dim))
+
+
+def patchify(imgs: Tensor, patch_size: int) -> Tensor:
+    """Return the patches (B, L, p * p * 3) of `imgs` (B, 3, h * p, w * p), row by row."""
+    cells = imgs.unflatten(-1, (-1, patch_size)).unflatten(-3, (-1, patch_size))  # (B, 3, h, p, w, p)
+    return cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def sincos_table(grid: tuple[int, int], channels: int) -> Tensor:
+    """Return the positions (h * w, channels) float32 of the MAE paper's code: columns fill the first half, rows the
+    second, each with sines and then cosines of falling frequencies. Raises ConfigError unless 4 divides `channels`.
+    """
+    if channels % 4:
+        raise ConfigError(
+            f'{channels} channels have no sine-cosine positions',
+            where='MaskedAutoencoder(backbone=..., decoder_channels=...)',
+            why='each of two directions takes as many sines as cosines',
+            fix='choose channels that are a multiple of 4',
+        )
+    falling = 10000.0 ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels // 4))
+    rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing='ij')
+    angles = [places.flatten()[:, None] * falling for places in (columns, rows)]  # each (h * w, channels / 4)
+    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1).float()
+
+
+def _check(backbone: nn.Module | dict, mask_ratio: float, fresh: bool) -> None:
+    if not 0 < mask_ratio < 1:
+        raise ConfigError(
+            f'mask_ratio is {mask_ratio!r}',
+            where='MaskedAutoencoder(mask_ratio=...)',
+            why='it is the share of the patches that are hidden: some must be seen, and some painted',
+            fix='choose a number between 0 and 1, such as 0.75',
+        )
+    if fresh and isinstance(backbone, dict) and backbone.get('pretrained'):
+        raise ConfigError(
+            'a fresh encoder would lose its pretrained weights',
+            where='MaskedAutoencoder(fresh=True, backbone=dict(pretrained=...))',
+            why='fresh=True sets the weights and positions that a pretraining from nothing begins with',
+            fix='set fresh=False to train the pretrained encoder further, or pretrained=False',
+        )
+
+
+def _check_padding(valid: Tensor | None) -> None:
+    if valid is not None:
+        raise DataError(
+            'a batch with padding cannot be masked',
+            where='MaskedAutoencoder.forward(valid)',
+            why='the encoder sees equally many patches of every picture, so pictures of one batch have one size',
+            fix='let the transforms end in one size, such as dict(type=ResizeTo, size=224), or use batch_size=1',
+        )
