@@ -295,7 +295,7 @@ def _no_picture(what: str, wanted: str) -> DataError:
 
 
 def _metainfo(info: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: info[key] for key in ('classes', 'palette') if info.get(key)}
+    return {key: info[key] for key in ('classes', 'palette', 'category_ids') if info.get(key)}
 
 
 def _on_cpu(prediction: Prediction) -> Prediction:

@@ -19,7 +19,8 @@ from vitdense.data.collate import collate
 from vitdense.data.seeding import Draw, SeededDataset
 from vitdense.data.transforms import RandomFlip, ResizeTo
 from vitdense.errors import ConfigError, DataError
-from vitdense.metrics.coco import CocoAP, results_of
+from vitdense.metrics.coco import CocoAP
+from vitdense.metrics.coco_columns import results_of
 from vitdense.types import Batch, Instances, Meta
 
 

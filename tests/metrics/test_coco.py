@@ -12,7 +12,8 @@ from pycocotools.cocoeval import COCOeval
 
 from vitdense.data.shapes import ShapesScenes
 from vitdense.errors import ConfigError, DataError, NumericsError
-from vitdense.metrics.coco import CocoAP, results_of
+from vitdense.metrics.coco import CocoAP
+from vitdense.metrics.coco_columns import results_of
 from vitdense.metrics.coco_curves import choose_engine
 from vitdense.types import Batch, Instances, Meta, Target
 

@@ -16,7 +16,14 @@ from vitdense.engine.checkpoints import make_folder
 from vitdense.engine.ema import EmaHook
 from vitdense.engine.history import HistoryHook, check_metric_early
 from vitdense.engine.hooks import CheckpointHook, EarlyStoppingHook, StepHook
-from vitdense.engine.loaders import build_dataset, check_classes, evaluation_loader, num_workers, train_loader
+from vitdense.engine.loaders import (
+    adopt_classes,
+    build_dataset,
+    check_classes,
+    evaluation_loader,
+    num_workers,
+    train_loader,
+)
 from vitdense.engine.loops import IterationLoop
 from vitdense.engine.model_folder import read_state, without_pretrained
 from vitdense.engine.progress import ProgressHook
@@ -181,6 +188,7 @@ def make_tester(
     section = _sections(cfg, 'test_dataloader')['test_dataloader']
     dataset = build_dataset(section['dataset'], root=cfg.get('data_root'))
     metainfo = facts.get('metainfo') or dataset.metainfo
+    adopt_classes(dataset, metainfo)
     check_classes(metainfo, dataset.metainfo, where=f'{checkpoint}, test_dataloader.dataset')
     model = build_model(cfg, metainfo, pretrained=False)
     load_weights(model, state, where=str(checkpoint))
@@ -268,6 +276,7 @@ def _training_data(cfg: Config, sections: Mapping[str, Any]) -> dict[str, Datase
     data = {name: build_dataset(section['dataset'], root=cfg.get('data_root')) for name, section in sections.items()}
     first, *others = data.values()
     for other in others:
+        adopt_classes(other, first.metainfo)
         check_classes(first.metainfo, other.metainfo, where='train_dataloader.dataset, val_dataloader.dataset')
     for dataset in data.values():
         if hasattr(dataset, 'check'):

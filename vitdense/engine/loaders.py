@@ -24,6 +24,12 @@ def build_dataset(recipe: Mapping[str, Any], *, root: str | None = None) -> Data
     return build(recipe, **({'root': root} if root is not None and takes_root else {}))
 
 
+def adopt_classes(dataset: Dataset, metainfo: Mapping[str, Any]) -> None:
+    """Let a data set whose files have numbers of their own count its classes as `metainfo` does, by name."""
+    if hasattr(dataset, 'adopt'):
+        dataset.adopt(metainfo['classes'])
+
+
 def check_classes(first: Mapping[str, Any], second: Mapping[str, Any], *, where: str) -> None:
     """Raise ConfigError unless two `metainfo` name the same classes, in the same order, for the fields of both."""
     ours, theirs = first['classes'], second['classes']

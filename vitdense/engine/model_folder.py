@@ -1,8 +1,9 @@
 """A model by itself: `model.json` (data only) and `model.safetensors`. Loading one never runs code that it brings.
 
-`model.json` holds `format` 1, the `recipe` of the model with dotted types, `classes` ({field: names}), `palette`, the
-evaluation `transforms`, `mean` and `std`, the version of vitdense, and the SHA-256 of the weights. Types are looked up
-only among the parts of vitdense and torchvision's v2 transforms.
+`model.json` holds `format` 1, the `recipe` of the model with dotted types, `classes` ({field: names}), `palette`,
+`category_ids` (of the annotation file, where it has some), the evaluation `transforms`, `mean` and `std`, the version
+of vitdense, and the SHA-256 of the weights. Types are looked up only among the parts of vitdense and torchvision's v2
+transforms.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from vitdense.weights import load_weights, read_weights, save_weights
 
 FORMAT = 1
 WEIGHTS = 'model.safetensors'
+METAINFO = ('classes', 'palette', 'category_ids')  # what a model remembers of its data
 MAX_BYTES = 10_000_000  # of model.json
 ROOMS = (
     'vitdense.model',
@@ -63,7 +65,7 @@ def save_model_folder(
 ) -> None:
     """Write a model folder; it appears under its name only when it is whole.
 
-    `recipe` is a config's `model`, `state` its weights, `metainfo` the `classes` and `palette` of the data set,
+    `recipe` is a config's `model`, `state` its weights, `metainfo` what the data set says (`METAINFO`),
     `transforms` the recipes of the evaluation transforms. `facts` are added to the json file as they are. Raises
     DiskError.
     """
@@ -75,6 +77,7 @@ def save_model_folder(
         'recipe': without_pretrained(recipe),
         'classes': metainfo.get('classes', {}),
         'palette': metainfo.get('palette', {}),
+        'category_ids': metainfo.get('category_ids', {}),
         'transforms': list(transforms),
         **(facts or {}),
         'licence': 'The weights follow the licences of their pretraining and of the data they were trained on.',
@@ -216,6 +219,7 @@ def read_checkpoint_model(config: str | Path, checkpoint: str | Path) -> tuple[D
         'recipe': recipe,
         'classes': metainfo['classes'],
         'palette': metainfo.get('palette', {}),
+        'category_ids': metainfo.get('category_ids', {}),
         'transforms': list(transforms),
     }
 
@@ -232,7 +236,7 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         weights = path / str(info['weights']['file'])
         if weights.parent != path or not weights.is_file() or sha256_of(weights) != info['weights']['sha256']:
             raise _broken(weights, 'checksum mismatch', 'the weights are not those that model.json describes')
-        return read_weights(weights), {'metainfo': {key: info.get(key, {}) for key in ('classes', 'palette')}}
+        return read_weights(weights), {'metainfo': {key: info.get(key, {}) for key in METAINFO}}
     if path.suffix == '.safetensors' or not path.is_file():
         return read_weights(path), {}
     try:

@@ -1,15 +1,18 @@
-"""What `tools/test.py` does with its arguments: evaluate a checkpoint, and write scores, label maps and overlays."""
+"""What `tools/test.py` does with its arguments: evaluate a checkpoint, and write scores, predictions and overlays."""
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+from collections.abc import Mapping
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,13 +20,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vitdense import visualize
 from vitdense.engine.artifacts import on_cpu, original_picture
 from vitdense.engine.assembly import make_tester
-from vitdense.engine.checkpoints import make_folder, steps_in
+from vitdense.engine.checkpoints import make_folder, steps_in, write_text
 from vitdense.engine.console import console, start_logging
 from vitdense.engine.history import finite, write_json
 from vitdense.engine.loaders import close_loaders
 from vitdense.engine.progress import print_metrics
 from vitdense.engine.runner import choose_device, start_processes
-from vitdense.types import Batch, Meta, SemanticMap
+from vitdense.metrics.coco_columns import category_ids, results_of
+from vitdense.types import Batch, Instances, Meta, SemanticMap
 
 logger = logging.getLogger('vitdense')
 
@@ -41,9 +45,11 @@ def test(
     """Evaluate `checkpoint` on the config's test data; return the scores, which are also in `metrics.json`.
 
     Scores go to `work_dir`, or to `out`, or to `test` in the config's work directory; a work directory that holds a
-    training run keeps its own scores and gets a folder `test`. `out` also gets the label maps, as `HEAD/NAME.png` with
-    the numbers of the classes **as trained** (with `reduce_zero_label` class 0 is the file's label 1); `show_dir` gets
-    pictures with the predictions drawn on them.
+    training run keeps its own scores and gets a folder `test`. `out` also gets the predictions: label maps as
+    `HEAD/NAME.png` with the numbers of the classes **as trained** (with `reduce_zero_label` class 0 is the file's label
+    1), objects of all pictures as `HEAD/results.json`, COCO's results format with the category ids of the annotation
+    file (and `HEAD/results_segm.json` where there are masks). `show_dir` gets pictures with the predictions drawn on
+    them.
     """
     base = _scores_folder(cfg, work_dir, out)
     start_processes(choose_device(device))
@@ -88,6 +94,7 @@ class PredictionHook(Hook):
         self.out = out
         self.show_dir = show_dir
         self._names: dict[str, int] = {}
+        self._rows: dict[str, list[list[dict]]] = {}  # by file: the rows of each picture of this rank
         self._bar: Progress | None = None
         self._task: Any = None
 
@@ -104,6 +111,17 @@ class PredictionHook(Hook):
         if self._bar is not None:
             self._bar.update(self._task, completed=batch_idx + 1)
 
+    def after_test_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
+        if not self.out:
+            return
+        ranks = all_gather_object(self._rows)
+        for file in sorted({file for rows in ranks for file in rows} if is_main_process() else ()):
+            turns = zip_longest(*(rows.get(file, ()) for rows in ranks), fillvalue=())  # ranks took turns
+            merged = [row for pictures in turns for row in chain.from_iterable(pictures)]
+            (self.out / file).parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.out / file, json.dumps(merged, allow_nan=False) + '\n')
+            logger.info('%d predictions: %s', len(merged), self.out / file)
+
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
@@ -115,11 +133,21 @@ class PredictionHook(Hook):
             for head, record in prediction.items():
                 if self.out and isinstance(record, SemanticMap):
                     write_labels(record, self.out / head / f'{name}.png')
+                if self.out and isinstance(record, Instances):
+                    ids = category_ids(runner.metainfo, runner.network_model.tasks[head].field)
+                    self._keep(head, meta, record, ids)
             if self.show_dir:
                 picture = original_picture(img, meta.size, meta.orig_size)
                 path = self.show_dir / f'{name}.jpg'
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(visualize.draw(picture, prediction, runner.metainfo)).save(path, quality=92)
+
+    def _keep(self, head: str, meta: Meta, record: Instances, ids: list[int | None]) -> None:
+        """Keep the rows of one picture; masks go to a file of their own."""
+        for file, masks in (('results.json', False), ('results_segm.json', True)):
+            if not masks or record.masks is not None:
+                rows = results_of(record, meta.image_id, ids, masks=masks)
+                self._rows.setdefault(f'{head}/{file}', []).append(rows)
 
     def _name(self, meta: Meta) -> str:
         """Return a file name without suffix for a picture: its own, numbered when it occurs again."""

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
 from mmengine.evaluator import BaseMetric
-from torch import Tensor
 
 from vitdense.errors import ConfigError, DataError, NumericsError
-from vitdense.metrics.coco_curves import NUMBERS, Curves, Engine, IouType, Objects, choose_engine, make_curves
-from vitdense.ops.masks import areas_of_runs, runs_of_masks
-from vitdense.types import Batch, Instances, Meta, Prediction, Target
+from vitdense.metrics.coco_columns import Objects, category_ids, columns, join, truth_columns
+from vitdense.metrics.coco_curves import NUMBERS, Curves, Engine, IouType, choose_engine, make_curves
+from vitdense.types import Batch, Meta, Prediction
 
 logger = logging.getLogger('vitdense')
 
@@ -153,8 +152,9 @@ class CocoAP(BaseMetric):
 
     def _rows(self) -> list[int]:
         """Return the row of each label: categories stand in the order of their ids, as in pycocotools."""
-        given = (self.dataset_meta or {}).get('category_ids', {}).get(self.field) if self._classes is None else None
-        ids = range(len(self.classes)) if given is None or None in given else given
+        ids = range(len(self.classes)) if self._classes is not None else category_ids(self.dataset_meta, self.field)
+        last = max((number for number in ids if number is not None), default=0) + 1
+        ids = [last + label if number is None else number for label, number in enumerate(ids)]  # not in the file
         order = sorted(ids)
         return [order.index(number) for number in ids]
 
@@ -165,71 +165,7 @@ class _Picture(NamedTuple):
     found: Objects
 
 
-def columns(found: Instances, masks: bool = False) -> Objects:
-    """Return the predictions of one picture as columns; `image` is zero, and `category` the label."""
-    boxes = xywh(found.boxes)
-    count = len(boxes)
-    encoded = encode(found.masks) if masks else ()
-    area = areas_of_runs(encoded) if masks else boxes[:, 2] * boxes[:, 3]
-    return Objects(
-        np.zeros(count, np.int64),
-        found.labels.cpu().numpy().astype(np.int64),
-        boxes,
-        area,
-        np.zeros(count, bool),
-        found.scores.detach().cpu().numpy().astype(np.float64),
-        encoded,
-    )
-
-
-def truth_columns(target: Target, meta: Meta, masks: bool = False) -> Objects:
-    """Return the annotated objects of one picture as columns. Raises DataError when masks or finite boxes miss."""
-    if masks and target.masks is None:
-        raise DataError(
-            'there are no masks to compare with',
-            where=meta.path or f'image {meta.image_id}',
-            why='CocoAP(iou_type="segm") needs the masks of the annotated objects',
-            fix='let the data set give masks (CocoDetection: masks=True), or use iou_type="bbox"',
-        )
-    boxes = xywh(target.boxes)
-    count = len(boxes)
-    encoded = encode(target.masks) if masks else ()
-    area = boxes[:, 2] * boxes[:, 3] if target.area is None else target.area.cpu().numpy().astype(np.float64)
-    crowd = np.zeros(count, bool) if target.iscrowd is None else target.iscrowd.cpu().numpy().astype(bool)
-    labels = target.labels.cpu().numpy().astype(np.int64)
-    if not np.isfinite(boxes).all() or not np.isfinite(area).all():
-        raise DataError(
-            'an annotated box is not finite',
-            where=meta.path or f'image {meta.image_id}',
-            why='no prediction can be compared with it',
-            fix='correct the annotation; tools/check_data.py lists such boxes',
-        )
-    return Objects(np.zeros(count, np.int64), labels, boxes, area, crowd, np.zeros(count), encoded)
-
-
-def xywh(boxes: Tensor) -> np.ndarray:
-    """Return (N, 4) xyxy boxes as float64 x, y, width, height, as a COCO file has them.
-
-    Rounded to 9 digits, a difference of two float64 numbers is again the number that a file had.
-    """
-    corners = boxes.detach().cpu().numpy().astype(np.float64).reshape(-1, 4)
-    sides = corners[:, 2:] - corners[:, :2]
-    return np.concatenate([corners[:, :2], sides.round(9) if boxes.element_size() == 8 else sides], 1)
-
-
-def encode(masks: Tensor | None) -> list[dict[str, Any]]:
-    """Return (N, H, W) bool masks as run lengths. Raises ConfigError when there are none."""
-    if masks is None:
-        raise ConfigError(
-            'the predictions have no masks',
-            where='CocoAP.iou_type',
-            why="iou_type='segm' compares masks, and this head predicts boxes only",
-            fix="use iou_type='bbox', or a head that predicts masks",
-        )
-    return runs_of_masks(masks)
-
-
-def refuse_non_finite(tables: Any, *, where: str) -> None:
+def refuse_non_finite(tables: Iterable[Objects], *, where: str) -> None:
     """Raise NumericsError when boxes or scores in `tables` (Objects) are not finite."""
     boxes = scores = total = 0
     for table in tables:
@@ -260,20 +196,6 @@ def in_order(pictures: list[_Picture]) -> list[_Picture]:
     return ordered
 
 
-def join(tables: Sequence[Objects], rows: np.ndarray) -> Objects:
-    """Return the objects of several pictures as one table; `rows` gives the category of each label."""
-    if not tables:
-        nothing = np.zeros(0, np.int64)
-        return Objects(nothing, nothing, np.zeros((0, 4)), np.zeros(0), np.zeros(0, bool), np.zeros(0))
-    image = np.repeat(np.arange(len(tables)), [len(table.image) for table in tables])
-    labels, boxes, area, crowd, scores = (
-        np.concatenate([getattr(table, name) for table in tables])
-        for name in ('category', 'boxes', 'area', 'crowd', 'scores')
-    )
-    masks = [mask for table in tables for mask in table.masks]
-    return Objects(image, rows[labels], boxes, area, crowd, scores, masks)
-
-
 def _check_labels(picture: _Picture, num_classes: int, meta: Meta) -> None:
     for table, kind in ((picture.truth, 'annotated'), (picture.found, 'predicted')):
         strange = sorted({label for label in table.category.tolist() if not 0 <= label < num_classes})
@@ -284,21 +206,3 @@ def _check_labels(picture: _Picture, num_classes: int, meta: Meta) -> None:
                 why=f'the metric knows the {num_classes} classes of the data set under test',
                 fix='test on a data set with the classes that the model was trained on',
             )
-
-
-def results_of(
-    found: Instances, image_id: int | str, category_ids: Sequence[int], *, masks: bool = False
-) -> list[dict]:
-    """Return the predictions of one picture as rows of a COCO results file, with the categories' own ids.
-
-    With `masks` the rows hold masks instead of boxes: pycocotools measures objects by their box where there are both.
-    """
-    table = columns(found, masks)
-    shapes: Mapping[str, list] = {'bbox': table.boxes.tolist()}
-    if masks:
-        shapes = {'segmentation': [{**mask, 'counts': mask['counts'].decode()} for mask in table.masks]}
-    (key, values), *_ = shapes.items()
-    return [
-        {'image_id': image_id, 'category_id': category_ids[label], key: value, 'score': score}
-        for label, value, score in zip(table.category.tolist(), values, table.scores.tolist(), strict=True)
-    ]

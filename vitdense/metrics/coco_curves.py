@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import io
 from collections import defaultdict
-from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 from pycocotools.cocoeval import COCOeval
 
 from vitdense.errors import ConfigError
+from vitdense.metrics.coco_columns import Objects
 
 IouType = Literal['bbox', 'segm']
 Engine = Literal['pycocotools', 'fast', 'auto']
@@ -31,18 +31,6 @@ NUMBERS = {  # name: (curve, index of the area range, index of the detection lim
     'ARl': ('recall', 3, 2),
 }
 _THRESHOLD = {'AP50': 0, 'AP75': 5}  # rows of 0.50, 0.55, ..., 0.95
-
-
-class Objects(NamedTuple):
-    """Objects of many pictures as columns of N rows; the objects of one picture keep their order."""
-
-    image: np.ndarray  # (N,) int64 number of the picture from 0, in the order of image ids
-    category: np.ndarray  # (N,) int64 number of the category from 0, in the order of category ids
-    boxes: np.ndarray  # (N, 4) float64 x, y, width, height
-    area: np.ndarray  # (N,) float64 square pixels
-    crowd: np.ndarray  # (N,) bool; False for predictions
-    scores: np.ndarray  # (N,) float64; zero for the truth
-    masks: Sequence[dict[str, Any]] = ()  # N run-length masks as pycocotools has them; empty for boxes
 
 
 class Curves(NamedTuple):
