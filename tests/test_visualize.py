@@ -7,8 +7,9 @@ from PIL import Image
 
 from vitdense.types import IGNORE, ImageClass, Instances, SemanticMap, Target
 from vitdense.visualize import contact_sheet, draw, draw_target, palette, plot_curves
+from vitdense.visualize.boxes import box_width, draw_boxes
 from vitdense.visualize.pictures import boundaries
-from vitdense.visualize.text import Row, add_legend, font, percent, readable_on, shorten
+from vitdense.visualize.text import Row, add_legend, font, percent, plate_size, readable_on, shorten
 
 META = {
     'classes': {'semantic': ['road', 'sky'], 'labels': ['car', 'bus'], 'image_label': ['day', 'night']},
@@ -127,6 +128,36 @@ def test_boxes_that_cannot_be_are_survived():
     assert np.array_equal(
         draw(grey(60, 60), {'det': nothing}, META, legend=False), grey(60, 60).permute(1, 2, 0).numpy()
     )
+
+
+def test_a_class_keeps_its_colour_whatever_else_is_seen():
+    boxes = torch.tensor([[20.0, 150, 180, 190], [20, 30, 180, 100]])
+    both = Instances(boxes, torch.tensor([0.9, 0.8]), torch.tensor([1, 0]))
+    alone = Instances(boxes[:1], torch.tensor([0.9]), torch.tensor([1]))
+    frames = [draw(grey(200, 200), {'det': found}, META, legend=False) for found in (both, alone)]
+    assert frames[0][190, 150].tolist() == frames[1][190, 150].tolist() == palette(2)[1].tolist()
+
+
+def test_the_legend_counts_the_objects_that_are_shown():
+    boxes = torch.tensor([[10.0, 10, 50, 50]]).repeat(3, 1)
+    found = Instances(boxes, torch.tensor([0.9, 0.8, 0.1]), torch.tensor([1, 1, 0]))
+    drawn = draw(grey(400, 400), {'det': found}, META)
+    panel = drawn[:, 400:]
+    assert (panel == palette(2)[1]).all(-1).any() and not (panel == palette(2)[0]).all(-1).any()
+
+
+def test_names_of_boxes_at_one_place_do_not_hide_each_other():
+    boxes = np.array([[50.0, 60, 150, 140]] * 3)
+    colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
+    plain = np.full((200, 300, 3), 100, np.uint8)
+    drawn = draw_boxes(plain, boxes, ['first', 'second', 'third'], colors, size=12)
+    areas = [(drawn == color).all(-1).sum() for color in colors]
+    width, height = plate_size('first', 12)
+    assert min(areas) > 0.6 * width * height  # the plate of each, less its letters
+
+
+def test_lines_of_boxes_grow_with_the_picture():
+    assert [box_width(*size) for size in ((64, 64), (480, 640), (1080, 1920))] == [1, 3, 7]
 
 
 def test_an_image_class_is_written_on_the_picture_or_in_the_legend():

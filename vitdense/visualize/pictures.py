@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitdense.types import IGNORE, ImageClass, Instances, Prediction, SemanticMap, Target
+from vitdense.types import IGNORE, ImageClass, Instances, Prediction, Reconstruction, SemanticMap, Target
+from vitdense.visualize.boxes import draw_boxes
 from vitdense.visualize.colors import GREY, Vocabulary
+from vitdense.visualize.reconstruction import triptych
 from vitdense.visualize.text import Row, add_legend, font_size, line_width, percent, plate
 
 FIELDS = {SemanticMap: 'semantic', Instances: 'labels', ImageClass: 'image_label'}
@@ -37,7 +39,11 @@ def draw(
 
     With a legend the picture grows by a panel at its right, whose width depends on the picture's size and the class
     names alone, and small pictures are enlarged by a whole factor. Without one the size is that of `img`.
+    A reconstruction has no legend: it stands at the right of what the model was shown, or alone.
     """
+    painted = [item for item in predictions.values() if isinstance(item, Reconstruction)]
+    if painted:
+        return _reconstruction(img, painted[0], legend=legend)
     scene = _Scene(img, alpha=alpha, legend=legend)
     order = (SemanticMap, Instances, ImageClass)  # regions first, words last
     for name, prediction in sorted(predictions.items(), key=lambda item: order.index(type(item[1]))):
@@ -77,10 +83,9 @@ def draw_target(
         vocabulary = Vocabulary.of(metainfo, 'labels', at_least=_num_classes(labels))
         crowd = np.zeros(len(labels), bool) if target.iscrowd is None else array(target.iscrowd)
         names = [vocabulary.names[label] + ' (crowd)' * bool(many) for label, many in zip(labels, crowd, strict=True)]
-        colors = vocabulary.colors[labels]
         if target.masks is not None:
-            scene.masks(array(target.masks), colors)
-        scene.boxes(array(target.boxes), names, colors)
+            scene.masks(array(target.masks), vocabulary.colors[labels])
+        scene.boxes(array(target.boxes), labels, names, vocabulary)
     if target.image_label is not None:
         names = Vocabulary.of(metainfo, 'image_label').names
         scene.headline(_label_words(array(target.image_label), names), names)
@@ -161,13 +166,12 @@ class _Scene:
         keep = np.flatnonzero(scores >= min_score)
         labels = array(found.labels)[keep]
         vocabulary = Vocabulary.of(metainfo, field, at_least=_num_classes(labels))
-        colors = vocabulary.colors[labels]
         names = [
             f'{vocabulary.names[label]} {percent(score)}' for label, score in zip(labels, scores[keep], strict=True)
         ]
         if found.masks is not None:
-            self.masks(array(found.masks)[keep], colors)
-        self.boxes(array(found.boxes)[keep], names, colors)
+            self.masks(array(found.masks)[keep], vocabulary.colors[labels])
+        self.boxes(array(found.boxes)[keep], labels, names, vocabulary)
 
     def masks(self, masks: np.ndarray, colors: np.ndarray) -> None:
         """Paint (N, H, W) masks with their (N, 3) colors, the first on top."""
@@ -181,20 +185,15 @@ class _Scene:
         painted = np.where(boundaries(owner, self.line), len(masks) + 1, owner)
         self._paint(painted, np.concatenate([colors, np.array([GREY, LINE], np.uint8)]), keep=painted == len(masks))
 
-    def boxes(self, boxes: np.ndarray, names: Sequence[str], colors: np.ndarray) -> None:
-        """Draw (N, 4) xyxy boxes with their names, the first on top."""
-        from PIL import Image, ImageDraw
-
-        canvas = Image.fromarray(self.picture)
-        pen = ImageDraw.Draw(canvas)
-        for box, name, color in reversed(list(zip(boxes * self.factor, names, colors, strict=True))):
-            if not np.isfinite(box).all():
-                continue
-            left, top, right, bottom = (float(value) for value in box)
-            corners = (left, top, max(left, right), max(top, bottom))
-            pen.rectangle(corners, outline=tuple(int(value) for value in color), width=2 * self.line)
-            plate(pen, (left, top), name, color=color, size=max(10, round(self.text * 0.85)))
-        self.picture = np.asarray(canvas)
+    def boxes(self, boxes: np.ndarray, labels: np.ndarray, names: Sequence[str], vocabulary: Vocabulary) -> None:
+        """Draw (N, 4) xyxy boxes of (N,) `labels` with their names, the first on top, and list the classes."""
+        size = max(10, round(self.text * 0.85))
+        self.picture = draw_boxes(self.picture, boxes * self.factor, names, vocabulary.colors[labels], size=size)
+        self.names += vocabulary.names
+        self.rows += [
+            Row(vocabulary.names[index], vocabulary.colors[index], count=int((labels == index).sum()))
+            for index in np.unique(labels)
+        ]
 
     def headline(self, words: str, names: Sequence[str]) -> None:
         """Say something about the whole picture."""
@@ -236,6 +235,14 @@ class _Scene:
             layer = np.take(colors, painted, axis=0)
         blended = cv2.addWeighted(self.picture, 1 - self.alpha, layer, self.alpha, 0)
         self.picture = blended if keep is None else np.where(keep[..., None], self.picture, blended)
+
+
+def _reconstruction(img: Tensor | np.ndarray, made: Reconstruction, *, legend: bool) -> np.ndarray:
+    picture, painted = as_picture(img), as_picture(made.image)
+    if not legend:
+        return painted
+    factor = max(1, -(-SMALL // max(1, *picture.shape[:2])))
+    return enlarge(triptych(picture, painted, array(made.hidden)), factor)
 
 
 def _counts(labels: np.ndarray) -> np.ndarray:

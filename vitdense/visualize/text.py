@@ -21,6 +21,7 @@ class Row(NamedTuple):
     color: Sequence[int] | None  # None: no swatch, a heading
     share: float | None = None  # in [0, 1], stands at the right
     hatched: bool = False
+    count: int | None = None  # of objects, stands at the right
 
 
 @lru_cache(maxsize=64)
@@ -64,16 +65,21 @@ def readable_on(color: Sequence[int]) -> tuple[int, int, int]:
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
 
 
+def plate_size(text: str, size: int) -> tuple[int, int]:
+    """Return the (width, height) in pixels of the plate behind `text` of `size` pixels."""
+    pad = max(2, size // 5)
+    return round(font(size).getlength(text)) + 2 * pad, size + 2 * pad
+
+
 def plate(pen: Any, corner: tuple[float, float], text: str, *, color: Sequence[int], size: int) -> None:
     """Write `text` on a filled plate whose lower left corner is at `corner` (x, y), moved inside the picture."""
-    letters = font(size)
-    pad = max(2, size // 5)
-    width, height = letters.getlength(text) + 2 * pad, size + 2 * pad
+    width, height = plate_size(text, size)
     x = max(0, min(corner[0], pen.im.size[0] - width))
     y = max(0, min(corner[1] - height, pen.im.size[1] - height))
     color = tuple(int(value) for value in color)
     pen.rectangle((x, y, x + width, y + height), fill=color)
-    pen.text((x + pad, y + height / 2), text, fill=readable_on(color), font=letters, anchor='lm')
+    middle = (x + max(2, size // 5), y + height / 2)
+    pen.text(middle, text, fill=readable_on(color), font=font(size), anchor='lm')
 
 
 @lru_cache(maxsize=64)
@@ -101,8 +107,8 @@ def add_legend(img: np.ndarray, rows: Sequence[Row], names: tuple[str, ...], siz
         top = step // 3 + line * step
         color = None if row.color is None else tuple(int(value) for value in row.color)
         panel[top : top + step] = _name_strip(row.name, color, row.hatched, size, width)
-        if row.share is not None:
-            value = _value_strip(percent(row.share), size)
+        if row.share is not None or row.count is not None:
+            value = _value_strip(str(row.count) if row.share is None else percent(row.share), size)
             right = width - round(size * 0.7)
             panel[top : top + step, right - value.shape[1] : right] = value
     below = len(panel) - len(img)
@@ -111,10 +117,13 @@ def add_legend(img: np.ndarray, rows: Sequence[Row], names: tuple[str, ...], siz
 
 
 def _largest(rows: Sequence[Row], count: int) -> list[Row]:
-    """Return the `count` rows of the largest shares in their old order; headings stay."""
+    """Return the `count` rows of the largest shares and counts in their old order; headings stay."""
 
     def weight(line: int) -> float:
-        return 2.0 if rows[line].share is None else rows[line].share
+        row = rows[line]
+        if row.share is None and row.count is None:
+            return float('inf')
+        return row.count if row.share is None else row.share
 
     keep = sorted(range(len(rows)), key=lambda line: -weight(line))[:count]
     return [rows[line] for line in sorted(keep)]
