@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
-import torch
 from torch import Tensor
 
 from vitdense.data import geometry
+from vitdense.data.arguments import pair, sides, span, within
+from vitdense.data.chance import chance, integer, uniform
 from vitdense.errors import ConfigError
 from vitdense.registry import build
 from vitdense.types import IGNORE, Sample
@@ -85,8 +86,8 @@ class RandomResize:
         ratio: tuple[float, float] = (0.5, 2.0),
         antialias: bool = True,
     ) -> None:
-        self.scale = _pair(scale, 'RandomResize.scale', integer=True)
-        self.ratio = _range(ratio, 'RandomResize.ratio')
+        self.scale = pair(scale, 'RandomResize.scale', integer=True)
+        self.ratio = span(ratio, 'RandomResize.ratio')
         self.antialias = antialias
 
     def __call__(self, sample: Sample) -> Sample:
@@ -94,8 +95,8 @@ class RandomResize:
 
     def draw(self, size: Sequence[int]) -> tuple[int, int]:
         """Return the new (H, W) of a picture of `size`."""
-        ratio = _uniform(*self.ratio)
-        return _fit(size, max(self.scale) * ratio, min(self.scale) * ratio)
+        ratio = uniform(*self.ratio)
+        return fit(size, max(self.scale) * ratio, min(self.scale) * ratio)
 
 
 class RandomCrop:
@@ -114,10 +115,10 @@ class RandomCrop:
         require_labels: bool = False,
         fill: int = 0,
     ) -> None:
-        self.size = _size(size, 'RandomCrop.size')
-        self.max_category_fraction = _within(max_category_fraction, 0, 1, 'RandomCrop.max_category_fraction')
+        self.size = sides(size, 'RandomCrop.size')
+        self.max_category_fraction = within(max_category_fraction, 0, 1, 'RandomCrop.max_category_fraction')
         self.require_labels = require_labels
-        self.fill = int(_within(fill, 0, 255, 'RandomCrop.fill'))
+        self.fill = int(within(fill, 0, 255, 'RandomCrop.fill'))
 
     def __call__(self, sample: Sample) -> Sample:
         return self.cut(sample, sample.img.shape[-2:])
@@ -127,22 +128,11 @@ class RandomCrop:
         semantic = sample.target.semantic
         chooses = semantic is not None and (self.max_category_fraction < 1 or self.require_labels)
         for _ in range(10 if chooses else 1):
-            window, shape = self._draw(sample.img.shape[-2:], size)
+            window, shape = draw_window(sample.img.shape[-2:], size, self.size)
             if not chooses or self._accepts(semantic, window):
                 break
         sample = geometry.resize(geometry.crop(sample, *window), shape, antialias=antialias)
         return geometry.pad(sample, self.size, fill=self.fill)
-
-    def _draw(self, source: Sequence[int], size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, int]]:
-        """Return (top, left, height, width) in a picture of size `source`, and the (H, W) it is to be resized to."""
-        starts, lengths, shape = [], [], []
-        for side, old, new in zip(self.size, source, size, strict=True):
-            length = min(side, new)
-            start = _integer(new - length + 1)
-            first = min(round(start * old / new), old - 1)
-            last = max(round((start + length) * old / new), first + 1)
-            starts.append(first), lengths.append(last - first), shape.append(length)
-        return (*starts, *lengths), (shape[0], shape[1])
 
     def _accepts(self, semantic: Tensor, window: tuple[int, ...]) -> bool:
         top, left, height, width = window
@@ -159,10 +149,10 @@ class RandomFlip:
     """Mirror left and right with the given probability."""
 
     def __init__(self, *, probability: float = 0.5) -> None:
-        self.probability = _within(probability, 0, 1, 'RandomFlip.probability')
+        self.probability = within(probability, 0, 1, 'RandomFlip.probability')
 
     def __call__(self, sample: Sample) -> Sample:
-        return geometry.flip(sample) if _chance(self.probability) else sample
+        return geometry.flip(sample) if chance(self.probability) else sample
 
 
 class PhotometricDistortion:
@@ -182,17 +172,17 @@ class PhotometricDistortion:
         saturation: tuple[float, float] = (0.5, 1.5),
         hue: float = 18,
     ) -> None:
-        self.brightness = _within(brightness, 0, 255, 'PhotometricDistortion.brightness')
-        self.contrast = _range(contrast, 'PhotometricDistortion.contrast')
-        self.saturation = _range(saturation, 'PhotometricDistortion.saturation')
-        self.hue = _within(hue, 0, 90, 'PhotometricDistortion.hue')
+        self.brightness = within(brightness, 0, 255, 'PhotometricDistortion.brightness')
+        self.contrast = span(contrast, 'PhotometricDistortion.contrast')
+        self.saturation = span(saturation, 'PhotometricDistortion.saturation')
+        self.hue = within(hue, 0, 90, 'PhotometricDistortion.hue')
 
     def __call__(self, sample: Sample) -> Sample:
-        shift = _uniform(-self.brightness, self.brightness) if _chance(0.5) else 0.0
-        contrast = _uniform(*self.contrast) if _chance(0.5) else 1.0
-        contrast_first = _chance(0.5)
-        saturation = _uniform(*self.saturation) if _chance(0.5) else 1.0
-        turn = _uniform(-self.hue, self.hue) if _chance(0.5) else 0.0
+        shift = uniform(-self.brightness, self.brightness) if chance(0.5) else 0.0
+        contrast = uniform(*self.contrast) if chance(0.5) else 1.0
+        contrast_first = chance(0.5)
+        saturation = uniform(*self.saturation) if chance(0.5) else 1.0
+        turn = uniform(-self.hue, self.hue) if chance(0.5) else 0.0
 
         array = geometry.as_array(sample.img)
         if shift:
@@ -214,12 +204,12 @@ class ResizeShortSide:
     """
 
     def __init__(self, *, size: int, max_size: int | None = None, divisor: int = 1) -> None:
-        self.size = int(_within(size, 1, 65535, 'ResizeShortSide.size'))
-        self.max_size = None if max_size is None else int(_within(max_size, size, 10**6, 'ResizeShortSide.max_size'))
-        self.divisor = int(_within(divisor, 1, size, 'ResizeShortSide.divisor'))
+        self.size = int(within(size, 1, 65535, 'ResizeShortSide.size'))
+        self.max_size = None if max_size is None else int(within(max_size, size, 10**6, 'ResizeShortSide.max_size'))
+        self.divisor = int(within(divisor, 1, size, 'ResizeShortSide.divisor'))
 
     def __call__(self, sample: Sample) -> Sample:
-        size = _fit(sample.img.shape[-2:], self.max_size or float('inf'), self.size)
+        size = fit(sample.img.shape[-2:], self.max_size or float('inf'), self.size)
         height, width = (max(round(side / self.divisor), 1) * self.divisor for side in size)
         return geometry.resize(sample, (height, width))
 
@@ -228,13 +218,30 @@ class ResizeTo:
     """Resize to exactly `size` (a side, or (H, W)); the aspect may change."""
 
     def __init__(self, *, size: int | tuple[int, int]) -> None:
-        self.size = _size(size, 'ResizeTo.size')
+        self.size = sides(size, 'ResizeTo.size')
 
     def __call__(self, sample: Sample) -> Sample:
         return geometry.resize(sample, self.size)
 
 
-def _fit(size: Sequence[int], longest: float, shortest: float) -> tuple[int, int]:
+def draw_window(
+    source: Sequence[int], size: Sequence[int], crop: Sequence[int]
+) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
+    """Draw a window of at most `crop` (H, W) in a picture as it would be after a resize from `source` to `size`.
+
+    Return (top, left, height, width) in the source, at whole pixels, and the (H, W) that it is to be resized to.
+    """
+    starts, lengths, shape = [], [], []
+    for side, old, new in zip(crop, source, size, strict=True):
+        length = min(side, new)
+        start = integer(new - length + 1)
+        first = min(round(start * old / new), old - 1)
+        last = max(round((start + length) * old / new), first + 1)
+        starts.append(first), lengths.append(last - first), shape.append(length)
+    return (*starts, *lengths), (shape[0], shape[1])
+
+
+def fit(size: Sequence[int], longest: float, shortest: float) -> tuple[int, int]:
     """Return the largest size of the same aspect whose sides do not pass `longest` and `shortest`."""
     height, width = size
     factor = min(longest / max(height, width), shortest / min(height, width))
@@ -250,58 +257,3 @@ def _recolor(array: np.ndarray, saturation: float, turn: float) -> np.ndarray:
     table[:, 0, 2] = levels
     hsv = cv2.LUT(cv2.cvtColor(array, cv2.COLOR_RGB2HSV), table)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-
-
-# ---------------------------------------------------------------------------------------------------------- chance
-
-
-def _uniform(low: float, high: float) -> float:
-    return low + (high - low) * torch.rand(()).item()
-
-
-def _integer(count: int) -> int:
-    return int(torch.randint(count, ()))
-
-
-def _chance(probability: float) -> bool:
-    return torch.rand(()).item() < probability
-
-
-# ------------------------------------------------------------------------------------------------------- arguments
-
-
-def _within(value: float, low: float, high: float, where: str) -> float:
-    if isinstance(value, (int, float)) and low <= value <= high:
-        return value
-    raise ConfigError(
-        f'{where} = {value!r}',
-        where=where,
-        why=f'it is a number from {low} to {high}',
-        fix=f'choose a number in [{low}, {high}]',
-    )
-
-
-def _pair(value: object, where: str, *, integer: bool = False) -> tuple:
-    kinds = (int,) if integer else (int, float)
-    if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(v, kinds) and v >= 0 for v in value):
-        return tuple(value)
-    raise ConfigError(
-        f'{where} = {value!r}',
-        where=where,
-        why=f'it is a pair of {"whole " if integer else ""}numbers',
-        fix='write two numbers in parentheses, such as (512, 512)' if integer else 'write (low, high)',
-    )
-
-
-def _range(value: object, where: str) -> tuple[float, float]:
-    low, high = _pair(value, where)
-    if low <= high:
-        return low, high
-    raise ConfigError(f'{where} = {value!r}', where=where, why='low is above high', fix=f'write ({high}, {low})')
-
-
-def _size(value: object, where: str) -> tuple[int, int]:
-    height, width = _pair((value, value) if isinstance(value, int) else value, where, integer=True)
-    if min(height, width) > 0:
-        return height, width
-    raise ConfigError(f'{where} = {value!r}', where=where, why='a side has no pixel', fix='choose sides of 1 or more')

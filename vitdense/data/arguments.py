@@ -1,0 +1,46 @@
+"""Arguments of transforms: what is wrong is an error that says what would be right."""
+
+from __future__ import annotations
+
+from vitdense.errors import ConfigError
+
+
+def within(value: float, low: float, high: float, where: str) -> float:
+    """Return `value` if it is a number in [low, high]. Raises ConfigError."""
+    if isinstance(value, (int, float)) and low <= value <= high:
+        return value
+    raise ConfigError(
+        f'{where} = {value!r}',
+        where=where,
+        why=f'it is a number from {low} to {high}',
+        fix=f'choose a number in [{low}, {high}]',
+    )
+
+
+def pair(value: object, where: str, *, integer: bool = False) -> tuple:
+    """Return `value` if it is a pair of numbers from 0 on. Raises ConfigError."""
+    kinds = (int,) if integer else (int, float)
+    if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(v, kinds) and v >= 0 for v in value):
+        return tuple(value)
+    raise ConfigError(
+        f'{where} = {value!r}',
+        where=where,
+        why=f'it is a pair of {"whole " if integer else ""}numbers',
+        fix='write two numbers in parentheses, such as (512, 512)' if integer else 'write (low, high)',
+    )
+
+
+def span(value: object, where: str) -> tuple[float, float]:
+    """Return `value` if it is (low, high). Raises ConfigError."""
+    low, high = pair(value, where)
+    if low <= high:
+        return low, high
+    raise ConfigError(f'{where} = {value!r}', where=where, why='low is above high', fix=f'write ({high}, {low})')
+
+
+def sides(value: object, where: str) -> tuple[int, int]:
+    """Return (H, W) of a side or a pair. Raises ConfigError."""
+    height, width = pair((value, value) if isinstance(value, int) else value, where, integer=True)
+    if min(height, width) > 0:
+        return height, width
+    raise ConfigError(f'{where} = {value!r}', where=where, why='a side has no pixel', fix='choose sides of 1 or more')
