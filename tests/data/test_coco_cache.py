@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from vitdense.data import coco_cache
+from vitdense.data.coco_arrays import Texts
 from vitdense.data.coco_cache import cache_folder, open_coco
-from vitdense.data.coco_file import Texts, read_coco
+from vitdense.data.coco_file import read_coco
 
 
 def content(label='a'):

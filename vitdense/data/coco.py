@@ -14,8 +14,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from vitdense.data import images as decoding
+from vitdense.data.coco_arrays import inside, is_empty, sizes_of
 from vitdense.data.coco_cache import open_coco
-from vitdense.data.coco_file import FATAL, CocoArrays, CocoFacts, inside, is_empty, looks_like_corners, sizes_of
+from vitdense.data.coco_faults import refuse_corners, refuse_faults, refuse_nothing
 from vitdense.data.pairing import safe_below
 from vitdense.data.transforms import Pipeline
 from vitdense.data.vocabularies import read_classes, read_palette
@@ -79,7 +80,10 @@ class CocoDetection:
                 fix='correct images=..., or data_root=... of the config; relative paths start where the command runs',
             )
         self._arrays, self._facts = open_coco(self.path, masks=masks, cache=cache)
-        _refuse(self.path, self._arrays, self._facts, training=not evaluation)
+        refuse_faults(self.path, self._facts)
+        refuse_corners(self.path, self._arrays)
+        if not evaluation:
+            refuse_nothing(self.path, self._arrays)
         given = None if classes is None else list(read_classes(classes, root=root).values())
         self._names = given or self._facts.names
         self._choose(self._names)
@@ -249,32 +253,3 @@ class CocoDetection:
         said = [f'{word} {counts[kind]}' for kind, word in words.items() if counts.get(kind)]
         if said:
             _logger.warning('%s: boxes %s (tools/check_data.py says which)', self.path.name, ', '.join(said))
-
-
-def _refuse(path: Path, arrays: CocoArrays, facts: CocoFacts, *, training: bool) -> None:
-    """Raise DataError for what nobody can use."""
-    fatal = [fault for fault in facts.faults if fault[0] in (*FATAL, 'name')]
-    if fatal:
-        count = sum(facts.counts.get(kind, 0) for kind in (*FATAL, 'name'))
-        raise DataError(
-            f'{count} annotations or pictures cannot be used',
-            where=str(path),
-            why='\n'.join(f'{kind} {number}: {reason}' for kind, number, reason in fatal[:10])
-            + ('\n...' if count > 10 else ''),
-            fix=f'correct or remove them; python tools/check_data.py {path} lists all',
-        )
-    share = looks_like_corners(arrays)
-    if share is not None:
-        raise DataError(
-            f'{share:.0%} of boxes leave the image if read as xywh; they fit as xyxy',
-            where=str(path),
-            why='COCO boxes are x, y, width, height',
-            fix='write bbox as [x, y, x2 - x, y2 - y]',
-        )
-    if training and is_empty(inside(arrays.boxes, sizes_of(arrays))).all():
-        raise DataError(
-            f'no annotations in {path.name}',
-            where=str(path),
-            why='there is no box to learn from' + (': all are empty or outside' if len(arrays.ids) else ''),
-            fix='check the path, and the file with tools/check_data.py',
-        )

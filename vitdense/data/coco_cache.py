@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from vitdense.data.coco_file import CocoArrays, CocoFacts, Texts, read_coco
+from vitdense.data.coco_arrays import CocoArrays, CocoFacts, Texts
+from vitdense.data.coco_file import read_coco
 from vitdense.errors import DataError
 
 MAGIC = b'vitdense coco 1\n'

@@ -7,51 +7,14 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from vitdense.data.coco_arrays import CocoArrays, CocoFacts, texts
+from vitdense.data.coco_faults import Faults, check_boxes, check_ids, fault_of_box, leads_out
 from vitdense.errors import DataError
 from vitdense.ops.masks import fault_of
-
-SLACK = 0.5  # pixels that a box may stick out: files round
-FATAL = ('id', 'box', 'category', 'segmentation')  # an annotation with such a fault says nothing
-MOST_FAULTS = 1000  # remembered of each kind; all are counted
-
-
-class Texts(NamedTuple):
-    """Many short texts in one array of bytes."""
-
-    data: np.ndarray  # uint8
-    ends: np.ndarray  # (N,) int64 end of each text
-
-    def __getitem__(self, row: int) -> str:
-        return self.data[self.ends[row - 1] if row else 0 : self.ends[row]].tobytes().decode()
-
-
-class CocoArrays(NamedTuple):
-    """The pictures and annotations of a file: N pictures in the file's order, A annotations, picture after picture."""
-
-    image_ids: Texts  # N, as JSON: numbers or words
-    file_names: Texts  # N
-    sizes: np.ndarray  # (N, 2) int32 (H, W); zero: the file does not say
-    starts: np.ndarray  # (N + 1,) int64: picture i has the annotations starts[i] ... starts[i + 1] - 1
-    ids: np.ndarray  # (A,) int64
-    labels: np.ndarray  # (A,) int32 row of the category, in the order of category ids
-    boxes: np.ndarray  # (A, 4) float64 x, y, width, height as in the file
-    areas: np.ndarray  # (A,) float64
-    crowd: np.ndarray  # (A,) bool
-    segments: Texts  # A, as JSON ('' where there is none); empty unless asked for
-
-
-class CocoFacts(NamedTuple):
-    """What is known about a file beside its arrays."""
-
-    category_ids: list[int]  # sorted
-    names: list[str]  # of the categories, in that order
-    annotated: bool  # whether there is a list of annotations at all
-    faults: list[list]  # [kind, annotation or image id, reason]
-    counts: dict[str, int]  # faults by kind
 
 
 def read_coco(path: Path, *, masks: bool = False, data: bytes | None = None) -> tuple[CocoArrays, CocoFacts]:
@@ -78,23 +41,10 @@ def read_coco(path: Path, *, masks: bool = False, data: bytes | None = None) -> 
     for place, record in enumerate(annotations or ()):
         rows.add(place, record)
     arrays = rows.arrays()
-    _check_boxes(arrays, faults)
-    _check_ids(arrays, faults)
+    check_boxes(arrays, faults)
+    check_ids(arrays, faults)
     names = [categories[number] for number in sorted(categories)]
     return arrays, CocoFacts(sorted(categories), names, annotations is not None, faults.listed, dict(faults.counts))
-
-
-class Faults:
-    """Faults by kind: all are counted, some are remembered."""
-
-    def __init__(self) -> None:
-        self.listed: list[list] = []
-        self.counts: Counter[str] = Counter()
-
-    def add(self, kind: str, number: int | str, reason: str) -> None:
-        self.counts[kind] += 1
-        if self.counts[kind] <= MOST_FAULTS:
-            self.listed.append([kind, number, reason])
 
 
 class _Rows:
@@ -128,7 +78,7 @@ class _Rows:
         row = self.row_of.get(_hashable(record.get('image_id')))
         if row is None:
             return self.faults.add('orphan', number, f'no picture has the id {record.get("image_id")!r}')
-        fault = _fault_of_box(box)
+        fault = fault_of_box(box)
         if fault:
             return self.faults.add('box', number, f'bbox {str(box)[:60]}: {fault}')
         if label is None:
@@ -170,90 +120,6 @@ class _Rows:
             np.array(crowd, bool)[order],
             texts([self.segments[row] for row in order.tolist()] if self.masks else []),
         )
-
-
-def texts(words: Sequence[str]) -> Texts:
-    """Return `words` as one array."""
-    coded = [word.encode() for word in words]
-    data = np.frombuffer(b''.join(coded), np.uint8)
-    return Texts(data, np.cumsum([len(word) for word in coded], dtype=np.int64))
-
-
-def inside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return (A, 4) xyxy of x, y, width, height boxes, cut at the borders of pictures of `sizes` (A, 2) (H, W).
-
-    Where the size is not known (zero) nothing is cut.
-    """
-    corners = boxes.copy()
-    corners[:, 2:] += corners[:, :2]
-    known = (sizes > 0).all(1)
-    limits = np.where(known[:, None], sizes[:, ::-1], np.inf)
-    corners[known] = corners[known].clip(0)
-    return np.minimum(corners, np.tile(limits, 2))
-
-
-def is_empty(corners: np.ndarray) -> np.ndarray:
-    """Return (A,) bool: the boxes (A, 4) xyxy that are less than one pixel wide or high."""
-    return (corners[:, 2:] - corners[:, :2] < 1).any(1)
-
-
-def sizes_of(arrays: CocoArrays) -> np.ndarray:
-    """Return (A, 2) int32 (H, W): for each annotation the size of its picture."""
-    return np.repeat(arrays.sizes, np.diff(arrays.starts), axis=0)
-
-
-def looks_like_corners(arrays: CocoArrays) -> float | None:
-    """Return the share of boxes that leave their picture when more than a fifth do and all fit as xyxy, else None."""
-    sizes = sizes_of(arrays)
-    known = (sizes > 0).all(1)
-    boxes, limits = arrays.boxes[known], sizes[known][:, ::-1] + 1
-    if not len(boxes):
-        return None
-    share = float((boxes[:, :2] + boxes[:, 2:] > limits).any(1).mean())
-    fits = (boxes[:, 2:] > boxes[:, :2]).all() and (boxes[:, 2:] <= limits).all()
-    return share if share > 0.2 and fits else None
-
-
-def leads_out(name: str) -> bool:
-    """Whether a file name is no plain path below a folder (links are looked at when the file is opened)."""
-    return (
-        name.startswith('/')
-        or '..' in name.split('/')
-        or '\\' in name
-        or '://' in name
-        or '\0' in name
-        or name[1:2] == ':'
-    )
-
-
-def _check_boxes(arrays: CocoArrays, faults: Faults) -> None:
-    sizes = sizes_of(arrays)
-    corners = inside(arrays.boxes, sizes)
-    wide = corners[:, 2:] - corners[:, :2]
-    empty = is_empty(corners)
-    cut = ((np.abs(wide - arrays.boxes[:, 2:]) > SLACK).any(1)) & ~empty
-    for kind, rows, what in (
-        ('empty', empty, 'less than a pixel of it lies in the picture'),
-        ('outside', cut, 'a part of it lies outside of the picture'),
-    ):
-        for row in np.flatnonzero(rows).tolist():
-            height, width = sizes[row].tolist()
-            box = ', '.join(f'{value:g}' for value in arrays.boxes[row].tolist())
-            faults.add(kind, int(arrays.ids[row]), f'bbox [{box}] in {width} x {height}: {what}')
-
-
-def _check_ids(arrays: CocoArrays, faults: Faults) -> None:
-    numbers, counts = np.unique(arrays.ids, return_counts=True)
-    for number, count in zip(numbers[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True):
-        faults.add('double', number, f'{count} annotations have this id')
-
-
-def _fault_of_box(box: Any) -> str | None:
-    if not isinstance(box, list) or len(box) != 4:
-        return 'a box has four numbers: x, y, width, height'
-    if not {type(value) for value in box} <= {int, float}:
-        return 'a box is made of numbers'
-    return None if all(map(math.isfinite, box)) else 'its numbers are not finite'
 
 
 def _hashable(value: Any) -> Any:

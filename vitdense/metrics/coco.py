@@ -139,13 +139,21 @@ class CocoAP(BaseMetric):
 
     def _compute(self, pictures: list[_Picture], skipped: int) -> dict[str, float]:
         pictures = in_order(pictures)
-        rows = np.array(self._rows(), np.int64)
-        truth, found = (join([picture[place] for picture in pictures], rows) for place in (1, 2))
-        self._curves = make_curves(truth, found, len(pictures), len(rows), iou_type=self.iou_type, engine=self.engine)
-        counts = np.bincount(truth.category[~truth.crowd], minlength=len(rows))
-        self._objects = counts[rows].tolist()
         if skipped:
             logger.warning('%s: skipped without truth: %d of the pictures', self.prefix, skipped)
+        truth, found = (join([picture[place] for picture in pictures], self._rows()) for place in (1, 2))
+        return self.score(truth, found, len(pictures))
+
+    def score(self, truth: Objects, found: Objects, num_images: int) -> dict[str, float]:
+        """Return the numbers of objects that are at hand as columns, by name; `table` then tells about their classes.
+
+        Categories are numbered in the order of their ids. Raises NumericsError as `evaluate` does.
+        """
+        refuse_non_finite([found], where=self.prefix)
+        rows = self._rows()
+        self._curves = make_curves(truth, found, num_images, len(rows), iou_type=self.iou_type, engine=self.engine)
+        counts = np.bincount(truth.category[~truth.crowd], minlength=len(rows))
+        self._objects = counts[rows].tolist()
         if not counts.any():
             logger.warning('%s: n/a, there is no object to find', self.prefix)
         return self.compute_metrics([])

@@ -89,7 +89,7 @@ def encode(masks: Tensor | None) -> list[dict[str, Any]]:
     return runs_of_masks(masks)
 
 
-def join(tables: Sequence[Objects], rows: np.ndarray) -> Objects:
+def join(tables: Sequence[Objects], rows: Sequence[int]) -> Objects:
     """Return the objects of several pictures as one table; `rows` gives the category of each label."""
     if not tables:
         nothing = np.zeros(0, np.int64)
@@ -100,7 +100,7 @@ def join(tables: Sequence[Objects], rows: np.ndarray) -> Objects:
         for name in ('category', 'boxes', 'area', 'crowd', 'scores')
     )
     masks = [mask for table in tables for mask in table.masks]
-    return Objects(image, rows[labels], boxes, area, crowd, scores, masks)
+    return Objects(image, np.array(rows)[labels], boxes, area, crowd, scores, masks)
 
 
 def category_ids(metainfo: Mapping[str, Any], field: str = 'labels') -> list[int | None]:

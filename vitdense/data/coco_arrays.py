@@ -1,0 +1,73 @@
+"""COCO annotations as flat arrays: what a data set keeps in memory, once for all workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Texts(NamedTuple):
+    """Many short texts in one array of bytes."""
+
+    data: np.ndarray  # uint8
+    ends: np.ndarray  # (N,) int64 end of each text
+
+    def __getitem__(self, row: int) -> str:
+        return self.data[self.ends[row - 1] if row else 0 : self.ends[row]].tobytes().decode()
+
+
+class CocoArrays(NamedTuple):
+    """The pictures and annotations of a file: N pictures in the file's order, A annotations, picture after picture."""
+
+    image_ids: Texts  # N, as JSON: numbers or words
+    file_names: Texts  # N
+    sizes: np.ndarray  # (N, 2) int32 (H, W); zero: the file does not say
+    starts: np.ndarray  # (N + 1,) int64: picture i has the annotations starts[i] ... starts[i + 1] - 1
+    ids: np.ndarray  # (A,) int64
+    labels: np.ndarray  # (A,) int32 row of the category, in the order of category ids
+    boxes: np.ndarray  # (A, 4) float64 x, y, width, height as in the file
+    areas: np.ndarray  # (A,) float64
+    crowd: np.ndarray  # (A,) bool
+    segments: Texts  # A, as JSON ('' where there is none); empty unless asked for
+
+
+class CocoFacts(NamedTuple):
+    """What is known about a file beside its arrays."""
+
+    category_ids: list[int]  # sorted
+    names: list[str]  # of the categories, in that order
+    annotated: bool  # whether there is a list of annotations at all
+    faults: list[list]  # [kind, annotation or image id, reason]
+    counts: dict[str, int]  # faults by kind
+
+
+def texts(words: Sequence[str]) -> Texts:
+    """Return `words` as one array."""
+    coded = [word.encode() for word in words]
+    data = np.frombuffer(b''.join(coded), np.uint8)
+    return Texts(data, np.cumsum([len(word) for word in coded], dtype=np.int64))
+
+
+def sizes_of(arrays: CocoArrays) -> np.ndarray:
+    """Return (A, 2) int32 (H, W): for each annotation the size of its picture."""
+    return np.repeat(arrays.sizes, np.diff(arrays.starts), axis=0)
+
+
+def inside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return (A, 4) xyxy of x, y, width, height boxes, cut at the borders of pictures of `sizes` (A, 2) (H, W).
+
+    Where the size is not known (zero) nothing is cut.
+    """
+    corners = boxes.copy()
+    corners[:, 2:] += corners[:, :2]
+    known = (sizes > 0).all(1)
+    limits = np.where(known[:, None], sizes[:, ::-1], np.inf)
+    corners[known] = corners[known].clip(0)
+    return np.minimum(corners, np.tile(limits, 2))
+
+
+def is_empty(corners: np.ndarray) -> np.ndarray:
+    """Return (A,) bool: the boxes (A, 4) xyxy that are less than one pixel wide or high."""
+    return (corners[:, 2:] - corners[:, :2] < 1).any(1)
