@@ -6,7 +6,14 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitdense.ops.padding import resize, zero_padding
-from vitdense.ops.resample import apply_separable, bilinear_weights, conv3x3_of_resized, pooling_weights
+from vitdense.ops.resample import (
+    apply_separable,
+    bilinear_weights,
+    conv3x3_of_resized,
+    corner_weights,
+    pooling_weights,
+    restride,
+)
 
 
 @pytest.mark.parametrize(('num_in', 'num_out'), [(4, 8), (4, 16), (5, 13), (7, 7), (1, 6), (9, 4)])
@@ -15,6 +22,31 @@ def test_bilinear_weights_are_those_of_interpolate(num_in, num_out):
     weights = bilinear_weights(num_out, num_in, ratio=num_in / num_out, **whole)
     wanted = functional.interpolate(torch.eye(num_in)[None], size=num_out, mode='linear')[0].T
     torch.testing.assert_close(weights[0], wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(('num_in', 'num_out'), [(4, 8), (7, 14), (1, 2), (5, 13), (3, 1)])
+def test_corner_weights_are_those_of_interpolate(num_in, num_out):
+    weights = corner_weights(num_out, num_in, used_out=torch.tensor([num_out]), used_in=torch.tensor([num_in]))
+    wanted = functional.interpolate(torch.eye(num_in)[None], size=num_out, mode='linear', align_corners=True)[0].T
+    torch.testing.assert_close(weights[0], wanted, atol=1e-6, rtol=0)
+
+
+def test_cells_keep_their_places_where_a_stride_does_not_divide_the_picture():
+    """7 cells of 16 pixels are 3.5 cells of 32: each is the mean of the cells it covers, the last covers one."""
+    x = torch.arange(7.0)[None, None, None].expand(1, 1, 7, 7)
+    torch.testing.assert_close(restride(x, (4, 4), 2.0)[0, 0, 1], torch.tensor([0.5, 2.5, 4.5, 6.0]))
+    assert restride(x, (7, 7), 1.0) is x
+    even = torch.randn(2, 3, 6, 4)
+    wanted = functional.interpolate(even, scale_factor=4, mode='bilinear')
+    torch.testing.assert_close(restride(even, (24, 16), 0.25), wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_cells_of_a_padded_picture_are_those_of_the_picture_alone():
+    x = torch.randn(2, 3, 6, 5)
+    before, after = torch.tensor([[5, 3], [6, 5]]), torch.tensor([[9, 6], [11, 9]])
+    got = restride(x, (11, 9), 14 / 25, before, after)
+    torch.testing.assert_close(got[:1, :, :9, :6], restride(x[:1, :, :5, :3], (9, 6), 14 / 25))
+    assert got[0, :, 9:].eq(0).all() and got[0, :, :, 6:].eq(0).all()
 
 
 @pytest.mark.parametrize('scale', [1, 2, 3, 6])

@@ -1,4 +1,4 @@
-"""Feature maps of a plain ViT as they are."""
+"""Feature maps as the backbone makes them."""
 
 from __future__ import annotations
 
@@ -39,3 +39,31 @@ class PlainMaps(nn.Module):
         """Return `features` with `maps` filled from its `layers`; `imgs` is not read."""
         maps = (torch.cat(features.layers, dim=1),) if self.concat else features.layers
         return features._replace(maps=maps)
+
+
+class BackboneMaps(nn.Module):
+    """The pyramid of a backbone that makes one itself, such as `ViTAdapter`. Holds no weights and asks for no layers.
+
+    `own_channels` and `own_strides` are facts of the backbone. Raises ValueError where it has none.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        patch_stride: int,
+        *,
+        own_channels: Sequence[int] = (),
+        own_strides: Sequence[float] = (),
+    ) -> None:
+        super().__init__()
+        if not own_channels:
+            raise ValueError(
+                'this backbone makes no maps of its own; take PlainMaps or a pyramid, or a ViTAdapter as backbone'
+            )
+        self.layers: tuple[LayerRequest, ...] = ()
+        self.out_channels = tuple(own_channels)
+        self.strides = tuple(own_strides)
+
+    def forward(self, features: Features, imgs: Tensor) -> Features:
+        """Return `features` as they are."""
+        return features

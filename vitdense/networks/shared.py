@@ -21,7 +21,8 @@ class SharedNetwork(nn.Module):
     """A backbone and its branches, each an adapter and a head. The backbone runs once for all of them.
 
     `backbone` is `(imgs, valid, layers=...) -> Features` with the facts `embed_dim`, `depth`, `patch_size`, `divisor`,
-    `mean` and `std`. `branches` maps a name to `dict(adapter=..., head=...)`; backbone, adapters and heads are parts
+    `mean` and `std`; one that makes a pyramid itself (an interacting adapter around a ViT) has `out_channels` and
+    `strides` too. `branches` maps a name to `dict(adapter=..., head=...)`; backbone, adapters and heads are parts
     or recipes. `num_classes` maps names to what the data set knows; facts flow from the backbone to the adapter and
     from the adapter to the head, so no recipe repeats them. Weights of the backbone that no branch reads (blocks behind
     the last layer asked for; the final norm, if nobody asks for it) are frozen. A head that takes `cls_channels` is
@@ -47,9 +48,7 @@ class SharedNetwork(nn.Module):
         self.adapters = nn.ModuleDict()
         self.heads = nn.ModuleDict()
         for name, branch in branches.items():
-            adapter = build(
-                branch['adapter'], in_channels=self.backbone.embed_dim, patch_stride=self.backbone.patch_size
-            )
+            adapter = self._adapter(branch['adapter'])
             facts = {'num_classes': num_classes[name]} if name in num_classes else {}
             if _takes(branch['head'], 'cls_channels'):
                 facts['cls_channels'] = self._cls_channels(adapter)
@@ -83,6 +82,16 @@ class SharedNetwork(nn.Module):
             outputs[name] = self.heads[name](seen, **given)
         return outputs
 
+    def _adapter(self, part: nn.Module | dict) -> nn.Module:
+        """Build the adapter of a branch with those facts of the backbone that it takes."""
+        facts = {
+            'has_cls': bool(getattr(self.backbone, 'has_cls', False)),
+            'own_channels': getattr(self.backbone, 'out_channels', ()),
+            'own_strides': getattr(self.backbone, 'strides', ()),
+        }
+        taken = {name: fact for name, fact in facts.items() if _takes(part, name)}
+        return build(part, in_channels=self.backbone.embed_dim, patch_stride=self.backbone.patch_size, **taken)
+
     def _cls_channels(self, adapter: nn.Module) -> tuple[int, ...]:
         """Return the widths of the class tokens that a head will see: one for each layer the adapter asks for."""
         return (self.backbone.embed_dim,) * len(adapter.layers) if getattr(self.backbone, 'has_cls', False) else ()
@@ -110,13 +119,15 @@ class SharedNetwork(nn.Module):
 
 def _freeze_unread(backbone: nn.Module, layers: tuple[LayerRequest, ...]) -> None:
     """Freeze what no branch reads: distributed training waits for a gradient of every parameter that may have one."""
+    vit = getattr(backbone, 'vit', backbone)  # an adapter that wraps its ViT reads some layers itself
+    layers = layers + tuple(getattr(backbone, 'reads', ()))
     last = max(request.index for request in layers) + 1  # as `layer_of` counts: 0 is the embedding
     normed = any(request.normed for request in layers)
     unread = []
-    for name, parameter in backbone.named_parameters():
-        layer = backbone.layer_of(name)
-        behind = last < layer <= backbone.depth
-        if parameter.requires_grad and (behind or (layer > backbone.depth and not normed)):
+    for name, parameter in vit.named_parameters():
+        layer = vit.layer_of(name)
+        behind = last < layer <= vit.depth
+        if parameter.requires_grad and (behind or (layer > vit.depth and not normed)):
             parameter.requires_grad_(False)
             unread.append(name)
     if unread:

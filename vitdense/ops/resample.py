@@ -21,10 +21,49 @@ def bilinear_weights(num_out: int, num_in: int, *, used_out: Tensor, used_in: Te
     cell.
     """
     out = torch.arange(num_out, device=used_out.device)
-    source = (out + 0.5) * ratio - 0.5  # (num_out,) or (B, num_out)
+    return _hats((out + 0.5) * ratio - 0.5, num_in, used_out=used_out, used_in=used_in)
+
+
+def corner_weights(num_out: int, num_in: int, *, used_out: Tensor, used_in: Tensor) -> Tensor:
+    """Return (B, num_out, num_in) weights of linear interpolation with `align_corners=True`.
+
+    The first and last of the `used_in` (B,) cells of a picture lie on the first and last of its `used_out` (B,)
+    results; results behind them are zero.
+    """
+    ratio = (used_in - 1) / (used_out - 1).clamp(min=1)
+    out = torch.arange(num_out, device=used_out.device)
+    return _hats(out * ratio[:, None], num_in, used_out=used_out, used_in=used_in)
+
+
+def _hats(source: Tensor, num_in: int, *, used_out: Tensor, used_in: Tensor) -> Tensor:
+    """Return (B, num_out, num_in): the share of each cell at the places `source` (num_out,) or (B, num_out)."""
     source = torch.minimum(source.clamp(min=0), used_in[:, None] - 1.0)  # (B, num_out)
     hat = (source[:, :, None] - torch.arange(num_in, device=used_out.device)).abs()
-    return (1 - hat).clamp(min=0) * (out < used_out[:, None])[:, :, None]
+    wanted = torch.arange(source.shape[1], device=used_out.device) < used_out[:, None]
+    return (1 - hat).clamp(min=0) * wanted[:, :, None]
+
+
+def restride(
+    x: Tensor, size: tuple[int, int], ratio: float, extents: Tensor | None = None, extents_out: Tensor | None = None
+) -> Tensor:
+    """Return `x` (B, C, h, w) bilinearly resized to cells that are `ratio` of its cells wide, `size` (H, W) of them.
+
+    Where `size` is `h / ratio`, an ordinary resize. Where a stride does not divide the picture, cells keep their places
+    in pixels (a resize to a `size` rounded up would stretch them), and its last cell is repeated beyond its end.
+    `extents` and `extents_out` (B, 2) are the cells of each picture before and after; results outside are zero.
+    """
+    if ratio == 1 and extents is extents_out is None:
+        return x
+    used_in = whole_map(x) if extents is None else extents
+    used_out = torch.stack([torch.full_like(used_in[:, 0], length) for length in size], dim=1)
+    used_out = used_out if extents_out is None else extents_out
+    rows, columns = (
+        bilinear_weights(
+            size[axis], x.shape[2 + axis], used_out=used_out[:, axis], used_in=used_in[:, axis], ratio=ratio
+        )
+        for axis in (0, 1)
+    )
+    return apply_separable(rows, x, columns)
 
 
 def pooling_weights(num_bins: int, num_in: int, *, used_in: Tensor) -> Tensor:
