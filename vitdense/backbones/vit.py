@@ -6,10 +6,11 @@ the maps of any set of layers in one pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from timm.layers import resample_abs_pos_embed
@@ -19,19 +20,13 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from vitdense.backbones.pretrained import create, read_classifier
+from vitdense.backbones.tokens import Tokens, cut, insert, join_masks, keep, own_grids, spread, whole, without_padding
+from vitdense.backbones.windows import Windows, draw_per_image, run_windows
 from vitdense.errors import ConfigError, DataError
+from vitdense.registry import build
 from vitdense.types import Classifier, Features, LayerRequest
 
 _REMEMBERED = 16  # tables of positions kept by a frozen ViT
-
-
-class Tokens(NamedTuple):
-    """What flows through the blocks: prefix tokens (class, registers), inserted tokens, patches, in this order."""
-
-    x: Tensor  # (B, N, C)
-    grid: tuple[int, int]  # (h, w); the last h * w tokens are the patches, row by row
-    rope: Tensor | None = None  # rotation of all but the prefix: (n, 2d) or (B, 1, n, 2d); mixed: a leading (depth,)
-    mask: Tensor | None = None  # (B, 1, 1, N) bool, False = padding; None: nothing is padding
 
 
 class ViT(nn.Module):
@@ -46,7 +41,8 @@ class ViT(nn.Module):
 
     `drop_path` is the rate of stochastic depth in the last block, growing linearly from 0. `frozen` keeps weights,
     evaluation mode and the absence of a graph, whatever `train()` says; `amp='bf16'` then runs it under autocast.
-    `checkpointing` recomputes blocks in the backward pass to save memory. `timm_args` go to `timm.create_model`.
+    `checkpointing` recomputes blocks in the backward pass to save memory. `windows`, a `Windows` or its recipe, lets
+    most blocks attend within windows. `timm_args` go to `timm.create_model`.
 
     Facts: `embed_dim`, `depth`, `patch_size`, `divisor` (sides of pictures must be multiples of it), `mean` and `std`
     of the checkpoint (RGB in [0, 1]), `num_prefix_tokens`, `has_cls`.
@@ -66,6 +62,7 @@ class ViT(nn.Module):
         frozen: bool = False,
         checkpointing: bool = False,
         amp: Literal['bf16'] | None = None,
+        windows: Windows | dict | None = None,
         timm_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -91,6 +88,10 @@ class ViT(nn.Module):
         self._rotates = isinstance(self.model, eva.Eva)  # whose blocks take a rotation
         self._mixed = getattr(self.model, 'rope_mixed', False)  # a rotation of its own for each block
         self._tables: dict[tuple, Tensor] = {}
+        self.windows: Windows | None = build(windows)
+        self._windowed = self.windows.blocks(self.depth) if self.windows is not None else frozenset()
+        for index in self._windowed:
+            draw_per_image(self.model.blocks[index])
         if frozen:
             self.requires_grad_(False)
             self.eval()
@@ -118,11 +119,11 @@ class ViT(nn.Module):
             seen: dict[LayerRequest, Tokens] = {}
             start = 0
             for stop in sorted({request.index + 1 for request in requests}):
-                tokens = self.run(tokens, start, stop)
+                tokens = self._advance(tokens, start, stop)
                 start = stop
                 seen |= {request: self._read(tokens, request) for request in requests if request.index + 1 == stop}
         return Features(
-            layers=tuple(_without_padding(self.fold(seen[request]), tokens) for request in requests),
+            layers=tuple(without_padding(self.fold(seen[request]), tokens) for request in requests),
             cls=tuple(seen[request].x[:, 0] for request in requests) if self.has_cls else (),
             valid=valid,
             size=tuple(imgs.shape[-2:]),
@@ -136,7 +137,7 @@ class ViT(nn.Module):
         _check_size(imgs, valid, self.patch_size)
         x = self.model.patch_embed(imgs)  # (B, h, w, C)
         grid = (x.shape[1], x.shape[2])
-        cells, grids = _own_grids(valid, grid, self.patch_size)
+        cells, grids = own_grids(valid, grid, self.patch_size)
         x = x.flatten(1, 2)  # (B, h * w, C)
         prefix = self._prefix_tokens()
         if self.model.pos_embed is not None:
@@ -148,56 +149,69 @@ class ViT(nn.Module):
         mask = None
         if cells is not None:
             mask = functional.pad(cells.flatten(1), (self.num_prefix_tokens, 0), value=True)[:, None, None]
-        return Tokens(x, grid, self._rotations(grid, grids), mask)
+        return Tokens(x, grid, self._rotations(grid, grids), mask, grids)
 
     def insert(self, tokens: Tokens, queries: Tensor) -> Tokens:
         """Insert `queries` (B, Q, C) behind the prefix tokens. They are seen by all and are not rotated."""
-        prefix = self.num_prefix_tokens
-        x = torch.cat([tokens.x[:, :prefix], queries, tokens.x[:, prefix:]], dim=1)
-        rope, mask, count = tokens.rope, tokens.mask, queries.shape[1]
-        if rope is not None:
-            sin, cos = rope[..., :1, :].chunk(2, dim=-1)
-            identity = torch.cat([torch.zeros_like(sin), torch.ones_like(cos)], dim=-1)
-            rope = torch.cat([identity.expand(*rope.shape[:-2], count, -1), rope], dim=-2)
-        if mask is not None:
-            mask = torch.cat([mask[..., :prefix], mask.new_ones(*mask.shape[:-1], count), mask[..., prefix:]], dim=-1)
-        return tokens._replace(x=x, rope=rope, mask=mask)
+        return insert(tokens, queries, prefix=self.num_prefix_tokens)
 
     def keep(self, tokens: Tokens, rows: Tensor) -> Tokens:
         """Keep the patches `rows` (B, K) int64 of each picture, in that order, and all that stands before the patches.
 
-        What is left can run and be normed; it is no map any more: its grid is (1, K).
+        What is left can run and be normed; it is no map any more: its grid is (1, K). Raises ConfigError where blocks
+        attend within windows.
         """
-        ahead = tokens.x.shape[1] - tokens.grid[0] * tokens.grid[1]
-        before = torch.arange(ahead, device=rows.device).expand(len(rows), -1)
-        index = torch.cat([before, rows + ahead], dim=1)  # (B, N')
-        x = torch.take_along_dim(tokens.x, index[..., None], dim=1)
-        rope, mask = tokens.rope, tokens.mask
-        if rope is not None:
-            first = int(self._mixed)  # a mixed rotation leads with the blocks
-            if rope.ndim == 2 + 2 * first:  # one for all pictures
-                rope = rope.unsqueeze(first) if self._mixed else rope[None, None]
-            turned = index[:, self.num_prefix_tokens :] - self.num_prefix_tokens
-            turned = turned[:, None, :, None]  # (B, 1, n, 1)
-            rope = torch.take_along_dim(rope, turned[None] if self._mixed else turned, dim=-2)
-        if mask is not None:
-            mask = torch.take_along_dim(mask, index[:, None, None], dim=-1)
-        return Tokens(x, (1, rows.shape[1]), rope, mask)
+        if self._windowed:
+            raise ConfigError(
+                'a part of the patches cannot attend within windows',
+                where='ViT(windows=...)',
+                why='what is kept of a picture is a set of patches, not a map that windows could be cut from',
+                fix='leave windows out: fewer patches cost less already',
+            )
+        return keep(tokens, rows, prefix=self.num_prefix_tokens, mixed=self._mixed)
 
     def run(
         self, tokens: Tokens, start: int = 0, stop: int | None = None, *, attn_mask: Tensor | None = None
     ) -> Tokens:
         """Run the blocks [start, stop). `attn_mask`, bool (True = may attend) or added to the scores, broadcasts to
-        (B, heads, N, N); padding stays hidden.
+        (B, heads, N, N); padding stays hidden. Windows are put together again behind the last block.
+
+        Raises ConfigError for an `attn_mask` where blocks attend within windows.
         """
-        x, mask = tokens.x, _join(attn_mask, tokens.mask)
+        stop = self.depth if stop is None else stop
+        if attn_mask is not None and not self._windowed.isdisjoint(range(start, stop)):
+            raise ConfigError(
+                f'the blocks {start} to {stop - 1} run with an attention mask, but some attend within windows',
+                where='ViT(windows=Windows(global_blocks=...))',
+                why='a mask over all tokens has no meaning inside a window',
+                fix=f'make them global: global_blocks that contain {start} ... {stop - 1}',
+            )
+        return whole(self._advance(tokens, start, stop, attn_mask))
+
+    def _advance(self, tokens: Tokens, start: int, stop: int, attn_mask: Tensor | None = None) -> Tokens:
+        """Run blocks; what windowed blocks leave stays cut, so that no reading in between changes what follows."""
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
-        for index in range(start, self.depth if stop is None else stop):
-            block, named = self.model.blocks[index], {'attn_mask': mask}
-            if self._rotates:
-                named['rope'] = tokens.rope[index] if self._mixed and tokens.rope is not None else tokens.rope
-            x = checkpoint(block, x, use_reentrant=False, **named) if recompute else block(x, **named)
-        return tokens._replace(x=x)
+        for index in range(start, stop):
+            if index not in self._windowed:
+                tokens = whole(tokens)
+            elif tokens.layout is None:
+                tokens = cut(tokens, self.windows)
+            step, named = self._step(index, tokens, attn_mask)
+            x = checkpoint(step, tokens.x, use_reentrant=False, **named) if recompute else step(tokens.x, **named)
+            tokens = tokens._replace(x=x)
+        return tokens
+
+    def _step(self, index: int, tokens: Tokens, attn_mask: Tensor | None) -> tuple[Callable, dict[str, Any]]:
+        """Return what runs block `index` on these tokens, and its named arguments."""
+        block, layout = self.model.blocks[index], tokens.layout
+        rope = tokens.rope[index] if self._mixed and tokens.rope is not None else tokens.rope
+        if layout is None:
+            named = {'attn_mask': join_masks(attn_mask, tokens.mask)}
+        else:
+            named = {'attn_mask': layout.mask}
+            rope = None if rope is None else layout.rotation(rope, tokens.grid)
+            block = partial(run_windows, block, windows=layout.count)
+        return block, {**named, 'rope': rope} if self._rotates else named
 
     def norm(self, tokens: Tokens) -> Tokens:
         """Apply the final norm of the checkpoint (nothing, for the few models that have none)."""
@@ -255,6 +269,7 @@ class ViT(nn.Module):
         return index % self.depth
 
     def _read(self, tokens: Tokens, request: LayerRequest) -> Tokens:
+        tokens = whole(tokens)
         tokens = self.norm(tokens) if request.normed else tokens
         return tokens if self.amp is None else tokens._replace(x=tokens.x.float())  # autocast ends here
 
@@ -274,7 +289,7 @@ class ViT(nn.Module):
             return table[:, :count] if count else None, table[:, count:]
         tables = {own: self._table('absolute', own) for own in set(grids)}
         shared = tables[grids[0]][:, :count] if count else None  # no grid changes it
-        return shared, torch.stack([_spread(tables[own][0, count:], own, grid) for own in grids])
+        return shared, torch.stack([spread(tables[own][0, count:], own, grid) for own in grids])
 
     def _rotations(self, grid: tuple[int, int], grids: Sequence[tuple[int, int]] | None) -> Tensor | None:
         if getattr(self.model, 'rope', None) is None:
@@ -282,8 +297,8 @@ class ViT(nn.Module):
         if grids is None:
             return self._table('rotary', grid)
         tables = {own: self._table('rotary', own) for own in set(grids)}
-        spread = [_spread(tables[own], own, grid) for own in grids]
-        return torch.stack(spread, dim=1) if self._mixed else torch.stack(spread)[:, None]
+        laid = [spread(tables[own], own, grid) for own in grids]
+        return torch.stack(laid, dim=1) if self._mixed else torch.stack(laid)[:, None]
 
     def _table(self, kind: Literal['absolute', 'rotary'], grid: tuple[int, int]) -> Tensor:
         """Return the positions of one grid, remembered where nothing can change them."""
@@ -335,37 +350,3 @@ def _check_size(imgs: Tensor, valid: Tensor | None, patch: int) -> None:
         )
     if valid is not None and valid.shape != (imgs.shape[0], height, width):
         raise ValueError(f'valid is {tuple(valid.shape)}; for these pictures it must be {(len(imgs), height, width)}')
-
-
-def _own_grids(
-    valid: Tensor | None, grid: tuple[int, int], patch: int
-) -> tuple[Tensor | None, list[tuple[int, int]] | None]:
-    """Return which cells show anything (B, h, w) bool, and the grid of each picture; Nones where all are full."""
-    if valid is None:
-        return None, None
-    cells = valid[:, ::patch, ::patch]  # padding is right and below: a cell shows something if its first pixel does
-    sides = torch.stack([cells[:, :, 0].sum(1), cells[:, 0].sum(1)], dim=1)
-    grids = [(height, width) for height, width in sides.tolist()]
-    return (None, None) if all(own == grid for own in grids) else (cells, grids)
-
-
-def _spread(table: Tensor, own: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Lay the table (..., h * w, C) of a small grid into the upper left corner of a larger one."""
-    table = table.unflatten(-2, own)  # (..., h * w, C) -> (..., h, w, C)
-    table = functional.pad(table, (0, 0, 0, grid[1] - own[1], 0, grid[0] - own[0]))
-    return table.flatten(-3, -2)  # -> (..., H * W, C)
-
-
-def _join(attn_mask: Tensor | None, mask: Tensor | None) -> Tensor | None:
-    if attn_mask is None or mask is None:
-        return mask if attn_mask is None else attn_mask
-    if attn_mask.dtype == torch.bool:
-        return attn_mask & mask
-    return attn_mask.masked_fill(~mask, float('-inf'))
-
-
-def _without_padding(maps: Tensor, tokens: Tokens) -> Tensor:
-    if tokens.mask is None:
-        return maps
-    cells = tokens.mask[:, 0, :, -maps.shape[-2] * maps.shape[-1] :].unflatten(-1, tokens.grid)  # (B, 1, h, w)
-    return maps * cells

@@ -1,0 +1,55 @@
+"""What single tokens attend to, read from one block of a ViT while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from vitdense.backbones.vit import Tokens, ViT
+from vitdense.errors import ConfigError
+
+
+@torch.no_grad()
+def attention_rows(vit: ViT, tokens: Tokens, block: int, rows: Sequence[int]) -> tuple[Tokens, Tensor]:
+    """Run one block; return its tokens, and how much the tokens `rows` attend to each token: (B, heads, R, N) float32.
+
+    Only these rows are ever made, not the N x N of a whole attention. Queries and keys are those of the block's own
+    attention, so norms, rotations and masks in it are included. Raises ConfigError where the block attends within
+    windows, or in a way that cannot be watched.
+    """
+    with _Watch() as watch:
+        after = vit.run(tokens, block, block + 1)
+    if not watch.calls or watch.calls[0][0].shape[0] != tokens.x.shape[0]:
+        raise ConfigError(
+            f'the attention of block {block} cannot be shown',
+            where='layers=',
+            why='it attends within windows' if watch.calls else 'it does not use scaled_dot_product_attention of torch',
+            fix='choose another layer, one with global attention; and unset TIMM_FUSED_ATTN',
+        )
+    query, key, mask, scale = watch.calls[0]
+    scores = query[:, :, list(rows)].float() @ key.float().mT * scale  # (B, heads, R, N)
+    if mask is not None:
+        mask = mask.expand(*mask.shape[:-2], query.shape[-2], -1)[..., list(rows), :]
+        scores = scores.masked_fill(~mask, float('-inf')) if mask.dtype == torch.bool else scores + mask
+    return after, scores.softmax(-1)
+
+
+class _Watch(TorchFunctionMode):
+    """Keep queries, keys, mask and scale of every attention that is computed inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Tensor, Tensor, Tensor | None, float]] = []
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if function is functional.scaled_dot_product_attention:
+            query, key = args[0], args[1]  # (B, heads, N, d)
+            mask = args[3] if len(args) > 3 else kwargs.get('attn_mask')
+            self.calls.append((query, key, mask, kwargs.get('scale') or query.shape[-1] ** -0.5))
+        return function(*args, **kwargs)

@@ -1,0 +1,234 @@
+"""Windowed attention without a new block: norms and MLPs work on tokens one by one, so that a whole block run on a
+batch of windows attends within windows. This is what is cut, where, and how it is put together again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitdense.errors import ConfigError
+
+Side = int | torch.SymInt
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Which blocks of a ViT attend within windows, and what a window is (ViTDet, arXiv 2203.16527, section 3).
+
+    `size` is the side of a window in cells of the grid, or (rows, columns); `split` cuts the grid of each picture into
+    split x split windows, or (rows, columns) of them. Exactly one is given. `size` gives a cost that grows with the
+    area of the picture; `split` needs no padding where it divides the grid. `global_blocks` attend to everything: their
+    numbers, negative ones from the end, or how many there are: then they are evenly spaced, the last block among them.
+    An exported program with free picture sizes takes pictures larger than a window.
+
+    Raises ValueError for sizes that cannot be.
+    """
+
+    size: int | tuple[int, int] | None = None
+    split: int | tuple[int, int] | None = None
+    global_blocks: int | Sequence[int] = 4
+
+    def __post_init__(self) -> None:
+        if (self.size is None) == (self.split is None):
+            raise ValueError('a window is given either by its size in cells or by a split of the grid, one of the two')
+        if min(self._sides) < 1:
+            raise ValueError(f'windows have at least one cell and grids at least one window, got {self._sides}')
+
+    @property
+    def _sides(self) -> tuple[int, int]:
+        given = self.split if self.size is None else self.size
+        return (given, given) if isinstance(given, int) else tuple(given)
+
+    def blocks(self, depth: int) -> frozenset[int]:
+        """Return the numbers of the blocks that attend within windows. Raises ConfigError for blocks that are not."""
+        if isinstance(self.global_blocks, int):
+            count = self.global_blocks
+            chosen = [depth * (number + 1) // count - 1 for number in range(count)] if count <= depth else [depth]
+        else:
+            chosen = [index + depth if index < 0 else index for index in self.global_blocks]
+        if any(not 0 <= index < depth for index in chosen):
+            raise ConfigError(
+                f'a ViT of {depth} blocks does not have the global blocks {self.global_blocks}',
+                where='Windows(global_blocks=...)',
+                why=f'blocks count from 0 to {depth - 1}, or from the end, -1 to {-depth}',
+                fix='name blocks that exist, or say how many are global',
+            )
+        return frozenset(range(depth)) - frozenset(chosen)
+
+    def layout(
+        self,
+        grid: tuple[Side, Side],
+        grids: Sequence[tuple[int, int]] | None,
+        num_lead: int,
+        *,
+        batch: Side,
+        device: torch.device,
+    ) -> Layout:
+        """Return how `batch` pictures of `grid` cells, and `num_lead` tokens before them, are cut.
+
+        `grids` are the cells of each picture where some are padded: a split is then of the picture's own grid.
+        """
+        (rows, height), (columns, width) = (self._axis(axis, grid, grids, device) for axis in (0, 1))
+        across = columns.cell.shape[1]
+        count, cells = rows.cell.shape[1] * across, height * width
+        total, length = num_lead + grid[0] * grid[1], num_lead + cells
+        pictures = torch.arange(batch, device=device)[:, None, None]
+        cell = _crossed(rows.cell)[0] * grid[1] + _crossed(columns.cell)[1]  # (b, p, q, r, c): b is 1 or B
+        cell = cell.flatten(1, 2).flatten(2).expand(batch, -1, -1)  # -> (B, windows, cells)
+        inside = (_crossed(rows.inside)[0] & _crossed(columns.inside)[1]).flatten(1, 2).flatten(2).expand(batch, -1, -1)
+        lead = torch.arange(num_lead, device=device).expand(batch, count, -1)
+        window = rows.window[:, :, None] * across + columns.window[:, None]  # (b, h, w)
+        place = rows.place[:, :, None] * width + columns.place[:, None]
+        full = grids is None and rows.full and columns.full
+        return Layout(
+            index=(torch.cat([lead, num_lead + cell], dim=2) + pictures * total).flatten(0, 1),
+            back=(window * length + num_lead + place).flatten(1) + pictures[:, 0] * count * length,
+            shows=None if full else inside.any(2),
+            mask=None if full else _mask(inside, num_lead),
+            count=count,
+            window=(height, width),
+            num_lead=num_lead,
+        )
+
+    def _axis(
+        self, axis: int, grid: tuple[Side, Side], grids: Sequence[tuple[int, int]] | None, device: torch.device
+    ) -> tuple[_Axis, Side]:
+        """Return how one axis is cut, and the length of a window along it."""
+        side, given = grid[axis], self._sides[axis]
+        small = isinstance(side, int) and side < given  # an open side, in an export, is taken for a large one
+        lengths = torch.tensor([own[axis] for own in grids], device=device) if grids else None  # (B,)
+        steps = None
+        if self.size is not None:
+            step = side if small else given
+            count = (side + step - 1) // step
+        else:
+            step, count = (side + given - 1) // given, side if small else given
+        if self.size is None and grids:
+            steps = (lengths + given - 1) // given
+            step = max((own[axis] + given - 1) // given for own in grids)
+        return _cut_axis(side, step, count, lengths, steps, device), step
+
+
+class _Axis(NamedTuple):
+    """One axis of the grid, cut: b is 1, or B where pictures differ."""
+
+    cell: Tensor  # (b, windows, cells of one) which row (column) of the grid
+    inside: Tensor  # the same shape, bool: it is one of the picture
+    window: Tensor  # (b, side) in which window a row (column) lies
+    place: Tensor  # (b, side) and where in it
+    full: bool  # windows hold nothing else
+
+
+def _cut_axis(
+    side: Side, step: Side, count: Side, lengths: Tensor | None, steps: Tensor | None, device: torch.device
+) -> _Axis:
+    """`steps` (B,) are the lengths of windows where pictures differ in them, `step` the largest."""
+    along = torch.arange(step, device=device)
+    line = torch.arange(side, device=device)[None]  # (1, side)
+    own = step if steps is None else steps[:, None]  # (B, 1)
+    begin = (torch.arange(count, device=device) * own)[..., None]  # (windows, 1) or (B, windows, 1)
+    cell = (begin + along).expand(1 if steps is None else -1, -1, -1)
+    limit = side if lengths is None else lengths[:, None, None]
+    inside = (cell < limit) & (along < (step if steps is None else steps[:, None, None]))
+    known = isinstance(side, int) and isinstance(step, int) and isinstance(count, int)  # no picture size is left open
+    return _Axis(
+        cell=cell.clamp(max=side - 1),
+        inside=inside,
+        window=(line // own).clamp(max=count - 1),
+        place=line % own,
+        full=known and count * step == side,
+    )
+
+
+def _mask(inside: Tensor, num_lead: int) -> Tensor:
+    """Return who may be attended to in each window, (B, windows, cells) -> (B * windows, 1, 1, L)."""
+    mask = functional.pad(inside.flatten(0, 1), (num_lead, 0), value=True)
+    if not num_lead:
+        mask = mask | ~mask.any(1, keepdim=True)  # nobody reads a window of padding, but it must stay finite
+    return mask[:, None, None]
+
+
+def _crossed(axis: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (b, windows, cells) of one axis as rows (b, p, 1, r, 1), and as columns (b, 1, q, 1, c)."""
+    return axis[:, :, None, :, None], axis[:, None, :, None]
+
+
+class Layout(NamedTuple):
+    """How tokens are cut into windows. L is the number of tokens of a window, those before the patches first."""
+
+    index: Tensor  # (B * windows, L) which of the B * N tokens stands there
+    back: Tensor  # (B, h * w) which of the B * windows * L tokens is this patch
+    shows: Tensor | None  # (B, windows) bool, False: it holds padding only; None: there is no padding
+    mask: Tensor | None  # (B * windows, 1, 1, L) bool, False = padding; None: there is none
+    count: Side  # windows of a picture
+    window: tuple[Side, Side]  # cells of a window
+    num_lead: int  # tokens before the patches
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Return the windows of x, (B, N, C) -> (B * windows, L, C)."""
+        # an embedding gathers rows, and its gradient adds them up in one order on every device
+        return functional.embedding(self.index, x.flatten(0, 1))
+
+    def join(self, x: Tensor) -> Tensor:
+        """Return the windows put together, (B * windows, L, C) -> (B, N, C)."""
+        patches = functional.embedding(self.back, x.flatten(0, 1))
+        if not self.num_lead:
+            return patches
+        lead = x[:, : self.num_lead].unflatten(0, (self.back.shape[0], self.count))  # (B, windows, lead, C)
+        if self.shows is None:
+            return torch.cat([lead.mean(1), patches], dim=1)
+        shows = self.shows.to(x.dtype)[:, :, None, None]
+        return torch.cat([(lead * shows).sum(1) / shows.sum(1), patches], dim=1)
+
+    def rotation(self, rope: Tensor, grid: tuple[Side, Side]) -> Tensor:
+        """Return the rotation of every window, which is that of the first: `rope` of one block is (..., n, 2d).
+
+        A rotation with a leading B becomes one with a leading B * windows.
+        """
+        extra = rope.shape[-2] - grid[0] * grid[1]  # inserted tokens
+        rows = torch.arange(self.window[0], device=rope.device).clamp(max=grid[0] - 1)
+        columns = torch.arange(self.window[1], device=rope.device).clamp(max=grid[1] - 1)
+        cells = (rows[:, None] * grid[1] + columns).flatten()
+        rope = rope.index_select(-2, torch.cat([torch.arange(extra, device=rope.device), extra + cells]))
+        return rope.repeat_interleave(self.count, dim=0) if rope.ndim == 4 else rope
+
+
+class ImageDropPath(nn.Module):
+    """Stochastic depth drawn once for each picture and repeated over its windows; else timm's `DropPath`."""
+
+    def __init__(self, rate: float, *, scaled: bool = True) -> None:
+        super().__init__()
+        self.drop_prob = rate
+        self.scaled = scaled
+        self.windows: Side = 1  # of each picture in the batch at hand
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.drop_prob:
+            return x
+        keep = 1 - self.drop_prob
+        kept = x.new_empty(x.shape[0] // self.windows, *(1,) * (x.ndim - 1)).bernoulli_(keep)
+        kept = kept / keep if self.scaled and keep else kept
+        return x * (kept if self.windows == 1 else kept.repeat_interleave(self.windows, dim=0))
+
+
+def draw_per_image(block: nn.Module) -> None:
+    """Put `ImageDropPath` in the place of every `DropPath` of timm in `block`."""
+    for parent in [*block.modules()]:
+        for name, child in parent.named_children():
+            if isinstance(child, DropPath):
+                setattr(parent, name, ImageDropPath(child.drop_prob, scaled=child.scale_by_keep))
+
+
+def run_windows(block: nn.Module, x: Tensor, windows: Side, **named: Any) -> Tensor:
+    """Run a block on windows; called again in the backward pass, it draws the same."""
+    for module in block.modules():
+        if isinstance(module, ImageDropPath):
+            module.windows = windows
+    return block(x, **named)
