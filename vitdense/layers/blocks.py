@@ -9,11 +9,14 @@ from vitdense.errors import ConfigError
 
 
 class ConvBlock(nn.Module):
-    """Convolution without bias, batch normalisation, ReLU; the output has the size of the input."""
+    """Convolution without bias, batch normalisation, ReLU; the output has the size of the input / `stride`, rounded
+    up.
+    """
 
-    def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        padding = kernel_size // 2
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)
         nn.init.kaiming_normal_(self.conv.weight, mode='fan_out', nonlinearity='relu')
 

@@ -1,0 +1,162 @@
+"""The parts of ViT-Adapter that exchange what the ViT and the spatial features know, by deformable attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitdense.layers.deform_attention import DeformableAttention
+from vitdense.ops.padding import map_extents, rectangles, zero_padding
+
+NORM_EPS = 1e-6  # of the published layer norms
+
+
+class Cells(NamedTuple):
+    """How tokens (B, S, C) lie in the picture: the cells of one or more maps, one map behind the other, row by row."""
+
+    grids: tuple[tuple[int, int], ...]  # (h, w) of each map
+    strides: tuple[float, ...]  # pixels from cell to cell
+    extents: tuple[Tensor | None, ...]  # (B, 2) rows and columns that belong to each picture; None: all of them
+    valid: Tensor | None = None  # (B, S) bool, False = padding; None: nothing is padding
+
+    @classmethod
+    def of(cls, grids: Sequence[tuple[int, int]], strides: Sequence[float], valid: Tensor | None) -> Cells:
+        """Return the cells of maps of sizes `grids`; `valid` is (B, H, W) bool in pixels, as in `Batch`."""
+        extents = tuple(map_extents(valid, stride, grid) for grid, stride in zip(grids, strides, strict=True))
+        inside = None
+        if valid is not None:
+            inside = torch.cat(
+                [rectangles(extent, grid).flatten(1) for extent, grid in zip(extents, grids, strict=True)], dim=1
+            )
+        return cls(tuple(grids), tuple(strides), extents, inside)
+
+    def split(self, tokens: Tensor) -> list[Tensor]:
+        """Return the maps (B, C, h, w) of `tokens` (B, S, C), without copying."""
+        parts = tokens.split([height * width for height, width in self.grids], dim=1)
+        return [part.unflatten(1, grid).permute(0, 3, 1, 2) for part, grid in zip(parts, self.grids, strict=True)]
+
+    def places(self, others: Cells, like: Tensor) -> Tensor:
+        """Return (B, S, L, 2): where the middle of each cell lies, (x, y) in [0, 1] of the plane of each of `others`.
+
+        Planes begin at one corner and each is as long as its cells; where a stride does not divide the picture they
+        end at different pixels, so the same place is another share of each. `like` (B, ...) gives device and batch.
+        """
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        middles = []
+        for (height, width), stride in zip(self.grids, self.strides, strict=True):
+            rows, columns = (
+                (torch.arange(length, device=like.device, dtype=dtype) + 0.5) * stride for length in (height, width)
+            )
+            pair = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)], dim=-1)
+            middles.append(pair.flatten(0, 1))  # (h, w, 2) -> (h * w, 2)
+        pixels = torch.cat(middles)
+        shares = [
+            torch.stack([pixels[:, 0] / (stride * width), pixels[:, 1] / (stride * height)], dim=-1)
+            for (height, width), stride in zip(others.grids, others.strides, strict=True)
+        ]
+        return torch.stack(shares, dim=1).expand(like.shape[0], -1, -1, -1)
+
+
+class Injector(nn.Module):
+    """Equation 1 of ViT-Adapter (Chen et al. 2023): patches read what the spatial features hold, weighed by `gamma`.
+
+    `gamma` begins at `gamma_init`; at 0 the ViT's features are at first those of its pre-training.
+    """
+
+    def __init__(
+        self, dim: int, *, num_levels: int, num_heads: int, num_points: int, value_ratio: float, gamma_init: float
+    ) -> None:
+        super().__init__()
+        self.query_norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.feat_norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = DeformableAttention(
+            dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points, value_ratio=value_ratio
+        )
+        self.gamma = nn.Parameter(torch.full((dim,), gamma_init))
+
+    def forward(self, patches: Tensor, places: Tensor, spatial: Tensor, cells: Cells) -> Tensor:
+        """Return `patches` (B, N, C) with what they read from `spatial` (B, S, C), which lie in `cells`.
+
+        `places` (B, N, levels, 2) are those of the patches in the planes of `cells`.
+        """
+        read = self.attn(self.query_norm(patches), places, self.feat_norm(spatial), cells.grids, cells.valid)
+        return patches + self.gamma * read
+
+
+class Extractor(nn.Module):
+    """Equations 2 and 3 of ViT-Adapter (Chen et al. 2023): spatial features read the ViT's, then pass a ConvFFN.
+
+    `ffn_ratio` is the width of the ConvFFN in parts of `dim` (None: there is none); `drop_path` the probability that
+    it is skipped for a picture.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        num_points: int,
+        value_ratio: float,
+        ffn_ratio: float | None,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.query_norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.feat_norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = DeformableAttention(
+            dim, num_heads=num_heads, num_levels=1, num_points=num_points, value_ratio=value_ratio
+        )
+        self.ffn = None
+        if ffn_ratio is not None:
+            self.ffn = ConvFFN(dim, int(dim * ffn_ratio))
+            self.ffn_norm = nn.LayerNorm(dim, eps=NORM_EPS)
+            self.drop_path = DropPath(drop_path)
+
+    def forward(self, spatial: Tensor, cells: Cells, places: Tensor, patches: Tensor, patch_cells: Cells) -> Tensor:
+        """Return `spatial` (B, S, C), which lie in `cells`, with what they read from `patches` (B, N, C).
+
+        `places` (B, S, 1, 2) are those of the spatial features in the plane of `patch_cells`.
+        """
+        queries, values = self.query_norm(spatial), self.feat_norm(patches)
+        spatial = spatial + self.attn(queries, places, values, patch_cells.grids, patch_cells.valid)
+        if self.ffn is None:
+            return spatial
+        return spatial + self.drop_path(self.ffn(self.ffn_norm(spatial), cells))
+
+
+class ConvFFN(nn.Module):
+    """A feed-forward layer with a 3x3 depthwise convolution, shared by all levels, before its GELU (PVTv2)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.dwconv = nn.Conv2d(hidden, hidden, kernel_size=3, padding=1, groups=hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.apply(init_weights)
+
+    def forward(self, x: Tensor, cells: Cells) -> Tensor:
+        """Map tokens `x` (B, S, C), which lie in `cells`, to as many."""
+        maps = cells.split(self.fc1(x))
+        mixed = [
+            self.dwconv(zero_padding(level, extent)).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, h * w, C)
+            for level, extent in zip(maps, cells.extents, strict=True)
+        ]
+        return self.fc2(functional.gelu(torch.cat(mixed, dim=1)))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Give linear layers and convolutions their values at the start, as published (apart from deformable attention)."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,224 @@
+"""ViT-Adapter: a plain ViT and convolutional features that inform each other, as a backbone or as a reader."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vitdense.adapters.interaction import Cells, Injector
+from vitdense.adapters.spatial_prior import STRIDES, Spatial, SpatialPyramid, maybe_recompute
+from vitdense.backbones.vit import Tokens, ViT
+from vitdense.errors import ConfigError
+from vitdense.ops.padding import zero_padding
+from vitdense.registry import build
+from vitdense.types import Classifier, Features, LayerRequest
+
+
+class ViTAdapter(nn.Module):
+    """ViT-Adapter (Chen et al. 2023, arXiv 2205.08534) around a ViT; it is the backbone, with a pyramid of its own.
+
+    `vit` is a ViT or its recipe. The blocks are run in groups that end at `layers` (default: the ends of the four
+    quarters of the depth). Before a group an injector adds to the patches what they read from the spatial features
+    (class token and registers pass by it); behind it an extractor adds to the spatial features what they read from the
+    patches. `add_features='each'` is the published segmentation variant, 'last' the detection variant; the other
+    arguments, up to `extra_extractors`, are those of `SpatialPyramid`; the published segmentation models use
+    `deform_ratio=1.0` with 6 heads (tiny, small) or 0.5 with 12 or 16 (base, large), and no class token: write
+    `timm_args=dict(class_token=False)` into the recipe of the ViT for theirs. `drop_path` is usually the ViT's.
+    `gamma_init` is where the injectors' weights begin. `checkpointing` recomputes blocks, injectors and extractors in
+    the backward pass.
+
+    Maps lie at strides 4, 8, 16, 32 in pixels whatever the patch, for any picture that the ViT takes; they come in
+    `maps` of its answer, and a branch reads them with `BackboneMaps`. Other branches may read layers of the same pass.
+
+    A `frozen` ViT keeps its weights, but gradients pass through it to the injectors; where none may, use
+    `ReadingViTAdapter`. Raises ConfigError for layers that cannot be.
+    """
+
+    def __init__(
+        self,
+        vit: ViT | dict,
+        *,
+        layers: Sequence[int] | None = None,
+        prior_channels: int = 64,
+        num_heads: int = 6,
+        num_points: int = 4,
+        deform_ratio: float = 1.0,
+        ffn_ratio: float | None = 0.25,
+        drop_path: float = 0.0,
+        extra_extractors: int = 2,
+        add_features: Literal['each', 'last', 'none'] = 'each',
+        gamma_init: float = 0.0,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.vit: ViT = build(vit)
+        _check_amp(self.vit)
+        self.embed_dim, self.depth, self.patch_size = self.vit.embed_dim, self.vit.depth, self.vit.patch_size
+        self.divisor, self.mean, self.std = self.vit.divisor, self.vit.mean, self.vit.std
+        self.has_cls, self.num_prefix_tokens = self.vit.has_cls, self.vit.num_prefix_tokens
+        self.out_channels, self.strides = (self.embed_dim,) * len(STRIDES), STRIDES
+        self.stops = _stops(layers, self.depth)
+        self.reads = (LayerRequest(self.stops[-1] - 1, normed=False),)
+        self.checkpointing = checkpointing
+        self.vit.checkpointing |= checkpointing
+        attention = dict(num_heads=num_heads, num_points=num_points)
+        self.pyramid = SpatialPyramid(
+            self.embed_dim,
+            self.patch_size,
+            len(self.stops),
+            prior_channels=prior_channels,
+            deform_ratio=deform_ratio,
+            ffn_ratio=ffn_ratio,
+            drop_path=drop_path,
+            extra_extractors=extra_extractors,
+            add_features=add_features,
+            checkpointing=checkpointing,
+            **attention,
+        )
+        self.injectors = nn.ModuleList(
+            Injector(self.embed_dim, num_levels=3, value_ratio=deform_ratio, gamma_init=gamma_init, **attention)
+            for _ in self.stops
+        )
+
+    def forward(
+        self, imgs: Tensor, valid: Tensor | None = None, *, layers: Sequence[LayerRequest | tuple[int, bool]] = ()
+    ) -> Features:
+        """Return the pyramid in `maps`, and requested layers of the ViT (after injection) as `ViT.forward` does.
+
+        `imgs` is (B, 3, H, W) float, normalised; `valid` as in `Batch`: a padded batch answers as the single picture.
+        """
+        requests = [LayerRequest(index % self.depth, normed) for index, normed in layers]
+        tokens = self.vit.embed(imgs, valid)
+        patch_cells = Cells.of([tokens.grid], [self.patch_size], valid)
+        spatial = self.pyramid.start(imgs, valid)
+        places = patch_cells.places(spatial.cells, tokens.x)
+        maps, left = [], {}
+        for index, (start, stop) in enumerate(pairwise((0, *self.stops))):
+            tokens = self._inject(index, tokens, places, spatial)
+            tokens = self._run(tokens, start, stop, requests, left)
+            x = self.vit.fold(tokens)
+            spatial = self.pyramid.extract(index, spatial, x.flatten(2).transpose(1, 2), patch_cells)
+            maps.append(x)
+        last = max([self.stops[-1], *(request.index + 1 for request in requests)])
+        self._run(tokens, self.stops[-1], last, requests, left)
+        read = [self.vit.norm(left[index]) if normed else left[index] for index, normed in requests]
+        return Features(
+            maps=self.pyramid.finish(spatial, maps),
+            layers=tuple(zero_padding(self.vit.fold(seen), patch_cells.extents[0]) for seen in read),
+            cls=tuple(seen.x[:, 0] for seen in read) if self.has_cls else (),
+            valid=valid,
+            size=tuple(imgs.shape[-2:]),
+        )
+
+    def read_classifier(self) -> Classifier:
+        """Return the classifier that came with the ViT's weights; see `ViT.read_classifier`."""
+        return self.vit.read_classifier()
+
+    def _inject(self, index: int, tokens: Tokens, places: Tensor, spatial: Spatial) -> Tokens:
+        """Return `tokens` whose patches have read the spatial features."""
+        ahead = tokens.x.shape[1] - places.shape[1]  # class token and registers
+        prefix, patches = tokens.x[:, :ahead], tokens.x[:, ahead:]
+        patches = maybe_recompute(
+            self.checkpointing and self.training,
+            self.injectors[index],
+            patches,
+            places,
+            spatial.tokens,
+            spatial.cells,
+        )
+        return tokens._replace(x=torch.cat([prefix, patches], dim=1) if ahead else patches)
+
+    def _run(
+        self, tokens: Tokens, start: int, stop: int, requests: Sequence[LayerRequest], left: dict[int, Tokens]
+    ) -> Tokens:
+        """Run the blocks [start, stop) and keep in `left` what leaves the requested ones."""
+        wanted = {request.index + 1 for request in requests if start < request.index + 1 <= stop}
+        for end in sorted(wanted | {stop}):
+            tokens = self.vit.run(tokens, start, end)
+            start = end
+            if end in wanted:
+                left[end - 1] = tokens
+        return tokens
+
+
+class ReadingViTAdapter(nn.Module):
+    """ViT-Adapter without injectors: it reads layers of a ViT that stays as it is, as DINOv3 does for segmentation.
+
+    The extractors read `layers`, one after another, with the ViT's final norm if `normed`. With a frozen ViT no graph
+    passes through it: only convolutions and extractors train. The other arguments are those of `SpatialPyramid`; maps
+    lie at strides 4, 8, 16, 32 in pixels whatever the patch.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        patch_stride: int,
+        *,
+        layers: Sequence[int] = (2, 5, 8, 11),
+        normed: bool = False,
+        prior_channels: int = 64,
+        num_heads: int = 6,
+        num_points: int = 4,
+        deform_ratio: float = 1.0,
+        ffn_ratio: float | None = 0.25,
+        drop_path: float = 0.0,
+        extra_extractors: int = 2,
+        add_features: Literal['each', 'last', 'none'] = 'each',
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.patch_stride = patch_stride
+        self.layers = tuple(LayerRequest(index, normed) for index in layers)
+        self.out_channels, self.strides = (in_channels,) * len(STRIDES), STRIDES
+        self.pyramid = SpatialPyramid(
+            in_channels,
+            patch_stride,
+            len(self.layers),
+            prior_channels=prior_channels,
+            num_heads=num_heads,
+            num_points=num_points,
+            deform_ratio=deform_ratio,
+            ffn_ratio=ffn_ratio,
+            drop_path=drop_path,
+            extra_extractors=extra_extractors,
+            add_features=add_features,
+            checkpointing=checkpointing,
+        )
+
+    def forward(self, features: Features, imgs: Tensor) -> Features:
+        """Return `features` with `maps` (B, C, h_i, w_i) at strides 4 to 32; reads its `layers` and `imgs`."""
+        grid = tuple(features.layers[0].shape[-2:])
+        cells = Cells.of([grid], [self.patch_stride], features.valid)
+        spatial = self.pyramid.start(imgs, features.valid)
+        for index, x in enumerate(features.layers):
+            spatial = self.pyramid.extract(index, spatial, x.flatten(2).transpose(1, 2), cells)
+        return features._replace(maps=self.pyramid.finish(spatial, features.layers))
+
+
+def _stops(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+    """Return the block behind the last of each group, counted from 0. Raises ConfigError."""
+    layers = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)] if layers is None else layers
+    inside = all(-depth <= layer < depth for layer in layers)
+    stops = tuple(layer % depth + 1 for layer in layers)
+    if not stops or not inside or any(one >= other for one, other in pairwise(stops)):
+        raise ConfigError(
+            f'a ViT of {depth} blocks has no groups that end at the layers {tuple(layers)}',
+            where='ViTAdapter(layers=...)',
+            why=f'layers must grow and lie between 0 and {depth - 1}; negative ones count from the end',
+            fix=f'give layers that exist, for example layers=({depth // 2 - 1}, {depth - 1})',
+        )
+    return stops
+
+
+def _check_amp(vit: ViT) -> None:
+    if vit.amp is not None:
+        raise ConfigError(
+            'the ViT of a ViTAdapter has an autocast of its own',
+            where='ViTAdapter(vit=dict(amp=...))',
+            why='injectors change what flows between its blocks, in the precision of the run',
+            fix='remove amp and use --amp of the run, or read the frozen ViT with ReadingViTAdapter',
+        )
