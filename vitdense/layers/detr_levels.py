@@ -122,7 +122,8 @@ class MaskedGroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor, extents: Tensor | None = None) -> Tensor:
         """Normalise `x` (B, C, h, w); `extents` (B, 2) are the cells of each picture. Padding is zero afterwards."""
         if extents is None:
-            return super().forward(x)
+            # the module would refuse a single cell of one channel, which a small picture leaves of a coarse level
+            return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         inside = rectangles(extents, tuple(x.shape[-2:]))[:, None, None]  # (B, 1, 1, h, w)
         groups = x.float().unflatten(1, (self.num_groups, -1))  # (B, G, C / G, h, w)
         count = (extents[:, 0] * extents[:, 1] * groups.shape[2])[:, None, None, None, None]
