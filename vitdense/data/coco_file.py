@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vitdense.data.coco_arrays import CocoArrays, CocoFacts, texts
-from vitdense.data.coco_faults import Faults, check_boxes, check_ids, fault_of_box, leads_out
+from vitdense.data.coco_faults import Faults, check_boxes, check_ids, fault_of_box, fault_of_name
 from vitdense.errors import DataError
 from vitdense.ops.masks import fault_of
 
@@ -23,16 +23,17 @@ def read_coco(path: Path, *, masks: bool = False, data: bytes | None = None) -> 
     What single annotations do wrong is collected in the facts, by kind: `id`, `box`, `category` and `segmentation` (no
     use can be made of it: it is not in the arrays), `orphan` (its picture is not in the file: not in the arrays),
     `empty` (nothing of the box, or less than a pixel, lies in the picture), `outside` (a part of the box does not),
-    `area` (not a number; the box's is taken), `double` (the id occurs twice), `name` (of a file: it leads out of the
-    folder). Raises DataError when the file is no COCO file.
+    `area` (not a number; the box's is taken), `double` (the id occurs twice), `name` (of a file: there is none, or it
+    leads out of the folder). Raises DataError when the file is no COCO file.
     """
     content = _parse(path, data)
     categories = _categories(content, path)
     pictures = _pictures(content, path)
     faults = Faults()
     for picture in pictures:
-        if leads_out(picture['file_name']):
-            faults.add('name', picture['id'], f'{picture["file_name"]!r} leads out of the folder of pictures')
+        fault = fault_of_name(picture.get('file_name'))
+        if fault:
+            faults.add('name', picture['id'], fault)
     sizes = np.array([_size(picture) for picture in pictures], np.int32).reshape(-1, 2)
     rows = _Rows(pictures, sizes, categories, faults, masks)
     annotations = content.get('annotations')
@@ -110,7 +111,7 @@ class _Rows:
         counts = np.bincount(picture, minlength=len(self.pictures))
         return CocoArrays(
             texts([json.dumps(picture['id']) for picture in self.pictures]),
-            texts([picture['file_name'] for picture in self.pictures]),
+            texts([str(picture.get('file_name', '')) for picture in self.pictures]),
             self.sizes,
             np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             np.array(ids, np.int64)[order],
@@ -156,25 +157,24 @@ def _categories(content: Mapping[str, Any], path: Path) -> dict[int, str]:
     categories: dict[int, str] = {}
     for record in listed:
         number = record.get('id') if isinstance(record, dict) else None
-        if type(number) is not int or not isinstance(record.get('name'), str):
-            raise _no_coco(path, f'a category needs a whole number as id, and a name: {str(record)[:80]}')
-        if number in categories or record['name'] in categories.values():
+        if type(number) is not int:
+            raise _no_coco(path, f'a category needs a whole number as id: {str(record)[:80]}')
+        name = str(record.get('name', number))
+        if number in categories or name in categories.values():
             raise DataError(
-                f'two categories are called {record["name"]!r} or have the id {number}',
+                f'two categories are called {name!r} or have the id {number}',
                 where=str(path),
                 why='results are reported, saved and compared by name and by id',
                 fix='give every category a name and an id of its own',
             )
-        categories[number] = record['name']
+        categories[number] = name
     return categories
 
 
 def _pictures(content: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
     pictures = content['images']
     for record in pictures:
-        if not isinstance(record, dict) or not isinstance(record.get('file_name'), str):
-            raise _no_coco(path, f'a picture needs a file_name: {str(record)[:80]}')
-        if type(record.get('id')) not in (int, str):
+        if not isinstance(record, dict) or type(record.get('id')) not in (int, str):
             raise _no_coco(path, f'a picture needs an id, a number or a word: {str(record)[:80]}')
     ids = Counter(record['id'] for record in pictures)
     double = [number for number, count in ids.items() if count > 1]

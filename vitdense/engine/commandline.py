@@ -73,10 +73,15 @@ class Parser(argparse.ArgumentParser):
         """Return the parsed arguments. Raises ConfigError for wrong ones."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            known = [name for action in self._actions for name in action.option_strings]
+            known = [name for parser in self._all() for action in parser._actions for name in action.option_strings]
             word = next((word for word in unknown if word.startswith('-')), unknown[0]).split('=')[0]
             self.error(f'unknown argument {word}{did_you_mean(word, known) if word.startswith("-") else ""}')
         return parsed
+
+    def _all(self) -> list[argparse.ArgumentParser]:
+        """Return this parser and those of its commands."""
+        groups = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return [self, *(parser for group in groups for parser in group.choices.values())]
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(

@@ -126,3 +126,8 @@ def masks_of_runs(runs: list[dict[str, Any]], size: tuple[int, int]) -> Tensor:
 def areas_of_runs(runs: list[dict[str, Any]]) -> np.ndarray:
     """Return (N,) float64: the pixels of each mask."""
     return coco.area(runs).astype(np.float64) if runs else np.zeros(0)
+
+
+def boxes_of_runs(runs: list[dict[str, Any]]) -> np.ndarray:
+    """Return (N, 4) float64 x, y, width, height: the box around each mask."""
+    return coco.toBbox(runs).astype(np.float64) if runs else np.zeros((0, 4))

@@ -1,0 +1,65 @@
+"""Score saved predictions of any origin, without a model.
+
+    python tools/evaluate.py coco instances_val2017.json results.json
+    python tools/evaluate.py semantic annotations/validation predictions --num-classes 150 --reduce-zero-label
+
+`coco` scores a COCO results file: pycocotools' twelve numbers, to the last digit, and the AP of every class.
+`semantic` scores a folder of label maps (PNG with class numbers): mIoU, and the IoU of every class.
+Both write metrics.json; its keys are those of tools/test.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from vitdense.engine.commandline import Parser, run
+
+
+def parser() -> Parser:
+    """Return the parser of the tool's arguments."""
+    made = Parser(prog='evaluate.py', description=__doc__)
+    kinds = made.add_subparsers(dest='kind', metavar='KIND', required=True, help='coco or semantic')
+    coco = kinds.add_parser('coco', help='score a COCO results file')
+    coco.add_argument('ground_truth', metavar='GROUND_TRUTH.json', help='COCO annotations of the pictures')
+    coco.add_argument('results', metavar='RESULTS.json', help='a list of image_id, category_id, bbox, score')
+    coco.add_argument('--iou-type', choices=('bbox', 'segm'), default='bbox', help='compare boxes or masks')
+    coco.add_argument(
+        '--engine',
+        choices=('pycocotools', 'fast', 'auto'),
+        default='pycocotools',
+        help='fast: the extra vitdense[fast], with the same numbers; auto: fast where it is installed',
+    )
+    semantic = kinds.add_parser('semantic', help='score a folder of label maps')
+    semantic.add_argument('labels', metavar='LABEL_DIR', help='label maps: one class number for each pixel')
+    semantic.add_argument('predictions', metavar='PREDICTION_DIR', help='predicted label maps of the same names')
+    semantic.add_argument('--num-classes', type=_positive, metavar='K', required=True, help='classes are 0 ... K-1')
+    semantic.add_argument(
+        '--ignore', type=int, default=255, metavar='V', help='label that does not count (%(default)s)'
+    )
+    semantic.add_argument('--reduce-zero-label', action='store_true', help='labels: 0 is no class, 1 ... K are')
+    semantic.add_argument('--classes', metavar='C', help='names of the classes: a file, or ade20k, cityscapes, voc ...')
+    for part in (coco, semantic):
+        part.add_argument('--work-dir', default='work_dirs/evaluate', metavar='D', help='for scores (%(default)s)')
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Score as `argv` says."""
+    args = vars(parser().parse_args(argv))
+    import vitdense.engine.evaluation as evaluation  # heavy: after the arguments are known to be right
+
+    if args.pop('kind') == 'coco':
+        evaluation.evaluate_coco(args.pop('ground_truth'), args.pop('results'), **args)
+    else:
+        evaluation.evaluate_semantic(args.pop('labels'), args.pop('predictions'), **args)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
+    return int(text)
+
+
+if __name__ == '__main__':
+    run(main)

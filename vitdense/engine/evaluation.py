@@ -1,0 +1,158 @@
+"""What `tools/evaluate.py` does with its arguments: score saved predictions of any origin, without a model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitdense.data.coco_cache import open_coco
+from vitdense.data.coco_faults import looks_like_corners, refuse_faults
+from vitdense.data.images import LABEL_SUFFIXES, read_label_map
+from vitdense.data.pairing import list_files, match
+from vitdense.data.vocabularies import read_classes
+from vitdense.engine.checkpoints import make_folder
+from vitdense.engine.coco_records import number, read_results, truth_of
+from vitdense.engine.console import start_logging
+from vitdense.engine.history import write_json
+from vitdense.engine.progress import print_metrics
+from vitdense.errors import ConfigError, DataError
+from vitdense.metrics.coco import CocoAP
+from vitdense.metrics.coco_curves import Engine, IouType
+from vitdense.metrics.miou import MeanIoU
+from vitdense.types import IGNORE, Batch, Meta, SemanticMap, Target
+
+logger = logging.getLogger('vitdense')
+
+
+def evaluate_coco(
+    ground_truth: str | Path,
+    results: str | Path,
+    *,
+    iou_type: IouType = 'bbox',
+    engine: Engine = 'pycocotools',
+    work_dir: str | Path | None = None,
+) -> dict[str, float | None]:
+    """Return COCO's twelve numbers of a results file, print them, and write `metrics.json` into `work_dir`.
+
+    They are pycocotools' own, to the last digit; a number without any object to find is None. Annotations that
+    pycocotools would stumble over are errors. Raises DataError, NumericsError when predictions are not finite.
+    """
+    truth_path, results_path = Path(ground_truth), Path(results)
+    metric = CocoAP(iou_type=iou_type, engine=engine)
+    base = _start(work_dir)
+    arrays, facts = open_coco(truth_path, masks=iou_type == 'segm')
+    refuse_faults(truth_path, facts, names=False)
+    share = looks_like_corners(arrays)
+    if share is not None:
+        logger.warning('%s: %.0f %% of boxes leave the picture; is it xyxy?', truth_path.name, 100 * share)
+    numbering, rows = number(arrays, facts)
+    metric.dataset_meta = {'classes': {'labels': facts.names}, 'category_ids': {'labels': facts.category_ids}}
+    truth = truth_of(arrays, numbering, rows, iou_type, truth_path)
+    found = read_results(results_path, numbering, iou_type)
+    scores = metric.score(truth, found, len(rows))
+    title = f'{len(rows)} pictures, {len(truth.image)} objects, {len(found.image)} predictions'
+    return _finish(metric, scores, base, title)
+
+
+def evaluate_semantic(
+    labels: str | Path,
+    predictions: str | Path,
+    *,
+    num_classes: int,
+    ignore: int = IGNORE,
+    reduce_zero_label: bool = False,
+    classes: Sequence[str] | str | Path | None = None,
+    work_dir: str | Path | None = None,
+) -> dict[str, float | None]:
+    """Return mIoU and its kin of a folder of predicted label maps; print them, and write `metrics.json`.
+
+    Every label map below `labels` needs a prediction of the same name and size below `predictions`. Both hold numbers
+    of classes from 0; `ignore` in the labels does not count. With `reduce_zero_label` the labels (not the predictions)
+    have 0 for "no class" and 1 ... K for the classes. `classes` are names as `read_classes` takes them. Raises
+    DataError.
+    """
+    names = [f'class {index}' for index in range(num_classes)]
+    if classes is not None:
+        names = list(read_classes(classes).values())
+    if len(names) != num_classes:
+        raise ConfigError(
+            f'{len(names)} names for {num_classes} classes',
+            where='--classes, --num-classes',
+            why='every class has one name',
+            fix='give as many names as classes, or leave the names out',
+        )
+    metric = MeanIoU(classes=names, ignore=ignore)
+    base = _start(work_dir)
+    pairs = _pairs(Path(labels), Path(predictions))
+    for name, (truth_path, label_path) in pairs.items():
+        truth, found = read_label_map(truth_path), read_label_map(label_path)
+        if truth.shape != found.shape:
+            raise DataError(
+                f'{label_path.name}: (H, W) {tuple(found.shape)} for labels of {tuple(truth.shape)}',
+                where=f'{label_path} and {truth_path}',
+                why='predictions are compared pixel by pixel',
+                fix='save the predictions in the original size of the pictures',
+            )
+        truth = _reduced(truth, ignore) if reduce_zero_label else truth
+        batch = Batch(truth[None], [Target(semantic=truth)], [Meta(name, str(truth_path))])
+        try:
+            metric.process(batch, [{'sem': SemanticMap(found)}])
+        except ConfigError as error:
+            raise DataError(
+                f'{label_path.name}: {error.message}',
+                where=str(label_path),
+                why=f'--num-classes says that there are {num_classes}',
+                fix='correct --num-classes; predictions are class numbers from 0',
+            ) from None
+    scores = {name.rpartition('/')[2]: value for name, value in metric.evaluate(len(pairs)).items()}
+    if base is not None:
+        metric.save_confusion(base)
+    return _finish(metric, scores, base, f'{len(pairs)} pictures')
+
+
+def _start(work_dir: str | Path | None) -> Path | None:
+    base = None if work_dir is None else Path(work_dir)
+    if base is not None:
+        make_folder(base)
+    start_logging(base)
+    return base
+
+
+def _finish(metric: Any, scores: dict[str, float], base: Path | None, title: str) -> dict[str, float | None]:
+    """Print the scores, write them, and return them under their full names; None where there is none."""
+    metrics = {f'{metric.prefix}/{name}': scores.get(name) for name in metric.names}
+    print_metrics([metric], metrics, title=title)
+    if base is not None:
+        write_json(base / 'metrics.json', metrics)
+        logger.info('scores: %s', base / 'metrics.json')
+    return metrics
+
+
+def _pairs(labels: Path, predictions: Path) -> dict[str, tuple[Path, Path]]:
+    """Return `{name: (label file, prediction file)}`. Raises DataError when a prediction is missing."""
+    truth = list_files(labels, LABEL_SUFFIXES, what='label maps')
+    found = list_files(predictions, LABEL_SUFFIXES, what='predictions')
+    try:
+        pairs = match(truth, found, where=f'{labels} and {predictions}')
+    except DataError as error:
+        missing = [name for key, name in truth.items() if key not in found]
+        raise DataError(
+            f'{len(missing)} of {len(truth)} label maps have no prediction, such as {", ".join(missing[:3])}',
+            where=error.where,
+            why='a score over a part of the pictures is not the score of all',
+            fix='predict all pictures; a prediction has the path of its label map, without the ending',
+        ) from None
+    return {key: (labels / one, predictions / other) for key, (one, other) in pairs.items()}
+
+
+def _reduced(truth: Tensor, ignore: int) -> Tensor:
+    """Return labels 1 ... K as 0 ... K - 1, and 0 as `ignore`."""
+    numbers = truth.numpy().astype(np.int32)
+    moved = np.where((numbers == 0) | (numbers == ignore), ignore, numbers - 1)
+    return torch.from_numpy(moved.astype(np.uint8) if moved.max(initial=0) < 256 else moved)
