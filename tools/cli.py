@@ -10,8 +10,14 @@ import vitdense
 from vitdense.engine.commandline import run
 from vitdense.errors import ConfigError, did_you_mean
 
-TOOLS = {'train': 'train a model', 'test': 'evaluate a checkpoint', 'demo': 'run a model on pictures and video'}
-USAGE = 'usage: vitdense TOOL ...\n\n' + ''.join(f'  {name:7}{what}\n' for name, what in TOOLS.items())
+TOOLS = {
+    'train': 'train a model',
+    'test': 'evaluate a checkpoint',
+    'demo': 'run a model on pictures and video',
+    'evaluate': 'score saved predictions, without a model',
+    'check-data': 'report what is wrong with a data set',
+}
+USAGE = 'usage: vitdense TOOL ...\n\n' + ''.join(f'  {name:20}{what}\n' for name, what in TOOLS.items())
 
 
 def dispatch(argv: Sequence[str] | None) -> int | None:
@@ -30,7 +36,7 @@ def dispatch(argv: Sequence[str] | None) -> int | None:
             why=f'the tools are {", ".join(TOOLS)}',
             fix='see vitdense --help',
         )
-    return importlib.import_module(f'vitdense.tools.{words[0]}').main(words[1:])
+    return importlib.import_module(f'vitdense.tools.{words[0].replace("-", "_")}').main(words[1:])
 
 
 def main() -> None:

@@ -23,8 +23,9 @@ def read_coco(path: Path, *, masks: bool = False, data: bytes | None = None) -> 
     What single annotations do wrong is collected in the facts, by kind: `id`, `box`, `category` and `segmentation` (no
     use can be made of it: it is not in the arrays), `orphan` (its picture is not in the file: not in the arrays),
     `empty` (nothing of the box, or less than a pixel, lies in the picture), `outside` (a part of the box does not),
-    `area` (not a number; the box's is taken), `double` (the id occurs twice), `name` (of a file: there is none, or it
-    leads out of the folder). Raises DataError when the file is no COCO file.
+    `hollow` (a segmentation that was asked for is empty), `area` (not a number; the box's is taken), `double` (the id
+    occurs twice), `name` (of a file: there is none, or it leads out of the folder). Raises DataError when the file is
+    no COCO file.
     """
     content = _parse(path, data)
     categories = _categories(content, path)
@@ -90,6 +91,8 @@ class _Rows:
             if fault:
                 return self.faults.add('segmentation', number, fault)
             segment = json.dumps(record['segmentation'], separators=(',', ':'))
+        elif self.masks and record.get('segmentation') is not None:
+            self.faults.add('hollow', number, 'its segmentation is empty')
         self.picture.append(row)
         self.numbers.append((number, label, self._area(record, number), bool(record.get('iscrowd', 0))))
         self.boxes.append(box)

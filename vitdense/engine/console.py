@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from mmengine.dist import is_main_process
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 logger = logging.getLogger('vitdense')
@@ -54,6 +56,18 @@ def start_logging(work_dir: Path | None, *, keep: bool = False) -> None:
         logger.addHandler(file)
         for record in kept:
             file.handle(record)
+
+
+@contextmanager
+def progress(what: str, count: int = 0) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal; give the function that moves it to (done, total)."""
+    with Progress(console=console(), transient=True, disable=not console().is_terminal) as bar:
+        task = bar.add_task(what, total=count or None)
+
+        def tell(done: int, total: int) -> None:
+            bar.update(task, completed=min(done, total) if total else done, total=total or None)
+
+        yield tell
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

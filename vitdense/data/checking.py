@@ -1,0 +1,225 @@
+"""What is wrong with a data set, all of it at once. Files are read, never written."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vitdense.data.coco_arrays import CocoArrays, CocoFacts
+from vitdense.data.coco_faults import looks_like_corners
+from vitdense.data.coco_file import read_coco
+from vitdense.data.images import LABEL_SUFFIXES, MAX_PIXELS, PICTURE_SUFFIXES, read_image, read_label_map
+from vitdense.data.labels import LabelTable
+from vitdense.data.pairing import list_files, match, safe_below
+from vitdense.errors import DataError
+from vitdense.types import IGNORE
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong."""
+
+    kind: str
+    where: str  # an id or a file
+    reason: str
+
+
+class Report(NamedTuple):
+    """What was looked at, and what was found."""
+
+    facts: list[tuple[str, str]]
+    findings: list[Finding]
+    header: tuple[str, ...]
+    classes: list[tuple[str, ...]]  # one row for each class, under `header`
+    counts: dict[str, int]  # findings by kind; not all of a kind need be listed
+
+
+Tell = Callable[[int, int], None]  # how far it is: (done, of)
+
+
+def check_coco(
+    path: Path, images: Path | None = None, *, max_pixels: int = MAX_PIXELS, threads: int = 2, tell: Tell | None = None
+) -> Report:
+    """Look at a COCO annotation file, and at the pictures below `images`. Raises DataError when it is no COCO file.
+
+    Beside what `read_coco` finds: `corners` (boxes are xyxy), `nothing` (no annotation at all), `picture` (missing or
+    unreadable), `size` (it is not what the file says).
+    """
+    arrays, facts = read_coco(path, masks=True)
+    found = [Finding(kind, str(number), reason) for kind, number, reason in facts.faults]
+    counts = Counter(facts.counts)
+    if not len(arrays.segments.data):  # boxes only: nobody meant to draw masks
+        found = [finding for finding in found if finding.kind != 'hollow']
+        del counts['hollow']
+    share = looks_like_corners(arrays)
+    if share is not None:
+        reason = f'{share:.0%} of boxes leave the image if read as xywh; they fit as xyxy'
+        found.append(Finding('corners', path.name, reason))
+    if not len(arrays.ids):
+        found.append(Finding('nothing', path.name, f'no annotations in {path.name}'))
+    if images is not None:
+        jobs = [(arrays, row, images, max_pixels) for row in range(len(arrays.sizes))]
+        found += [finding for finding in _each(_check_picture, jobs, threads, tell) if finding]
+    counts.update(finding.kind for finding in found if finding.kind not in counts)
+    return Report(_facts_of(arrays, facts, images), found, *_histogram(arrays, facts), dict(counts))
+
+
+def check_labels(
+    labels: Path,
+    images: Path | None = None,
+    *,
+    classes: Any = None,
+    ignore: int | Sequence[int] = IGNORE,
+    reduce_zero_label: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    threads: int = 2,
+    tell: Tell | None = None,
+) -> Report:
+    """Look at the label maps below `labels`, and at the pictures of the same names below `images`.
+
+    `classes`, `ignore` and `reduce_zero_label` say what the numbers mean, as for `SegmentationMaps`; without classes
+    the numbers are only counted. Finds `label` (unreadable, or a number that is no class), `picture` (missing or
+    unreadable), `size` (not that of its picture) and `match` (names without a partner). Raises DataError where there
+    is no such folder.
+    """
+    files = list_files(labels, LABEL_SUFFIXES, what='label maps')
+    table = None if classes is None else LabelTable(classes, ignore=ignore, reduce_zero_label=reduce_zero_label)
+    found, partners = _partners(images, files, labels)
+    jobs = [(labels / name, partners.get(name), table, max_pixels) for name in files.values()]
+    pixels, pictures = Counter[int](), Counter[int]()
+    for finding, numbers in _each(_check_label_map, jobs, threads, tell):
+        found += finding
+        pixels.update(numbers)
+        pictures.update(numbers.keys())
+    facts = [
+        ('label maps', f'{len(files):,}'),
+        ('pictures', 'not looked at' if images is None else f'{len(partners):,}'),
+    ]
+    rows = _label_rows(pixels, pictures, table)
+    counts = dict(Counter(finding.kind for finding in found))
+    return Report(facts, found, ('class', 'pixels', 'share', 'pictures'), rows, counts)
+
+
+def _each(function: Callable[..., Any], jobs: Sequence[tuple], threads: int, tell: Tell | None) -> Iterator[Any]:
+    """Yield `function(*job)` for every job, in order; decoders let other threads work."""
+    with ThreadPoolExecutor(threads) as pool:
+        for done, answer in enumerate(pool.map(lambda job: function(*job), jobs), 1):
+            if tell is not None:
+                tell(done, len(jobs))
+            yield answer
+
+
+# ------------------------------------------------------------------------------------------------------------- COCO
+
+
+def _check_picture(arrays: CocoArrays, row: int, images: Path, max_pixels: int) -> Finding | None:
+    name, number = arrays.file_names[row], json.loads(arrays.image_ids[row])
+    try:
+        img = read_image(safe_below(images, name, where=f'image {number}'), max_pixels=max_pixels)
+    except DataError as error:
+        return Finding('picture', str(number), f'{error.message}: {error.why}'.replace('\n', ' '))
+    size, stated = tuple(img.shape[-2:]), tuple(arrays.sizes[row].tolist())
+    if stated == (0, 0):
+        return Finding('size', str(number), f'{name}: the file does not say its width and height')
+    if size == stated:
+        return None
+    turned = '; an EXIF flag was ignored when it was annotated' if size == stated[::-1] else ''
+    return Finding('size', str(number), f'{name}: (H, W) {size}, but the annotation file says {stated}{turned}')
+
+
+def _facts_of(arrays: CocoArrays, facts: CocoFacts, images: Path | None) -> list[tuple[str, str]]:
+    empty = int((np.diff(arrays.starts) == 0).sum())
+    drawn = int((np.diff(arrays.segments.ends, prepend=0) > 0).sum())
+    ids = facts.category_ids
+    gaps = '' if ids == list(range(ids[0], ids[0] + len(ids))) else ', with gaps'
+    return [
+        ('pictures', f'{len(arrays.sizes):,}' + ('' if images else ' (not looked at: no folder given)')),
+        ('pictures without annotations', f'{empty:,}'),
+        ('annotations', f'{len(arrays.ids):,}'),
+        ('crowds', f'{int(arrays.crowd.sum()):,}'),
+        ('with segmentation', f'{drawn:,}'),
+        ('categories', f'{len(ids)}, ids {ids[0]} ... {ids[-1]}{gaps}'),
+    ]
+
+
+def _histogram(arrays: CocoArrays, facts: CocoFacts) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return header and rows of the table of classes."""
+    picture = np.repeat(np.arange(len(arrays.sizes)), np.diff(arrays.starts))
+    rows = []
+    for label, (number, name) in enumerate(zip(facts.category_ids, facts.names, strict=True)):
+        mine = arrays.labels == label
+        objects = int((mine & ~arrays.crowd).sum())
+        share = objects / max(1, int((~arrays.crowd).sum()))
+        seen = len(np.unique(picture[mine]))
+        rows.append(
+            (name, str(number), f'{objects:,}', f'{100 * share:.1f} %', f'{seen:,}', f'{int(mine.sum()) - objects:,}')
+        )
+    return ('class', 'id', 'objects', 'share', 'pictures', 'crowds'), rows
+
+
+# ------------------------------------------------------------------------------------------------------- label maps
+
+
+def _partners(images: Path | None, files: Mapping[str, str], labels: Path) -> tuple[list[Finding], dict[str, Path]]:
+    """Return what has no partner, and `{label file: picture}`."""
+    if images is None:
+        return [], {}
+    pictures = list_files(images, PICTURE_SUFFIXES, what='pictures')
+    try:
+        pairs = match(pictures, files, where=str(labels))
+    except DataError:
+        pairs = {key: (name, files[key]) for key, name in pictures.items() if key in files}
+    there = {name for name, _ in pairs.values()}
+    matched = {label: images / name for name, label in pairs.values()}
+    found = [Finding('match', name, 'no label map') for name in pictures.values() if name not in there]
+    return found + [Finding('match', name, 'no picture') for name in files.values() if name not in matched], matched
+
+
+def _check_label_map(
+    path: Path, picture: Path | None, table: LabelTable | None, max_pixels: int
+) -> tuple[list[Finding], dict[int, int]]:
+    """Return the findings, and how many pixels have each class (or each number, without a table)."""
+    found: list[Finding] = []
+    try:
+        raw = read_label_map(path, max_pixels=max_pixels).numpy()
+    except DataError as error:
+        return [Finding('label', path.name, f'{error.message}: {error.why}')], {}
+    if picture is not None:
+        found += _compare(path, picture, raw.shape, max_pixels)
+    if table is not None:
+        try:
+            raw = table.apply(raw, path)
+        except DataError as error:
+            return [*found, Finding('label', path.name, error.message)], {}
+    numbers, counts = np.unique(raw, return_counts=True)
+    return found, dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+
+
+def _compare(path: Path, picture: Path, shape: tuple[int, ...], max_pixels: int) -> Iterable[Finding]:
+    try:
+        size = tuple(read_image(picture, max_pixels=max_pixels).shape[-2:])
+    except DataError as error:
+        return [Finding('picture', picture.name, f'{error.message}: {error.why}')]
+    if size == shape:
+        return []
+    return [Finding('size', path.name, f'labels of (H, W) {tuple(shape)} for a picture of {size}')]
+
+
+def _label_rows(pixels: Counter[int], pictures: Counter[int], table: LabelTable | None) -> list[tuple[str, ...]]:
+    total = max(1, sum(pixels.values()))
+    names = None if table is None else table.metainfo['classes']['semantic']
+    numbers = sorted(pixels) if names is None else [*range(len(names)), *([IGNORE] if IGNORE in pixels else [])]
+    return [
+        (
+            str(number) if names is None else 'ignored' if number == IGNORE else names[number],
+            f'{pixels[number]:,}',
+            f'{100 * pixels[number] / total:.1f} %',
+            f'{pictures[number]:,}',
+        )
+        for number in numbers
+    ]
