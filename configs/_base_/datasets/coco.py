@@ -1,0 +1,39 @@
+"""COCO 2017: 118,287 + 5,000 pictures, 80 classes; DETR's sizes.
+
+Training pictures are flipped, often cropped, and resized to a short side of 480 ... 800, at most 1333 long; validation
+pictures keep their aspect ratio with a short side of 800. What a batch adds to fill up is known as padding.
+"""
+
+from vitdense.data.coco import CocoDetection
+from vitdense.data.scales import MultiScaleCrop
+from vitdense.data.transforms import RandomFlip, ResizeShortSide
+from vitdense.metrics.coco import CocoAP
+
+data_root = 'data/coco'
+
+train_dataloader = dict(
+    batch_size=16,
+    num_workers=8,
+    dataset=dict(
+        type=CocoDetection,
+        annotations='annotations/instances_train2017.json',
+        images='train2017',
+        name='coco',
+        transforms=[dict(type=RandomFlip), dict(type=MultiScaleCrop)],
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=4,
+    dataset=dict(
+        type=CocoDetection,
+        annotations='annotations/instances_val2017.json',
+        images='val2017',
+        name='coco',
+        evaluation=True,
+        transforms=[dict(type=ResizeShortSide, size=800, max_size=1333)],
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = [dict(type=CocoAP, head='det', engine='auto')]
+test_evaluator = val_evaluator

@@ -1,0 +1,39 @@
+"""COCO 2017: 118,287 + 5,000 pictures, 80 classes; large-scale jitter at 1024 (ViTDet, arXiv:2203.16527).
+
+Training pictures are flipped, resized by 0.1 ... 2.0 of 1024 and cut or filled up to 1024 x 1024; validation pictures
+keep their aspect ratio with a long side of 1024.
+"""
+
+from vitdense.data.coco import CocoDetection
+from vitdense.data.scales import LargeScaleJitter
+from vitdense.data.transforms import RandomFlip, ResizeShortSide
+from vitdense.metrics.coco import CocoAP
+
+data_root = 'data/coco'
+
+train_dataloader = dict(
+    batch_size=64,
+    num_workers=8,
+    dataset=dict(
+        type=CocoDetection,
+        annotations='annotations/instances_train2017.json',
+        images='train2017',
+        name='coco',
+        transforms=[dict(type=RandomFlip), dict(type=LargeScaleJitter, size=1024, ratio=(0.1, 2.0))],
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=4,
+    dataset=dict(
+        type=CocoDetection,
+        annotations='annotations/instances_val2017.json',
+        images='val2017',
+        name='coco',
+        evaluation=True,
+        transforms=[dict(type=ResizeShortSide, size=1024, max_size=1024)],
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = [dict(type=CocoAP, head='det', engine='auto')]
+test_evaluator = val_evaluator

@@ -1,0 +1,40 @@
+"""336 + 206 pictures of COCO 2017 with a long side of 480, and all of its 80 classes: to try detectors on."""
+
+from vitdense.data.coco import CocoDetection
+from vitdense.data.scales import MultiScaleCrop
+from vitdense.data.transforms import RandomFlip, ResizeShortSide
+from vitdense.metrics.coco import CocoAP
+
+data_root = 'data/coco_mini480'
+
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=1,
+    dataset=dict(
+        type=CocoDetection,
+        annotations='annotations/instances_train2017.json',
+        images='train2017',
+        name='coco_mini480',
+        transforms=[
+            dict(type=RandomFlip),
+            dict(
+                type=MultiScaleCrop, sizes=(256, 320, 384, 448), max_size=640, before=(256, 320, 384), crop=(192, 384)
+            ),
+        ],
+    ),
+)
+val_dataloader = dict(
+    batch_size=4,
+    num_workers=1,
+    dataset=dict(
+        type=CocoDetection,
+        annotations='annotations/instances_val2017.json',
+        images='val2017',
+        name='coco_mini480',
+        evaluation=True,
+        transforms=[dict(type=ResizeShortSide, size=384, max_size=640)],
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = [dict(type=CocoAP, head='det', engine='auto')]
+test_evaluator = val_evaluator
