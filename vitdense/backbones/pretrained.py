@@ -80,7 +80,7 @@ def create(
     if state:
         _take_shape(model, state, img_size)
         convert = partial(_timm_names, model=model, name=name)
-        load_weights(model, state, where=where, partial=partial_weights, convert=convert, ignore=_DISPENSABLE)
+        load_weights(model, state, where=f'{where}, backbone', partial=partial_weights, convert=convert, ignore=_DISPENSABLE)
     _resample(model, patch_size, img_size)
     return model
 

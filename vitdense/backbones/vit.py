@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from timm.layers import resample_abs_pos_embed
 from timm.models import eva
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from vitdense.backbones.positions import Positions
 from vitdense.backbones.pretrained import create, read_classifier
-from vitdense.backbones.tokens import Tokens, cut, insert, join_masks, keep, own_grids, spread, whole, without_padding
+from vitdense.backbones.tokens import Tokens, cut, insert, join_masks, keep, own_grids, whole, without_padding
 from vitdense.backbones.windows import Windows, draw_per_image, run_windows
 from vitdense.errors import ConfigError, DataError
+from vitdense.layers.lora import Lora
 from vitdense.registry import build
 from vitdense.types import Classifier, Features, LayerRequest
-
-_REMEMBERED = 16  # tables of positions kept by a frozen ViT
 
 
 class ViT(nn.Module):
@@ -42,10 +41,12 @@ class ViT(nn.Module):
     `drop_path` is the rate of stochastic depth in the last block, growing linearly from 0. `frozen` keeps weights,
     evaluation mode and the absence of a graph, whatever `train()` says; `amp='bf16'` then runs it under autocast.
     `checkpointing` recomputes blocks in the backward pass to save memory. `windows`, a `Windows` or its recipe, lets
-    most blocks attend within windows. `timm_args` go to `timm.create_model`.
+    most blocks attend within windows. `lora`, a `Lora` or its recipe, freezes all but corrections of low rank of its
+    linear layers. `timm_args` go to `timm.create_model`.
 
     Facts: `embed_dim`, `depth`, `patch_size`, `divisor` (sides of pictures must be multiples of it), `mean` and `std`
-    of the checkpoint (RGB in [0, 1]), `num_prefix_tokens`, `has_cls`.
+    of the checkpoint (RGB in [0, 1]), `num_prefix_tokens`, `has_cls`, `borrowed`: names of what came from the file of
+    `pretrained` and can never change, so that checkpoints of a run may leave it out.
 
     Raises ConfigError for arguments that cannot be, CheckpointError for weights that do not fit or cannot be had.
     """
@@ -63,10 +64,11 @@ class ViT(nn.Module):
         checkpointing: bool = False,
         amp: Literal['bf16'] | None = None,
         windows: Windows | dict | None = None,
+        lora: Lora | dict | None = None,
         timm_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check_amp(amp, frozen)
+        _check_modes(amp, frozen, lora)
         self.model = create(
             name,
             pretrained=pretrained,
@@ -86,19 +88,44 @@ class ViT(nn.Module):
         self.has_cls = self.model.cls_token is not None
         self.mean, self.std = (tuple(self.model.pretrained_cfg[key]) for key in ('mean', 'std'))
         self._rotates = isinstance(self.model, eva.Eva)  # whose blocks take a rotation
-        self._mixed = getattr(self.model, 'rope_mixed', False)  # a rotation of its own for each block
-        self._tables: dict[tuple, Tensor] = {}
         self.windows: Windows | None = build(windows)
         self._windowed = self.windows.blocks(self.depth) if self.windows is not None else frozenset()
         for index in self._windowed:
             draw_per_image(self.model.blocks[index])
+        self._positions = Positions(self.model, fixed=frozen or lora is not None)
+        self._mode = True  # as `train` was told
+        self._frozen_below = 0
+        self._resting: list[nn.Parameter] = []  # what `freeze_below` froze
+        self.borrowed: tuple[str, ...] = ()
+        if lora is not None:
+            self._insert(build(lora), recoverable=bool(pretrained) and not partial_weights)
         if frozen:
             self.requires_grad_(False)
             self.eval()
 
     def train(self, mode: bool = True) -> ViT:
-        """Set training mode; a frozen ViT stays in evaluation mode."""
-        return super().train(mode and not self.frozen)
+        """Set training mode; a frozen ViT, and frozen layers of any, stay in evaluation mode."""
+        self._mode = mode
+        super().train(mode and not self.frozen and self._frozen_below < self.depth + 2)
+        if self._frozen_below:
+            below = ('patch_embed', 'pos_drop', 'patch_drop', 'norm_pre', 'rope')
+            parts = [part for name in below if (part := getattr(self.model, name, None)) is not None]
+            for part in (*parts, *self.model.blocks[: self._frozen_below - 1]):
+                part.eval()
+        return self
+
+    def freeze_below(self, layer: int) -> None:
+        """Freeze the layers below `layer`, as `layer_of` counts them, and free the others again: 0 frees all, depth + 2
+        freezes all. Frozen layers keep evaluation mode; what was frozen otherwise stays so.
+        """
+        for parameter in self._resting:
+            parameter.requires_grad_(True)
+        trained = ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+        self._resting = [parameter for name, parameter in trained if self.layer_of(name) < layer]
+        for parameter in self._resting:
+            parameter.requires_grad_(False)
+        self._frozen_below = layer
+        self.train(self._mode)
 
     def forward(
         self, imgs: Tensor, valid: Tensor | None = None, *, layers: Sequence[LayerRequest | tuple[int, bool]]
@@ -141,7 +168,7 @@ class ViT(nn.Module):
         x = x.flatten(1, 2)  # (B, h * w, C)
         prefix = self._prefix_tokens()
         if self.model.pos_embed is not None:
-            shared, positions = self._absolute_positions(grid, grids)
+            shared, positions = self._positions.absolute(grid, grids)
             x = x + positions
             prefix = prefix if shared is None else prefix + shared
         x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1) if self.num_prefix_tokens else x.contiguous()
@@ -149,7 +176,7 @@ class ViT(nn.Module):
         mask = None
         if cells is not None:
             mask = functional.pad(cells.flatten(1), (self.num_prefix_tokens, 0), value=True)[:, None, None]
-        return Tokens(x, grid, self._rotations(grid, grids), mask, grids)
+        return Tokens(x, grid, self._positions.rotations(grid, grids), mask, grids)
 
     def insert(self, tokens: Tokens, queries: Tensor) -> Tokens:
         """Insert `queries` (B, Q, C) behind the prefix tokens. They are seen by all and are not rotated."""
@@ -168,7 +195,7 @@ class ViT(nn.Module):
                 why='what is kept of a picture is a set of patches, not a map that windows could be cut from',
                 fix='leave windows out: fewer patches cost less already',
             )
-        return keep(tokens, rows, prefix=self.num_prefix_tokens, mixed=self._mixed)
+        return keep(tokens, rows, prefix=self.num_prefix_tokens, mixed=self._positions.mixed)
 
     def run(
         self, tokens: Tokens, start: int = 0, stop: int | None = None, *, attn_mask: Tensor | None = None
@@ -204,7 +231,7 @@ class ViT(nn.Module):
     def _step(self, index: int, tokens: Tokens, attn_mask: Tensor | None) -> tuple[Callable, dict[str, Any]]:
         """Return what runs block `index` on these tokens, and its named arguments."""
         block, layout = self.model.blocks[index], tokens.layout
-        rope = tokens.rope[index] if self._mixed and tokens.rope is not None else tokens.rope
+        rope = tokens.rope[index] if self._positions.mixed and tokens.rope is not None else tokens.rope
         if layout is None:
             named = {'attn_mask': join_masks(attn_mask, tokens.mask)}
         else:
@@ -258,6 +285,14 @@ class ViT(nn.Module):
         """
         return read_classifier(**self._source)
 
+    def _insert(self, lora: Lora, *, recoverable: bool) -> None:
+        lora.insert(self.model)
+        for module in self.model.modules():
+            if isinstance(module, eva.EvaAttention):
+                module.qkv_bias_separate = True  # else it takes the weight of its linear layer and passes by the rest
+        if recoverable:
+            self.borrowed = tuple(name for name, value in self.named_parameters() if not value.requires_grad)
+
     def _block(self, index: int) -> int:
         if not -self.depth <= index < self.depth:
             raise ConfigError(
@@ -279,63 +314,21 @@ class ViT(nn.Module):
         parts = [part for part in parts if part is not None]
         return torch.cat(parts, dim=1) if parts else None
 
-    def _absolute_positions(
-        self, grid: tuple[int, int], grids: Sequence[tuple[int, int]] | None
-    ) -> tuple[Tensor | None, Tensor]:
-        """Return positions of the prefix (1, P, C), if they have any, and of the patches (1 or B, h * w, C)."""
-        count = 0 if self.model.no_embed_class else self.num_prefix_tokens
-        if grids is None:
-            table = self._table('absolute', grid)  # (1, count + h * w, C)
-            return table[:, :count] if count else None, table[:, count:]
-        tables = {own: self._table('absolute', own) for own in set(grids)}
-        shared = tables[grids[0]][:, :count] if count else None  # no grid changes it
-        return shared, torch.stack([spread(tables[own][0, count:], own, grid) for own in grids])
 
-    def _rotations(self, grid: tuple[int, int], grids: Sequence[tuple[int, int]] | None) -> Tensor | None:
-        if getattr(self.model, 'rope', None) is None:
-            return None
-        if grids is None:
-            return self._table('rotary', grid)
-        tables = {own: self._table('rotary', own) for own in set(grids)}
-        laid = [spread(tables[own], own, grid) for own in grids]
-        return torch.stack(laid, dim=1) if self._mixed else torch.stack(laid)[:, None]
-
-    def _table(self, kind: Literal['absolute', 'rotary'], grid: tuple[int, int]) -> Tensor:
-        """Return the positions of one grid, remembered where nothing can change them."""
-        source = self.model.pos_embed if kind == 'absolute' else next(self.model.rope.parameters(), None)
-        anchor = self.model.patch_embed.proj.weight if source is None else source
-        # weights that train change under us (an averaged copy swaps them in without a trace), and what inference mode
-        # or an export made must not come back in training
-        changes = source is not None and not self.frozen
-        augmented = kind == 'rotary' and self.model.rope.training and getattr(self.model.rope, 'aug_active', False)
-        if changes or augmented or anchor.is_inference() or torch.compiler.is_compiling():
-            return self._make_table(kind, grid)
-        key = (kind, grid, anchor.device, anchor.dtype, anchor.data_ptr(), anchor._version)
-        if key not in self._tables:
-            if len(self._tables) >= _REMEMBERED:
-                del self._tables[next(iter(self._tables))]
-            with torch.inference_mode(False), torch.no_grad():
-                self._tables[key] = self._make_table(kind, grid)
-        return self._tables[key]
-
-    def _make_table(self, kind: Literal['absolute', 'rotary'], grid: tuple[int, int]) -> Tensor:
-        if kind == 'rotary':
-            return self.model.rope.get_embed(shape=grid)
-        return resample_abs_pos_embed(
-            self.model.pos_embed,
-            new_size=grid,
-            old_size=self.model.patch_embed.grid_size,
-            num_prefix_tokens=0 if self.model.no_embed_class else self.num_prefix_tokens,
-        )
-
-
-def _check_amp(amp: str | None, frozen: bool) -> None:
+def _check_modes(amp: str | None, frozen: bool, lora: Any) -> None:
     if amp not in (None, 'bf16') or (amp and not frozen):
         raise ConfigError(
             f'amp={amp!r} cannot be',
             where='ViT(amp=...)',
             why="it is the autocast of a frozen ViT, 'bf16' or None; a ViT that trains follows the run's own setting",
             fix="set frozen=True with amp='bf16', or remove amp and use --amp of the run",
+        )
+    if lora is not None and frozen:
+        raise ConfigError(
+            'a frozen ViT cannot learn by LoRA',
+            where='ViT(frozen=True, lora=...)',
+            why='gradients must pass through the blocks to reach the corrections',
+            fix='remove frozen=True: LoRA freezes all other weights by itself',
         )
 
 

@@ -1,0 +1,76 @@
+"""Positions of a timm ViT for any grid: absolute ones resampled, rotations computed, and remembered where fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from vitdense.backbones.tokens import spread
+
+_REMEMBERED = 16  # tables of a ViT whose positions are fixed
+
+
+class Positions:
+    """The positions of `model` for grids (h, w), or for `grids`, one of each picture, laid on a common grid.
+
+    `fixed` says that training never changes them: then they are remembered.
+    """
+
+    def __init__(self, model: nn.Module, *, fixed: bool) -> None:
+        self.model = model
+        self.fixed = fixed
+        self.mixed: bool = getattr(model, 'rope_mixed', False)  # a rotation of its own for each block
+        self.num_prefix = 0 if model.no_embed_class else model.num_prefix_tokens  # prefix tokens that have a position
+        self._tables: dict[tuple, Tensor] = {}
+
+    def absolute(self, grid: tuple[int, int], grids: Sequence[tuple[int, int]] | None) -> tuple[Tensor | None, Tensor]:
+        """Return positions of the prefix (1, P, C), if they have any, and of the patches (1 or B, h * w, C)."""
+        count = self.num_prefix
+        if grids is None:
+            table = self._table('absolute', grid)  # (1, count + h * w, C)
+            return table[:, :count] if count else None, table[:, count:]
+        tables = {own: self._table('absolute', own) for own in set(grids)}
+        shared = tables[grids[0]][:, :count] if count else None  # no grid changes it
+        return shared, torch.stack([spread(tables[own][0, count:], own, grid) for own in grids])
+
+    def rotations(self, grid: tuple[int, int], grids: Sequence[tuple[int, int]] | None) -> Tensor | None:
+        """Return the rotations of the patches as `Tokens.rope` holds them; None for a ViT that does not rotate."""
+        if getattr(self.model, 'rope', None) is None:
+            return None
+        if grids is None:
+            return self._table('rotary', grid)
+        tables = {own: self._table('rotary', own) for own in set(grids)}
+        laid = [spread(tables[own], own, grid) for own in grids]
+        return torch.stack(laid, dim=1) if self.mixed else torch.stack(laid)[:, None]
+
+    def _table(self, kind: Literal['absolute', 'rotary'], grid: tuple[int, int]) -> Tensor:
+        """Return the positions of one grid, remembered where nothing can change them."""
+        source = self.model.pos_embed if kind == 'absolute' else next(self.model.rope.parameters(), None)
+        anchor = self.model.patch_embed.proj.weight if source is None else source
+        # weights that train change under us (an averaged copy swaps them in without a trace), and what inference mode
+        # or an export made must not come back in training
+        changes = source is not None and not self.fixed
+        augmented = kind == 'rotary' and self.model.rope.training and getattr(self.model.rope, 'aug_active', False)
+        if changes or augmented or anchor.is_inference() or torch.compiler.is_compiling():
+            return self._make_table(kind, grid)
+        key = (kind, grid, anchor.device, anchor.dtype, anchor.data_ptr(), anchor._version)
+        if key not in self._tables:
+            if len(self._tables) >= _REMEMBERED:
+                del self._tables[next(iter(self._tables))]
+            with torch.inference_mode(False), torch.no_grad():
+                self._tables[key] = self._make_table(kind, grid)
+        return self._tables[key]
+
+    def _make_table(self, kind: Literal['absolute', 'rotary'], grid: tuple[int, int]) -> Tensor:
+        if kind == 'rotary':
+            return self.model.rope.get_embed(shape=grid)
+        return resample_abs_pos_embed(
+            self.model.pos_embed,
+            new_size=grid,
+            old_size=self.model.patch_embed.grid_size,
+            num_prefix_tokens=self.num_prefix,
+        )
