@@ -167,6 +167,16 @@ def test_summaries_of_the_other_kinds():
     assert str(result) == 'cls: dog 75 %, cat 25 %; det: bus 2, car 1'
 
 
+def test_objects_of_low_score_are_neither_counted_nor_listed():
+    boxes, scores = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]), torch.tensor([0.9, 0.2])
+    found = {'det': Instances(boxes, scores, torch.tensor([1, 0]))}
+    result = Result(picture(), found, {'classes': {'labels': ['car', 'bus']}})
+    assert result.summary() == {'det': {'bus': 1}} and result.summary(min_score=0.1) == {'det': {'bus': 1, 'car': 1}}
+    (bus,) = result.objects()['det']
+    assert bus == {'name': 'bus', 'score': pytest.approx(0.9), 'box': [1, 2, 3, 4]}
+    assert len(result.objects(min_score=0)['det']) == 2
+
+
 def test_files_that_cannot_be_written(predictor, tmp_path):
     result = predictor(picture())
     with pytest.raises(ConfigError, match="'.xyz'"):

@@ -12,8 +12,7 @@ import argparse
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +45,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add('--tta', action='store_true', help="use the model's test-time augmentation (scales and flips)")
     add('--alpha', type=_share, default=0.5, help='opacity of regions, 0 ... 1 (default: %(default)s)')
+    add('--min-score', type=_share, default=0.3, metavar='S', help='leave out objects below (default: %(default)s)')
     add('--legend', action=argparse.BooleanOptionalAction, default=True, help='draw class names beside the picture')
     add('--labels', action='store_true', help='also write label maps as PNG (class numbers)')
     add('--show', action='store_true', help='show the answers in a window; q ends')
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault('OPENCV_LOG_LEVEL', 'ERROR')
 
     from vitdense.demo import Demo, Options
-    from vitdense.engine.console import start_logging
+    from vitdense.engine.console import progress, start_logging
     from vitdense.inputs import OutputNames, find_inputs
 
     start_logging(None)
@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(
         alpha=args.alpha,
         legend=args.legend,
+        min_score=args.min_score,
         labels=args.labels,
         batch=args.batch,
         save_video=args.save_video,
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     demo = Demo(load_predictor(args), OutputNames(out, inputs), options)
     try:
-        with progress(len(inputs)) as tell:
+        with progress('looking', len(inputs)) as tell:
             demo.look(inputs, tell=tell)
     finally:
         if demo.entries or demo.skipped:
@@ -148,22 +149,6 @@ def _installed(name: str) -> bool:
     return True
 
 
-@contextmanager
-def progress(count: int) -> Iterator[Any]:
-    """Show a bar on a terminal; give the function that moves it."""
-    from rich.progress import Progress
-
-    from vitdense.engine.console import console
-
-    with Progress(console=console(), transient=True, disable=not console().is_terminal) as bar:
-        task = bar.add_task('looking', total=count)
-
-        def tell(done: int, total: int) -> None:
-            bar.update(task, completed=min(done, total) if total else done, total=total or None)
-
-        yield tell
-
-
 def report(demo: Demo, out: Path) -> None:
     """Print what was found, where the time went, and where the answers are."""
     from vitdense.engine.console import console, print_table
@@ -173,7 +158,7 @@ def report(demo: Demo, out: Path) -> None:
         (
             shorten(Path(entry['file']).name, 26) + (f' ({entry["read"]} frames)' if 'read' in entry else ''),
             f'{entry["size"][1]} x {entry["size"][0]}',
-            found(entry['heads']),
+            found(entry),
             f'{sum(entry["ms"].values()):.0f}',
         )
         for entry in demo.entries[:SHOWN]
@@ -192,19 +177,16 @@ def report(demo: Demo, out: Path) -> None:
     console().print(f'{words}{skipped}; answers in {out}/', markup=False)
 
 
-def found(heads: dict[str, dict[str, float]]) -> str:
-    """Return the three main classes of each head in words."""
+def found(entry: dict[str, Any]) -> str:
+    """Return the three main classes of each head in words; of a video, their mean over its frames."""
     from vitdense.visualize.text import percent
 
+    counted = (entry.get('frames') or [entry])[0].get('objects', {})  # heads whose numbers are objects, not shares
     parts = []
-    for numbers in heads.values():
+    for head, numbers in entry['heads'].items():
         main = list(numbers.items())[:3]
-        parts.append(
-            ', '.join(
-                f'{name} {value if isinstance(value, int) else percent(value).replace(" %", "%")}'
-                for name, value in main
-            )
-        )
+        words = [f'{value:.3g}' if head in counted else percent(value).replace(' %', '%') for _, value in main]
+        parts.append(', '.join(f'{name} {word}' for (name, _), word in zip(main, words, strict=True)))
     return '; '.join(part or 'nothing' for part in parts)
 
 

@@ -36,6 +36,7 @@ class Options(NamedTuple):
 
     alpha: float = 0.5  # opacity of regions
     legend: bool = True
+    min_score: float = 0.3  # objects below it are neither drawn nor counted
     labels: bool = False  # also write label maps as PNG
     batch: int = 1  # pictures or frames that go through the network together
     save_video: bool = True
@@ -168,7 +169,8 @@ class Demo:
             'output': str(path),
             **({'labels': labels} if labels else {}),
             'size': list(result.image.shape[:2]),
-            'heads': _rounded(result.summary()),
+            'heads': self._numbers(result),
+            **self._objects(result),
             'ms': {stage: round(1000 * seconds, 2) for stage, seconds in times.items()},
         }
         return entry, picture
@@ -200,7 +202,8 @@ class Demo:
             writer = None
             try:
                 for frame, result in self._answers(reader):
-                    frames.append({'seconds': round(frame.seconds, 6), **_rounded(result.summary())})
+                    seconds = {'seconds': round(frame.seconds, 6)}
+                    frames.append(seconds | self._numbers(result) | self._objects(result))
                     if self.options.save_video and writer is None:
                         writer = stack.enter_context(self._writer(item, reader, result))
                     if writer is not None:
@@ -267,10 +270,19 @@ class Demo:
         if reader.announced != len(frames) and self.options.max_frames is None and not reader.is_camera:
             logger.warning('%s: %s', reader.name, reader.report())
 
+    def _numbers(self, result: Result) -> dict[str, dict[str, float]]:
+        return _rounded(result.summary(min_score=self.options.min_score))
+
+    def _objects(self, result: Result) -> dict[str, dict[str, list]]:
+        """Return `{'objects': {head: every object}}`, and nothing for a model that finds none by kind."""
+        found = result.objects(min_score=self.options.min_score)
+        rounded = {head: [_rounded_object(each) for each in objects] for head, objects in found.items()}
+        return {'objects': rounded} if rounded else {}
+
     # ------------------------------------------------------------------------------------------------- drawing
 
     def _draw(self, result: Result) -> np.ndarray:
-        return result.draw(alpha=self.options.alpha, legend=self.options.legend)
+        return result.draw(alpha=self.options.alpha, legend=self.options.legend, min_score=self.options.min_score)
 
     def _show(self, picture: np.ndarray, title: str, *, wait: int) -> None:
         """Show a picture in the window; q and Escape end the demo, any other key goes on."""
@@ -301,12 +313,16 @@ def _rounded(summary: dict[str, dict[str, float]]) -> dict[str, dict[str, float]
     return {head: {name: value for name, value in numbers.items() if value} for head, numbers in rounded.items()}
 
 
+def _rounded_object(found: dict[str, Any]) -> dict[str, Any]:
+    return {**found, 'score': round(found['score'], 4), 'box': [round(side, 1) for side in found['box']]}
+
+
 def _mean(frames: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Return the mean over frames of `{head: {name: number}}`, largest first."""
     sums: dict[str, Counter[str]] = {}
     for frame in frames:
         for head, numbers in frame.items():
-            if head != 'seconds':
+            if head not in ('seconds', 'objects'):
                 sums.setdefault(head, Counter()).update(numbers)
     return _rounded(
         {head: {name: value / len(frames) for name, value in total.most_common()} for head, total in sums.items()}

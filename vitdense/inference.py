@@ -18,7 +18,7 @@ from vitdense.data.images import MAX_PIXELS, from_pil, read_image
 from vitdense.data.transforms import Pipeline
 from vitdense.engine.resources import choose_precision, read_device
 from vitdense.errors import ConfigError, DataError, DiskError
-from vitdense.types import Batch, ImageClass, Meta, Prediction, Sample, SemanticMap, Target
+from vitdense.types import Batch, ImageClass, Instances, Meta, Prediction, Reconstruction, Sample, SemanticMap, Target
 from vitdense.visualize import draw
 from vitdense.visualize.text import percent
 
@@ -57,32 +57,51 @@ class Result:
         """
         return write_picture(self.draw(**options), path)
 
-    def summary(self) -> dict[str, dict[str, float]]:
+    def summary(self, *, min_score: float = 0.3) -> dict[str, dict[str, float]]:
         """Return `{head: {class name: number}}`, largest first.
 
-        The number is the share of pixels of a semantic map, the score of an image class, the count of instances.
+        The number is the share of pixels of a semantic map, the score of an image class, the count of instances of at
+        least `min_score` (a whole number); of a
+        reconstruction it is `{'error': ...}`, with normalised patches the share of their variance that is missed.
         """
-        return {head: self._numbers(head) for head in self.predictions}
+        return {head: self._numbers(head, min_score) for head in self.predictions}
+
+    def objects(self, *, min_score: float = 0.3) -> dict[str, list[dict[str, Any]]]:
+        """Return `{head: [{'name', 'score', 'box'}, ...]}` of all heads that find instances, best first.
+
+        `box` is [left, top, right, bottom] in pixels. Instances below `min_score` are left out.
+        """
+        heads = [head for head, prediction in self.predictions.items() if isinstance(prediction, Instances)]
+        return {head: self._objects(head, min_score) for head in heads}
 
     def __str__(self) -> str:
         parts = []
         for head, numbers in self.summary().items():
-            counted = isinstance(self[head], tuple) and hasattr(self[head], 'boxes')
+            counted = isinstance(self[head], Instances)
             shown = [f'{name} {value if counted else percent(value)}' for name, value in list(numbers.items())[:5]]
             parts.append(f'{head}: ' + (', '.join(shown) or 'nothing'))
         return '; '.join(parts)
 
-    def _numbers(self, head: str) -> dict[str, float]:
+    def _numbers(self, head: str, min_score: float) -> dict[str, float]:
         prediction = self[head]
+        if isinstance(prediction, Reconstruction):
+            return {'error': float(prediction.error)}
         if isinstance(prediction, ImageClass):
             values = prediction.scores.double().tolist()
         elif isinstance(prediction, SemanticMap):
             values = (prediction.labels.flatten().bincount().double() / max(1, prediction.labels.numel())).tolist()
         else:
-            values = prediction.labels.bincount().tolist()
+            values = prediction.labels[prediction.scores >= min_score].bincount().tolist()
         names = class_names(self.metainfo, head, prediction, len(values))
         ranked = sorted(range(len(values)), key=lambda index: -values[index])
         return {names[index]: values[index] for index in ranked if values[index] > 0}
+
+    def _objects(self, head: str, min_score: float) -> list[dict[str, Any]]:
+        found = self[head]
+        names = class_names(self.metainfo, head, found, int(found.labels.max()) + 1 if len(found.labels) else 0)
+        keep = found.scores >= min_score
+        columns = (found.labels[keep].tolist(), found.scores[keep].tolist(), found.boxes[keep].tolist())
+        return [{'name': names[label], 'score': score, 'box': box} for label, score, box in zip(*columns, strict=True)]
 
 
 def load(model_dir: str | Path, **options: Any) -> Predictor:

@@ -20,11 +20,14 @@ from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
 from vitdense.engine.commandline import run
 from vitdense.engine.model_folder import save_model_folder
+from vitdense.heads.detr import DetrHead
 from vitdense.heads.linear import LinearHead
 from vitdense.inference import Predictor
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.registry import build
+from vitdense.tasks.detection import DetectionTask
+from vitdense.tasks.detection_losses import SoftmaxCrossEntropy
 from vitdense.tasks.semantic import SemanticTask
 from vitdense.video import VideoReader, VideoWriter, count_frames
 
@@ -61,6 +64,25 @@ def model_folder(tmp_path_factory) -> Path:
     model = build(recipe, classes=classes)
     folder = tmp_path_factory.mktemp('model') / 'model'
     save_model_folder(folder, recipe, model.state_dict(), metainfo={'classes': classes, 'palette': {}})
+    return folder
+
+
+@pytest.fixture(scope='module')
+def detector_folder(tmp_path_factory) -> Path:
+    """A tiny random detector as training would leave it."""
+    head = dict(type=path_of(DetrHead), channels=16, num_heads=2, hidden=16, num_queries=4)
+    head |= dict(num_encoder_layers=1, num_decoder_layers=1)
+    backbone = dict(type=path_of(ViT), name='vit_tiny_patch16_224', img_size=64)
+    backbone |= dict(timm_args=dict(embed_dim=24, depth=2, num_heads=2))
+    branches = dict(det=dict(adapter=dict(type=path_of(PlainMaps)), head=head))
+    task = dict(type=path_of(DetectionTask), classification=dict(type=path_of(SoftmaxCrossEntropy)))
+    network = dict(type=path_of(SharedNetwork), backbone=backbone, branches=branches)
+    recipe = dict(type=path_of(DenseModel), network=network, tasks=dict(det=task))
+    torch.manual_seed(0)
+    classes = {'labels': ['car', 'bus', 'bicycle']}
+    folder = tmp_path_factory.mktemp('detector') / 'model'
+    state = build(recipe, classes=classes).state_dict()
+    save_model_folder(folder, recipe, state, metainfo={'classes': classes, 'palette': {}})
     return folder
 
 
@@ -334,6 +356,26 @@ def test_help_is_immediate():
     assert time.perf_counter() - start < 1 and done.returncode == 0 and 'INPUT' in done.stdout
     imported = {line.rpartition('|')[2].strip() for line in done.stderr.splitlines()}
     assert not imported & {'torch', 'timm', 'cv2', 'numpy', 'mmengine'}
+
+
+def test_a_detector_lists_its_objects_and_counts_them_by_class(demo, detector_folder, tmp_path):
+    sources = picture(tmp_path / 'a.png'), video(tmp_path / 'b.mp4', count=3)
+    words = (*sources, '--model', detector_folder, '--out', tmp_path / 'out', '--min-score', '0', '--device', 'cpu')
+    code, content, printed = demo(*words, model=False)
+    assert code == 0
+    first, film = content['results']
+    objects = first['objects']['det']
+    assert len(objects) == sum(first['heads']['det'].values()) == 4
+    for each in objects:
+        left, top, right, bottom = each['box']
+        assert each['name'] in ('car', 'bus', 'bicycle') and 0 <= each['score'] <= 1
+        assert 0 <= left <= right <= 64 and 0 <= top <= bottom <= 48
+    assert sum(film['heads']['det'].values()) == pytest.approx(4, abs=1e-3)  # the mean over its frames
+    assert len(film['frames'][2]['objects']['det']) == 4
+    name, count = next(iter(first['heads']['det'].items()))
+    assert f'{name} {count} ' in printed
+    _, content, printed = demo(*words[:-4], '--min-score', '1', '--device', 'cpu', model=False)
+    assert content['results'][0]['objects'] == {'det': []} and 'nothing' in printed
 
 
 def test_ten_frames_of_a_real_video(demo, shared):
