@@ -3,7 +3,8 @@
     python tools/test.py work_dirs/shapes/config.py work_dirs/shapes/best.pth --out predictions
 
 CHECKPOINT is a .pth of a run (the averaged weights are taken where there are any), a model folder, or a file of
-weights of the whole model. Writes metrics.json with keys HEAD/METRIC in [0, 1]. A config is a Python program and runs
+weights of the whole model: for a config that takes over a published classifier, timm's own file, or nothing at all.
+Writes metrics.json with keys HEAD/METRIC in [0, 1]. A config is a Python program and runs
 when it is read.
 """
 
@@ -18,7 +19,9 @@ def parser() -> Parser:
     """Return the parser of the tool's arguments."""
     made = Parser(prog='test.py', description=__doc__)
     made.add_argument('config', metavar='CONFIG', help='a config file, or configs/... of the installed package')
-    made.add_argument('checkpoint', metavar='CHECKPOINT', help='a checkpoint, a model folder or a file of weights')
+    made.add_argument(
+        'checkpoint', metavar='CHECKPOINT', nargs='?', help='a checkpoint, a model folder or a file of weights'
+    )
     made.add_argument('--work-dir', metavar='D', help='where scores go (default: work_dirs/NAME_OF_CONFIG/test)')
     made.add_argument('--out', metavar='D', help='write label maps (numbers of classes as trained) and scores here')
     made.add_argument('--show-dir', metavar='D', help='write pictures with the predictions drawn on them here')

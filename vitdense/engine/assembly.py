@@ -25,7 +25,7 @@ from vitdense.engine.loaders import (
     train_loader,
 )
 from vitdense.engine.loops import IterationLoop
-from vitdense.engine.model_folder import read_state, without_pretrained
+from vitdense.engine.model_folder import build_trained, read_state, reads_classifier, without_pretrained
 from vitdense.engine.progress import ProgressHook
 from vitdense.engine.resources import Precision, choose_precision, torch_threads
 from vitdense.engine.runner import DenseRunner, choose_device, seed_everything, start_processes
@@ -172,7 +172,7 @@ def _validation_parts(
 def make_tester(
     cfg: Config,
     work_dir: str | Path,
-    checkpoint: str | Path,
+    checkpoint: str | Path | None,
     *,
     device: str | None = None,
     tta: bool = False,
@@ -180,18 +180,21 @@ def make_tester(
 ) -> DenseRunner:
     """Return a runner whose `test()` evaluates the weights of `checkpoint` on the config's test data.
 
-    `tta` turns the model's test-time augmentation on. Raises ConfigError, CheckpointError.
+    Without a checkpoint the model is tested as it was published: every head must take the classifier of the backbone's
+    checkpoint over. `tta` turns the model's test-time augmentation on. Raises ConfigError, CheckpointError.
     """
     place = _place(work_dir, device)
-    state, facts = read_state(checkpoint)
+    state, facts = _published(cfg) if checkpoint is None else read_state(checkpoint)
     seed_everything(cfg.seed)
     section = _sections(cfg, 'test_dataloader')['test_dataloader']
     dataset = build_dataset(section['dataset'], root=cfg.get('data_root'))
     metainfo = facts.get('metainfo') or dataset.metainfo
     adopt_classes(dataset, metainfo)
     check_classes(metainfo, dataset.metainfo, where=f'{checkpoint}, test_dataloader.dataset')
-    model = build_model(cfg, metainfo, pretrained=False)
-    load_weights(model, state, where=str(checkpoint))
+    if checkpoint is None:
+        model = build_model(cfg, metainfo, pretrained=True)
+    else:
+        model = build_trained(cfg.to_dict()['model'], metainfo['classes'], state, where=str(checkpoint))
     if tta and model.tta is None:
         raise ConfigError(
             '--tta: the model has no test-time augmentation',
@@ -202,7 +205,9 @@ def make_tester(
         )
     model.use_tta = tta
     averaged = ', averaged weights' if facts.get('averaged') else ''
-    logger.info('%s%s%s', checkpoint, f' after step {facts["step"]}' if 'step' in facts else '', averaged)
+    logger.info(
+        '%s%s%s', checkpoint or 'as published', f' after step {facts["step"]}' if 'step' in facts else '', averaged
+    )
     _set_up(model, cfg.amp, place, section)
     return DenseRunner(
         cfg,
@@ -215,6 +220,18 @@ def make_tester(
         test_evaluator=[build(metric) for metric in cfg.to_dict().get('test_evaluator') or ()],
         test_cfg=dict(),
     )
+
+
+def _published(cfg: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return no weights and no facts. Raises ConfigError when the parts of the model do not bring all weights."""
+    if not reads_classifier(cfg.to_dict()['model']):
+        raise ConfigError(
+            'no checkpoint is given',
+            where='CHECKPOINT',
+            why='a head of this model is random until it is trained',
+            fix='name the checkpoint behind the config: a .pth of a run, a model folder or a file of weights',
+        )
+    return {}, {}
 
 
 def build_model(cfg: Config, metainfo: Mapping[str, Any], *, pretrained: bool) -> DenseModel:

@@ -39,6 +39,7 @@ ROOMS = (
     'vitdense.tasks',
     'vitdense.ops',
     'vitdense.data.transforms',
+    'vitdense.data.crops',
     'torchvision.transforms.v2',
 )
 # arguments that make timm read other files or the network
@@ -211,17 +212,40 @@ def read_checkpoint_model(config: str | Path, checkpoint: str | Path) -> tuple[D
     metainfo = facts.get('metainfo')
     if not metainfo:
         metainfo = build_dataset(section.to_dict()['dataset'], root=cfg.get('data_root')).metainfo
-    recipe = without_pretrained(cfg.model.to_dict())
-    model = build(recipe, classes=metainfo['classes'])
-    load_weights(model, state, where=str(checkpoint))
+    recipe = cfg.model.to_dict()
+    model = build_trained(recipe, metainfo['classes'], state, where=str(checkpoint))
     transforms = section.to_dict()['dataset'].get('transforms') or []
     return model, {
-        'recipe': recipe,
+        'recipe': without_pretrained(recipe),
         'classes': metainfo['classes'],
         'palette': metainfo.get('palette', {}),
         'category_ids': metainfo.get('category_ids', {}),
         'transforms': list(transforms),
     }
+
+
+def build_trained(
+    recipe: Mapping[str, Any], classes: Mapping[str, Sequence[str]], state: Mapping[str, Tensor], *, where: str
+) -> DenseModel:
+    """Return the model of a recipe with the weights `state`, read from the file `where`.
+
+    They are weights of the whole model; or, where every head takes the classifier of the checkpoint over, a published
+    file of that (names of timm), which the backbone then reads. Raises CheckpointError when they do not fit.
+    """
+    if reads_classifier(recipe) and not any('network.' in name for name in state):
+        network = {**recipe['network'], 'backbone': {**recipe['network']['backbone'], 'pretrained': where}}
+        return build({**recipe, 'network': network}, classes=classes)
+    model = build(without_pretrained(recipe), classes=classes)
+    load_weights(model, state, where=where)
+    return model
+
+
+def reads_classifier(recipe: Mapping[str, Any]) -> bool:
+    """Whether the pretrained weights of a model recipe are all it needs: each head takes the classifier over."""
+    network = recipe.get('network')
+    branches = network.get('branches') if isinstance(network, Mapping) else None
+    heads = [branch.get('head') for branch in (branches or {}).values()]
+    return bool(heads) and all(isinstance(head, Mapping) and head.get('pretrained') for head in heads)
 
 
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

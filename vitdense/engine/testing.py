@@ -34,7 +34,7 @@ logger = logging.getLogger('vitdense')
 
 def test(
     cfg: Config,
-    checkpoint: str | Path,
+    checkpoint: str | Path | None,
     *,
     work_dir: str | Path | None = None,
     out: str | Path | None = None,
@@ -42,7 +42,8 @@ def test(
     device: str | None = None,
     tta: bool = False,
 ) -> dict[str, float | int | None]:
-    """Evaluate `checkpoint` on the config's test data; return the scores, which are also in `metrics.json`.
+    """Evaluate `checkpoint` (None: the published weights) on the config's test data; return the scores, which are also
+    in `metrics.json`.
 
     Scores go to `work_dir`, or to `out`, or to `test` in the config's work directory; a work directory that holds a
     training run keeps its own scores and gets a folder `test`. `out` also gets the predictions: label maps as

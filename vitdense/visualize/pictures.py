@@ -18,6 +18,7 @@ from vitdense.visualize.text import Row, add_legend, font_size, line_width, perc
 
 FIELDS = {SemanticMap: 'semantic', Instances: 'labels', ImageClass: 'image_label'}
 SMALL = 320  # a picture whose longest side is below is enlarged where text must fit
+RUNNERS_UP = 5  # classes of a whole picture that a legend lists
 LINE = (255, 255, 255)  # boundaries between regions
 
 
@@ -58,6 +59,7 @@ def draw(
             best = int(scores.argmax())
             names = Vocabulary.of(metainfo, field, at_least=len(scores)).names
             scene.headline(f'{names[best]} {percent(float(scores[best]))}', names)
+            scene.also_likely(scores, names)
     return scene.finish()
 
 
@@ -200,13 +202,18 @@ class _Scene:
         self.names += names
         self.rows.insert(0, Row(words, None))
 
+    def also_likely(self, scores: np.ndarray, names: Sequence[str]) -> None:
+        """List the classes behind the best one that may be meant."""
+        others = scores.argsort()[::-1][1:RUNNERS_UP]
+        self.rows[1:1] = [Row(names[index], None, float(scores[index])) for index in others if scores[index] >= 0.01]
+
     def finish(self) -> np.ndarray:
         """Return the picture, with its legend or, without one, with the headlines in its upper left corner."""
         from PIL import Image, ImageDraw
 
         if self.legend and (self.rows or self.names):
             return add_legend(self.picture, self.rows, tuple(self.names), self.text)
-        words = [row.name for row in self.rows if row.color is None]
+        words = [row.name for row in self.rows if row.color is None and row.share is None]
         if words:
             canvas = Image.fromarray(self.picture)
             for line, text in enumerate(words):
