@@ -10,7 +10,7 @@ from PIL import Image
 from vitdense.data.collate import collate
 from vitdense.engine.config import dump_config, load_config
 from vitdense.registry import build
-from vitdense.types import SemanticMap
+from vitdense.types import ImageClass, SemanticMap
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAVES = sorted(
@@ -30,6 +30,15 @@ def write_pair(root: Path, dataset: dict, height: int = 48, width: int = 64) -> 
     Image.fromarray(labels).save(root / dataset['labels'] / 'one.png')
 
 
+def write_folders(root: Path, dataset: dict) -> None:
+    """Write pictures of two classes where `dataset` looks for them, and let it cut small squares."""
+    for shade, synset in enumerate(['n01440764', 'n03000684']):
+        folder = root / dataset['folder'] / synset
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (64, 48), (100 * shade, 50, 200)).save(folder / 'one.jpg')
+    dataset['transforms'][0]['size'] = 112  # a multiple of patches of 14 and of 16
+
+
 def small(leaf: str, root: Path):
     """Load a leaf and put a tiny random ViT of the same family and depth into it."""
     cfg = load_config(str(ROOT / leaf))
@@ -38,7 +47,9 @@ def small(leaf: str, root: Path):
         backbone.pretrained = False
         backbone.timm_args = dict(backbone.get('timm_args') or {}, embed_dim=48, num_heads=3)
         for loader in (cfg.train_dataloader, cfg.val_dataloader):
-            write_pair(root, loader.dataset)
+            (write_folders if 'folder' in loader.dataset else write_pair)(root, loader.dataset)
+        for branch in cfg.model.network.get('branches', {}).values():
+            branch.head.pop('pretrained', None)
         (root / 'classes.txt').write_text('sky\nbuilding\nroad\ntree\n')
         cfg.data_root = str(root)
     return cfg
@@ -64,9 +75,12 @@ def test_config_builds_trains_and_predicts(leaf: str, tmp_path: Path) -> None:
     model.eval()
     with torch.inference_mode():
         (answers,) = model.val_step(collate([val[0]]))
-    assert set(answers) == set(cfg.model.tasks)
-    assert isinstance(answers['sem'], SemanticMap)
-    assert tuple(answers['sem'].labels.shape) == tuple(val[0].meta.orig_size)
+    assert answers and set(answers) == set(cfg.model.tasks)
+    for head, answer in answers.items():
+        if isinstance(answer, ImageClass):
+            assert tuple(answer.scores.shape) == (len(model.head_classes[head]),)
+        if isinstance(answer, SemanticMap):
+            assert tuple(answer.labels.shape) == tuple(val[0].meta.orig_size)
 
 
 @pytest.mark.parametrize('leaf', LEAVES)
