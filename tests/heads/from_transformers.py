@@ -35,6 +35,8 @@ def translate(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str
     for key, tensor in state.items():
         for their_name, our_name in {**names, **(LAYER if '.layers.' in key else {})}.items():
             key = key.replace(their_name, our_name)
+        if 'predictor' in key or 'position_encoder' in key:
+            key = key.replace('.layers.', '.linears.')
         ours[key] = tensor
     for key in [key for key in ours if '.q_proj.' in key]:
         parts = [ours.pop(key.replace('.q_proj.', f'.{part}_proj.')) for part in 'qkv']

@@ -69,7 +69,10 @@ def test_the_best_cells_are_selected():
         scores = head.queries.class_predictors[0](head.queries.transforms[0](levels.tokens)).amax(-1)
         best = scores.topk(6).indices
         wanted = levels.centers().expand(2, -1, -1).gather(1, best[..., None].expand(-1, -1, 2))
-        head.queries.box_predictors[0].layers[-1].weight.zero_(), head.queries.box_predictors[0].layers[-1].bias.zero_()
+        (
+            head.queries.box_predictors[0].linears[-1].weight.zero_(),
+            head.queries.box_predictors[0].linears[-1].bias.zero_(),
+        )
         queries, _ = head.queries(levels, 1)
     torch.testing.assert_close(queries.references[..., :2], wanted)
     assert queries.references.dtype == torch.float32
@@ -147,7 +150,7 @@ def test_every_weight_has_a_gradient_with_and_without_hints():
 def test_looking_forward_twice_teaches_the_layer_before(twice):
     head = head_of('dino', look_forward_twice=twice).train()
     head(features_of()).boxes.sum().backward()
-    first = head.decoder.box_predictors[0].layers[-1].weight.grad
+    first = head.decoder.box_predictors[0].linears[-1].weight.grad
     assert (first is not None and bool(first.any())) == twice
 
 

@@ -73,7 +73,8 @@ def head_weights(theirs: nn.Module) -> dict[str, Tensor]:
     ours = translate(state, names)
     for part, theirs_name in (('class', 'class_embed.'), ('box', 'bbox_embed.')):
         for key in [key for key in ours if key.startswith(theirs_name)]:
-            ours[key.replace(theirs_name, f'decoder.{part}_predictors.0.')] = ours.pop(key)
+            our_name = key.replace(theirs_name, f'decoder.{part}_predictors.0.').replace('.layers.', '.linears.')
+            ours[our_name] = ours.pop(key)
     return ours
 
 

@@ -82,7 +82,7 @@ class DeformableDecoder(nn.Module):
     def _encode(self, references: Tensor) -> Tensor:
         """Return the positions (B, Q, C) of queries that are boxes (B, Q, 4) (DAB-DETR, equations 2 and 3)."""
         encoded = sine_boxes(rows_first(references), self.channels // 2)
-        return self.position_encoder(encoded.to(self.position_encoder.layers[0].weight.dtype))
+        return self.position_encoder(encoded.to(self.position_encoder.linears[0].weight.dtype))
 
 
 def _of(predictors: Sequence[nn.Module], index: int) -> nn.Module:

@@ -131,7 +131,7 @@ class DeformableDetrHead(nn.Module):
             final_norm=final_norm,
         )
         if not has_boxes:  # boxes begin small, not as half of the picture (Deformable-DETR's own code)
-            nn.init.constant_(self.decoder.box_predictors[0].layers[-1].bias[2:], -2.0)
+            nn.init.constant_(self.decoder.box_predictors[0].linears[-1].bias[2:], -2.0)
 
     def forward(self, features: Features, hints: DenoisingHints | None = None) -> QueryOutputs:
         """Read `features.maps`; return logits (B, Q, num_classes) and boxes (B, Q, 4).

@@ -75,9 +75,9 @@ class Perceptron(nn.Module):
     def __init__(self, in_channels: int, hidden: int, out_channels: int, num_layers: int) -> None:
         super().__init__()
         widths = [in_channels, *[hidden] * (num_layers - 1), out_channels]
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(widths, widths[1:], strict=False))
+        self.linears = nn.ModuleList(nn.Linear(*pair) for pair in zip(widths, widths[1:], strict=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = functional.relu(layer(x))
-        return self.layers[-1](x)
+        for linear in self.linears[:-1]:
+            x = functional.relu(linear(x))
+        return self.linears[-1](x)

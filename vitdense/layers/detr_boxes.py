@@ -25,14 +25,14 @@ class BoxPredictor(Perceptron):
     def __init__(self, channels: int, *, zero: bool = True) -> None:
         super().__init__(channels, channels, 4, num_layers=3)
         if zero:
-            nn.init.zeros_(self.layers[-1].weight)
-            nn.init.zeros_(self.layers[-1].bias)
+            nn.init.zeros_(self.linears[-1].weight)
+            nn.init.zeros_(self.linears[-1].bias)
 
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
         autocast = torch.is_autocast_enabled(kind)  # an exported graph has no context that it does not need
         with torch.autocast(kind, enabled=False) if autocast else nullcontext():
-            return super().forward(x.to(self.layers[0].weight.dtype)).float()
+            return super().forward(x.to(self.linears[0].weight.dtype)).float()
 
 
 def class_predictor(channels: int, num_classes: int) -> nn.Linear:
