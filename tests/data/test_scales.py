@@ -85,6 +85,7 @@ def test_multi_scale_sizes_are_those_of_detr():
         seen.add(height)
     assert len(seen) > 8
     assert MultiScaleCrop(sizes=[800], probability=0)(blocks(200, 600)).img.shape == (3, 444, 1333)
+    assert MultiScaleCrop(sizes=[96], square=True)(blocks(200, 600)).img.shape == (3, 96, 96)
 
 
 def test_multi_scale_crops_keep_objects_in_their_place():

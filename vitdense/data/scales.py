@@ -20,7 +20,8 @@ class MultiScaleCrop:
     With the given `probability` a window is cut before: from the picture with a short side of one of `before`, with
     sides drawn from the range `crop` (or those of the picture, where it is smaller). Objects outside leave the target.
     This is DETR's recipe (Carion et al. 2020, https://arxiv.org/abs/2005.12872, section 4: training sizes 480 ... 800
-    up to 1333, a crop with probability 0.5), with one resize in place of two.
+    up to 1333, a crop with probability 0.5), with one resize in place of two. `square` gives up the aspect: both sides
+    become the size (RF-DETR's recipe).
     """
 
     def __init__(
@@ -31,8 +32,10 @@ class MultiScaleCrop:
         probability: float = 0.5,
         before: Sequence[int] = (400, 500, 600),
         crop: tuple[int, int] = (384, 600),
+        square: bool = False,
     ) -> None:
         where = 'MultiScaleCrop'
+        self.square = square
         self.sizes = [int(within(size, 1, max_size, f'{where}.sizes')) for size in _several(sizes, f'{where}.sizes')]
         self.before = [int(within(size, 1, 65535, f'{where}.before')) for size in _several(before, f'{where}.before')]
         self.max_size = max_size
@@ -44,7 +47,8 @@ class MultiScaleCrop:
             sample, shape = self._cut(sample)
         else:
             shape = sample.img.shape[-2:]
-        return geometry.resize(sample, fit(shape, self.max_size, choice(self.sizes)))
+        size = choice(self.sizes)
+        return geometry.resize(sample, (size, size) if self.square else fit(shape, self.max_size, size))
 
     def _cut(self, sample: Sample) -> tuple[Sample, tuple[int, int]]:
         """Return a random window of the picture, and the size (H, W) that it has where the window was drawn."""
