@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
 from mmengine.evaluator import BaseMetric
+from torch import Tensor
 
 from vitdense.errors import ConfigError, DataError, NumericsError
-from vitdense.metrics.coco_columns import Objects, category_ids, columns, join, truth_columns
+from vitdense.metrics.coco_columns import Objects, category_ids, encode, found_columns, merge, truth_columns
 from vitdense.metrics.coco_curves import NUMBERS, Curves, Engine, IouType, choose_engine, make_curves
-from vitdense.types import Batch, Meta, Prediction
+from vitdense.types import Batch, Instances, Meta, Prediction, Target
 
 logger = logging.getLogger('vitdense')
 
@@ -93,27 +94,36 @@ class CocoAP(BaseMetric):
             if target.boxes is None or target.labels is None:
                 self._skipped += 1
                 continue
-            masks = self.iou_type == 'segm'
-            picture = _Picture(
-                (meta.dataset, meta.image_id), truth_columns(target, meta, masks), columns(sample[self.head], masks)
+            found, runs = sample[self.head], None
+            if self.iou_type == 'segm':
+                runs = encode(truth_masks(target, meta)), encode(found.masks)
+            fields = (target.boxes, target.labels, target.iscrowd, target.area)
+            boxes, labels, crowd, area = (None if field is None else field.detach().cpu() for field in fields)
+            scores = (field.detach().cpu() for field in found[:3])
+            self._pictures.append(
+                _Picture(
+                    (meta.dataset, meta.image_id),
+                    Target(boxes=boxes, labels=labels, iscrowd=crowd, area=area),
+                    Instances(*scores),
+                    runs,
+                )
             )
-            _check_labels(picture, len(self.classes), meta)
-            self._pictures.append(picture)
 
     def evaluate(self, size: int) -> dict[str, float]:
         """Gather the pictures of all ranks and return the numbers; then forget them. `size` is not needed.
 
-        Raises NumericsError, on every rank, when predictions are not finite.
+        Raises NumericsError, on every rank, when predictions are not finite, and ConfigError for strange labels.
         """
-        pictures, skipped = [], 0
-        for theirs, count in all_gather_object((self._pictures, self._skipped)):  # every rank comes here
-            pictures += theirs
-            skipped += count
+        shares = all_gather_object((_share(self._pictures, self.iou_type), self._skipped))  # every rank comes here
+        skipped = sum(count for _, count in shares)
+        shares = [share for share, _ in shares]
         self._pictures, self._skipped = [], 0
-        refuse_non_finite((picture.found for picture in pictures), where=self.prefix)
+        for share in shares:
+            check_labels(share, len(self.classes))
+        refuse_non_finite([share.found for share in shares], where=self.prefix)
         answer: list[Any] = [None]
         if is_main_process():
-            answer = [self._try(pictures, skipped)]
+            answer = [self._try(shares, skipped)]
         broadcast_object_list(answer)
         if isinstance(answer[0], Exception):  # nobody waits for a rank that failed
             raise answer[0]
@@ -131,18 +141,15 @@ class CocoAP(BaseMetric):
             for label, (name, row) in enumerate(zip(self.classes, self._rows(), strict=True))
         ]
 
-    def _try(self, pictures: list[_Picture], skipped: int) -> dict[str, float] | Exception:
+    def _try(self, shares: list[_Share], skipped: int) -> dict[str, float] | Exception:
         try:
-            return self._compute(pictures, skipped)
+            if skipped:
+                logger.warning('%s: skipped without truth: %d of the pictures', self.prefix, skipped)
+            orders = in_order([share.keys for share in shares])
+            truth, found = (merge([share[place] for share in shares], orders, self._rows()) for place in (1, 2))
+            return self.score(truth, found, sum(map(len, orders)))
         except Exception as error:
             return error
-
-    def _compute(self, pictures: list[_Picture], skipped: int) -> dict[str, float]:
-        pictures = in_order(pictures)
-        if skipped:
-            logger.warning('%s: skipped without truth: %d of the pictures', self.prefix, skipped)
-        truth, found = (join([picture[place] for picture in pictures], self._rows()) for place in (1, 2))
-        return self.score(truth, found, len(pictures))
 
     def score(self, truth: Objects, found: Objects, num_images: int) -> dict[str, float]:
         """Return the numbers of objects that are at hand as columns, by name; `table` then tells about their classes.
@@ -167,10 +174,87 @@ class CocoAP(BaseMetric):
         return [order.index(number) for number in ids]
 
 
+Key = tuple[str, int | str]  # data set and image id
+
+
 class _Picture(NamedTuple):
-    key: tuple[str, int | str]  # data set and image id
+    key: Key
+    truth: Target
+    found: Instances
+    runs: tuple[list, list] | None  # masks of truth and predictions, as run lengths
+
+
+class _Share(NamedTuple):
+    """The pictures of one rank."""
+
+    keys: list[Key]
     truth: Objects
     found: Objects
+
+
+def _share(pictures: Sequence[_Picture], iou_type: IouType) -> _Share:
+    truth, found = [picture.truth for picture in pictures], [picture.found for picture in pictures]
+    if iou_type == 'bbox':
+        columns = truth_columns(truth), found_columns(found)
+    else:
+        masks = [[picture.runs[place] for picture in pictures] for place in (0, 1)]
+        columns = truth_columns(truth, masks[0]), found_columns(found, masks[1])
+    return _Share([picture.key for picture in pictures], *columns)
+
+
+def truth_masks(target: Target, meta: Meta) -> Tensor:
+    """Return the masks of a target. Raises DataError when there are none."""
+    if target.masks is None:
+        raise DataError(
+            'there are no masks to compare with',
+            where=meta.path or f'image {meta.image_id}',
+            why='CocoAP(iou_type="segm") needs the masks of the annotated objects',
+            fix='let the data set give masks (CocoDetection: masks=True), or use iou_type="bbox"',
+        )
+    return target.masks
+
+
+def check_labels(share: _Share, num_classes: int) -> None:
+    """Raise ConfigError for labels that are no class, and DataError for annotated boxes that are not finite."""
+    for table, kind in ((share.truth, 'annotated'), (share.found, 'predicted')):
+        strange = (table.category < 0) | (table.category >= num_classes)
+        if strange.any():
+            raise ConfigError(
+                f'{kind} classes {np.unique(table.category[strange])[:10].tolist()} are not in 0..{num_classes - 1}',
+                where=f'image {share.keys[table.image[strange][0]][1]}',
+                why=f'the metric knows the {num_classes} classes of the data set under test',
+                fix='test on a data set with the classes that the model was trained on',
+            )
+    odd = ~(np.isfinite(share.truth.boxes).all(1) & np.isfinite(share.truth.area))
+    if odd.any():
+        raise DataError(
+            'an annotated box is not finite',
+            where=f'image {share.keys[share.truth.image[odd][0]][1]}',
+            why='no prediction can be compared with it',
+            fix='correct the annotation; tools/check_data.py lists such boxes',
+        )
+
+
+def in_order(keys: Sequence[Sequence[Key]]) -> list[np.ndarray]:
+    """Return for each rank the place of its pictures in the order of ids. Raises DataError when one occurs twice."""
+    together = [key for some in keys for key in some]
+    numbers = all(isinstance(name, int) for _, name in together)
+    order = sorted(range(len(together)), key=lambda row: _sortable(together[row], numbers))
+    for one, other in zip(order, order[1:], strict=False):
+        if together[one] == together[other]:
+            raise DataError(
+                f'image {together[one][1]} was evaluated twice',
+                where=f"data set '{together[one][0]}'",
+                why='every picture counts once, so image ids are unique within a data set',
+                fix='give every picture an id of its own, and every data set a name of its own',
+            )
+    places = np.empty(len(together), np.int64)
+    places[order] = np.arange(len(together))
+    return np.split(places, np.cumsum([len(some) for some in keys])[:-1])
+
+
+def _sortable(key: Key, numbers: bool) -> Key:
+    return key if numbers else (key[0], str(key[1]))
 
 
 def refuse_non_finite(tables: Iterable[Objects], *, where: str) -> None:
@@ -187,30 +271,3 @@ def refuse_non_finite(tables: Iterable[Objects], *, where: str) -> None:
             why='a comparison with NaN has no meaning, and pycocotools counts a NaN box as a perfect match',
             fix='look at the losses of the run: training has diverged, or a checkpoint is damaged',
         )
-
-
-def in_order(pictures: list[_Picture]) -> list[_Picture]:
-    """Return the pictures in the order of their ids. Raises DataError when one occurs twice."""
-    numbers = all(isinstance(picture.key[1], int) for picture in pictures)
-    ordered = sorted(pictures, key=lambda picture: picture.key if numbers else (picture.key[0], str(picture.key[1])))
-    for one, other in zip(ordered, ordered[1:], strict=False):
-        if one.key == other.key:
-            raise DataError(
-                f'image {one.key[1]} was evaluated twice',
-                where=f"data set '{one.key[0]}'",
-                why='every picture counts once, so image ids are unique within a data set',
-                fix='give every picture an id of its own, and every data set a name of its own',
-            )
-    return ordered
-
-
-def _check_labels(picture: _Picture, num_classes: int, meta: Meta) -> None:
-    for table, kind in ((picture.truth, 'annotated'), (picture.found, 'predicted')):
-        strange = sorted({label for label in table.category.tolist() if not 0 <= label < num_classes})
-        if strange:
-            raise ConfigError(
-                f'{kind} classes {strange[:10]} are not in 0..{num_classes - 1}',
-                where=meta.path or f'image {meta.image_id}',
-                why=f'the metric knows the {num_classes} classes of the data set under test',
-                fix='test on a data set with the classes that the model was trained on',
-            )

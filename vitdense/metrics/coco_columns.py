@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from vitdense.errors import ConfigError, DataError
+from vitdense.errors import ConfigError
 from vitdense.ops.masks import areas_of_runs, runs_of_masks
-from vitdense.types import Instances, Meta, Target
+from vitdense.types import Instances, Target
 
 
 class Objects(NamedTuple):
@@ -25,56 +26,53 @@ class Objects(NamedTuple):
     masks: Sequence[dict[str, Any]] = ()  # N run-length masks as pycocotools has them; empty for boxes
 
 
-def columns(found: Instances, masks: bool = False) -> Objects:
-    """Return the predictions of one picture as columns; `image` is zero, and `category` the label."""
-    boxes = xywh(found.boxes)
-    count = len(boxes)
-    encoded = encode(found.masks) if masks else ()
-    area = areas_of_runs(encoded) if masks else boxes[:, 2] * boxes[:, 3]
+def truth_columns(targets: Sequence[Target], masks: Sequence[Sequence[dict[str, Any]]] = ()) -> Objects:
+    """Return the annotated objects of several pictures, with their labels as categories; `masks` are run lengths."""
+    image, boxes, labels = _stack(targets)
+    boxes[:, 2:] = boxes[:, 2:].round(9)  # a difference of two float64 numbers is again the number that a file had
+    count = len(image)
+    known = [target for target in targets if target.area is not None]
+    area = boxes[:, 2] * boxes[:, 3]
+    if known:
+        given = np.repeat([target.area is not None for target in targets], [len(target.labels) for target in targets])
+        area[given] = _numbers([target.area for target in known])
+    crowd = np.zeros(count, bool)
+    if any(target.iscrowd is not None for target in targets):
+        nobody = (torch.zeros(len(target.labels), dtype=torch.bool) for target in targets)
+        crowd = torch.cat(
+            [t.iscrowd if t.iscrowd is not None else no for t, no in zip(targets, nobody, strict=True)]
+        ).numpy()
     return Objects(
-        np.zeros(count, np.int64),
-        found.labels.cpu().numpy().astype(np.int64),
-        boxes,
-        area,
-        np.zeros(count, bool),
-        found.scores.detach().cpu().numpy().astype(np.float64),
-        encoded,
+        image, labels, boxes, area, crowd.astype(bool), np.zeros(count), [run for runs in masks for run in runs]
     )
 
 
-def truth_columns(target: Target, meta: Meta, masks: bool = False) -> Objects:
-    """Return the annotated objects of one picture as columns. Raises DataError when masks or finite boxes miss."""
-    if masks and target.masks is None:
-        raise DataError(
-            'there are no masks to compare with',
-            where=meta.path or f'image {meta.image_id}',
-            why='CocoAP(iou_type="segm") needs the masks of the annotated objects',
-            fix='let the data set give masks (CocoDetection: masks=True), or use iou_type="bbox"',
-        )
-    boxes = xywh(target.boxes)
-    count = len(boxes)
-    encoded = encode(target.masks) if masks else ()
-    area = boxes[:, 2] * boxes[:, 3] if target.area is None else target.area.cpu().numpy().astype(np.float64)
-    crowd = np.zeros(count, bool) if target.iscrowd is None else target.iscrowd.cpu().numpy().astype(bool)
-    labels = target.labels.cpu().numpy().astype(np.int64)
-    if not np.isfinite(boxes).all() or not np.isfinite(area).all():
-        raise DataError(
-            'an annotated box is not finite',
-            where=meta.path or f'image {meta.image_id}',
-            why='no prediction can be compared with it',
-            fix='correct the annotation; tools/check_data.py lists such boxes',
-        )
-    return Objects(np.zeros(count, np.int64), labels, boxes, area, crowd, np.zeros(count), encoded)
+def found_columns(found: Sequence[Instances], masks: Sequence[Sequence[dict[str, Any]]] | None = None) -> Objects:
+    """Return the predictions for several pictures, with their labels as categories.
 
-
-def xywh(boxes: Tensor) -> np.ndarray:
-    """Return (N, 4) xyxy boxes as float64 x, y, width, height, as a COCO file has them.
-
-    Rounded to 9 digits, a difference of two float64 numbers is again the number that a file had.
+    `masks` are run lengths, where objects are measured by their masks.
     """
-    corners = boxes.detach().cpu().numpy().astype(np.float64).reshape(-1, 4)
-    sides = corners[:, 2:] - corners[:, :2]
-    return np.concatenate([corners[:, :2], sides.round(9) if boxes.element_size() == 8 else sides], 1)
+    image, boxes, labels = _stack(found)
+    runs = [] if masks is None else [run for runs in masks for run in runs]
+    area = boxes[:, 2] * boxes[:, 3] if masks is None else areas_of_runs(runs)
+    scores = _numbers([instances.scores for instances in found])
+    return Objects(image, labels, boxes, area, np.zeros(len(image), bool), scores, runs)
+
+
+def _stack(records: Sequence[Target | Instances]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the number of the picture (N,), the boxes (N, 4) as x, y, width, height, and the labels (N,)."""
+    image = np.repeat(np.arange(len(records)), [len(record.labels) for record in records])
+    boxes = _numbers([record.boxes for record in records]).reshape(-1, 4)
+    boxes[:, 2:] -= boxes[:, :2]
+    labels = _numbers([record.labels for record in records], torch.int64)
+    return image, boxes, labels
+
+
+def _numbers(fields: Sequence[Tensor], dtype: torch.dtype = torch.float64) -> np.ndarray:
+    """Return tensors, one after the other, as an array of its own."""
+    if not fields:
+        return torch.zeros(0, dtype=dtype).numpy()
+    return torch.cat(list(fields)).to(dtype, copy=True).numpy()
 
 
 def encode(masks: Tensor | None) -> list[dict[str, Any]]:
@@ -89,18 +87,21 @@ def encode(masks: Tensor | None) -> list[dict[str, Any]]:
     return runs_of_masks(masks)
 
 
-def join(tables: Sequence[Objects], rows: Sequence[int]) -> Objects:
-    """Return the objects of several pictures as one table; `rows` gives the category of each label."""
-    if not tables:
-        nothing = np.zeros(0, np.int64)
-        return Objects(nothing, nothing, np.zeros((0, 4)), np.zeros(0), np.zeros(0, bool), np.zeros(0))
-    image = np.repeat(np.arange(len(tables)), [len(table.image) for table in tables])
+def merge(shares: Sequence[Objects], orders: Sequence[np.ndarray], rows: Sequence[int]) -> Objects:
+    """Return the objects of several ranks as one table, picture after picture.
+
+    `orders[i]` are the final numbers of the pictures of rank i, and `rows` the category of each label.
+    """
+    image = np.concatenate([order[share.image] for share, order in zip(shares, orders, strict=True)]).astype(np.int64)
+    order = np.argsort(image, kind='stable')
     labels, boxes, area, crowd, scores = (
-        np.concatenate([getattr(table, name) for table in tables])
+        np.concatenate([getattr(share, name) for share in shares])[order]
         for name in ('category', 'boxes', 'area', 'crowd', 'scores')
     )
-    masks = [mask for table in tables for mask in table.masks]
-    return Objects(image, np.array(rows)[labels], boxes, area, crowd, scores, masks)
+    masks = [mask for share in shares for mask in share.masks]
+    return Objects(
+        image[order], np.array(rows)[labels], boxes, area, crowd, scores, [masks[row] for row in order] if masks else ()
+    )
 
 
 def category_ids(metainfo: Mapping[str, Any], field: str = 'labels') -> list[int | None]:
@@ -120,7 +121,7 @@ def results_of(
     With `masks` the rows hold masks instead of boxes: pycocotools measures objects by their box where there are both.
     Predictions of a class without an id are left out, as the file has no word for them.
     """
-    table = columns(found, masks)
+    table = found_columns([found], [encode(found.masks)] if masks else None)
     if masks:
         key, values = 'segmentation', [{**mask, 'counts': mask['counts'].decode()} for mask in table.masks]
     else:
