@@ -12,6 +12,7 @@ from mmengine.config import Config
 from torch.utils.data import Dataset
 
 from vitdense.engine.artifacts import PictureHook
+from vitdense.engine.borrowed import complete
 from vitdense.engine.checkpoints import make_folder
 from vitdense.engine.ema import EmaHook
 from vitdense.engine.history import HistoryHook, check_metric_early
@@ -58,7 +59,7 @@ def make_trainer(
     """
     place = _place(work_dir, device)
     seed_everything(cfg.seed)
-    state = read_state(weights)[0] if weights is not None else None
+    begin = read_state(weights) if weights is not None else ({}, {})
     sections = _sections(cfg, 'train_dataloader', 'val_dataloader')
     data = _training_data(cfg, sections)
     steps = _Steps(sections['train_dataloader'].get('batch_size', 1), place.world_size, len(data['train_dataloader']))
@@ -68,10 +69,9 @@ def make_trainer(
 
     seed_everything(cfg.seed)
     metainfo = data['train_dataloader'].metainfo
-    model = build_model(cfg, metainfo, pretrained=checkpoint is None)
-    if checkpoint is not None:
-        check_resumable(checkpoint, model, batch_size=steps.batch_size, world_size=steps.world_size)
-    if state is not None:
+    model, checkpoint = _model_to_train(cfg, metainfo, checkpoint, steps)
+    if weights is not None:
+        state = complete(begin[0], begin[1].get('borrowed'), model, where=str(weights))
         load_weights(model, state, where=str(weights))
     # a probe may decide differently next time: a resumed run keeps to what was chosen
     amp = checkpoint['amp'] if checkpoint is not None and cfg.amp == 'auto' else cfg.amp
@@ -93,6 +93,19 @@ def make_trainer(
         checkpoint=checkpoint,
         **parts,
     )
+
+
+def _model_to_train(
+    cfg: Config, metainfo: Mapping[str, Any], checkpoint: Mapping[str, Any] | None, steps: _Steps
+) -> tuple[DenseModel, Mapping[str, Any] | None]:
+    """Return the model, and the checkpoint to go on from with all weights of the model in it."""
+    if checkpoint is None:
+        return build_model(cfg, metainfo, pretrained=True), None
+    borrowed = checkpoint.get('borrowed')
+    model = build_model(cfg, metainfo, pretrained=bool(borrowed))
+    whole = {**checkpoint, 'state_dict': complete(checkpoint['state_dict'], borrowed, model, where='--resume')}
+    check_resumable(whole, model, batch_size=steps.batch_size, world_size=steps.world_size)
+    return model, whole
 
 
 class _Place(NamedTuple):
@@ -194,7 +207,8 @@ def make_tester(
     if checkpoint is None:
         model = build_model(cfg, metainfo, pretrained=True)
     else:
-        model = build_trained(cfg.to_dict()['model'], metainfo['classes'], state, where=str(checkpoint))
+        recipe, borrowed = cfg.to_dict()['model'], facts.get('borrowed')
+        model = build_trained(recipe, metainfo['classes'], state, where=str(checkpoint), borrowed=borrowed)
     if tta and model.tta is None:
         raise ConfigError(
             '--tta: the model has no test-time augmentation',

@@ -72,8 +72,9 @@ class CheckpointHook(Hook):
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
         if runner.history.improved and is_main_process():
             content = runner.state()
-            lasting = ('format', 'version', 'config', 'step', 'classes', 'metainfo', 'metrics', 'best', 'state_dict')
-            self._write(runner, 'best.pth', {key: content[key] for key in lasting})
+            lasting = ('format', 'version', 'config', 'step', 'classes', 'metainfo', 'metrics', 'best')
+            weights = ('borrowed', 'state_dict')
+            self._write(runner, 'best.pth', {key: content[key] for key in (*lasting, *weights)})
 
     def after_step(self, runner: Any) -> None:
         if runner.train_loop.iter % self.interval == 0:

@@ -18,9 +18,11 @@ from typing import Any
 from torch import Tensor
 
 import vitdense
+from vitdense.engine.borrowed import complete, without_lora
 from vitdense.engine.checkpoints import read_checkpoint, sha256_of, sync_folder, write_text
 from vitdense.engine.config import load_config
 from vitdense.errors import CheckpointError, ConfigError, DiskError
+from vitdense.layers.lora import merge_lora
 from vitdense.model import DenseModel
 from vitdense.registry import build, resolve
 from vitdense.weights import load_weights, read_weights, save_weights
@@ -213,10 +215,12 @@ def read_checkpoint_model(config: str | Path, checkpoint: str | Path) -> tuple[D
     if not metainfo:
         metainfo = build_dataset(section.to_dict()['dataset'], root=cfg.get('data_root')).metainfo
     recipe = cfg.model.to_dict()
-    model = build_trained(recipe, metainfo['classes'], state, where=str(checkpoint))
+    borrowed = facts.get('borrowed')
+    model = build_trained(recipe, metainfo['classes'], state, where=str(checkpoint), borrowed=borrowed)
+    merge_lora(model)  # nothing learns any more
     transforms = section.to_dict()['dataset'].get('transforms') or []
     return model, {
-        'recipe': without_pretrained(recipe),
+        'recipe': without_lora(without_pretrained(recipe)),
         'classes': metainfo['classes'],
         'palette': metainfo.get('palette', {}),
         'category_ids': metainfo.get('category_ids', {}),
@@ -225,18 +229,26 @@ def read_checkpoint_model(config: str | Path, checkpoint: str | Path) -> tuple[D
 
 
 def build_trained(
-    recipe: Mapping[str, Any], classes: Mapping[str, Sequence[str]], state: Mapping[str, Tensor], *, where: str
+    recipe: Mapping[str, Any],
+    classes: Mapping[str, Sequence[str]],
+    state: Mapping[str, Tensor],
+    *,
+    where: str,
+    borrowed: Mapping[str, Any] | None = None,
 ) -> DenseModel:
     """Return the model of a recipe with the weights `state`, read from the file `where`.
 
-    They are weights of the whole model; or, where every head takes the classifier of the checkpoint over, a published
-    file of that (names of timm), which the backbone then reads. Raises CheckpointError when they do not fit.
+    They are weights of the whole model, but for what is `borrowed` from its pretrained file, and with LoRA merged or
+    not; or, where every head takes the classifier of the checkpoint over, a published file of that (names of timm),
+    which the backbone then reads. Raises CheckpointError when they do not fit.
     """
+    if not any(name.endswith('.lora_a') for name in state):
+        recipe = without_lora(recipe)
     if reads_classifier(recipe) and not any('network.' in name for name in state):
         network = {**recipe['network'], 'backbone': {**recipe['network']['backbone'], 'pretrained': where}}
         return build({**recipe, 'network': network}, classes=classes)
-    model = build(without_pretrained(recipe), classes=classes)
-    load_weights(model, state, where=where)
+    model = build(recipe if borrowed else without_pretrained(recipe), classes=classes)
+    load_weights(model, complete(state, borrowed, model, where=where), where=where)
     return model
 
 
@@ -269,6 +281,8 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if 'checksum' in error.message:
             raise
         return read_weights(path), {}  # weights of other programs; it refuses what is not safe
-    facts = {key: value for key, value in content.items() if key in ('metainfo', 'step', 'metrics', 'classes')}
+    facts = {
+        key: value for key, value in content.items() if key in ('metainfo', 'step', 'metrics', 'classes', 'borrowed')
+    }
     facts['averaged'] = 'training_state_dict' in content or 'ema_updates' in content
     return content['state_dict'], facts

@@ -6,6 +6,7 @@ import logging
 import os
 import random
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 import vitdense
+from vitdense.engine.borrowed import describe_borrowed
 from vitdense.engine.checkpoints import to_cpu
 from vitdense.engine.config import config_text, dump_config
 from vitdense.engine.console import print_table
@@ -179,11 +181,19 @@ class DenseRunner(Runner):
             'validation_pending': loop.validation_pending,
             'classes': _plain(self.network_model.classes),
             'metainfo': _plain(self.metainfo),
-            'state_dict': to_cpu(self.network_model.state_dict()),
+            'borrowed': self.borrowed,
+            'state_dict': to_cpu(
+                {name: value for name, value in self.network_model.state_dict().items() if name not in self.borrowed}
+            ),
             **to_cpu(self.optim_wrapper.state_dict()),
         }
         self.call_hook('before_save_checkpoint', checkpoint=content)
         return content
+
+    @cached_property
+    def borrowed(self) -> dict[str, list[float]]:
+        """Tensors of the model that checkpoints leave out (see `vitdense.engine.borrowed`)."""
+        return describe_borrowed(self.network_model)
 
     @property
     def first_step(self) -> int:

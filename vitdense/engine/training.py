@@ -18,6 +18,7 @@ from mmengine.dist import is_main_process
 
 from vitdense.engine.artifacts import write_sample
 from vitdense.engine.assembly import make_trainer
+from vitdense.engine.borrowed import self_contained
 from vitdense.engine.checkpoints import find_checkpoint, make_folder, read_checkpoint, steps_in
 from vitdense.engine.console import console, start_logging
 from vitdense.engine.loaders import close_loaders
@@ -141,10 +142,11 @@ def finish(runner: DenseRunner) -> None:
     content = read_checkpoint(best) if best.exists() else runner.state()
     section = cfg.get('test_dataloader') or cfg.get('val_dataloader') or cfg.train_dataloader
     network = runner.network_model.network
+    recipe, state = self_contained(runner.network_model, cfg.to_dict()['model'], content['state_dict'])
     save_model_folder(
         folder / 'model',
-        cfg.to_dict()['model'],
-        content['state_dict'],
+        recipe,
+        state,
         metainfo=content['metainfo'],
         transforms=Config(section.to_dict()).to_dict()['dataset'].get('transforms') or [],
         facts={'mean': list(network.mean), 'std': list(network.std), 'step': content['step']},

@@ -1,0 +1,90 @@
+"""Weights that a run borrows: frozen, and to be had again from the file they came from. Checkpoints leave them out.
+
+A part says so by an attribute `borrowed`: the names of its tensors that came from its pretrained file and never learn
+(the ViT does under LoRA). A checkpoint holds the rest, and of each borrowed tensor its mean and spread, so that another
+file is noticed.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitdense.errors import CheckpointError
+from vitdense.layers.lora import merge_lora
+
+TOLERANCE = 1e-3  # of a spread: resampled kernels are not equal to the last bit on every machine
+
+
+def describe_borrowed(model: nn.Module) -> dict[str, list[float]]:
+    """Return `{name: [mean, spread]}` of the tensors that `model` borrows."""
+    names = [
+        f'{prefix}.{name}' if prefix else name
+        for prefix, module in model.named_modules()
+        for name in getattr(module, 'borrowed', ())
+    ]
+    state = model.state_dict()
+    return {name: [state[name].double().mean().item(), _spread(state[name])] for name in names}
+
+
+def _spread(value: Tensor) -> float:
+    return value.double().std(correction=0).item()
+
+
+def complete(
+    state: Mapping[str, Tensor], borrowed: Mapping[str, Any] | None, model: nn.Module, *, where: str
+) -> dict[str, Tensor]:
+    """Return `state` with the tensors that its checkpoint left out, taken from `model`, which has loaded them again.
+
+    `borrowed` is what the checkpoint says about them. Raises CheckpointError when `model` has others, or none.
+    """
+    if not borrowed:
+        return dict(state)
+    own = describe_borrowed(model)
+    absent = [name for name in borrowed if name not in own]
+    other = [name for name in borrowed if name in own and not _alike(borrowed[name], own[name])]
+    if absent or other:
+        names = ', '.join((absent or other)[:3])
+        raise CheckpointError(
+            f'the checkpoint builds on {len(borrowed)} pretrained tensors, '
+            + (f'of which the model loads {len(borrowed) - len(absent)}' if absent else 'and these are others'),
+            where=where,
+            why=f'{names}, ...: LoRA checkpoints hold only what was trained',
+            fix='use the config of that run, with the same model.network.backbone.pretrained; or the folder model/',
+        )
+    weights = model.state_dict()
+    return {**{name: weights[name] for name in borrowed}, **state}
+
+
+def _alike(first: list[float], second: list[float]) -> bool:
+    slack = TOLERANCE * max(first[1], second[1]) + 1e-9
+    return all(math.isclose(one, other, rel_tol=0, abs_tol=slack) for one, other in zip(first, second, strict=True))
+
+
+def self_contained(
+    model: nn.Module, recipe: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the recipe and the weights of a model that needs nothing else: LoRA is merged, borrowed tensors are there.
+
+    `model` is one of that recipe; `state` are the weights of a checkpoint of it. `model` stays as it is.
+    """
+    merged = without_lora(recipe)
+    if merged == recipe:
+        return merged, dict(state)
+    plain = copy.deepcopy(model).cpu()
+    plain.load_state_dict({**plain.state_dict(), **state})
+    merge_lora(plain)
+    return merged, plain.state_dict()
+
+
+def without_lora(recipe: Any) -> Any:
+    """Return a model recipe whose parts have no LoRA, as after a merge."""
+    if isinstance(recipe, Mapping):
+        return {key: without_lora(value) for key, value in recipe.items() if key != 'lora'}
+    if isinstance(recipe, list | tuple):
+        return type(recipe)(without_lora(item) for item in recipe)
+    return recipe
