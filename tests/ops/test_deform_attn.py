@@ -8,7 +8,7 @@ import torch
 
 from vitdense.ops.deform_attn import deform_attn
 
-PATHS = ['reference']
+PATHS = ['grid_sample', 'bags']
 SHAPES = {  # batch, queries, heads, points, channels, grids
     'one pyramid': (2, 7, 2, 4, 8, [(6, 5), (3, 3)]),
     'thin levels': (1, 5, 3, 2, 5, [(1, 4), (3, 1), (1, 1), (2, 2)]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -78,10 +79,23 @@ class DeformableAttention(nn.Module):
         return self.output_proj(deform_attn(value, grids, locations, weights.unflatten(-1, shape[1:])))
 
     def _locations(self, offsets: Tensor, references: Tensor, grids: Grids) -> Tensor:
-        """Return places like `offsets` (B, Q, heads, levels, points, 2); `references` are (B, Q, 1, levels, 1, 2 or 4)."""
+        """Return places, (B, Q, heads, levels, points, 2) as offsets; references are (B, Q, 1, levels, 1, 2 or 4)."""
         if references.shape[-1] == 2:
-            cells = references.new_tensor([(width, height) for height, width in grids])
-            return references + offsets / cells[:, None]
+            return references + offsets / _level_sizes(grids, references)
         if references.shape[-1] == 4:
             return references[..., :2] + offsets * (0.5 / self.num_points) * references[..., 2:]
         raise ValueError(f'references are points (2 numbers) or boxes (4), not {references.shape[-1]} numbers')
+
+
+def _level_sizes(grids: Grids, like: Tensor) -> Tensor:
+    """Return (levels, 1, 2) width and height of each level, with the type and device of `like`."""
+    plain = type(like) is Tensor and not torch.compiler.is_compiling()  # what a tracer sees must not be kept
+    if plain and like.device.type == 'cuda':
+        return _kept_level_sizes(tuple(grids), like.dtype, like.device)  # a copy to the device would wait for it
+    return like.new_tensor([(width, height) for height, width in grids])[:, None]
+
+
+@lru_cache(maxsize=64)
+def _kept_level_sizes(grids: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # it outlives the call
+        return torch.tensor([(width, height) for height, width in grids], dtype=dtype, device=device)[:, None]

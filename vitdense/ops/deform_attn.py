@@ -3,22 +3,32 @@
 Equation 3 of Deformable DETR (Zhu et al. 2021) after the linear layers. The maps of all levels lie behind one another
 in `value`; a place between cells is read bilinearly, with cell centres at half integers (`align_corners=False`), and
 everything outside a map is zero.
+
+One function, several ways of computing it: `bags` (CPU, deform_attn_bags.py), `triton` (CUDA, deform_attn_triton.py)
+and `grid_sample` (anywhere, and what is exported). The first two are operators of their own, so that `torch.compile`
+calls them as they are: compiling the plain way on a CPU takes half a minute and makes it slower.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Path = Literal['reference']
+from vitdense.ops import deform_attn_bags
+
+Route = Literal['grid_sample', 'bags', 'triton']
 Grids = Sequence[tuple[int, int]]
 
 
-def deform_attn(value: Tensor, grids: Grids, locations: Tensor, weights: Tensor, *, path: Path | None = None) -> Tensor:
+def deform_attn(
+    value: Tensor, grids: Grids, locations: Tensor, weights: Tensor, *, path: Route | None = None
+) -> Tensor:
     """Return (B, Q, heads * C): for every query and head the weighted sum of what it reads.
 
     `value` (B, S, heads, C) holds the maps of all levels, row by row, fine to coarse or in any other order that `grids`
@@ -26,14 +36,90 @@ def deform_attn(value: Tensor, grids: Grids, locations: Tensor, weights: Tensor,
     the plane of their level; what lies outside reads zeros. `weights` (B, Q, heads, levels, points) are used as given.
 
     Places and sums are computed in float32 at least; the answer has the type of `value`. `path` forces one way of
-    computing it (for tests and timing); all ways give the same answer and the same gradients. Raises ValueError for
-    shapes that do not fit together.
+    computing it (for tests and timing); all give the same answer and the same gradients. Raises ValueError for shapes
+    that do not fit together.
     """
-    grids = tuple((int(height), int(width)) for height, width in grids)
+    grids = tuple((height, width) for height, width in grids)
     _refuse_misfits(value, grids, locations, weights)
+    path = path or route_of(value)
     dtype = torch.promote_types(value.dtype, torch.float32)
-    sums = sample_grids(value.to(dtype), grids, locations.to(dtype), weights.to(dtype))
-    return sums.to(value.dtype)
+    locations, weights = locations.to(dtype), weights.to(dtype)
+    if path == 'grid_sample':
+        return sample_grids(value.to(dtype), grids, locations, weights).to(value.dtype)
+    sizes = [side for grid in grids for side in grid]
+    # the kernel reads halves as they are; the bags would have to weigh them in halves
+    table = value if path == 'triton' else value.to(dtype)
+    return attend(table, sizes, locations, weights, path).to(value.dtype)
+
+
+def route_of(value: Tensor) -> Route:
+    """Return the way that `deform_attn` takes for this `value` (B, S, heads, C)."""
+    tracing = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    if tracing or value.shape[1] * value.shape[2] >= deform_attn_bags.MAX_ROWS:
+        return 'grid_sample'
+    if value.device.type == 'cpu':
+        return 'bags'
+    if value.device.type != 'cuda':
+        return 'grid_sample'
+    if torch.are_deterministic_algorithms_enabled():
+        return 'bags'  # the other two add up gradients in any order
+    return 'triton' if find_spec('triton') else 'grid_sample'
+
+
+@torch.library.custom_op('vitdense::deform_attn', mutates_args=())
+def attend(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, path: str) -> Tensor:
+    """The operator behind `deform_attn` for the paths `bags` and `triton`; `sizes` are h, w, h, w ... of the levels."""
+    with torch.autocast(value.device.type, enabled=False):
+        return _kernels(path).attend(value, _pairs(sizes), locations, weights)
+
+
+@torch.library.custom_op('vitdense::deform_attn_backward', mutates_args=())
+def attend_backward(
+    pull: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, path: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of `value`, `locations` and `weights` from that of the answer."""
+    with torch.autocast(value.device.type, enabled=False):
+        return _kernels(path).attend_backward(pull, value, _pairs(sizes), locations, weights)
+
+
+@attend.register_fake
+def _(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, path: str) -> Tensor:
+    return weights.new_empty(*locations.shape[:2], value.shape[2] * value.shape[3])
+
+
+@attend_backward.register_fake
+def _(
+    pull: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, path: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(
+        torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (value, locations, weights)
+    )
+
+
+def _keep(ctx, inputs: tuple, output: Tensor) -> None:
+    value, ctx.sizes, locations, weights, ctx.path = inputs
+    ctx.save_for_backward(value, locations, weights)
+
+
+def _pull_back(ctx, pull: Tensor) -> tuple[Tensor | None, ...]:
+    value, locations, weights = ctx.saved_tensors
+    pulls = attend_backward(pull, value, ctx.sizes, locations, weights, ctx.path)
+    return pulls[0], None, pulls[1], pulls[2], None
+
+
+attend.register_autograd(_pull_back, setup_context=_keep)
+
+
+def _kernels(path: str) -> ModuleType:
+    if path == 'bags':
+        return deform_attn_bags
+    from vitdense.ops import deform_attn_triton  # needs triton, and takes a second to import
+
+    return deform_attn_triton
+
+
+def _pairs(sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    return tuple(zip(sizes[::2], sizes[1::2], strict=True))
 
 
 def sample_grids(value: Tensor, grids: Grids, locations: Tensor, weights: Tensor) -> Tensor:
