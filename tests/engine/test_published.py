@@ -61,6 +61,11 @@ def test_the_file_of_timm_is_a_checkpoint_of_the_whole_model(folder, capsys):
     assert 'backbone: 100 % of' in printed and 'classifier: 100 % of' in printed
     assert json.loads((folder / 'out' / 'metrics.json').read_text()) == metrics
     assert (folder / 'out' / 'confusion_cls.png').exists()
+    rows = json.loads((folder / 'out' / 'cls' / 'results.json').read_text())
+    assert len(rows) == 6 and all(len(row['classes']) == 5 and row['scores'][0] >= row['scores'][1] for row in rows)
+    names = ImageNetInfo().label_name_to_description
+    right = [names(row['image_id'].split('/')[0]).startswith(row['classes'][0].split(' (')[0]) for row in rows]
+    assert sum(right) == 4
 
 
 def test_without_a_file_the_parts_bring_the_weights(folder):

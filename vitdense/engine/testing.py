@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from vitdense.engine.loaders import close_loaders
 from vitdense.engine.progress import print_metrics
 from vitdense.engine.runner import choose_device, start_processes
 from vitdense.metrics.coco_columns import category_ids, results_of
-from vitdense.types import Batch, Instances, Meta, SemanticMap
+from vitdense.types import Batch, ImageClass, Instances, Meta, SemanticMap
 
 logger = logging.getLogger('vitdense')
 
@@ -49,8 +49,8 @@ def test(
     training run keeps its own scores and gets a folder `test`. `out` also gets the predictions: label maps as
     `HEAD/NAME.png` with the numbers of the classes **as trained** (with `reduce_zero_label` class 0 is the file's label
     1), objects of all pictures as `HEAD/results.json`, COCO's results format with the category ids of the annotation
-    file (and `HEAD/results_segm.json` where there are masks). `show_dir` gets pictures with the predictions drawn on
-    them.
+    file (and `HEAD/results_segm.json` where there are masks), or the five best classes of every picture, in the file of
+    that name. `show_dir` gets pictures with the predictions drawn on them.
     """
     base = _scores_folder(cfg, work_dir, out)
     start_processes(choose_device(device))
@@ -137,6 +137,10 @@ class PredictionHook(Hook):
                 if self.out and isinstance(record, Instances):
                     ids = category_ids(runner.metainfo, runner.network_model.tasks[head].field)
                     self._keep(head, meta, record, ids)
+                if self.out and isinstance(record, ImageClass):
+                    names = runner.network_model.head_classes.get(head, ())
+                    row = {'image_id': meta.image_id, **best_classes(record, names)}
+                    self._rows.setdefault(f'{head}/results.json', []).append([row])
             if self.show_dir:
                 picture = original_picture(img, meta.size, meta.orig_size)
                 path = self.show_dir / f'{name}.jpg'
@@ -155,6 +159,13 @@ class PredictionHook(Hook):
         name = Path(meta.path).stem if meta.path else re.sub(r'[^\w.-]+', '_', str(meta.image_id))
         self._names[name] = self._names.get(name, 0) + 1
         return name if self._names[name] == 1 else f'{name}_{self._names[name]}'
+
+
+def best_classes(record: ImageClass, names: Sequence[str], most: int = 5) -> dict[str, list]:
+    """Return the names and scores of the best classes, best first."""
+    best = record.scores.topk(min(most, len(record.scores)))
+    classes = [names[index] if index < len(names) else f'class {index}' for index in best.indices.tolist()]
+    return {'classes': classes, 'scores': [round(score, 6) for score in best.values.tolist()]}
 
 
 def write_labels(record: SemanticMap, path: Path) -> None:
