@@ -207,7 +207,7 @@ def _chunks(locations: Tensor) -> Iterator[tuple[slice, slice]]:
     queries, heads = locations.shape[1:3]
     num_places = queries * heads * locations.shape[3] * locations.shape[4]
     num_chunks = -(-num_places // (CHUNK_PLACES * torch.get_num_threads()))
-    size = -(-queries // max(num_chunks, 1))
+    size = max(-(-queries // max(num_chunks, 1)), 1)
     for start in range(0, queries if num_places else 0, size):
         stop = min(start + size, queries)
         yield slice(start, stop), slice(start * heads, stop * heads)
