@@ -1,5 +1,6 @@
 """Every config builds, trains one step and predicts with a tiny ViT in its place, and survives a dump and a reload."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from vitdense.data.collate import collate
 from vitdense.engine.config import dump_config, load_config
 from vitdense.registry import build
-from vitdense.types import ImageClass, SemanticMap
+from vitdense.types import ImageClass, Instances, SemanticMap
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAVES = sorted(
@@ -39,6 +40,34 @@ def write_folders(root: Path, dataset: dict) -> None:
     dataset['transforms'][0]['size'] = 112  # a multiple of patches of 14 and of 16
 
 
+def write_coco(root: Path, dataset: dict) -> None:
+    """Write a picture with two objects where `dataset` looks for it, and let it make small pictures."""
+    generator = np.random.default_rng(0)
+    (root / dataset['images']).mkdir(parents=True, exist_ok=True)
+    (root / dataset['annotations']).parent.mkdir(parents=True, exist_ok=True)
+    picture = generator.integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(root / dataset['images'] / 'one.jpg')
+    boxes = [[4, 6, 20, 30], [30, 10, 25, 25]]
+    content = {
+        'images': [{'id': 7, 'file_name': 'one.jpg', 'height': 48, 'width': 64}],
+        'categories': [{'id': number, 'name': f'class {number}'} for number in (1, 3, 9)],
+        'annotations': [
+            {'id': row, 'image_id': 7, 'category_id': 3**row, 'bbox': box, 'area': box[2] * box[3], 'iscrowd': 0}
+            for row, box in enumerate(boxes, start=1)
+        ],
+    }
+    (root / dataset['annotations']).write_text(json.dumps(content))
+    for transform in dataset['transforms']:
+        kind = transform['type'] if isinstance(transform['type'], str) else transform['type'].__name__
+        small = {'MultiScaleCrop': dict(sizes=[64], before=[64], crop=(48, 64)), 'ResizeShortSide': dict(size=64)}
+        small |= {'ResizeTo': dict(size=64), 'LargeScaleJitter': dict(size=64)}
+        transform.update(small.get(kind.rsplit('.')[-1], {}))
+
+
+def writer_of(dataset: dict):
+    return write_folders if 'folder' in dataset else write_coco if 'annotations' in dataset else write_pair
+
+
 def small(leaf: str, root: Path):
     """Load a leaf and put a tiny random ViT of the same family and depth into it."""
     cfg = load_config(str(ROOT / leaf))
@@ -47,9 +76,11 @@ def small(leaf: str, root: Path):
         backbone.pretrained = False
         backbone.timm_args = dict(backbone.get('timm_args') or {}, embed_dim=48, num_heads=3)
         for loader in (cfg.train_dataloader, cfg.val_dataloader):
-            (write_folders if 'folder' in loader.dataset else write_pair)(root, loader.dataset)
+            writer_of(loader.dataset)(root, loader.dataset)
         for branch in cfg.model.network.get('branches', {}).values():
             branch.head.pop('pretrained', None)
+            if 'Detr' in str(branch.head.type):  # as many options, fewer queries
+                branch.head.update(num_queries=20, hidden=32, **({'groups': 2} if 'groups' in branch.head else {}))
         (root / 'classes.txt').write_text('sky\nbuilding\nroad\ntree\n')
         cfg.data_root = str(root)
     return cfg
@@ -81,6 +112,8 @@ def test_config_builds_trains_and_predicts(leaf: str, tmp_path: Path) -> None:
             assert tuple(answer.scores.shape) == (len(model.head_classes[head]),)
         if isinstance(answer, SemanticMap):
             assert tuple(answer.labels.shape) == tuple(val[0].meta.orig_size)
+        if isinstance(answer, Instances):
+            assert len(answer.boxes) and answer.boxes.isfinite().all() and answer.boxes.max() <= 64
 
 
 @pytest.mark.parametrize('leaf', LEAVES)

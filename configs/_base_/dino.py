@@ -1,0 +1,53 @@
+"""DINO on the simple feature pyramid of a plain ViT: two-stage queries, denoising, six encoder and decoder layers."""
+
+from torch.optim import AdamW
+
+from vitdense.adapters.pyramid import SimplePyramid
+from vitdense.backbones.vit import ViT
+from vitdense.backbones.windows import Windows
+from vitdense.engine.optim import LayerDecay
+from vitdense.heads.deformable_detr import DeformableDetrHead
+from vitdense.model import DenseModel
+from vitdense.networks.shared import SharedNetwork
+from vitdense.tasks.denoising import Denoising
+from vitdense.tasks.detection import DetectionTask
+
+model = dict(
+    type=DenseModel,
+    network=dict(
+        type=SharedNetwork,
+        backbone=dict(
+            type=ViT,
+            name='vit_base_patch16_224.mae',
+            pretrained=True,
+            drop_path=0.1,
+            windows=dict(type=Windows, size=14, global_blocks=(2, 5, 8, 11)),
+        ),
+        branches=dict(
+            det=dict(
+                adapter=dict(type=SimplePyramid, channels=256, extra_level=True),
+                head=dict(
+                    type=DeformableDetrHead,
+                    num_queries=900,
+                    hidden=2048,
+                    dropout=0.0,
+                    two_stage=True,
+                    class_agnostic=False,
+                    mixed_selection=True,
+                    anchors=True,
+                    look_forward_twice=True,
+                    shared_predictors=True,
+                    final_norm=True,
+                    denoising=True,
+                ),
+            )
+        ),
+    ),
+    tasks=dict(det=dict(type=DetectionTask, denoising=dict(type=Denoising, num_queries=100, label_noise=0.2))),
+)
+optim_wrapper = dict(
+    optimizer=dict(type=AdamW, lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4),
+    groups=dict(type=LayerDecay, backbone_lr=0.1, no_decay=('norm',)),
+    clip_grad=dict(max_norm=0.1),
+    accumulative_counts=1,
+)

@@ -1,0 +1,67 @@
+"""The real-time detector for plain ViTs (RF-DETR, LW-DETR): no encoder, one map, few decoder layers, groups of queries.
+
+Head and projector equal transformers' RfDetr. The ViT attends within 2 x 2 windows except in three blocks; the learning
+rates fall from layer to layer by 0.8, and by 0.7 from the box and class layers to the decoder and again to the ViT.
+"""
+
+from torch.optim import AdamW
+
+from vitdense.adapters.projector import Projector
+from vitdense.backbones.vit import ViT
+from vitdense.backbones.windows import Windows
+from vitdense.engine.optim import LayerDecay
+from vitdense.heads.deformable_detr import DeformableDetrHead
+from vitdense.model import DenseModel
+from vitdense.networks.shared import SharedNetwork
+from vitdense.tasks.detection import DetectionTask
+from vitdense.tasks.detection_losses import IouAware
+
+model = dict(
+    type=DenseModel,
+    network=dict(
+        type=SharedNetwork,
+        backbone=dict(
+            type=ViT,
+            name='vit_small_patch14_dinov2.lvd142m',
+            pretrained=True,
+            patch_size=16,
+            windows=dict(type=Windows, split=2, global_blocks=(3, 6, 9)),
+        ),
+        branches=dict(
+            det=dict(
+                adapter=dict(type=Projector, layers=(2, 5, 8, 11), num_blocks=3),
+                head=dict(
+                    type=DeformableDetrHead,
+                    num_levels=1,
+                    norm='none',
+                    num_encoder_layers=0,
+                    num_decoder_layers=3,
+                    num_heads=8,
+                    cross_heads=16,
+                    num_points=2,
+                    hidden=2048,
+                    dropout=0.0,
+                    num_queries=300,
+                    groups=13,
+                    two_stage=True,
+                    class_agnostic=False,
+                    mixed_selection=True,
+                    learned_steps=True,
+                    anchors=True,
+                    refine=False,
+                    relative_steps=True,
+                    final_norm=True,
+                ),
+            )
+        ),
+    ),
+    tasks=dict(det=dict(type=DetectionTask, classification=dict(type=IouAware))),
+)
+optim_wrapper = dict(
+    optimizer=dict(type=AdamW, lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4),
+    groups=dict(
+        type=LayerDecay, decay=0.8, backbone_lr=0.588, no_decay=(), lr_of=dict(layers=0.7, position_encoder=0.7)
+    ),
+    clip_grad=dict(max_norm=0.1),
+    accumulative_counts=4,
+)

@@ -1,0 +1,18 @@
+"""DINO on the simple feature pyramid of a MAE ViT-L/16, COCO, 12 epochs.
+
+    python tools/train.py configs/detection/dino_simple_mae_l_coco_800_12ep.py
+
+Aims at 52.9 AP (detrex, pull request 138). Recipe: that of ViT-B with blocks 5, 11, 17 and 23 global, drop path 0.4 and
+250 steps of warm-up.
+
+Cost: about 40 hours on eight 80 GB GPUs (two pictures each); the ViT's activations are computed twice to save memory.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .dino_simple_mae_b_coco_800_12ep import *
+
+model.network.backbone.update(name='vit_large_patch16_224.mae', drop_path=0.4, checkpointing=True)
+model.network.backbone.windows.update(global_blocks=(5, 11, 17, 23))
+schedule.update(warmup_iters=250, warmup_ratio=1e-3)
