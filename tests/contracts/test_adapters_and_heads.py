@@ -176,13 +176,24 @@ class Logits(nn.Module):
 @pytest.mark.skipif(
     torch.__version__ < '2.11', reason='the exporter of torch 2.10 ties a strided pool to odd or even grids'
 )
-def test_an_exported_pyramid_and_upernet_answer_for_other_batches_and_sizes():
+@pytest.mark.parametrize(('adapter', 'head'), [('layers', 'upernet'), ('reassemble', 'dpt'), ('tuning', 'upernet')])
+def test_exported_pyramids_and_heads_answer_for_other_batches_and_sizes(adapter, head):
     vit = ViT('vit_tiny_patch16_224', timm_args=SMALL)
-    model = Logits(network_of(vit, 'layers', 'upernet')).eval()
+    model = Logits(network_of(vit, adapter, head)).eval()
     side = {axis: 16 * torch.export.Dim(name, min=2, max=20) for axis, name in ((2, 'rows'), (3, 'columns'))}
     free = {0: torch.export.Dim('batch', min=1, max=4), **side}
     program = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes={'imgs': free}).module()
     imgs = torch.randn(3, 3, 112, 48)
+    torch.testing.assert_close(program(imgs), model(imgs), atol=1e-5, rtol=1e-4)
+
+
+def test_an_exported_vit_adapter_answers_for_other_batches():
+    """Its deformable attention knows the grids when it is compiled: one program for each size."""
+    vit = ViT('vit_tiny_patch16_224', timm_args=SMALL)
+    model = Logits(network_of(vit, 'vit-adapter', 'linear')).eval()
+    free = {0: torch.export.Dim('batch', min=1, max=4)}
+    program = torch.export.export(model, (torch.randn(2, 3, 48, 64),), dynamic_shapes={'imgs': free}).module()
+    imgs = torch.randn(3, 3, 48, 64)
     torch.testing.assert_close(program(imgs), model(imgs), atol=1e-5, rtol=1e-4)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -63,7 +64,7 @@ class DPTHead(nn.Module):
             if fused is None:
                 extents = own
             else:
-                x = resize(x, tuple(fused.shape[-2:]), own)
+                x = _meet(x, tuple(fused.shape[-2:]), own)
             fused = fusion(x, extents, above=fused)
             extents = None if extents is None else 2 * extents
         logits = hold_edges(self.head(fused), extents)
@@ -118,6 +119,15 @@ def double(x: Tensor, extents: Tensor | None = None) -> Tensor:
         x,
         corner_weights(2 * width, width, used_out=2 * extents[:, 1], used_in=extents[:, 1]),
     )
+
+
+def _meet(x: Tensor, size: tuple[int, int], extents: Tensor | None) -> Tensor:
+    """Return `x` (B, C, h, w) resized to what comes from above. They differ where a grid does not halve evenly, which
+    an exported network must find out for each picture: it resizes always.
+    """
+    if torch.compiler.is_exporting():
+        return functional.interpolate(hold_edges(x, extents), size=size, mode='bilinear', align_corners=False)
+    return resize(x, size, extents)
 
 
 def _classifier(channels: int, num_classes: int, dropout: nn.Module) -> nn.Sequential:
