@@ -11,7 +11,7 @@ from PIL import Image
 from vitdense.data.collate import collate
 from vitdense.engine.config import dump_config, load_config
 from vitdense.registry import build
-from vitdense.types import ImageClass, Instances, SemanticMap
+from vitdense.types import ImageClass, Instances, Reconstruction, SemanticMap
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAVES = sorted(
@@ -112,6 +112,8 @@ def test_config_builds_trains_and_predicts(leaf: str, tmp_path: Path) -> None:
             assert tuple(answer.scores.shape) == (len(model.head_classes[head]),)
         if isinstance(answer, SemanticMap):
             assert tuple(answer.labels.shape) == tuple(val[0].meta.orig_size)
+        if isinstance(answer, Reconstruction):
+            assert tuple(answer.image.shape[1:]) == tuple(answer.hidden.shape) == tuple(val[0].meta.orig_size)
         if isinstance(answer, Instances):
             assert len(answer.boxes) and answer.boxes.isfinite().all() and answer.boxes.max() <= 64
 

@@ -29,6 +29,7 @@ model = dict(
         backbone=dict(
             type=ViT,
             name='vit_tiny_patch16_224',
+            pretrained=False,  # or a file, such as the encoder that shapes_mae.py leaves
             patch_size=8,
             img_size=64,
             timm_args=dict(embed_dim=128, depth=3, num_heads=4),

@@ -26,7 +26,7 @@ class PictureHook(Hook):
 
     `count` pictures are shown (a config's `sample_pictures`; 0 there leaves all of these files out). Those of
     `predictions.jpg` come from all over the validation set, since neighbours are often frames of one film; each stands
-    twice: with its truth and with the prediction.
+    twice: with its truth and with the prediction. Reconstructions stand beside the picture and what was shown of it.
     """
 
     priority = 'LOW'
@@ -35,6 +35,7 @@ class PictureHook(Hook):
         self.work_dir = work_dir
         self.count = count
         self._pictures: list[np.ndarray] = []
+        self._titles: list[str] = []
         self._failed: set[str] = set()
 
     def before_train(self, runner: Any) -> None:
@@ -42,7 +43,7 @@ class PictureHook(Hook):
             self._try('labels.jpg', lambda path: self._draw_labels(runner, path))
 
     def before_val_epoch(self, runner: Any) -> None:
-        self._pictures = []
+        self._pictures, self._titles = [], []
 
     def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if is_main_process():
@@ -53,11 +54,10 @@ class PictureHook(Hook):
         if not is_main_process():
             return
         if self._pictures:
-            titles = ['truth', 'prediction'] * (len(self._pictures) // 2)
             columns = 2 if len(self._pictures) <= 8 else 4
             self._try(
                 'predictions.jpg',
-                lambda path: visualize.contact_sheet(self._pictures, path, columns=columns, titles=titles),
+                lambda path: visualize.contact_sheet(self._pictures, path, columns=columns, titles=self._titles),
             )
         for metric in runner.val_evaluator.metrics:
             if hasattr(metric, 'save_confusion'):
@@ -85,8 +85,10 @@ class PictureHook(Hook):
         rows = zip(batch.imgs, batch.targets, batch.metas, outputs, strict=True)
         for img, target, meta, prediction in islice(rows, number):
             picture = original_picture(img, meta.size, meta.orig_size)
-            self._pictures.append(visualize.draw_target(picture, only(target, fields), runner.metainfo))
+            if fields:
+                self._pictures.append(visualize.draw_target(picture, only(target, fields), runner.metainfo))
             self._pictures.append(visualize.draw(picture, on_cpu(prediction), runner.metainfo))
+            self._titles += ['truth', 'prediction'] if fields else ['picture; what was seen; what was painted']
 
     def _try(self, name: str, write: Callable[[Path], Any]) -> None:
         if name in self._failed:
@@ -104,8 +106,8 @@ def share(count: int, row: int, num_rows: int) -> int:
 
 
 def read_fields(runner: Any) -> set[str]:
-    """Return the fields of targets that the tasks of the model read."""
-    return {task.field for task in runner.network_model.tasks.values()}
+    """Return the fields of targets that the tasks of the model read; none where pictures are their own truth."""
+    return {task.field for task in runner.network_model.tasks.values() if task.field}
 
 
 def only(target: Target, fields: set[str]) -> Target:

@@ -27,8 +27,10 @@ from vitdense.engine.preemption import leave_on_signal
 from vitdense.engine.resources import peak_memory
 from vitdense.engine.runner import DenseRunner, choose_device, start_processes
 from vitdense.errors import CheckpointError, ResourceError
+from vitdense.weights import save_weights
 
 logger = logging.getLogger('vitdense')
+ENCODER = 'encoder.safetensors'
 LEFTOVERS = (
     'step_*.pth*',
     'best.pth*',
@@ -40,6 +42,7 @@ LEFTOVERS = (
     'curves.png',
     'confusion*.*',
     'sample.png',
+    ENCODER,
     'model',
     'tensorboard',
 )  # what a run leaves in its work directory
@@ -136,7 +139,10 @@ def move_aside(folder: Path) -> Path | None:
 
 
 def finish(runner: DenseRunner) -> None:
-    """Write the model folder of the best (or else the last) weights, and say which commands to run next."""
+    """Write the model folder of the best (or else the last) weights, and say which commands to run next.
+
+    A network that pretrains an encoder also leaves that, as `encoder.safetensors` in timm's names.
+    """
     folder, cfg = runner.folder, runner.cfg
     best = folder / 'best.pth'
     content = read_checkpoint(best) if best.exists() else runner.state()
@@ -151,6 +157,9 @@ def finish(runner: DenseRunner) -> None:
         transforms=Config(section.to_dict()).to_dict()['dataset'].get('transforms') or [],
         facts={'mean': list(network.mean), 'std': list(network.std), 'step': content['step']},
     )
+    if hasattr(network, 'encoder_weights'):
+        state = {name.removeprefix('network.'): value for name, value in content['state_dict'].items()}
+        save_weights(folder / ENCODER, network.encoder_weights(state))
     say_next(runner, best if best.exists() else steps_in(folder)[0])
 
 
@@ -168,6 +177,9 @@ def say_next(runner: DenseRunner, checkpoint: Path) -> None:
     quoted = {name: shlex.quote(str(folder / name)) for name in ('config.py', 'model', 'demo')}
     logger.info('everything is in %s; next:', folder)
     logger.info('  %s %s %s', tool.format('test'), quoted['config.py'], shlex.quote(str(checkpoint)))
+    if (folder / ENCODER).exists():
+        option = shlex.quote(f'model.network.backbone.pretrained={folder / ENCODER}')
+        logger.info('  %s CONFIG --cfg-options %s', tool.format('train'), option)
     logger.info(
         '  %s %s --model %s --out %s',
         tool.format('demo'),

@@ -1,0 +1,82 @@
+"""Masked autoencoding of drawn shapes: pretrain the small ViT of quickstart/shapes.py without one label.
+
+    python tools/train.py configs/quickstart/shapes_mae.py --work-dir work_dirs/shapes_mae
+    python tools/train.py configs/quickstart/shapes.py \\
+        --cfg-options model.network.backbone.pretrained=work_dirs/shapes_mae/encoder.safetensors
+
+No published number: the scenes are drawn by vitdense itself. configs/pretraining/README.md has what the second command
+gains by it.
+"""
+
+from mmengine.config import read_base
+from torch.optim import AdamW
+
+with read_base():
+    from .._base_.runtime import *
+
+from vitdense.backbones.vit import ViT
+from vitdense.data.shapes import ShapesScenes
+from vitdense.engine.optim import LayerDecay
+from vitdense.metrics.reconstruction import ReconstructionError
+from vitdense.model import DenseModel
+from vitdense.networks.mae import MaskedAutoencoder
+from vitdense.tasks.reconstruction import ReconstructionTask
+
+model = dict(
+    type=DenseModel,
+    network=dict(
+        type=MaskedAutoencoder,
+        backbone=dict(
+            type=ViT,
+            name='vit_tiny_patch16_224',
+            patch_size=8,
+            img_size=64,
+            timm_args=dict(embed_dim=128, depth=3, num_heads=4),
+        ),
+        mask_ratio=0.75,
+        decoder_channels=64,
+        decoder_depth=1,
+        decoder_heads=4,
+    ),
+    tasks=dict(mae=dict(type=ReconstructionTask)),
+)
+train_dataloader = dict(
+    batch_size=64,
+    num_workers=1,
+    dataset=dict(
+        type=ShapesScenes,
+        num_images=4096,
+        split='train',
+        size=64,
+        num_objects=(1, 3),
+        radius=(8, 18),
+        background=(30, 100),
+        foreground=(130, 255),
+        occlusion=False,
+    ),
+)
+val_dataloader = dict(
+    batch_size=50,
+    num_workers=1,
+    dataset=dict(
+        type=ShapesScenes,
+        num_images=200,
+        split='val',
+        size=64,
+        num_objects=(1, 3),
+        radius=(8, 18),
+        background=(30, 100),
+        foreground=(130, 255),
+        occlusion=False,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = [dict(type=ReconstructionError, head='mae')]
+test_evaluator = val_evaluator
+optim_wrapper = dict(
+    optimizer=dict(type=AdamW, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05),
+    groups=dict(type=LayerDecay),
+    clip_grad=None,
+)
+schedule = dict(max_iters=3000, val_interval=500, warmup_iters=150, decay='cosine')
+checkpoint.update(interval=1000, best='mae/error', rule='less')
