@@ -12,7 +12,7 @@ FLOORS = {
     1: {'types', 'errors', 'registry', 'weights', 'ops', 'layers'},
     2: {'backbones', 'heads', 'tasks', 'data', 'metrics', 'model', 'visualize', 'video'},
     3: {'adapters', 'inputs'},
-    4: {'networks', 'engine', 'inference'},
+    4: {'networks', 'engine', 'inference', 'features'},
     5: {'demo', '__init__'},
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

@@ -16,6 +16,7 @@ TOOLS = {
     'demo': 'run a model on pictures and video',
     'evaluate': 'score saved predictions, without a model',
     'check-data': 'report what is wrong with a data set',
+    'visualize-features': 'show what a ViT sees, as colours',
 }
 USAGE = 'usage: vitdense TOOL ...\n\n' + ''.join(f'  {name:20}{what}\n' for name, what in TOOLS.items())
 

@@ -1,7 +1,17 @@
-"""Pictures for people: predictions and truths drawn on images, sheets of them, and curves."""
+"""Pictures for people: predictions and truths drawn on images, sheets of them, features, and curves."""
 
 from vitdense.visualize.colors import palette
+from vitdense.visualize.features import heat_map, principal_colors
 from vitdense.visualize.pictures import draw, draw_target
-from vitdense.visualize.sheets import contact_sheet, plot_curves
+from vitdense.visualize.sheets import arrange, contact_sheet, plot_curves
 
-__all__ = ['contact_sheet', 'draw', 'draw_target', 'palette', 'plot_curves']
+__all__ = [
+    'arrange',
+    'contact_sheet',
+    'draw',
+    'draw_target',
+    'heat_map',
+    'palette',
+    'plot_curves',
+    'principal_colors',
+]

@@ -23,7 +23,19 @@ def contact_sheet(
     columns: int | None = None,
     titles: Sequence[str] | None = None,
 ) -> Path:
-    """Write `images` (uint8 RGB, any sizes) as one JPEG of at most 1920 pixels width, and return its path.
+    """Write what `arrange` makes of `images` as one JPEG, and return its path."""
+    from PIL import Image
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(arrange(images, columns, titles)).save(path, format='JPEG', quality=92)
+    return path
+
+
+def arrange(
+    images: Sequence[Tensor | np.ndarray], columns: int | None = None, titles: Sequence[str] | None = None
+) -> np.ndarray:
+    """Return `images` (uint8 RGB, any sizes) as one sheet (H, W, 3) uint8 of at most 1920 pixels width.
 
     Small pictures are enlarged by a whole factor, large ones reduced; every picture keeps its proportions.
     `columns` defaults to a sheet that is wider than high. Raises ValueError for no pictures.
@@ -53,10 +65,7 @@ def contact_sheet(
                 pen.text((left, top + title_height / 2), words, fill=INK, font=font(size), anchor='lm')
             sheet.paste(Image.fromarray(tile), (left, top + title_height))
         top += heights[number] + GAP
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, format='JPEG', quality=92)
-    return path
+    return np.asarray(sheet)
 
 
 def _columns(images: Sequence[Tensor | np.ndarray]) -> int:

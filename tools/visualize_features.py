@@ -1,0 +1,113 @@
+"""Show what a ViT sees: principal components of its features as colours, or what its tokens attend to.
+
+    python tools/visualize_features.py photos/ --name vit_small_patch14_dinov2 --weights dinov2.safetensors
+    python tools/visualize_features.py cat.jpg --model work_dirs/shapes/model --kind attention --layers 5 11
+
+Components are those of all pictures of one call together, so a colour means the same in each. Attention is that of the
+class token, or of the patch at --query.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitdense.engine.commandline import Parser, run
+from vitdense.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from vitdense.backbones.vit import ViT
+    from vitdense.inputs import Input
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog='visualize_features.py', description=__doc__)
+    add = parser.add_argument
+    add('inputs', nargs='+', metavar='IMAGE', help='picture, folder, or "pattern"')
+    add('--model', metavar='DIR', help='a model folder, as training leaves one')
+    add('--name', metavar='N', help="timm's name of a ViT, such as vit_small_patch14_dinov2")
+    add('--weights', metavar='FILE', help='weights for --name (default: those that timm publishes)')
+    add('--kind', choices=('pca', 'attention'), default='pca', help='what to show (default: %(default)s)')
+    add('--layers', type=int, nargs='+', default=[-1], metavar='L', help='blocks from 0, or from the end (default: -1)')
+    add(
+        '--size',
+        type=int,
+        metavar='S',
+        help='short side that the network sees, in pixels (default: 448, or as trained)',
+    )
+    add('--query', type=_pixel, metavar='X,Y', help='attention of the patch at this pixel, not of the class token')
+    add('--out', default='work_dirs/features', metavar='D', help='folder for the pictures (default: %(default)s)')
+    add('--device', help='cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)')
+    args = parser.parse_args(argv)
+    if (args.model is None) == (args.name is None) or (args.weights is not None and args.name is None):
+        parser.error('give the ViT either as --model DIR, or as --name N with --weights FILE')
+    if args.query is not None and args.kind != 'attention':
+        parser.error('--query is for --kind attention')
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    from vitdense.engine.console import console, start_logging
+    from vitdense.engine.resources import read_device
+    from vitdense.features import FeaturePictures
+    from vitdense.inference import as_tensor, write_picture
+    from vitdense.inputs import OutputNames, find_inputs
+
+    start_logging(None)
+    out = Path(args.out)
+    inputs = pictures_only(find_inputs(args.inputs, outside=out))
+    names = OutputNames(out, inputs)
+    maker = FeaturePictures(load_vit(args), size=args.size, device=read_device(args.device))
+    if args.kind == 'pca':
+        sheets = iter(maker.components([as_tensor(item.source) for item in inputs], args.layers))
+    else:
+        sheets = (maker.attention(as_tensor(item.source), args.layers, query=args.query) for item in inputs)
+    for item, sheet in zip(inputs, sheets, strict=True):
+        console().print(str(write_picture(sheet, names.name(item, '.png', tag=f'_{args.kind}'))), markup=False)
+
+
+def load_vit(args: argparse.Namespace) -> ViT:
+    """Return the ViT that the arguments name. Raises CheckpointError, ConfigError."""
+    from vitdense.backbones.vit import ViT
+
+    if args.name is not None:
+        return ViT(args.name, pretrained=args.weights or True)
+    from vitdense.engine.model_folder import read_model_folder
+
+    model, _ = read_model_folder(args.model)
+    found = next((module for module in model.network.modules() if isinstance(module, ViT)), None)
+    if found is None:
+        raise CheckpointError(
+            'the model has no ViT to look into',
+            where=args.model,
+            why=f'its network is a {type(model.network).__name__} without one',
+            fix='give the folder of a model with a ViT backbone',
+        )
+    return found
+
+
+def pictures_only(inputs: Sequence[Input]) -> list[Input]:
+    """Return the pictures among `inputs`. Raises ConfigError where there is none."""
+    pictures = [item for item in inputs if item.kind == 'picture']
+    if not pictures:
+        raise ConfigError(
+            f'{inputs[0].name} is no picture',
+            where='IMAGE',
+            why='features are shown of pictures, not of videos and cameras',
+            fix='give pictures, folders with pictures, or patterns in quotes ("photos/*.jpg")',
+        )
+    return pictures
+
+
+def _pixel(text: str) -> tuple[int, int]:
+    x, comma, y = text.partition(',')
+    if not (comma and x.isdecimal() and y.isdecimal()):
+        raise argparse.ArgumentTypeError(f'{text!r} is not X,Y: two whole numbers with a comma between them')
+    return int(x), int(y)
+
+
+if __name__ == '__main__':
+    run(main)
