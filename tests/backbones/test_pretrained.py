@@ -82,6 +82,15 @@ def test_a_new_patch_size_resamples_the_kernel_and_keeps_the_table(
     assert torch.equal(back.model.patch_embed.proj.weight, vit.model.patch_embed.proj.weight)
 
 
+def test_a_vit_without_class_token_takes_weights_that_have_one(tmp_path: Path) -> None:
+    source = slim(img_size=240)
+    path = saved(source, tmp_path / 'a.safetensors')
+    vit = ViT('vit_tiny_patch16_224', pretrained=path, timm_args=SLIM | dict(class_token=False))
+    assert not vit.has_cls and vit.num_prefix_tokens == 0
+    assert torch.equal(vit.model.pos_embed, source.model.pos_embed[:, 1:])
+    assert vit(torch.rand(1, 3, 32, 48), layers=LAST).cls == ()
+
+
 def test_layer_scale_is_loaded_and_never_dropped(tmp_path: Path) -> None:
     source = slim('vit_small_patch14_dinov2')
     with torch.no_grad():

@@ -78,9 +78,12 @@ def create(
     _check_img_size(img_size, patch_size or model.patch_embed.patch_size[0])
     state, where = _fetch(name, model) if pretrained is True else (read_weights(pretrained), str(pretrained))
     if state:
+        state = _without_class_token(state, model)
         _take_shape(model, state, img_size)
         convert = partial(_timm_names, model=model, name=name)
-        load_weights(model, state, where=f'{where}, backbone', partial=partial_weights, convert=convert, ignore=_DISPENSABLE)
+        load_weights(
+            model, state, where=f'{where}, backbone', partial=partial_weights, convert=convert, ignore=_DISPENSABLE
+        )
     _resample(model, patch_size, img_size)
     return model
 
@@ -245,6 +248,21 @@ def _take_shape(model: nn.Module, state: State, img_size: tuple[int, int] | None
     patch = state[name].shape[-1]
     grid = _table_grid(model, state.get(name.removesuffix(_ANCHOR) + 'pos_embed'), img_size, patch)
     model.set_input_size(img_size=(grid[0] * patch, grid[1] * patch), patch_size=patch)
+
+
+def _without_class_token(state: State, model: nn.Module) -> State:
+    """Return `state` for a model that was told to have no class token (`timm_args=dict(class_token=False)`): without
+    the token and its position.
+    """
+    prefix = (_anchor(state) or _ANCHOR).removesuffix(_ANCHOR)
+    if model.cls_token is not None or f'{prefix}cls_token' not in state:
+        return state
+    state = {name: value for name, value in state.items() if name != f'{prefix}cls_token'}
+    table = state.get(f'{prefix}pos_embed')
+    if table is not None and not model.no_embed_class:
+        state[f'{prefix}pos_embed'] = table[:, 1:]
+    logger.info('the class token of the weights is left out, as asked')
+    return state
 
 
 def _anchor(state: State) -> str | None:
