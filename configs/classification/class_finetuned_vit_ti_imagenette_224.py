@@ -21,6 +21,6 @@ model.network.branches.cls.head.update(pool='token', norm='none')
 optim_wrapper.optimizer.update(lr=5e-4)
 optim_wrapper.groups.update(decay=0.75)
 optim_wrapper.accumulative_counts = 1
-schedule = dict(max_epochs=10, val_interval=5, warmup_iters=20, decay='cosine')
-checkpoint.update(interval=5, best='cls/top1')
+schedule = dict(max_epochs=6, val_interval=3, warmup_iters=20, decay='cosine')
+checkpoint.update(interval=3, best='cls/top1')
 ema = dict(momentum=0.01)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitdense import visualize
-from vitdense.types import Batch, Target
+from vitdense.types import Batch, ImageClass, Meta, Target
 
 logger = logging.getLogger('vitdense')
 
@@ -84,7 +84,7 @@ class PictureHook(Hook):
         fields = read_fields(runner)
         rows = zip(batch.imgs, batch.targets, batch.metas, outputs, strict=True)
         for img, target, meta, prediction in islice(rows, number):
-            picture = original_picture(img, meta.size, meta.orig_size)
+            picture = shown_picture(img, meta, prediction)
             if fields:
                 self._pictures.append(visualize.draw_target(picture, only(target, fields), runner.metainfo))
             self._pictures.append(visualize.draw(picture, on_cpu(prediction), runner.metainfo))
@@ -123,6 +123,14 @@ def original_picture(img: Tensor, size: tuple[int, int], orig_size: tuple[int, i
     if tuple(picture.shape[-2:]) == tuple(orig_size):
         return picture
     return functional.interpolate(picture[None].float(), orig_size, mode='bilinear', antialias=True)[0].round().byte()
+
+
+def shown_picture(img: Tensor, meta: Meta, prediction: Mapping[str, Any]) -> Tensor:
+    """Return the picture that predictions are drawn on: in its original size; where all of them are about the picture
+    as a whole, as the network saw it, since an evaluation crop has an aspect of its own.
+    """
+    whole = all(isinstance(record, ImageClass) for record in prediction.values())
+    return original_picture(img, meta.size, meta.size if whole else meta.orig_size)
 
 
 def on_cpu(prediction: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from vitdense.visualize.text import Row, add_legend, font_size, line_width, perc
 
 FIELDS = {SemanticMap: 'semantic', Instances: 'labels', ImageClass: 'image_label'}
 SMALL = 320  # a picture whose longest side is below is enlarged where text must fit
-RUNNERS_UP = 5  # classes of a whole picture that a legend lists
+LIKELY = 5  # classes of a whole picture that a legend lists, from 1 % on
 LINE = (255, 255, 255)  # boundaries between regions
 
 
@@ -56,10 +56,10 @@ def draw(
             scene.instances(prediction, metainfo, field, min_score)
         else:
             scores = array(prediction.scores)
-            best = int(scores.argmax())
             names = Vocabulary.of(metainfo, field, at_least=len(scores)).names
-            scene.headline(f'{names[best]} {percent(float(scores[best]))}', names)
-            scene.also_likely(scores, names)
+            likely = [index for index in scores.argsort()[::-1][:LIKELY] if scores[index] >= 0.01] or [scores.argmax()]
+            rows = [Row(names[index], None, float(scores[index])) for index in likely]
+            scene.headline(f'{rows[0].name} {percent(rows[0].share)}', names, rows)
     return scene.finish()
 
 
@@ -140,6 +140,7 @@ class _Scene:
         self.legend = legend
         self.rows: list[Row] = []
         self.names: list[str] = []
+        self.words: list[str] = []  # about the whole picture
         self.text = font_size(*self.picture.shape[:2])
         self.line = line_width(*self.picture.shape[:2])
 
@@ -197,15 +198,11 @@ class _Scene:
             for index in np.unique(labels)
         ]
 
-    def headline(self, words: str, names: Sequence[str]) -> None:
-        """Say something about the whole picture."""
+    def headline(self, words: str, names: Sequence[str], rows: Sequence[Row] | None = None) -> None:
+        """Say something about the whole picture: `words` on it, or `rows` in the legend."""
         self.names += names
-        self.rows.insert(0, Row(words, None))
-
-    def also_likely(self, scores: np.ndarray, names: Sequence[str]) -> None:
-        """List the classes behind the best one that may be meant."""
-        others = scores.argsort()[::-1][1:RUNNERS_UP]
-        self.rows[1:1] = [Row(names[index], None, float(scores[index])) for index in others if scores[index] >= 0.01]
+        self.words.append(words)
+        self.rows[:0] = [Row(words, None)] if rows is None else rows
 
     def finish(self) -> np.ndarray:
         """Return the picture, with its legend or, without one, with the headlines in its upper left corner."""
@@ -213,10 +210,9 @@ class _Scene:
 
         if self.legend and (self.rows or self.names):
             return add_legend(self.picture, self.rows, tuple(self.names), self.text)
-        words = [row.name for row in self.rows if row.color is None and row.share is None]
-        if words:
+        if self.words:
             canvas = Image.fromarray(self.picture)
-            for line, text in enumerate(words):
+            for line, text in enumerate(self.words):
                 plate(ImageDraw.Draw(canvas), (0, (line + 1) * self.text * 1.5), text, color=(0, 0, 0), size=self.text)
             self.picture = np.asarray(canvas)
         return self.picture

@@ -121,7 +121,7 @@ def _largest(rows: Sequence[Row], count: int) -> list[Row]:
 
     def weight(line: int) -> float:
         row = rows[line]
-        if row.share is None and row.count is None:
+        if row.color is None:
             return float('inf')
         return row.count if row.share is None else row.share
 
