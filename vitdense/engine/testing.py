@@ -18,7 +18,7 @@ from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vitdense import visualize
-from vitdense.engine.artifacts import on_cpu, original_picture
+from vitdense.engine.artifacts import on_cpu, shown_picture
 from vitdense.engine.assembly import make_tester
 from vitdense.engine.checkpoints import make_folder, steps_in, write_text
 from vitdense.engine.console import console, start_logging
@@ -142,7 +142,7 @@ class PredictionHook(Hook):
                     row = {'image_id': meta.image_id, **best_classes(record, names)}
                     self._rows.setdefault(f'{head}/results.json', []).append([row])
             if self.show_dir:
-                picture = original_picture(img, meta.size, meta.orig_size)
+                picture = shown_picture(img, meta, prediction)
                 path = self.show_dir / f'{name}.jpg'
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(visualize.draw(picture, prediction, runner.metainfo)).save(path, quality=92)
