@@ -202,6 +202,8 @@ def test_what_cannot_be_is_refused():
             autoencoder(mask_ratio=ratio)
     with pytest.raises(ConfigError, match='fresh'):
         MaskedAutoencoder(dict(type=ViT, name='vit_tiny_patch16_224', pretrained='weights.safetensors'))
+    with pytest.raises(ConfigError, match='frozen'):
+        MaskedAutoencoder(ViT('vit_tiny_patch16_224', frozen=True, timm_args=dict(depth=1)), **DECODER)
     with pytest.raises(ConfigError, match='multiple of 4'):
         autoencoder(decoder_channels=30, decoder_heads=2)
     with pytest.raises(ValueError, match='decoder_heads'):

@@ -30,7 +30,8 @@ class MaskedAutoencoder(nn.Module):
     step of a run alone; in evaluation one fixed choice holds for all pictures of one size. A task may give its own
     noise as the hint of `name`.
 
-    Raises ConfigError for ratios that leave nothing to see or to paint, and for a `fresh` encoder with weights.
+    Raises ConfigError for ratios that leave nothing to see or to paint, for a `fresh` encoder with weights, and for a
+    frozen one.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class MaskedAutoencoder(nn.Module):
         self.names = (name,)
         self.mask_ratio, self.norm_pix = mask_ratio, norm_pix
         self.backbone: ViT = build(backbone)
+        _check_learns(self.backbone)
         self.divisor = self.patch_size = self.backbone.patch_size
         self.mean, self.std = tuple(self.backbone.mean), tuple(self.backbone.std)
         self.decoder_embed = nn.Linear(self.backbone.embed_dim, decoder_channels)
@@ -64,6 +66,8 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_pred = nn.Linear(decoder_channels, self.patch_size**2 * 3)
         table = sincos_table(self.backbone.grid, decoder_channels)
         self.register_buffer('decoder_positions', table, persistent=False)  # (h * w, decoder_channels)
+        self.register_buffer('pixel_mean', torch.tensor(self.mean), persistent=False)  # (3,), as is pixel_std
+        self.register_buffer('pixel_std', torch.tensor(self.std), persistent=False)
         self._begin(fresh)
 
     def forward(
@@ -113,7 +117,7 @@ class MaskedAutoencoder(nn.Module):
 
     def target(self, imgs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what is to be painted (B, L, p * p * 3), and `scale` and `shift` of `ReconstructionOutputs`."""
-        mean, std = imgs.new_tensor(self.mean), imgs.new_tensor(self.std)
+        mean, std = self.pixel_mean, self.pixel_std
         patches = patchify(imgs.float(), self.patch_size)
         if not self.norm_pix:
             return patches, std.expand(*patches.shape[:2], 3), mean.expand(*patches.shape[:2], 3)
@@ -191,6 +195,16 @@ def _check(backbone: nn.Module | dict, mask_ratio: float, fresh: bool) -> None:
             where='MaskedAutoencoder(fresh=True, backbone=dict(pretrained=...))',
             why='fresh=True sets the weights and positions that a pretraining from nothing begins with',
             fix='set fresh=False to train the pretrained encoder further, or pretrained=False',
+        )
+
+
+def _check_learns(backbone: nn.Module) -> None:
+    if backbone.frozen:
+        raise ConfigError(
+            'a frozen encoder learns nothing',
+            where='MaskedAutoencoder(backbone=dict(frozen=True))',
+            why='the decoder would be trained alone, and the encoder is what pretraining is for',
+            fix='leave frozen out',
         )
 
 
