@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vitdense.data.coco_arrays import CocoArrays, CocoFacts
-from vitdense.data.coco_faults import looks_like_corners
 from vitdense.data.coco_file import read_coco
 from vitdense.data.images import LABEL_SUFFIXES, MAX_PIXELS, PICTURE_SUFFIXES, read_image, read_label_map
 from vitdense.data.labels import LabelTable
@@ -56,9 +55,8 @@ def check_coco(
     if not len(arrays.segments.data):  # boxes only: nobody meant to draw masks
         found = [finding for finding in found if finding.kind != 'hollow']
         del counts['hollow']
-    share = looks_like_corners(arrays)
-    if share is not None:
-        reason = f'{share:.0%} of boxes leave the image if read as xywh; they fit as xyxy'
+    if facts.corners is not None:
+        reason = f'{facts.corners:.0%} of boxes leave the image if read as xywh; they fit as xyxy'
         found.append(Finding('corners', path.name, reason))
     if not len(arrays.ids):
         found.append(Finding('nothing', path.name, f'no annotations in {path.name}'))
@@ -157,7 +155,14 @@ def _histogram(arrays: CocoArrays, facts: CocoFacts) -> tuple[tuple[str, ...], l
         share = objects / max(1, int((~arrays.crowd).sum()))
         seen = len(np.unique(picture[mine]))
         rows.append(
-            (name, str(number), f'{objects:,}', f'{100 * share:.1f} %', f'{seen:,}', f'{int(mine.sum()) - objects:,}')
+            (
+                name,
+                str(number),
+                f'{objects:,}',
+                f'{100 * share:.1f} %',
+                f'{seen:,}',
+                f'{int(mine.sum()) - objects:,}',
+            )
         )
     return ('class', 'id', 'objects', 'share', 'pictures', 'crowds'), rows
 

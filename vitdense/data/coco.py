@@ -81,9 +81,9 @@ class CocoDetection:
             )
         self._arrays, self._facts = open_coco(self.path, masks=masks, cache=cache)
         refuse_faults(self.path, self._facts)
-        refuse_corners(self.path, self._arrays)
+        refuse_corners(self.path, self._facts)
         if not evaluation:
-            refuse_nothing(self.path, self._arrays)
+            refuse_nothing(self.path, self._arrays, self._facts)
         given = None if classes is None else list(read_classes(classes, root=root).values())
         self._names = given or self._facts.names
         self._choose(self._names)
@@ -165,6 +165,8 @@ class CocoDetection:
     def _pictures(self, drop_empty: bool, skip_unmasked: bool) -> np.ndarray:
         """Return the rows of the pictures to use, as the options say."""
         arrays = self._arrays
+        if len(arrays.sizes) and not drop_empty and not self.masks:
+            return np.arange(len(arrays.sizes))
         picture = np.repeat(np.arange(len(arrays.sizes)), np.diff(arrays.starts))
         keep = np.ones(len(arrays.sizes), bool)
         chosen = (self._label_of[arrays.labels] >= 0) & ~arrays.crowd

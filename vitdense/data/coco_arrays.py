@@ -41,6 +41,8 @@ class CocoFacts(NamedTuple):
     annotated: bool  # whether there is a list of annotations at all
     faults: list[list]  # [kind, annotation or image id, reason]
     counts: dict[str, int]  # faults by kind
+    usable: int  # annotations with a box of at least a pixel in their picture
+    corners: float | None  # the share of boxes that leave their picture, where all fit it as xyxy
 
 
 def texts(words: Sequence[str]) -> Texts:

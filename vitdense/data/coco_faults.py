@@ -30,8 +30,8 @@ class Faults:
             self.listed.append([kind, number, reason])
 
 
-def check_boxes(arrays: CocoArrays, faults: Faults) -> None:
-    """Note the boxes that lie outside of their picture, wholly or in part."""
+def check_boxes(arrays: CocoArrays, faults: Faults) -> int:
+    """Note the boxes that lie outside of their picture, wholly or in part; return how many can be learnt from."""
     sizes = sizes_of(arrays)
     corners = inside(arrays.boxes, sizes)
     wide = corners[:, 2:] - corners[:, :2]
@@ -45,6 +45,7 @@ def check_boxes(arrays: CocoArrays, faults: Faults) -> None:
             height, width = sizes[row].tolist()
             box = ', '.join(f'{value:g}' for value in arrays.boxes[row].tolist())
             faults.add(kind, int(arrays.ids[row]), f'bbox [{box}] in {width} x {height}: {what}')
+    return int((~empty).sum())
 
 
 def check_ids(arrays: CocoArrays, faults: Faults) -> None:
@@ -100,21 +101,20 @@ def refuse_faults(path: Path, facts: CocoFacts, *, names: bool = True) -> None:
         )
 
 
-def refuse_corners(path: Path, arrays: CocoArrays) -> None:
+def refuse_corners(path: Path, facts: CocoFacts) -> None:
     """Raise DataError when boxes are corners, x, y, x2, y2, in place of x, y, width, height."""
-    share = looks_like_corners(arrays)
-    if share is not None:
+    if facts.corners is not None:
         raise DataError(
-            f'{share:.0%} of boxes leave the image if read as xywh; they fit as xyxy',
+            f'{facts.corners:.0%} of boxes leave the image if read as xywh; they fit as xyxy',
             where=str(path),
             why='COCO boxes are x, y, width, height',
             fix='write bbox as [x, y, x2 - x, y2 - y]',
         )
 
 
-def refuse_nothing(path: Path, arrays: CocoArrays) -> None:
+def refuse_nothing(path: Path, arrays: CocoArrays, facts: CocoFacts) -> None:
     """Raise DataError when there is no box to learn from."""
-    if is_empty(inside(arrays.boxes, sizes_of(arrays))).all():
+    if not facts.usable:
         raise DataError(
             f'no annotations in {path.name}',
             where=str(path),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vitdense.data.coco_arrays import CocoArrays, CocoFacts, texts
-from vitdense.data.coco_faults import Faults, check_boxes, check_ids, fault_of_box, fault_of_name
+from vitdense.data.coco_faults import Faults, check_boxes, check_ids, fault_of_box, fault_of_name, looks_like_corners
 from vitdense.errors import DataError
 from vitdense.ops.masks import fault_of
 
@@ -43,10 +43,18 @@ def read_coco(path: Path, *, masks: bool = False, data: bytes | None = None) -> 
     for place, record in enumerate(annotations or ()):
         rows.add(place, record)
     arrays = rows.arrays()
-    check_boxes(arrays, faults)
+    usable = check_boxes(arrays, faults)
     check_ids(arrays, faults)
     names = [categories[number] for number in sorted(categories)]
-    return arrays, CocoFacts(sorted(categories), names, annotations is not None, faults.listed, dict(faults.counts))
+    return arrays, CocoFacts(
+        sorted(categories),
+        names,
+        annotations is not None,
+        faults.listed,
+        dict(faults.counts),
+        usable,
+        looks_like_corners(arrays),
+    )
 
 
 class _Rows:

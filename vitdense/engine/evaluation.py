@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vitdense.data.coco_cache import open_coco
-from vitdense.data.coco_faults import looks_like_corners, refuse_faults
+from vitdense.data.coco_faults import refuse_faults
 from vitdense.data.images import LABEL_SUFFIXES, read_label_map
 from vitdense.data.pairing import list_files, match
 from vitdense.data.vocabularies import read_classes
@@ -48,9 +48,8 @@ def evaluate_coco(
     base = _start(work_dir)
     arrays, facts = open_coco(truth_path, masks=iou_type == 'segm')
     refuse_faults(truth_path, facts, names=False)
-    share = looks_like_corners(arrays)
-    if share is not None:
-        logger.warning('%s: %.0f %% of boxes leave the picture; is it xyxy?', truth_path.name, 100 * share)
+    if facts.corners is not None:
+        logger.warning('%s: %.0f %% of boxes leave the picture; is it xyxy?', truth_path.name, 100 * facts.corners)
     numbering, rows = number(arrays, facts)
     metric.dataset_meta = {'classes': {'labels': facts.names}, 'category_ids': {'labels': facts.category_ids}}
     truth = truth_of(arrays, numbering, rows, iou_type, truth_path)
