@@ -80,16 +80,19 @@ class DeformableDetrHead(nn.Module):
     ) -> None:
         super().__init__()
         has_boxes = two_stage or anchors
-        _check_needs('look_forward_twice', look_forward_twice, 'refine', refine)
-        _check_needs('mixed_selection', mixed_selection, 'two_stage', two_stage)
-        _check_needs('selected_content', selected_content, 'two_stage', two_stage)
-        _check_needs('learned_steps', learned_steps, 'two_stage', two_stage)
-        _check_needs('relative_steps', relative_steps, 'two_stage or anchors', has_boxes)
-        _check_needs('denoising', denoising, 'two_stage or anchors', has_boxes)
+        _check_needs('refine', refine, look_forward_twice=look_forward_twice)
+        _check_needs(
+            'two_stage',
+            two_stage,
+            mixed_selection=mixed_selection,
+            selected_content=selected_content,
+            learned_steps=learned_steps,
+        )
+        _check_needs('two_stage or anchors', has_boxes, relative_steps=relative_steps, denoising=denoising)
         num_levels = max(4, len(in_channels)) if num_levels is None else num_levels
         self.num_classes, self.num_queries, self.groups = num_classes, num_queries, groups
         attention = dict(num_levels=num_levels, num_points=num_points)
-        layer = dict(hidden=hidden, dropout=dropout)
+        layer = dict(num_heads=num_heads, hidden=hidden, dropout=dropout)
         step = step_in_sizes if relative_steps else step_in_logits
         self.project = LevelProjection(in_channels, strides, channels, num_levels, norm=norm)
         self.encoder = None
@@ -97,7 +100,7 @@ class DeformableDetrHead(nn.Module):
             self.encoder = DeformableEncoder(
                 channels,
                 num_encoder_layers,
-                layer=dict(num_heads=num_heads, **attention, **layer),
+                layer=attention | layer,
                 num_levels=num_levels,
                 temperature=temperature,
                 offset=offset,
@@ -122,8 +125,8 @@ class DeformableDetrHead(nn.Module):
             num_decoder_layers,
             num_classes,
             step,
-            attention=dict(num_heads=cross_heads or num_heads, **attention),
-            layer=dict(num_heads=num_heads, **layer),
+            attention=attention | dict(num_heads=cross_heads or num_heads),
+            layer=layer,
             anchors=anchors,
             refine=refine,
             look_forward_twice=look_forward_twice,
@@ -144,7 +147,7 @@ class DeformableDetrHead(nn.Module):
         groups = self.groups if self.training else 1
         queries, proposals = self.queries(levels, groups)
         mask = None
-        if hints is not None or self.noised is not None:
+        if hints is not None or (self.noised is not None and self.training):
             queries, mask = self._add_noised(queries, groups, hints)
         answers = self.decoder(queries, levels, groups=groups, mask=mask)
         sizes = region_sizes(features.valid, levels.tokens, features.size)
@@ -183,6 +186,7 @@ def _content(mixed_selection: bool, selected_content: bool) -> Literal['learned'
     return 'learned' if mixed_selection else 'selected' if selected_content else 'encoded'
 
 
-def _check_needs(option: str, chosen: bool, needed: str, given: bool) -> None:
-    if chosen and not given:
-        raise ValueError(f'{option}=True needs {needed}=True')
+def _check_needs(needed: str, given: bool, **options: bool) -> None:
+    for option, chosen in options.items():
+        if chosen and not given:
+            raise ValueError(f'{option}=True needs {needed}=True')
