@@ -29,6 +29,7 @@ def parser() -> Parser:
     made.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: the first GPU, else cpu)')
     made.add_argument('--amp', choices=('bf16', 'fp16', 'off'), help='arithmetic (default: bf16 where a probe gains)')
     made.add_argument('--workers', type=int, metavar='N', help='processes that load data')
+    made.add_argument('--compile', action='store_true', help='compile the network with torch.compile')
     made.add_argument('--cfg-options', nargs='+', action='extend', metavar='K=V', help='change values of the config')
     return made
 
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         show_dir=args.show_dir,
         device=args.device,
         tta=args.tta,
+        compiled=args.compile,
     )
 
 

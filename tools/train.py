@@ -30,6 +30,7 @@ def parser() -> Parser:
     made.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: the first GPU, else cpu)')
     made.add_argument('--amp', choices=('bf16', 'fp16', 'off'), help='arithmetic (default: bf16 where a probe gains)')
     made.add_argument('--workers', type=int, metavar='N', help='processes that load data, for every loader')
+    made.add_argument('--compile', action='store_true', help='compile the network with torch.compile')
     made.add_argument('--cfg-options', nargs='+', action='extend', metavar='K=V', help='change values of the config')
     made.add_argument('--dry-run', action='store_true', help='one step and one validation batch, nothing kept')
     return made
@@ -44,9 +45,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = training.read_options(args.cfg_options, seed=args.seed, amp=args.amp)
     cfg = load_config(args.config, options, workers=args.workers)
     if args.dry_run:
-        training.dry_run(cfg, weights=args.weights, device=args.device)
+        training.dry_run(cfg, weights=args.weights, device=args.device, compiled=args.compile)
         return
-    training.train(cfg, work_dir=args.work_dir, resume=args.resume, weights=args.weights, device=args.device)
+    training.train(
+        cfg,
+        work_dir=args.work_dir,
+        resume=args.resume,
+        weights=args.weights,
+        device=args.device,
+        compiled=args.compile,
+    )
 
 
 if __name__ == '__main__':

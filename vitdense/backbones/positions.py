@@ -49,13 +49,15 @@ class Positions:
 
     def _table(self, kind: Literal['absolute', 'rotary'], grid: tuple[int, int]) -> Tensor:
         """Return the positions of one grid, remembered where nothing can change them."""
+        if torch.compiler.is_compiling():
+            return self._make_table(kind, grid)
         source = self.model.pos_embed if kind == 'absolute' else next(self.model.rope.parameters(), None)
         anchor = self.model.patch_embed.proj.weight if source is None else source
         # weights that train change under us (an averaged copy swaps them in without a trace), and what inference mode
-        # or an export made must not come back in training
+        # made must not come back in training
         changes = source is not None and not self.fixed
         augmented = kind == 'rotary' and self.model.rope.training and getattr(self.model.rope, 'aug_active', False)
-        if changes or augmented or anchor.is_inference() or torch.compiler.is_compiling():
+        if changes or augmented or anchor.is_inference():
             return self._make_table(kind, grid)
         key = (kind, grid, anchor.device, anchor.dtype, anchor.data_ptr(), anchor._version)
         if key not in self._tables:

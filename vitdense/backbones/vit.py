@@ -7,7 +7,7 @@ the maps of any set of layers in one pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -143,11 +143,9 @@ class ViT(nn.Module):
         maps are zero in cells that are all padding: a padded batch answers as the single picture does.
         """
         requests = [LayerRequest(self._block(index), normed) for index, normed in layers]
-        with ExitStack() as modes:
-            if self.frozen:
-                modes.enter_context(torch.no_grad())
-            if self.amp is not None:
-                modes.enter_context(torch.autocast(imgs.device.type, self.amp))
+        graph = torch.no_grad() if self.frozen else nullcontext()
+        cast = nullcontext() if self.amp is None else torch.autocast(imgs.device.type, self.amp)
+        with graph, cast:
             tokens = self.embed(imgs, valid)
             seen: dict[LayerRequest, Tokens] = {}
             start = 0

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from vitdense.engine.artifacts import PictureHook
 from vitdense.engine.borrowed import complete
 from vitdense.engine.checkpoints import make_folder
+from vitdense.engine.compiling import compile_network
 from vitdense.engine.ema import EmaHook
 from vitdense.engine.history import HistoryHook, check_metric_early
 from vitdense.engine.hooks import CheckpointHook, EarlyStoppingHook, StepHook
@@ -47,15 +48,17 @@ def make_trainer(
     device: str | None = None,
     checkpoint: Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
+    compiled: bool = False,
     clear: Callable[[], None] | None = None,
 ) -> DenseRunner:
     """Return a runner whose `train()` runs the config in `work_dir`.
 
     `checkpoint` is the content of a checkpoint to go on from; `weights` a file of weights of the whole model to begin
-    with. `device` defaults to the first GPU, else the CPU. Under torchrun every process makes its own runner. `clear`
-    is called when all parts fit each other, before the first file is written.
+    with. `device` defaults to the first GPU, else the CPU. Under torchrun every process makes its own runner.
+    `compiled` compiles the network. `clear` is called when all parts fit each other, before the first file is written.
 
-    Raises ConfigError when parts do not fit each other, before anything is trained.
+    Raises ConfigError when parts do not fit each other, ResourceError where nothing can be compiled, before anything is
+    trained.
     """
     place = _place(work_dir, device)
     seed_everything(cfg.seed)
@@ -75,7 +78,7 @@ def make_trainer(
         load_weights(model, state, where=str(weights))
     # a probe may decide differently next time: a resumed run keeps to what was chosen
     amp = checkpoint['amp'] if checkpoint is not None and cfg.amp == 'auto' else cfg.amp
-    precision = _set_up(model, amp, place, sections['train_dataloader'])
+    precision = _set_up(model, amp, place, sections['train_dataloader'], compiled)
     drawn = checkpoint['drawn'] if checkpoint is not None else 0
     parts = _training_parts(cfg, sections, data, place, schedule, drawn=drawn)
     parts |= _validation_parts(cfg, sections, data, place, evaluators)
@@ -141,13 +144,15 @@ def _place(work_dir: str | Path, device: str | None) -> _Place:
     return _Place(work_dir, chosen, *start_processes(chosen))
 
 
-def _set_up(model: DenseModel, amp: str, place: _Place, section: Mapping[str, Any]) -> Precision:
-    """Set precision and threads, and say so."""
+def _set_up(model: DenseModel, amp: str, place: _Place, section: Mapping[str, Any], compiled: bool) -> Precision:
+    """Set precision, threads and compilation, and say so."""
     precision = choose_precision(amp, place.device)
     model.amp = precision.dtype
     threads = torch_threads(num_workers(section), processes=place.world_size)
     torch.set_num_threads(threads)
     logger.info('%s, %s, %d torch threads; results in %s', place.device, precision.reason, threads, place.work_dir)
+    if compiled:
+        compile_network(model.to(place.device), place.device)
     return precision
 
 
@@ -189,12 +194,14 @@ def make_tester(
     *,
     device: str | None = None,
     tta: bool = False,
+    compiled: bool = False,
     hooks: tuple = (),
 ) -> DenseRunner:
     """Return a runner whose `test()` evaluates the weights of `checkpoint` on the config's test data.
 
     Without a checkpoint the model is tested as it was published: every head must take the classifier of the backbone's
-    checkpoint over. `tta` turns the model's test-time augmentation on. Raises ConfigError, CheckpointError.
+    checkpoint over. `tta` turns the model's test-time augmentation on, `compiled` compiles the network. Raises
+    ConfigError, CheckpointError, ResourceError.
     """
     place = _place(work_dir, device)
     state, facts = _published(cfg) if checkpoint is None else read_state(checkpoint)
@@ -222,7 +229,7 @@ def make_tester(
     logger.info(
         '%s%s%s', checkpoint or 'as published', f' after step {facts["step"]}' if 'step' in facts else '', averaged
     )
-    _set_up(model, cfg.amp, place, section)
+    _set_up(model, cfg.amp, place, section, compiled)
     return DenseRunner(
         cfg,
         model,

@@ -21,6 +21,7 @@ from vitdense import visualize
 from vitdense.engine.artifacts import on_cpu, shown_picture
 from vitdense.engine.assembly import make_tester
 from vitdense.engine.checkpoints import make_folder, steps_in, write_text
+from vitdense.engine.compiling import explained
 from vitdense.engine.console import console, start_logging
 from vitdense.engine.history import finite, write_json
 from vitdense.engine.loaders import close_loaders
@@ -41,6 +42,7 @@ def test(
     show_dir: str | Path | None = None,
     device: str | None = None,
     tta: bool = False,
+    compiled: bool = False,
 ) -> dict[str, float | int | None]:
     """Evaluate `checkpoint` (None: the published weights) on the config's test data; return the scores, which are also
     in `metrics.json`.
@@ -50,15 +52,16 @@ def test(
     `HEAD/NAME.png` with the numbers of the classes **as trained** (with `reduce_zero_label` class 0 is the file's label
     1), objects of all pictures as `HEAD/results.json`, COCO's results format with the category ids of the annotation
     file (and `HEAD/results_segm.json` where there are masks), or the five best classes of every picture, in the file of
-    that name. `show_dir` gets pictures with the predictions drawn on them.
+    that name. `show_dir` gets pictures with the predictions drawn on them. `compiled` compiles the network.
     """
     base = _scores_folder(cfg, work_dir, out)
     start_processes(choose_device(device))
     start_logging(base)
     hook = PredictionHook(out and Path(out), show_dir and Path(show_dir))
-    runner = make_tester(cfg, base, checkpoint, device=device, tta=tta, hooks=(hook,))
+    runner = make_tester(cfg, base, checkpoint, device=device, tta=tta, compiled=compiled, hooks=(hook,))
     try:
-        metrics = finite(runner.test())
+        with explained():
+            metrics = finite(runner.test())
     finally:
         hook.close()
         close_loaders()

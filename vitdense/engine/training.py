@@ -20,6 +20,7 @@ from vitdense.engine.artifacts import write_sample
 from vitdense.engine.assembly import make_trainer
 from vitdense.engine.borrowed import self_contained
 from vitdense.engine.checkpoints import find_checkpoint, make_folder, read_checkpoint, steps_in
+from vitdense.engine.compiling import explained
 from vitdense.engine.console import console, start_logging
 from vitdense.engine.loaders import close_loaders
 from vitdense.engine.model_folder import save_model_folder
@@ -55,13 +56,14 @@ def train(
     resume: str | None = None,
     weights: str | None = None,
     device: str | None = None,
+    compiled: bool = False,
 ) -> DenseRunner:
     """Train the config and return the runner, with everything in the work directory that a run leaves.
 
     `work_dir` defaults to the config's, else to `work_dirs/` and the name of the config file. `resume` is the path of
     a checkpoint or of a work directory, or 'auto' for the newest whole checkpoint of `work_dir`; without one there the
     run starts at the beginning. Without `resume`, what an earlier run left is moved to `earlier-N/` once the parts of
-    the new one fit each other.
+    the new one fit each other. `compiled` compiles the network.
     """
     start_processes(choose_device(device))
     folder = Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(cfg.filename).stem)
@@ -82,9 +84,11 @@ def train(
             logger.info('an earlier run was moved to %s; --resume goes on with a run', moved)
 
     with leave_on_signal():
-        runner = make_trainer(cfg, folder, device=device, checkpoint=content, weights=weights, clear=clear)
+        given = dict(device=device, checkpoint=content, weights=weights, compiled=compiled, clear=clear)
+        runner = make_trainer(cfg, folder, **given)
         try:
-            runner.train()
+            with explained():
+                runner.train()
         except torch.OutOfMemoryError as error:
             raise out_of_memory(error, runner) from error
         if is_main_process():
@@ -189,19 +193,22 @@ def say_next(runner: DenseRunner, checkpoint: Path) -> None:
     )
 
 
-def dry_run(cfg: Config, *, weights: str | None = None, device: str | None = None) -> dict[str, Any]:
+def dry_run(
+    cfg: Config, *, weights: str | None = None, device: str | None = None, compiled: bool = False
+) -> dict[str, Any]:
     """Build everything, train one step, predict one validation batch; print time and memory. Nothing is kept."""
     start_logging(None)
     with tempfile.TemporaryDirectory(prefix='vitdense-') as folder:
         start = time.perf_counter()
-        runner = make_trainer(cfg, folder, device=device, weights=weights)
+        runner = make_trainer(cfg, folder, device=device, weights=weights, compiled=compiled)
         logging.getLogger(runner.experiment_name).handlers.clear()
         runner._train_loop = loop = runner.build_train_loop(runner._train_loop)
         runner.optim_wrapper = wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         wrapper.initialize_count_status(runner.model, 0, 1)
         built = time.perf_counter()
         runner.model.train()
-        losses = runner.model.train_step(next(iter(loop.dataloader)), wrapper)
+        with explained():
+            losses = runner.model.train_step(next(iter(loop.dataloader)), wrapper)
         times = {'build': built - start, 'training step': time.perf_counter() - built}
         if runner.val_loop is not None:
             began = time.perf_counter()

@@ -1,0 +1,121 @@
+"""torch.compile on the network: the same numbers, the same names, and errors that say what is missing."""
+
+from __future__ import annotations
+
+import importlib
+import math
+
+import pytest
+import torch
+
+from vitdense.engine.checkpoints import read_checkpoint
+from vitdense.engine.compiling import compile_network, explained
+from vitdense.engine.config import load_config
+from vitdense.engine.history import read_rows
+from vitdense.errors import ResourceError
+
+CPU = torch.device('cpu')
+VARIANTS = {
+    'plain': (),
+    'windows': (
+        "+model.network.backbone.windows=dict(type='vitdense.backbones.windows.Windows',size=2,global_blocks=1)",
+    ),
+    'lora': ("+model.network.backbone.lora=dict(type='vitdense.layers.lora.Lora',rank=2)",),
+    'frozen': ('+model.network.backbone.frozen=True',),
+    'checkpointing': ('+model.network.backbone.checkpointing=True',),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def answers(model, sizes) -> list[torch.Tensor]:
+    """Logits and gradients for pictures of several sizes, full and padded."""
+    results = []
+    for height, width in sizes:
+        torch.manual_seed(0)
+        imgs, valid = torch.randn(2, 3, height, width), torch.ones(2, height, width, dtype=torch.bool)
+        valid[0, 32:] = False
+        for padding in (None, valid):
+            torch.manual_seed(1)
+            logits = model.network(imgs, padding)['sem'].logits
+            logits.square().mean().backward()
+            results.append(logits.detach())
+    return results + [value.grad for value in model.parameters() if value.requires_grad]
+
+
+def compare(trainer, options, backend: str, sizes) -> None:
+    plain, compiled = (trainer(name, options).network_model for name in ('plain', 'compiled'))
+    names = list(compiled.state_dict())
+    compile_network(compiled, CPU, backend=backend)
+    assert list(compiled.state_dict()) == names
+    for model in (plain, compiled):
+        for module in model.modules():  # compiled code draws its dropout elsewhere
+            if isinstance(module, torch.nn.Dropout) or 'DropPath' in type(module).__name__:
+                module.eval()
+                module.train = lambda mode=True: None
+    for one, other in zip(answers(plain, sizes), answers(compiled, sizes), strict=True):
+        torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-4)
+
+
+def test_a_traced_network_answers_as_it_does_untraced(trainer):
+    options = VARIANTS['windows'] + VARIANTS['lora']
+    compare(trainer, options, 'eager', [(64, 64), (48, 80)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('options', VARIANTS.values(), ids=VARIANTS)
+def test_every_traced_network_answers_as_it_does_untraced(trainer, options):
+    compare(trainer, options, 'eager', [(64, 64), (64, 48), (48, 64), (80, 48)])
+
+
+@pytest.mark.parametrize('options', [VARIANTS['plain'], VARIANTS['windows']], ids=['plain', 'windows'])
+@pytest.mark.slow
+def test_a_compiled_network_answers_as_it_does_uncompiled(trainer, options):
+    compare(trainer, options, 'inductor', [(64, 64), (64, 48)])
+
+
+def test_one_picture_size_is_one_graph(trainer):
+    network = trainer('run', VARIANTS['windows'] + VARIANTS['lora']).network_model.network.eval()
+    assert torch._dynamo.explain(network)(torch.randn(1, 3, 64, 64)).graph_count == 1
+
+
+@pytest.mark.slow
+def test_the_flag_trains_resumes_and_tests(config_file, tmp_path, one_thread, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train, test = (importlib.import_module(f'tools.{name}') for name in ('train', 'test'))
+    shared = [str(config_file), '--device', 'cpu', '--workers', '0', '--compile']
+    train.main([*shared, '--work-dir', 'run', '--cfg-options', 'schedule.max_iters=4'])
+    train.main([*shared, '--work-dir', 'run', '--resume'])
+    content = read_checkpoint(tmp_path / 'run' / 'step_000008.pth')
+    assert not any('_orig_mod' in name for name in content['state_dict'])
+    assert all(math.isfinite(row['loss']) for row in read_rows(tmp_path / 'run' / 'metrics.csv') if row.get('loss'))
+    test.main([shared[0], 'run/best.pth', *shared[1:], '--work-dir', 'scores'])
+    assert (tmp_path / 'scores' / 'metrics.json').exists()
+
+
+def test_where_nothing_can_be_compiled_the_run_does_not_begin(trainer, config_file, monkeypatch, tmp_path):
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def no_compiler(function, **options):
+        def call(*args):
+            raise InvalidCxxCompiler()
+
+        return call
+
+    monkeypatch.setattr(torch, 'compile', no_compiler)
+    with pytest.raises(ResourceError, match='torch.compile failed') as caught:
+        trainer('run', compiled=True)
+    assert 'No working C++ compiler found' in caught.value.why and 'leave --compile out' in caught.value.fix
+    assert caught.value.exit_code == 6
+
+
+def test_other_errors_pass_unchanged(config_file):
+    for error in (RuntimeError('mine'), ValueError('mine')):
+        with pytest.raises(type(error), match='mine'), explained():
+            raise error
+    assert load_config(config_file).amp == 'off'
