@@ -24,14 +24,15 @@ def principal_colors(maps: Sequence[Tensor]) -> list[Components]:
     """Return the first three principal components of `maps` (each (C, h, w), any sizes) as red, green and blue.
 
     The components are those of all maps together, so a colour means the same in each of them. The foreground is found
-    as in DINOv2 (https://arxiv.org/abs/2304.07193, section 7.5 and figure 1): the first component of all cells, cut in
-    two where the two sides differ most, is figure and ground; the ground is the side that reaches more of the border.
+    much as in DINOv2 (https://arxiv.org/abs/2304.07193, section 7.5), where a threshold of the first component parts
+    figure and ground, and the components of the figure alone are shown. Here each of the three is cut where its sides
+    differ most, and that side of one of them is the figure which is most at the inside of the maps.
     """
     grids = [(one.shape[1], one.shape[2]) for one in maps]
     cells = torch.cat([one.flatten(1).T.double() for one in maps])  # (N, C)
     parts = [height * width for height, width in grids]
     values = _principal(cells)  # (N, 3)
-    front = _foreground(values[:, 0], torch.cat([_border(grid) for grid in grids]))
+    front = _foreground(values, torch.cat([_border(grid) for grid in grids]))
     colors = torch.zeros(len(cells), 3, dtype=torch.float64)
     if front.sum() > 3:
         colors[front] = _stretched(_principal(cells[front]))
@@ -66,21 +67,32 @@ def _principal(cells: Tensor) -> Tensor:
 
 
 def _foreground(values: Tensor, border: Tensor) -> Tensor:
-    """Return (N,) bool: the side of `values` (N,) that reaches less of the `border` (N,) bool."""
-    side = values > _parting(values)
-    return ~side if side[border].double().mean() > side[~border].double().mean() else side
+    """Return (N,) bool: of the two sides of each column of `values` (N, 3), the one that is most at the inside.
+
+    That is the difference of its shares of the inner cells and of the `border` (N,) bool, times how well the column
+    falls in two.
+    """
+    best, figure = -1.0, border.new_zeros(len(border))
+    for column in values.T:
+        cut, clearness = _parting(column)
+        for side in (column > cut, column <= cut):
+            score = clearness * float(side[~border].double().mean() - side[border].double().mean())
+            if score > best:
+                best, figure = score, side
+    return figure
 
 
-def _parting(values: Tensor) -> float:
-    """Return the value that parts `values` with the largest variance between the sides (Otsu 1979)."""
+def _parting(values: Tensor) -> tuple[float, float]:
+    """Return where `values` (N,) fall in two best, and the share of their variance between the sides (Otsu 1979)."""
     ordered = values.sort().values
     count = torch.arange(1, len(ordered), dtype=ordered.dtype)
     below = ordered.cumsum(0)[:-1]
     above = ordered.sum() - below
     rest = len(ordered) - count
-    between = count * rest * (below / count - above / rest) ** 2
+    between = count * rest * (below / count - above / rest) ** 2 / len(ordered) ** 2
     cut = int(between.argmax())
-    return float(ordered[cut] + ordered[cut + 1]) / 2
+    variance = max(float(ordered.var(correction=0)), 1e-12)
+    return float(ordered[cut] + ordered[cut + 1]) / 2, float(between[cut]) / variance
 
 
 def _border(grid: tuple[int, int]) -> Tensor:
