@@ -71,7 +71,7 @@ class FeaturePictures:
             for block, of_layer in zip(blocks, colors, strict=True):
                 whole, front = (_enlarged(values, picture) for values in of_layer[number])
                 tiles += [picture, whole, front]
-                titles += [f'layer {block}', 'components 1-3', 'components of the foreground']
+                titles += [f'layer {block}', 'components', 'of the foreground']
             sheets.append(visualize.arrange(tiles, columns=3, titles=titles))
         return sheets
 
