@@ -11,7 +11,9 @@ calls them as they are: compiling the plain way on a CPU takes half a minute and
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Literal
@@ -24,6 +26,9 @@ from vitdense.ops import deform_attn_bags
 
 Route = Literal['grid_sample', 'bags', 'triton']
 Grids = Sequence[tuple[int, int]]
+MAX_OFFSET = 1 << 31  # the Triton kernels count the numbers of a picture's table in int32
+
+logger = logging.getLogger('vitdense')
 
 
 def deform_attn(
@@ -54,16 +59,32 @@ def deform_attn(
 
 def route_of(value: Tensor) -> Route:
     """Return the way that `deform_attn` takes for this `value` (B, S, heads, C)."""
+    _, cells, heads, channels = value.shape
     tracing = torch.compiler.is_exporting() or torch.jit.is_tracing()
-    if tracing or value.shape[1] * value.shape[2] >= deform_attn_bags.MAX_ROWS:
+    if tracing or value.device.type not in ('cpu', 'cuda') or cells * heads >= deform_attn_bags.MAX_ROWS:
         return 'grid_sample'
-    if value.device.type == 'cpu':
-        return 'bags'
-    if value.device.type != 'cuda':
-        return 'grid_sample'
-    if torch.are_deterministic_algorithms_enabled():
-        return 'bags'  # the other two add up gradients in any order
-    return 'triton' if find_spec('triton') else 'grid_sample'
+    if value.device.type == 'cpu' or torch.are_deterministic_algorithms_enabled():
+        return 'bags'  # on CUDA the other two add up gradients in any order
+    return 'triton' if triton_works() and cells * heads * channels < MAX_OFFSET else 'grid_sample'
+
+
+@torch.compiler.assume_constant_result
+def triton_works() -> bool:
+    """Return whether Triton is there and can build a kernel for the current CUDA device (it needs a C compiler)."""
+    return _try_triton()
+
+
+@cache
+def _try_triton() -> bool:
+    if not (torch.cuda.is_available() and find_spec('triton')):
+        return False
+    value, places = torch.zeros(1, 1, 1, 1, device='cuda'), torch.zeros(1, 1, 1, 1, 1, 2, device='cuda')
+    try:
+        _kernels('triton').attend(value, ((1, 1),), places, places[..., 0])
+    except Exception as error:  # a compiler, a header, a driver, a folder: what can be missing has many kinds
+        logger.warning('deformable attention runs without Triton, slower, because Triton fails here: %s', error)
+        return False
+    return True
 
 
 @torch.library.custom_op('vitdense::deform_attn', mutates_args=())
@@ -84,7 +105,7 @@ def attend_backward(
 
 @attend.register_fake
 def _(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, path: str) -> Tensor:
-    return weights.new_empty(*locations.shape[:2], value.shape[2] * value.shape[3])
+    return value.new_empty(*locations.shape[:2], value.shape[2] * value.shape[3])
 
 
 @attend_backward.register_fake
