@@ -166,6 +166,18 @@ def test_misfits_are_refused():
         deform_attn(value, [(3, 4)], locations, weights[..., :1])
 
 
+def test_a_place_that_is_not_a_number_spoils_its_query_alone():
+    """A diverged network must be seen, not crash, and not be hidden."""
+    grids = [(3, 4), (1, 1)]
+    value, locations, weights = random_arguments(1, 3, 1, 2, 4, grids)
+    locations[0, 1, 0, 0, 1, 0] = math.nan
+    leaves = [tensor.requires_grad_() for tensor in (value, locations, weights)]
+    answer = deform_attn(leaves[0], grids, *leaves[1:], path='bags')
+    assert answer[0, 1].isnan().all() and answer[0, [0, 2]].isfinite().all()
+    answer.sum().backward()
+    assert leaves[2].grad.isnan().sum() == 1
+
+
 def test_the_same_arguments_give_the_same_bits():
     """Gradients of cells that many queries read are added up in a fixed order."""
     grids = [(2, 2)]
