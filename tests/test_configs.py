@@ -20,8 +20,15 @@ LEAVES = sorted(
 LEAVES = [leaf for leaf in LEAVES if not leaf.endswith('__init__.py')]
 
 
+def shrink(transforms: list[dict], sizes: dict[str, dict]) -> None:
+    """Give the named transforms small sizes."""
+    for transform in transforms:
+        kind = transform['type'] if isinstance(transform['type'], str) else transform['type'].__name__
+        transform.update(sizes.get(kind.rsplit('.')[-1], {}))
+
+
 def write_pair(root: Path, dataset: dict, height: int = 48, width: int = 64) -> None:
-    """Write one picture and its labels where `dataset` looks for them."""
+    """Write one picture and its labels where `dataset` looks for them, and let it make small pictures."""
     generator = np.random.default_rng(0)
     for folder in (root / dataset['images'], root / dataset['labels']):
         folder.mkdir(parents=True, exist_ok=True)
@@ -29,6 +36,8 @@ def write_pair(root: Path, dataset: dict, height: int = 48, width: int = 64) -> 
     Image.fromarray(picture).save(root / dataset['images'] / 'one.jpg')
     labels = generator.integers(0, 4, (height, width), dtype=np.uint8)
     Image.fromarray(labels).save(root / dataset['labels'] / 'one.png')
+    small = {'RandomResize': dict(scale=(512, 128)), 'RandomCrop': dict(size=(128, 128))}
+    shrink(dataset.get('transforms', []), small | {'ResizeShortSide': dict(size=128)})
 
 
 def write_folders(root: Path, dataset: dict) -> None:
@@ -57,11 +66,8 @@ def write_coco(root: Path, dataset: dict) -> None:
         ],
     }
     (root / dataset['annotations']).write_text(json.dumps(content))
-    for transform in dataset['transforms']:
-        kind = transform['type'] if isinstance(transform['type'], str) else transform['type'].__name__
-        small = {'MultiScaleCrop': dict(sizes=[64], before=[64], crop=(48, 64)), 'ResizeShortSide': dict(size=64)}
-        small |= {'ResizeTo': dict(size=64), 'LargeScaleJitter': dict(size=64)}
-        transform.update(small.get(kind.rsplit('.')[-1], {}))
+    small = {'MultiScaleCrop': dict(sizes=[64], before=[64], crop=(48, 64)), 'ResizeShortSide': dict(size=64)}
+    shrink(dataset['transforms'], small | {'ResizeTo': dict(size=64), 'LargeScaleJitter': dict(size=64)})
 
 
 def writer_of(dataset: dict):
@@ -72,15 +78,21 @@ def small(leaf: str, root: Path):
     """Load a leaf and put a tiny random ViT of the same family and depth into it."""
     cfg = load_config(str(ROOT / leaf))
     backbone = cfg.model.network.backbone
+    vit = backbone.get('vit', backbone)
     if 'quickstart' not in leaf:
-        backbone.pretrained = False
-        backbone.timm_args = dict(backbone.get('timm_args') or {}, embed_dim=48, num_heads=3)
+        vit.pretrained = False
+        width = 48 if vit is backbone else 96  # what 16 heads of an adapter divide, and half of it
+        vit.timm_args = dict(vit.get('timm_args') or {}, embed_dim=width, num_heads=3)
         for loader in (cfg.train_dataloader, cfg.val_dataloader):
             writer_of(loader.dataset)(root, loader.dataset)
         for branch in cfg.model.network.get('branches', {}).values():
             branch.head.pop('pretrained', None)
+            if 'UPerNet' in str(branch.head.type):
+                branch.head.update(channels=32, aux_channels=16)
             if 'Detr' in str(branch.head.type):  # as many options, fewer queries
                 branch.head.update(num_queries=20, hidden=32, **({'groups': 2} if 'groups' in branch.head else {}))
+        if cfg.model.get('tiler'):
+            cfg.model.tiler.update(size=128, stride=85)  # still several windows
         (root / 'classes.txt').write_text('sky\nbuilding\nroad\ntree\n')
         cfg.data_root = str(root)
     return cfg

@@ -216,6 +216,27 @@ def test_reads_a_vit_as_the_injecting_one_does_whose_injectors_are_silent():
         torch.testing.assert_close(one, other)
 
 
+@torch.no_grad()
+def test_without_detail_the_other_maps_stay_the_same():
+    vit = tiny_vit()
+    whole = shaken(ViTAdapter(vit, **LEAN)).eval()
+    coarse = ViTAdapter(vit, detail=False, **LEAN).eval()
+    state = whole.state_dict()
+    for part in ('prior.project', 'norms'):
+        names = [name for name in state if name.startswith(f'pyramid.{part}.')]
+        for name in sorted(names):
+            number, leaf = name.removeprefix(f'pyramid.{part}.').split('.')
+            value = state.pop(name)
+            if number != '0':
+                state[f'pyramid.{part}.{int(number) - 1}.{leaf}'] = value
+    state = {name: value for name, value in state.items() if not name.startswith('pyramid.up.')}
+    coarse.load_state_dict(state, strict=True)
+    imgs = torch.randn(2, 3, 48, 80)
+    assert coarse.strides == (8.0, 16.0, 32.0) and coarse.out_channels == (24,) * 3
+    for one, other in zip(coarse(imgs).maps, whole(imgs).maps[1:], strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def network_of(backbone: nn.Module, adapter: dict) -> SharedNetwork:
     branches = {'sem': dict(adapter=adapter, head=dict(type=LinearHead))}
     return SharedNetwork(backbone, branches, num_classes=dict(sem=5))

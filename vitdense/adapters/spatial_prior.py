@@ -21,7 +21,7 @@ STRIDES = (4.0, 8.0, 16.0, 32.0)
 class Spatial(NamedTuple):
     """The spatial features on their way through the interactions."""
 
-    detail: Tensor  # (B, C, h, w) at stride 4; takes no part in the interactions
+    detail: Tensor | None  # (B, C, h, w) at stride 4, if wanted; takes no part in the interactions
     tokens: Tensor  # (B, S, C) at strides 8, 16 and 32
     cells: Cells  # how `tokens` lie in the picture
     valid: Tensor | None  # (B, H, W) bool in pixels, as in `Batch`
@@ -31,10 +31,10 @@ class SpatialPrior(nn.Module):
     """The spatial prior module (Chen et al. 2023, section 3.3): a convolutional stem, and maps at strides 4 to 32.
 
     Three 3x3 convolutions of `channels` and a max-pool reach stride 4; a 3x3 convolution of stride 2 each, of 2, 4 and
-    4 times `channels`, the others; 1x1 convolutions bring all to `dim`.
+    4 times `channels`, the others; 1x1 convolutions bring all to `dim`. Without `detail` the first map is left out.
     """
 
-    def __init__(self, dim: int, *, channels: int = 64) -> None:
+    def __init__(self, dim: int, *, channels: int = 64, detail: bool = True) -> None:
         super().__init__()
         widths = tuple(channels * factor for factor in (1, 2, 4, 4))
         self.stem = nn.ModuleList(
@@ -46,7 +46,8 @@ class SpatialPrior(nn.Module):
             ConvBlock(width, wider, kernel_size=3, stride=2)
             for width, wider in zip(widths[:-1], widths[1:], strict=True)
         )
-        self.project = nn.ModuleList(nn.Conv2d(width, dim, kernel_size=1) for width in widths)
+        self.skipped = 0 if detail else 1
+        self.project = nn.ModuleList(nn.Conv2d(width, dim, kernel_size=1) for width in widths[self.skipped :])
         self.project.apply(init_weights)
 
     def forward(self, imgs: Tensor, valid: Tensor | None = None) -> list[Tensor]:
@@ -57,7 +58,7 @@ class SpatialPrior(nn.Module):
         maps = [self.pool(x)]  # behind ReLU the zeros of padding change no maximum
         for block, stride in zip(self.stages, STRIDES[:-1], strict=True):
             maps.append(block(_within(maps[-1], valid, stride)))
-        return [project(x) for project, x in zip(self.project, maps, strict=True)]
+        return [project(x) for project, x in zip(self.project, maps[self.skipped :], strict=True)]
 
 
 class SpatialPyramid(nn.Module):
@@ -66,7 +67,10 @@ class SpatialPyramid(nn.Module):
     One extractor for each of `num_interactions`, and `extra_extractors` more in the last one. `add_features` is what
     the final pyramid receives of the ViT: the map after 'each' interaction at one level (the published segmentation
     variant; needs 4 interactions), the 'last' map at all levels (the detection variant), or 'none'. `num_heads`,
-    `num_points` and `deform_ratio` (share of the channels that is read) are those of the deformable attention.
+    `num_points` and `deform_ratio` (share of the channels that is read) are those of the deformable attention. Without
+    `detail` there is no map of stride 4, which a detector whose encoder attends to every cell cannot afford.
+
+    Facts: `strides`. Raises ValueError for arguments that cannot be.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class SpatialPyramid(nn.Module):
         drop_path: float = 0.0,
         extra_extractors: int = 2,
         add_features: Literal['each', 'last', 'none'] = 'each',
+        detail: bool = True,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -96,7 +101,8 @@ class SpatialPyramid(nn.Module):
         self.patch_stride = patch_stride
         self.add_features = add_features
         self.checkpointing = checkpointing
-        self.prior = SpatialPrior(dim, channels=prior_channels)
+        self.strides = STRIDES if detail else STRIDES[1:]
+        self.prior = SpatialPrior(dim, channels=prior_channels, detail=detail)
         self.level_embed = nn.Parameter(torch.randn(len(STRIDES) - 1, dim))
         counts = [1] * (num_interactions - 1) + [1 + extra_extractors]
         self.extractors = nn.ModuleList(
@@ -113,13 +119,13 @@ class SpatialPyramid(nn.Module):
             )
             for count in counts
         )
-        self.up = nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(dim) for _ in STRIDES)
-        self.up.apply(init_weights)
+        self.up = nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2).apply(init_weights) if detail else None
+        self.norms = nn.ModuleList(nn.BatchNorm2d(dim) for _ in self.strides)
 
     def start(self, imgs: Tensor, valid: Tensor | None = None) -> Spatial:
         """Return the spatial features of `imgs` (B, 3, H, W) before the first interaction; `valid` as in `Batch`."""
-        detail, *maps = self.prior(imgs, valid)
+        maps = self.prior(imgs, valid)
+        detail = None if self.up is None else maps.pop(0)
         cells = Cells.of([tuple(x.shape[-2:]) for x in maps], STRIDES[1:], valid)
         tokens = [x.flatten(2).transpose(1, 2) + level for x, level in zip(maps, self.level_embed, strict=True)]
         return Spatial(detail, torch.cat(tokens, dim=1), cells, valid)
@@ -135,15 +141,16 @@ class SpatialPyramid(nn.Module):
         return spatial._replace(tokens=tokens)
 
     def finish(self, spatial: Spatial, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return the pyramid (B, C, h_i, w_i) at `STRIDES`; `maps` (B, C, h, w) are the ViT's, one per interaction."""
+        """Return the pyramid (B, C, h_i, w_i) at `strides`; `maps` (B, C, h, w) are the ViT's, one per interaction."""
         levels = spatial.cells.split(spatial.tokens)
-        height, width = spatial.detail.shape[-2:]
-        levels.insert(0, spatial.detail + self.up(levels[0])[..., :height, :width])
+        if self.up is not None:
+            height, width = spatial.detail.shape[-2:]
+            levels.insert(0, spatial.detail + self.up(levels[0])[..., :height, :width])
         if self.add_features != 'none':
             sources = maps if self.add_features == 'each' else [maps[-1]] * len(STRIDES)
             levels = [
                 level + self._at(x, stride, tuple(level.shape[-2:]), spatial.valid)
-                for level, x, stride in zip(levels, sources, STRIDES, strict=True)
+                for level, x, stride in zip(levels, sources[-len(levels) :], self.strides, strict=True)
             ]
         return tuple(norm(level) for norm, level in zip(self.norms, levels, strict=True))
 

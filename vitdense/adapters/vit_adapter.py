@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitdense.adapters.interaction import Cells, Injector
-from vitdense.adapters.spatial_prior import STRIDES, Spatial, SpatialPyramid, maybe_recompute
+from vitdense.adapters.spatial_prior import Spatial, SpatialPyramid, maybe_recompute
 from vitdense.backbones.vit import Tokens, ViT
 from vitdense.errors import ConfigError
 from vitdense.ops.padding import zero_padding
@@ -24,15 +24,15 @@ class ViTAdapter(nn.Module):
     `vit` is a ViT or its recipe. The blocks are run in groups that end at `layers` (default: the ends of the four
     quarters of the depth). Before a group an injector adds to the patches what they read from the spatial features
     (class token and registers pass by it); behind it an extractor adds to the spatial features what they read from the
-    patches. `add_features='each'` is the published segmentation variant, 'last' the detection variant; the other
-    arguments, up to `extra_extractors`, are those of `SpatialPyramid`; the published segmentation models use
-    `deform_ratio=1.0` with 6 heads (tiny, small) or 0.5 with 12 or 16 (base, large), and no class token: write
-    `timm_args=dict(class_token=False)` into the recipe of the ViT for theirs. `drop_path` is usually the ViT's.
-    `gamma_init` is where the injectors' weights begin. `checkpointing` recomputes blocks, injectors and extractors in
-    the backward pass.
+    patches. `gamma_init` is where the injectors' weights begin; `checkpointing` recomputes blocks, injectors and
+    extractors in the backward pass; the other arguments are those of `SpatialPyramid`, `drop_path` usually the ViT's.
 
-    Maps lie at strides 4, 8, 16, 32 in pixels whatever the patch, for any picture that the ViT takes; they come in
-    `maps` of its answer, and a branch reads them with `BackboneMaps`. Other branches may read layers of the same pass.
+    `add_features='each'` is the published segmentation variant, 'last' the detection variant. The published models have
+    6 heads with `deform_ratio=1.0` (tiny, small), or 12 and 16 with 0.5 (base, large), and no class token: write
+    `timm_args=dict(class_token=False)` into the recipe of the ViT for theirs.
+
+    Maps lie at strides 4 (with `detail`), 8, 16, 32 in pixels whatever the patch, for any picture that the ViT takes;
+    a branch reads them with `BackboneMaps`. Other branches may read layers of the same pass.
 
     A `frozen` ViT keeps its weights, but gradients pass through it to the injectors; where none may, use
     `ReadingViTAdapter`. Raises ConfigError for layers that cannot be.
@@ -51,6 +51,7 @@ class ViTAdapter(nn.Module):
         drop_path: float = 0.0,
         extra_extractors: int = 2,
         add_features: Literal['each', 'last', 'none'] = 'each',
+        detail: bool = True,
         gamma_init: float = 0.0,
         checkpointing: bool = False,
     ) -> None:
@@ -60,7 +61,6 @@ class ViTAdapter(nn.Module):
         self.embed_dim, self.depth, self.patch_size = self.vit.embed_dim, self.vit.depth, self.vit.patch_size
         self.divisor, self.mean, self.std = self.vit.divisor, self.vit.mean, self.vit.std
         self.has_cls, self.num_prefix_tokens = self.vit.has_cls, self.vit.num_prefix_tokens
-        self.out_channels, self.strides = (self.embed_dim,) * len(STRIDES), STRIDES
         self.stops = _stops(layers, self.depth)
         self.reads = (LayerRequest(self.stops[-1] - 1, normed=False),)
         self.checkpointing = checkpointing
@@ -76,9 +76,12 @@ class ViTAdapter(nn.Module):
             drop_path=drop_path,
             extra_extractors=extra_extractors,
             add_features=add_features,
+            detail=detail,
             checkpointing=checkpointing,
             **attention,
         )
+        self.strides = self.pyramid.strides
+        self.out_channels = (self.embed_dim,) * len(self.strides)
         self.injectors = nn.ModuleList(
             Injector(self.embed_dim, num_levels=3, value_ratio=deform_ratio, gamma_init=gamma_init, **attention)
             for _ in self.stops
@@ -168,12 +171,12 @@ class ReadingViTAdapter(nn.Module):
         drop_path: float = 0.0,
         extra_extractors: int = 2,
         add_features: Literal['each', 'last', 'none'] = 'each',
+        detail: bool = True,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.patch_stride = patch_stride
         self.layers = tuple(LayerRequest(index, normed) for index in layers)
-        self.out_channels, self.strides = (in_channels,) * len(STRIDES), STRIDES
         self.pyramid = SpatialPyramid(
             in_channels,
             patch_stride,
@@ -186,8 +189,11 @@ class ReadingViTAdapter(nn.Module):
             drop_path=drop_path,
             extra_extractors=extra_extractors,
             add_features=add_features,
+            detail=detail,
             checkpointing=checkpointing,
         )
+        self.strides = self.pyramid.strides
+        self.out_channels = (in_channels,) * len(self.strides)
 
     def forward(self, features: Features, imgs: Tensor) -> Features:
         """Return `features` with `maps` (B, C, h_i, w_i) at strides 4 to 32; reads its `layers` and `imgs`."""

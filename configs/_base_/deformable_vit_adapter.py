@@ -1,0 +1,49 @@
+"""Two-stage Deformable-DETR on a ViT-Adapter around a fine-tuned ViT, the published detection variant (recipe R10)."""
+
+from torch.optim import AdamW
+
+from vitdense.adapters.plain import BackboneMaps
+from vitdense.adapters.vit_adapter import ViTAdapter
+from vitdense.backbones.vit import ViT
+from vitdense.backbones.windows import Windows
+from vitdense.engine.optim import LayerDecay
+from vitdense.heads.deformable_detr import DeformableDetrHead
+from vitdense.model import DenseModel
+from vitdense.networks.shared import SharedNetwork
+from vitdense.tasks.detection import DetectionTask
+
+model = dict(
+    type=DenseModel,
+    network=dict(
+        type=SharedNetwork,
+        backbone=dict(
+            type=ViTAdapter,
+            vit=dict(
+                type=ViT,
+                name='deit_small_patch16_224.fb_in1k',
+                pretrained=True,
+                drop_path=0.2,
+                windows=dict(type=Windows, size=14, global_blocks=4),
+                timm_args=dict(class_token=False),
+            ),
+            num_heads=6,
+            deform_ratio=1.0,
+            drop_path=0.2,
+            add_features='last',
+            detail=False,
+        ),
+        branches=dict(
+            det=dict(
+                adapter=dict(type=BackboneMaps),
+                head=dict(type=DeformableDetrHead, num_levels=4, two_stage=True),
+            )
+        ),
+    ),
+    tasks=dict(det=dict(type=DetectionTask)),
+)
+optim_wrapper = dict(
+    optimizer=dict(type=AdamW, lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    groups=dict(type=LayerDecay, no_decay=('norm', 'bias', 'layer_scale', 'level_embed', 'pos_embed')),
+    clip_grad=dict(max_norm=0.1),
+    accumulative_counts=1,
+)

@@ -1,0 +1,25 @@
+"""UPerNet on a ViT-Adapter around a fine-tuned ViT-Ti/16, CamVid.
+
+    python tools/train.py configs/semantic/upernet_vitadapter_vit_ti_camvid_480.py
+
+No published number. The budget is that of the UPerNet leaf on four layers: 1300 steps of 8 crops of 320, the same head,
+optimizer and rates. The ViT keeps its class token, and its spatial prior is a quarter as wide as the published one.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .._base_.datasets.camvid import *
+    from .._base_.runtime import *
+    from .._base_.upernet_vit_adapter import *
+
+model.network.backbone.vit.update(
+    name='vit_tiny_patch16_224.augreg_in21k_ft_in1k', drop_path=0.1, timm_args=dict(class_token=True)
+)
+model.network.backbone.update(drop_path=0.1, prior_channels=16, extra_extractors=0)
+model.network.branches.sem.head.update(channels=64, aux_channels=64)
+model.tiler = None
+optim_wrapper.optimizer.update(lr=3e-4, weight_decay=0.05)
+optim_wrapper.groups.update(decay=0.8, head_lr=15)  # the head starts from nothing, and the run is short
+schedule = dict(max_iters=1300, val_interval=650, warmup_iters=100, decay='poly', power=0.9)
+checkpoint.update(interval=650)
