@@ -30,6 +30,7 @@ from vitdense.engine.loops import IterationLoop
 from vitdense.engine.model_folder import build_trained, read_state, reads_classifier, without_pretrained
 from vitdense.engine.progress import ProgressHook
 from vitdense.engine.resources import Precision, choose_precision, torch_threads
+from vitdense.engine.resuming import check_resumable
 from vitdense.engine.runner import DenseRunner, choose_device, seed_everything, start_processes
 from vitdense.engine.schedule import Schedule, make_schedule
 from vitdense.engine.trackers import TrackerHook
@@ -259,40 +260,6 @@ def build_model(cfg: Config, metainfo: Mapping[str, Any], *, pretrained: bool) -
     """Return the config's model for data with this metainfo; without `pretrained` its parts load no weights."""
     recipe = cfg.to_dict()['model']
     return build(recipe if pretrained else without_pretrained(recipe), classes=metainfo['classes'])
-
-
-def check_resumable(checkpoint: Mapping[str, Any], model: DenseModel, *, batch_size: int, world_size: int) -> None:
-    """Raise ConfigError unless the checkpoint is of this model; warn where training would not be the same."""
-    ours, theirs = ({key: list(names) for key, names in one.items()} for one in (model.classes, checkpoint['classes']))
-    differences = [
-        f'{key}: checkpoint {theirs.get(key)}, config {ours.get(key)}'
-        for key in sorted({*ours, *theirs})
-        if ours.get(key) != theirs.get(key)
-    ]
-    wanted, given = model.state_dict(), checkpoint['state_dict']
-    differences += [
-        f'{name}: checkpoint {_shape(given.get(name))}, config {_shape(wanted.get(name))}'
-        for name in dict.fromkeys([*wanted, *given])
-        if _shape(given.get(name)) != _shape(wanted.get(name))
-    ]
-    if differences:
-        more = f'\n... and {len(differences) - 3} more' if len(differences) > 3 else ''
-        raise ConfigError(
-            'the checkpoint is of another model',
-            where='--resume',
-            why='\n'.join(text[:160] for text in differences[:3]) + more,
-            fix='resume with the config of that run (config.py in its work directory), or start anew with --weights',
-        )
-    for name, before, now in (
-        ('batch size', checkpoint['batch_size'], batch_size),
-        ('number of processes', checkpoint['world_size'], world_size),
-    ):
-        if before != now:
-            logger.warning('the %s was %d and is %d now; the learning rate stays as the config says', name, before, now)
-
-
-def _shape(value: torch.Tensor | None) -> str:
-    return 'nothing' if value is None else str(tuple(value.shape))
 
 
 def _sections(cfg: Config, *names: str) -> dict[str, dict[str, Any]]:
