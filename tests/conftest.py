@@ -1,8 +1,9 @@
 """Fixtures for all tests. Real pictures and weights lie in `shared/` beside the checkout; else those tests skip."""
 
+import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ def shared() -> Path:
 def seeded() -> None:
     """Every test starts from the same random numbers."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """What a run does to the log of the process ends with its test: caplog hears a silenced logger in another way."""
+    logger = logging.getLogger('vitdense')
+    before = logger.propagate, logger.level, list(logger.handlers)
+    yield
+    logger.propagate, logger.level, logger.handlers[:] = before
 
 
 def _rank(rank: int, size: int, folder: Path, function: Callable[[int], Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,15 +54,6 @@ checkpoint = dict(interval=4, keep=2, best='sem/mIoU', rule='greater')
 ema = dict(momentum=0.1)
 sample_pictures = 0
 """
-
-
-@pytest.fixture(autouse=True)
-def log_as_before() -> Iterator[None]:
-    """What a run does to the log of the process ends with its test: caplog hears a silenced logger in another way."""
-    logger = logging.getLogger('vitdense')
-    before = logger.propagate, logger.level, list(logger.handlers)
-    yield
-    logger.propagate, logger.level, logger.handlers[:] = before
 
 
 @pytest.fixture
