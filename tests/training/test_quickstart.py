@@ -1,0 +1,18 @@
+"""The quickstart of detection reaches what it promises. Minutes: `pytest -m slow`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_shapes_detection_reaches_its_aim(tmp_path: Path) -> None:
+    command = [sys.executable, 'tools/train.py', 'configs/quickstart/shapes_detection.py', '--work-dir', str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert json.loads((tmp_path / 'metrics.json').read_text())['det/AP'] >= 0.60
