@@ -11,3 +11,4 @@ with read_base():
     from .linear_plain_vit_ti_camvid_480 import *
 
 model.network.branches.sem.adapter.update(layers=(2, 5, 8, 11), concat=True)
+schedule.update(max_iters=800, val_interval=400)
