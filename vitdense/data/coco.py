@@ -84,8 +84,7 @@ class CocoDetection:
         refuse_corners(self.path, self._facts)
         if not evaluation:
             refuse_nothing(self.path, self._arrays, self._facts)
-        given = None if classes is None else list(read_classes(classes, root=root).values())
-        self._names = given or self._facts.names
+        self._names = self._facts.names if classes is None else list(read_classes(classes, root=root).values())
         self._choose(self._names)
         self._rows = self._pictures(drop_empty, skip_unmasked)
         if not evaluation:

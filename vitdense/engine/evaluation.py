@@ -89,30 +89,34 @@ def evaluate_semantic(
     metric = MeanIoU(classes=names, ignore=ignore)
     base = _start(work_dir)
     pairs = _pairs(Path(labels), Path(predictions))
-    for name, (truth_path, label_path) in pairs.items():
-        truth, found = read_label_map(truth_path), read_label_map(label_path)
-        if truth.shape != found.shape:
-            raise DataError(
-                f'{label_path.name}: (H, W) {tuple(found.shape)} for labels of {tuple(truth.shape)}',
-                where=f'{label_path} and {truth_path}',
-                why='predictions are compared pixel by pixel',
-                fix='save the predictions in the original size of the pictures',
-            )
-        truth = _reduced(truth, ignore) if reduce_zero_label else truth
-        batch = Batch(truth[None], [Target(semantic=truth)], [Meta(name, str(truth_path))])
-        try:
-            metric.process(batch, [{'sem': SemanticMap(found)}])
-        except ConfigError as error:
-            raise DataError(
-                f'{label_path.name}: {error.message}',
-                where=str(label_path),
-                why=f'--num-classes says that there are {num_classes}',
-                fix='correct --num-classes; predictions are class numbers from 0',
-            ) from None
+    for truth_path, found_path in pairs.values():
+        truth, found = read_label_map(truth_path), read_label_map(found_path)
+        _count(metric, _reduced(truth, ignore) if reduce_zero_label else truth, found, truth_path, found_path)
     scores = {name.rpartition('/')[2]: value for name, value in metric.evaluate(len(pairs)).items()}
     if base is not None:
         metric.save_confusion(base)
     return _finish(metric, scores, base, f'{len(pairs)} pictures')
+
+
+def _count(metric: MeanIoU, truth: Tensor, found: Tensor, truth_path: Path, found_path: Path) -> None:
+    """Count one pair of label maps. Raises DataError when they do not fit each other or the classes."""
+    if truth.shape != found.shape:
+        raise DataError(
+            f'{found_path.name}: (H, W) {tuple(found.shape)} for labels of {tuple(truth.shape)}',
+            where=f'{found_path} and {truth_path}',
+            why='predictions are compared pixel by pixel',
+            fix='save the predictions in the original size of the pictures',
+        )
+    batch = Batch(truth[None], [Target(semantic=truth)], [Meta(truth_path.stem, str(truth_path))])
+    try:
+        metric.process(batch, [{metric.head: SemanticMap(found)}])
+    except ConfigError as error:
+        raise DataError(
+            f'{found_path.name}: {error.message}',
+            where=str(found_path),
+            why=f'--num-classes says that there are {len(metric.classes)}',
+            fix='correct --num-classes; predictions are class numbers from 0',
+        ) from None
 
 
 def _start(work_dir: str | Path | None) -> Path | None:
