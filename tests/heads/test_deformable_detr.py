@@ -217,18 +217,19 @@ class Answers(nn.Module):
         self.head = head
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = self.head(Features(maps=(x,), size=(96, 128)))
+        outputs = self.head(Features(maps=(x,), size=(16 * x.shape[2], 16 * x.shape[3])))
         return outputs.class_logits, outputs.boxes
 
 
 @pytest.mark.parametrize('name', ['detr', 'dino'])
-def test_an_exported_head_answers_for_other_batches(name):
+def test_an_exported_head_answers_for_other_batches_and_sizes(name):
     if name == 'detr':
         head = DetrHead((12,), (16,), 5, channels=16, num_heads=2, num_encoder_layers=1, num_decoder_layers=1)
     else:
         head = head_of('dino', num_decoder_layers=1, num_levels=1)
     model = Answers(head).eval()
-    free = {'x': {0: torch.export.Dim('batch', min=1, max=8)}}
+    sides = {axis: torch.export.Dim(side, min=4, max=40) for axis, side in ((2, 'rows'), (3, 'columns'))}
+    free = {'x': {0: torch.export.Dim('batch', min=1, max=8), **sides}}
     program = torch.export.export(model, (torch.randn(2, 12, 6, 8),), dynamic_shapes=free).module()
-    x = torch.randn(3, 12, 6, 8)
+    x = torch.randn(3, 12, 9, 7)
     torch.testing.assert_close(program(x), model(x), atol=1e-5, rtol=1e-4)
