@@ -25,22 +25,29 @@ class Ratio(NamedTuple):
 
 
 def paired(
-    a: Callable[[], object], b: Callable[[], object], rounds: int = 7, *, calls: int = 1, warmup: int = 1
+    a: Callable[[], object],
+    b: Callable[[], object],
+    rounds: int = 7,
+    *,
+    calls: int = 1,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Ratio:
     """Time `a` (the peer) and `b` (ours) in turn for `rounds` rounds of `calls` calls each, after `warmup` calls.
 
     A round runs both, and the order changes from round to round, so a machine that slows down or is shared slows both.
-    On a GPU the callables must wait for the device themselves.
+    On a GPU the callables must wait for the device themselves. `clock` may be `time.thread_time`, the processor time of
+    work on one thread, which other programs do not add to.
     """
     for _ in range(warmup):
         a(), b()
     times: dict[Callable, list[float]] = {a: [], b: []}
     for number in range(rounds):
         for work in (a, b) if number % 2 == 0 else (b, a):
-            start = time.perf_counter()
+            start = clock()
             for _ in range(calls):
                 work()
-            times[work].append((time.perf_counter() - start) / calls)
+            times[work].append((clock() - start) / calls)
     ratios = [peer / ours for peer, ours in zip(times[a], times[b], strict=True)]
     return Ratio(
         statistics.median(ratios), min(ratios), max(ratios), statistics.median(times[a]), statistics.median(times[b])
