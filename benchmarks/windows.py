@@ -4,8 +4,8 @@
 
 Prints how much faster 4 and 2 global blocks are at each size, in one process, in turn. `--exponent` instead times sizes
 from 256 to 1536 and fits log(seconds) over log(pixels): 1 is a cost in proportion to the pixels, 2 its square.
-One torch thread; seconds are processor time. Bars: >= 1.6x at 1024 and 1.9x at 1536 with 4 global blocks, >= 2x and 2.7x with 2; exponents <= 1.25
-and <= 1.15.
+One torch thread; seconds are processor time. Bars: >= 1.6x at 1024 and 1.9x at 1536 with 4 global blocks, >= 2x and
+2.7x with 2; exponents <= 1.25 and <= 1.15.
 """
 
 from __future__ import annotations
