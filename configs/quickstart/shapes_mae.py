@@ -34,6 +34,7 @@ model = dict(
             timm_args=dict(embed_dim=128, depth=3, num_heads=4),
         ),
         mask_ratio=0.75,
+        norm_pix=False,  # these pictures are flat colours with noise: normalised, most of a patch would be noise
         decoder_channels=64,
         decoder_depth=1,
         decoder_heads=4,
@@ -78,5 +79,5 @@ optim_wrapper = dict(
     groups=dict(type=LayerDecay),
     clip_grad=None,
 )
-schedule = dict(max_iters=3000, val_interval=500, warmup_iters=150, decay='cosine')
-checkpoint.update(interval=1000, best='mae/error', rule='less')
+schedule = dict(max_iters=1500, val_interval=500, warmup_iters=100, decay='cosine')
+checkpoint.update(interval=500, best='mae/error', rule='less')
