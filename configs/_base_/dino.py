@@ -43,7 +43,7 @@ model = dict(
             )
         ),
     ),
-    tasks=dict(det=dict(type=DetectionTask, denoising=dict(type=Denoising, num_queries=100, label_noise=0.2))),
+    tasks=dict(det=dict(type=DetectionTask, denoising=dict(type=Denoising, num_queries=100, label_noise=0.5))),
 )
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4),
