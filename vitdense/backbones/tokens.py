@@ -27,11 +27,13 @@ class Tokens(NamedTuple):
         return self.x.shape[1] - self.grid[0] * self.grid[1]
 
 
-def cut(tokens: Tokens, windows: Windows) -> Tokens:
-    """Return whole tokens cut into windows. Tokens before the patches are repeated into every window."""
-    assert tokens.layout is None
-    batch = tokens.x.shape[0]
-    layout = windows.layout(tokens.grid, tokens.grids, tokens.num_lead, batch=batch, device=tokens.x.device)
+def cut(tokens: Tokens, windows: Windows, layout: Layout | None = None) -> Tokens:
+    """Return whole tokens cut into windows, by the `layout` of such tokens where it is known. Tokens before the patches
+    are repeated into every window.
+    """
+    if layout is None:
+        batch = tokens.x.shape[0]
+        layout = windows.layout(tokens.grid, tokens.grids, tokens.num_lead, batch=batch, device=tokens.x.device)
     return tokens._replace(x=layout.cut(tokens.x), layout=layout)
 
 

@@ -223,11 +223,13 @@ class ViT(nn.Module):
     def _advance(self, tokens: Tokens, start: int, stop: int, attn_mask: Tensor | None = None) -> Tokens:
         """Run blocks; what windowed blocks leave stays cut, so that no reading in between changes what follows."""
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
+        layout = tokens.layout
         for index in range(start, stop):
             if index not in self._windowed:
                 tokens = whole(tokens)
             elif tokens.layout is None:
-                tokens = cut(tokens, self.windows)
+                tokens = cut(tokens, self.windows, layout)
+                layout = tokens.layout
             step, named = self._step(index, tokens, attn_mask)
             x = checkpoint(step, tokens.x, use_reentrant=False, **named) if recompute else step(tokens.x, **named)
             tokens = tokens._replace(x=x)
