@@ -53,7 +53,7 @@ def run_ranks(tmp_path, monkeypatch) -> Callable[..., list]:
     """Run `function(rank)` in every process of a group; the answers in order. What fails in a rank fails the test."""
     monkeypatch.setenv('GLOO_SOCKET_IFNAME', 'lo')
 
-    def run(function: Callable[[int], Any], size: int = 2, seconds: float = 180) -> list:
+    def run(function: Callable[[int], Any], size: int = 2, seconds: float = 360) -> list:
         folder = tmp_path / 'ranks'
         folder.mkdir()
         group = torch_processes.spawn(_rank, (size, folder, function), nprocs=size, join=False)
