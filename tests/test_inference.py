@@ -201,7 +201,7 @@ def test_a_missing_device_is_a_config_error():
 
 
 def test_a_config_and_its_weights_answer_as_the_model_does(tmp_path):
-    config = Path(__file__).resolve().parents[1] / 'configs' / 'quickstart' / 'shapes.py'
+    config = Path(__file__).resolve().parents[1] / 'configs' / 'quickstart' / 'shapes_segmentation.py'
     cfg = load_config(config)
     classes = build(cfg.test_dataloader.dataset.to_dict()).metainfo['classes']
     torch.manual_seed(1)

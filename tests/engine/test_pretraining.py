@@ -61,7 +61,7 @@ def test_timm_itself_loads_the_encoder(folder):
 @pytest.mark.parametrize('file', ['encoder.safetensors', 'model/model.safetensors', 'step_000004.pth'])
 def test_one_option_loads_it_into_a_dense_model(folder, file):
     option = f'model.network.backbone.pretrained={folder / file}'
-    cfg = load_config(QUICKSTART / 'shapes.py', (ENCODER, option))
+    cfg = load_config(QUICKSTART / 'shapes_segmentation.py', (ENCODER, option))
     model = build(cfg.model, classes={'semantic': ['background', 'circle', 'square', 'triangle']})
     state = model.network.backbone.model.state_dict()
     expected = load_file(folder / 'encoder.safetensors')

@@ -56,7 +56,7 @@ def run(tool: str, *arguments: str, cwd: Path) -> tuple[int, str, str]:
 
 
 def train(cwd: Path, *arguments: str, options: tuple[str, ...] = ()) -> tuple[int, str, str]:
-    quick = str(ROOT / 'configs/quickstart/shapes.py')
+    quick = str(ROOT / 'configs/quickstart/shapes_segmentation.py')
     return run(
         'train.py', quick, '--amp', 'off', '--workers', '0', *arguments, '--cfg-options', *SMALL, *options, cwd=cwd
     )
@@ -83,7 +83,7 @@ def test_help_is_immediate(tool, tmp_path):
 def test_train_then_the_commands_that_it_prints(tmp_path):
     code, out, err = train(tmp_path)
     assert code == 0, err
-    folder = tmp_path / 'work_dirs' / 'shapes'
+    folder = tmp_path / 'work_dirs' / 'shapes_segmentation'
     for name in ('labels.jpg', 'predictions.jpg', 'curves.png', 'metrics.csv', 'best.pth', 'model/model.json'):
         assert (folder / name).stat().st_size > 0
     assert 'background' in out and 'step 6/6' in out and 'what learns' in out
@@ -109,7 +109,7 @@ def test_train_then_the_commands_that_it_prints(tmp_path):
 
 
 def test_a_run_that_cannot_begin_leaves_the_earlier_one_in_its_place(tmp_path):
-    folder = tmp_path / 'work_dirs' / 'shapes'
+    folder = tmp_path / 'work_dirs' / 'shapes_segmentation'
     folder.mkdir(parents=True)
     for name in ('metrics.csv', 'best.pth', 'log.txt'):
         (folder / name).write_text('earlier')
@@ -131,14 +131,30 @@ def test_dry_run_leaves_nothing(tmp_path):
     [
         (['train.py', 'configs/quickstart/shape.py'], 2, 'error[config]: no config'),
         (['train.py'], 2, 'required: CONFIG'),
-        (['train.py', ROOT / 'configs/quickstart/shapes.py', '--resum'], 2, "did you mean '--resume'"),
-        (['train.py', ROOT / 'configs/quickstart/shapes.py', '--cfg-options', 'sead=1'], 2, "did you mean 'seed'"),
-        (['train.py', ROOT / 'configs/quickstart/shapes.py', '--resume', 'nothing'], 3, 'no checkpoint at'),
-        (['train.py', ROOT / 'configs/quickstart/shapes.py', '--weights', 'nothing.pth'], 3, 'nothing.pth'),
-        (['train.py', ROOT / 'configs/quickstart/shapes.py', '--device', 'cuda:99'], 2, 'no device'),
-        (['train.py', ROOT / 'configs/quickstart/shapes.py', '--device', 'gpu'], 2, "no device 'gpu'"),
-        (['train.py', ROOT / 'configs/quickstart/shapes.py', '--work-dir', '/dev/null/x'], 7, 'cannot make the folder'),
-        (['test.py', ROOT / 'configs/quickstart/shapes.py', 'nothing.pth'], 3, 'nothing.pth'),
+        (['train.py', ROOT / 'configs/quickstart/shapes_segmentation.py', '--resum'], 2, "did you mean '--resume'"),
+        (
+            ['train.py', ROOT / 'configs/quickstart/shapes_segmentation.py', '--cfg-options', 'sead=1'],
+            2,
+            "did you mean 'seed'",
+        ),
+        (
+            ['train.py', ROOT / 'configs/quickstart/shapes_segmentation.py', '--resume', 'nothing'],
+            3,
+            'no checkpoint at',
+        ),
+        (
+            ['train.py', ROOT / 'configs/quickstart/shapes_segmentation.py', '--weights', 'nothing.pth'],
+            3,
+            'nothing.pth',
+        ),
+        (['train.py', ROOT / 'configs/quickstart/shapes_segmentation.py', '--device', 'cuda:99'], 2, 'no device'),
+        (['train.py', ROOT / 'configs/quickstart/shapes_segmentation.py', '--device', 'gpu'], 2, "no device 'gpu'"),
+        (
+            ['train.py', ROOT / 'configs/quickstart/shapes_segmentation.py', '--work-dir', '/dev/null/x'],
+            7,
+            'cannot make the folder',
+        ),
+        (['test.py', ROOT / 'configs/quickstart/shapes_segmentation.py', 'nothing.pth'], 3, 'nothing.pth'),
         (['cli.py', 'trian'], 2, "did you mean 'train'"),
     ],
 )
@@ -159,10 +175,10 @@ def test_mistakes_are_explained_in_one_block(arguments, code, message, tmp_path,
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_resume_goes_on(number, code, tmp_path):
     options = ('schedule.max_iters=100000', 'schedule.val_interval=100000')
-    quick = str(ROOT / 'configs/quickstart/shapes.py')
+    quick = str(ROOT / 'configs/quickstart/shapes_segmentation.py')
     arguments = (quick, '--amp', 'off', '--workers', '1', '--cfg-options', *SMALL, *options)
     process = start('train.py', *arguments, cwd=tmp_path)
-    folder = tmp_path / 'work_dirs' / 'shapes'
+    folder = tmp_path / 'work_dirs' / 'shapes_segmentation'
     deadline = time.monotonic() + 200
     while not list(folder.glob('step_*.pth')):  # it is training
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()
@@ -184,7 +200,7 @@ def test_two_processes_train_one_model(tmp_path):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = str(probe.getsockname()[1])
-    quick = str(ROOT / 'configs/quickstart/shapes.py')
+    quick = str(ROOT / 'configs/quickstart/shapes_segmentation.py')
     arguments = (quick, '--device', 'cpu', '--amp', 'off', '--workers', '0', '--cfg-options', *SMALL)
     shared = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
     processes = [
@@ -194,7 +210,7 @@ def test_two_processes_train_one_model(tmp_path):
     assert [process.returncode for process in processes] == [0, 0], results
     said = [[line for line in out.splitlines() if not line.startswith('[Gloo]')] for out, _ in results]
     assert any('what learns' in line for line in said[0]) and said[1] == []
-    metrics = json.loads((tmp_path / 'work_dirs' / 'shapes' / 'metrics.json').read_text())
+    metrics = json.loads((tmp_path / 'work_dirs' / 'shapes_segmentation' / 'metrics.json').read_text())
     assert metrics['step'] == 6 and 0 < metrics['sem/aAcc'] < 1
 
 

@@ -1,4 +1,4 @@
-"""The quickstart of detection reaches what it promises. Minutes: `pytest -m slow`."""
+"""Quickstarts reach what they promise. Minutes: `pytest -m slow`."""
 
 import json
 import subprocess
@@ -16,3 +16,12 @@ def test_shapes_detection_reaches_its_aim(tmp_path: Path) -> None:
     command = [sys.executable, 'tools/train.py', 'configs/quickstart/shapes_detection.py', '--work-dir', str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert json.loads((tmp_path / 'metrics.json').read_text())['det/AP'] >= 0.60
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_shapes_reach_three_aims_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, 'tools/train.py', 'configs/quickstart/shapes.py', '--work-dir', str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    scores = json.loads((tmp_path / 'metrics.json').read_text())
+    assert scores['det/AP'] >= 0.45 and scores['sem/mIoU'] >= 0.70 and scores['cls/top1'] >= 0.90
