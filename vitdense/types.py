@@ -123,6 +123,7 @@ class QueryOutputs(NamedTuple):
     denoising: QueryOutputs | None = None  # answers to `hints`, with their own `aux`; training only
     hints: DenoisingHints | None = None  # what `denoising` answers
     groups: int = 1  # Q is made of this many independent groups (training only)
+    plane: tuple[int, int] = (0, 0)  # (H, W) of the input plane that `mask_logits` cover, padding included
 
 
 class ReconstructionOutputs(NamedTuple):
@@ -137,6 +138,18 @@ class ReconstructionOutputs(NamedTuple):
     scale: Tensor  # (B, L, 3)
     shift: Tensor  # (B, L, 3)
     grid: tuple[int, int]  # (h, w), L = h * w patches, row by row
+
+
+class LabelOutputs(NamedTuple):
+    """Labels that were read window by window, of pictures whose logits would not fit into memory."""
+
+    labels: tuple[Tensor, ...]  # B maps (H, W) uint8 (int16 above 255 classes), each in its picture's original size
+
+
+class ObjectOutputs(NamedTuple):
+    """Objects that were read before they are joined with those of other windows or views of the same pictures."""
+
+    objects: tuple[Instances, ...]  # B records; boxes, and masks where there are some, in pixels of the input plane
 
 
 class ImageClass(NamedTuple):
@@ -168,5 +181,5 @@ class Reconstruction(NamedTuple):
     error: Tensor  # () float32 mean squared error of the hidden patches, normalised as in training
 
 
-Outputs = ClassOutputs | PixelOutputs | QueryOutputs | ReconstructionOutputs
+Outputs = ClassOutputs | PixelOutputs | QueryOutputs | ReconstructionOutputs | LabelOutputs | ObjectOutputs
 Prediction = ImageClass | SemanticMap | Instances | Reconstruction

@@ -1,0 +1,190 @@
+"""Encoder-only Mask Transformer: queries that pass through the last blocks of a plain ViT and become masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitdense.backbones.tokens import Tokens
+from vitdense.backbones.vit import ViT
+from vitdense.errors import ConfigError
+from vitdense.ops.padding import hold_edges, map_extents, region_sizes, whole_cells, zero_padding
+from vitdense.registry import build
+from vitdense.types import QueryOutputs
+
+GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly for every number of them
+
+
+class EoMT(nn.Module):
+    """EoMT (Kerssies et al. 2025, arXiv 2503.19108): `num_queries` learned queries join the tokens of `backbone`, a ViT
+    or its recipe, before its last `num_blocks` blocks. No adapter, no pixel decoder, no Transformer decoder.
+
+    Behind the final norm, a query names a class (`num_classes` and a last one, no object) and, through three linear
+    layers, the channels that make its mask of a map of the patches. That map is doubled in size `num_upscales` times
+    (default: to a stride of 4, for patches of 14: 7).
+
+    Masked attention (section 3.2): before each of these blocks the queries answer too, and in the block a query sees
+    the patches that its mask covers, the other queries and the prefix tokens. `set_masking` says which share of the
+    queries is masked so in each block; `MaskAnnealingHook` lets it fall to 0 in the course of the training. Where it is
+    0, the block is one of a plain ViT. The shares are a buffer and part of the weights. Which queries are masked is
+    drawn anew for every picture in training, and in evaluation always the same, evenly spread.
+
+    Answers to the name `name`: `QueryOutputs` with class and mask logits; in training `aux` has the answers before each
+    of the blocks. Names of parameters are those of the published weights: `q`, `class_head`, `mask_head`, `upscale`.
+
+    Raises ConfigError where the number of classes is unknown, or the ViT has too few blocks or windows in those blocks.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module | dict,
+        *,
+        num_queries: int = 100,
+        num_blocks: int = 4,
+        num_upscales: int | None = None,
+        name: str = 'sem',
+        num_classes: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_queries < 1:
+            raise ValueError(f'num_queries is at least 1, got {num_queries}')
+        self.names = (name,)
+        self.backbone: ViT = build(backbone)
+        _check(self.backbone, num_blocks, name, num_classes or {})
+        self.divisor = self.patch_size = self.backbone.patch_size
+        self.mean, self.std = tuple(self.backbone.mean), tuple(self.backbone.std)
+        self.num_queries, self.num_blocks = num_queries, num_blocks
+        channels = self.backbone.embed_dim
+        if num_upscales is None:
+            num_upscales = max(1, int(math.log2(self.patch_size)) - 2)
+        self.q = nn.Embedding(num_queries, channels)
+        self.class_head = nn.Linear(channels, num_classes[name] + 1)
+        linears = [nn.Linear(channels, channels) for _ in range(3)]
+        self.mask_head = nn.Sequential(linears[0], nn.GELU(), linears[1], nn.GELU(), linears[2])
+        self.upscale = nn.ModuleList(UpscaleBlock(channels) for _ in range(num_upscales))
+        self.register_buffer('attn_mask_probs', torch.ones(num_blocks))
+        self._masked = (True,) * num_blocks  # what the buffer says, known without asking the device
+        self.register_load_state_dict_post_hook(_read_masking)
+
+    def forward(
+        self, imgs: Tensor, valid: Tensor | None = None, hints: Mapping[str, Any] | None = None
+    ) -> dict[str, QueryOutputs]:
+        """Answer a batch: `imgs` (B, 3, H, W) float32 normalised, H and W multiples of `divisor`.
+
+        `valid` (B, H, W) bool is False on padding, where mask logits repeat the edge of the picture. `hints` are not
+        used.
+        """
+        if valid is not None:
+            valid = whole_cells(valid, self.divisor)
+        first = self.backbone.depth - self.num_blocks
+        tokens = self.backbone.run(self.backbone.embed(imgs, valid), 0, first)
+        tokens = self.backbone.insert(tokens, self.q.weight.expand(len(imgs), -1, -1))
+        earlier = []
+        for place, masked in enumerate(self._masked):
+            mask = None
+            if masked or self.training:
+                earlier.append(self._answer(tokens, imgs, valid))
+            if masked:
+                mask = self._attention(tokens, earlier[-1].mask_logits.detach(), self.attn_mask_probs[place])
+            tokens = self.backbone.run(tokens, first + place, first + place + 1, attn_mask=mask)
+        outputs = self._answer(tokens, imgs, valid)
+        return {self.names[0]: outputs._replace(aux=tuple(earlier)) if self.training else outputs}
+
+    def set_masking(self, shares: Sequence[float]) -> None:
+        """Set the share in [0, 1] of the queries whose attention is masked, for each of the last blocks.
+
+        Raises ValueError for another number of blocks, and for what is no share.
+        """
+        if len(shares) != self.num_blocks or not all(0 <= share <= 1 for share in shares):
+            raise ValueError(f'{self.num_blocks} blocks need as many shares in [0, 1], got {tuple(shares)}')
+        self.attn_mask_probs.copy_(torch.tensor(shares))
+        self._masked = tuple(share > 0 for share in shares)
+
+    def _answer(self, tokens: Tokens, imgs: Tensor, valid: Tensor | None) -> QueryOutputs:
+        """Return what the queries say at this point."""
+        tokens = self.backbone.norm(tokens)
+        start = self.backbone.num_prefix_tokens
+        queries = tokens.x[:, start : start + self.num_queries]  # (B, Q, C)
+        maps, stride = self.backbone.fold(tokens), self.patch_size
+        extents = None
+        for block in self.upscale:
+            stride = stride / 2
+            extents = map_extents(valid, stride, (2 * maps.shape[-2], 2 * maps.shape[-1]))
+            maps = block(maps, extents)
+        mask_logits = torch.einsum('bqc,bchw->bqhw', self.mask_head(queries), maps)
+        plane = (imgs.shape[-2], imgs.shape[-1])
+        return QueryOutputs(
+            class_logits=self.class_head(queries),
+            mask_logits=hold_edges(mask_logits, extents),
+            sizes=region_sizes(valid, imgs, plane),
+            plane=plane,
+        )
+
+    def _attention(self, tokens: Tokens, mask_logits: Tensor, share: Tensor) -> Tensor:
+        """Return who may attend to what, (B, 1, N, N) bool: of the patches, a query sees those in its mask."""
+        seen = functional.interpolate(mask_logits, tokens.grid, mode='bilinear', align_corners=False) > 0
+        free = self._noise(seen) > share  # (B, Q) or (Q,)
+        batch, total = tokens.x.shape[:2]
+        start, stop = self.backbone.num_prefix_tokens, tokens.num_lead
+        mask = torch.ones(batch, 1, total, total, dtype=torch.bool, device=seen.device)
+        mask[:, 0, start:stop, stop:] = seen.flatten(2) | free[..., None]
+        return mask
+
+    def _noise(self, seen: Tensor) -> Tensor:
+        if self.training:
+            return torch.rand(seen.shape[:2], device=seen.device)
+        return (torch.arange(self.num_queries, device=seen.device) + 0.5) * GOLDEN % 1
+
+
+class UpscaleBlock(nn.Module):
+    """Double a map (EoMT, section 3.1): transposed convolution, GELU, a depthwise convolution, and a layer norm."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2)
+        self.act = nn.GELU()
+        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels, bias=False)
+        self.norm = LayerNorm2d(channels)
+
+    def forward(self, x: Tensor, extents: Tensor | None = None) -> Tensor:
+        """Return (B, C, 2h, 2w) of `x` (B, C, h, w); `extents` are those of the pictures in the result."""
+        x = zero_padding(self.act(self.conv1(x)), extents)
+        return self.norm(self.conv2(x))
+
+
+def _read_masking(module: EoMT, keys: Any = None) -> None:
+    """Take over what loaded weights say about masking."""
+    module._masked = tuple(share > 0 for share in module.attn_mask_probs.tolist())
+
+
+def _check(vit: ViT, num_blocks: int, name: str, num_classes: Mapping[str, int]) -> None:
+    if not 0 < num_blocks <= vit.depth:
+        raise ConfigError(
+            f'queries cannot pass through {num_blocks} blocks of a ViT with {vit.depth}',
+            where='EoMT(num_blocks=...)',
+            why='they join the tokens before one of its blocks',
+            fix=f'choose a number from 1 to {vit.depth}: 3 for ViT-S and B, 4 for L, 5 for g',
+        )
+    windowed = set() if vit.windows is None else vit.windows.blocks(vit.depth)
+    windowed = sorted(windowed & set(range(vit.depth - num_blocks, vit.depth)))
+    if windowed:
+        raise ConfigError(
+            f'the blocks {windowed}, through which queries pass, attend within windows',
+            where='EoMT(backbone=dict(windows=...))',
+            why='a query looks for its object in the whole picture',
+            fix=f'make the last {num_blocks} blocks global: '
+            f'global_blocks with {", ".join(str(index - num_blocks) for index in range(num_blocks))} in it',
+        )
+    if name not in num_classes:
+        raise ConfigError(
+            f"nobody knows the number of classes of '{name}'",
+            where='EoMT(name=..., num_classes=...)',
+            why=f'the data set and the tasks name classes for {", ".join(num_classes) or "nothing"}',
+            fix='give the task the name of the network, and the model the classes of the data set',
+        )
