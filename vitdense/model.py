@@ -139,13 +139,14 @@ class DenseModel(BaseModel):
     def _loss(
         self, imgs: Tensor, targets: Sequence[Target], metas: Sequence[Meta], valid: Tensor | None
     ) -> dict[str, Tensor]:
-        readable = {name: _readable(task, targets, metas) for name, task in self.tasks.items()}
+        tasks = {name: self.tasks[name] for name in getattr(self.network, 'learning', self.tasks)}
+        readable = {name: _readable(task, targets, metas) for name, task in tasks.items()}
         sizes = region_sizes(valid, imgs, imgs.shape[-2:], self.network.divisor)
-        hints = {name: task.hints(readable[name], sizes) for name, task in self.tasks.items() if hasattr(task, 'hints')}
+        hints = {name: task.hints(readable[name], sizes) for name, task in tasks.items() if hasattr(task, 'hints')}
         hints = {name: hint for name, hint in hints.items() if hint is not None}
         outputs = self._run(imgs, valid, hints)
         losses = {}
-        for name, task in self.tasks.items():
+        for name, task in tasks.items():
             losses |= {f'{name}.{key}': value for key, value in task.loss(outputs[name], readable[name]).items()}
         return losses
 

@@ -150,3 +150,40 @@ def test_wrong_branches_are_errors_with_a_cure_before_anything_is_built(branches
 def test_a_layer_that_the_backbone_does_not_have_is_an_error(layer):
     with pytest.raises(ConfigError, match=f'layer {layer} of a backbone with 3 blocks'):
         SharedNetwork(CountedBackbone(), {'sem': branch(plain(layer))}, num_classes=dict(sem=2))
+
+
+class MovingBackbone(CountedBackbone):
+    """A CountedBackbone with a weight, batch statistics and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8, 1, 1))
+        self.norm, self.dropout = nn.BatchNorm2d(8), nn.Dropout(0.5)
+
+    def layer_of(self, name: str) -> int:
+        return 0
+
+    def forward(self, imgs: Tensor, valid: Tensor | None = None, *, layers) -> Features:
+        features = super().forward(imgs, valid, layers=layers)
+        return features._replace(layers=tuple(self.dropout(self.norm(x * self.weight)) for x in features.layers))
+
+
+def test_one_branch_learns_and_all_else_rests():
+    branches = {
+        'old': dict(adapter=plain(2), head=dict(type=LinearHead, norm='batch', dropout=0.5)),
+        'new': dict(adapter=plain(0), head=dict(type=LinearHead, norm='batch')),
+    }
+    network = SharedNetwork(MovingBackbone(), branches, num_classes=dict(old=2, new=3)).eval()
+    imgs = torch.rand(2, 3, 8, 8)
+    before = network(imgs)['old'].logits
+    network.learn_only('new')
+    network.train()
+    assert {name for name, x in network.named_parameters() if x.requires_grad} == {
+        f'heads.new.{name}' for name, _ in network.heads['new'].named_parameters()
+    }
+    outputs = network(imgs)
+    assert list(outputs) == ['new'] and network.backbone.calls[-1][0] == ((0, True),)  # no block above is run
+    assert not network.backbone.training and not network.heads['old'].training and network.heads['new'].training
+    outputs['new'].logits.square().sum().backward()
+    network.eval()
+    assert torch.equal(network(imgs)['old'].logits, before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,8 +58,9 @@ class SharedNetwork(nn.Module):
         self.mean = tuple(self.backbone.mean)
         self.std = tuple(self.backbone.std)
         self._wanted = {name: _blocks(name, adapter, self.backbone.depth) for name, adapter in self.adapters.items()}
-        self._layers = tuple(dict.fromkeys(request for wanted in self._wanted.values() for request in wanted))
-        _freeze_unread(self.backbone, self._layers)
+        self.learning = self.names  # the branches that run in training
+        self._rests = False  # whether all but `learning` is frozen
+        _freeze_unread(self.backbone, self._union(self.names))
         for name, head in self.heads.items():
             if getattr(head, 'pretrained', False):
                 self._load_classifier(name)
@@ -70,17 +71,42 @@ class SharedNetwork(nn.Module):
         """Answer a batch: `imgs` (B, 3, H, W) float32 normalised, H and W multiples of `divisor`.
 
         `valid` (B, H, W) bool is False on padding. `hints` are training-only inputs by branch; a head that has some
-        is called with `hints=`.
+        is called with `hints=`. In training mode only the branches `learning` answer.
         """
         if valid is not None:
             valid = whole_cells(valid, self.divisor)  # one idea of where a picture ends, for all parts
-        features = self.backbone(imgs, valid, layers=self._layers)
+        names = self.learning if self.training else self.names
+        layers = self._union(names)
+        features = self.backbone(imgs, valid, layers=layers)
         outputs = {}
-        for name in self.names:
-            seen = self.adapters[name](self._select(features, self._wanted[name]), imgs)
+        for name in names:
+            seen = self.adapters[name](self._select(features, layers, self._wanted[name]), imgs)
             given = {'hints': hints[name]} if hints and name in hints else {}
             outputs[name] = self.heads[name](seen, **given)
         return outputs
+
+    def learn_only(self, name: str) -> None:
+        """Train the branch `name` alone: all else keeps its weights and evaluation mode, whatever `train()` says.
+
+        Normalisation, dropout and stochastic depth of the backbone and of the other branches rest, so that what they
+        answer stays the same to the bit. A training pass then runs only the blocks that this branch reads.
+        """
+        self.learning, self._rests = (name,), True
+        for part in self._resting():
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> SharedNetwork:
+        """Set training mode, except for what rests after `learn_only`."""
+        super().train(mode)
+        for part in self._resting():
+            part.eval()
+        return self
+
+    def _resting(self) -> list[nn.Module]:
+        others = [name for name in self.names if name not in self.learning]
+        branches = [parts[name] for name in others for parts in (self.adapters, self.heads)]
+        return [self.backbone, *branches] if self._rests else []
 
     def _adapter(self, part: nn.Module | dict) -> nn.Module:
         """Build the adapter of a branch with those facts of the backbone that it takes."""
@@ -108,9 +134,15 @@ class SharedNetwork(nn.Module):
             )
         self.heads[name].load_classifier(classifier)
 
-    def _select(self, features: Features, wanted: tuple[LayerRequest, ...]) -> Features:
-        """Return `features` with only the wanted layers, in the order in which they were asked for."""
-        rows = [self._layers.index(request) for request in wanted]
+    def _union(self, names: Iterable[str]) -> tuple[LayerRequest, ...]:
+        """Return what the branches `names` ask for, each layer once."""
+        return tuple(dict.fromkeys(request for name in names for request in self._wanted[name]))
+
+    def _select(
+        self, features: Features, layers: tuple[LayerRequest, ...], wanted: tuple[LayerRequest, ...]
+    ) -> Features:
+        """Return `features`, which are those of `layers`, with only the wanted ones in the order asked for."""
+        rows = [layers.index(request) for request in wanted]
         return features._replace(
             layers=tuple(features.layers[row] for row in rows),
             cls=tuple(features.cls[row] for row in rows) if features.cls else (),
