@@ -217,3 +217,14 @@ def test_a_config_and_its_weights_answer_as_the_model_does(tmp_path):
 def test_a_folder_that_is_no_model_is_a_checkpoint_error(tmp_path):
     with pytest.raises(CheckpointError, match='model folder'):
         vitdense.load(tmp_path)
+
+
+def test_a_tiled_picture_is_looked_at_in_windows_of_its_own_pixels():
+    model, seen = tiny_model(), []
+    model.network.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+    tiled = Predictor(model, transforms=[ResizeShortSide(size=16)], device='cpu', amp='off', batch_size=2, tile=32)
+    result = tiled(picture(70, 90))
+    assert result['sem'].labels.shape == (70, 90) and len(result['sem'].labels.unique()) > 1
+    assert seen == [(2, 3, 32, 32)] * 7 + [(1, 3, 32, 32)]  # 3 x 5 windows of 72 x 96 pixels, every 21
+    with pytest.raises(ConfigError, match='windows of 8 pixels are too small'):
+        Predictor(tiny_model(), device='cpu', amp='off', tile=8)

@@ -2,6 +2,7 @@
 
     python tools/demo.py photos/ street.mp4 --model work_dirs/shapes/model --out overlays
     python tools/demo.py 0 --config CONFIG --checkpoint best.pth --show
+    python tools/demo.py aerial.tif --model work_dirs/shapes/model --tile 512
 
 Every picture or video gets an overlay with a legend under --out; results.json says what was found where, and when.
 """
@@ -43,6 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar='N',
         help='pictures or frames that go through the network together',
     )
+    add('--tile', type=_positive, metavar='SIZE', help='look at large pictures in windows of SIZE x SIZE pixels')
     add('--tta', action='store_true', help="use the model's test-time augmentation (scales and flips)")
     add('--alpha', type=_share, default=0.5, help='opacity of regions, 0 ... 1 (default: %(default)s)')
     add('--min-score', type=_share, default=0.3, metavar='S', help='leave out objects below (default: %(default)s)')
@@ -110,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def load_predictor(args: argparse.Namespace) -> Predictor:
     from vitdense.inference import Predictor, load
 
-    options: dict[str, Any] = {'device': args.device, 'amp': args.amp, 'batch_size': args.batch}
+    options: dict[str, Any] = {'device': args.device, 'amp': args.amp, 'batch_size': args.batch, 'tile': args.tile}
     if args.max_pixels:
         options['max_pixels'] = args.max_pixels
     if args.model is not None:

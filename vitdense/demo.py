@@ -149,7 +149,7 @@ class Demo:
         img = as_tensor(item.source, max_pixels=self.predictor.max_pixels)
         if img.shape[-2] * img.shape[-1] > LARGE and self.predictor.model.tiler is None:
             logger.warning(
-                '%s has %.0f Mpx and the model looks at it as a whole; model.tiler of a config cuts pictures up',
+                '%s has %.0f Mpx and the model looks at it as a whole; --tile SIZE looks at it in windows',
                 item.name,
                 img.shape[-2] * img.shape[-1] / 1e6,
             )

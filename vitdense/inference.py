@@ -18,6 +18,7 @@ from vitdense.data.images import MAX_PIXELS, from_pil, read_image
 from vitdense.data.transforms import Pipeline
 from vitdense.engine.resources import choose_precision, read_device
 from vitdense.errors import ConfigError, DataError, DiskError
+from vitdense.ops.tiles import Tiler
 from vitdense.types import Batch, ImageClass, Instances, Meta, Prediction, Reconstruction, Sample, SemanticMap, Target
 from vitdense.visualize import draw
 from vitdense.visualize.text import percent
@@ -107,8 +108,8 @@ class Result:
 def load(model_dir: str | Path, **options: Any) -> Predictor:
     """Return the predictor of a model folder (`model.json`, `model.safetensors`), as training leaves one.
 
-    `options` go to `Predictor`: `device`, `amp`, `batch_size`, `max_pixels`. Loading runs no code of the folder. Raises
-    CheckpointError when the folder is not whole.
+    `options` go to `Predictor`: `device`, `amp`, `batch_size`, `max_pixels`, `tile`. Loading runs no code of the
+    folder. Raises CheckpointError when the folder is not whole.
     """
     from vitdense.engine.model_folder import read_model_folder
 
@@ -123,7 +124,9 @@ class Predictor:
     `metainfo` is `{'classes': {field: names}, 'palette': {field: rgb}}`; classes default to the model's own.
     `device` defaults to the first GPU, else the CPU. `amp` is the arithmetic of the network: 'bf16', 'fp16' (CUDA),
     'off' (float32), or 'auto': bf16 where a probe of the hardware finds it faster. `batch_size` bounds how many
-    pictures of a list go through the network at a time; `max_pixels` bounds the size of a picture file.
+    pictures of a list, or windows of a picture, go through the network at a time; `max_pixels` bounds the size of a
+    picture file. With `tile`, pictures are looked at in their own pixels, without `transforms`, in windows of that
+    side every two thirds of it: for pictures of any size, in bounded memory (`Tiler`, accumulate='labels').
     """
 
     def __init__(
@@ -136,13 +139,16 @@ class Predictor:
         amp: Literal['auto', 'bf16', 'fp16', 'off'] = 'auto',
         batch_size: int = 8,
         max_pixels: int = MAX_PIXELS,
+        tile: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f'batch_size is at least 1, got {batch_size}')
         self.device = read_device(device)
         self.model = model.to(self.device).eval()
         self.model.amp = choose_precision(amp, self.device).dtype
-        self.transforms = Pipeline(transforms)
+        if tile is not None:
+            model.tiler = _tiler(tile, batch_size, model.network.divisor)
+        self.transforms = Pipeline(() if tile is not None else transforms)
         fields = {name: task.field for name, task in model.tasks.items()}
         self.metainfo = {'classes': model.classes, **(metainfo or {}), 'head_fields': fields}
         self.batch_size = batch_size
@@ -311,6 +317,17 @@ def _no_picture(what: str, wanted: str) -> DataError:
         why='guessing its range or its layout would give wrong answers without a word',
         fix=f'give {wanted}',
     )
+
+
+def _tiler(tile: int, batch_size: int, divisor: int) -> Tiler:
+    if tile < 2 * divisor:
+        raise ConfigError(
+            f'windows of {tile} pixels are too small',
+            where='tile',
+            why=f'the network looks at cells of {divisor} pixels',
+            fix='give a side near the size of the pictures it was trained on, such as tile=512',
+        )
+    return Tiler(tile, max(tile * 2 // 3, 1), batch=batch_size, accumulate='labels', even=True, divisor=divisor)
 
 
 def _metainfo(info: Mapping[str, Any]) -> dict[str, Any]:

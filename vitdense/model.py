@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitdense.errors import ConfigError
+from vitdense.ops.found_objects import original_objects, read_objects
 from vitdense.ops.padding import region_sizes
 from vitdense.registry import build, resolve
-from vitdense.types import Batch, Meta, Outputs, Prediction, Target
+from vitdense.types import Batch, LabelOutputs, Meta, ObjectOutputs, Outputs, Prediction, SemanticMap, Target
 
 
 class Preprocessor(BaseDataPreprocessor):
@@ -73,7 +74,9 @@ class DenseModel(BaseModel):
     `image_label`).
 
     `tiler` runs the network on overlapping windows at test time; `tta` runs it on several scales and flips and
-    averages. Each is `(network, imgs, valid) -> {name: Outputs}`, and `tta` is used only while `use_tta` is True.
+    averages. Each is `(network, imgs, valid) -> {name: Outputs}`, and `tta` is used only while `use_tta` is True. Each
+    view of `tta` is tiled; where the tiler streams labels, each window has its views. Queries are read as objects
+    before either joins them.
     `augment`, `Batch -> Batch`, changes training batches on the device (mixup); it is told the number of classes of
     `image_label`.
     `amp` is the autocast dtype of the network (None: float32); tasks always compute in float32.
@@ -151,14 +154,33 @@ class DenseModel(BaseModel):
         return losses
 
     def _predict(self, imgs: Tensor, metas: Sequence[Meta], valid: Tensor | None) -> list[dict[str, Prediction]]:
-        run: Callable = self._run
-        if self.tiler is not None:
-            run = partial(self.tiler, run)
-        if self.tta is not None and self.use_tta:
-            run = partial(self.tta, run)
-        outputs = run(imgs, valid)
-        answers = {name: task.predict(outputs[name], metas) for name, task in self.tasks.items()}
+        outputs = self._strategy(metas)(imgs, valid)
+        answers = {name: _read(task, outputs[name], metas) for name, task in self.tasks.items()}
         return [{name: answers[name][row] for name in answers} for row in range(len(metas))]
+
+    def _strategy(self, metas: Sequence[Meta]) -> Callable[[Tensor, Tensor | None], dict[str, Outputs]]:
+        """Return how pictures are looked at: as a whole, in windows, in several views."""
+        augmented = self.tta is not None and self.use_tta
+        if self.tiler is None and not augmented:
+            return self._run
+        run: Callable = partial(read_objects, self._run, {name: task.predict for name, task in self.tasks.items()})
+        streams = getattr(self.tiler, 'streams', False)
+        if augmented and streams:
+            run = partial(self.tta, run)
+        if self.tiler is not None:
+            run = partial(self.tiler, run, **({'metas': metas} if streams else {}))
+        if augmented and not streams:
+            run = partial(self.tta, run)
+        return run
+
+
+def _read(task: Any, outputs: Outputs, metas: Sequence[Meta]) -> list[Prediction]:
+    """Return the predictions of all pictures; those that were read on the way only get their original size."""
+    if isinstance(outputs, LabelOutputs):
+        return [SemanticMap(labels) for labels in outputs.labels]
+    if isinstance(outputs, ObjectOutputs):
+        return original_objects(outputs, metas)
+    return task.predict(outputs, metas)
 
 
 def _task(part: Any, classes: Mapping[str, Sequence[str]]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitdense.errors import ConfigError
+from vitdense.ops.found_objects import join_windows
+from vitdense.ops.label_strips import LabelStrips
 from vitdense.ops.padding import picture_sizes
-from vitdense.types import ClassOutputs, Outputs, PixelOutputs
+from vitdense.types import ClassOutputs, LabelOutputs, Meta, ObjectOutputs, Outputs, PixelOutputs
 
 Network = Callable[[Tensor, Tensor | None], dict[str, Outputs]]
 Corner = tuple[int, int]  # (top, left)
@@ -28,6 +30,14 @@ class Windows(NamedTuple):
     def corners(self) -> list[Corner]:
         return [(top, left) for top in self.tops for left in self.lefts]
 
+    def counts(self, plane: Sequence[int]) -> Tensor:
+        """Return (H, W) int64: how many windows lie over each cell of `plane`, a product of the two axes."""
+        rows, columns = (
+            torch.tensor([sum(start <= cell < start + side for start in starts) for cell in range(whole)])
+            for starts, side, whole in zip(self[1:], self.size, plane, strict=True)
+        )
+        return rows[:, None] * columns
+
 
 class Tiler:
     """Sliding windows of `size` pixels every `stride` pixels; where windows overlap, their logits are averaged.
@@ -41,11 +51,14 @@ class Tiler:
       last one is moved back to end at the border, as in mmsegmentation.
     * `accumulate`: 'pixels' resizes the logits of a window to its pixels and averages there. 'logits' averages on the
       network's own grid, which takes little memory for large pictures; its windows are made of whole cells of
-      `divisor` pixels (size rounded up, positions rounded down).
+      `divisor` pixels (size rounded up, positions rounded down). 'labels' gives the labels that 'pixels' leads to, as
+      `LabelOutputs`, and keeps little more than the network's own logits of two rows of windows: for pictures whose
+      logits do not fit into memory. It has to be told the `metas` of the pictures.
     * `divisor`: the network takes multiples of it. With 'pixels', a window that is none (512 pixels for patch 14) is
       padded with zeros at the right and the bottom, and the logits of the padding are dropped.
 
-    Logits of `ClassOutputs` are averaged over the windows. Other outputs have no average: ConfigError.
+    Logits of `ClassOutputs` are averaged over the windows. Objects (`ObjectOutputs`) are joined across the borders of
+    windows, see `join_windows`. Other outputs have no average: ConfigError.
     """
 
     def __init__(
@@ -54,7 +67,7 @@ class Tiler:
         stride: int | tuple[int, int],
         *,
         batch: int = 1,
-        accumulate: Literal['pixels', 'logits'] = 'pixels',
+        accumulate: Literal['pixels', 'logits', 'labels'] = 'pixels',
         even: bool = False,
         divisor: int = 1,
     ) -> None:
@@ -66,13 +79,26 @@ class Tiler:
         self.divisor = divisor
         _check(self)
 
+    @property
+    def streams(self) -> bool:
+        """Whether it answers with labels, and has to be told the `metas`."""
+        return self.accumulate == 'labels'
+
     @torch.no_grad()
-    def __call__(self, network: Network, imgs: Tensor, valid: Tensor | None = None) -> dict[str, Outputs]:
+    def __call__(
+        self, network: Network, imgs: Tensor, valid: Tensor | None = None, *, metas: Sequence[Meta] = ()
+    ) -> dict[str, Outputs]:
         """Return the blended outputs for `imgs (B, 3, H, W)`; `PixelOutputs.size` is (H, W). No gradients."""
         if valid is not None:
-            return one_by_one(lambda img: self(network, img), imgs, valid, divisor=self.divisor)
+
+            def alone(row: int, img: Tensor) -> dict[str, Outputs]:
+                return self(network, img, metas=metas[row : row + 1])
+
+            return one_by_one(alone, imgs, valid, divisor=self.divisor)
+        if self.streams and len(metas) != len(imgs):
+            raise ValueError(f'labels of {len(imgs)} pictures need as many metas, got {len(metas)}')
         windows = self.windows(tuple(imgs.shape[-2:]))
-        sums: dict[str, _PixelSum | _ClassSum] = {}
+        sums: dict[str, _Sum] = {}
         for start in range(0, len(windows.corners), self.batch):
             corners = windows.corners[start : start + self.batch]
             crops = torch.cat([_crop(imgs, corner, windows.size) for corner in corners])
@@ -80,7 +106,7 @@ class Tiler:
             crops = functional.pad(crops, (0, -windows.size[1] % self.divisor, 0, -windows.size[0] % self.divisor))
             for name, answer in network(crops, None).items():
                 if name not in sums:
-                    sums[name] = self._sum(name, answer, windows, imgs)
+                    sums[name] = self._sum(name, answer, windows, imgs, metas)
                 sums[name].add(answer, corners)
         return {name: total.mean() for name, total in sums.items()}
 
@@ -96,13 +122,18 @@ class Tiler:
         )
         return Windows(size, tops, lefts)
 
-    def _sum(self, name: str, answer: Outputs, windows: Windows, imgs: Tensor) -> _PixelSum | _ClassSum:
+    def _sum(self, name: str, answer: Outputs, windows: Windows, imgs: Tensor, metas: Sequence[Meta]) -> _Sum:
+        plane = tuple(imgs.shape[-2:])
         if isinstance(answer, ClassOutputs):
             return _ClassSum(len(windows.corners))
+        if isinstance(answer, ObjectOutputs):
+            return _ObjectSum(windows, plane)
         if not isinstance(answer, PixelOutputs):
             refuse_outputs(name, answer, where='model.tiler', fix='leave the tiler out and test on whole pictures')
+        if self.streams:
+            return _LabelSum([LabelStrips(windows, plane, meta) for meta in metas])
         cells = windows.size if self.accumulate == 'pixels' else tuple(answer.logits.shape[-2:])
-        return _PixelSum(answer.logits, windows, cells, plane=tuple(imgs.shape[-2:]))
+        return _PixelSum(answer.logits, windows, cells, plane=plane)
 
 
 class _PixelSum:
@@ -130,12 +161,8 @@ class _PixelSum:
             _crop(self.total, self.corners[corner], self.windows.size).add_(logits)
 
     def mean(self) -> PixelOutputs:
-        """Return the mean. It divides in place: the number of windows over a cell is a product of the two axes."""
-        rows, columns = (
-            torch.tensor([sum(start <= cell < start + side for start in starts) for cell in range(whole)])
-            for starts, side, whole in zip(self.windows[1:], self.windows.size, self.shape, strict=True)
-        )
-        return PixelOutputs(self.total.div_((rows[:, None] * columns).to(self.total.device)), self.plane)
+        """Return the mean, divided in place."""
+        return PixelOutputs(self.total.div_(self.windows.counts(self.shape).to(self.total.device)), self.plane)
 
 
 class _ClassSum:
@@ -152,26 +179,65 @@ class _ClassSum:
         return ClassOutputs(self.total / self.number)
 
 
+class _LabelSum:
+    """Labels what no later window sees, for every picture."""
+
+    def __init__(self, strips: Sequence[LabelStrips]) -> None:
+        self.strips = strips
+
+    def add(self, answer: PixelOutputs, corners: list[Corner]) -> None:
+        for logits, corner in zip(answer.logits.chunk(len(corners)), corners, strict=True):
+            for strips, each in zip(self.strips, logits, strict=True):
+                strips.add(each, answer.size, corner)
+
+    def mean(self) -> LabelOutputs:
+        return LabelOutputs(tuple(strips.labels for strips in self.strips))
+
+
+class _ObjectSum:
+    """Collects the objects of windows."""
+
+    def __init__(self, windows: Windows, plane: tuple[int, int]) -> None:
+        self.windows, self.plane = windows, plane
+        self.found: list = []  # of the pictures of a batch, window by window
+
+    def add(self, answer: ObjectOutputs, corners: list[Corner]) -> None:
+        self.found += answer.objects
+
+    def mean(self) -> ObjectOutputs:
+        number = len(self.found) // len(self.windows.corners)
+        pictures = (self.found[row::number] for row in range(number))
+        corners, size = self.windows.corners, self.windows.size
+        return ObjectOutputs(tuple(join_windows(found, corners, size, self.plane) for found in pictures))
+
+
+_Sum = _PixelSum | _ClassSum | _LabelSum | _ObjectSum
+
+
 def one_by_one(
-    run: Callable[[Tensor], dict[str, Outputs]], imgs: Tensor, valid: Tensor, *, divisor: int
+    run: Callable[[int, Tensor], dict[str, Outputs]], imgs: Tensor, valid: Tensor, *, divisor: int
 ) -> dict[str, Outputs]:
     """Run each picture alone, without its padding, and put the outputs together as those of one padded batch.
 
-    `valid (B, H, W)` is True on pictures, which lie at the top left; `run` gets each with sides rounded up to
-    `divisor`. Beyond a picture the logits repeat its edge, so that they can be resized.
+    `valid (B, H, W)` is True on pictures, which lie at the top left; `run` gets the row of each and the picture, with
+    sides rounded up to `divisor`. Beyond a picture the logits repeat its edge, so that they can be resized.
     """
     plane = tuple(imgs.shape[-2:])
     sizes = [
         [min(-(-side // divisor) * divisor, whole) for side, whole in zip(size, plane, strict=True)]
         for size in picture_sizes(valid).tolist()
     ]
-    answers = [run(img[None, :, : size[0], : size[1]]) for img, size in zip(imgs, sizes, strict=True)]
+    answers = [
+        run(row, img[None, :, : size[0], : size[1]]) for row, (img, size) in enumerate(zip(imgs, sizes, strict=True))
+    ]
     return {name: _joined([answer[name] for answer in answers], plane) for name in answers[0]}
 
 
 def _joined(answers: list[Outputs], plane: tuple[int, int]) -> Outputs:
     if isinstance(answers[0], ClassOutputs):
         return ClassOutputs(torch.cat([answer.logits for answer in answers]))
+    if isinstance(answers[0], LabelOutputs | ObjectOutputs):
+        return type(answers[0])(tuple(each for answer in answers for each in answer[0]))
     padded = []
     for logits, size, _ in answers:
         height, width = (
@@ -225,10 +291,10 @@ def _check(tiler: Tiler) -> None:
             why='both are one number or (H, W), in pixels, and a stride longer than the window leaves gaps',
             fix=f'choose a stride between 1 and the size, such as {tuple(side * 2 // 3 for side in tiler.size)}',
         )
-    if tiler.accumulate not in ('pixels', 'logits') or tiler.batch < 1 or tiler.divisor < 1:
+    if tiler.accumulate not in ('pixels', 'logits', 'labels') or tiler.batch < 1 or tiler.divisor < 1:
         raise ConfigError(
             f'accumulate={tiler.accumulate!r}, batch={tiler.batch}, divisor={tiler.divisor} is no way to tile',
             where='Tiler',
-            why="accumulate is 'pixels' or 'logits'; batch and divisor are at least 1",
+            why="accumulate is 'pixels', 'logits' or 'labels'; batch and divisor are at least 1",
             fix="write Tiler(size, stride, batch=1, accumulate='pixels')",
         )

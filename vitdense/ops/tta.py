@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitdense.errors import ConfigError
+from vitdense.ops.found_objects import fuse_views, rescaled, unmirrored
 from vitdense.ops.tiles import Network, one_by_one, refuse_outputs
-from vitdense.types import ClassOutputs, Outputs, PixelOutputs
+from vitdense.types import ClassOutputs, Instances, ObjectOutputs, Outputs, PixelOutputs
 
 TINY = torch.finfo(torch.float32).tiny  # a probability of zero has no logarithm
 
@@ -21,8 +22,9 @@ class TestTimeAugmentation:
     Called as `tta(network, imgs, valid)` with a network (or a tiled one) `(imgs, valid) -> {name: Outputs}`. Scales
     are relative to `imgs`, rounded to multiples of `divisor` pixels. The logits of the answer are the logarithms of
     the mean probabilities, of pixels at the size of `imgs`: their argmax is that of the probabilities. It holds one
-    map of probabilities for the batch, and one more for a single picture, at a time. Pictures of different sizes in
-    one batch are taken one by one, each without its padding.
+    map of probabilities for the batch, and one more for a single picture, at a time. Objects (`ObjectOutputs`) of all
+    views are fused, see `fuse_views`. Pictures of different sizes in one batch are taken one by one, each without its
+    padding.
     """
 
     __test__ = False  # pytest takes a class of this name for a test
@@ -43,16 +45,22 @@ class TestTimeAugmentation:
     def __call__(self, network: Network, imgs: Tensor, valid: Tensor | None = None) -> dict[str, Outputs]:
         """Return the averaged outputs for `imgs (B, 3, H, W)`; `PixelOutputs.size` is (H, W). No gradients."""
         if valid is not None:
-            return one_by_one(lambda img: self(network, img), imgs, valid, divisor=self.divisor)
+            return one_by_one(lambda row, img: self(network, img), imgs, valid, divisor=self.divisor)
         totals: dict[str, Tensor] = {}
+        views: dict[str, list[list[Instances]]] = {}  # of each view those of all pictures
         for scale in self.scales:
             scaled = self._scaled(imgs, scale)
             for flipped in (False, True) if self.flip else (False,):
                 answers = network(scaled.flip(-1) if flipped else scaled, None)
                 for name, answer in answers.items():
-                    totals[name] = _add(totals.get(name), name, answer, imgs, flipped)
+                    if isinstance(answer, ObjectOutputs):
+                        views.setdefault(name, []).append(_upright(answer, scaled, imgs, flipped))
+                    else:
+                        totals[name] = _add(totals.get(name), name, answer, imgs, flipped)
         number = len(self.scales) * (2 if self.flip else 1)
-        return {name: _outputs(total.div_(number), tuple(imgs.shape[-2:])) for name, total in totals.items()}
+        fused = {name: ObjectOutputs(tuple(map(fuse_views, zip(*found, strict=True)))) for name, found in views.items()}
+        averaged = {name: _outputs(total.div_(number), tuple(imgs.shape[-2:])) for name, total in totals.items()}
+        return averaged | fused
 
     def _scaled(self, imgs: Tensor, scale: float) -> Tensor:
         plane = tuple(imgs.shape[-2:])
@@ -76,6 +84,13 @@ def _add(total: Tensor | None, name: str, answer: Outputs, imgs: Tensor, flipped
         full = functional.interpolate(logits, imgs.shape[-2:], mode='bilinear', align_corners=False)
         picture.add_(full.softmax(1)[0])
     return total
+
+
+def _upright(answer: ObjectOutputs, scaled: Tensor, imgs: Tensor, flipped: bool) -> list[Instances]:
+    """Return the objects of one view of every picture in pixels of `imgs`."""
+    size, plane = tuple(scaled.shape[-2:]), tuple(imgs.shape[-2:])
+    found = (unmirrored(each, size[1]) if flipped else each for each in answer.objects)
+    return [rescaled(each, size, plane) for each in found]
 
 
 def _outputs(probs: Tensor, plane: tuple[int, int]) -> Outputs:

@@ -56,9 +56,9 @@ def full_resolution_labels(
     if crop[0] > plane[0] or crop[1] > plane[1] or min(*crop, *out) < 1:
         raise ValueError(f'cannot crop {tuple(crop)} from {tuple(plane)} and resize it to {tuple(out)}')
     logits = logits.detach().float()
-    _refuse_non_finite(logits)
+    refuse_non_finite(logits)
     if logits.shape[-2:] == tuple(plane) and tuple(crop) == tuple(out):
-        return _running_argmax(logits[:, : crop[0], : crop[1]], _labels_of(logits)).contiguous()
+        return running_argmax(logits[:, : crop[0], : crop[1]], labels_of(len(logits), logits.device)).contiguous()
     rows, columns = (axis_taps(*axis) for axis in zip(logits.shape[-2:], plane, crop, out, strict=True))
     tile_rows, tile_columns = (cut(taps, logits.device) for taps in (rows, columns))
     candidates = find_candidates(logits, tile_rows, tile_columns)
@@ -124,7 +124,7 @@ def prune_labels(logits: Tensor, rows: Tiling, columns: Tiling, candidates: Tens
     """Return the labels of all tiles, by interpolating only the candidates (K, rows, columns) of each."""
     height, width = rows.weights.shape[1], columns.weights.shape[1]
     size = (len(rows.start), height, len(columns.start), width)
-    labels = torch.empty(size, dtype=_label_dtype(logits), device=logits.device)
+    labels = torch.empty(size, dtype=_label_dtype(len(logits)), device=logits.device)
     labels.copy_(candidates.byte().argmax(0)[:, None, :, None])  # where one class is left, this is the answer
     counts = candidates.sum(0)
     y, x = (counts > 1).nonzero(as_tuple=True)
@@ -160,10 +160,10 @@ def _label_tiles(logits: Tensor, chosen: Tensor, rows: Tiling, columns: Tiling) 
     """
     y, x = (_cells_of(tiling, side) for tiling, side in zip((rows, columns), logits.shape[1:], strict=True))
     values = logits[chosen[:, :, None, None], y[:, None, :, None], x[:, None, None, :]]  # (n, c, Sy, Sx)
-    wide = _weigh(values[..., None].unbind(3), columns.weights[:, None, None].unbind(4))  # (n, c, Sy, width)
+    wide = weigh(values[..., None].unbind(3), columns.weights[:, None, None].unbind(4))  # (n, c, Sy, width)
     row_weights = rows.weights[..., None].unbind(2)  # Sy of (n, height, 1)
-    planes = (_weigh(plane[:, :, None].unbind(1), row_weights) for plane in wide.unbind(1))  # c of (n, height, width)
-    return _running_argmax(planes, chosen.to(_label_dtype(logits))[:, :, None, None].unbind(1))
+    planes = (weigh(plane[:, :, None].unbind(1), row_weights) for plane in wide.unbind(1))  # c of (n, height, width)
+    return running_argmax(planes, chosen.to(_label_dtype(len(logits)))[:, :, None, None].unbind(1))
 
 
 def _cells_of(tiling: Tiling, side: int) -> Tensor:
@@ -183,16 +183,18 @@ def stream_labels(logits: Tensor, rows: Taps, columns: Taps) -> Tensor:
 
 def _stream_band(logits: Tensor, rows: Taps, columns: Taps) -> Tensor:
     top, bottom = int(rows.cells.min()), int(rows.cells.max()) + 1
-    cells, weights = (rows.cells - top).to(logits.device), rows.weights.to(logits.device)[..., None]
-
-    def plane(low: Tensor) -> Tensor:
-        wide = _weigh([low[:, tap] for tap in columns.cells.unbind(1)], columns.weights.unbind(1))  # (S, w) -> (S, W)
-        return _weigh([wide[tap] for tap in cells.unbind(1)], weights.unbind(1))  # (S, W) -> (rows, W)
-
-    return _running_argmax(map(plane, logits[:, top:bottom]), _labels_of(logits))
+    rows = Taps((rows.cells - top).to(logits.device), rows.weights.to(logits.device))
+    planes = (resized_plane(low, rows, columns) for low in logits[:, top:bottom])
+    return running_argmax(planes, labels_of(len(logits), logits.device))
 
 
-def _weigh(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+def resized_plane(low: Tensor, rows: Taps, columns: Taps) -> Tensor:
+    """Return the plane (H, W) of one class from its cells (h, w); the taps are on their device."""
+    wide = weigh([low[:, tap] for tap in columns.cells.unbind(1)], columns.weights.unbind(1))  # (h, w) -> (h, W)
+    return weigh([wide[tap] for tap in rows.cells.unbind(1)], rows.weights[..., None].unbind(1))  # (h, W) -> (H, W)
+
+
+def weigh(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """Return the weighted sum of `values`, each broadcast with its weight."""
     total = values[0] * weights[0]
     for value, weight in zip(values[1:], weights[1:], strict=True):
@@ -200,7 +202,7 @@ def _weigh(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _running_argmax(planes: Iterable[Tensor], labels: Iterable[Tensor]) -> Tensor:
+def running_argmax(planes: Iterable[Tensor], labels: Iterable[Tensor]) -> Tensor:
     """Return at every position the label of the largest plane, the first among equals."""
     pairs = zip(planes, labels, strict=True)
     best, winner = next(pairs)
@@ -211,15 +213,17 @@ def _running_argmax(planes: Iterable[Tensor], labels: Iterable[Tensor]) -> Tenso
     return winner
 
 
-def _labels_of(logits: Tensor) -> Tensor:
-    return torch.arange(len(logits), dtype=_label_dtype(logits), device=logits.device)
+def labels_of(num_classes: int, device: torch.device) -> Tensor:
+    """Return the numbers of all classes in the type of label maps."""
+    return torch.arange(num_classes, dtype=_label_dtype(num_classes), device=device)
 
 
-def _label_dtype(logits: Tensor) -> torch.dtype:
-    return torch.uint8 if len(logits) <= 255 else torch.int16
+def _label_dtype(num_classes: int) -> torch.dtype:
+    return torch.uint8 if num_classes <= 255 else torch.int16
 
 
-def _refuse_non_finite(logits: Tensor) -> None:
+def refuse_non_finite(logits: Tensor) -> None:
+    """Raise NumericsError for logits that are not finite."""
     if torch.isfinite(logits.sum()) or torch.isfinite(logits).all():
         return
     raise NumericsError(

@@ -1,0 +1,255 @@
+"""Objects that were found in parts: in the windows of a large picture, and in several views of one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vitdense.ops.boxes import iou, to_original
+from vitdense.types import Instances, Meta, ObjectOutputs, Outputs, QueryOutputs
+
+SAME = 0.5  # IoU, where both windows look, of two boxes that are one object
+COVERED = 0.8  # share of a piece of an object that a box of the neighbour covers
+MARGIN = 0.01  # of a window's side: a box that ends so near to the border may go on behind it
+FUSED = 0.55  # IoU of boxes in two views that are one object (Solovyev et al. 2019, section 4)
+
+Read = Callable[[QueryOutputs, Sequence[Meta]], list[Instances]]
+
+
+def read_objects(
+    network: Callable, reads: Mapping[str, Read], imgs: Tensor, valid: Tensor | None = None
+) -> dict[str, Outputs]:
+    """Return what `network` says about `imgs`, with `QueryOutputs` read at once: objects can be joined, queries not.
+
+    `reads` are the `predict` of the tasks by name. Boxes are in pixels of the input plane.
+    """
+    plane = tuple(imgs.shape[-2:])
+    metas = [Meta(row, orig_size=plane, size=plane) for row in range(len(imgs))]
+    outputs = network(imgs, valid)
+    return {
+        name: ObjectOutputs(tuple(reads[name](answer, metas))) if isinstance(answer, QueryOutputs) else answer
+        for name, answer in outputs.items()
+    }
+
+
+def original_objects(outputs: ObjectOutputs, metas: Sequence[Meta]) -> list[Instances]:
+    """Return the objects of every picture in its original pixels."""
+    return [_original(found, meta) for found, meta in zip(outputs.objects, metas, strict=True)]
+
+
+def _original(found: Instances, meta: Meta) -> Instances:
+    sizes = found.boxes.new_tensor([[meta.size, meta.orig_size]])  # (1, 2, 2)
+    boxes = to_original(found.boxes[None], sizes[:, 0], sizes[:, 1])[0]
+    masks = found.masks
+    if masks is not None:
+        masks = masks[:, : meta.size[0], : meta.size[1]]
+        masks = masks if tuple(meta.size) == tuple(meta.orig_size) else _resized_masks(masks, meta.orig_size)
+    return found._replace(boxes=boxes, masks=masks)
+
+
+class Pieces(NamedTuple):
+    """All boxes of all windows of a picture."""
+
+    boxes: Tensor  # (N, 4) xyxy in pixels of the picture
+    scores: Tensor  # (N,)
+    labels: Tensor  # (N,)
+    window: Tensor  # (N,) int64
+    cut: Tensor  # (N,) bool: the box ends at a border of its window behind which the picture goes on
+
+
+def join_windows(
+    found: Sequence[Instances], corners: Sequence[tuple[int, int]], size: tuple[int, int], plane: tuple[int, int]
+) -> Instances:
+    """Return the objects of a picture of `plane` (H, W), found in windows of `size` at `corners` (top, left).
+
+    Boxes are in pixels of their window. Two boxes of one class in two windows are one object when they agree where
+    both windows look: cut to that region their IoU is at least `SAME`, or a box that ends at the border of its window
+    (a piece) lies in the other by `COVERED`. Two whole boxes are compared as they are. Of an object, the whole box
+    is kept, the best of several; a piece gives way to a whole box of at least half its score. An object larger than
+    every window comes only in pieces: the kept box is what encloses those with at least half the score of the best.
+    Boxes of one window are never compared: queries do not repeat themselves. Masks go with their boxes.
+    """
+    pieces = _pieces(found, corners, size, plane)
+    near = _same_objects(pieces, corners, size)
+    groups = _grouped(pieces, near)
+    if not groups:
+        none = found[0]
+        masks = None if none.masks is None else none.masks.new_zeros((0, *plane))
+        return Instances(none.boxes[:0], none.scores[:0], none.labels[:0], masks)
+    leaders = [members[0] for members in groups]
+    boxes = torch.stack([_enclosing(pieces.boxes[members]) for members in groups])
+    masks = None
+    if found[0].masks is not None:
+        rows = [row for each in found for row in range(len(each.boxes))]
+        masks = torch.stack([_pasted(found, corners, pieces, rows, members, plane) for members in groups])
+    return Instances(boxes, pieces.scores[leaders], pieces.labels[leaders], masks)
+
+
+def _pieces(
+    found: Sequence[Instances], corners: Sequence[tuple[int, int]], size: tuple[int, int], plane: tuple[int, int]
+) -> Pieces:
+    parts = []
+    for window, (each, (top, left)) in enumerate(zip(found, corners, strict=True)):
+        limits = each.boxes.new_tensor([size[1], size[0]] * 2)  # padding behind the window is no picture
+        boxes = torch.minimum(each.boxes, limits)
+        inner = boxes.new_tensor([left > 0, top > 0, left + size[1] < plane[1], top + size[0] < plane[0]]).bool()
+        ends = torch.cat([boxes[:, :2] <= MARGIN * limits[:2], boxes[:, 2:] >= (1 - MARGIN) * limits[2:]], dim=1)
+        shifted = boxes + boxes.new_tensor([left, top] * 2)
+        number = torch.full((len(boxes),), window, device=boxes.device)
+        parts.append((shifted, each.scores, each.labels, number, (ends & inner).any(1)))
+    return Pieces(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _same_objects(pieces: Pieces, corners: Sequence[tuple[int, int]], size: tuple[int, int]) -> dict[int, list[int]]:
+    """Return for each row of `pieces` the rows of other windows that are the same object."""
+    near: dict[int, list[int]] = {}
+    rows_of = [(pieces.window == window).nonzero()[:, 0] for window in range(len(corners))]
+    for one, other, region in _overlaps(corners, size):
+        mine, theirs = rows_of[one], rows_of[other]
+        if len(mine) and len(theirs):
+            first, second = _agreeing(pieces, mine, theirs, region).nonzero(as_tuple=True)
+            for row, column in zip(mine[first].tolist(), theirs[second].tolist(), strict=True):
+                near.setdefault(row, []).append(column)
+                near.setdefault(column, []).append(row)
+    return near
+
+
+def _overlaps(
+    corners: Sequence[tuple[int, int]], size: tuple[int, int]
+) -> Iterator[tuple[int, int, tuple[int, int, int, int]]]:
+    """Yield pairs of windows that overlap, with the region xyxy that both see."""
+    for (one, here), (other, there) in combinations(enumerate(corners), 2):
+        top, left = (max(starts) for starts in zip(here, there, strict=True))
+        bottom, right = (min(starts) + side for starts, side in zip(zip(here, there, strict=True), size, strict=True))
+        if top < bottom and left < right:
+            yield one, other, (left, top, right, bottom)
+
+
+def _agreeing(pieces: Pieces, mine: Tensor, theirs: Tensor, region: tuple[int, int, int, int]) -> Tensor:
+    """Return (mine, theirs) bool: the two boxes are the same object."""
+    low, high = pieces.boxes.new_tensor(region).view(2, 2).repeat(1, 2)
+    seen = [torch.minimum(torch.maximum(pieces.boxes[rows], low), high) for rows in (mine, theirs)]
+    first, second = seen[0][:, None], seen[1][None]
+    corner, end = torch.maximum(first[..., :2], second[..., :2]), torch.minimum(first[..., 2:], second[..., 2:])
+    shared = (end - corner).clamp(min=0).prod(-1)
+    cut_mine, cut_theirs = pieces.cut[mine][:, None], pieces.cut[theirs][None]
+    whole = ~cut_mine & ~cut_theirs
+    overlap = torch.where(whole, iou(pieces.boxes[mine][:, None], pieces.boxes[theirs][None]), iou(first, second))
+    covered = (cut_mine & (shared > COVERED * _area(first))) | (cut_theirs & (shared > COVERED * _area(second)))
+    same_label = pieces.labels[mine][:, None] == pieces.labels[theirs][None]
+    return same_label & (shared > 0) & ((overlap >= SAME) | covered)
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+
+
+def _grouped(pieces: Pieces, near: Mapping[int, Sequence[int]]) -> list[list[int]]:
+    """Return the rows that make up each object that is kept, the best object first, and of each the best row first."""
+    cut, scores = pieces.cut.tolist(), pieces.scores.tolist()
+    rank = [score * (1 if piece else 2) for score, piece in zip(scores, cut, strict=True)]
+    taken: set[int] = set()
+    groups = []
+    for row in sorted(range(len(rank)), key=lambda row: -rank[row]):
+        if row in taken:
+            continue
+        members = [row]
+        taken.add(row)
+        for member in members:  # it grows while pieces are found
+            others = [other for other in near.get(member, ()) if other not in taken]
+            taken.update(others)
+            if cut[row]:
+                members += [other for other in others if cut[other] and scores[other] >= scores[row] / 2]
+        groups.append(members)
+    return sorted(groups, key=lambda members: -scores[members[0]])
+
+
+def _enclosing(boxes: Tensor) -> Tensor:
+    return torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)])
+
+
+def _pasted(
+    found: Sequence[Instances],
+    corners: Sequence[tuple[int, int]],
+    pieces: Pieces,
+    rows: Sequence[int],
+    members: Sequence[int],
+    plane: tuple[int, int],
+) -> Tensor:
+    """Return the mask (H, W) of an object: the union of those of its pieces. `rows` are places in their windows."""
+    mask = found[0].masks.new_zeros(plane)
+    for member in members:
+        window = int(pieces.window[member])
+        top, left = corners[window]
+        place = mask[top : top + found[window].masks.shape[1], left : left + found[window].masks.shape[2]]
+        place |= found[window].masks[rows[member]][: place.shape[0], : place.shape[1]]
+    return mask
+
+
+def unmirrored(found: Instances, width: int) -> Instances:
+    """Return objects of a mirrored picture of `width` pixels as those of the picture."""
+    left, top, right, bottom = found.boxes.unbind(-1)
+    boxes = torch.stack([width - right, top, width - left, bottom], dim=-1)
+    return found._replace(boxes=boxes, masks=None if found.masks is None else found.masks.flip(-1))
+
+
+def rescaled(found: Instances, size: tuple[int, int], plane: tuple[int, int]) -> Instances:
+    """Return objects of a picture of `size` (H, W) as those of the same picture at `plane` (H, W)."""
+    if tuple(size) == tuple(plane):
+        return found
+    factors = found.boxes.new_tensor([plane[1] / size[1], plane[0] / size[0]] * 2)
+    return found._replace(
+        boxes=found.boxes * factors, masks=None if found.masks is None else _resized_masks(found.masks, plane)
+    )
+
+
+def fuse_views(views: Sequence[Instances]) -> Instances:
+    """Return the objects of a picture that was looked at in several `views`, in its own pixels.
+
+    Weighted boxes fusion (Solovyev et al. 2019, https://arxiv.org/abs/1910.13302): best first, a box joins the object
+    of its class with which it overlaps most, by an IoU of at least `FUSED`, if that has none of its view. The box of
+    an object is the mean of its boxes weighted by their scores; its score is the sum of their scores divided by the
+    number of views, so that what only one view sees counts less. The mask is that of the best view.
+    """
+    boxes, scores, labels = (torch.cat(columns) for columns in zip(*(view[:3] for view in views), strict=True))
+    view_of = torch.cat([torch.full((len(view.boxes),), number) for number, view in enumerate(views)]).tolist()
+    order = scores.argsort(descending=True, stable=True).tolist()
+    fused, groups = boxes.clone()[:0], []
+    for row in order:
+        place = _nearest(boxes[row], labels[row], view_of[row], fused, groups, labels, view_of)
+        if place is None:
+            fused, groups = torch.cat([fused, boxes[row : row + 1]]), [*groups, [row]]
+            continue
+        groups[place].append(row)
+        weights = scores[groups[place]][:, None].clamp(min=torch.finfo(scores.dtype).tiny)
+        fused[place] = (boxes[groups[place]] * weights).sum(0) / weights.sum()
+    leaders = [members[0] for members in groups]
+    mean = torch.stack([scores[members].sum() / len(views) for members in groups]) if groups else scores[:0]
+    best = mean.argsort(descending=True, stable=True)
+    masks = None
+    if views[0].masks is not None:
+        masks = torch.cat([view.masks for view in views])[leaders][best]
+    return Instances(fused[best], mean[best], labels[leaders][best], masks)
+
+
+def _nearest(
+    box: Tensor, label: Tensor, view: int, fused: Tensor, groups: Sequence[Sequence[int]], labels: Tensor, view_of: list
+) -> int | None:
+    """Return the group whose fused box overlaps most with `box`, of its label and without one of its view."""
+    overlaps = iou(fused, box[None])
+    for place in (overlaps >= FUSED).nonzero()[:, 0][overlaps[overlaps >= FUSED].argsort(descending=True)].tolist():
+        members = groups[place]
+        if labels[members[0]] == label and view not in [view_of[member] for member in members]:
+            return place
+    return None
+
+
+def _resized_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    if not len(masks):
+        return masks.new_zeros((0, *size))
+    return functional.interpolate(masks[:, None].float(), tuple(size), mode='nearest-exact')[:, 0] > 0.5
