@@ -1,7 +1,8 @@
-"""COCO's ways to write a mask: polygons and run lengths, looked through in Python before any C code sees them.
+"""Masks at points, and COCO's ways to write a mask: polygons and run lengths.
 
-pycocotools ends the whole process on coordinates that are not finite or far away, and on run lengths that do not fit
-the picture; so nothing reaches it that `fault_of` has not passed.
+These are looked through in Python before any C code sees them: pycocotools ends the whole process on coordinates that
+are not finite or far away, and on run lengths that do not fit the picture; so nothing reaches it that `fault_of` has
+not passed.
 """
 
 from __future__ import annotations
@@ -131,3 +132,40 @@ def areas_of_runs(runs: list[dict[str, Any]]) -> np.ndarray:
 def boxes_of_runs(runs: list[dict[str, Any]]) -> np.ndarray:
     """Return (N, 4) float64 x, y, width, height: the box around each mask."""
     return coco.toBbox(runs).astype(np.float64) if runs else np.zeros((0, 4))
+
+
+def sample_points(planes: Tensor, points: Tensor, extents: Tensor) -> Tensor:
+    """Return (N, P) float32: what `planes` (N, h, w) hold at `points` (N, P, 2) x, y in cells, bilinear between cells.
+
+    The first cell covers [0, 1] and holds its value in the middle, at 0.5. Beyond the first cells, and beyond the
+    `extents` (2,) or (N, 2) (rows, columns) of each plane, there is zero: without them it is torch's `grid_sample` with
+    `align_corners=False`. `points` (P, 2) are shared by all planes.
+    """
+    width = planes.shape[-1]
+    flat = planes.flatten(1)
+    rows, columns = (extents[..., axis, None] - 1 for axis in (0, 1))  # the last ones, as (1,) or (N, 1)
+    x, y = (points - 0.5).unbind(-1)  # (P,) or (N, P)
+    total = torch.zeros((), device=planes.device)
+    for row in (y.floor(), y.floor() + 1):
+        for column in (x.floor(), x.floor() + 1):
+            inside = (row >= 0) & (column >= 0) & (row <= rows) & (column <= columns)
+            weight = ((1 - (y - row).abs()) * (1 - (x - column).abs())).where(inside, 0)
+            cell = (row * width + column).where(inside, 0).long()
+            values = flat[:, cell] if cell.ndim == 1 else flat.gather(1, cell)
+            total = total + values * weight
+    return total
+
+
+def boxes_of_masks(masks: Tensor) -> Tensor:
+    """Return (N, 4) float32 xyxy around (N, H, W) bool masks, from edge to edge of their pixels; zeros around nothing.
+
+    In the picture's own pixels this is pycocotools' box of a mask.
+    """
+    sides = []
+    for axis in (1, 2):  # columns, then rows
+        seen = masks.any(axis)  # (N, W), (N, H)
+        first = seen.int().argmax(1)
+        last = seen.shape[1] - seen.flip(1).int().argmax(1)
+        sides.append(torch.stack([first, last], dim=1) * seen.any(1, keepdim=True))
+    (left, right), (top, bottom) = (side.unbind(1) for side in sides)
+    return torch.stack([left, top, right, bottom], dim=1).float()

@@ -93,7 +93,7 @@ class DetectionTask:
         """
         labelled = [row for row, target in enumerate(targets) if is_labelled(target)]
         with torch.autocast(outputs.class_logits.device.type, enabled=False):
-            outputs = _rows_of(outputs, labelled)
+            outputs = rows_of(outputs, labelled)
             truth = Truth.of([targets[row] for row in labelled], outputs.sizes)
             queries = Answers.of(outputs)
             stages = [queries] if outputs.proposals is None else [queries, Answers.of(outputs.proposals, 'proposals')]
@@ -149,7 +149,7 @@ class DetectionTask:
         }
 
 
-def _rows_of(outputs: QueryOutputs, rows: Sequence[int]) -> QueryOutputs:
+def rows_of(outputs: QueryOutputs, rows: Sequence[int]) -> QueryOutputs:
     """Return the outputs of some pictures only; of none, empty tensors that still hang on all parameters."""
     if len(rows) == len(outputs.class_logits):
         return outputs
@@ -158,10 +158,10 @@ def _rows_of(outputs: QueryOutputs, rows: Sequence[int]) -> QueryOutputs:
         if isinstance(value, Tensor):
             chosen[name] = value[list(rows)]
         elif isinstance(value, QueryOutputs):
-            chosen[name] = _rows_of(value, rows)
+            chosen[name] = rows_of(value, rows)
         elif isinstance(value, DenoisingHints):
             chosen[name] = DenoisingHints(*(field[list(rows)] for field in value[:-1]), value.groups)
-    return outputs._replace(**chosen, aux=tuple(_rows_of(layer, rows) for layer in outputs.aux))
+    return outputs._replace(**chosen, aux=tuple(rows_of(layer, rows) for layer in outputs.aux))
 
 
 def _num_noised(outputs: QueryOutputs, truth: Truth) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -76,6 +76,11 @@ class Answers(NamedTuple):
         boxes = torch.stack([layer.boxes for layer in layers]).float()
         return cls(logits, boxes, outputs.groups, name)
 
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """What a layer says, by name, for messages."""
+        return {'class logits': self.logits, 'boxes': self.boxes}
+
 
 @dataclass(frozen=True, kw_only=True)
 class HungarianMatcher:
@@ -111,13 +116,13 @@ class HungarianMatcher:
         `copies` says, for each of `answers`, how many queries of a group answer for one object (default: one; H-DETR,
         Jia et al. 2023, section 3, repeats the objects). Where the queries do not suffice, objects stay without.
         """
-        blocks = [_sane(self.costs(each, truth), truth.crowd) for each in answers]
+        blocks = [sane(self.costs(each, truth), truth.crowd) for each in answers]
         table = torch.cat([block.flatten() for block in blocks]).cpu().numpy()  # the one transfer
         ends = list(accumulate(block.numel() for block in blocks))
         found = []
         for each, end, block, repeat in zip(answers, ends, blocks, copies or [1] * len(blocks), strict=True):
             costs = table[end - block.numel() : end].reshape(block.shape)
-            found.append(_assign(costs, each, truth.counts, repeat))
+            found.append(assign(costs, each, truth.counts, repeat))
         rows = torch.from_numpy(np.concatenate([rows.ravel() for rows in found])).to(truth.labels.device)
         return [
             part.view(each.shape) for part, each in zip(rows.split([each.size for each in found]), found, strict=True)
@@ -178,14 +183,18 @@ def _corners(boxes_cxcywh: Tensor) -> Tensor:
     return torch.stack([x - dx, y - dy, x + dx, y + dy]).movedim(0, -1)
 
 
-def _sane(costs: Tensor, crowd: Tensor) -> Tensor:
+def sane(costs: Tensor, crowd: Tensor) -> Tensor:
     """Return costs (L, M, Q) that can be added up; those of crowds are marked."""
     costs = costs.clamp(-_LARGEST, _LARGEST).where(costs.isfinite(), _WORST)
     return costs.masked_fill(crowd[:, None], _CROWD)
 
 
-def _assign(costs: np.ndarray, answers: Answers, counts: Sequence[int], copies: int) -> np.ndarray:
-    """Return (L, B, Q) int64: the row of the object that each query answers for. `costs` is (L, M, Q)."""
+def assign(costs: np.ndarray, answers: Any, counts: Sequence[int], copies: int) -> np.ndarray:
+    """Return (L, B, Q) int64: the row of the object that each query answers for, or NOTHING.
+
+    `costs` (L, M, Q) have been through `sane`; `answers` has the fields `groups` and `name` and the property `parts`.
+    Raises NumericsError when no cost of a layer is finite.
+    """
     num_layers, _, num_queries = costs.shape
     rows = np.full((num_layers, len(counts), num_queries), NOTHING, np.int64)
     size = num_queries // answers.groups
@@ -200,17 +209,14 @@ def _assign(costs: np.ndarray, answers: Answers, counts: Sequence[int], copies: 
     return rows
 
 
-def _check(costs: np.ndarray, answers: Answers, layer: int) -> None:
+def _check(costs: np.ndarray, answers: Any, layer: int) -> None:
     """Raise NumericsError when no cost of a layer is finite."""
     if not costs.size or costs.min() < _WORST or (costs == _CROWD).all():
         return
-    shares = {
-        name: 1 - values[layer].isfinite().double().mean().item()
-        for name, values in (('class logits', answers.logits), ('boxes', answers.boxes))
-    }
+    shares = {name: 1 - values[layer].isfinite().double().mean().item() for name, values in answers.parts.items()}
     raise NumericsError(
         f'no matching cost is finite: {answers.name}, layer {layer + 1} of {len(answers.logits)}',
         where=', '.join(f'{name} {share:.0%} not finite' for name, share in shares.items()),
-        why='the network has diverged, or the boxes of the targets are not numbers',
+        why='the network has diverged, or the targets are not numbers',
         fix='lower the learning rate, clip gradients (optim_wrapper.clip_grad) or use --amp off, then --resume',
     )

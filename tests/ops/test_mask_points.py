@@ -1,0 +1,58 @@
+"""Masks at points, boxes around masks, and labels from masks: torch's and pycocotools' own answers."""
+
+import torch
+from pycocotools import mask as coco
+from torch.nn import functional
+
+from vitdense.ops.mask_labels import class_scores, labels_of_masks, resize_masks
+from vitdense.ops.masks import boxes_of_masks, runs_of_masks, sample_points
+
+
+def test_points_are_those_of_grid_sample() -> None:
+    planes, points = torch.randn(3, 5, 7), torch.rand(3, 40, 2)
+    wanted = functional.grid_sample(planes[:, None], 2 * points[:, None] - 1, align_corners=False)[:, 0, 0]
+    places, extents = points * torch.tensor([7.0, 5.0]), torch.tensor([5.0, 7.0])
+    assert torch.allclose(sample_points(planes, places, extents), wanted, atol=1e-6)
+    shared = sample_points(planes, places[0], extents)
+    assert torch.equal(shared[0], sample_points(planes, places, extents)[0]) and shared.shape == (3, 40)
+    assert torch.equal(sample_points(planes > 0, places, extents), sample_points((planes > 0).float(), places, extents))
+
+
+def test_nothing_is_read_beyond_the_extents() -> None:
+    plane, points = torch.randn(1, 4, 4), torch.rand(1, 50, 2) * 4
+    small = sample_points(plane[:, :3, :2], points, torch.tensor([3.0, 2.0]))
+    plane[:, 3:], plane[:, :, 2:] = torch.nan, torch.nan
+    assert torch.equal(sample_points(plane, points, torch.tensor([[3.0, 2.0]])), small)
+
+
+def test_points_have_the_gradient_of_grid_sample() -> None:
+    plane = torch.randn(2, 4, 6, dtype=torch.float64).float().requires_grad_()
+    points = torch.rand(2, 9, 2)
+    sample_points(plane, points * torch.tensor([6.0, 4.0]), torch.tensor([4.0, 6.0])).square().sum().backward()
+    got, plane.grad = plane.grad, None
+    wanted = functional.grid_sample(plane[:, None], 2 * points[:, None] - 1, align_corners=False)
+    wanted.square().sum().backward()
+    assert torch.allclose(got, plane.grad, atol=1e-5)
+
+
+def test_boxes_of_masks_are_those_of_pycocotools() -> None:
+    masks = torch.rand(5, 9, 11) > 0.95
+    masks[3] = False
+    boxes = boxes_of_masks(masks)
+    boxes[:, 2:] -= boxes[:, :2]
+    assert boxes.tolist() == coco.toBbox(runs_of_masks(masks)).tolist()
+    assert boxes_of_masks(masks[:0]).shape == (0, 4)
+
+
+def test_labels_of_masks_are_those_of_the_whole_plane(monkeypatch) -> None:
+    monkeypatch.setattr('vitdense.ops.mask_labels.BAND_VALUES', {'cpu': 1})
+    probs, masks = torch.rand(6, 4), 3 * torch.randn(6, 5, 8)
+    full = functional.interpolate(masks[None], (20, 32), mode='bilinear')[..., :18, :30]
+    full = functional.interpolate(full, (31, 41), mode='bilinear')[0]
+    geometry = dict(plane=(20, 32), crop=(18, 30), out=(31, 41))
+    assert torch.allclose(resize_masks(masks, **geometry), full, atol=1e-5)
+    scores = (probs.T[:, :, None, None] * full.sigmoid()).sum(1)
+    assert torch.allclose(class_scores(probs, full), scores, atol=1e-5)
+    labels = labels_of_masks(probs, masks, **geometry)
+    assert labels.dtype == torch.uint8 and labels.shape == (31, 41)
+    assert (labels != scores.argmax(0)).double().mean() < 0.003  # ties in float32

@@ -1,0 +1,205 @@
+"""Queries with masks: transformers' losses and matching, padding, pictures without objects, and what is predicted."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from vitdense.errors import ConfigError, DataError, NumericsError
+from vitdense.tasks.mask_losses import MaskLoss
+from vitdense.tasks.mask_matching import MaskAnswers, MaskMatcher, MaskTruth
+from vitdense.tasks.masks import InstanceTask, MaskSemanticTask
+from vitdense.types import IGNORE, Meta, PixelOutputs, QueryOutputs, Target
+
+CLASSES = 4
+SMALL = MaskLoss(matcher=MaskMatcher(num_points=200), num_points=100)
+
+
+def answers(size=(64, 96), batch: int = 2, queries: int = 7, stride: int = 4, layers: int = 0) -> QueryOutputs:
+    height, width = size
+    return QueryOutputs(
+        class_logits=torch.randn(batch, queries, CLASSES + 1),
+        mask_logits=2 * torch.randn(batch, queries, height // stride, width // stride),
+        sizes=torch.tensor([[float(height), float(width)]] * batch),
+        plane=size,
+        aux=tuple(answers(size, batch, queries, stride) for _ in range(layers)),
+    )
+
+
+def objects(count: int, size=(64, 96), crowd: tuple[int, ...] = ()) -> Target:
+    masks = torch.zeros(count, *size, dtype=torch.bool)
+    for mask in masks:
+        top, left = (int(torch.randint(side // 2, ())) for side in size)
+        mask[top : top + size[0] // 3, left : left + size[1] // 3] = True
+    iscrowd = torch.tensor([row in crowd for row in range(count)], dtype=torch.bool)
+    return Target(labels=torch.randint(CLASSES, (count,)), masks=masks, iscrowd=iscrowd)
+
+
+def loss_of_transformers(outputs: QueryOutputs, targets: list[Target], seed: int) -> dict[str, Tensor]:
+    from transformers.models.eomt.modeling_eomt import EomtLoss  # here: ranks that are started import this file
+
+    config = SimpleNamespace(
+        num_labels=CLASSES,
+        no_object_weight=0.1,
+        train_num_points=100,
+        oversample_ratio=3.0,
+        importance_sample_ratio=0.75,
+        class_weight=2.0,
+        dice_weight=5.0,
+        mask_weight=5.0,
+    )
+    criterion = EomtLoss(config, {})
+    torch.manual_seed(seed)
+    return criterion(
+        outputs.mask_logits, outputs.class_logits, [t.masks.float() for t in targets], [t.labels for t in targets]
+    )
+
+
+def test_losses_are_those_of_transformers() -> None:
+    outputs, targets = answers(), [objects(3), objects(2)]
+    wanted = loss_of_transformers(outputs, targets, seed=3)
+    torch.manual_seed(3)  # the same points are drawn in the same order
+    task = InstanceTask(losses=MaskLoss(matcher=MaskMatcher(num_points=100), num_points=100))
+    losses = task.loss(outputs, targets)
+    assert set(losses) == {'loss_class', 'loss_mask', 'loss_dice'}
+    assert losses['loss_class'].item() == pytest.approx(2 * wanted['loss_cross_entropy'].item(), rel=1e-5)
+    assert losses['loss_mask'].item() == pytest.approx(5 * wanted['loss_mask'].item(), rel=1e-5)
+    assert losses['loss_dice'].item() == pytest.approx(5 * wanted['loss_dice'].item(), rel=1e-5)
+
+
+def test_earlier_layers_are_trained_like_the_last() -> None:
+    outputs, targets = answers(layers=2), [objects(3), objects(1)]
+    losses = InstanceTask(losses=SMALL).loss(outputs, targets)
+    alone = [InstanceTask(losses=SMALL).loss(layer, targets) for layer in outputs.aux]
+    assert losses['loss_aux'].item() == pytest.approx(sum(sum(each.values()) for each in alone).item(), rel=0.1)
+
+
+def test_a_crowd_is_nobodys_object() -> None:
+    outputs, target = answers(batch=1), objects(3, crowd=(1,))
+    truth = MaskTruth.of_objects([target], torch.device('cpu'))
+    rows = MaskMatcher(num_points=50)(MaskAnswers.of(outputs), truth)
+    assert sorted(rows[rows >= 0].tolist()) == [0, 2]
+    torch.manual_seed(0)
+    losses = SMALL(outputs, truth)
+    assert all(value.isfinite() for value in losses.values())
+
+
+def test_classes_of_a_label_map_are_its_objects() -> None:
+    labels = torch.full((6, 8), 2, dtype=torch.uint8)
+    labels[:2], labels[5] = 0, IGNORE
+    truth = MaskTruth.of_classes([labels, torch.full((4, 4), IGNORE, dtype=torch.uint8)], labels.device)
+    assert truth.labels.tolist() == [0, 2] and truth.counts == (2, 0) and truth.pictures.tolist() == [0, 0]
+    points = torch.tensor([[0.5, 0.99], [0.5, 0.6]])  # on an ignored pixel, and on one of class 2
+    values, counted = truth.sample(0, torch.tensor([0, 1]), points)
+    assert counted.tolist() == [False, True] and values[:, 1].tolist() == [0.0, 1.0]
+
+
+def test_ignored_pixels_do_not_count() -> None:
+    outputs = answers(batch=1)
+    labels = torch.zeros(64, 96, dtype=torch.uint8)
+    labels[:, 50:] = IGNORE
+    outputs.mask_logits[..., 13] = 0  # between labelled pixels and the cells that change
+    task = MaskSemanticTask(losses=SMALL)
+    torch.manual_seed(0)
+    losses = task.loss(outputs, [Target(semantic=labels)])
+    masks = outputs.mask_logits.clone()
+    masks[..., 14:] = -masks[..., 14:]  # as much in doubt as before
+    torch.manual_seed(0)
+    changed = task.loss(outputs._replace(mask_logits=masks), [Target(semantic=labels)])
+    assert all(losses[name].item() == pytest.approx(changed[name].item(), rel=1e-5) for name in losses)
+
+
+def test_a_padded_picture_costs_what_it_costs_alone() -> None:
+    alone, target = answers((48, 64), batch=1), objects(3, (40, 60))
+    masks = enlarged(alone.mask_logits, (16, 24))
+    padded = alone._replace(mask_logits=masks, plane=(64, 96))
+    losses = []
+    for outputs in (alone, padded):
+        torch.manual_seed(1)
+        losses.append(InstanceTask(losses=SMALL).loss(outputs, [target]))
+    assert all(losses[0][name].item() == pytest.approx(losses[1][name].item(), rel=1e-5) for name in losses[0])
+
+
+def enlarged(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    full = torch.full((*masks.shape[:2], *size), 7.0)
+    full[..., : masks.shape[2], : masks.shape[3]] = masks
+    return full
+
+
+@pytest.mark.parametrize('targets', [[objects(0), objects(0)], [Target(), Target()]])
+def test_a_batch_without_objects_trains(targets: list[Target]) -> None:
+    outputs = answers(layers=1)
+    outputs.class_logits.requires_grad_(), outputs.mask_logits.requires_grad_()
+    losses = InstanceTask(losses=SMALL).loss(outputs, targets)
+    assert losses['loss_mask'] == losses['loss_dice'] == 0
+    sum(losses.values()).backward()
+    assert (outputs.mask_logits.grad == 0).all() and outputs.class_logits.grad.isfinite().all()
+    assert outputs.class_logits.grad.any() == (targets[0].labels is not None)
+
+
+def test_semantic_pictures_without_labels_train() -> None:
+    outputs = answers()
+    outputs.mask_logits.requires_grad_()
+    task = MaskSemanticTask(losses=SMALL)
+    maps = [Target(), Target(semantic=torch.full((64, 96), IGNORE, dtype=torch.uint8))]
+    losses = task.loss(outputs, maps)
+    sum(losses.values()).backward()
+    assert losses['loss_mask'] == 0 and (outputs.mask_logits.grad == 0).all()
+
+
+def test_what_is_not_finite_is_named() -> None:
+    outputs = answers(batch=1)
+    outputs.mask_logits.fill_(torch.nan)
+    with pytest.raises(NumericsError, match='no matching cost is finite: queries') as caught:
+        InstanceTask(losses=SMALL).loss(outputs, [objects(2)])
+    assert 'mask logits 100% not finite' in caught.value.where
+
+
+def test_objects_without_masks_and_queries_without_masks_are_errors() -> None:
+    with pytest.raises(DataError, match='objects without masks'):
+        InstanceTask().loss(answers(batch=1), [objects(1)._replace(masks=None)])
+    with pytest.raises(ConfigError, match='no masks'):
+        InstanceTask().loss(answers(batch=1)._replace(mask_logits=None), [objects(1)])
+    with pytest.raises(ConfigError, match='importance'):
+        MaskLoss(importance=2.0)
+
+
+def test_instances_are_masks_in_the_original_size_with_scores_and_boxes() -> None:
+    logits = torch.full((1, 3, CLASSES + 1), -20.0)
+    logits[0, 0, 1], logits[0, 1, 2], logits[0, 2, CLASSES] = 20.0, 20.0, 20.0
+    masks = torch.full((1, 3, 8, 8), -30.0)
+    masks[0, 0, 2:4, 1:5], masks[0, 1, 6:] = 30.0, 1.0
+    outputs = QueryOutputs(logits, mask_logits=masks, sizes=torch.tensor([[32.0, 32.0]]), plane=(32, 32))
+    found = InstanceTask(top_k=3).predict(outputs, [Meta(0, orig_size=(64, 48), size=(32, 24))])[0]
+    assert found.labels.tolist()[:2] == [1, 2] and found.masks.shape[1:] == (64, 48)
+    assert found.boxes[0].tolist() == [8.0, 16.0, 40.0, 32.0]
+    assert 480 < found.masks[0].sum() <= 16 * 32 and found.scores[0] > 0.9  # bilinear: corners are round
+    assert found.scores[1] == pytest.approx(torch.tensor(1.0).sigmoid().item(), abs=0.02)
+    assert (found.scores[:-1] >= found.scores[1:]).all() and found.masks.flatten(1).any(1).all()
+
+
+def test_label_maps_from_queries_and_from_averaged_scores_agree() -> None:
+    outputs, task = answers(), MaskSemanticTask()
+    metas = [Meta(row, orig_size=(64, 96), size=(64, 96)) for row in range(2)]
+    direct = task.predict(outputs, metas)
+    scores = task.pixels(outputs)
+    assert isinstance(scores, PixelOutputs) and scores.logits.shape == (2, CLASSES, 64, 96)
+    through = task.predict(scores, metas)
+    for one, other in zip(direct, through, strict=True):
+        assert (one.labels != other.labels).double().mean() < 0.001
+
+
+def losses_of(rank: int) -> dict[str, float]:
+    torch.manual_seed(rank)
+    outputs = answers(batch=1)
+    losses = InstanceTask(losses=SMALL).loss(outputs, [objects(4) if rank == 0 else objects(0)])
+    return {name: value.item() for name, value in losses.items()}
+
+
+def test_ranks_share_the_number_of_objects(run_ranks) -> None:
+    torch.manual_seed(0)
+    alone = InstanceTask(losses=SMALL).loss(answers(batch=1), [objects(4)])
+    first, second = run_ranks(losses_of)
+    assert first['loss_mask'] == pytest.approx(2 * alone['loss_mask'].item(), rel=1e-5)
+    assert second['loss_mask'] == 0

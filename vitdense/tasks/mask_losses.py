@@ -1,0 +1,122 @@
+"""Losses of queries that hold masks: a class for each, and a mask at points where it is in doubt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vitdense.errors import ConfigError
+from vitdense.registry import build
+from vitdense.tasks.arguments import check_range
+from vitdense.tasks.detection_losses import SoftmaxCrossEntropy
+from vitdense.tasks.losses import share_of_count
+from vitdense.tasks.mask_matching import MaskAnswers, MaskMatcher, MaskTruth, sizes_of
+from vitdense.types import QueryOutputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskLoss:
+    """The losses of Mask2Former (Cheng et al. 2022, arXiv 2112.01527, section 3.3), as EoMT has them.
+
+    Objects are assigned to queries by `matcher`. The cross-entropy of the classes counts `class_weight`, with
+    `no_object_weight` for queries without object. Masks of matched queries are compared at `num_points` points each:
+    `oversample` times as many are drawn evenly over the picture, those in most doubt (logits nearest to 0) are kept as
+    `importance` of the points, and the rest are new random ones (PointRend, arXiv 1912.08193, section 3.1). The binary
+    cross-entropy there counts `mask_weight`, the Dice loss `dice_weight`; both are divided by the number of objects of
+    all ranks. Points on pixels that nobody labelled do not count. Answers of earlier layers are matched and trained
+    like the last ones, in one `loss_aux`.
+    """
+
+    matcher: Any = field(default_factory=MaskMatcher)
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    no_object_weight: float = 0.1
+    num_points: int = 12544
+    oversample: float = 3.0
+    importance: float = 0.75
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'matcher', build(self.matcher))
+        for name in ('class_weight', 'mask_weight', 'dice_weight', 'no_object_weight'):
+            check_range(f'MaskLoss({name}=)', getattr(self, name), 0.0, float('inf'))
+        check_range('MaskLoss(num_points=)', self.num_points, 1, float('inf'))
+        check_range('MaskLoss(oversample=)', self.oversample, 1.0, float('inf'))
+        check_range('MaskLoss(importance=)', self.importance, 0.0, 1.0)
+
+    def __call__(self, outputs: QueryOutputs, truth: MaskTruth) -> dict[str, Tensor]:
+        """Return `loss_class`, `loss_mask` and `loss_dice`, and `loss_aux` where there are earlier layers."""
+        if outputs.mask_logits is None:
+            raise ConfigError(
+                'the network gives no masks',
+                where='tasks',
+                why='this task trains the masks of queries',
+                fix='use a network whose queries have masks, such as EoMT',
+            )
+        answers = MaskAnswers.of(outputs)
+        rows = self.matcher(answers, truth)
+        count = share_of_count((~truth.crowd).sum())
+        classes = self._classes(answers, rows, truth, count)
+        pairs = zip(answers.masks, rows, strict=True)
+        masks = torch.stack([self._masks(*pair, answers, truth) for pair in pairs]) / count  # (L, 2)
+        values = {
+            'loss_class': classes,
+            'loss_mask': self.mask_weight * masks[:, 0],
+            'loss_dice': self.dice_weight * masks[:, 1],
+        }
+        losses = {name: value[-1] for name, value in values.items()}
+        if outputs.aux:
+            losses['loss_aux'] = sum(value[:-1].sum() for value in values.values())
+        return losses
+
+    def _classes(self, answers: MaskAnswers, rows: Tensor, truth: MaskTruth, count: Tensor) -> Tensor:
+        labels = torch.cat([truth.labels, truth.labels.new_zeros(1)])[rows.clamp(min=-1)].where(rows >= 0, rows)
+        part = SoftmaxCrossEntropy(weight=self.class_weight, no_object_weight=self.no_object_weight)
+        return part(answers.logits, labels, torch.zeros_like(labels), count)
+
+    def _masks(self, masks: Tensor, rows: Tensor, answers: MaskAnswers, truth: MaskTruth) -> Tensor:
+        """Return the summed cross-entropy and Dice loss of one layer, (2,). `rows` (B, Q) are the queries' objects."""
+        pictures, queries = (rows >= 0).nonzero(as_tuple=True)  # picture after picture
+        planes, lengths = masks[pictures, queries], sizes_of(truth, answers)  # (n, h, w)
+        with torch.no_grad():
+            points = self._points(planes, answers, pictures, lengths)
+            wanted, counted = _at(points, rows[pictures, queries], pictures, truth)
+        said = answers.sample(planes, points, pictures, lengths)  # (n, P)
+        weight = counted.float()
+        surprise = (functional.softplus(said) - said * wanted) * weight
+        probs, wanted = said.sigmoid() * weight, wanted * weight
+        areas = probs.sum(1) + wanted.sum(1)
+        dice = 1 - (2 * (probs * wanted).sum(1) + 1) / (areas + 1)
+        return torch.stack([(surprise.sum(1) / weight.sum(1).clamp(min=1)).sum(), dice.sum()])
+
+    def _points(self, planes: Tensor, answers: MaskAnswers, pictures: Tensor, lengths: Tensor) -> Tensor:
+        """Return points (n, P, 2) in [0, 1] of the pictures, most of them where the masks are in doubt."""
+        device, number = planes.device, len(planes)
+        points = torch.rand(number, int(self.num_points * self.oversample), 2, device=device)
+        certainty = answers.sample(planes, points, pictures, lengths).abs()
+        num_doubtful = int(self.importance * self.num_points)
+        chosen = certainty.topk(num_doubtful, dim=1, largest=False).indices
+        others = torch.rand(number, self.num_points - num_doubtful, 2, device=device)
+        return torch.cat([torch.take_along_dim(points, chosen[..., None], dim=1), others], dim=1)
+
+
+def _at(points: Tensor, objects: Tensor, pictures: Tensor, truth: MaskTruth) -> tuple[Tensor, Tensor]:
+    """Return the masks of `objects` (n,), rows of the truth, at points (n, P, 2), and which points count, bool."""
+    values, counted = [points[:0, :, 0]], [points[:0, :, 0].bool()]
+    start = 0
+    for picture, count in enumerate(truth.counts):
+        mine = pictures == picture
+        if count:
+            value, counts = truth.sample(picture, objects[mine] - start, points[mine])
+            values.append(value), counted.append(counts)
+        start += count
+    return torch.cat(values), torch.cat(counted)
+
+
+def as_losses(part: Any) -> MaskLoss:
+    """Return the losses that `part`, a MaskLoss, its recipe or None (its defaults), describes."""
+    return MaskLoss() if part is None else build(part)

@@ -1,0 +1,176 @@
+"""Masks of objects and of queries at sampled points, and which query answers for which object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vitdense.ops.masks import sample_points
+from vitdense.tasks.arguments import check_range
+from vitdense.tasks.matching import assign, sane
+from vitdense.types import IGNORE, QueryOutputs, Target
+
+
+class MaskTruth(NamedTuple):
+    """The objects of all pictures of a batch, one after the other."""
+
+    labels: Tensor  # (M,) int64
+    pictures: Tensor  # (M,) int64 row of the picture
+    crowd: Tensor  # (M,) bool, True: a crowd, which nobody is to answer for
+    counts: tuple[int, ...]  # number of objects of each picture, known without asking the device
+    masks: tuple[Tensor, ...]  # of each picture, (N, H, W) bool in its own size, without padding
+    known: tuple[Tensor | None, ...]  # of each picture, (H, W) bool: somebody labelled the pixel; None: all of them
+
+    @classmethod
+    def of_objects(cls, targets: Sequence[Target], device: torch.device) -> MaskTruth:
+        """Return the objects of `targets`, which all have labels and masks."""
+        nobody = torch.zeros(0, dtype=torch.bool, device=device)
+        crowd = [
+            torch.zeros_like(target.labels, dtype=torch.bool) if target.iscrowd is None else target.iscrowd.bool()
+            for target in targets
+        ]
+        labels = [target.labels for target in targets]
+        masks = tuple(target.masks.bool() for target in targets)
+        return cls._of(labels, torch.cat([nobody, *crowd]), masks, (None,) * len(masks), device)
+
+    @classmethod
+    def of_classes(cls, maps: Sequence[Tensor], device: torch.device) -> MaskTruth:
+        """Return each class of each label map (H, W) as one object; pixels with IGNORE are not known."""
+        labels, masks, known = [], [], []
+        for labelled in maps:
+            classes = labelled.unique()
+            classes = classes[classes != IGNORE]
+            labels.append(classes.long())
+            masks.append(labelled == classes[:, None, None])
+            known.append(labelled != IGNORE)
+        crowd = torch.zeros(sum(map(len, labels)), dtype=torch.bool, device=device)
+        return cls._of(labels, crowd, tuple(masks), tuple(known), device)
+
+    @classmethod
+    def _of(
+        cls, labels: Sequence[Tensor], crowd: Tensor, masks: tuple, known: tuple, device: torch.device
+    ) -> MaskTruth:
+        counts = tuple(len(some) for some in labels)
+        labels = torch.cat([torch.zeros(0, dtype=torch.int64, device=device), *labels])
+        pictures = [torch.full((count,), row, device=device) for row, count in enumerate(counts)]
+        return cls(labels, torch.cat([labels[:0], *pictures]), crowd, counts, masks, known)
+
+    def sample(self, picture: int, rows: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the masks `rows` (n,) of a picture, counted in it, at `points` (n, P, 2) or (P, 2) in [0, 1] of it.
+
+        Also return which points count, bool of the shape of the points: those on pixels that somebody labelled.
+        """
+        masks, known = self.masks[picture], self.known[picture]
+        height, width = masks.shape[-2:]
+        places = points * points.new_tensor([width, height])
+        values = sample_points(masks[rows], places, points.new_tensor([height, width]))
+        if known is None:
+            return values, torch.ones_like(places[..., 0], dtype=torch.bool)
+        x, y = places.long().unbind(-1)
+        return values, known[y.clamp(max=height - 1), x.clamp(max=width - 1)]
+
+
+class MaskAnswers(NamedTuple):
+    """What the layers of one decoder say, L of them; the last layer is the final one."""
+
+    logits: Tensor  # (L, B, Q, K + 1) float32
+    masks: tuple[Tensor, ...]  # L times (B, Q, h, w), of the network's own dtype
+    sizes: Tensor  # (B, 2) float32 (H, W) in input pixels of the region of each picture, in whole cells
+    plane: tuple[int, int]  # (H, W) that the masks cover, padding included
+    groups: int = 1
+    name: str = 'queries'
+
+    @classmethod
+    def of(cls, outputs: QueryOutputs) -> MaskAnswers:
+        """Return the answers of `outputs.aux` and of `outputs` itself, in this order."""
+        layers = (*outputs.aux, outputs)
+        logits = torch.stack([layer.class_logits for layer in layers]).float()
+        return cls(logits, tuple(layer.mask_logits for layer in layers), outputs.sizes, outputs.plane)
+
+    @property
+    def parts(self) -> dict[str, Sequence[Tensor]]:
+        """What a layer says, by name, for messages."""
+        return {'class logits': self.logits, 'mask logits': self.masks}
+
+    def sample(self, planes: Tensor, points: Tensor, pictures: Tensor, lengths: Tensor) -> Tensor:
+        """Return mask logits `planes` (n, h, w) at `points` (n, P, 2) or (P, 2) in [0, 1] of their pictures, float32.
+
+        `pictures` (n,) or () are the rows of the pictures, `lengths` (B, 2) their own sizes (H, W) in pixels.
+        """
+        cells = points.new_tensor(planes.shape[-2:]) / points.new_tensor(self.plane)  # (2,) cells of a pixel
+        places = points * (lengths * cells)[pictures].flip(-1).unsqueeze(-2)
+        return sample_points(planes.float(), places, (self.sizes * cells).round()[pictures])
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskMatcher:
+    """The assignment of objects to queries with the smallest sum of costs (Cheng et al. 2022, Mask2Former, arXiv
+    2112.01527, section 3.3): `class_weight` times minus the probability of the object's class, `mask_weight` times the
+    binary cross-entropy and `dice_weight` times the Dice loss of the masks, both at `num_points` random points of the
+    picture, the same for all of its queries and objects.
+
+    Points on pixels that nobody labelled do not count. Every query answers for one object at most; crowds are nobody's.
+    Costs of all layers come to the CPU in one transfer. Raises NumericsError when nothing in a layer is finite.
+    """
+
+    form: ClassVar[Literal['softmax']] = 'softmax'
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    num_points: int = 12544
+
+    def __post_init__(self) -> None:
+        for name in ('class_weight', 'mask_weight', 'dice_weight'):
+            check_range(f'MaskMatcher({name}=)', getattr(self, name), 0.0, float('inf'))
+        check_range('MaskMatcher(num_points=)', self.num_points, 1, float('inf'))
+
+    @torch.no_grad()
+    def __call__(self, answers: MaskAnswers, truth: MaskTruth) -> Tensor:
+        """Return (L, B, Q) int64: the row of `truth` that a query answers for, or NOTHING."""
+        costs = sane(self.costs(answers, truth), truth.crowd)
+        return torch.from_numpy(assign(costs.cpu().numpy(), answers, truth.counts, 1)).to(truth.labels.device)
+
+    def costs(self, answers: MaskAnswers, truth: MaskTruth) -> Tensor:
+        """Return (L, M, Q) float32: what it costs that a query of an object's own picture answers for it."""
+        lengths = sizes_of(truth, answers)
+        layers = []
+        for logits, masks in zip(answers.logits, answers.masks, strict=True):
+            pairs = zip(logits, masks, strict=True)
+            blocks = [self._picture(row, *pair, answers, truth, lengths) for row, pair in enumerate(pairs)]
+            layers.append(torch.cat([logits.new_zeros(0, logits.shape[1]), *blocks]))
+        return torch.stack(layers)
+
+    def _picture(
+        self, row: int, logits: Tensor, masks: Tensor, answers: MaskAnswers, truth: MaskTruth, lengths: Tensor
+    ) -> Tensor:
+        """Return (N, Q) for the objects and queries of one picture."""
+        points = torch.rand(self.num_points, 2, device=logits.device)
+        rows = torch.arange(truth.counts[row], device=logits.device)
+        wanted, counted = truth.sample(row, rows, points)  # (N, P), (P,)
+        said = answers.sample(masks, points, torch.tensor(row, device=logits.device), lengths)  # (Q, P)
+        weight = counted.float()
+        total = weight.sum().clamp(min=1)
+        wanted = wanted * weight
+        surprise = (functional.softplus(said) @ weight - wanted @ said.T) / total  # (N, Q)
+        probs = said.sigmoid()
+        areas = wanted.sum(1, keepdim=True) + probs @ weight
+        dice = 1 - (2 * wanted @ probs.T + 1) / (areas + 1)
+        labels = truth.labels[truth.pictures == row] if truth.counts[row] else truth.labels[:0]
+        chosen = logits.softmax(-1)[:, labels].T  # (N, Q)
+        return self.mask_weight * surprise + self.dice_weight * dice - self.class_weight * chosen
+
+
+def sizes_of(truth: MaskTruth, answers: MaskAnswers) -> Tensor:
+    """Return the own (H, W) of each picture, (B, 2) float32 in pixels.
+
+    Raises ValueError for masks that do not fit into their picture.
+    """
+    sizes = [tuple(masks.shape[-2:]) for masks in truth.masks]
+    if any(size[0] > answers.plane[0] or size[1] > answers.plane[1] for size in sizes):
+        raise ValueError(f'masks of {max(sizes)} pixels are larger than the input plane {answers.plane}')
+    return answers.sizes.new_tensor(sizes).view(-1, 2)

@@ -1,0 +1,153 @@
+"""Queries with masks: read as the objects of a picture, or as one label for every pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitdense.errors import DataError
+from vitdense.ops.mask_labels import class_scores, labels_of_masks, resize_masks
+from vitdense.ops.masks import boxes_of_masks
+from vitdense.ops.upsample import full_resolution_labels
+from vitdense.tasks.arguments import check_names, check_range
+from vitdense.tasks.detection import rows_of
+from vitdense.tasks.mask_losses import as_losses
+from vitdense.tasks.mask_matching import MaskTruth
+from vitdense.types import Instances, Meta, PixelOutputs, QueryOutputs, SemanticMap, Target
+
+MASKS_AT_A_TIME = 1 << 22  # values of full-size masks that are worked on together
+
+
+class InstanceTask:
+    """Train `QueryOutputs` with masks on the objects of pictures, and read `Instances` with masks from them.
+
+    `field` is the field of `Target` that holds the classes, and `datasets` names the data sets (`Meta.dataset`) whose
+    pictures it trains on (None: all); these must give masks. `losses` is a `MaskLoss` or its recipe.
+
+    A prediction is one of the `top_k` best pairs of query and class; its mask are the pixels with a logit above 0, its
+    score the probability of the class times the mean probability of these pixels, and its box stands around them
+    (Mask2Former, arXiv 2112.01527; the instance inference of EoMT). Masks without a pixel are left out.
+    """
+
+    def __init__(
+        self,
+        *,
+        field: str = 'labels',
+        datasets: Sequence[str] | None = None,
+        losses: Any = None,
+        top_k: int = 100,
+    ) -> None:
+        check_names('InstanceTask', field, datasets)
+        check_range('InstanceTask(top_k=)', top_k, 1, float('inf'))
+        self.field = field
+        self.datasets = None if datasets is None else tuple(datasets)
+        self.losses = as_losses(losses)
+        self.top_k = top_k
+
+    def loss(self, outputs: QueryOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Return the losses of `MaskLoss`. Pictures without labels are left out.
+
+        Raises DataError for a picture whose objects have no masks.
+        """
+        rows = [row for row, target in enumerate(targets) if target.labels is not None]
+        if any(targets[row].masks is None for row in rows):
+            raise DataError(
+                'there are objects without masks',
+                where='InstanceTask.loss(targets)',
+                why='masks are what it trains',
+                fix='let the data set give masks (CocoDetection: masks=True), or name those that do: datasets=[...]',
+            )
+        with torch.autocast(outputs.class_logits.device.type, enabled=False):
+            truth = MaskTruth.of_objects([targets[row] for row in rows], outputs.class_logits.device)
+            return self.losses(rows_of(outputs, rows), truth)
+
+    @torch.no_grad()
+    def predict(self, outputs: QueryOutputs, metas: Sequence[Meta]) -> list[Instances]:
+        """Return the best objects of every picture, in its original size."""
+        probs = outputs.class_logits.float().softmax(-1)[..., :-1]
+        pictures = zip(probs, outputs.mask_logits, metas, strict=True)
+        return [self._picture(*picture, outputs.plane) for picture in pictures]
+
+    def _picture(self, probs: Tensor, masks: Tensor, meta: Meta, plane: tuple[int, int]) -> Instances:
+        """Return the objects of one picture from `probs` (Q, K) and mask logits (Q, h, w)."""
+        scores, places = probs.flatten().topk(min(self.top_k, probs.numel()))
+        queries, labels = places // probs.shape[1], places % probs.shape[1]
+        wanted, back = queries.unique(return_inverse=True)
+        parts = [*_full_masks(masks[wanted], meta, plane)]
+        full, sureness = (torch.cat(part)[back] for part in zip(*parts, strict=True))
+        scores = scores * sureness
+        order = scores.argsort(descending=True, stable=True)
+        order = order[full[order].flatten(1).any(1)]
+        full = full[order]
+        return Instances(boxes_of_masks(full), scores[order], labels[order], full)
+
+
+class MaskSemanticTask:
+    """Train `QueryOutputs` with masks on label maps, each class of a picture an object, and read label maps from them.
+
+    `field` is the field of `Target` that holds the truth; `datasets` names the data sets (`Meta.dataset`) whose
+    pictures it trains on (None: all). `losses` is a `MaskLoss` or its recipe. Pixels that nobody labelled do not count.
+    """
+
+    def __init__(self, *, field: str = 'semantic', datasets: Sequence[str] | None = None, losses: Any = None) -> None:
+        check_names('MaskSemanticTask', field, datasets)
+        self.field = field
+        self.datasets = None if datasets is None else tuple(datasets)
+        self.losses = as_losses(losses)
+
+    def loss(self, outputs: QueryOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Return the losses of `MaskLoss`. Pictures without labels are left out."""
+        rows = [row for row, target in enumerate(targets) if getattr(target, self.field) is not None]
+        with torch.autocast(outputs.class_logits.device.type, enabled=False):
+            maps = [getattr(targets[row], self.field) for row in rows]
+            truth = MaskTruth.of_classes(maps, outputs.class_logits.device)
+            return self.losses(rows_of(outputs, rows), truth)
+
+    @torch.no_grad()
+    def pixels(self, outputs: QueryOutputs) -> PixelOutputs:
+        """Return the scores of all classes, in place of logits, at every pixel of the input plane.
+
+        They can be averaged over windows, which queries cannot.
+        """
+        whole = torch.stack([_to_plane(masks, outputs.plane) for masks in outputs.mask_logits])
+        return PixelOutputs(class_scores(_probs(outputs), whole), outputs.plane)
+
+    @torch.no_grad()
+    def predict(self, outputs: QueryOutputs | PixelOutputs, metas: Sequence[Meta]) -> list[SemanticMap]:
+        """Return the class of the largest score at every pixel, in each picture's original size.
+
+        `PixelOutputs` are those of `pixels`, averaged.
+        """
+        if isinstance(outputs, PixelOutputs):
+            full = full_resolution_labels
+            pictures = zip(outputs.logits, metas, strict=True)
+            return [
+                SemanticMap(full(scores, plane=outputs.size, crop=meta.size, out=meta.orig_size))
+                for scores, meta in pictures
+            ]
+        pictures = zip(_probs(outputs), outputs.mask_logits, metas, strict=True)
+        return [
+            SemanticMap(labels_of_masks(probs, masks, plane=outputs.plane, crop=meta.size, out=meta.orig_size))
+            for probs, masks, meta in pictures
+        ]
+
+
+def _full_masks(masks: Tensor, meta: Meta, plane: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a few masks at a time: (n, H, W) bool in the original size, and the mean probability of their pixels."""
+    step = max(MASKS_AT_A_TIME // (meta.orig_size[0] * meta.orig_size[1]), 1)
+    for some in masks.split(step):
+        logits = resize_masks(some.float(), plane=plane, crop=meta.size, out=meta.orig_size)
+        inside = logits > 0
+        mass = (logits.sigmoid() * inside).flatten(1).sum(1)
+        yield inside, mass / inside.flatten(1).sum(1).clamp(min=1)
+
+
+def _to_plane(masks: Tensor, plane: tuple[int, int]) -> Tensor:
+    return resize_masks(masks.float(), plane=plane, crop=plane, out=plane)
+
+
+def _probs(outputs: QueryOutputs) -> Tensor:
+    return outputs.class_logits.float().softmax(-1)[..., :-1]
