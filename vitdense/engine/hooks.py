@@ -44,9 +44,8 @@ class StepHook(Hook):
         torch.manual_seed(int(words[0]))
         np.random.seed(words[1])
         random.seed(int(words[2]))
-        ratio = self.schedule.ratio(batch_idx)
         for group in runner.optim_wrapper.optimizer.param_groups:
-            group['lr'] = group['base_lr'] * ratio
+            group['lr'] = group['base_lr'] * self.schedule.ratio(batch_idx, backbone=group.get('backbone', False))
         runner.optim_wrapper.keep_statistics()
 
 

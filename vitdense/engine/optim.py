@@ -29,6 +29,7 @@ class Group(NamedTuple):
     names: list[str]
     parameters: list[nn.Parameter]
     places: list[str]  # where in the model: 'block 3', 'heads.sem', ...
+    backbone: bool = False  # it is the ViT's own and follows the ViT's schedule; see `apart`
 
 
 class LayerDecay:
@@ -36,6 +37,10 @@ class LayerDecay:
 
     `decay` is the layer-wise decay of the ViT; `backbone_lr` and `head_lr` multiply the rate of the ViT and of the
     rest. `lr_of` multiplies the rate of parameters whose name has a part of that name (`{'sampling_offsets': 0.1}`).
+
+    With `full_blocks` that many last blocks and the final norm learn at the rate of the rest, the other blocks at
+    `backbone_lr * decay ** k` where k blocks lie above them, and the embedding like the first block: EoMT's way of
+    counting, in which 1 stands for a decay from the last block on.
 
     `no_decay` says what weight decay leaves alone: 'norm' is every parameter of a normalisation layer, 'bias' every
     bias, 'layer_scale' the per-channel gains of timm's blocks; any other word is a part of a dotted parameter name.
@@ -49,6 +54,7 @@ class LayerDecay:
         decay: float = 1.0,
         backbone_lr: float = 1.0,
         head_lr: float = 1.0,
+        full_blocks: int = 0,
         no_decay: Sequence[str] = NO_DECAY,
         lr_of: Mapping[str, float] | None = None,
     ) -> None:
@@ -57,6 +63,7 @@ class LayerDecay:
         self.decay = decay
         self.backbone_lr = backbone_lr
         self.head_lr = head_lr
+        self.full_blocks = full_blocks
         self.no_decay = tuple(no_decay)
         self.lr_of = dict(lr_of or {})
 
@@ -86,12 +93,19 @@ class LayerDecay:
             inside = name.removeprefix(f'{prefix}.') if prefix else name
             if inside != name or not prefix:
                 layer = vit.layer_of(inside)
-                rate = self.backbone_lr * self.decay ** (vit.depth + 1 - layer)
+                rate = self._backbone_rate(layer, vit.depth)
                 place = {0: 'embedding', vit.depth + 1: 'final norm'}.get(layer, f'block {layer - 1}')
                 break
         for word in set(self.lr_of) & set(name.split('.')):
             rate, place = rate * self.lr_of[word], f'{place} {word}'
         return rate, place
+
+    def _backbone_rate(self, layer: int, depth: int) -> float:
+        if not self.full_blocks:
+            return self.backbone_lr * self.decay ** (depth + 1 - layer)
+        if layer > depth - self.full_blocks:
+            return self.head_lr
+        return self.backbone_lr * self.decay ** (depth - max(layer, 1))
 
     def _spared(self, name: str, in_norm: bool, in_scale: bool) -> bool:
         parts = name.split('.')
@@ -108,6 +122,24 @@ class LayerDecay:
                     why='a word must be one part of a dotted parameter name',
                     fix='check the spelling against model.named_parameters()',
                 )
+
+
+def apart(groups: Sequence[Group], model: nn.Module) -> list[Group]:
+    """Return the groups with those cut in two that hold parameters of a ViT and others: the ViT's first, as `backbone`.
+
+    Only needed where the ViT has a schedule of its own.
+    """
+    vits = [module for module in model.modules() if hasattr(module, 'layer_of')]
+    inside = {id(parameter) for vit in vits for parameter in vit.parameters()}
+    cut = []
+    for group in groups:
+        for backbone in (True, False):
+            pairs = zip(group.names, group.parameters, strict=True)
+            pairs = [(name, parameter) for name, parameter in pairs if (id(parameter) in inside) == backbone]
+            if pairs:
+                names, parameters = (list(column) for column in zip(*pairs, strict=True))
+                cut.append(group._replace(names=names, parameters=parameters, backbone=backbone))
+    return cut
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -153,6 +185,7 @@ def build_optimizer(recipe: Mapping[str, Any], groups: Sequence[Group]) -> torch
             'params': group.parameters,
             'lr': recipe['lr'] * group.lr,
             'base_lr': recipe['lr'] * group.lr,
+            'backbone': group.backbone,
             **({} if group.decayed else {'weight_decay': 0.0}),
         }
         for group in groups

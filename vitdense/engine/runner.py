@@ -29,7 +29,7 @@ from vitdense.engine.console import print_table
 from vitdense.engine.history import HistoryHook
 from vitdense.engine.hooks import CheckpointHook
 from vitdense.engine.loaders import close_loaders
-from vitdense.engine.optim import build_optimizer, group_rows
+from vitdense.engine.optim import apart, build_optimizer, group_rows
 from vitdense.engine.preemption import PreemptionHook, obey_signals
 from vitdense.engine.resources import Precision, read_device
 from vitdense.engine.schedule import Schedule
@@ -127,6 +127,8 @@ class DenseRunner(Runner):
             return optim_wrapper
         recipe = optim_wrapper['optimizer']
         groups = build(optim_wrapper['groups'] or _every_parameter()).groups(self.network_model)
+        if self.schedule is not None and self.schedule.backbone_warmup_iters:
+            groups = apart(groups, self.network_model)
         optimizer = build_optimizer(recipe, groups)
         if self.rank == 0:
             rows = group_rows(groups, recipe['lr'], optimizer.defaults.get('weight_decay', 0))

@@ -20,6 +20,9 @@ class Schedule(NamedTuple):
     * poly: (1 - m) (1 - t) ** power + m;  cosine: m + (1 - m) (1 + cos(pi t)) / 2, where m is `min_ratio`;
     * step: `gamma` ** (number of `milestones` that have passed);  constant: 1.
 
+    With `backbone_warmup_iters` the ViT rests (a rate of 0) in the warm-up of the rest, then warms up itself for that
+    many steps, and its decay begins behind them (EoMT's two-stage warm-up).
+
     The last step still learns: t reaches 1 only after it (as in torch.optim.lr_scheduler.PolynomialLR).
     """
 
@@ -32,12 +35,18 @@ class Schedule(NamedTuple):
     milestones: Sequence[int] = ()
     gamma: float = 0.1
     min_ratio: float = 0.0
+    backbone_warmup_iters: int = 0
 
-    def ratio(self, step: int) -> float:
-        """Return the factor of the learning rate in `step` (from 0)."""
-        if step < self.warmup_iters:
-            return self.warmup_ratio + (1 - self.warmup_ratio) * step / self.warmup_iters
-        t = (step - self.warmup_iters) / max(self.max_iters - self.warmup_iters, 1)
+    def ratio(self, step: int, *, backbone: bool = False) -> float:
+        """Return the factor of the learning rate in `step` (from 0), for `backbone` that of the ViT."""
+        first, length = 0, self.warmup_iters
+        if backbone and self.backbone_warmup_iters:
+            first, length = self.warmup_iters, self.backbone_warmup_iters
+        if step < first:
+            return 0.0
+        if step < first + length:
+            return self.warmup_ratio + (1 - self.warmup_ratio) * (step - first) / length
+        t = (step - first - length) / max(self.max_iters - first - length, 1)
         if self.decay == 'poly':
             return self.min_ratio + (1 - self.min_ratio) * max(1 - t, 0) ** self.power
         if self.decay == 'cosine':
@@ -74,9 +83,10 @@ def make_schedule(
             )
     shape['milestones'] = tuple(milestone * unit for milestone in shape.get('milestones', ()))
     schedule = Schedule(length, min(length, (val_interval or length) * unit), **shape)
-    if schedule.warmup_iters >= length and schedule.warmup_iters:
+    warmup = schedule.warmup_iters + schedule.backbone_warmup_iters
+    if warmup >= length and warmup:
         raise ConfigError(
-            f'the warm-up of {schedule.warmup_iters} steps does not fit into a run of {length}',
+            f'the warm-up of {warmup} steps does not fit into a run of {length}',
             where='schedule.warmup_iters',
             why='the learning rate would never reach its value',
             fix='shorten the warm-up or lengthen the run',
