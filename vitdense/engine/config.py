@@ -32,6 +32,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
         val_interval=None,
         warmup_iters=0,
         warmup_ratio=1e-6,
+        backbone_warmup_iters=0,
         decay='poly',
         power=1.0,
         milestones=(),
