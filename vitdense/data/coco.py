@@ -105,6 +105,12 @@ class CocoDetection:
             return self.pipeline(Sample(img, Target(), meta))._replace(target=target)
         return self.pipeline(Sample(img, target, meta))
 
+    def extent(self) -> tuple[list[tuple[int, int]], int]:
+        """Return the sizes (H, W) that pictures have, and the largest number of objects in one."""
+        sizes = np.unique(self._arrays.sizes[self._rows], axis=0)
+        counts = np.diff(self._arrays.starts)[self._rows]
+        return [tuple(size) for size in sizes.tolist() if min(size) > 0], int(counts.max(initial=0))
+
     def image_id(self, row: int) -> int | str:
         """Return the id of a picture of the file."""
         return json.loads(self._arrays.image_ids[row])

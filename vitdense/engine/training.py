@@ -22,6 +22,7 @@ from vitdense.engine.borrowed import self_contained
 from vitdense.engine.checkpoints import find_checkpoint, make_folder, read_checkpoint, steps_in
 from vitdense.engine.compiling import explained
 from vitdense.engine.console import console, start_logging
+from vitdense.engine.fitting import check_fit
 from vitdense.engine.loaders import close_loaders
 from vitdense.engine.model_folder import save_model_folder
 from vitdense.engine.preemption import leave_on_signal
@@ -196,7 +197,10 @@ def say_next(runner: DenseRunner, checkpoint: Path) -> None:
 def dry_run(
     cfg: Config, *, weights: str | None = None, device: str | None = None, compiled: bool = False
 ) -> dict[str, Any]:
-    """Build everything, train one step, predict one validation batch; print time and memory. Nothing is kept."""
+    """Build everything, train a worst-case step and a usual one, predict one validation batch; print time and memory.
+
+    Nothing is kept. Raises ResourceError with what to change where the worst case does not fit into memory.
+    """
     start_logging(None)
     with tempfile.TemporaryDirectory(prefix='vitdense-') as folder:
         start = time.perf_counter()
@@ -205,11 +209,14 @@ def dry_run(
         runner._train_loop = loop = runner.build_train_loop(runner._train_loop)
         runner.optim_wrapper = wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         wrapper.initialize_count_status(runner.model, 0, 1)
+        with explained():
+            check_fit(runner, wrapper)
+        wrapper.initialize_count_status(runner.model, 0, 1)
         built = time.perf_counter()
         runner.model.train()
         with explained():
             losses = runner.model.train_step(next(iter(loop.dataloader)), wrapper)
-        times = {'build': built - start, 'training step': time.perf_counter() - built}
+        times = {'build and worst case': built - start, 'training step': time.perf_counter() - built}
         if runner.val_loop is not None:
             began = time.perf_counter()
             runner.model.eval()
