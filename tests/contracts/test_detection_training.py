@@ -1,12 +1,15 @@
-"""Every detector trains on every batch: with objects, without, or unlabelled, all its parameters get a gradient."""
+"""Detectors train on every batch: with objects, without, or unlabelled; and they can learn pictures by heart."""
 
 import pytest
 import torch
 
 from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
+from vitdense.data.collate import collate
+from vitdense.data.shapes import ShapesScenes
 from vitdense.heads.deformable_detr import DeformableDetrHead
 from vitdense.heads.detr import DetrHead
+from vitdense.metrics.coco import CocoAP
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.denoising import Denoising
@@ -58,3 +61,31 @@ def test_every_parameter_has_a_finite_gradient(head, task, targets):
     ]
     assert not without
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_two_drawings_are_learned_by_heart():
+    """The small brother of configs/detection/overfit_small.py, which does it with eight pictures of COCO."""
+    torch.manual_seed(1)
+    data = ShapesScenes(num_images=2, split='val', size=64, num_objects=(1, 4), radius=(7, 16), occlusion=False)
+    batch, classes = collate([data[0], data[1]]), data.metainfo['classes']
+    arguments = dict(embed_dim=64, depth=2, num_heads=4)
+    vit = ViT('vit_tiny_patch16_224', img_size=64, patch_size=8, stem='conv', timm_args=arguments)
+    head = DETECTORS['dino'][0] | dict(channels=64, num_heads=4, hidden=128, num_queries=12, dropout=0.0)
+    head |= dict(num_levels=1, num_points=4, num_encoder_layers=0)
+    network = dict(type=SharedNetwork, backbone=vit, branches=dict(det=dict(adapter=dict(type=PlainMaps), head=head)))
+    task = dict(type=DetectionTask, proposals_per_object=4, denoising=dict(type=Denoising, num_queries=12), top_k=12)
+    model = DenseModel(network, dict(det=task), classes=dict(labels=classes['labels']))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=300, pct_start=0.1)
+    for _ in range(300):
+        losses, _ = model.parse_losses(model(*model.data_preprocessor(batch, True), mode='loss'))
+        optimizer.zero_grad()
+        losses.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        rates.step()
+    metric = CocoAP(head='det', classes=classes['labels'])
+    with torch.inference_mode():
+        metric.process(batch, model.eval().val_step(batch))
+    scores = metric.evaluate(2)
+    assert scores['det/AP50'] >= 0.95, scores

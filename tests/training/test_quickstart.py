@@ -1,4 +1,4 @@
-"""Quickstarts reach what they promise. Minutes: `pytest -m slow`."""
+"""Configs reach what they promise. Minutes: `pytest -m slow`."""
 
 import json
 import subprocess
@@ -25,3 +25,17 @@ def test_shapes_reach_three_aims_at_once(tmp_path: Path) -> None:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     scores = json.loads((tmp_path / 'metrics.json').read_text())
     assert scores['det/AP'] >= 0.45 and scores['sem/mIoU'] >= 0.70 and scores['cls/top1'] >= 0.90
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_eight_pictures_of_coco_are_learned_by_heart(tmp_path: Path, shared: Path) -> None:
+    command = [sys.executable, 'tools/train.py', 'configs/detection/overfit_small.py', '--work-dir', str(tmp_path)]
+    weights = shared / 'weights' / 'vit_tiny_patch16_224_fp16.safetensors'
+    options = [
+        f'data_root={shared / "coco_mini480"}',
+        f'model.network.backbone.pretrained={weights}',
+        'model.network.backbone.name=vit_tiny_patch16_224',
+    ]
+    subprocess.run([*command, '--cfg-options', *options], cwd=ROOT, check=True, capture_output=True)
+    assert json.loads((tmp_path / 'metrics.json').read_text())['det/AP50'] >= 0.95

@@ -37,7 +37,8 @@ class CocoDetection:
     In training, boxes are cut at the borders of the picture, those that have less than a pixel there are dropped, and
     the log tells how many. With `evaluation` transforms touch only the picture; the target is what the file says, in
     float64, so that scores are those of the file. Crowds (`iscrowd`) are in both: no task may take them for an object
-    to find. Pictures without objects stay, unless `drop_empty`.
+    to find. Pictures without objects stay, unless `drop_empty`. `num_images` takes the first that many of what is left:
+    a head that cannot learn a few pictures by heart is broken.
 
     `masks` asks for the objects' masks, from polygons or run lengths. An object without either is an error, or, with
     `skip_unmasked`, a reason to leave its picture out; a crowd without either is its box.
@@ -59,6 +60,7 @@ class CocoDetection:
         masks: bool = False,
         skip_unmasked: bool = False,
         drop_empty: bool = False,
+        num_images: int | None = None,
         check_sizes: bool = True,
         transforms: Sequence[Callable | dict] = (),
         evaluation: bool = False,
@@ -86,7 +88,7 @@ class CocoDetection:
             refuse_nothing(self.path, self._arrays, self._facts)
         self._names = self._facts.names if classes is None else list(read_classes(classes, root=root).values())
         self._choose(self._names)
-        self._rows = self._pictures(drop_empty, skip_unmasked)
+        self._rows = self._pictures(drop_empty, skip_unmasked)[:num_images]
         if not evaluation:
             self._warn()
 
