@@ -14,7 +14,9 @@ TOOLS = {
     'train': 'train a model',
     'test': 'evaluate a checkpoint',
     'demo': 'run a model on pictures and video',
+    'merge-heads': 'combine heads that share a backbone',
     'evaluate': 'score saved predictions, without a model',
+    'benchmark': 'say what a model costs',
     'check-data': 'report what is wrong with a data set',
     'visualize-features': 'show what a ViT sees, as colours',
 }

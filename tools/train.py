@@ -2,6 +2,9 @@
 
     python tools/train.py configs/quickstart/shapes.py
 
+    python tools/train.py CONFIG --add-head NAME --weights work_dirs/shapes/model
+
+The second form adds the branch NAME of CONFIG to a trained model, whose backbone and heads stay as they are.
 A config is a Python program and runs when it is read. Options change it: --cfg-options K=V, for example
 schedule.max_iters=2000 train_dataloader.batch_size=4; +K=V adds a key that is not there.
 """
@@ -26,6 +29,11 @@ def parser() -> Parser:
         help='go on from a checkpoint or work directory; without PATH from the newest checkpoint of the work directory',
     )
     made.add_argument('--weights', metavar='PATH', help='begin with these weights of the whole model')
+    made.add_argument(
+        '--add-head',
+        metavar='NAME',
+        help='train this branch of CONFIG alone, on the trained model of --weights (a model folder or checkpoint)',
+    )
     made.add_argument('--seed', type=int, metavar='N', help='seed of everything random')
     made.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: the first GPU, else cpu)')
     made.add_argument('--amp', choices=('bf16', 'fp16', 'off'), help='arithmetic (default: bf16 where a probe gains)')
@@ -45,13 +53,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = training.read_options(args.cfg_options, seed=args.seed, amp=args.amp)
     cfg = load_config(args.config, options, workers=args.workers)
     if args.dry_run:
-        training.dry_run(cfg, weights=args.weights, device=args.device, compiled=args.compile)
+        training.dry_run(cfg, weights=args.weights, add_head=args.add_head, device=args.device, compiled=args.compile)
         return
     training.train(
         cfg,
         work_dir=args.work_dir,
         resume=args.resume,
         weights=args.weights,
+        add_head=args.add_head,
         device=args.device,
         compiled=args.compile,
     )

@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 from torch.utils.data import Dataset
 
+from vitdense.engine.add_head import joint_metainfo, read_trained, take_over, with_head
 from vitdense.engine.artifacts import PictureHook
 from vitdense.engine.borrowed import complete
 from vitdense.engine.checkpoints import make_folder
@@ -63,6 +64,8 @@ def make_trainer(
     """
     place = _place(work_dir, device)
     seed_everything(cfg.seed)
+    trained = read_trained(cfg.add_head.weights) if cfg.get('add_head') else None
+    cfg = cfg if trained is None else with_head(cfg, trained)
     begin = read_state(weights) if weights is not None else ({}, {})
     sections = _sections(cfg, 'train_dataloader', 'val_dataloader')
     data = _training_data(cfg, sections)
@@ -73,10 +76,13 @@ def make_trainer(
 
     seed_everything(cfg.seed)
     metainfo = data['train_dataloader'].metainfo
+    metainfo = metainfo if trained is None else joint_metainfo(cfg, trained, metainfo)
     model, checkpoint = _model_to_train(cfg, metainfo, checkpoint, steps)
     if weights is not None:
         state = complete(begin[0], begin[1].get('borrowed'), model, where=str(weights))
         load_weights(model, state, where=str(weights))
+    if trained is not None:
+        take_over(model, cfg, trained, load=checkpoint is None)
     # a probe may decide differently next time: a resumed run keeps to what was chosen
     amp = checkpoint['amp'] if checkpoint is not None and cfg.amp == 'auto' else cfg.amp
     precision = _set_up(model, amp, place, sections['train_dataloader'], compiled)

@@ -44,12 +44,14 @@ SECTIONS: dict[str, dict[str, Any]] = {
 OPTIONAL_SECTIONS: dict[str, dict[str, Any]] = {
     'ema': dict(momentum=0.0002),
     'early_stopping': dict(monitor=None, rule='greater', patience=5, min_delta=0.0),
+    'add_head': dict(name=None, weights=None, transforms=None),  # `transforms` are noted by the run itself
 }
 LOADER_KEYS = ('batch_size', 'num_workers', 'dataset')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 VALUES: dict[str, Any] = dict(
     ema=None,
     early_stopping=None,
+    add_head=None,
     loggers=(),
     seed=0,
     amp='auto',

@@ -30,6 +30,8 @@ from vitdense.weights import load_weights, read_weights, save_weights
 FORMAT = 1
 WEIGHTS = 'model.safetensors'
 METAINFO = ('classes', 'palette', 'category_ids')  # what a model remembers of its data
+CONTENT = ('recipe', 'classes', 'transforms')  # what model.json holds at the least
+RECIPES = ('recipe', 'transforms', 'branch', 'task', 'tiler')  # keys of a description whose values are recipes
 MAX_BYTES = 10_000_000  # of model.json
 ROOMS = (
     'vitdense.model',
@@ -119,23 +121,31 @@ def read_model_folder(folder: str | Path) -> tuple[DenseModel, dict[str, Any]]:
     and torchvision's v2 transforms.
     """
     folder = Path(folder)
-    info = _read_json(folder / 'model.json')
-    weights = folder / str(info['weights']['file'])
-    if weights.parent != folder or not weights.is_file():
-        raise _broken(weights, 'the weights are missing', 'model.json names a file that is not in the folder')
-    if sha256_of(weights) != info['weights']['sha256']:
-        raise _broken(weights, 'checksum mismatch', 'the weights are not those that model.json describes')
-    info['recipe'], info['transforms'] = _tuples(info['recipe']), _tuples(info['transforms'])
-    for key, part in _recipes([info['recipe'], info['transforms']], 'model.json'):
-        _check_part(key, part, folder)
+    info = read_description(folder / 'model.json', CONTENT)
+    check_recipes([info['recipe'], info['transforms']], folder / 'model.json')
     model = build(without_pretrained(info['recipe']), classes=info['classes'])
     if not isinstance(model, DenseModel):
         raise _broken(folder / 'model.json', 'the recipe is not a model', f'it makes a {type(model).__name__}')
+    weights = described_weights(folder / 'model.json', info)
     load_weights(model, read_weights(weights), where=str(weights))
     return model, info
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def described_weights(path: Path, info: Mapping[str, Any]) -> Path:
+    """Return the file of weights beside the description at `path`. Raises CheckpointError when it is another."""
+    weights = path.parent / str(info['weights']['file'])
+    if weights.parent != path.parent or not weights.is_file():
+        raise _broken(weights, 'the weights are missing', f'{path.name} names a file that is not in the folder')
+    if sha256_of(weights) != info['weights']['sha256']:
+        raise _broken(weights, 'checksum mismatch', f'the weights are not those that {path.name} describes')
+    return weights
+
+
+def read_description(path: Path, content: Sequence[str]) -> dict[str, Any]:
+    """Return a json file that describes weights and holds the keys `content`; values of recipes are as written.
+
+    Nothing of it is checked yet: see `check_recipes`. Raises CheckpointError for any other file.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f'it is larger than {MAX_BYTES} bytes')
@@ -143,14 +153,15 @@ def _read_json(path: Path) -> dict[str, Any]:
         if not isinstance(info, dict) or info.get('format') != FORMAT:
             found = info.get('format') if isinstance(info, dict) else None
             raise ValueError(f'its format is {found!r}, this version reads {FORMAT}')
-        missing = {'recipe', 'classes', 'transforms', 'weights'} - info.keys()
+        missing = {*content, 'weights'} - info.keys()
         if missing:
             raise ValueError(f'it lacks {", ".join(sorted(missing))}')
         if not {'file', 'sha256'} <= dict(info['weights']).keys():
             raise ValueError('it does not name the weights and their checksum')
-        return info
+        return {key: _tuples(value) if key in RECIPES else value for key, value in info.items()}
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise _broken(path, 'this is not a model folder', str(error)) from error
+        what = 'a model folder' if path.name == 'model.json' else 'a head'
+        raise _broken(path, f'this is not {what}', str(error)) from error
 
 
 def _broken(path: Path, message: str, why: str) -> CheckpointError:
@@ -158,7 +169,9 @@ def _broken(path: Path, message: str, why: str) -> CheckpointError:
         message,
         where=str(path),
         why=why,
-        fix='give the folder model/ of a training run, whole; or --config and --checkpoint',
+        fix='give the folder model/ of a training run, whole; or --config and --checkpoint'
+        if 'model.' in path.name
+        else 'give both files of a head, NAME.json and NAME.safetensors, as they were written',
     )
 
 
@@ -182,11 +195,17 @@ def _recipes(value: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _recipes(item, f'{key}.{row}')
 
 
-def _check_part(key: str, part: Mapping[str, Any], folder: Path) -> None:
+def check_recipes(recipes: Sequence[Any], path: Path) -> None:
+    """Raise CheckpointError unless all parts in `recipes`, read from the file `path`, are parts of vitdense."""
+    for key, part in _recipes(recipes, path.name):
+        _check_part(key, part, path)
+
+
+def _check_part(key: str, part: Mapping[str, Any], path: Path) -> None:
     """Raise CheckpointError unless a recipe names a class of ours and stays inside the folder."""
     outside = [name for name in part if name in OUTSIDE]
     if outside or ':' in str(part.get('name', '')):
-        raise _broken(folder / 'model.json', f'{key} points outside', f'it gives {outside or part["name"]}')
+        raise _broken(path, f'{key} points outside', f'it gives {outside or part["name"]}')
     if 'type' not in part:
         return
     kind = part['type']
@@ -194,10 +213,10 @@ def _check_part(key: str, part: Mapping[str, Any], folder: Path) -> None:
     try:
         found = resolve(kind) if allowed else None
     except ConfigError as error:
-        raise _broken(folder / 'model.json', error.message, 'it may come from a newer version of vitdense') from error
+        raise _broken(path, error.message, 'it may come from a newer version of vitdense') from error
     # a module of ours also holds what it imports: only classes that live in our rooms count
     if not isinstance(found, type) or not any(f'{found.__module__}.'.startswith(f'{room}.') for room in ROOMS):
-        raise _broken(folder / 'model.json', f'{key}.type is {kind!r}', 'a model is made of parts of vitdense only')
+        raise _broken(path, f'{key}.type is {kind!r}', 'a model is made of parts of vitdense only')
 
 
 def read_checkpoint_model(config: str | Path, checkpoint: str | Path) -> tuple[DenseModel, dict[str, Any]]:
@@ -268,10 +287,8 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     path = Path(path)
     if path.is_dir():
-        info = _read_json(path / 'model.json')
-        weights = path / str(info['weights']['file'])
-        if weights.parent != path or not weights.is_file() or sha256_of(weights) != info['weights']['sha256']:
-            raise _broken(weights, 'checksum mismatch', 'the weights are not those that model.json describes')
+        info = read_description(path / 'model.json', CONTENT)
+        weights = described_weights(path / 'model.json', info)
         return read_weights(weights), {'metainfo': {key: info.get(key, {}) for key in METAINFO}}
     if path.suffix == '.safetensors' or not path.is_file():
         return read_weights(path), {}

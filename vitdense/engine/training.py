@@ -16,6 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
+from vitdense.engine.add_head import ask_for_head
 from vitdense.engine.artifacts import write_sample
 from vitdense.engine.assembly import make_trainer
 from vitdense.engine.borrowed import self_contained
@@ -23,6 +24,7 @@ from vitdense.engine.checkpoints import find_checkpoint, make_folder, read_check
 from vitdense.engine.compiling import explained
 from vitdense.engine.console import console, start_logging
 from vitdense.engine.fitting import check_fit
+from vitdense.engine.head_files import save_head, take_head
 from vitdense.engine.loaders import close_loaders
 from vitdense.engine.model_folder import save_model_folder
 from vitdense.engine.preemption import leave_on_signal
@@ -46,6 +48,7 @@ LEFTOVERS = (
     'sample.png',
     ENCODER,
     'model',
+    'heads',
     'tensorboard',
 )  # what a run leaves in its work directory
 
@@ -56,6 +59,7 @@ def train(
     work_dir: str | Path | None = None,
     resume: str | None = None,
     weights: str | None = None,
+    add_head: str | None = None,
     device: str | None = None,
     compiled: bool = False,
 ) -> DenseRunner:
@@ -64,8 +68,10 @@ def train(
     `work_dir` defaults to the config's, else to `work_dirs/` and the name of the config file. `resume` is the path of
     a checkpoint or of a work directory, or 'auto' for the newest whole checkpoint of `work_dir`; without one there the
     run starts at the beginning. Without `resume`, what an earlier run left is moved to `earlier-N/` once the parts of
-    the new one fit each other. `compiled` compiles the network.
+    the new one fit each other. `compiled` compiles the network. `add_head` names the branch of the config that alone is
+    trained, on the model that `weights` lead to (see `vitdense.engine.add_head`).
     """
+    cfg, weights = ask_for_head(cfg, add_head, weights)
     start_processes(choose_device(device))
     folder = Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(cfg.filename).stem)
     checkpoint = _find(resume, folder)
@@ -152,14 +158,20 @@ def finish(runner: DenseRunner) -> None:
     best = folder / 'best.pth'
     content = read_checkpoint(best) if best.exists() else runner.state()
     section = cfg.get('test_dataloader') or cfg.get('val_dataloader') or cfg.train_dataloader
+    transforms = Config(section.to_dict()).to_dict()['dataset'].get('transforms') or []
     network = runner.network_model.network
     recipe, state = self_contained(runner.network_model, cfg.to_dict()['model'], content['state_dict'])
+    added = cfg.to_dict().get('add_head')
+    if added:
+        given = dict(recipe=recipe, state=state, metainfo=content['metainfo'], transforms=transforms)
+        save_head(folder / 'heads', take_head(runner.network_model, added['name'], **given))
+        transforms = added['transforms']  # the old heads keep theirs
     save_model_folder(
         folder / 'model',
         recipe,
         state,
         metainfo=content['metainfo'],
-        transforms=Config(section.to_dict()).to_dict()['dataset'].get('transforms') or [],
+        transforms=transforms,
         facts={'mean': list(network.mean), 'std': list(network.std), 'step': content['step']},
     )
     if hasattr(network, 'encoder_weights'):
@@ -195,12 +207,18 @@ def say_next(runner: DenseRunner, checkpoint: Path) -> None:
 
 
 def dry_run(
-    cfg: Config, *, weights: str | None = None, device: str | None = None, compiled: bool = False
+    cfg: Config,
+    *,
+    weights: str | None = None,
+    add_head: str | None = None,
+    device: str | None = None,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Build everything, train a worst-case step and a usual one, predict one validation batch; print time and memory.
 
     Nothing is kept. Raises ResourceError with what to change where the worst case does not fit into memory.
     """
+    cfg, weights = ask_for_head(cfg, add_head, weights)
     start_logging(None)
     with tempfile.TemporaryDirectory(prefix='vitdense-') as folder:
         start = time.perf_counter()

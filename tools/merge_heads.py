@@ -1,0 +1,57 @@
+"""Combine heads that were trained on one backbone into one model, or take a model apart into its heads.
+
+    python tools/merge_heads.py work_dirs/det/model --head sem=work_dirs/sem/heads/sem.json --out work_dirs/both
+    python tools/merge_heads.py work_dirs/both --split heads
+
+BASE is a model folder: its backbone and heads stay as they are. NAME=PATH is a head file (--add-head and --split write
+them) or a model folder with a head NAME. Heads of another backbone are refused: other weights, patch size, windows,
+normalisation or interacting adapter. No code in the files is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitdense.engine.commandline import Parser, run
+
+
+def parser() -> Parser:
+    """Return the parser of the tool's arguments."""
+    made = Parser(prog='merge_heads.py', description=__doc__)
+    made.add_argument('base', metavar='BASE', help='a model folder')
+    made.add_argument('--head', action='append', default=[], metavar='NAME=PATH', help='a head to add; may be repeated')
+    made.add_argument('--out', metavar='DIR', help='the model folder to write')
+    made.add_argument('--split', metavar='DIR', help='write the heads of BASE as files into this folder')
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Merge or split as `argv` says."""
+    made = parser()
+    args = made.parse_args(argv)
+    heads = dict(_pair(made, word) for word in args.head)
+    if len(heads) < len(args.head):
+        made.error('two heads have one name')
+    if (args.split is None) == (args.out is None) or bool(heads) != (args.out is not None):
+        made.error('give --head NAME=PATH (one or more) and --out DIR, or --split DIR')
+    from vitdense.engine.console import console, start_logging  # heavy: after the arguments are known to be right
+    from vitdense.engine.merging import merge_heads, split_heads
+
+    start_logging(None)
+    if args.split is not None:
+        for path in split_heads(args.base, args.split):
+            console().print(str(path), markup=False)
+        return
+    model = merge_heads(args.base, heads, args.out)
+    console().print(f'{args.out}: {", ".join(model.network.names)} on one backbone', markup=False)
+
+
+def _pair(made: Parser, word: str) -> tuple[str, str]:
+    name, equals, path = word.partition('=')
+    if not (name.isidentifier() and equals and path):
+        made.error(f"'{word}' is not NAME=PATH")
+    return name, path
+
+
+if __name__ == '__main__':
+    run(main)
