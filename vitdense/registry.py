@@ -66,6 +66,11 @@ def resolve(kind: Any) -> Any:
     return getattr(module, name)
 
 
+def takes(part: Any, name: str) -> bool:
+    """Return whether `part` is a recipe of something that takes an argument `name`."""
+    return isinstance(part, dict) and name in inspect.signature(resolve(part.get('type'))).parameters
+
+
 def _check_arguments(kind: Any, given: set[str], facts: dict[str, Any]) -> None:
     """Refuse arguments that `kind` does not take: a wrong argument is an error now, with the nearest name."""
     try:

@@ -9,7 +9,8 @@ import torch
 from mmengine.config import Config
 
 from vitdense.data.collate import collate
-from vitdense.engine.loaders import adopt_classes, build_dataset, check_classes
+from vitdense.data.mixture import check_classes
+from vitdense.engine.loaders import adopt_classes, build_dataset
 from vitdense.errors import ConfigError
 from vitdense.heads.linear import LinearHead
 from vitdense.model import DenseModel

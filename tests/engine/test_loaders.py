@@ -8,7 +8,8 @@ import signal
 import pytest
 import torch
 
-from vitdense.engine.loaders import check_classes, close_loaders, evaluation_loader, train_loader
+from vitdense.data.mixture import check_classes
+from vitdense.engine.loaders import close_loaders, evaluation_loader, train_loader
 from vitdense.engine.resources import _cgroup_quota, choose_precision, cpu_count, torch_threads
 from vitdense.errors import ConfigError, DataError, ResourceError
 from vitdense.types import Meta, Sample, Target

@@ -59,11 +59,12 @@ class InfiniteSampler(Sampler):
         while True:
             if position // self.length != epoch:
                 epoch = position // self.length
-                order = self._order(epoch)
+                order = self.order(epoch)
             yield Draw(epoch, int(order[position % self.length]))
             position += self.world_size
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the indices of one epoch in the order in which they are drawn."""
         if not self.shuffle:
             return np.arange(self.length)
         return np.random.default_rng([self.seed, epoch]).permutation(self.length)
@@ -87,9 +88,9 @@ class SeededDataset(Dataset):
     """Give `dataset[index]` with torch, numpy and random seeded from (seed, epoch, index), and restored afterwards.
 
     With `tolerate` (training) a picture that cannot be decoded is logged once and replaced by another, chosen by the
-    same seed; after 20 in a row, or when more than `max_bad_fraction` of the data set (one picture is always allowed)
-    turned out bad, DataError. Broken or wrong *labels* always raise. Without `tolerate` (evaluation) everything
-    raises: a test set never shrinks silently.
+    same seed from the same part of a mixture; after 20 in a row, or when more than `max_bad_fraction` of the data set
+    (one picture is always allowed) turned out bad, DataError. Broken or wrong *labels* always raise. Without `tolerate`
+    (evaluation) everything raises: a test set never shrinks silently.
     """
 
     def __init__(self, dataset: Any, seed: int = 0, *, tolerate: bool = True, max_bad_fraction: float = 0.01) -> None:
@@ -114,15 +115,17 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, draw: Draw | int) -> Sample:
         epoch, index = draw if isinstance(draw, tuple) else (0, draw)
+        start, stop = self.dataset.span(index) if hasattr(self.dataset, 'span') else (0, len(self.dataset))
         for attempt in range(_MOST_IN_A_ROW):
+            numbers = self.seed, epoch, index - start, attempt  # in a mixture a data set draws as it does alone
             try:
-                with seeded(self.seed, epoch, index, attempt):
+                with seeded(*numbers):
                     return self.dataset[index]
             except UnreadablePicture as error:
                 if not self.tolerate:
                     raise
                 self._note(index, error)
-            index = int(np.random.default_rng([self.seed, epoch, index, attempt]).integers(len(self.dataset)))
+            index = start + int(np.random.default_rng(numbers).integers(stop - start))
         raise DataError(
             f'{_MOST_IN_A_ROW} unreadable pictures in a row',
             where=f'draw {tuple(draw) if isinstance(draw, tuple) else draw} of {type(self.dataset).__name__}',

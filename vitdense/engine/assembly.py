@@ -12,6 +12,7 @@ from mmengine.config import Config
 from torch.utils.data import Dataset
 
 from vitdense.engine.add_head import joint_metainfo, read_trained, take_over, with_head
+from vitdense.data.mixture import check_classes
 from vitdense.engine.artifacts import PictureHook
 from vitdense.engine.borrowed import complete
 from vitdense.engine.checkpoints import make_folder
@@ -22,7 +23,6 @@ from vitdense.engine.hooks import CheckpointHook, EarlyStoppingHook, StepHook
 from vitdense.engine.loaders import (
     adopt_classes,
     build_dataset,
-    check_classes,
     evaluation_loader,
     num_workers,
     train_loader,

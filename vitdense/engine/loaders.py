@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import inspect
 import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,16 +11,16 @@ from weakref import WeakSet
 from torch.utils.data import DataLoader, Dataset
 
 from vitdense.data.collate import collate
+from vitdense.data.mixture import rooted
 from vitdense.data.seeding import EvaluationSampler, InfiniteSampler, SeededDataset, worker_init
 from vitdense.engine.resources import cpu_count
-from vitdense.errors import ConfigError, ResourceError, VitDenseError
-from vitdense.registry import build, resolve
+from vitdense.errors import ResourceError, VitDenseError
+from vitdense.registry import build
 
 
 def build_dataset(recipe: Mapping[str, Any], *, root: str | None = None) -> Dataset:
-    """Return the data set of a loader's `dataset` recipe; data sets that take a `root` get the config's `data_root`."""
-    takes_root = isinstance(recipe, Mapping) and 'root' in inspect.signature(resolve(recipe.get('type'))).parameters
-    return build(recipe, **({'root': root} if root is not None and takes_root else {}))
+    """Return the data set of a loader's `dataset` recipe; its `root` starts at the config's `data_root`."""
+    return build(rooted(recipe, root))
 
 
 def adopt_classes(dataset: Dataset, metainfo: Mapping[str, Any]) -> None:
@@ -30,28 +29,15 @@ def adopt_classes(dataset: Dataset, metainfo: Mapping[str, Any]) -> None:
         dataset.adopt(metainfo['classes'])
 
 
-def check_classes(first: Mapping[str, Any], second: Mapping[str, Any], *, where: str) -> None:
-    """Raise ConfigError unless two `metainfo` name the same classes, in the same order, for the fields of both."""
-    ours, theirs = first['classes'], second['classes']
-    for field in sorted(set(ours) & set(theirs)):
-        one, other = list(ours[field]), list(theirs[field])
-        if one == other:
-            continue
-        row = next((row for row, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
-        detail = f'class {row}: {one[row]!r} against {other[row]!r}' if row is not None else 'one list is longer'
-        raise ConfigError(
-            f"the classes of '{field}' are not the same",
-            where=where,
-            why=f'{len(one)} against {len(other)} classes; {detail}',
-            fix='give both the same classes in the same order',
-        )
-
-
 def train_loader(
     section: Mapping[str, Any], dataset: Dataset, *, seed: int, rank: int, world_size: int, start: int, pin_memory: bool
 ) -> DataLoader:
     """Return the endless loader of training batches; `start` is the number of samples this rank has drawn before."""
-    sampler = InfiniteSampler(len(dataset), seed=seed, rank=rank, world_size=world_size, start=start)
+    place = dict(seed=seed, rank=rank, world_size=world_size, start=start)
+    if hasattr(dataset, 'sampler'):  # a mixture: who is drawn depends on more than a length
+        sampler = dataset.sampler(batch_size=section.get('batch_size', 1), **place)
+    else:
+        sampler = InfiniteSampler(len(dataset), **place)
     seeded = SeededDataset(dataset, seed)  # single unreadable pictures are replaced, and counted
     return _loader(section, seeded, sampler, pin_memory=pin_memory)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitdense.errors import ConfigError, did_you_mean
 from vitdense.ops.padding import whole_cells
-from vitdense.registry import build, resolve
+from vitdense.registry import build, resolve, takes
 from vitdense.types import Features, LayerRequest, Outputs
 
 _log = logging.getLogger('vitdense')
@@ -50,7 +50,7 @@ class SharedNetwork(nn.Module):
         for name, branch in branches.items():
             adapter = self._adapter(branch['adapter'])
             facts = {'num_classes': num_classes[name]} if name in num_classes else {}
-            if _takes(branch['head'], 'cls_channels'):
+            if takes(branch['head'], 'cls_channels'):
                 facts['cls_channels'] = self._cls_channels(adapter)
             self.adapters[name] = adapter
             self.heads[name] = build(branch['head'], in_channels=adapter.out_channels, strides=adapter.strides, **facts)
@@ -115,7 +115,7 @@ class SharedNetwork(nn.Module):
             'own_channels': getattr(self.backbone, 'out_channels', ()),
             'own_strides': getattr(self.backbone, 'strides', ()),
         }
-        taken = {name: fact for name, fact in facts.items() if _takes(part, name)}
+        taken = {name: fact for name, fact in facts.items() if takes(part, name)}
         return build(part, in_channels=self.backbone.embed_dim, patch_stride=self.backbone.patch_size, **taken)
 
     def _cls_channels(self, adapter: nn.Module) -> tuple[int, ...]:
@@ -233,11 +233,6 @@ def _check_num_classes(branches: Mapping[str, Mapping[str, Any]], num_classes: M
                 why=f"no data set tells the classes of the field that the task '{name}' reads",
                 fix="give the model the data set's classes, or write num_classes=... into the head",
             )
-
-
-def _takes(part: Any, fact: str) -> bool:
-    """Whether a recipe's part has an argument of that name."""
-    return isinstance(part, Mapping) and fact in inspect.signature(resolve(part.get('type'))).parameters
 
 
 def _needs_num_classes(head: Mapping[str, Any]) -> bool:
