@@ -174,6 +174,12 @@ def report(demo: Demo, out: Path) -> None:
         for stage, seconds in demo.stages.items()
     ]
     print_table('time of a picture (load, draw and write run beside the network)', ('stage', 'ms', 'share'), stages)
+    parts = [
+        (part, f'{1000 * seconds / max(1, demo.count):.1f}', f'{100 * seconds / total:.0f} %')
+        for part, seconds in demo.parts.items()
+    ]
+    if parts:
+        print_table('the one pass of the backbone, and each head with its task', ('part', 'ms', 'share'), parts)
     words = f'{demo.count} pictures in {demo.seconds:.1f} s ({demo.count / max(demo.seconds, 1e-9):.1f} a second)'
     skipped = f', {len(demo.skipped)} skipped' if demo.skipped else ''
     console().print(f'{words}{skipped}; answers in {out}/', markup=False)

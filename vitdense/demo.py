@@ -50,8 +50,9 @@ class Demo:
     """Runs `predictor` on inputs and keeps what came out.
 
     `entries` has one dict for each input that worked and `skipped` one for each that did not, as `results.json` shows
-    them; `stages` adds up the seconds of each stage over `count` pictures and frames, and `seconds` is the time that
-    passed. Loading, drawing and writing run in threads beside the network.
+    them; `stages` adds up the seconds of each stage over `count` pictures and frames, `parts` those of the backbone and
+    of each head within them, and `seconds` is the time that passed. Loading, drawing and writing run in threads beside
+    the network.
     """
 
     def __init__(self, predictor: Predictor, names: OutputNames, options: Options | None = None) -> None:
@@ -61,6 +62,7 @@ class Demo:
         self.entries: list[dict[str, Any]] = []
         self.skipped: list[dict[str, str]] = []
         self.stages: Counter[str] = Counter()
+        self.parts: Counter[str] = Counter()
         self.count = 0
         self.seconds = 0.0
         self._only = False  # there is one input, and it must work
@@ -98,6 +100,7 @@ class Demo:
             'count': self.count,
             'seconds': round(self.seconds, 3),
             'stages_seconds': {stage: round(seconds, 4) for stage, seconds in self.stages.items()},
+            'parts_seconds': {part: round(seconds, 4) for part, seconds in self.parts.items()},
         }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,6 +175,7 @@ class Demo:
             'heads': self._numbers(result),
             **self._objects(result),
             'ms': {stage: round(1000 * seconds, 2) for stage, seconds in times.items()},
+            'ms_parts': {part: round(1000 * seconds, 2) for part, seconds in result.parts.items()},
         }
         return entry, picture
 
@@ -189,6 +193,7 @@ class Demo:
         self.entries.append(entry)
         self.count += 1
         self.stages.update({stage: value / 1000 for stage, value in entry['ms'].items()})
+        self.parts.update({part: value / 1000 for part, value in entry['ms_parts'].items()})
         if self.options.show:
             self._show(picture, entry['file'], wait=0)
 
@@ -226,6 +231,7 @@ class Demo:
             results = self.predictor([frame.image for frame in group])
             for result in results:
                 self.stages.update({stage: seconds for stage, seconds in result.times.items() if stage != 'load'})
+                self.parts.update(result.parts)
             yield from zip(group, results, strict=True)
 
     def _writer(self, item: Input, reader: VideoReader, first: Result) -> VideoWriter:

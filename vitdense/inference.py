@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision import tv_tensors
 
 from vitdense.data.images import MAX_PIXELS, from_pil, read_image
@@ -19,6 +19,7 @@ from vitdense.data.transforms import Pipeline
 from vitdense.engine.resources import choose_precision, read_device
 from vitdense.errors import ConfigError, DataError, DiskError
 from vitdense.ops.tiles import Tiler
+from vitdense.stopwatch import Stopwatch, parts_of
 from vitdense.types import Batch, ImageClass, Instances, Meta, Prediction, Reconstruction, Sample, SemanticMap, Target
 from vitdense.visualize import draw
 from vitdense.visualize.text import percent
@@ -42,6 +43,7 @@ class Result:
     predictions: Mapping[str, Prediction]  # {head: prediction}, on the CPU, in the picture's own size
     metainfo: Mapping[str, Any] = field(default_factory=dict)  # classes, palette, head_fields: see `visualize.draw`
     times: Mapping[str, float] = field(default_factory=dict)  # seconds by stage; of a batch: this picture's share
+    parts: Mapping[str, float] = field(default_factory=dict)  # seconds of the backbone and of each head, likewise
     path: str = ''  # where the picture came from, when it was a file
 
     def __getitem__(self, head: str) -> Prediction:
@@ -203,20 +205,23 @@ class Predictor:
         metas = [item.sample.meta for item in items]
         batch = self.model.data_preprocessor(Batch(imgs, [item.sample.target for item in items], metas), False)
         ready = self._now()
-        with self._stopwatch(self.model.network) as network:
+        stages, parts = Stopwatch(self._now), Stopwatch(self._now)
+        network = self.model.network
+        with self._watched(parts), stages.watching([('network', network)]), parts.watching(parts_of(network)):
             answers = self.model(*batch, mode='predict')
         answers = [{head: _on_cpu(prediction) for head, prediction in answer.items()} for answer in answers]
         done = self._now()
         shared = {
             'preprocess': ready - start,
-            'network': network['seconds'],
-            'postprocess': done - ready - network['seconds'],
+            'network': stages.seconds['network'],
+            'postprocess': done - ready - stages.seconds['network'],
         }
+        spent = {name: seconds / len(items) for name, seconds in parts.seconds.items()}
         results = []
         for item, answer in zip(items, answers, strict=True):
             times = {stage: item.times.get(stage, 0.0) + shared.get(stage, 0.0) / len(items) for stage in STAGES}
             image = np.ascontiguousarray(item.image.permute(1, 2, 0).numpy())  # (3, H, W) -> (H, W, 3)
-            results.append(Result(image, answer, self.metainfo, times, item.sample.meta.path))
+            results.append(Result(image, answer, self.metainfo, times, spent, item.sample.meta.path))
         return results
 
     def _now(self) -> float:
@@ -226,22 +231,13 @@ class Predictor:
         return time.perf_counter()
 
     @contextmanager
-    def _stopwatch(self, network: nn.Module) -> Iterator[dict[str, float]]:
-        """Add up the seconds inside `network`, however often tiling and augmentation call it."""
-        watch = {'seconds': 0.0}
-
-        def begin(*_: Any) -> None:
-            watch['start'] = self._now()
-
-        def end(*_: Any) -> None:
-            watch['seconds'] += self._now() - watch['start']
-
-        handles = network.register_forward_pre_hook(begin), network.register_forward_hook(end)
+    def _watched(self, watch: Stopwatch) -> Iterator[None]:
+        """Let the model time what its tasks do; what tiling and augmentation call more often counts each time."""
+        before, self.model.watch = self.model.watch, watch
         try:
-            yield watch
+            yield
         finally:
-            for handle in handles:
-                handle.remove()
+            self.model.watch = before
 
 
 @dataclass(frozen=True)

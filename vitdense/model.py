@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -113,6 +114,7 @@ class DenseModel(BaseModel):
         self.tta = build(tta, divisor=network.divisor)
         self.use_tta = False
         self.amp: torch.dtype | None = None
+        self.watch: Callable[[str], AbstractContextManager] = _unwatched  # around what each task does to predict
 
     @property
     def head_classes(self) -> dict[str, list[str]]:
@@ -155,7 +157,10 @@ class DenseModel(BaseModel):
 
     def _predict(self, imgs: Tensor, metas: Sequence[Meta], valid: Tensor | None) -> list[dict[str, Prediction]]:
         outputs = self._strategy(metas)(imgs, valid)
-        answers = {name: _read(task, outputs[name], metas) for name, task in self.tasks.items()}
+        answers = {}
+        for name, task in self.tasks.items():
+            with self.watch(name):
+                answers[name] = _read(task, outputs[name], metas)
         return [{name: answers[name][row] for name in answers} for row in range(len(metas))]
 
     def _strategy(self, metas: Sequence[Meta]) -> Callable[[Tensor, Tensor | None], dict[str, Outputs]]:
@@ -181,6 +186,10 @@ def _read(task: Any, outputs: Outputs, metas: Sequence[Meta]) -> list[Prediction
     if isinstance(outputs, ObjectOutputs):
         return original_objects(outputs, metas)
     return task.predict(outputs, metas)
+
+
+def _unwatched(name: str) -> AbstractContextManager:
+    return nullcontext()
 
 
 def _task(part: Any, classes: Mapping[str, Sequence[str]]) -> Any:

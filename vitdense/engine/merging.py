@@ -32,7 +32,8 @@ def merge_heads(base: str | Path, heads: Mapping[str, str | Path], out: str | Pa
     two vocabularies of one field, DiskError.
     """
     model, info = read_model_folder(base)
-    recipe, state = info['recipe'], dict(model.state_dict())
+    recipe = info['recipe']
+    state = {name: value for name, value in model.state_dict().items() if name.startswith('network.')}
     own = fingerprint(model, recipe, state)
     metainfo = {key: dict(info.get(key) or {}) for key in METAINFO}
     read = {task.field for task in model.tasks.values()}

@@ -1,0 +1,55 @@
+"""Where the time of a forward pass goes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+class Stopwatch:
+    """Adds up `seconds` by name. `now` tells the time; of a GPU it waits for the work that was given before."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now = now
+        self.seconds: Counter[str] = Counter()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Count what happens inside under `name`."""
+        start = self.now()
+        try:
+            yield
+        finally:
+            self.seconds[name] += self.now() - start
+
+    @contextmanager
+    def watching(self, modules: Iterable[tuple[str, nn.Module]]) -> Iterator[None]:
+        """Count, inside, every call of the `modules` under their names."""
+        handles = [handle for name, module in modules for handle in self._hooks(name, module)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hooks(self, name: str, module: nn.Module) -> tuple[Any, Any]:
+        starts: list[float] = []
+
+        def begin(*_: Any) -> None:
+            starts.append(self.now())
+
+        def end(*_: Any) -> None:
+            self.seconds[name] += self.now() - starts.pop()
+
+        return module.register_forward_pre_hook(begin), module.register_forward_hook(end)
+
+
+def parts_of(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the backbone of a network and what each of its heads runs, under the names 'backbone' and of the heads."""
+    backbone = getattr(network, 'backbone', None)
+    branches = [item for part in ('adapters', 'heads') for item in getattr(network, part, nn.ModuleDict()).items()]
+    return ([] if backbone is None else [('backbone', backbone)]) + branches
