@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitdense.errors import ConfigError
+from vitdense.layers.loss_weights import FixedWeights
 from vitdense.ops.found_objects import original_objects, read_objects
 from vitdense.ops.padding import region_sizes
 from vitdense.registry import build, resolve
@@ -80,6 +81,8 @@ class DenseModel(BaseModel):
     before either joins them.
     `augment`, `Batch -> Batch`, changes training batches on the device (mixup); it is told the number of classes of
     `image_label`.
+    `loss_weights` are numbers by task, or a part such as `UncertaintyWeights` that learns them; losses are logged
+    without them, and the sum has them.
     `amp` is the autocast dtype of the network (None: float32); tasks always compute in float32.
     """
 
@@ -92,6 +95,7 @@ class DenseModel(BaseModel):
         tiler: Callable | dict | None = None,
         tta: Callable | dict | None = None,
         augment: Callable[[Batch], Batch] | dict | None = None,
+        loss_weights: Mapping[str, float] | nn.Module | dict | None = None,
     ) -> None:
         classes = dict(classes or {})
         tasks = {name: _task(task, classes) for name, task in tasks.items()}
@@ -112,6 +116,7 @@ class DenseModel(BaseModel):
         self.classes = classes
         self.tiler = build(tiler, divisor=network.divisor)
         self.tta = build(tta, divisor=network.divisor)
+        self.loss_weights = _weights(loss_weights, tuple(tasks))
         self.use_tta = False
         self.amp: torch.dtype | None = None
         self.watch: Callable[[str], AbstractContextManager] = _unwatched  # around what each task does to predict
@@ -153,7 +158,28 @@ class DenseModel(BaseModel):
         losses = {}
         for name, task in tasks.items():
             losses |= {f'{name}.{key}': value for key, value in task.loss(outputs[name], readable[name]).items()}
+            if len(tasks) > 1:
+                losses[f'{name}.labelled'] = imgs.new_tensor(_labelled(task, readable[name]))
         return losses
+
+    def weighted_losses(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what each task adds to the sum, from the losses by name that `forward` gives."""
+        totals: dict[str, Tensor] = {}
+        for key, value in losses.items():
+            name, _, kind = key.partition('.')
+            if 'loss' in kind:
+                totals[name] = totals[name] + value if name in totals else value
+        labelled = {name: losses[f'{name}.labelled'] for name in totals if f'{name}.labelled' in losses}
+        return self.loss_weights(totals, labelled)
+
+    def parse_losses(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum over tasks, weighted, and the numbers for the log: `loss` is that sum, its parts as they were.
+
+        Weights that are learned are logged as `TASK.weight`.
+        """
+        total = sum(self.weighted_losses(losses).values())
+        weights = {f'{name}.weight': value for name, value in self.loss_weights.current().items()}
+        return total, {'loss': total, **losses, **weights}
 
     def _predict(self, imgs: Tensor, metas: Sequence[Meta], valid: Tensor | None) -> list[dict[str, Prediction]]:
         outputs = self._strategy(metas)(imgs, valid)
@@ -168,7 +194,9 @@ class DenseModel(BaseModel):
         augmented = self.tta is not None and self.use_tta
         if self.tiler is None and not augmented:
             return self._run
-        run: Callable = partial(read_objects, self._run, {name: task.predict for name, task in self.tasks.items()})
+        run: Callable = partial(
+            read_objects, self._blendable, {name: task.predict for name, task in self.tasks.items()}
+        )
         streams = getattr(self.tiler, 'streams', False)
         if augmented and streams:
             run = partial(self.tta, run)
@@ -177,6 +205,12 @@ class DenseModel(BaseModel):
         if augmented and not streams:
             run = partial(self.tta, run)
         return run
+
+    def _blendable(self, imgs: Tensor, valid: Tensor | None) -> dict[str, Outputs]:
+        """Run the network; queries that stand for labels of pixels are turned into scores, which have an average."""
+        outputs = self._run(imgs, valid)
+        made = {name: task.pixels(outputs[name]) for name, task in self.tasks.items() if hasattr(task, 'pixels')}
+        return outputs | made
 
 
 def _read(task: Any, outputs: Outputs, metas: Sequence[Meta]) -> list[Prediction]:
@@ -200,6 +234,21 @@ def _task(part: Any, classes: Mapping[str, Sequence[str]]) -> Any:
     field = part.get('field', parameters['field'].default if 'field' in parameters else None)
     known = 'num_classes' in parameters and field in classes
     return build(part, **({'num_classes': len(classes[field])} if known else {}))
+
+
+def _weights(part: Any, names: Sequence[str]) -> nn.Module:
+    """Return the part that weighs the losses of the tasks `names`; numbers by task are fixed weights."""
+    if isinstance(part, nn.Module):
+        return part
+    if isinstance(part, Mapping) and 'type' in part:
+        return build(part, names=names)
+    return FixedWeights(names, part)
+
+
+def _labelled(task: Any, targets: Sequence[Target]) -> float:
+    """Return the share of pictures that are labelled for `task`; it is 1 for tasks that read no labels."""
+    known = [not task.field or getattr(target, task.field) is not None for target in targets]
+    return sum(known) / len(known)
 
 
 def _readable(task: Any, targets: Sequence[Target], metas: Sequence[Meta]) -> list[Target]:

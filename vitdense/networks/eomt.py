@@ -84,7 +84,7 @@ class EoMT(nn.Module):
             valid = whole_cells(valid, self.divisor)
         first = self.backbone.depth - self.num_blocks
         tokens = self.backbone.run(self.backbone.embed(imgs, valid), 0, first)
-        tokens = self.backbone.insert(tokens, self.q.weight.expand(len(imgs), -1, -1))
+        tokens = self.backbone.insert(tokens, self.q.weight.expand(imgs.shape[0], -1, -1))
         earlier = []
         for place, masked in enumerate(self._masked):
             mask = None

@@ -108,12 +108,16 @@ class MaskSemanticTask:
 
     @torch.no_grad()
     def pixels(self, outputs: QueryOutputs) -> PixelOutputs:
-        """Return the scores of all classes, in place of logits, at every pixel of the input plane.
+        """Return the logarithms of the scores of all classes at every pixel of the input plane.
 
-        They can be averaged over windows, which queries cannot.
+        They can be averaged over windows and views, which queries cannot. Masks are resized before they become scores:
+        scores on the coarse grid of the masks would lose the course of borders between its cells.
         """
-        whole = torch.stack([_to_plane(masks, outputs.plane) for masks in outputs.mask_logits])
-        return PixelOutputs(class_scores(_probs(outputs), whole), outputs.plane)
+        plane = outputs.plane
+        masks = (resize_masks(each.float(), plane=plane, crop=plane, out=plane) for each in outputs.mask_logits)
+        pairs = zip(_probs(outputs), masks, strict=True)
+        scores = torch.stack([class_scores(*pair) for pair in pairs])
+        return PixelOutputs(scores.clamp_(min=1e-9).log_(), plane)
 
     @torch.no_grad()
     def predict(self, outputs: QueryOutputs | PixelOutputs, metas: Sequence[Meta]) -> list[SemanticMap]:
@@ -143,10 +147,6 @@ def _full_masks(masks: Tensor, meta: Meta, plane: tuple[int, int]) -> Iterator[t
         inside = logits > 0
         mass = (logits.sigmoid() * inside).flatten(1).sum(1)
         yield inside, mass / inside.flatten(1).sum(1).clamp(min=1)
-
-
-def _to_plane(masks: Tensor, plane: tuple[int, int]) -> Tensor:
-    return resize_masks(masks.float(), plane=plane, crop=plane, out=plane)
 
 
 def _probs(outputs: QueryOutputs) -> Tensor:
