@@ -18,6 +18,7 @@ TOOLS = {
     'evaluate': 'score saved predictions, without a model',
     'benchmark': 'say what a model costs',
     'check-data': 'report what is wrong with a data set',
+    'probe': 'compare backbones by nearest neighbours and linear heads',
     'visualize-features': 'show what a ViT sees, as colours',
 }
 USAGE = 'usage: vitdense TOOL ...\n\n' + ''.join(f'  {name:20}{what}\n' for name, what in TOOLS.items())

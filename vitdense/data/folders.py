@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,10 @@ class ImageFolders:
         size = (img.shape[-2], img.shape[-1])
         meta = Meta(file, str(path), self.name, size, size)
         return self.pipeline(Sample(img, Target(image_label=self._label(index)), meta))
+
+    def paths(self) -> Iterator[Path]:
+        """Yield every file that the data set reads, in its order."""
+        return (self.folder / os.fsdecode(file) for file in self._files.tolist())
 
     def check(self, limit: int | None = 64) -> int:
         """Look for `limit` files of a list, evenly spaced (None: all), and return how many were looked for.

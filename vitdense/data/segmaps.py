@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,13 @@ class SegmentationMaps:
         if self.evaluation:
             return self.pipeline(Sample(img, Target(), meta))._replace(target=target)
         return self.pipeline(Sample(img, target, meta))
+
+    def paths(self) -> Iterator[Path]:
+        """Yield every file that the data set reads, pictures before their label maps, in its order."""
+        for picture, labels in self._files:
+            yield self.images / picture
+            if self.labels is not None:
+                yield self.labels / labels
 
     def check(self, limit: int | None = 64) -> int:
         """Look at `limit` label files, evenly spaced (None: all), and return how many were looked at.

@@ -1,0 +1,57 @@
+"""Probe backbones: nearest neighbours and a linear head on features that are computed once.
+
+    python tools/probe.py configs/classification/class_linear_vit_ti_imagenette_224.py
+    python tools/probe.py configs/semantic/linear_plain_dinov2_s_ade20k_512_40k.py \\
+        --backbones vit_small_patch14_dinov2.lvd142m vit_small_patch16_224=mine.safetensors
+
+CONFIG is one with a ClassHead or a LinearHead; its data, evaluation transforms and metrics are used. Pictures are seen
+whole, without windows and augmentation. Features stay in $VITDENSE_CACHE (default ~/.cache/vitdense): an interrupted
+probe goes on where it was. The learning rate of the linear head is chosen on a tenth of the training pictures. Writes
+probe.json; scores are in [0, 1]. A config is a Python program and runs when it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitdense.engine.commandline import Parser, run
+
+
+def parser() -> Parser:
+    """Return the parser of the tool's arguments."""
+    made = Parser(prog='probe.py', description=__doc__)
+    made.add_argument('config', metavar='CONFIG', help='a config file, or configs/... of the installed package')
+    made.add_argument('--heads', metavar='H,H', help='knn, linear, or both (default: what the task allows)')
+    made.add_argument('--backbones', nargs='+', default=[], metavar='N[=FILE]', help="timm's names, with own weights")
+    made.add_argument('--weights', nargs='+', default=[], metavar='FILE', help="files for the config's backbone")
+    made.add_argument('--branch', metavar='B', help='which linear head of the config (default: the first)')
+    made.add_argument('--lrs', nargs='+', type=float, default=[], metavar='LR', help='learning rates to try')
+    made.add_argument('--steps', type=int, metavar='N', help='steps of the linear head (default: 1000; label maps 400)')
+    made.add_argument('--work-dir', metavar='D', help='where probe.json goes (default: work_dirs/CONFIG/probe)')
+    made.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: the first GPU, else cpu)')
+    made.add_argument('--workers', type=int, metavar='N', help='processes that load data')
+    made.add_argument('--cfg-options', nargs='+', action='extend', metavar='K=V', help='change values of the config')
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Probe as `argv` says."""
+    args = parser().parse_args(argv)
+    from vitdense.engine.config import load_config  # heavy: after the arguments are known to be right
+    from vitdense.engine.probing import probe
+
+    probe(
+        load_config(args.config, args.cfg_options or (), workers=args.workers),
+        heads=args.heads.split(',') if args.heads else None,
+        backbones=args.backbones,
+        weights=args.weights,
+        branch=args.branch,
+        rates=args.lrs,
+        steps=args.steps,
+        work_dir=args.work_dir,
+        device=args.device,
+    )
+
+
+if __name__ == '__main__':
+    run(main)
