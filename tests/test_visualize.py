@@ -270,3 +270,45 @@ def test_real_labels_are_readable(shared, tmp_path):
     panel = drawn[:, img.shape[1] :]
     for index in np.unique(labels[labels != IGNORE]):
         assert (panel == palette(11)[index]).all(-1).sum() > 50  # every class that is there has its swatch
+
+
+def test_a_legend_of_several_tasks_says_what_its_rows_are_about():
+    meta = {'classes': {'semantic': ['ground', 'car'], 'labels': ['car'], 'image_label': ['street', 'field']}}
+    picture = np.zeros((300, 300, 3), np.uint8)
+    answers = {
+        'det': Instances(torch.tensor([[10.0, 10, 90, 90]]), torch.tensor([0.9]), torch.tensor([0])),
+        'sem': SemanticMap(torch.zeros(300, 300, dtype=torch.uint8)),
+        'cls': ImageClass(torch.tensor([0.8, 0.2])),
+    }
+    rows = spied_rows(lambda: draw(picture, answers, meta))
+    shown = ['picture', 'street', 'field', 'regions', 'ground', 'objects', 'car']
+    assert [row.name for row in rows] == shown and [row.heading for row in rows] == [
+        name in ('picture', 'regions', 'objects') for name in shown
+    ]
+    rows = spied_rows(lambda: draw(picture, {'sem': answers['sem']}, meta))
+    assert [row.name for row in rows] == ['ground']  # one task needs no words
+
+
+def test_masks_are_outlined_where_a_map_is_painted():
+    masks = torch.zeros(1, 300, 300, dtype=torch.bool)
+    masks[0, 100:200, 100:200] = True
+    target = Target(semantic=masks[0].to(torch.uint8), boxes=torch.tensor([[80.0, 80, 220, 220]]), masks=masks)
+    target = target._replace(labels=torch.tensor([0]))
+    meta = {'classes': {'semantic': ['ground', 'car'], 'labels': ['car']}}
+    picture = np.full((300, 300, 3), 90, np.uint8)
+    both = draw_target(picture, target, meta, legend=False)
+    only_map = draw_target(picture, target._replace(masks=None), meta, legend=False)
+    assert np.array_equal(both[150, 150], only_map[150, 150]) and not np.array_equal(both, only_map)
+
+
+def spied_rows(work) -> list:
+    """Return the rows of the legend that `work` draws."""
+    from vitdense.visualize import pictures
+
+    seen, original = [], pictures.add_legend
+    pictures.add_legend = lambda img, rows, *rest: seen.extend(rows) or original(img, rows, *rest)
+    try:
+        work()
+    finally:
+        pictures.add_legend = original
+    return seen

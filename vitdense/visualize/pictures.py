@@ -138,7 +138,7 @@ class _Scene:
         self.picture = enlarge(picture, self.factor) if self.factor > 1 else picture.copy()
         self.alpha = alpha
         self.legend = legend
-        self.rows: list[Row] = []
+        self.sections: dict[str, list[Row]] = {}  # rows of the legend, by what they are about
         self.names: list[str] = []
         self.words: list[str] = []  # about the whole picture
         self.text = font_size(*self.picture.shape[:2])
@@ -150,7 +150,8 @@ class _Scene:
         count, num_classes = _counts(labels), len(vocabulary)
         shares = count / max(1, labels.size)
         self.names += vocabulary.names
-        self.rows += [
+        rows = self._section('regions')
+        rows += [
             Row(vocabulary.names[index], vocabulary.colors[index], shares[index])
             for index in np.flatnonzero(count[:num_classes])
         ]
@@ -159,7 +160,7 @@ class _Scene:
         colors = np.concatenate([vocabulary.colors, np.array([LINE, GREY, (70, 70, 70)], np.uint8)])
         painted = np.where(boundaries(labels, max(1, self.line // 2)), kind(white), labels)
         if ignore and len(count) > IGNORE and count[IGNORE]:
-            self.rows.append(Row('ignored', GREY, shares[IGNORE], hatched=True))
+            rows.append(Row('ignored', GREY, shares[IGNORE], hatched=True))
             painted = np.where(labels == IGNORE, num_classes + 1 + self._hatch(), painted)
         self._paint(painted, colors)
 
@@ -177,7 +178,7 @@ class _Scene:
         self.boxes(array(found.boxes)[keep], labels, names, vocabulary)
 
     def masks(self, masks: np.ndarray, colors: np.ndarray) -> None:
-        """Paint (N, H, W) masks with their (N, 3) colors, the first on top."""
+        """Paint (N, H, W) masks with their (N, 3) colors, the first on top; on a semantic map only their outlines."""
         if not len(masks):
             return
         self._check(masks[0])
@@ -185,37 +186,53 @@ class _Scene:
         for index in range(len(masks) - 1, -1, -1):
             owner[masks[index]] = index
         owner = enlarge(owner, self.factor)
-        painted = np.where(boundaries(owner, self.line), len(masks) + 1, owner)
-        self._paint(painted, np.concatenate([colors, np.array([GREY, LINE], np.uint8)]), keep=painted == len(masks))
+        edges = boundaries(owner, self.line)
+        painted = np.where(edges, len(masks) + 1, owner)
+        keep = ~edges if 'regions' in self.sections else painted == len(masks)  # a painted map is not painted over
+        self._paint(painted, np.concatenate([colors, np.array([GREY, LINE], np.uint8)]), keep=keep)
 
     def boxes(self, boxes: np.ndarray, labels: np.ndarray, names: Sequence[str], vocabulary: Vocabulary) -> None:
         """Draw (N, 4) xyxy boxes of (N,) `labels` with their names, the first on top, and list the classes."""
         size = max(10, round(self.text * 0.85))
         self.picture = draw_boxes(self.picture, boxes * self.factor, names, vocabulary.colors[labels], size=size)
         self.names += vocabulary.names
-        self.rows += [
+        self._section('objects').extend(
             Row(vocabulary.names[index], vocabulary.colors[index], count=int((labels == index).sum()))
             for index in np.unique(labels)
-        ]
+        )
 
     def headline(self, words: str, names: Sequence[str], rows: Sequence[Row] | None = None) -> None:
         """Say something about the whole picture: `words` on it, or `rows` in the legend."""
         self.names += names
         self.words.append(words)
-        self.rows[:0] = [Row(words, None)] if rows is None else rows
+        self._section('picture').extend([Row(words, None)] if rows is None else rows)
 
     def finish(self) -> np.ndarray:
         """Return the picture, with its legend or, without one, with the headlines in its upper left corner."""
         from PIL import Image, ImageDraw
 
-        if self.legend and (self.rows or self.names):
-            return add_legend(self.picture, self.rows, tuple(self.names), self.text)
+        rows = self._rows()
+        if self.legend and (rows or self.names):
+            return add_legend(self.picture, rows, tuple(self.names), self.text)
         if self.words:
             canvas = Image.fromarray(self.picture)
             for line, text in enumerate(self.words):
                 plate(ImageDraw.Draw(canvas), (0, (line + 1) * self.text * 1.5), text, color=(0, 0, 0), size=self.text)
             self.picture = np.asarray(canvas)
         return self.picture
+
+    def _section(self, name: str) -> list[Row]:
+        return self.sections.setdefault(name, [])
+
+    def _rows(self) -> list[Row]:
+        """Return the rows of all sections, the picture first, each under its name where there is more than one."""
+        order = sorted(self.sections, key=('picture', 'regions', 'objects').index)
+        headings = len(order) > 1
+        return [
+            row
+            for name in order
+            for row in [*([Row(name, None, heading=True)] if headings else []), *self.sections[name]]
+        ]
 
     def _check(self, labels: np.ndarray) -> None:
         if labels.shape != self.size:

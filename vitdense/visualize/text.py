@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-INK, PAPER = (235, 235, 235), (24, 24, 24)
+INK, FAINT, PAPER = (235, 235, 235), (150, 150, 150), (24, 24, 24)
 MAX_NAME = 20  # characters of a class name in a legend
 
 
@@ -22,6 +22,7 @@ class Row(NamedTuple):
     share: float | None = None  # in [0, 1], stands at the right
     hatched: bool = False
     count: int | None = None  # of objects, stands at the right
+    heading: bool = False  # names what follows; the first to go where there is no room
 
 
 @lru_cache(maxsize=64)
@@ -102,11 +103,13 @@ def add_legend(img: np.ndarray, rows: Sequence[Row], names: tuple[str, ...], siz
     panel = np.full((max(img.shape[0], step * 5), width, 3), PAPER, np.uint8)
     room = (len(panel) - step // 2) // step
     if len(rows) > room:
+        rows = [row for row in rows if not row.heading]
+    if len(rows) > room:
         rows = [*_largest(rows, room - 1), Row(f'+ {len(rows) - room + 1} more', None)]
     for line, row in enumerate(rows):
         top = step // 3 + line * step
         color = None if row.color is None else tuple(int(value) for value in row.color)
-        panel[top : top + step] = _name_strip(row.name, color, row.hatched, size, width)
+        panel[top : top + step] = _name_strip(row.name, color, row.hatched, row.heading, size, width)
         if row.share is not None or row.count is not None:
             value = _value_strip(str(row.count) if row.share is None else percent(row.share), size)
             right = width - round(size * 0.7)
@@ -133,7 +136,9 @@ def _largest(rows: Sequence[Row], count: int) -> list[Row]:
 
 
 @lru_cache(maxsize=1024)
-def _name_strip(name: str, color: tuple[int, ...] | None, hatched: bool, size: int, width: int) -> np.ndarray:
+def _name_strip(
+    name: str, color: tuple[int, ...] | None, hatched: bool, heading: bool, size: int, width: int
+) -> np.ndarray:
     """Return the line of a legend without its value: a swatch and a name."""
     from PIL import Image, ImageDraw
 
@@ -147,7 +152,7 @@ def _name_strip(name: str, color: tuple[int, ...] | None, hatched: bool, size: i
             x = left + size * 0.4 * step
             pen.line((x, box[3], x + size * 0.4, box[1]), fill=INK, width=max(1, size // 12))
         left += size * 1.8
-    pen.text((left, middle), shorten(name), fill=INK, font=font(size), anchor='lm')
+    pen.text((left, middle), shorten(name), fill=FAINT if heading else INK, font=font(size), anchor='lm')
     return np.asarray(strip)
 
 
