@@ -16,7 +16,9 @@ METAINFO = {'classes': {'labels': ['ant', 'bee', 'cow']}, 'category_ids': {'labe
 def looked_at(folder, image_ids, metainfo=METAINFO, masks=None):
     """A hook that has seen pictures, each with one ant, one bee and one cow."""
     runner = SimpleNamespace(
-        metainfo=metainfo, network_model=SimpleNamespace(tasks={'det': SimpleNamespace(field='labels')})
+        metainfo=metainfo,
+        network_model=SimpleNamespace(tasks={'det': SimpleNamespace(field='labels')}),
+        test_dataloader=None,
     )
     hook = PredictionHook(folder, None)
     boxes = torch.tensor([[1, 2, 4, 7], [0, 0, 1, 1], [5, 5, 9.5, 6]])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vitdense.engine.borrowed import complete
 from vitdense.engine.checkpoints import read_checkpoint
+from vitdense.engine.config import picture_recipe
 from vitdense.engine.merging import check_strategy, field_of, with_branch, with_vocabulary
 from vitdense.engine.model_folder import (
     CONTENT,
@@ -94,8 +95,7 @@ def read_trained(path: str | Path) -> Trained:
         recipe, transforms = info['recipe'], list(info['transforms'])
     elif facts:
         content = read_config_text(read_checkpoint(path)['config'])
-        section = content.get('test_dataloader') or content.get('val_dataloader') or content['train_dataloader']
-        recipe, transforms = content['model'], list(section['dataset'].get('transforms') or ())
+        recipe, transforms = content['model'], list(picture_recipe(content).get('transforms') or ())
     else:
         return Trained(str(path), None, state, None, {}, None)
     check_recipes([recipe, transforms], path / 'model.json' if path.is_dir() else path)
@@ -120,8 +120,7 @@ def with_head(cfg: Config, trained: Trained) -> Config:
     """
     content = cfg.to_dict()
     name, model = content['add_head']['name'], content['model']
-    section = content.get('test_dataloader') or content.get('val_dataloader') or content['train_dataloader']
-    transforms = list(section['dataset'].get('transforms') or ())
+    transforms = list(picture_recipe(content).get('transforms') or ())
     if trained.recipe is not None:
         where = f'--add-head {name}, {trained.where}'
         branch, task = model['network']['branches'][name], model['tasks'][name]

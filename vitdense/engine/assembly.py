@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,19 +11,20 @@ import torch
 from mmengine.config import Config
 from torch.utils.data import Dataset
 
-from vitdense.engine.add_head import joint_metainfo, read_trained, take_over, with_head
 from vitdense.data.mixture import check_classes
+from vitdense.engine.add_head import joint_metainfo, read_trained, take_over, with_head
 from vitdense.engine.artifacts import PictureHook
 from vitdense.engine.borrowed import complete
 from vitdense.engine.checkpoints import make_folder
 from vitdense.engine.compiling import compile_network
+from vitdense.engine.config import named_sections
 from vitdense.engine.ema import EmaHook
+from vitdense.engine.evaluation_sets import AllPictures, all_metrics, build_evaluators, evaluation_parts
 from vitdense.engine.history import HistoryHook, check_metric_early
 from vitdense.engine.hooks import CheckpointHook, EarlyStoppingHook, StepHook
 from vitdense.engine.loaders import (
     adopt_classes,
     build_dataset,
-    evaluation_loader,
     num_workers,
     train_loader,
 )
@@ -71,8 +72,8 @@ def make_trainer(
     data = _training_data(cfg, sections)
     steps = _Steps(sections['train_dataloader'].get('batch_size', 1), place.world_size, len(data['train_dataloader']))
     schedule = _schedule(cfg, steps)
-    evaluators = [build(metric) for metric in cfg.to_dict().get('val_evaluator') or ()] if len(data) > 1 else []
-    hooks = _hooks(cfg, schedule, place.work_dir, evaluators, steps)
+    evaluators = build_evaluators(cfg.to_dict().get('val_evaluator')) if len(data) > 1 else {}
+    hooks = _hooks(cfg, schedule, place.work_dir, all_metrics(evaluators), steps)
 
     seed_everything(cfg.seed)
     metainfo = data['train_dataloader'].metainfo
@@ -166,7 +167,7 @@ def _set_up(model: DenseModel, amp: str, place: _Place, section: Mapping[str, An
 def _training_parts(
     cfg: Config,
     sections: Mapping[str, Any],
-    data: Mapping[str, Dataset],
+    data: Mapping[str, Any],
     place: _Place,
     schedule: Schedule,
     *,
@@ -186,12 +187,17 @@ def _training_parts(
 
 
 def _validation_parts(
-    cfg: Config, sections: Mapping[str, Any], data: Mapping[str, Dataset], place: _Place, evaluators: list[Any]
+    cfg: Config,
+    sections: Mapping[str, Any],
+    data: Mapping[str, Any],
+    place: _Place,
+    evaluators: Mapping[str, Sequence[Any]],
 ) -> dict[str, Any]:
     if 'val_dataloader' not in data:
         return {}
-    loader = evaluation_loader(sections['val_dataloader'], data['val_dataloader'], seed=cfg.seed, **place.loading)
-    return dict(val_dataloader=loader, val_evaluator=evaluators, val_cfg=dict())
+    section, datasets = sections['val_dataloader'], data['val_dataloader']
+    loader, evaluator = evaluation_parts(section, datasets, evaluators, seed=cfg.seed, **place.loading)
+    return dict(val_dataloader=loader, val_evaluator=evaluator, val_cfg=dict())
 
 
 def make_tester(
@@ -214,10 +220,11 @@ def make_tester(
     state, facts = _published(cfg) if checkpoint is None else read_state(checkpoint)
     seed_everything(cfg.seed)
     section = _sections(cfg, 'test_dataloader')['test_dataloader']
-    dataset = build_dataset(section['dataset'], root=cfg.get('data_root'))
-    metainfo = facts.get('metainfo') or dataset.metainfo
-    adopt_classes(dataset, metainfo)
-    check_classes(metainfo, dataset.metainfo, where=f'{checkpoint}, test_dataloader.dataset')
+    datasets = _evaluation_data(cfg, section)
+    metainfo = facts.get('metainfo') or AllPictures(list(datasets.values())).metainfo
+    for dataset in datasets.values():
+        adopt_classes(dataset, metainfo)
+        check_classes(metainfo, dataset.metainfo, where=f'{checkpoint}, test_dataloader.dataset')
     if checkpoint is None:
         model = build_model(cfg, metainfo, pretrained=True)
     else:
@@ -236,16 +243,18 @@ def make_tester(
     logger.info(
         '%s%s%s', checkpoint or 'as published', f' after step {facts["step"]}' if 'step' in facts else '', averaged
     )
-    _set_up(model, cfg.amp, place, section, compiled)
+    _set_up(model, cfg.amp, place, next(iter(named_sections(section).values())), compiled)
+    evaluators = build_evaluators(cfg.to_dict().get('test_evaluator'))
+    loader, evaluator = evaluation_parts(section, datasets, evaluators, seed=cfg.seed, **place.loading)
     return DenseRunner(
         cfg,
         model,
         work_dir=place.work_dir,
         device=place.device,
-        metainfo=dataset.metainfo,
+        metainfo=AllPictures(list(datasets.values())).metainfo,
         hooks=hooks,
-        test_dataloader=evaluation_loader(section, dataset, seed=cfg.seed, **place.loading),
-        test_evaluator=[build(metric) for metric in cfg.to_dict().get('test_evaluator') or ()],
+        test_dataloader=loader,
+        test_evaluator=evaluator,
         test_cfg=dict(),
     )
 
@@ -282,17 +291,25 @@ def _sections(cfg: Config, *names: str) -> dict[str, dict[str, Any]]:
     return {name: content[name] for name in names if content.get(name)}
 
 
-def _training_data(cfg: Config, sections: Mapping[str, Any]) -> dict[str, Dataset]:
-    """Return the data sets by section. Raises ConfigError when they disagree, DataError for impossible labels."""
-    data = {name: build_dataset(section['dataset'], root=cfg.get('data_root')) for name, section in sections.items()}
-    first, *others = data.values()
-    for other in others:
+def _training_data(cfg: Config, sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the training data, and the validation data by set. Raises ConfigError when they disagree, DataError for
+    impossible labels.
+    """
+    first = build_dataset(sections['train_dataloader']['dataset'], root=cfg.get('data_root'))
+    others = _evaluation_data(cfg, sections['val_dataloader']) if 'val_dataloader' in sections else {}
+    for other in others.values():
         adopt_classes(other, first.metainfo)
         check_classes(first.metainfo, other.metainfo, where='train_dataloader.dataset, val_dataloader.dataset')
-    for dataset in data.values():
+    for dataset in (first, *others.values()):
         if hasattr(dataset, 'check'):
             dataset.check()  # a sample of the labels now, rather than a crash in an hour
-    return data
+    return {'train_dataloader': first} | ({'val_dataloader': others} if others else {})
+
+
+def _evaluation_data(cfg: Config, section: Mapping[str, Any]) -> dict[str, Dataset]:
+    """Return the data sets of a validation or test section by name."""
+    named = named_sections(section).items()
+    return {name: build_dataset(each['dataset'], root=cfg.get('data_root')) for name, each in named}
 
 
 def _schedule(cfg: Config, steps: _Steps) -> Schedule:

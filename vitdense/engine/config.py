@@ -83,13 +83,29 @@ def load_config(path: str | Path, options: Sequence[str] = (), *, workers: int |
     _check_keys(content, KEYS, where=str(path))
     _complete(content)
     apply_options(content, options)
-    for key in LOADERS:
-        if workers is not None and content.get(key):
-            content[key]['num_workers'] = workers
+    for _, section in _loader_sections(content):
+        if workers is not None and isinstance(section, dict):
+            section['num_workers'] = workers
     _check(content, str(path))
     cfg = Config(content)
     object.__setattr__(cfg, '_filename', str(path))
     return cfg
+
+
+def named_sections(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the loaders of a config's loader section by name: several, or one whose name is ''."""
+    return {'': section} if 'dataset' in section else dict(section)
+
+
+def picture_recipe(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe of the data set whose transforms prepare pictures for the model.
+
+    It is that of `test_dataloader`, else of `val_dataloader`, else of `train_dataloader`, the first of several.
+    """
+    section = content.get('test_dataloader') or content.get('val_dataloader') or content['train_dataloader']
+    recipe = next(iter(named_sections(section).values()))['dataset']
+    parts = recipe.get('datasets')  # of a mixture
+    return next(iter(parts.values())) if isinstance(parts, Mapping) else recipe
 
 
 def find_config(path: str | Path) -> Path:
@@ -256,9 +272,9 @@ def _check(content: dict[str, Any], file: str) -> None:
                 why=f'{key} is a dict with the keys {", ".join(known)}',
                 fix=f'write {key} = dict({next(iter(known))}=...)',
             )
-    for key in LOADERS:
-        if content.get(key) is not None:
-            _check_keys(content[key], LOADER_KEYS, where=file, prefix=f'{key}.')
+    for key, section in _loader_sections(content):
+        _check_keys(section, LOADER_KEYS, where=file, prefix=f'{key}.')
+    _check_sets(content, file)
     for key, words in WORDS.items():
         section, _, name = key.rpartition('.')
         holder = content.get(section) if section else content
@@ -277,11 +293,38 @@ def _check(content: dict[str, Any], file: str) -> None:
             raise ConfigError(error.message, where=f'{file}: {key} = {kind!r}', why=error.why, fix=error.fix) from error
 
 
+def _loader_sections(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every loader section with its key; of several sets the sections are `val_dataloader.NAME`."""
+    for key in LOADERS:
+        section = content.get(key) or {}
+        several = key != 'train_dataloader' and section and all(isinstance(item, dict) for item in section.values())
+        if several and 'dataset' not in section:
+            yield from ((f'{key}.{name}', item) for name, item in section.items())
+        elif section:
+            yield key, section
+
+
+def _check_sets(content: dict[str, Any], file: str) -> None:
+    """Raise ConfigError unless evaluators are named as the sets that they score."""
+    for kind in ('val', 'test'):
+        section, metrics = content.get(f'{kind}_dataloader') or {}, content.get(f'{kind}_evaluator') or ()
+        sets = list(named_sections(section)) if section else ['']
+        named = list(metrics) if isinstance(metrics, Mapping) else ['']
+        if section and set(sets) != set(named):
+            form = ', '.join(f'{name}=[...]' for name in sets)
+            raise ConfigError(
+                f'{kind}_evaluator does not fit {kind}_dataloader',
+                where=file,
+                why=f'the sets are {", ".join(sets) if section and sets != [""] else "one without a name"}, '
+                f'the evaluators {", ".join(named) if named != [""] else "one list"}',
+                fix=f'write {kind}_evaluator = ' + (f'dict({form})' if sets != [''] else '[dict(type=...)]'),
+            )
+
+
 def _check_counts(content: dict[str, Any], file: str) -> None:
     """Raise ConfigError for a seed, a batch size or a number of workers that cannot be."""
     counts = [('seed', content['seed'], 0, 2**32 - 1)]
-    for key in LOADERS:
-        loader = content.get(key) or {}
+    for key, loader in _loader_sections(content):
         counts += [
             (f'{key}.{name}', loader[name], least, None)
             for name, least in (('batch_size', 1), ('num_workers', 0))

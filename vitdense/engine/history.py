@@ -26,19 +26,26 @@ Row = dict[str, float | int | None]
 class HistoryHook(Hook):
     """Keep one row for every `interval` steps and one for every validation.
 
-    Losses are averaged over the interval on the device, and read once per interval. Values that are not finite become
+    Losses are averaged over the interval on the device, and read once per interval; those of a task that some batches
+    have no label for (`TASK.labelled` is 0) over the others. Values that are not finite become
     None: empty in the csv file, null in the json file. `best` is the name of the metric by which validations are
-    compared, and `rule` says whether more is better; then `improved` is True from a better validation to the next one.
+    compared, or a list of names whose mean is, and `rule` says whether more is better; then `improved` is True from a
+    better validation to the next one.
     """
 
     priority = 'BELOW_NORMAL'
 
     def __init__(
-        self, work_dir: Path, *, interval: int, best: str | None, rule: Literal['greater', 'less'] = 'greater'
+        self,
+        work_dir: Path,
+        *,
+        interval: int,
+        best: str | Sequence[str] | None,
+        rule: Literal['greater', 'less'] = 'greater',
     ) -> None:
         self.work_dir = work_dir
         self.interval = interval
-        self.best_key = best
+        self.best_keys = metric_names(best)
         self.sign = 1 if rule == 'greater' else -1
         self.rows: list[Row] = []
         self.metrics: Row = {}
@@ -46,7 +53,9 @@ class HistoryHook(Hook):
         self.improved = False
         self._sums: dict[str, Tensor] = {}
         self._count = 0
+        self._counts: dict[str, Tensor | int] = {}  # by key: the steps that count for it
         self._columns: list[str] = []
+        self._notes: Row = {}
         self._since = (0.0, 0.0)  # (clock, seconds waited) at the last row
 
     def before_train(self, runner: Any) -> None:
@@ -56,13 +65,22 @@ class HistoryHook(Hook):
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         for key, value in (outputs or {}).items():
-            self._sums[key] = self._sums.get(key, 0) + value.detach()
+            seen = _seen(key, outputs)
+            self._sums[key] = self._sums.get(key, 0) + value.detach() * seen
+            self._counts[key] = self._counts.get(key, 0) + seen
         self._count += 1
         if (batch_idx + 1) % self.interval == 0 or batch_idx + 1 == runner.max_iters:
             self._add(self._training_row(runner, batch_idx + 1))
 
+    def note(self, values: Row) -> None:
+        """Write `values` into the next row of training, beside the averages."""
+        self._notes |= values
+
     def _training_row(self, runner: Any, step: int) -> Row:
-        means = torch.stack([value.float() for value in self._sums.values()]).div(self._count).tolist()
+        sums = torch.stack([value.float() for value in self._sums.values()])
+        means = sums.div(
+            torch.stack([torch.as_tensor(count, device=sums.device).float() for count in self._counts.values()])
+        ).tolist()
         clock, waited = time.perf_counter(), runner.train_loop.waited
         seconds = max(clock - self._since[0], 1e-9)
         row: Row = {'step': step, **dict(zip(self._sums, means, strict=True))}
@@ -71,7 +89,9 @@ class HistoryHook(Hook):
         row['grad_norm'] = None if norm is None else float(norm)  # None: gradients were only accumulated
         row['steps_per_second'] = self._count / seconds
         row['data_wait'] = (waited - self._since[1]) / seconds  # share of the time
-        self._sums, self._count, self._since = {}, 0, (clock, waited)
+        row |= self._notes
+        self._counts = {}
+        self._sums, self._count, self._notes, self._since = {}, 0, {}, (clock, waited)
         return row
 
     def before_val(self, runner: Any) -> None:
@@ -80,9 +100,9 @@ class HistoryHook(Hook):
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
         step = runner.train_loop.iter
         self.metrics = finite(metrics or {})
-        if self.best_key is not None:
-            check_metric(self.best_key, self.metrics, where='checkpoint.best')
-        value, record = self.metrics.get(self.best_key), self.best.get(self.best_key)
+        for key in self.best_keys:
+            check_metric(key, self.metrics, where='checkpoint.best')
+        value, record = mean_of(self.best_keys, self.metrics), mean_of(self.best_keys, self.best)
         self.improved = value is not None and (record is None or self.sign * (value - record) > 0)
         if self.improved:
             self.best = {**self.metrics, 'step': step}
@@ -134,6 +154,13 @@ class HistoryHook(Hook):
         write_json(self.work_dir / 'metrics.json', content)
 
 
+def _seen(key: str, outputs: Mapping[str, Tensor]) -> Tensor | int:
+    """Return 1 if this step counts for the average of `key`, 0 if the task it belongs to had no label."""
+    name, _, kind = key.partition('.')
+    share = outputs.get(f'{name}.labelled')
+    return 1 if share is None or kind in ('labelled', 'weight') else (share > 0).float()
+
+
 def finite(row: Mapping[str, Any]) -> Row:
     """Return `row` with plain Python numbers; what is not finite is None."""
     numbers = {key: value.item() if hasattr(value, 'item') else value for key, value in row.items()}
@@ -160,6 +187,17 @@ def read_rows(path: Path) -> list[Row]:
         ]
 
 
+def metric_names(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of metrics that a config gives: one, several, or none."""
+    return (given,) if isinstance(given, str) else tuple(given or ())
+
+
+def mean_of(names: Sequence[str], metrics: Mapping[str, Any]) -> float | None:
+    """Return the mean of the metrics `names`; None while one of them has no value, and of no names."""
+    values = [metrics.get(name) for name in names]
+    return None if not values or None in values else sum(values) / len(values)
+
+
 def check_metric(key: str, metrics: Mapping[str, Any], *, where: str) -> None:
     """Raise ConfigError when validation gave metrics, but not `key`."""
     if metrics and key not in metrics:
@@ -171,20 +209,19 @@ def check_metric(key: str, metrics: Mapping[str, Any], *, where: str) -> None:
         )
 
 
-def check_metric_early(key: str | None, metrics: Sequence[Any], *, where: str) -> None:
-    """Raise ConfigError at the start when no evaluator can give `key`.
+def check_metric_early(given: str | Sequence[str] | None, metrics: Sequence[Any], *, where: str) -> None:
+    """Raise ConfigError at the start when no evaluator can give one of the metrics `given`.
 
     Evaluators are known by their prefix, and by their `names` where they have that attribute.
     """
-    if key is None or not metrics:
-        return
-    prefix, _, name = key.rpartition('/')
-    owners = [metric for metric in metrics if metric.prefix == prefix]
     known = [f'{metric.prefix}/{name}' for metric in metrics for name in getattr(metric, 'names', ('...',))]
-    if not owners or not any(name in getattr(metric, 'names', (name,)) for metric in owners):
-        raise ConfigError(
-            f"there is no metric '{key}'{did_you_mean(key, known)}",
-            where=where,
-            why=f'the evaluators give {", ".join(known)}',
-            fix=f'set {where} to a metric that val_evaluator gives',
-        )
+    for key in metric_names(given) if metrics else ():
+        prefix, _, name = key.rpartition('/')
+        owners = [metric for metric in metrics if metric.prefix == prefix]
+        if not owners or not any(name in getattr(metric, 'names', (name,)) for metric in owners):
+            raise ConfigError(
+                f"there is no metric '{key}'{did_you_mean(key, known)}",
+                where=where,
+                why=f'the evaluators give {", ".join(known)}',
+                fix=f'set {where} to a metric that val_evaluator gives',
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from vitdense.engine.checkpoints import (
     write_checkpoint,
     write_text,
 )
-from vitdense.engine.history import check_metric
+from vitdense.engine.history import check_metric, mean_of, metric_names
 from vitdense.engine.schedule import Schedule
 from vitdense.errors import DiskError, NumericsError
 
@@ -113,14 +113,22 @@ class CheckpointHook(Hook):
 
 
 class EarlyStoppingHook(Hook):
-    """End the run when `monitor` has not improved by more than `min_delta` in `patience` validations in a row."""
+    """End the run when `monitor` has not improved by more than `min_delta` in `patience` validations in a row.
+
+    `monitor` is a metric, or a list of metrics whose mean counts.
+    """
 
     priority = 'LOW'
 
     def __init__(
-        self, monitor: str, *, rule: Literal['greater', 'less'] = 'greater', patience: int = 5, min_delta: float = 0.0
+        self,
+        monitor: str | Sequence[str],
+        *,
+        rule: Literal['greater', 'less'] = 'greater',
+        patience: int = 5,
+        min_delta: float = 0.0,
     ) -> None:
-        self.monitor = monitor
+        self.monitor = metric_names(monitor)
         self.sign = 1 if rule == 'greater' else -1
         self.patience = patience
         self.min_delta = min_delta
@@ -129,14 +137,15 @@ class EarlyStoppingHook(Hook):
 
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
         metrics = runner.history.metrics
-        check_metric(self.monitor, metrics, where='early_stopping.monitor')
-        value = metrics.get(self.monitor)
+        for key in self.monitor:
+            check_metric(key, metrics, where='early_stopping.monitor')
+        value = mean_of(self.monitor, metrics)
         if value is not None and (self.best is None or self.sign * (value - self.best) > self.min_delta):
             self.best, self.waited = value, 0
             return
         self.waited += 1
         if self.waited >= self.patience:
-            logger.info('%s has not improved in %d validations: stopping', self.monitor, self.waited)
+            logger.info('%s has not improved in %d validations: stopping', ', '.join(self.monitor), self.waited)
             runner.train_loop.stop_training = True
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:

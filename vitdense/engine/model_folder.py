@@ -20,7 +20,7 @@ from torch import Tensor
 import vitdense
 from vitdense.engine.borrowed import complete, without_lora
 from vitdense.engine.checkpoints import read_checkpoint, sha256_of, sync_folder, write_text
-from vitdense.engine.config import load_config
+from vitdense.engine.config import load_config, named_sections, picture_recipe
 from vitdense.errors import CheckpointError, ConfigError, DiskError
 from vitdense.layers.lora import merge_lora
 from vitdense.model import DenseModel
@@ -225,19 +225,24 @@ def read_checkpoint_model(config: str | Path, checkpoint: str | Path) -> tuple[D
     `checkpoint` is a .pth of a run, a model folder, or weights (.safetensors, .pth) of the whole model. Classes are
     those that the checkpoint remembers, else those of the config's test data. Raises ConfigError, CheckpointError.
     """
+    from vitdense.engine.evaluation_sets import AllPictures
     from vitdense.engine.loaders import build_dataset
 
     cfg = load_config(config)
     state, facts = read_state(checkpoint)
-    section = cfg.get('test_dataloader') or cfg.get('val_dataloader') or cfg.get('train_dataloader')
     metainfo = facts.get('metainfo')
+    content = cfg.to_dict()
     if not metainfo:
-        metainfo = build_dataset(section.to_dict()['dataset'], root=cfg.get('data_root')).metainfo
+        section = content.get('test_dataloader') or content.get('val_dataloader') or content['train_dataloader']
+        datasets = [
+            build_dataset(each['dataset'], root=cfg.get('data_root')) for each in named_sections(section).values()
+        ]
+        metainfo = AllPictures(datasets).metainfo
     recipe = cfg.model.to_dict()
     borrowed = facts.get('borrowed')
     model = build_trained(recipe, metainfo['classes'], state, where=str(checkpoint), borrowed=borrowed)
     merge_lora(model)  # nothing learns any more
-    transforms = section.to_dict()['dataset'].get('transforms') or []
+    transforms = picture_recipe(content).get('transforms') or []
     return model, {
         'recipe': without_lora(without_pretrained(recipe)),
         'classes': metainfo['classes'],

@@ -18,7 +18,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from vitdense.errors import ConfigError, did_you_mean
 from vitdense.registry import build, resolve
 
-NO_DECAY = ('norm', 'bias', 'layer_scale', 'pos_embed', 'cls_token', 'reg_token', 'register_tokens', 'mask_token')
+NO_DECAY = (
+    'norm', 'bias', 'layer_scale', 'pos_embed', 'cls_token', 'reg_token', 'register_tokens', 'mask_token',
+    'log_variances',
+)  # fmt: skip
 
 
 class Group(NamedTuple):

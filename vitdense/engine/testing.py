@@ -23,6 +23,7 @@ from vitdense.engine.assembly import make_tester
 from vitdense.engine.checkpoints import make_folder, steps_in, write_text
 from vitdense.engine.compiling import explained
 from vitdense.engine.console import console, start_logging
+from vitdense.engine.evaluation_sets import set_name
 from vitdense.engine.history import finite, write_json
 from vitdense.engine.loaders import close_loaders
 from vitdense.engine.progress import print_metrics
@@ -52,7 +53,8 @@ def test(
     `HEAD/NAME.png` with the numbers of the classes **as trained** (with `reduce_zero_label` class 0 is the file's label
     1), objects of all pictures as `HEAD/results.json`, COCO's results format with the category ids of the annotation
     file (and `HEAD/results_segm.json` where there are masks), or the five best classes of every picture, in the file of
-    that name. `show_dir` gets pictures with the predictions drawn on them. `compiled` compiles the network.
+    that name; of several test sets each has a folder of its own for them. `show_dir` gets pictures with the predictions
+    drawn on them. `compiled` compiles the network.
     """
     base = _scores_folder(cfg, work_dir, out)
     start_processes(choose_device(device))
@@ -134,28 +136,29 @@ class PredictionHook(Hook):
     def _write(self, runner: Any, batch: Batch, outputs: list[dict[str, Any]]) -> None:
         for img, meta, prediction in zip(batch.imgs, batch.metas, outputs, strict=True):
             prediction, name = on_cpu(prediction), self._name(meta)
+            out = Path(set_name(runner.test_dataloader))  # several sets have a folder each
             for head, record in prediction.items():
                 if self.out and isinstance(record, SemanticMap):
-                    write_labels(record, self.out / head / f'{name}.png')
+                    write_labels(record, self.out / out / head / f'{name}.png')
                 if self.out and isinstance(record, Instances):
                     ids = category_ids(runner.metainfo, runner.network_model.tasks[head].field)
-                    self._keep(head, meta, record, ids)
+                    self._keep(out / head, meta, record, ids)
                 if self.out and isinstance(record, ImageClass):
                     names = runner.network_model.head_classes.get(head, ())
                     row = {'image_id': meta.image_id, **best_classes(record, names)}
-                    self._rows.setdefault(f'{head}/results.json', []).append([row])
+                    self._rows.setdefault(f'{out / head}/results.json', []).append([row])
             if self.show_dir:
                 picture = shown_picture(img, meta, prediction)
                 path = self.show_dir / f'{name}.jpg'
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(visualize.draw(picture, prediction, runner.metainfo)).save(path, quality=92)
 
-    def _keep(self, head: str, meta: Meta, record: Instances, ids: list[int | None]) -> None:
+    def _keep(self, folder: Path, meta: Meta, record: Instances, ids: list[int | None]) -> None:
         """Keep the rows of one picture; masks go to a file of their own."""
         for file, masks in (('results.json', False), ('results_segm.json', True)):
             if not masks or record.masks is not None:
                 rows = results_of(record, meta.image_id, ids, masks=masks)
-                self._rows.setdefault(f'{head}/{file}', []).append(rows)
+                self._rows.setdefault(f'{folder}/{file}', []).append(rows)
 
     def _name(self, meta: Meta) -> str:
         """Return a file name without suffix for a picture: its own, numbered when it occurs again."""

@@ -22,8 +22,10 @@ from vitdense.engine.assembly import make_trainer
 from vitdense.engine.borrowed import self_contained
 from vitdense.engine.checkpoints import find_checkpoint, make_folder, read_checkpoint, steps_in
 from vitdense.engine.compiling import explained
+from vitdense.engine.config import picture_recipe
 from vitdense.engine.console import console, start_logging
 from vitdense.engine.fitting import check_fit
+from vitdense.engine.evaluation_sets import first_dataset
 from vitdense.engine.head_files import save_head, take_head
 from vitdense.engine.loaders import close_loaders
 from vitdense.engine.model_folder import save_model_folder
@@ -157,8 +159,7 @@ def finish(runner: DenseRunner) -> None:
     folder, cfg = runner.folder, runner.cfg
     best = folder / 'best.pth'
     content = read_checkpoint(best) if best.exists() else runner.state()
-    section = cfg.get('test_dataloader') or cfg.get('val_dataloader') or cfg.train_dataloader
-    transforms = Config(section.to_dict()).to_dict()['dataset'].get('transforms') or []
+    transforms = picture_recipe(cfg.to_dict()).get('transforms') or []
     network = runner.network_model.network
     recipe, state = self_contained(runner.network_model, cfg.to_dict()['model'], content['state_dict'])
     added = cfg.to_dict().get('add_head')
@@ -184,7 +185,7 @@ def say_next(runner: DenseRunner, checkpoint: Path) -> None:
     """Print the scores and the exact commands that test the model and run it on a picture."""
     folder = runner.folder
     loader = runner.val_dataloader if runner.val_loop is not None else runner.train_dataloader
-    sample = write_sample(loader.dataset.dataset.dataset, folder / 'sample.png')
+    sample = write_sample(first_dataset(loader), folder / 'sample.png')
     script = Path(sys.argv[0])
     tool = f'python {shlex.quote(str(script.parent))}/{{}}.py' if script.name == 'train.py' else 'vitdense {}'
     best = runner.history.best

@@ -1,0 +1,111 @@
+"""Do tasks pull the shared weights in one direction? The gradient of each task's loss on the backbone, measured."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.hooks import Hook
+from torch import Tensor, distributed, nn
+
+from vitdense.model import DenseModel
+from vitdense.types import Batch
+
+logger = logging.getLogger('vitdense')
+
+
+class TaskGradients(NamedTuple):
+    """How the tasks of one batch pull the shared weights."""
+
+    norms: dict[str, float]  # L2 norm by task, of what the task adds to the sum of losses (weighted)
+    cosines: dict[tuple[str, str], float]  # in [-1, 1] by pair of tasks; 0 where a task has no gradient
+
+
+def task_gradients(model: DenseModel, batch: Batch, *, scale: float = 1.0) -> TaskGradients:
+    """Return norms and cosines of the gradients of each task on the trainable weights of `network.backbone`.
+
+    `batch` is one of the training loader, on any device. The model runs once for each task, with the same random
+    numbers, and is left as it was: weights, gradients, running statistics and random states. `scale` multiplies the
+    losses on the way back and is taken out again (the loss scale of float16). With several processes every one must
+    call it; gradients are then those of all their batches. Networks without a backbone are shared as a whole.
+
+    Cost: a forward and a backward pass for each task, and memory for a copy of the backbone's gradients for each. The
+    sign of a cosine is how tasks conflict (Yu et al. 2020, https://arxiv.org/abs/2001.06782, section 2).
+    """
+    shared = shared_parameters(model)
+    pulls: dict[str, Tensor] = {}
+    for name in getattr(model.network, 'learning', tuple(model.tasks)):
+        with _untouched(model):
+            losses = model(*model.data_preprocessor(batch, True), mode='loss')
+            loss = model.weighted_losses(losses)[name] * scale
+            grads = torch.autograd.grad(loss, shared, allow_unused=True)
+        pulls[name] = _mean_of_ranks(_flat(grads, shared) / scale)
+    norms = {name: float(pull.norm()) for name, pull in pulls.items()}
+    cosines = {
+        (one, other): float(pulls[one] @ pulls[other]) / max(norms[one] * norms[other], 1e-30)
+        for one, other in combinations(pulls, 2)
+    }
+    return TaskGradients(norms, cosines)
+
+
+def shared_parameters(model: DenseModel) -> list[nn.Parameter]:
+    """Return the trainable weights that all tasks share: those of the network's backbone."""
+    backbone = getattr(model.network, 'backbone', model.network)
+    return [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+
+
+class TaskGradientHook(Hook):
+    """Measure `task_gradients` every `interval` steps, and log `TASK.shared_grad_norm` and `grad_cosine.TASK.TASK`.
+
+    A run with it takes the same steps as one without. A backbone that does not learn yet is not measured.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(self, interval: int = 100) -> None:
+        if interval < 1:
+            raise ValueError(f'gradients are measured every interval steps, from 1 on, got {interval}')
+        self.interval = interval
+
+    def before_train(self, runner: Any) -> None:
+        if not shared_parameters(runner.network_model):
+            logger.info('the backbone is frozen: there are no shared gradients to measure')
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if batch_idx % self.interval or not shared_parameters(runner.network_model):
+            return
+        found = task_gradients(runner.network_model, data_batch, scale=runner.optim_wrapper.scaler.get_scale())
+        norms = {f'{name}.shared_grad_norm': norm for name, norm in found.norms.items()}
+        cosines = {f'grad_cosine.{one}.{other}': value for (one, other), value in found.cosines.items()}
+        runner.history.note(norms | cosines)
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Put buffers and random states back on leaving."""
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in kept:
+                buffer.copy_(before)
+
+
+def _flat(grads: tuple[Tensor | None, ...], shared: list[nn.Parameter]) -> Tensor:
+    """Return all gradients as one float32 vector; what a loss does not reach has zeros."""
+    pairs = zip(grads, shared, strict=True)
+    return torch.cat([(torch.zeros_like(p) if grad is None else grad).float().flatten() for grad, p in pairs])
+
+
+def _mean_of_ranks(pull: Tensor) -> Tensor:
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(pull)
+        pull /= distributed.get_world_size()
+    return pull

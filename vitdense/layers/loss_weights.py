@@ -1,0 +1,72 @@
+"""What the loss of each task counts in their sum: fixed numbers, or numbers that are learned with the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, distributed, nn
+
+from vitdense.errors import ConfigError, did_you_mean
+
+
+class FixedWeights(nn.Module):
+    """Multiply the loss of each task by a number from 0 on; tasks without one count once.
+
+    Raises ConfigError for a task that there is not, and for weights below 0.
+    """
+
+    def __init__(self, names: Sequence[str], weights: Mapping[str, float] | None = None) -> None:
+        super().__init__()
+        self.weights = dict(weights or {})
+        for name, weight in self.weights.items():
+            if name not in names or not weight >= 0:
+                raise ConfigError(
+                    f"the losses of '{name}' have the weight {weight}{did_you_mean(name, names)}",
+                    where='model.loss_weights',
+                    why=f'weights are numbers from 0 on; the tasks are {", ".join(names)}',
+                    fix=f'write loss_weights=dict({", ".join(f"{name}=1.0" for name in names)})',
+                )
+
+    def forward(self, losses: Mapping[str, Tensor], labelled: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weighted losses by task; `labelled` is not looked at."""
+        return {name: loss * self.weights[name] if name in self.weights else loss for name, loss in losses.items()}
+
+    def current(self) -> dict[str, Tensor]:
+        """Return nothing: the config says the weights."""
+        return {}
+
+
+class UncertaintyWeights(nn.Module):
+    """Learn the weight of each task from how uncertain its answers are.
+
+    Kendall, Gal and Cipolla 2018 (https://arxiv.org/abs/1705.07115, equation 10): with s = log sigma^2 of each task,
+    the sum is of exp(-s) L + s / 2. They have exp(-s) / 2 for regression; here the kinds of a task are one loss, and
+    the constant only moves s. Every weight begins at 1. In a step in which no process has a label for a task its s does
+    not learn: it would fall for ever.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.log_variances = nn.Parameter(torch.zeros(len(self.names)))
+
+    def forward(self, losses: Mapping[str, Tensor], labelled: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weighted losses by task, each with its price of uncertainty.
+
+        `labelled` says which share of the batch each task can read. With several processes it is a collective
+        operation: every process calls it.
+        """
+        shares = torch.stack([labelled.get(name, self.log_variances.new_ones(())) for name in self.names])
+        seen = (shares.detach() > 0).float()
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(seen, distributed.ReduceOp.MAX)
+        prices = self.log_variances.where(seen > 0, self.log_variances.detach()) / 2
+        rows = {name: row for row, name in enumerate(self.names)}
+        return {
+            name: (-self.log_variances[rows[name]]).exp() * loss + prices[rows[name]] for name, loss in losses.items()
+        }
+
+    def current(self) -> dict[str, Tensor]:
+        """Return the weights by task, for the log."""
+        return dict(zip(self.names, (-self.log_variances.detach()).exp(), strict=True))
