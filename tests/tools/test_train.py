@@ -62,7 +62,7 @@ def train(cwd: Path, *arguments: str, options: tuple[str, ...] = ()) -> tuple[in
     )
 
 
-@pytest.mark.parametrize('tool', ['train.py', 'test.py', 'cli.py', 'evaluate.py', 'check_data.py'])
+@pytest.mark.parametrize('tool', ['train.py', 'test.py', 'cli.py', 'evaluate.py', 'check_data.py', 'merge_heads.py'])
 def test_help_is_immediate(tool, tmp_path):
     code = (
         'import runpy, sys\n'

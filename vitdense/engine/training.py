@@ -165,7 +165,8 @@ def finish(runner: DenseRunner) -> None:
     added = cfg.to_dict().get('add_head')
     if added:
         given = dict(recipe=recipe, state=state, metainfo=content['metainfo'], transforms=transforms)
-        save_head(folder / 'heads', take_head(runner.network_model, added['name'], **given))
+        path = save_head(folder / 'heads', take_head(runner.network_model, added['name'], **given))
+        logger.info('the head by itself: %s', path)
         transforms = added['transforms']  # the old heads keep theirs
     save_model_folder(
         folder / 'model',
