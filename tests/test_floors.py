@@ -13,7 +13,7 @@ FLOORS = {
     2: {'backbones', 'heads', 'tasks', 'data', 'metrics', 'model', 'visualize', 'video'},
     3: {'adapters', 'inputs'},
     4: {'networks', 'engine', 'inference', 'features'},
-    5: {'demo', '__init__'},
+    5: {'demo', 'benchmarking', '__init__'},
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 ALSO = {('inference', 'engine')}  # a predictor reads the model folders that the engine writes

@@ -110,7 +110,7 @@ from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.semantic import SemanticTask
 
 torch.set_num_threads(2)
-vit = ViT('vit_tiny_patch16_224', img_size=512)
+vit = ViT('vit_tiny_patch16_224', img_size=512, timm_args=dict(depth=2))
 network = SharedNetwork(vit, {'sem': dict(adapter=PlainMaps(192, 16), head=LinearHead((192,), (16,), 150))})
 model = DenseModel(network, {'sem': SemanticTask()}, classes={'semantic': [str(k) for k in range(150)]})
 image = np.random.default_rng(0).integers(0, 255, (4000, 5000, 3), dtype=np.uint8)
@@ -122,6 +122,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, time.perf_coun
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(sys.platform != 'linux', reason='memory is counted as Linux does')
 def test_twenty_megapixels_and_150_classes_fit_into_2_5_gib():
     answer = subprocess.run([sys.executable, '-c', SEGMENT], capture_output=True, text=True, check=True)

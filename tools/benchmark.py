@@ -1,0 +1,81 @@
+"""Say what a model costs: parameters, FLOPs, the time of every stage, throughput and memory, over picture sizes.
+
+    python tools/benchmark.py configs/semantic/linear_plain_dinov2_s_ade20k_512_40k.py --size 512 1024
+    python tools/benchmark.py CONFIG --size 480x640 --compile --amp bf16 --device cuda
+
+Weights are random and pictures are drawn, so neither weights nor data need be there. The network sees pictures of the
+sizes given, whole. Prints a table and writes benchmark.json and benchmark.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from vitdense.engine.commandline import Parser, run
+
+
+def parser() -> Parser:
+    """Return the parser of the tool's arguments."""
+    made = Parser(prog='benchmark.py', description=__doc__)
+    made.add_argument('config', metavar='CONFIG', help='a config file, or configs/... of the installed package')
+    made.add_argument(
+        '--size', type=_size, nargs='+', default=[(512, 512)], metavar='S', help='sides, or HxW (default: 512)'
+    )
+    made.add_argument('--batch', type=_positive, default=1, metavar='N', help='pictures in a batch (%(default)s)')
+    made.add_argument('--repeat', type=_positive, default=5, metavar='N', help='runs after a warm-up (%(default)s)')
+    made.add_argument('--compile', action='store_true', help='compile the network with torch.compile')
+    made.add_argument(
+        '--amp',
+        nargs='?',
+        const='auto',
+        default='off',
+        choices=('auto', 'bf16', 'fp16', 'off'),
+        help='arithmetic of the network (default: off; --amp alone: auto)',
+    )
+    made.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: the first GPU, else cpu)')
+    made.add_argument('--num-classes', type=_positive, metavar='K', help='where the data is not there to tell')
+    made.add_argument('--out', default='work_dirs/benchmark', metavar='D', help='folder of the files (%(default)s)')
+    made.add_argument('--cfg-options', nargs='+', action='extend', metavar='K=V', help='change values of the config')
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure as `argv` says."""
+    args = parser().parse_args(argv)
+    from pathlib import Path  # heavy from here on: after the arguments are known to be right
+
+    from vitdense import benchmarking
+    from vitdense.engine.config import load_config
+    from vitdense.engine.console import start_logging
+
+    start_logging(None)
+    model = benchmarking.model_of(load_config(args.config, args.cfg_options or ()), num_classes=args.num_classes)
+    report = benchmarking.benchmark(
+        model,
+        args.size,
+        device=args.device,
+        amp=args.amp,
+        compiled=args.compile,
+        batch=args.batch,
+        repeat=args.repeat,
+    )
+    benchmarking.show(report)
+    benchmarking.save(report, Path(args.out))
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition('x')
+    if not (height.isdecimal() and (width or height).isdecimal() and int(height) * int(width or height)):
+        raise argparse.ArgumentTypeError(f'{text!r} is no size: a side such as 512, or HxW such as 480x640')
+    return int(height), int(width or height)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
+    return int(text)
+
+
+if __name__ == '__main__':
+    run(main)
