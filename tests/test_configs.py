@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 from vitdense.data.collate import collate
-from vitdense.engine.config import dump_config, load_config
+from vitdense.engine.config import dump_config, load_config, named_sections
+from vitdense.engine.loaders import build_dataset
+from vitdense.model import DenseModel
 from vitdense.registry import build
 from vitdense.types import ImageClass, Instances, Reconstruction, SemanticMap
 
@@ -61,7 +63,15 @@ def write_coco(root: Path, dataset: dict) -> None:
         'images': [{'id': 7, 'file_name': 'one.jpg', 'height': 48, 'width': 64}],
         'categories': [{'id': number, 'name': f'class {number}'} for number in (1, 3, 9)],
         'annotations': [
-            {'id': row, 'image_id': 7, 'category_id': 3**row, 'bbox': box, 'area': box[2] * box[3], 'iscrowd': 0}
+            {
+                'id': row,
+                'image_id': 7,
+                'category_id': 3**row,
+                'bbox': box,
+                'area': box[2] * box[3],
+                'iscrowd': 0,
+                'segmentation': [[box[0], box[1], box[0] + box[2], box[1], box[0] + box[2], box[1] + box[3]]],
+            }
             for row, box in enumerate(boxes, start=1)
         ],
     }
@@ -74,6 +84,12 @@ def writer_of(dataset: dict):
     return write_folders if 'folder' in dataset else write_coco if 'annotations' in dataset else write_pair
 
 
+def recipes_of(*sections: dict) -> list[dict]:
+    """Return the recipes of all data sets, those of mixtures and of several validation sets one by one."""
+    recipes = [each['dataset'] for section in sections for each in named_sections(section).values()]
+    return [part for recipe in recipes for part in recipe.get('datasets', {'': recipe}).values()]
+
+
 def small(leaf: str, root: Path):
     """Load a leaf and put a tiny random ViT of the same family and depth into it."""
     cfg = load_config(str(ROOT / leaf))
@@ -83,8 +99,10 @@ def small(leaf: str, root: Path):
         vit.pretrained = False
         width = 48 if vit is backbone else 96  # what 16 heads of an adapter divide, and half of it
         vit.timm_args = dict(vit.get('timm_args') or {}, embed_dim=width, num_heads=3)
-        for loader in (cfg.train_dataloader, cfg.val_dataloader):
-            writer_of(loader.dataset)(root, loader.dataset)
+        for recipe in recipes_of(cfg.train_dataloader, cfg.val_dataloader):
+            home = root / recipe.get('root', '')
+            writer_of(recipe)(home, recipe)
+            (home / 'classes.txt').write_text('sky\nbuilding\nroad\ntree\n')
         for branch in cfg.model.network.get('branches', {}).values():
             branch.head.pop('pretrained', None)
             if 'UPerNet' in str(branch.head.type):
@@ -93,7 +111,6 @@ def small(leaf: str, root: Path):
                 branch.head.update(num_queries=20, hidden=32, **({'groups': 2} if 'groups' in branch.head else {}))
         if cfg.model.get('tiler'):
             cfg.model.tiler.update(size=128, stride=85)  # still several windows
-        (root / 'classes.txt').write_text('sky\nbuilding\nroad\ntree\n')
         cfg.data_root = str(root)
     return cfg
 
@@ -101,13 +118,14 @@ def small(leaf: str, root: Path):
 @pytest.mark.parametrize('leaf', LEAVES)
 def test_config_builds_trains_and_predicts(leaf: str, tmp_path: Path) -> None:
     cfg = small(leaf, tmp_path)
-    facts = {'root': cfg.data_root} if 'data_root' in cfg else {}
-    train = build(cfg.train_dataloader.dataset, **facts)
-    val = build(cfg.val_dataloader.dataset, **facts)
+    train = build_dataset(cfg.train_dataloader.dataset, root=cfg.get('data_root'))
+    sections = named_sections(cfg.val_dataloader).values()
+    vals = [build_dataset(section.dataset, root=cfg.get('data_root'))[0] for section in sections]
     model = build(cfg.model, classes=train.metainfo['classes'])
 
     model.train()
-    batch = model.data_preprocessor(collate([train[0], train[0]]), True)
+    firsts = [0, *getattr(train, 'ends', [0])[:-1]]  # one of each part of a mixture
+    batch = model.data_preprocessor(collate([train[row] for row in (*firsts, 0)]), True)
     loss, log = model.parse_losses(model(*batch, mode='loss'))
     assert torch.isfinite(loss)
     loss.backward()
@@ -117,17 +135,23 @@ def test_config_builds_trains_and_predicts(leaf: str, tmp_path: Path) -> None:
 
     model.eval()
     with torch.inference_mode():
-        (answers,) = model.val_step(collate([val[0]]))
-    assert answers and set(answers) == set(cfg.model.tasks)
+        for val in vals:
+            (answers,) = model.val_step(collate([val]))
+            check_answers(answers, model, val.meta.orig_size)
+
+
+def check_answers(answers: dict, model: DenseModel, size: tuple[int, int]) -> None:
+    """Every task answers, in the original `size` of the picture."""
+    assert answers and set(answers) == set(model.tasks)
     for head, answer in answers.items():
         if isinstance(answer, ImageClass):
             assert tuple(answer.scores.shape) == (len(model.head_classes[head]),)
         if isinstance(answer, SemanticMap):
-            assert tuple(answer.labels.shape) == tuple(val[0].meta.orig_size)
+            assert tuple(answer.labels.shape) == tuple(size)
         if isinstance(answer, Reconstruction):
-            assert tuple(answer.image.shape[1:]) == tuple(answer.hidden.shape) == tuple(val[0].meta.orig_size)
+            assert tuple(answer.image.shape[1:]) == tuple(answer.hidden.shape) == tuple(size)
         if isinstance(answer, Instances):
-            assert len(answer.boxes) and answer.boxes.isfinite().all() and answer.boxes.max() <= 64
+            assert len(answer.boxes) and answer.boxes.isfinite().all() and answer.boxes.max() <= max(size)
 
 
 @pytest.mark.parametrize('leaf', LEAVES)

@@ -1,0 +1,17 @@
+"""EoMT for instances on DINOv2 ViT-L, COCO at 1280.
+
+    python tools/train.py configs/detection/eomt_plain_dinov2_l_coco_1280_12ep.py
+
+Aims at 48.8 mask AP (tue-mps/eomt, model zoo, DINOv2). The recipe is that of the leaf for 640.
+
+Cost: about 2 days on eight 80 GB GPUs (two pictures each).
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .eomt_plain_dinov2_l_coco_640_12ep import *
+
+model.network.backbone.update(img_size=1280)
+train_dataloader.dataset.transforms[1].update(size=1280)
+val_dataloader.dataset.transforms[0].update(size=1280, max_size=1280)

@@ -1,0 +1,19 @@
+"""EoMT for instances on DINOv3 ViT-L/16, COCO.
+
+    python tools/train.py configs/detection/eomt_plain_dinov3_l_coco_640_12ep.py
+
+Aims at 45.9 mask AP (tue-mps/eomt, model zoo, DINOv3). The recipe is that of the DINOv2 leaf, but: AdamW 2e-4, no layer
+decay in the last four blocks, warm-up 2000 and 3000 steps.
+
+Cost: about 2 days on one 80 GB GPU.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .eomt_plain_dinov2_l_coco_640_12ep import *
+
+model.network.backbone.update(name='vit_large_patch16_dinov3.lvd1689m', patch_size=None)
+optim_wrapper.optimizer.update(lr=2e-4)
+optim_wrapper.groups.update(full_blocks=4)
+schedule.update(warmup_iters=2_000, backbone_warmup_iters=3_000)
