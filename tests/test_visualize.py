@@ -120,6 +120,20 @@ def test_instances_above_the_score_get_boxes_masks_and_names():
     assert all_of_them[165, 165].tolist() != [100, 100, 100]
 
 
+def test_masks_are_tinted_and_outlined_in_the_colour_of_their_class():
+    masks = torch.zeros(2, 400, 400, dtype=torch.bool)
+    masks[0, 100:200, 100:200], masks[1, 150:300, 150:300] = True, True
+    everything = torch.tensor([[0.0, 0, 400, 400]] * 2)
+    found = Instances(everything, torch.tensor([0.9, 0.8]), torch.tensor([1, 1]), masks)
+    drawn = draw(grey(400, 400), {'det': found}, META, legend=False)
+    color = palette(2)[1].tolist()
+    assert drawn[100, 150].tolist() == drawn[199, 120].tolist() == drawn[150, 250].tolist() == color
+    assert drawn[199, 180].tolist() == drawn[200, 180].tolist() == color  # where one covers the other of its class
+    inside = [(value + 100) // 2 for value in color]
+    assert np.abs(drawn[130, 130].astype(int) - inside).max() <= 1
+    assert drawn[350, 350].tolist() == drawn[98, 150].tolist() == [100, 100, 100]
+
+
 def test_boxes_that_cannot_be_are_survived():
     boxes = torch.tensor([[float('nan'), 0, 1, 1], [30, 30, 10, 10], [-50, -50, 500, 500]])
     found = Instances(boxes, torch.ones(3), torch.zeros(3, dtype=torch.int64))

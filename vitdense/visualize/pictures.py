@@ -126,6 +126,11 @@ def boundaries(labels: np.ndarray, width: int = 1) -> np.ndarray:
     return edge
 
 
+def outlines(labels: np.ndarray, width: int = 1) -> np.ndarray:
+    """Return (H, W) bool, True on pixels with another label up to `width` away above, below, at the left or right."""
+    return boundaries(labels, width) | boundaries(labels[::-1, ::-1], width)[::-1, ::-1]
+
+
 class _Scene:
     """A picture that is being drawn on, and the legend that grows with it."""
 
@@ -178,7 +183,7 @@ class _Scene:
         self.boxes(array(found.boxes)[keep], labels, names, vocabulary)
 
     def masks(self, masks: np.ndarray, colors: np.ndarray) -> None:
-        """Paint (N, H, W) masks with their (N, 3) colors, the first on top; on a semantic map only their outlines."""
+        """Tint and outline (N, H, W) masks in their (N, 3) colors, the first on top; a semantic map keeps its colours."""
         if not len(masks):
             return
         self._check(masks[0])
@@ -186,10 +191,11 @@ class _Scene:
         for index in range(len(masks) - 1, -1, -1):
             owner[masks[index]] = index
         owner = enlarge(owner, self.factor)
-        edges = boundaries(owner, self.line)
-        painted = np.where(edges, len(masks) + 1, owner)
-        keep = ~edges if 'regions' in self.sections else painted == len(masks)  # a painted map is not painted over
-        self._paint(painted, np.concatenate([colors, np.array([GREY, LINE], np.uint8)]), keep=keep)
+        outside, table = owner == len(masks), np.concatenate([colors, np.array([GREY], np.uint8)])
+        outline = outlines(owner, self.line) & ~outside
+        if 'regions' not in self.sections:  # a painted map is not painted over
+            self._paint(owner, table, keep=outside)
+        self.picture[outline] = table[owner[outline]]
 
     def boxes(self, boxes: np.ndarray, labels: np.ndarray, names: Sequence[str], vocabulary: Vocabulary) -> None:
         """Draw (N, 4) xyxy boxes of (N,) `labels` with their names, the first on top, and list the classes."""
