@@ -1,0 +1,17 @@
+"""Boxes, a segmentation map and a class from one pass of a frozen ViT-Ti/16, trained on three small data sets.
+
+    python tools/train.py configs/multitask/deformable_linear_class_frozen_vit_ti_camvid_coco_mini480_imagenette.py
+
+No published number. Recipe: that of the fine-tuned ViT, with the ViT at rest: each task learns as it would alone.
+
+Cost: about an hour and a half on 2 CPU cores.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .deformable_linear_class_vit_ti_camvid_coco_mini480_imagenette import *
+
+model.network.backbone.update(frozen=True)
+optim_wrapper.groups.update(lr_of=dict(sem=25))
+optim_wrapper.clip_grad = None
