@@ -115,4 +115,4 @@ optim_wrapper = dict(
 )
 amp = 'off'  # on maps this small float32 is as fast as bf16
 schedule = dict(max_iters=800, val_interval=400, warmup_iters=100, decay='cosine')
-checkpoint.update(interval=400, best='det/AP')
+checkpoint.update(interval=400, best=['det/AP', 'sem/mIoU', 'cls/top1'])  # their mean
