@@ -5,7 +5,7 @@
 No published number. 50 queries in the last three blocks, losses at 3136 points, AdamW 3e-4 with layer decay 0.8 from
 the last block on, 1300 steps of 8 crops.
 
-Cost: about an hour on 2 CPU cores.
+Cost: about an hour and a half on 2 CPU cores.
 """
 
 from mmengine.config import read_base

@@ -183,7 +183,7 @@ class _Scene:
         self.boxes(array(found.boxes)[keep], labels, names, vocabulary)
 
     def masks(self, masks: np.ndarray, colors: np.ndarray) -> None:
-        """Tint and outline (N, H, W) masks in their (N, 3) colors, the first on top; a semantic map keeps its colours."""
+        """Tint and outline (N, H, W) masks in their (N, 3) colors, first on top; a semantic map keeps its colours."""
         if not len(masks):
             return
         self._check(masks[0])
