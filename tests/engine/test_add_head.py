@@ -132,6 +132,15 @@ def test_what_cannot_be_added(home, config, name, weights, message):
         dry_run(load_config(home / config), add_head=name, weights=weights and str(home / weights), device='cpu')
 
 
+def test_parts_that_are_not_ours_are_refused_with_a_way_out(home, tmp_path):
+    model, info = read_model_folder(home / 'sem' / 'model')
+    recipe = json.loads(json.dumps(info['recipe']))
+    recipe['network']['branches']['sem']['head']['type'] = 'os.system'
+    save_model_folder(tmp_path / 'own', recipe, model.state_dict(), metainfo=info)
+    with pytest.raises(CheckpointError, match='describes the whole model'):
+        dry_run(load_config(home / 'classify.py'), add_head='cls', weights=str(tmp_path / 'own'), device='cpu')
+
+
 def test_other_classes_of_a_field_that_is_read_are_refused(home, tmp_path):
     model, info = read_model_folder(home / 'sem' / 'model')
     classes = {'semantic': ['ground', 'circle', 'square', 'triangle']}

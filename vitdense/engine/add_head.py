@@ -28,7 +28,7 @@ from vitdense.engine.model_folder import (
     without_pretrained,
 )
 from vitdense.engine.overrides import parse_value
-from vitdense.errors import ConfigError, did_you_mean
+from vitdense.errors import CheckpointError, ConfigError, did_you_mean
 from vitdense.model import DenseModel
 from vitdense.weights import load_weights
 
@@ -93,12 +93,16 @@ def read_trained(path: str | Path) -> Trained:
     if path.is_dir():
         info = read_description(path / 'model.json', CONTENT)
         recipe, transforms = info['recipe'], list(info['transforms'])
-    elif facts:
-        content = read_config_text(read_checkpoint(path)['config'])
+    elif 'config' in (content := read_checkpoint(path) if facts else {}):
+        content = read_config_text(content['config'])
         recipe, transforms = content['model'], list(picture_recipe(content).get('transforms') or ())
     else:
-        return Trained(str(path), None, state, None, {}, None)
-    check_recipes([recipe, transforms], path / 'model.json' if path.is_dir() else path)
+        return Trained(str(path), None, state, None, metainfo, None)
+    try:
+        check_recipes([recipe, transforms], path / 'model.json' if path.is_dir() else path)
+    except CheckpointError as error:
+        fix = 'for parts of your own give a plain file of weights, and a config that describes the whole model'
+        raise CheckpointError(error.message, where=error.where, why=error.why, fix=fix) from error
     borrowed = facts.get('borrowed')
     recipe = recipe if borrowed else without_pretrained(recipe)
     return Trained(str(path), recipe, state, borrowed, metainfo, transforms)
