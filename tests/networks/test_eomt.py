@@ -6,8 +6,11 @@ from torch import nn
 
 from vitdense.backbones.vit import ViT
 from vitdense.backbones.windows import Windows
+from vitdense.data.coco import CocoDetection
 from vitdense.data.collate import collate
+from vitdense.data.scales import LargeScaleJitter
 from vitdense.data.shapes import ShapesScenes
+from vitdense.data.transforms import ResizeShortSide
 from vitdense.errors import ConfigError
 from vitdense.metrics.coco import CocoAP
 from vitdense.metrics.miou import MeanIoU
@@ -178,7 +181,6 @@ def test_four_pictures_are_learned_by_heart_as_instances(pictures) -> None:
         with torch.inference_mode():
             metric.process(batch, model.val_step(batch))
         scores.append(metric.evaluate(4)['det/segm/AP'])
-    print(scores)
     assert scores[0] < 0.1 and scores[1] > 0.7
 
 
@@ -193,5 +195,31 @@ def test_four_pictures_are_learned_by_heart_as_label_maps(pictures) -> None:
             metric.process(batch, model.val_step(batch))
         answers[tiler] = metric.evaluate(4)['sem/mIoU']
     whole, windows, one_window = answers.values()
-    print(answers)
     assert whole > 0.9 and one_window == pytest.approx(whole, abs=0.02) and windows > 0.3
+
+
+def test_real_pictures_with_polygons_and_crowds_train_and_are_scored(shared) -> None:
+    """COCO's own polygons and run lengths, jittered along with the picture; predictions in the original size."""
+    facts = dict(images='val2017', root=shared / 'coco_mini480', masks=True, skip_unmasked=True, cache=False)
+    where = 'annotations/instances_val2017.json'
+    jitter = dict(type=LargeScaleJitter, size=96, ratio=(0.5, 1.5))
+    train = CocoDetection(where, **facts, transforms=[jitter])
+    val = CocoDetection(where, **facts, transforms=[dict(type=ResizeShortSide, size=96, max_size=96)], evaluation=True)
+    crowded = [row for row in range(len(train)) if val[row].target.iscrowd.any()][:1]
+    rows = [*crowded, len(train) - 2, len(train) - 1]
+    vit = ViT(timm_args=SMALL, **VITS['plain'])
+    made = EoMT(vit, num_queries=9, num_blocks=1, name='det', num_classes={'det': 80})
+    model = DenseModel(made, {'det': InstanceTask(losses=LOSSES, top_k=5)}, classes=train.metainfo['classes'])
+    loss, _ = model.parse_losses(
+        model(*model.data_preprocessor(collate([train[row] for row in rows]), True), mode='loss')
+    )
+    assert crowded and loss.isfinite()
+    batch = collate([val[row] for row in rows])
+    metric = CocoAP(head='det', iou_type='segm')
+    metric.dataset_meta = val.metainfo
+    with torch.inference_mode():
+        answers = model.eval().val_step(batch)
+        metric.process(batch, answers)
+    for answer, target in zip(answers, batch.targets, strict=True):
+        assert answer['det'].masks.shape[1:] == target.masks.shape[1:]
+    assert 0 <= metric.evaluate(3)['det/segm/AP'] < 0.5
