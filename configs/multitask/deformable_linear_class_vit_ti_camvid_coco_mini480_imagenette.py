@@ -8,7 +8,8 @@ the linear head at five times; gradients clipped at 1.0. The best checkpoint is 
 
 Without network, put a local file in place of the hub's, and say where the folders camvid, coco_mini480 and
 imagenette160 are: --cfg-options model.network.backbone.pretrained=WEIGHTS.safetensors data_root=FOLDER
-How the tasks pull the ViT: "custom_hooks=[dict(type='vitdense.engine.gradients.TaskGradientHook', interval=100)]"
+How the tasks pull the ViT:
+"custom_hooks=[dict(type='vitdense.engine.gradients.TaskGradientHook', interval=100, batches=6)]"
 
 Cost: about two hours on 2 CPU cores.
 """

@@ -10,7 +10,7 @@ mIoU. Heads have no batch normalisation: it would see the pictures of both data 
 With several processes a step has both data sets; with one, set optim_wrapper.accumulative_counts=3. For learned weights
 of the two losses add --cfg-options "+model.loss_weights=dict(type='vitdense.layers.loss_weights.UncertaintyWeights')";
 to see whether the tasks pull the ViT in one direction,
-"custom_hooks=[dict(type='vitdense.engine.gradients.TaskGradientHook', interval=500)]".
+"custom_hooks=[dict(type='vitdense.engine.gradients.TaskGradientHook', interval=500, batches=3)]".
 
 Cost: not measured; the detector alone is about a day on eight 40 GB GPUs (two pictures each, batch_size=2).
 """

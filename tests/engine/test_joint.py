@@ -257,6 +257,14 @@ def test_gradients_of_tasks_are_measured_and_nothing_else_changes(joint, tmp_pat
     assert [row['step'] for row in rows] == [1, 3, 5]
     assert all(-1 <= row[f'grad_cosine.{pair}'] <= 1 for row in rows for pair in ('sem.det', 'sem.cls', 'det.cls'))
 
+    several = options[:-1] + (
+        '+train_dataloader.dataset.batches=homogeneous',
+        hook.replace('interval=2', 'interval=6, batches=4'),
+    )
+    joint('round', several).train()
+    (row,) = [row for row in read_rows(tmp_path / 'round' / 'metrics.csv') if 'sem.shared_grad_norm' in row]
+    assert row['step'] == 4 and all(row[f'{task}.shared_grad_norm'] > 0 for task in ('sem', 'det', 'cls'))
+
     model, batch = runner.network_model, next(iter(runner.train_dataloader))
     torch.manual_seed(1)
     found = task_gradients(model, batch)

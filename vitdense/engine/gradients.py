@@ -25,31 +25,37 @@ class TaskGradients(NamedTuple):
     cosines: dict[tuple[str, str], float]  # in [-1, 1] by pair of tasks; 0 where a task has no gradient
 
 
-def task_gradients(model: DenseModel, batch: Batch, *, scale: float = 1.0) -> TaskGradients:
+def task_gradients(model: DenseModel, *batches: Batch, scale: float = 1.0) -> TaskGradients:
     """Return norms and cosines of the gradients of each task on the trainable weights of `network.backbone`.
 
-    `batch` is one of the training loader, on any device. The model runs once for each task, with the same random
-    numbers, and is left as it was: weights, gradients, running statistics and random states. `scale` multiplies the
-    losses on the way back and is taken out again (the loss scale of float16). With several processes every one must
-    call it; gradients are then those of all their batches. Networks without a backbone are shared as a whole.
+    `batches` are one or more of the training loader, on any device; gradients are the mean over them. The model runs
+    once for each task and batch, with the same random numbers, and is left as it was: weights, gradients, running
+    statistics and random states. `scale` multiplies the losses on the way back and is taken out again (the loss scale
+    of float16). With several processes every one must call it; gradients are then those of all their batches. Networks
+    without a backbone are shared as a whole.
 
-    Cost: a forward and a backward pass for each task, and memory for a copy of the backbone's gradients for each. The
-    sign of a cosine is how tasks conflict (Yu et al. 2020, https://arxiv.org/abs/2001.06782, section 2).
+    Cost: a forward and a backward pass for each task and batch, and memory for a copy of the backbone's gradients for
+    each task. The sign of a cosine says whether tasks conflict (Yu et al. 2020, https://arxiv.org/abs/2001.06782,
+    section 2).
     """
     shared = shared_parameters(model)
     pulls: dict[str, Tensor] = {}
     for name in getattr(model.network, 'learning', tuple(model.tasks)):
-        with _untouched(model):
-            losses = model(*model.data_preprocessor(batch, True), mode='loss')
-            loss = model.weighted_losses(losses)[name] * scale
-            grads = torch.autograd.grad(loss, shared, allow_unused=True)
-        pulls[name] = _mean_of_ranks(_flat(grads, shared) / scale)
+        pulls[name] = _mean_of_ranks(sum(_pull(model, name, batch, shared, scale) for batch in batches) / len(batches))
     norms = {name: float(pull.norm()) for name, pull in pulls.items()}
     cosines = {
         (one, other): float(pulls[one] @ pulls[other]) / max(norms[one] * norms[other], 1e-30)
         for one, other in combinations(pulls, 2)
     }
     return TaskGradients(norms, cosines)
+
+
+def _pull(model: DenseModel, name: str, batch: Batch, shared: list[nn.Parameter], scale: float) -> Tensor:
+    """Return the gradient of what the task `name` adds to the sum of losses of a batch, as one vector."""
+    with _untouched(model):
+        losses = model(*model.data_preprocessor(batch, True), mode='loss')
+        loss = model.weighted_losses(losses)[name] * scale
+        return _flat(torch.autograd.grad(loss, shared, allow_unused=True), shared) / scale
 
 
 def shared_parameters(model: DenseModel) -> list[nn.Parameter]:
@@ -61,24 +67,30 @@ def shared_parameters(model: DenseModel) -> list[nn.Parameter]:
 class TaskGradientHook(Hook):
     """Measure `task_gradients` every `interval` steps, and log `TASK.shared_grad_norm` and `grad_cosine.TASK.TASK`.
 
-    A run with it takes the same steps as one without. A backbone that does not learn yet is not measured.
+    The gradients are the mean over `batches` steps in a row. Homogeneous batches train one task each: there it is the
+    number of turns in a round of the mixture, or more. A run with it takes the same steps as one without. A backbone
+    that does not learn yet is not measured.
     """
 
     priority = 'NORMAL'
 
-    def __init__(self, interval: int = 100) -> None:
-        if interval < 1:
-            raise ValueError(f'gradients are measured every interval steps, from 1 on, got {interval}')
+    def __init__(self, interval: int = 100, *, batches: int = 1) -> None:
+        if not 1 <= batches <= interval:
+            raise ValueError(f'{batches} batches are measured every {interval} steps; write 1 <= batches <= interval')
         self.interval = interval
+        self.batches = batches
+        self._kept: list[Batch] = []
 
     def before_train(self, runner: Any) -> None:
         if not shared_parameters(runner.network_model):
             logger.info('the backbone is frozen: there are no shared gradients to measure')
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        if batch_idx % self.interval or not shared_parameters(runner.network_model):
+        place = batch_idx % self.interval
+        self._kept = [*self._kept, data_batch] if 0 < place < self.batches else [data_batch] if place == 0 else []
+        if len(self._kept) < self.batches or not shared_parameters(runner.network_model):
             return
-        found = task_gradients(runner.network_model, data_batch, scale=runner.optim_wrapper.scaler.get_scale())
+        found = task_gradients(runner.network_model, *self._kept, scale=runner.optim_wrapper.scaler.get_scale())
         norms = {f'{name}.shared_grad_norm': norm for name, norm in found.norms.items()}
         cosines = {f'grad_cosine.{one}.{other}': value for (one, other), value in found.cosines.items()}
         runner.history.note(norms | cosines)
