@@ -17,6 +17,7 @@ TOOLS = {
     'merge-heads': 'combine heads that share a backbone',
     'evaluate': 'score saved predictions, without a model',
     'benchmark': 'say what a model costs',
+    'import-weights': 'bring published weights into a model folder',
     'check-data': 'report what is wrong with a data set',
     'probe': 'compare backbones by nearest neighbours and linear heads',
     'visualize-features': 'show what a ViT sees, as colours',

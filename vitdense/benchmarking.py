@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -16,14 +16,12 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from vitdense.data.vocabularies import read_classes
 from vitdense.engine.compiling import compile_network, explained
 from vitdense.engine.console import console, print_table
 from vitdense.engine.fitting import peak_bytes, reset_peak
 from vitdense.engine.history import write_json
-from vitdense.engine.loaders import build_dataset
 from vitdense.engine.model_folder import without_pretrained
-from vitdense.errors import ConfigError, DataError
+from vitdense.engine.vocabularies import metainfo_of
 from vitdense.inference import Predictor
 from vitdense.model import DenseModel
 from vitdense.registry import build
@@ -33,7 +31,6 @@ logger = logging.getLogger('vitdense')
 
 STAGES = ('load', 'preprocess', 'backbone', 'adapter', 'head', 'postprocess', 'draw')
 PARTS = {'backbone': 'backbone', 'adapters': 'adapter', 'heads': 'head'}  # of a network, and the stage of each
-FIELDS = ('labels', 'semantic', 'image_label')
 Size = tuple[int, int]  # (H, W)
 
 
@@ -169,28 +166,7 @@ def model_of(cfg: Any, *, num_classes: int | None = None) -> DenseModel:
     `num_classes` of them. Raises ConfigError where nobody knows how many there are.
     """
     recipe = without_pretrained(cfg.to_dict()['model'])
-    return build(recipe, classes=_classes(cfg, num_classes))
-
-
-def _classes(cfg: Any, num_classes: int | None) -> Mapping[str, Sequence[str]]:
-    if num_classes is not None:
-        return {field: [f'class {number}' for number in range(num_classes)] for field in FIELDS}
-    content = cfg.to_dict()
-    section = content.get('test_dataloader') or content.get('val_dataloader') or content.get('train_dataloader') or {}
-    recipe = section.get('dataset') or {}
-    try:
-        return build_dataset(recipe, root=cfg.get('data_root')).metainfo['classes']
-    except (DataError, ConfigError) as error:
-        try:
-            names = list(read_classes(recipe.get('classes')).values())
-        except (ConfigError, TypeError):
-            raise ConfigError(
-                'the number of classes is not known',
-                where=str(cfg.filename),
-                why=f'the data is not there ({error.message}), and the config does not name the classes',
-                fix='give --num-classes K',
-            ) from error
-        return dict.fromkeys(FIELDS, names)
+    return build(recipe, classes=metainfo_of(cfg, num_classes=num_classes)['classes'])
 
 
 def show(report: Report) -> None:

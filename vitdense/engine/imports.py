@@ -1,4 +1,4 @@
-"""Published checkpoints of the same architectures: whose names and shapes mean which of ours.
+"""Published checkpoints of the same architectures: where they are, under which licence, and which tensor means which.
 
 A `Published` says where checkpoints come from, under which licence, and how to translate them; `load_weights` with its
 `convert` then refuses whatever is not covered to the last number.
@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitdense.engine import published_names as names
+from vitdense.engine.published_names import Rule
+from vitdense.errors import CheckpointError
 from vitdense.weights import Coverage, State, load_weights
 
-Rule = tuple[str, str | Callable[[re.Match], str]]  # a regular expression for a part of a name, and what replaces it
-POSITIONS = 'backbone.vit.model.pos_embed'
+COCO_ROWS = 91  # of classifiers whose rows are COCO's category ids, 0 ... 90
+COCO_UNUSED = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # ids without a category
+COCO_IDS = tuple(number for number in range(COCO_ROWS) if number not in COCO_UNUSED)
 
 
 class Published(NamedTuple):
@@ -27,80 +32,117 @@ class Published(NamedTuple):
     source: str  # where the files are
     licence: str  # of the weights
     rules: Sequence[Rule]  # applied one after another to every name
+    free: bool = True  # whether the licence is known and lets anybody use the weights
+    evidence: str = ''  # where the licence is stated
+    unused: Sequence[str] = ()  # patterns of names that no answer depends on
+    zeros: Sequence[str] = ()  # patterns of names of what ours has not: they must hold zeros
+    coco: bool = False  # classifiers may have a row for each of COCO's category ids
 
 
-UPERNET = (  # mmsegmentation's UPerHead and FCNHead -> UPerNetHead of the branch 'sem'
-    (r'^decode_head\.conv_seg\.', 'heads.sem.classifier.'),
-    (r'^decode_head\.psp_modules\.(\d+)\.1\.', r'heads.sem.pooling.projections.\1.'),
-    (r'^decode_head\.bottleneck\.', 'heads.sem.pooling.bottleneck.'),
-    (r'^decode_head\.lateral_convs\.', 'heads.sem.laterals.'),
-    (r'^decode_head\.fpn_convs\.', 'heads.sem.smooths.'),
-    (r'^decode_head\.fpn_bottleneck\.', 'heads.sem.fuse.'),
-    (r'^auxiliary_head\.convs\.0\.', 'heads.sem.aux.0.'),
-    (r'^auxiliary_head\.conv_seg\.', 'heads.sem.aux.2.'),
-    (r'^(heads\..*)\.bn\.', r'\1.norm.'),
-)
 VIT_ADAPTER = Published(
     'ViT-Adapter, UPerNet on DeiT or AugReg',
     source='https://github.com/czczup/ViT-Adapter (segmentation)',
     licence='Apache-2.0',
-    rules=(
-        (r'^backbone\.(patch_embed|pos_embed|blocks)\b', r'backbone.vit.model.\1'),
-        (r'^(backbone\.vit\.model\.blocks\.\d+)\.gamma(\d)$', r'\1.ls\2.gamma'),
-        (r'^backbone\.(level_embed$|up\.)', r'backbone.pyramid.\1'),
-        (r'^backbone\.norm1\.', 'backbone.pyramid.norms.0.'),
-        (r'^backbone\.norm2\.', 'backbone.pyramid.norms.1.'),
-        (r'^backbone\.norm3\.', 'backbone.pyramid.norms.2.'),
-        (r'^backbone\.norm4\.', 'backbone.pyramid.norms.3.'),
-        *(
-            (rf'^backbone\.spm\.fc{number}\.', f'backbone.pyramid.prior.project.{number - 1}.')
-            for number in (1, 2, 3, 4)
-        ),
-        *(
-            (rf'^backbone\.spm\.stem\.{3 * number + step}\.', f'backbone.pyramid.prior.stem.{number}.{part}.')
-            for number in (0, 1, 2)
-            for step, part in enumerate(('conv', 'norm'))
-        ),
-        *(
-            (rf'^backbone\.spm\.conv{number}\.{step}\.', f'backbone.pyramid.prior.stages.{number - 2}.{part}.')
-            for number in (2, 3, 4)
-            for step, part in enumerate(('conv', 'norm'))
-        ),
-        (r'^backbone\.interactions\.(\d+)\.injector\.', r'backbone.injectors.\1.'),
-        (r'^backbone\.interactions\.(\d+)\.extractor\.', r'backbone.pyramid.extractors.\1.0.'),
-        (
-            r'^backbone\.interactions\.(\d+)\.extra_extractors\.(\d+)\.',
-            lambda found: f'backbone.pyramid.extractors.{found[1]}.{int(found[2]) + 1}.',
-        ),
-        (r'\.ffn\.dwconv\.dwconv\.', '.ffn.dwconv.'),
-        *UPERNET,
-    ),
+    evidence='LICENSE of the repository, which says nothing else about its weights',
+    rules=names.VIT_ADAPTER,
 )
+DINOV2_LINEAR = Published(
+    'DINOv2, linear segmentation head',
+    source='https://github.com/facebookresearch/dinov2 (backbone, and head of ADE20K, VOC or Cityscapes)',
+    licence='Apache-2.0',
+    evidence='README of the repository: code and weights are released under Apache-2.0',
+    rules=names.DINOV2_LINEAR,
+    unused=(r'(^|\.)mask_token$',),
+)
+MAE_UPERNET = Published(
+    'MAE, UPerNet of mmsegmentation',
+    source='https://github.com/open-mmlab/mmsegmentation (configs/mae)',
+    licence='CC-BY-NC-4.0 (the pretrained MAE they were trained from; mmsegmentation itself is Apache-2.0)',
+    evidence='LICENSE of https://github.com/facebookresearch/mae',
+    free=False,
+    rules=names.MAE_UPERNET,
+    unused=(r'\.relative_position_index$',),
+    zeros=(r'\.relative_position_bias_table$',),
+)
+EOMT = Published(
+    'EoMT on DINOv2',
+    source='https://huggingface.co/tue-mps',
+    licence='MIT (backbone: Apache-2.0)',
+    evidence='model cards of tue-mps, LICENSE of https://github.com/tue-mps/eomt',
+    rules=names.EOMT,
+    unused=(r'^criterion\.', r'pixel_(mean|std)$', r'(^|\.)mask_token$', r'^rope_embeddings\.inv_freq$'),
+)
+EOMT_DINOV3 = EOMT._replace(
+    name='EoMT on DINOv3',
+    licence='MIT, and the DINOv3 License of Meta for the backbone',
+    evidence='model cards of tue-mps; the DINOv3 License has conditions of its own',
+    free=False,
+    rules=names.EOMT_DINOV3,
+)
+RF_DETR = Published(
+    'RF-DETR (nano, small, medium, base, large)',
+    source='https://github.com/roboflow/rf-detr, and https://huggingface.co/Roboflow',
+    licence='Apache-2.0 (not the XL and 2XL models of rfdetr_plus: PML 1.0)',
+    evidence='table of pretrained models of the documentation of rf-detr',
+    rules=names.RF_DETR,
+    unused=(r'(^|\.)mask_token$',),
+    coco=True,
+)
+LW_DETR = Published(
+    'LW-DETR',
+    source='https://huggingface.co/xbsu/LW-DETR, and https://huggingface.co/AnnaZhang',
+    licence='Apache-2.0',
+    evidence='model card of xbsu/LW-DETR',
+    rules=names.LW_DETR,
+    coco=True,
+)
+FAMILIES = {
+    'dinov2-linear': DINOV2_LINEAR,
+    'mae-upernet': MAE_UPERNET,
+    'vit-adapter': VIT_ADAPTER,
+    'eomt': EOMT,
+    'eomt-dinov3': EOMT_DINOV3,
+    'rf-detr': RF_DETR,
+    'lw-detr': LW_DETR,
+}
 
 
 def load_published(network: nn.Module, state: Mapping[str, Tensor], published: Published, *, where: str) -> Coverage:
     """Fill `network` with a published checkpoint `state`, completely or not at all, and return what matched.
 
-    For `VIT_ADAPTER` the network is a `SharedNetwork` with a branch 'sem' of UPerNet on a `ViTAdapter`, whose ViT is
-    made with `timm_args=dict(class_token=False, final_norm=False)`: theirs have neither. Their models resample the
-    table of positions to each picture by a bicubic rule that differs from timm's; here the table is brought to the grid
-    of the network's own table by their rule, so that with `img_size=512` windows of 512 get exactly their positions.
+    The network is that of the family, with branches 'sem' or 'det'. For `VIT_ADAPTER` it is a `SharedNetwork` of
+    UPerNet on a `ViTAdapter`, whose ViT is made with `timm_args=dict(class_token=False, final_norm=False)`: theirs have
+    neither. Models without class token resample the table of positions to each picture by a bicubic rule that differs
+    from timm's; here the table is brought to the grid of the network's own table by their rule, so that with
+    `img_size=512` windows of 512 get exactly their positions. Classifiers with a row for each of COCO's 91 category ids
+    give the rows of the 80 categories to a head of 80 classes.
 
     Raises CheckpointError when anything is missing, left over or of another shape. `where` names the source.
     """
-    grid = network.backbone.vit.grid
+    wanted = network.state_dict()
+    _refuse_numbers(state, published.zeros, where)
 
     def convert(trial: State) -> State:
-        return translate(trial, published, grid)
+        return translate(trial, published, wanted)
 
     return load_weights(network, state, where=where, convert=convert)
 
 
-def translate(state: Mapping[str, Tensor], published: Published, grid: tuple[int, int]) -> State:
-    """Return a published `state` under our names, its table of positions (square, behind a class token) on `grid`."""
-    ours = {rename(name, published.rules): value for name, value in state.items()}
-    if POSITIONS in ours:
-        ours[POSITIONS] = _resample(ours[POSITIONS][:, 1:], grid)
+def translate(state: Mapping[str, Tensor], published: Published, wanted: Mapping[str, Tensor]) -> State:
+    """Return a published `state` under our names, in the layouts of the tensors `wanted` (a network's state)."""
+    dispensable = [re.compile(pattern) for pattern in (*published.unused, *published.zeros)]
+    kept = {name: value for name, value in state.items() if not any(each.search(name) for each in dispensable)}
+    ours = _packed({rename(name, published.rules): value for name, value in kept.items()}, wanted)
+    ours = _samplers(ours)
+    for name, value in ours.items():
+        place = wanted.get(name)
+        if name.endswith('.pos_embed') and place is not None:
+            ours[name] = _positions(value, place)
+        elif published.coco and '.class_predictors.' in name and value.shape[0] == COCO_ROWS:
+            if place is not None and place.shape[0] == len(COCO_IDS):
+                ours[name] = value[list(COCO_IDS)]
+        elif name.endswith('attn_mask_probs') and place is not None:
+            ours[name] = value.view(place.shape)
     return ours
 
 
@@ -111,6 +153,61 @@ def rename(name: str, rules: Sequence[Rule]) -> str:
     return name
 
 
+def _packed(state: State, wanted: Mapping[str, Tensor]) -> State:
+    """Join queries, keys and values to one tensor, where ours are one. A bias that keys do not have is zero."""
+    ours = dict(state)
+    for place, joined in _attentions(state):
+        for kind in ('weight', 'bias'):
+            parts = {part: ours.get(f'{place}{part}_proj.{kind}') for part in 'qkv'}
+            if parts['q'] is None or parts['v'] is None:
+                continue
+            if kind == 'bias' and f'{place}q_bias' in wanted:
+                ours |= {f'{place}{part}_bias': value for part, value in parts.items() if value is not None}
+            else:
+                ours[f'{place}{joined}{kind}'] = _joined(parts)
+            for part in 'qkv':
+                ours.pop(f'{place}{part}_proj.{kind}', None)
+    for name in [name for name in ours if name.endswith('attn.q_bias') and name not in wanted]:
+        place = name.removesuffix('q_bias')
+        parts = {'q': ours.pop(name), 'k': None, 'v': ours.pop(f'{place}v_bias')}
+        ours[f'{place}qkv.bias'] = _joined(parts)
+    return ours
+
+
+def _attentions(state: State) -> Iterator[tuple[str, str]]:
+    """Yield the attentions whose queries stand alone, and what our joined tensor is called behind their name."""
+    for name in [name for name in state if name.endswith('.q_proj.weight')]:
+        place = name.removesuffix('q_proj.weight')
+        yield place, 'in_proj_' if place.endswith('self_attn.') else 'qkv.'
+
+
+def _joined(parts: Mapping[str, Tensor | None]) -> Tensor:
+    key = torch.zeros_like(parts['q']) if parts['k'] is None else parts['k']
+    return torch.cat([parts['q'], key, parts['v']])
+
+
+def _samplers(state: State) -> State:
+    """Name the layers of a projector's samplers: a row of several keeps their numbers, a single one is itself."""
+    rows = {name.partition('.layers.1.')[0] for name in state if '.samplers.' in name and '.layers.1.' in name}
+    ours = {}
+    for name, value in state.items():
+        place, found, rest = name.partition('.layers.')
+        if found and '.samplers.' in place:
+            name = f'{place}.{rest}' if place in rows else f'{place}.{rest.removeprefix("0.")}'
+        ours[name] = value
+    return ours
+
+
+def _positions(table: Tensor, place: Tensor) -> Tensor:
+    """Return published positions, (1, N, C) or (N, C), as ours are; a square is resampled where the grids differ."""
+    table = table[None] if table.ndim == 2 else table
+    ahead = table.shape[1] - math.isqrt(table.shape[1]) ** 2  # prefix tokens
+    if table.shape == place.shape or math.isqrt(place.shape[1]) ** 2 != place.shape[1] or ahead > 1:
+        return table
+    side = math.isqrt(place.shape[1])
+    return _resample(table[:, ahead:], (side, side))
+
+
 def _resample(table: Tensor, grid: tuple[int, int]) -> Tensor:
     """Return positions (1, s * s, C) of a square as those of `grid` (h, w): bicubic, without antialiasing."""
     side = math.isqrt(table.shape[1])
@@ -119,3 +216,19 @@ def _resample(table: Tensor, grid: tuple[int, int]) -> Tensor:
     plane = table.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, s * s, C) -> (1, C, s, s)
     plane = functional.interpolate(plane, size=grid, mode='bicubic', align_corners=False)
     return plane.flatten(2).transpose(1, 2)
+
+
+def _refuse_numbers(state: Mapping[str, Tensor], zeros: Sequence[str], where: str) -> None:
+    """Raise CheckpointError where something that ours has not is not zero."""
+    used = [
+        name
+        for name, value in state.items()
+        if any(re.search(pattern, name) for pattern in zeros) and bool(value.count_nonzero())
+    ]
+    if used:
+        raise CheckpointError(
+            f'the checkpoint uses {len(used)} tensors that our network does not have',
+            where=where,
+            why=f'such as {used[0]}: without them the answers would be others',
+            fix='train with our config of the same architecture; it does without',
+        )

@@ -84,8 +84,8 @@ def save_model_folder(
         'palette': metainfo.get('palette', {}),
         'category_ids': metainfo.get('category_ids', {}),
         'transforms': list(transforms),
-        **(facts or {}),
         'licence': 'The weights follow the licences of their pretraining and of the data they were trained on.',
+        **(facts or {}),
     }
     try:
         temporary.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,62 @@
+"""Bring published weights of the same architectures into a model folder.
+
+    python tools/import_weights.py dinov2-linear dinov2_vits14_pretrain.pth dinov2_vits14_ade20k_linear_head.pth \\
+        --config configs/semantic/linear_plain_dinov2_s_ade20k_512_40k.py --out models/dinov2_s_ade20k
+    python tools/import_weights.py rf-detr rf-detr-nano.pth --out models/rf_detr_nano \\
+        --config configs/detection/real_time_projector_dinov2_s_coco_384_100ep.py
+
+CONFIG is ours of the same architecture. Every tensor must find its place: what is missing or left over is listed, and
+nothing is written. Source and licence are printed, and kept in the folder; weights that not everybody may use need
+--accept-licence. Then: python tools/demo.py PICTURE --model DIR
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitdense.engine.commandline import Parser, run
+
+
+def parser() -> Parser:
+    """Return the parser of the tool's arguments."""
+    made = Parser(prog='import_weights.py', description=__doc__)
+    made.add_argument(
+        'family', metavar='FAMILY', help='dinov2-linear, mae-upernet, vit-adapter, eomt, eomt-dinov3, rf-detr, lw-detr'
+    )
+    made.add_argument('files', metavar='FILE', nargs='+', help='the checkpoint, or its parts: backbone and head')
+    made.add_argument('--config', metavar='C', required=True, help='our config of the same architecture')
+    made.add_argument('--out', metavar='DIR', required=True, help='the model folder to write')
+    made.add_argument('--num-classes', type=int, metavar='K', help='classes without names, where they are others')
+    made.add_argument('--accept-licence', action='store_true', help='take weights that not everybody may use')
+    made.add_argument('--cfg-options', nargs='+', action='extend', metavar='K=V', help='change values of the config')
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Import as `argv` says."""
+    args = parser().parse_args(argv)
+    from vitdense.engine import importing  # heavy: after the arguments are known to be right
+    from vitdense.engine.config import load_config
+    from vitdense.engine.console import console, start_logging
+
+    start_logging(None)
+    published = importing.find_family(args.family)
+    for name, value in (
+        ('source', published.source),
+        ('licence', published.licence),
+        ('stated in', published.evidence),
+    ):
+        console().print(f'{name}: {value or "unknown"}', markup=False)
+    coverage = importing.import_weights(
+        args.family,
+        args.files,
+        load_config(args.config, args.cfg_options or ()),
+        args.out,
+        num_classes=args.num_classes,
+        accept_licence=args.accept_licence,
+    )
+    console().print(f'{coverage}; the model is in {args.out}/', markup=False)
+
+
+if __name__ == '__main__':
+    run(main)

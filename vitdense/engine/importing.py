@@ -1,0 +1,158 @@
+"""From a published checkpoint to a model folder: a working model without training one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+from vitdense.data.vocabularies import read_palette
+from vitdense.engine.checkpoints import sha256_of, write_text
+from vitdense.engine.imports import COCO_IDS, FAMILIES, Published, load_published, rename
+from vitdense.engine.model_folder import save_model_folder, without_pretrained
+from vitdense.engine.vocabularies import metainfo_of, section_of
+from vitdense.errors import CheckpointError, ConfigError, did_you_mean
+from vitdense.registry import build
+from vitdense.weights import Coverage, State, read_weights
+
+CARD = 'README.md'
+
+
+def import_weights(
+    family: str,
+    files: Sequence[str | Path],
+    cfg: Config,
+    folder: str | Path,
+    *,
+    num_classes: int | None = None,
+    accept_licence: bool = False,
+) -> Coverage:
+    """Write the model folder of published weights, and return what matched: everything.
+
+    `family` is one of `FAMILIES`; `files` are its checkpoint, or its parts (a backbone and a head). `cfg` is our config
+    of the same architecture: it gives the model, the transforms of evaluation and the classes, for which its data
+    need not be there (`metainfo_of`; COCO's own names where a family has them). Source, licence and checksums
+    stand in `model.json`, and in the model card README.md.
+
+    Raises ConfigError for an unknown family, and for a licence that is not free or not known, unless `accept_licence`;
+    CheckpointError, with the names, when a tensor is missing or left over.
+    """
+    published = find_family(family)
+    check_licence(published, accepted=accept_licence)
+    state = read_parts(files)
+    metainfo = _metainfo(cfg, published, num_classes)
+    recipe = _sized(without_pretrained(cfg.to_dict()['model']), state, published)
+    model = build(recipe, classes=metainfo['classes'])
+    coverage = load_published(model.network, state, published, where=', '.join(Path(file).name for file in files))
+    facts = origin(family, published, files)
+    network = model.network
+    save_model_folder(
+        folder,
+        recipe,
+        model.state_dict(),
+        metainfo=metainfo,
+        transforms=section_of(cfg).get('dataset', {}).get('transforms') or [],
+        facts={
+            'mean': list(network.mean),
+            'std': list(network.std),
+            'licence': published.licence,
+            'published': facts,
+        },
+    )
+    write_text(Path(folder) / CARD, card(facts, coverage))
+    return coverage
+
+
+def find_family(name: str) -> Published:
+    """Return the family of this name. Raises ConfigError."""
+    if name not in FAMILIES:
+        raise ConfigError(
+            f"no family of published weights is called '{name}'{did_you_mean(name, FAMILIES)}",
+            where='FAMILY',
+            why=f'known are {", ".join(FAMILIES)}',
+            fix='choose one of these',
+        )
+    return FAMILIES[name]
+
+
+def check_licence(published: Published, *, accepted: bool) -> None:
+    """Raise ConfigError for weights that not everybody may use, or whose licence nobody states, unless `accepted`."""
+    if published.free or accepted:
+        return
+    raise ConfigError(
+        f'the licence of these weights has conditions: {published.licence or "unknown"}',
+        where=published.source,
+        why=published.evidence or 'no licence could be established: without one, nobody may use them',
+        fix='read the licence, and add --accept-licence if you may use the weights under it',
+    )
+
+
+def read_parts(files: Sequence[str | Path]) -> State:
+    """Return the tensors of all files together. Raises CheckpointError when two files have one of the same name."""
+    state: State = {}
+    for file in files:
+        part = read_weights(file)
+        double = sorted(set(part) & set(state))
+        if double:
+            raise CheckpointError(
+                f'two files have a tensor called {double[0]}',
+                where=str(file),
+                why='files of one model are parts of it: a backbone and a head',
+                fix='give the files of one model only',
+            )
+        state |= part
+    return state
+
+
+def _metainfo(cfg: Config, published: Published, num_classes: int | None) -> dict[str, Any]:
+    if not published.coco or num_classes is not None:
+        return metainfo_of(cfg, num_classes=num_classes)
+    by_id = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta['categories']
+    labels = [by_id[number] for number in COCO_IDS]
+    return {
+        'classes': {'labels': labels},
+        'palette': {'labels': read_palette(None, labels)},
+        'category_ids': {'labels': list(COCO_IDS)},
+    }
+
+
+def _sized(recipe: dict[str, Any], state: Mapping[str, Tensor], published: Published) -> dict[str, Any]:
+    """Return the recipe with a table of positions of the published size, where a ViT with a class token has one."""
+    name = 'backbone.model.pos_embed'
+    table = next((value for theirs, value in state.items() if rename(theirs, published.rules) == name), None)
+    backbone = recipe['network'].get('backbone')
+    if table is None or not isinstance(backbone, Mapping) or 'patch_size' not in backbone:
+        return recipe
+    side = round(table.shape[-2] ** 0.5)
+    sized = {**backbone, 'img_size': side * backbone['patch_size']}
+    return {**recipe, 'network': {**recipe['network'], 'backbone': sized}}
+
+
+def origin(family: str, published: Published, files: Sequence[str | Path]) -> dict[str, Any]:
+    """Return where weights come from, for the model card."""
+    return {
+        'family': family,
+        'name': published.name,
+        'source': published.source,
+        'licence': published.licence or 'unknown',
+        'licence_stated_in': published.evidence or 'nowhere that could be found',
+        'files': [{'name': Path(file).name, 'sha256': sha256_of(Path(file))} for file in files],
+    }
+
+
+def card(facts: Mapping[str, Any], coverage: Coverage) -> str:
+    """Return the text of a model card."""
+    files = '\n'.join(f'- `{file["name"]}`, SHA-256 `{file["sha256"]}`' for file in facts['files'])
+    return (
+        f'# {facts["name"]}\n\n'
+        f'Published weights under the names of vitdense; {coverage}.\n\n'
+        f'- Source: {facts["source"]}\n'
+        f'- Licence of the weights: {facts["licence"]}\n'
+        f'- Where that is stated: {facts["licence_stated_in"]}\n'
+        f'- The data that they were trained on has terms of its own.\n\n'
+        f'Made from:\n\n{files}\n'
+    )

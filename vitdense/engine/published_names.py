@@ -1,0 +1,154 @@
+"""How published checkpoints call their tensors: rules for their names, applied one after another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+Rule = tuple[str, str | Callable[[re.Match], str]]  # a regular expression for a part of a name, and what replaces it
+
+UPERNET: tuple[Rule, ...] = (  # mmsegmentation's UPerHead and FCNHead -> UPerNetHead of the branch 'sem'
+    (r'^decode_head\.conv_seg\.', 'heads.sem.classifier.'),
+    (r'^decode_head\.psp_modules\.(\d+)\.1\.', r'heads.sem.pooling.projections.\1.'),
+    (r'^decode_head\.bottleneck\.', 'heads.sem.pooling.bottleneck.'),
+    (r'^decode_head\.lateral_convs\.', 'heads.sem.laterals.'),
+    (r'^decode_head\.fpn_convs\.', 'heads.sem.smooths.'),
+    (r'^decode_head\.fpn_bottleneck\.', 'heads.sem.fuse.'),
+    (r'^auxiliary_head\.convs\.0\.', 'heads.sem.aux.0.'),
+    (r'^auxiliary_head\.conv_seg\.', 'heads.sem.aux.2.'),
+    (r'^(heads\..*)\.bn\.', r'\1.norm.'),
+)
+VIT_ADAPTER: tuple[Rule, ...] = (
+    (r'^backbone\.(patch_embed|pos_embed|blocks)\b', r'backbone.vit.model.\1'),
+    (r'^(backbone\.vit\.model\.blocks\.\d+)\.gamma(\d)$', r'\1.ls\2.gamma'),
+    (r'^backbone\.(level_embed$|up\.)', r'backbone.pyramid.\1'),
+    *((rf'^backbone\.norm{number + 1}\.', f'backbone.pyramid.norms.{number}.') for number in range(4)),
+    *((rf'^backbone\.spm\.fc{number + 1}\.', f'backbone.pyramid.prior.project.{number}.') for number in range(4)),
+    *(
+        (rf'^backbone\.spm\.stem\.{3 * number + step}\.', f'backbone.pyramid.prior.stem.{number}.{part}.')
+        for number in (0, 1, 2)
+        for step, part in enumerate(('conv', 'norm'))
+    ),
+    *(
+        (rf'^backbone\.spm\.conv{number}\.{step}\.', f'backbone.pyramid.prior.stages.{number - 2}.{part}.')
+        for number in (2, 3, 4)
+        for step, part in enumerate(('conv', 'norm'))
+    ),
+    (r'^backbone\.interactions\.(\d+)\.injector\.', r'backbone.injectors.\1.'),
+    (r'^backbone\.interactions\.(\d+)\.extractor\.', r'backbone.pyramid.extractors.\1.0.'),
+    (
+        r'^backbone\.interactions\.(\d+)\.extra_extractors\.(\d+)\.',
+        lambda found: f'backbone.pyramid.extractors.{found[1]}.{int(found[2]) + 1}.',
+    ),
+    (r'\.ffn\.dwconv\.dwconv\.', '.ffn.dwconv.'),
+    *UPERNET,
+)
+DINOV2_LINEAR: tuple[Rule, ...] = (  # the backbone's own file, and that of the head
+    (r'^(cls_token|pos_embed|patch_embed|blocks|norm|register_tokens|mask_token)\b', r'backbone.model.\1'),
+    (r'\bregister_tokens$', 'reg_token'),
+    (r'^decode_head\.conv_seg\.', 'heads.sem.classifier.'),
+    (r'^decode_head\.bn\.', 'heads.sem.norm.'),
+)
+MAE_UPERNET: tuple[Rule, ...] = (  # mmsegmentation's MAE, whose blocks are those of its BEiT
+    (r'^backbone\.patch_embed\.projection\.', 'backbone.model.patch_embed.proj.'),
+    (r'^backbone\.(cls_token|pos_embed)$', r'backbone.model.\1'),
+    (r'^backbone\.layers\.(\d+)\.', r'backbone.model.blocks.\1.'),
+    (r'\.ln(\d)\.', r'.norm\1.'),
+    (r'\.gamma_(\d)$', r'.ls\1.gamma'),
+    (r'\.ffn\.layers\.0\.0\.', '.mlp.fc1.'),
+    (r'\.ffn\.layers\.1\.', '.mlp.fc2.'),
+    (r'^neck\.upsample_4x\.', 'adapters.sem.stages.0.'),
+    (r'^neck\.upsample_2x\.0\.', 'adapters.sem.stages.1.'),
+    *UPERNET,
+)
+EOMT: tuple[Rule, ...] = (  # the authors' names, and those of transformers (Eomt, EomtDinov3)
+    (r'^network\.', ''),
+    (r'^encoder\.backbone\.', 'backbone.model.'),
+    (r'^query\.', 'q.'),
+    (r'^class_predictor\.', 'class_head.'),
+    *((rf'^mask_head\.fc{number + 1}\.', f'mask_head.{2 * number}.') for number in range(3)),
+    (r'^upscale_block\.block\.', 'upscale.'),
+    (r'^(upscale\..*)\.layernorm2d\.', r'\1.norm.'),
+    (r'^layernorm\.', 'backbone.model.norm.'),
+    (r'^layers\.', 'backbone.model.blocks.'),
+    (r'^embeddings\.cls_token$', 'backbone.model.cls_token'),
+    (r'^embeddings\.register_tokens$', 'backbone.model.reg_token'),
+    (r'^embeddings\.position_embeddings(\.weight)?$', 'backbone.model.pos_embed'),
+    (r'^embeddings\.patch_embeddings\.(projection\.)?', 'backbone.model.patch_embed.proj.'),
+    (r'(blocks\.\d+)\.attention\.', r'\1.attn.'),
+    (r'(blocks\.\d+\.attn)\.(out_proj|o_proj)\.', r'\1.proj.'),
+    (r'(blocks\.\d+)\.mlp\.up_proj\.', r'\1.mlp.fc1.'),
+    (r'(blocks\.\d+)\.mlp\.down_proj\.', r'\1.mlp.fc2.'),
+    (r'(blocks\.\d+)\.layer_scale(\d)\.lambda1$', r'\1.ls\2.gamma'),
+)
+EOMT_DINOV3 = (*EOMT, (r'(blocks\.\d+)\.ls(\d)\.gamma$', r'\1.gamma_\2'))  # timm's Eva has its own name for them
+_PROJECTOR: tuple[Rule, ...] = (
+    (r'^backbone\.0\.projector\.stages_sampling\.(\d+)\.(\d+)\.(\d+)\.', r'STAGE\1.samplers.\2.layers.\3.'),
+    (r'^backbone\.0\.projector\.stages\.(\d+)\.1\.', r'STAGE\1.norm.'),
+    (r'^backbone\.0\.projector\.stages\.(\d+)\.0\.m\.(\d+)\.cv(\d)\.', r'STAGE\1.mix.blocks.\2.conv\3.'),
+    (r'^backbone\.0\.projector\.stages\.(\d+)\.0\.cv(\d)\.', r'STAGE\1.mix.conv\2.'),
+    (r'^backbone\.projector\.scale_layers\.(\d+)\.', r'STAGE\1.'),
+    (r'^backbone\.projector\.', 'STAGE0.'),
+    (r'^(STAGE\d+)\.layer_norm\.', r'\1.norm.'),
+    (r'^(STAGE\d+)\.projector_layer\.', r'\1.mix.'),
+    (r'^(STAGE\d+)\.sampling_layers\.', r'\1.samplers.'),
+    (r'^(STAGE\d+\.mix)\.bottlenecks\.', r'\1.blocks.'),
+    (
+        r'^(STAGE\d+\.mix\.blocks\.\d+)\.conv(\d)\.',
+        lambda found: f'{found[1]}.{int(found[2]) - 1}.',
+    ),
+    (r'^(STAGE\d+\..*)\.bn\.', r'\1.norm.'),
+    (r'^STAGE(\d+)\.', r'adapters.det.stages.\1.'),
+)
+_DECODER: tuple[Rule, ...] = (
+    (r'^transformer\.', ''),
+    (r'^(decoder\.layers\.\d+)\.(norm1|self_attn_layer_norm)\.', r'\1.add1.norm.'),
+    (r'^(decoder\.layers\.\d+)\.(norm2|cross_attn_layer_norm)\.', r'\1.add2.norm.'),
+    (r'^(decoder\.layers\.\d+)\.(norm3|layer_norm)\.', r'\1.feed_forward.add.norm.'),
+    (r'^(decoder\.layers\.\d+)\.(linear|mlp\.fc)(\d)\.', r'\1.feed_forward.linear\3.'),
+    (r'^(decoder\.layers\.\d+\.self_attn)\.o_proj\.', r'\1.out_proj.'),
+    (r'^decoder\.layernorm\.', 'decoder.norm.'),
+    (r'^decoder\.ref_point_head\.layers\.', 'decoder.position_encoder.linears.'),
+    (r'^(refpoint_embed|reference_point_embed)\.weight$', 'queries.steps'),
+    (r'^query_feat\.weight$', 'queries.content'),
+    (r'^enc_output\.(\d+)\.', r'queries.transforms.\1.0.'),
+    (r'^enc_output_norm\.(\d+)\.', r'queries.transforms.\1.1.'),
+    (r'^enc_out_class_embed\.', 'queries.class_predictors.'),
+    (r'^enc_out_bbox_embed\.(\d+)\.layers\.', r'queries.box_predictors.\1.linears.'),
+    (r'^class_embed\.', 'decoder.class_predictors.0.'),
+    (r'^bbox_embed\.layers\.', 'decoder.box_predictors.0.linears.'),
+    (r'^(decoder|queries)\.', r'heads.det.\1.'),
+)
+RF_DETR: tuple[Rule, ...] = (  # the authors' names, and those of transformers
+    (r'^model\.', ''),
+    (r'^backbone\.(0\.encoder\.encoder|backbone)\.', 'backbone.model.'),
+    (r'^backbone\.model\.embeddings\.(cls_token|mask_token)$', r'backbone.model.\1'),
+    (r'^backbone\.model\.embeddings\.register_tokens$', 'backbone.model.reg_token'),
+    (r'^backbone\.model\.embeddings\.position_embeddings$', 'backbone.model.pos_embed'),
+    (r'^backbone\.model\.embeddings\.patch_embeddings\.projection\.', 'backbone.model.patch_embed.proj.'),
+    (r'^backbone\.model\.encoder\.layer\.', 'backbone.model.blocks.'),
+    (r'^backbone\.model\.layernorm\.', 'backbone.model.norm.'),
+    (r'(blocks\.\d+)\.attention\.attention\.(query|key|value)\.', lambda found: f'{found[1]}.attn.{found[2][0]}_proj.'),
+    (r'(blocks\.\d+)\.attention\.output\.dense\.', r'\1.attn.proj.'),
+    (r'(blocks\.\d+)\.attention\.([qkv])_proj\.', r'\1.attn.\2_proj.'),
+    (r'(blocks\.\d+)\.attention\.o_proj\.', r'\1.attn.proj.'),
+    (r'(blocks\.\d+)\.layer_scale(\d)\.lambda1$', r'\1.ls\2.gamma'),
+    *_PROJECTOR,
+    *_DECODER,
+)
+LW_DETR: tuple[Rule, ...] = (  # the authors' names, and those of transformers
+    (r'^model\.', ''),
+    (r'^backbone\.0\.encoder\.', 'backbone.model.'),
+    (r'^backbone\.backbone\.embeddings\.position_embeddings$', 'backbone.model.pos_embed'),
+    (r'^backbone\.backbone\.embeddings\.projection\.', 'backbone.model.patch_embed.proj.'),
+    (r'^backbone\.backbone\.encoder\.layer\.', 'backbone.model.blocks.'),
+    (r'(blocks\.\d+)\.attention\.attention\.(query|key|value)\.', lambda found: f'{found[1]}.attn.{found[2][0]}_proj.'),
+    (r'(blocks\.\d+)\.attention\.([qkv])_proj\.', r'\1.attn.\2_proj.'),
+    (r'(blocks\.\d+)\.attention\.(output|o_proj)\.', r'\1.attn.proj.'),
+    (r'(blocks\.\d+)\.intermediate\.', r'\1.mlp.'),
+    (r'(blocks\.\d+)\.layernorm_before\.', r'\1.norm1.'),
+    (r'(blocks\.\d+)\.layernorm_after\.', r'\1.norm2.'),
+    (r'(blocks\.\d+)\.gamma_(\d)$', r'\1.ls\2.gamma'),
+    *_PROJECTOR,
+    *_DECODER,
+)
