@@ -28,7 +28,7 @@ from vitdense.types import Batch
 from vitdense.weights import save_weights
 
 FORMAT = 1  # a part of the key: features written by other code are not read
-PART = 64  # pictures in one file, at most
+PART = 64  # pictures in one file, at most: what an interruption may cost
 logger = logging.getLogger('vitdense')
 
 
@@ -54,17 +54,7 @@ class FeatureCache:
 
     def __getitem__(self, index: int) -> Record:
         number, row = divmod(index, self.part)
-        if number not in self._open:
-            held = self._read(number)
-            if held is None:
-                raise DataError(
-                    'cached features are gone',
-                    where=str(self._path(number)),
-                    why='the file was deleted or damaged after it was written',
-                    fix='run the probe again: what is missing is computed anew',
-                )
-            self._open[number] = held
-        held = self._open[number]
+        held = self._held(number)
         cells, pixels = held['cell_ends'].tolist(), held['pixel_ends'].tolist()
         grid, plane, size, shape = (tuple(side) for side in held['sizes'][row].tolist())
         features = held['features'][cells[row] : cells[row + 1]]
@@ -76,8 +66,8 @@ class FeatureCache:
 
     def table(self) -> tuple[Tensor, Tensor]:
         """Return features (N, C) and truth (N,) of whole pictures."""
-        records = [self[index] for index in range(len(self))]
-        return torch.stack([record.features for record in records]), torch.stack([record.truth for record in records])
+        parts = [self._held(number) for number in range(-(-self.num_pictures // self.part))]
+        return torch.cat([held['features'] for held in parts]), torch.cat([held['truth'] for held in parts])
 
     def missing(self) -> list[range]:
         """Return the pictures of every part that is not there, or is damaged."""
@@ -102,6 +92,20 @@ class FeatureCache:
     def _path(self, number: int) -> Path:
         return self.folder / f'part-{number:05}.safetensors'
 
+    def _held(self, number: int) -> dict[str, Tensor]:
+        """Return the tensors of a part. Raises DataError when it is gone."""
+        if number not in self._open:
+            held = self._read(number)
+            if held is None:
+                raise DataError(
+                    'cached features are gone',
+                    where=str(self._path(number)),
+                    why='the file was deleted or damaged after it was written',
+                    fix='run the probe again: what is missing is computed anew',
+                )
+            self._open[number] = held
+        return self._open[number]
+
     def _read(self, number: int) -> dict[str, Tensor] | None:
         """Return the tensors of a part, mapped into memory; None where it is not there or not whole."""
         count = min(self.part, self.num_pictures - number * self.part)
@@ -120,13 +124,15 @@ def features_of(
     *,
     key: str,
     seed: int,
+    part: int = PART,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureCache:
     """Return the records of every picture of `dataset`; `see` makes those of a batch that are not on disk yet.
 
-    `section` says batch size and workers. `tell(done, total)` hears of the progress in pictures.
+    `section` says batch size and workers, `part` how many pictures are kept in one file. `tell(done, total)` hears of
+    the progress in pictures.
     """
-    cache = FeatureCache(cache_folder() / 'features' / key, len(dataset))
+    cache = FeatureCache(cache_folder() / 'features' / key, len(dataset), part=part)
     parts = cache.missing()
     left = sum(map(len, parts))
     if not left:

@@ -22,7 +22,7 @@ from vitdense.engine import probing_pixels as pixels
 from vitdense.engine.assembly import build_model
 from vitdense.engine.checkpoints import make_folder
 from vitdense.engine.console import print_table, progress, start_logging
-from vitdense.engine.feature_cache import FeatureCache, features_of, files_key, key_of, weights_key
+from vitdense.engine.feature_cache import PART, FeatureCache, features_of, files_key, key_of, weights_key
 from vitdense.engine.history import finite, write_json
 from vitdense.engine.loaders import adopt_classes, build_dataset, num_workers
 from vitdense.engine.probing_reader import Reader, check_probeable, choose_branch, with_backbone
@@ -140,9 +140,10 @@ class _Probe:
         """Return the features of the pictures for `part`."""
         dataset, section = self.data[part], self.sections[part]
         files = files_key(dataset.paths()) if hasattr(dataset, 'paths') else len(dataset)
-        key = key_of(self.model_key, section['dataset'], self._root(), files)
+        size = 4 * PART if self.reader.whole else PART  # maps are large
+        key = key_of(self.model_key, section['dataset'], self._root(), files, size)
         with progress(f'features, {part}', len(dataset)) as tell:
-            return features_of(dataset, section, self.reader.read, key=key, seed=self.seed, tell=tell)
+            return features_of(dataset, section, self.reader.read, key=key, seed=self.seed, part=size, tell=tell)
 
     def _root(self) -> str:
         return str(Path(self.recipe.get('data_root') or '').resolve())
