@@ -17,18 +17,18 @@ from mmengine.config import read_base
 with read_base():
     from .finetune_small import *
 
-from vitdense.data.transforms import ResizeShortSide
+from vitdense.data.transforms import ResizeTo
 
 train_dataloader.dataset.update(
-    transforms=[dict(type=ResizeShortSide, size=256, max_size=448)], num_images=8, drop_empty=True
+    transforms=[dict(type=ResizeTo, size=320)], num_images=8, drop_empty=True
 )
 val_dataloader.dataset.update(
     annotations='annotations/instances_train2017.json',
     images='train2017',
-    transforms=[dict(type=ResizeShortSide, size=256, max_size=448)],
+    transforms=[dict(type=ResizeTo, size=320)],
     num_images=8,
     drop_empty=True,
 )
 optim_wrapper.optimizer.update(weight_decay=0.0)
 custom_hooks = []
-schedule = dict(max_iters=400, val_interval=100, warmup_iters=50, decay='cosine')
+schedule = dict(max_iters=600, val_interval=200, warmup_iters=50, decay='cosine')
