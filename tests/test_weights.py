@@ -160,6 +160,8 @@ def test_saved_weights_come_back_with_their_metadata_and_no_rubbish(tmp_path: Pa
     read = read_weights(tmp_path / 'new' / 'a.safetensors')
     assert all(torch.equal(read[name], value) for name, value in state.items())
     assert [path.name for path in (tmp_path / 'new').iterdir()] == ['a.safetensors']
+    (tmp_path / 'b').touch()
+    assert (tmp_path / 'new' / 'a.safetensors').stat().st_mode == (tmp_path / 'b').stat().st_mode  # others may read
 
 
 def test_a_failed_save_keeps_what_stood_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

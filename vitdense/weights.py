@@ -187,7 +187,10 @@ def save_weights(path: str | Path, state: Mapping[str, Tensor], metadata: Mappin
     temporary = path.with_name(f'{path.name}.tmp.{os.getpid()}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(_unshared(state), temporary, dict(metadata or {}))
+        temporary.chmod(mode)  # safetensors makes files that only their owner may read
         with open(temporary, 'rb') as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
