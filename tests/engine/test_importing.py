@@ -14,6 +14,7 @@ from vitdense.adapters.plain import PlainMaps
 from vitdense.adapters.projector import Projector
 from vitdense.adapters.pyramid import LayerPyramid
 from vitdense.backbones.vit import ViT
+from vitdense.backbones.windows import Windows
 from vitdense.engine.imports import (
     COCO_IDS,
     DINOV2_LINEAR,
@@ -179,16 +180,18 @@ def rf_pair(num_labels: int, num_classes: int) -> tuple[nn.Module, SharedNetwork
     return theirs, SharedNetwork(vit, {'det': branch}, num_classes={'det': num_classes})
 
 
-def lw_pair(width: int) -> tuple[nn.Module, SharedNetwork]:
+def lw_pair(width: int, *, split: int) -> tuple[nn.Module, SharedNetwork]:
     modeling = pytest.importorskip('transformers.models.lw_detr.modeling_lw_detr')
     from transformers.models.lw_detr.configuration_lw_detr import LwDetrConfig, LwDetrViTConfig
 
     facts = dict(hidden_size=width, num_hidden_layers=2, num_attention_heads=2, image_size=64, pretrain_image_size=224)
-    backbone = LwDetrViTConfig(**facts, out_indices=[1, 2], num_windows=1, window_block_indices=[])
+    windowed = [0] if split > 1 else []
+    backbone = LwDetrViTConfig(**facts, out_indices=[1, 2], num_windows=split**2, window_block_indices=windowed)
     config = LwDetrConfig(backbone_config=backbone, projector_scale_factors=[2.0, 0.5], num_labels=5, **SIZES)
     theirs = modeling.LwDetrForObjectDetection(config)
     arguments = dict(embed_dim=width, depth=2, num_heads=2, class_token=False, final_norm=False, init_values=0.1)
-    vit = ViT('vit_tiny_patch16_224', img_size=64, timm_args=arguments)
+    windows = Windows(split=split, global_blocks=(1,)) if split > 1 else None
+    vit = ViT('vit_tiny_patch16_224', img_size=64, windows=windows, timm_args=arguments)
     adapter = dict(
         type=Projector, layers=(0, 1), channels=32, num_blocks=2, scales=(2.0, 0.5), norm='batch', normed=False
     )
@@ -279,9 +282,9 @@ def test_classifiers_of_91_category_ids_give_the_80_categories():
 
 
 @pytest.mark.parametrize('authors', [False, True])
-@pytest.mark.parametrize('width', [24, 520])
-def test_lw_detr_answers_as_transformers(width, authors):
-    theirs, ours = lw_pair(width)
+@pytest.mark.parametrize(('width', 'split'), [(24, 1), (24, 2), (520, 1)])
+def test_lw_detr_answers_as_transformers(width, split, authors):
+    theirs, ours = lw_pair(width, split=split)
     randomise(theirs)
     state = names_of_authors(theirs.state_dict(), 'lw') if authors else theirs.state_dict()
     if authors:
@@ -319,7 +322,7 @@ def test_the_tool_writes_a_model_folder_with_a_card(tmp_path, capsys):
     assert info['licence'] == 'Apache-2.0' and info['published']['family'] == 'dinov2-linear'
     assert [file['name'] for file in info['published']['files']] == ['backbone.safetensors', 'head.safetensors']
     text = (tmp_path / 'model' / 'README.md').read_text()
-    assert 'Apache-2.0' in text and info['published']['files'][1]['sha256'] in text
+    assert 'Apache-2.0' in text and 'rule of timm' in text and info['published']['files'][1]['sha256'] in text
     predictor = load(tmp_path / 'model', device='cpu', amp='off')
     picture = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8)
     assert predictor(picture)['sem'].labels.shape == (60, 80)

@@ -140,6 +140,7 @@ def origin(family: str, published: Published, files: Sequence[str | Path]) -> di
         'source': published.source,
         'licence': published.licence or 'unknown',
         'licence_stated_in': published.evidence or 'nowhere that could be found',
+        'note': published.note,
         'files': [{'name': Path(file).name, 'sha256': sha256_of(Path(file))} for file in files],
     }
 
@@ -147,12 +148,14 @@ def origin(family: str, published: Published, files: Sequence[str | Path]) -> di
 def card(facts: Mapping[str, Any], coverage: Coverage) -> str:
     """Return the text of a model card."""
     files = '\n'.join(f'- `{file["name"]}`, SHA-256 `{file["sha256"]}`' for file in facts['files'])
+    note = f'- {facts["note"]}\n' if facts['note'] else ''
     return (
         f'# {facts["name"]}\n\n'
         f'Published weights under the names of vitdense; {coverage}.\n\n'
         f'- Source: {facts["source"]}\n'
         f'- Licence of the weights: {facts["licence"]}\n'
         f'- Where that is stated: {facts["licence_stated_in"]}\n'
-        f'- The data that they were trained on has terms of its own.\n\n'
+        f'- The data that they were trained on has terms of its own.\n'
+        f'{note}\n'
         f'Made from:\n\n{files}\n'
     )
