@@ -80,6 +80,9 @@ def test_every_round_holds_the_weights_and_is_shuffled():
     shares = three(weights=dict(maps=0.5, boxes=0.3, labels=0.2)).turns
     assert [turns / sum(shares) for turns in shares] == pytest.approx([0.5, 0.3, 0.2])
     assert three().turns == [5, 7, 3]  # an epoch of everything
+    alone = three(weights=dict(maps=0, boxes=0.5, labels=0))
+    assert set(names_of(alone, take(alone, 50))) == {'boxes'}
+    assert set(alone.metainfo['classes']) == {'semantic', 'labels', 'image_label'}  # the model stays the same
     assert sorted(draw.index for draw in take(three(), 15)) == list(range(15))
 
 
@@ -160,7 +163,7 @@ def test_what_does_not_fit_is_refused():
         Mixture(dict(a=Pictures(2, 'a'), b=Pictures(2, 'b', names=('a', 'c'))))
     with pytest.raises(ConfigError, match="weight of 'mops'.*did you mean 'maps'"):
         three(weights=dict(mops=1, boxes=1, labels=1))
-    for weights in (dict(maps=0, boxes=1, labels=1), dict(maps=1, boxes=1)):
+    for weights in (dict(maps=0, boxes=0, labels=0), dict(maps=-1, boxes=1, labels=1), dict(maps=1, boxes=1)):
         with pytest.raises(ConfigError, match='the weight of'):
             three(weights=weights)
     with pytest.raises(ConfigError, match='batches'):

@@ -31,13 +31,14 @@ class Mixture(Dataset):
 
     `weights` are the shares of the draws by name: of weights 4, 2 and 1, every round of seven draws holds four of the
     first, two of the second and one of the third, in an order of its own. Numbers that are not whole are shares, kept
-    to one percent of the smallest. By default they are the sizes, so that a round is an epoch of all pictures.
+    to one percent of the smallest. By default they are the sizes, so that a round is an epoch of all pictures. A data
+    set of weight 0 is not drawn, but its classes count: the same model, trained for fewer tasks.
     `batches` says what is drawn: 'mixed' draws pictures, and a batch holds several data sets, padded to the largest
     picture; 'homogeneous' draws whole batches of one data set, each process its own.
 
     `metainfo` joins those of the data sets, field by field. A data set whose files number classes by themselves counts
     as the first one with the same field does. Raises ConfigError for names that `weights` does not know, weights that
-    are no numbers above 0, and fields on whose classes two data sets do not agree.
+    are negative or all 0, and fields on whose classes two data sets do not agree.
     """
 
     def __init__(
@@ -202,18 +203,18 @@ def _turns(lengths: Mapping[str, int], weights: Mapping[str, float] | None) -> l
     """Return how many turns of a round each data set has. Raises ConfigError for weights that do not fit."""
     given = dict(lengths if weights is None else weights)
     odd = [name for name in given if name not in lengths] or [name for name in lengths if name not in given]
-    wrong = [name for name, weight in given.items() if not (isinstance(weight, (int, float)) and 0 < weight < 1e9)]
-    if odd or wrong:
-        name = (odd or wrong)[0]
+    wrong = [name for name, weight in given.items() if not (isinstance(weight, (int, float)) and 0 <= weight < 1e9)]
+    if odd or wrong or not any(given.values()):
+        name = [*odd, *wrong, *lengths][0]
         meant = '' if name in lengths else did_you_mean(name, lengths)
         raise ConfigError(
             f"the weight of '{name}' is {given.get(name, 'missing')}{meant}",
             where='Mixture(weights=)',
-            why=f'every data set has a weight above 0; they are {", ".join(lengths)}',
-            fix=f'write weights=dict({", ".join(f"{name}=1" for name in lengths)}); leave out a data set to drop it',
+            why=f'every data set has a weight of 0 or more, one of them above 0; they are {", ".join(lengths)}',
+            fix=f'write weights=dict({", ".join(f"{name}=1" for name in lengths)})',
         )
     values = [given[name] for name in lengths]
     if not all(float(value).is_integer() for value in values):
-        values = [round(value / min(values) * FINENESS) for value in values]
+        values = [round(value / min(filter(None, values)) * FINENESS) for value in values]
     whole = [int(value) for value in values]
     return [value // reduce(gcd, whole) for value in whole]

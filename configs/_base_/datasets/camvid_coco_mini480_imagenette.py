@@ -12,7 +12,7 @@ from vitdense.data.folders import ImageFolders
 from vitdense.data.mixture import Mixture
 from vitdense.data.scales import MultiScaleCrop
 from vitdense.data.segmaps import SegmentationMaps
-from vitdense.data.transforms import PhotometricDistortion, RandomCrop, RandomFlip, RandomResize, ResizeShortSide
+from vitdense.data.transforms import PhotometricDistortion, RandomCrop, RandomFlip, RandomResize, ResizeTo
 from vitdense.metrics.accuracy import Accuracy
 from vitdense.metrics.coco import CocoAP
 from vitdense.metrics.miou import MeanIoU
@@ -50,8 +50,8 @@ train_dataloader = dict(
                     dict(type=RandomFlip),
                     dict(
                         type=MultiScaleCrop,
-                        sizes=(224, 256, 288, 320),
-                        max_size=448,
+                        sizes=(224, 256, 288),
+                        square=True,
                         before=(256, 320, 384),
                         crop=(192, 384),
                     ),
@@ -96,7 +96,7 @@ val_dataloader = dict(
             images='val2017',
             name='coco_mini480',
             evaluation=True,
-            transforms=[dict(type=ResizeShortSide, size=288, max_size=448)],
+            transforms=[dict(type=ResizeTo, size=256)],
         ),
     ),
     imagenette=dict(
