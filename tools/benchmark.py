@@ -23,7 +23,7 @@ def parser() -> Parser:
         '--size', type=_size, nargs='+', default=[(512, 512)], metavar='S', help='sides, or HxW (default: 512)'
     )
     made.add_argument('--batch', type=_positive, default=1, metavar='N', help='pictures in a batch (%(default)s)')
-    made.add_argument('--repeat', type=_positive, default=5, metavar='N', help='runs after a warm-up (%(default)s)')
+    made.add_argument('--repeat', type=_positive, default=5, metavar='N', help='runs that count (%(default)s)')
     made.add_argument('--compile', action='store_true', help='compile the network with torch.compile')
     made.add_argument(
         '--amp',

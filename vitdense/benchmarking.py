@@ -66,7 +66,7 @@ def benchmark(
     """Measure `model` on pictures of `sizes` (H, W), which the network sees as they are, without a tiler.
 
     JPEG files are read, normalised, answered in batches of `batch`, brought to their own size and drawn, `repeat` times
-    after a warm-up. The time of a network whose parts have no names here (`SharedNetwork` has them), or that is
+    after two runs to warm up. The time of a network whose parts have no names here (`SharedNetwork` has them), or that is
     `compiled`, stands in one stage 'network'. What a network does between its parts counts as 'adapter'.
     """
     if min(batch, repeat) < 1:
@@ -82,7 +82,7 @@ def benchmark(
             paths = _pictures(Path(folder), size, batch)
             reset_peak(predictor.device)
             with explained():
-                runs = [_run(predictor, paths, split=not compiled) for _ in range(repeat + 1)][1:]
+                runs = [_run(predictor, paths, split=not compiled) for _ in range(repeat + 2)][2:]
             ms = {stage: 1000 * median(times[stage] for times in runs) for stage in runs[0]}
             answered = sum(value for stage, value in ms.items() if stage not in ('load', 'draw'))
             rows.append(Row(size, count, ms, 1000 / answered, peak_bytes(predictor.device)))

@@ -383,3 +383,14 @@ def test_ten_frames_of_a_real_video(demo, shared):
     entry = content['results'][0]
     assert code == 0 and entry['size'] == [432, 768] and count_frames(entry['output']) == 10
     assert [frame['seconds'] for frame in entry['frames']] == pytest.approx([index * 0.08 for index in range(10)])
+
+
+def test_large_pictures_are_looked_at_in_windows(demo, detector_folder, tmp_path):
+    source = picture(tmp_path / 'a.png', height=90, width=130)
+    code, content, _ = demo(source, '--tile', '32', '--batch', '4', '--labels')
+    assert code == 0 and content['results'][0]['size'] == [90, 130]
+    with Image.open(next(iter(content['results'][0]['labels'].values()))) as labels:
+        assert labels.size == (130, 90)
+    words = (source, '--model', detector_folder, '--out', tmp_path / 'out', '--min-score', '0', '--device', 'cpu')
+    code, content, _ = demo(*words, '--tile', '48', model=False)
+    assert code == 0 and len(content['results'][0]['objects']['det']) > 4  # of several windows
