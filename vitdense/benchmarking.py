@@ -66,8 +66,8 @@ def benchmark(
     """Measure `model` on pictures of `sizes` (H, W), which the network sees as they are, without a tiler.
 
     JPEG files are read, normalised, answered in batches of `batch`, brought to their own size and drawn, `repeat` times
-    after two runs to warm up. The time of a network whose parts have no names here (`SharedNetwork` has them), or that is
-    `compiled`, stands in one stage 'network'. What a network does between its parts counts as 'adapter'.
+    after two more to warm up. The time of a network whose parts have no names here (`SharedNetwork` has them), or that
+    is `compiled`, stands in one stage 'network'. What a network does between its parts counts as 'adapter'.
     """
     if min(batch, repeat) < 1:
         raise ValueError(f'batch={batch} and repeat={repeat} are at least 1')
