@@ -19,9 +19,7 @@ with read_base():
 
 from vitdense.data.transforms import ResizeTo
 
-train_dataloader.dataset.update(
-    transforms=[dict(type=ResizeTo, size=320)], num_images=8, drop_empty=True
-)
+train_dataloader.dataset.update(transforms=[dict(type=ResizeTo, size=320)], num_images=8, drop_empty=True)
 val_dataloader.dataset.update(
     annotations='annotations/instances_train2017.json',
     images='train2017',

@@ -24,8 +24,8 @@ from vitdense.engine.checkpoints import find_checkpoint, make_folder, read_check
 from vitdense.engine.compiling import explained
 from vitdense.engine.config import picture_recipe
 from vitdense.engine.console import console, start_logging
-from vitdense.engine.fitting import check_fit
 from vitdense.engine.evaluation_sets import first_dataset
+from vitdense.engine.fitting import check_fit
 from vitdense.engine.head_files import save_head, take_head
 from vitdense.engine.loaders import close_loaders
 from vitdense.engine.model_folder import save_model_folder
