@@ -18,8 +18,9 @@ from vitdense.data.images import MAX_PIXELS, from_pil, read_image
 from vitdense.data.transforms import Pipeline
 from vitdense.engine.resources import choose_precision, read_device
 from vitdense.errors import ConfigError, DataError, DiskError
+from vitdense.model import NETWORK
 from vitdense.ops.tiles import Tiler
-from vitdense.stopwatch import Stopwatch, parts_of
+from vitdense.stopwatch import Stopwatch, is_compiled, parts_of
 from vitdense.types import Batch, ImageClass, Instances, Meta, Prediction, Reconstruction, Sample, SemanticMap, Target
 from vitdense.visualize import draw
 from vitdense.visualize.text import percent
@@ -43,7 +44,7 @@ class Result:
     predictions: Mapping[str, Prediction]  # {head: prediction}, on the CPU, in the picture's own size
     metainfo: Mapping[str, Any] = field(default_factory=dict)  # classes, palette, head_fields: see `visualize.draw`
     times: Mapping[str, float] = field(default_factory=dict)  # seconds by stage; of a batch: this picture's share
-    parts: Mapping[str, float] = field(default_factory=dict)  # seconds of the backbone and of each head, likewise
+    parts: Mapping[str, float] = field(default_factory=dict)  # of the backbone and of each head, unless compiled
     path: str = ''  # where the picture came from, when it was a file
 
     def __getitem__(self, head: str) -> Prediction:
@@ -205,18 +206,15 @@ class Predictor:
         metas = [item.sample.meta for item in items]
         batch = self.model.data_preprocessor(Batch(imgs, [item.sample.target for item in items], metas), False)
         ready = self._now()
-        stages, parts = Stopwatch(self._now), Stopwatch(self._now)
-        network = self.model.network
-        with self._watched(parts), stages.watching([('network', network)]), parts.watching(parts_of(network)):
+        watch, network = Stopwatch(self._now), self.model.network
+        with self._watched(watch), watch.watching(parts_of(network)):
             answers = self.model(*batch, mode='predict')
         answers = [{head: _on_cpu(prediction) for head, prediction in answer.items()} for answer in answers]
         done = self._now()
-        shared = {
-            'preprocess': ready - start,
-            'network': stages.seconds['network'],
-            'postprocess': done - ready - stages.seconds['network'],
-        }
-        spent = {name: seconds / len(items) for name, seconds in parts.seconds.items()}
+        inside = watch.seconds.pop(NETWORK)
+        shared = {'preprocess': ready - start, 'network': inside, 'postprocess': done - ready - inside}
+        parts = {} if is_compiled(network) else watch.seconds
+        spent = {name: seconds / len(items) for name, seconds in parts.items()}
         results = []
         for item, answer in zip(items, answers, strict=True):
             times = {stage: item.times.get(stage, 0.0) + shared.get(stage, 0.0) / len(items) for stage in STAGES}

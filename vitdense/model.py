@@ -20,6 +20,8 @@ from vitdense.ops.padding import region_sizes
 from vitdense.registry import build, resolve
 from vitdense.types import Batch, LabelOutputs, Meta, ObjectOutputs, Outputs, Prediction, SemanticMap, Target
 
+NETWORK = 'network.'  # the name under which `watch` hears of the network: no head can be called so
+
 
 class Preprocessor(BaseDataPreprocessor):
     """Bring a uint8 batch to the device, pad it to whole cells of the network's grid, and normalise it there.
@@ -119,7 +121,7 @@ class DenseModel(BaseModel):
         self.loss_weights = _weights(loss_weights, tuple(tasks))
         self.use_tta = False
         self.amp: torch.dtype | None = None
-        self.watch: Callable[[str], AbstractContextManager] = _unwatched  # around what each task does to predict
+        self.watch: Callable[[str], AbstractContextManager] = _unwatched  # around the network, and each task's predict
 
     @property
     def head_classes(self) -> dict[str, list[str]]:
@@ -143,7 +145,7 @@ class DenseModel(BaseModel):
         return self._run(imgs, valid)
 
     def _run(self, imgs: Tensor, valid: Tensor | None, hints: dict[str, Any] | None = None) -> dict[str, Outputs]:
-        with torch.autocast(imgs.device.type, self.amp, enabled=self.amp is not None):
+        with self.watch(NETWORK), torch.autocast(imgs.device.type, self.amp, enabled=self.amp is not None):
             return self.network(imgs, valid, hints) if hints else self.network(imgs, valid)
 
     def _loss(

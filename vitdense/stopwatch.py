@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -49,7 +50,20 @@ class Stopwatch:
 
 
 def parts_of(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the backbone of a network and what each of its heads runs, under the names 'backbone' and of the heads."""
+    """Return the backbone of a network and what each of its heads runs, under the names 'backbone' and of the heads.
+
+    Of a network that is compiled nothing is returned: to watch a part would split its graph.
+    """
+    if is_compiled(network):
+        return []
     backbone = getattr(network, 'backbone', None)
     branches = [item for part in ('adapters', 'heads') for item in getattr(network, part, nn.ModuleDict()).items()]
     return ([] if backbone is None else [('backbone', backbone)]) + branches
+
+
+def is_compiled(network: nn.Module) -> bool:
+    """Return whether torch.compile makes the network or one of its modules run, in place or as a wrapper."""
+    return any(
+        isinstance(module, torch._dynamo.eval_frame.OptimizedModule) or module._compiled_call_impl is not None
+        for module in network.modules()
+    )

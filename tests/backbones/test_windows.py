@@ -27,7 +27,14 @@ MODES = {
     'oblong': Windows(size=(2, 4), global_blocks=1),
     'split': Windows(split=2, global_blocks=(-2,)),
     'split-oblong': Windows(split=(3, 2), global_blocks=()),
+    'each': Windows(split=2, global_blocks=(0, 2), prefix='each'),
+    'each-size': Windows(size=(3, 2), global_blocks=(1, 3), prefix='each'),
 }
+ONE_WINDOW = [
+    Windows(size=64, global_blocks=1),
+    Windows(split=1, global_blocks=0),
+    Windows(split=1, global_blocks=2, prefix='each'),
+]
 every_family = pytest.mark.parametrize('name', FAMILIES)
 every_mode = pytest.mark.parametrize('windows', MODES.values(), ids=MODES)
 
@@ -52,7 +59,7 @@ def padded(sizes: list[tuple[int, int]], patch: int) -> tuple[Tensor, Tensor]:
 
 
 @every_family
-@pytest.mark.parametrize('windows', [Windows(size=64, global_blocks=1), Windows(split=1, global_blocks=0)], ids=str)
+@pytest.mark.parametrize('windows', ONE_WINDOW, ids=str)
 def test_one_window_is_global_attention(name: str, windows: Windows) -> None:
     windowed, plain = make(name, windows=windows), make(name)
     batches = [(torch.randn(2, 3, 5 * plain.patch_size, 3 * plain.patch_size), None)]
@@ -110,15 +117,21 @@ def rotate(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def in_loops(vit: ViT, tokens: Tokens, windows: list[tuple[slice, slice]], cells: tuple[int, int]) -> list[Tensor]:
+def in_loops(vit: ViT, tokens: Tokens, windows: list[tuple[slice, slice]]) -> list[Tensor]:
     """Run all blocks with loops over pictures and windows; the patches (B, h, w, C) behind each block."""
     prefix, (height, width) = vit.num_prefix_tokens, tokens.grid
     lead = [[row[:prefix].clone() for _ in windows] for row in tokens.x]
     maps = tokens.x[:, prefix:].unflatten(1, tokens.grid).clone()
-    rope = None if tokens.rope is None else tokens.rope.unflatten(0, tokens.grid)
+    whole = tokens.rope
+    rope = None if whole is None else whole.unflatten(0, tokens.grid)
     answers = []
     for block, windowed in zip(vit.model.blocks, (True, True, False, True), strict=True):
         for row in range(len(maps)):
+            if not windowed and vit.windows.prefix == 'each':
+                done = attend(block, torch.cat([*lead[row], maps[row].flatten(0, 1)]), whole, prefix * len(windows))
+                maps[row] = done[-height * width :].unflatten(0, tokens.grid)
+                lead[row] = list(done[: -height * width].split(prefix))
+                continue
             if not windowed:
                 lead[row] = [sum(lead[row]) / len(windows)] * len(windows)
             for number, (rows, columns) in enumerate(windows if windowed else [(slice(height), slice(width))]):
@@ -140,8 +153,9 @@ def in_loops(vit: ViT, tokens: Tokens, windows: list[tuple[slice, slice]], cells
     [
         (Windows(size=(3, 2), global_blocks=(2,)), (3, 2), (7, 4)),  # the last row of windows is cut short
         (Windows(split=3, global_blocks=(2,)), (2, 3), (6, 8)),
+        (Windows(split=3, global_blocks=(2,), prefix='each'), (2, 3), (6, 8)),
     ],
-    ids=['size', 'split'],
+    ids=['size', 'split', 'each'],
 )
 def test_equals_loops_over_windows_in_float64(name: str, windows: Windows, cells: tuple[int, int], grid) -> None:
     vit = make(name, windows=windows).double()
@@ -153,7 +167,7 @@ def test_equals_loops_over_windows_in_float64(name: str, windows: Windows, cells
     ]
     with torch.no_grad():
         features = vit(imgs, layers=[(index, False) for index in range(4)])
-        for index, (maps, cls) in enumerate(in_loops(vit, vit.embed(imgs), slices, cells)):
+        for index, (maps, cls) in enumerate(in_loops(vit, vit.embed(imgs), slices)):
             torch.testing.assert_close(features.layers[index], maps, atol=1e-10, rtol=1e-10)
             torch.testing.assert_close(features.cls[index], cls, atol=1e-10, rtol=1e-10)
 
@@ -325,7 +339,9 @@ def test_which_blocks_are_global() -> None:
             chosen(12, wrong)
 
 
-@pytest.mark.parametrize('given', [{}, dict(size=4, split=2), dict(size=0), dict(split=(2, 0))])
+@pytest.mark.parametrize(
+    'given', [{}, dict(size=4, split=2), dict(size=0), dict(split=(2, 0)), dict(size=4, prefix='all')]
+)
 def test_windows_that_cannot_be(given: dict) -> None:
     with pytest.raises(ConfigError):
         build(dict(type=Windows, **given))

@@ -20,15 +20,17 @@ def attention_rows(vit: ViT, tokens: Tokens, block: int, rows: Sequence[int]) ->
 
     Only these rows are ever made, not the N x N of a whole attention. Queries and keys are those of the block's own
     attention, so norms, rotations and masks in it are included. Raises ConfigError where the block attends within
-    windows, or in a way that cannot be watched.
+    windows, or to prefix tokens of each of them, or in a way that cannot be watched.
     """
     with _Watch() as watch:
         after = vit.run(tokens, block, block + 1)
-    if not watch.calls or watch.calls[0][0].shape[0] != tokens.x.shape[0]:
+    if not watch.calls or watch.calls[0][0].shape[::2] != tokens.x.shape[:2]:
         raise ConfigError(
             f'the attention of block {block} cannot be shown',
             where='layers=',
-            why='it attends within windows' if watch.calls else 'it does not use scaled_dot_product_attention of torch',
+            why='it attends within windows, or to tokens of each'
+            if watch.calls
+            else 'it does not use scaled_dot_product_attention of torch',
             fix='choose another layer, one with global attention; and unset TIMM_FUSED_ATTN',
         )
     query, key, mask, scale = watch.calls[0]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitdense.backbones.windows import Layout, Windows
+from vitdense.backbones.windows import Layout, Windows, not_rotated
 
 
 class Tokens(NamedTuple):
@@ -24,7 +24,7 @@ class Tokens(NamedTuple):
     @property
     def num_lead(self) -> int:
         """How many tokens stand before the patches: prefix and inserted ones."""
-        return self.x.shape[1] - self.grid[0] * self.grid[1]
+        return self.x.shape[1] - self.grid[0] * self.grid[1] if self.layout is None else self.layout.num_lead
 
 
 def cut(tokens: Tokens, windows: Windows, layout: Layout | None = None) -> Tokens:
@@ -49,9 +49,7 @@ def insert(tokens: Tokens, queries: Tensor, *, prefix: int) -> Tokens:
     x = torch.cat([tokens.x[:, :prefix], queries, tokens.x[:, prefix:]], dim=1)
     rope, mask, count = tokens.rope, tokens.mask, queries.shape[1]
     if rope is not None:
-        sin, cos = rope[..., :1, :].chunk(2, dim=-1)
-        identity = torch.cat([torch.zeros_like(sin), torch.ones_like(cos)], dim=-1)
-        rope = torch.cat([identity.expand(*rope.shape[:-2], count, -1), rope], dim=-2)
+        rope = not_rotated(rope, count)
     if mask is not None:
         mask = torch.cat([mask[..., :prefix], mask.new_ones(*mask.shape[:-1], count), mask[..., prefix:]], dim=-1)
     return tokens._replace(x=x, rope=rope, mask=mask)

@@ -22,7 +22,7 @@ from vitdense.backbones.positions import Positions
 from vitdense.backbones.pretrained import create, read_classifier
 from vitdense.backbones.stem import check_stem, set_stem
 from vitdense.backbones.tokens import Tokens, cut, insert, join_masks, keep, own_grids, whole, without_padding
-from vitdense.backbones.windows import Windows, draw_per_image, run_windows
+from vitdense.backbones.windows import Windows, draw_per_image, run_merged, run_windows
 from vitdense.errors import ConfigError, DataError
 from vitdense.layers.lora import Lora
 from vitdense.registry import build
@@ -224,8 +224,9 @@ class ViT(nn.Module):
         """Run blocks; what windowed blocks leave stays cut, so that no reading in between changes what follows."""
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         layout = tokens.layout
+        each = self.windows is not None and self.windows.prefix == 'each' and attn_mask is None and tokens.num_lead > 0
         for index in range(start, stop):
-            if index not in self._windowed:
+            if index not in self._windowed and not each:
                 tokens = whole(tokens)
             elif tokens.layout is None:
                 tokens = cut(tokens, self.windows, layout)
@@ -241,6 +242,10 @@ class ViT(nn.Module):
         rope = tokens.rope[index] if self._positions.mixed and tokens.rope is not None else tokens.rope
         if layout is None:
             named = {'attn_mask': join_masks(attn_mask, tokens.mask)}
+        elif index not in self._windowed:  # each window keeps its prefix
+            named = {'attn_mask': layout.merged_mask()}
+            rope = None if rope is None else layout.merged_rotation(rope, tokens.grid)
+            block = partial(run_merged, block, layout=layout)
         else:
             named = {'attn_mask': layout.mask}
             rope = None if rope is None else layout.rotation(rope, tokens.grid)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from timm.layers import DropPath
@@ -26,6 +26,10 @@ class Windows:
     split x split windows, or (rows, columns) of them. Exactly one is given. `size` gives a cost that grows with the
     area of the picture; `split` needs no padding where it divides the grid. `global_blocks` attend to everything: their
     numbers, negative ones from the end, or how many there are: then they are evenly spaced, the last block among them.
+
+    Tokens before the patches stand in every window. `prefix` says what global blocks see of these copies: their
+    'average', or 'each' of them, as RF-DETR has it (recipe R15); then they become one where blocks end or are read, and
+    before blocks that run with an attention mask over all tokens.
     An exported program with free picture sizes takes pictures larger than a window.
 
     Raises ValueError for sizes that cannot be.
@@ -34,8 +38,11 @@ class Windows:
     size: int | tuple[int, int] | None = None
     split: int | tuple[int, int] | None = None
     global_blocks: int | Sequence[int] = 4
+    prefix: Literal['average', 'each'] = 'average'
 
     def __post_init__(self) -> None:
+        if self.prefix not in ('average', 'each'):
+            raise ValueError(f"prefix={self.prefix!r} is unknown; use 'average' or 'each'")
         if (self.size is None) == (self.split is None):
             raise ValueError('a window is given either by its size in cells or by a split of the grid, one of the two')
         if min(self._sides) < 1:
@@ -199,6 +206,35 @@ class Layout(NamedTuple):
         rope = rope.index_select(-2, torch.cat([torch.arange(extra, device=rope.device), extra + cells]))
         return rope.repeat_interleave(self.count, dim=0) if rope.ndim == 4 else rope
 
+    def merge(self, x: Tensor) -> Tensor:
+        """Return the windows of each picture in one row, (B * windows, L, C) -> (B, windows * L, C): no token is lost."""
+        return x.unflatten(0, (self.back.shape[0], self.count)).flatten(1, 2)
+
+    def part(self, x: Tensor) -> Tensor:
+        """Return the rows of `merge` as windows again."""
+        return x.unflatten(1, (self.count, -1)).flatten(0, 1)
+
+    def merged_mask(self) -> Tensor | None:
+        """Return who may be attended to in such a row, (B, 1, 1, windows * L) bool; windows of padding hide all."""
+        if self.mask is None:
+            return None
+        cells = self.mask[:, 0, 0].unflatten(0, self.shows.shape)  # -> (B, windows, L)
+        return (cells & self.shows[..., None]).flatten(1)[:, None, None]
+
+    def merged_rotation(self, rope: Tensor, grid: tuple[Side, Side]) -> Tensor:
+        """Return the rotation of such a row: `rope` of one block, (..., n, 2d) -> (B, 1, n', 2d), prefix left out."""
+        prefix = self.num_lead + grid[0] * grid[1] - rope.shape[-2]
+        rope = not_rotated(rope, prefix)
+        rope = rope[:, 0] if rope.ndim == 4 else rope.expand(self.back.shape[0], -1, -1)
+        return self.merge(self.cut(rope))[:, None, prefix:]
+
+
+def not_rotated(rope: Tensor, count: int) -> Tensor:
+    """Return `rope` (..., n, 2d), sines and cosines, behind `count` rows that turn nothing."""
+    sin, cos = rope[..., :1, :].chunk(2, dim=-1)
+    identity = torch.cat([torch.zeros_like(sin), torch.ones_like(cos)], dim=-1)
+    return torch.cat([identity.expand(*rope.shape[:-2], count, -1), rope], dim=-2)
+
 
 class ImageDropPath(nn.Module):
     """Stochastic depth drawn once for each picture and repeated over its windows; else timm's `DropPath`."""
@@ -232,3 +268,8 @@ def run_windows(block: nn.Module, x: Tensor, windows: Side, **named: Any) -> Ten
         if isinstance(module, ImageDropPath):
             module.windows = windows
     return block(x, **named)
+
+
+def run_merged(block: nn.Module, x: Tensor, layout: Layout, **named: Any) -> Tensor:
+    """Run a global block on windows that keep their own tokens before the patches."""
+    return layout.part(block(layout.merge(x), **named))
