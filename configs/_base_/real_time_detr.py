@@ -1,7 +1,8 @@
 """The real-time detector for plain ViTs (RF-DETR, LW-DETR): no encoder, one map, few decoder layers, groups of queries.
 
-Head and projector equal transformers' RfDetr. The ViT attends within 2 x 2 windows except in three blocks; the learning
-rates fall from layer to layer by 0.8, and by 0.7 from the box and class layers to the decoder and again to the ViT.
+Head and projector equal transformers' RfDetr. The ViT attends within 2 x 2 windows, each with a class token of its own,
+except in three blocks; the learning rates fall from layer to layer by 0.8, and by 0.7 from the box and class layers to
+the decoder and again to the ViT.
 """
 
 from torch.optim import AdamW
@@ -25,7 +26,7 @@ model = dict(
             name='vit_small_patch14_dinov2.lvd142m',
             pretrained=True,
             patch_size=16,
-            windows=dict(type=Windows, split=2, global_blocks=(3, 6, 9)),
+            windows=dict(type=Windows, split=2, global_blocks=(3, 6, 9), prefix='each'),
         ),
         branches=dict(
             det=dict(

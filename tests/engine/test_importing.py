@@ -162,20 +162,21 @@ HEAD |= dict(class_agnostic=False, mixed_selection=True, learned_steps=True, anc
 HEAD |= dict(relative_steps=True, final_norm=True)
 
 
-def rf_pair(num_labels: int, num_classes: int) -> tuple[nn.Module, SharedNetwork]:
+def rf_pair(num_labels: int, num_classes: int, *, split: int = 1) -> tuple[nn.Module, SharedNetwork]:
     modeling = pytest.importorskip('transformers.models.rf_detr.modeling_rf_detr')
     from transformers.models.rf_detr.configuration_rf_detr import RfDetrConfig, RfDetrDinov2Config
 
-    facts = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, patch_size=16, image_size=64)
-    backbone = RfDetrDinov2Config(**facts, out_indices=[1, 2], num_windows=1)
+    facts = dict(hidden_size=24, num_hidden_layers=3, num_attention_heads=3, patch_size=16, image_size=64)
+    backbone = RfDetrDinov2Config(**facts, out_indices=[1, 3], num_windows=split)  # of 0, 1, 2 block 1 is global
     theirs = modeling.RfDetrForObjectDetection(RfDetrConfig(backbone_config=backbone, num_labels=num_labels, **SIZES))
     vit = ViT(
         'vit_small_patch14_dinov2',
         patch_size=16,
         img_size=64,
-        timm_args=dict(embed_dim=24, depth=2, num_heads=3),
+        windows=Windows(split=split, global_blocks=(1,), prefix='each') if split > 1 else None,
+        timm_args=dict(embed_dim=24, depth=3, num_heads=3),
     )
-    adapter = dict(type=Projector, layers=(0, 1), channels=32, num_blocks=2)
+    adapter = dict(type=Projector, layers=(0, 2), channels=32, num_blocks=2)
     branch = dict(adapter=adapter, head=dict(HEAD, num_levels=1))
     return theirs, SharedNetwork(vit, {'det': branch}, num_classes={'det': num_classes})
 
@@ -252,9 +253,9 @@ def names_of_authors(state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
     return ours
 
 
-@pytest.mark.parametrize('authors', [False, True])
-def test_rf_detr_answers_as_transformers(authors):
-    theirs, ours = rf_pair(5, 5)
+@pytest.mark.parametrize(('split', 'authors'), [(1, False), (1, True), (2, False)])
+def test_rf_detr_answers_as_transformers(split, authors):
+    theirs, ours = rf_pair(5, 5, split=split)
     randomise(theirs)
     state = names_of_authors(theirs.state_dict(), 'rf') if authors else theirs.state_dict()
     if authors:

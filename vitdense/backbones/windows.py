@@ -207,7 +207,7 @@ class Layout(NamedTuple):
         return rope.repeat_interleave(self.count, dim=0) if rope.ndim == 4 else rope
 
     def merge(self, x: Tensor) -> Tensor:
-        """Return the windows of each picture in one row, (B * windows, L, C) -> (B, windows * L, C): no token is lost."""
+        """Return the windows of each picture in one row with all tokens, (B * windows, L, C) -> (B, windows * L, C)."""
         return x.unflatten(0, (self.back.shape[0], self.count)).flatten(1, 2)
 
     def part(self, x: Tensor) -> Tensor:
@@ -222,11 +222,12 @@ class Layout(NamedTuple):
         return (cells & self.shows[..., None]).flatten(1)[:, None, None]
 
     def merged_rotation(self, rope: Tensor, grid: tuple[Side, Side]) -> Tensor:
-        """Return the rotation of such a row: `rope` of one block, (..., n, 2d) -> (B, 1, n', 2d), prefix left out."""
+        """Return the rotation of such a row: `rope` of one block, (..., n, 2d) -> (B, 1 or heads, n', 2d)."""
         prefix = self.num_lead + grid[0] * grid[1] - rope.shape[-2]
         rope = not_rotated(rope, prefix)
-        rope = rope[:, 0] if rope.ndim == 4 else rope.expand(self.back.shape[0], -1, -1)
-        return self.merge(self.cut(rope))[:, None, prefix:]
+        rope = rope[(None,) * (4 - rope.ndim)].expand(self.back.shape[0], -1, -1, -1).transpose(1, 2)
+        row = self.merge(self.cut(rope.flatten(2)))  # (B, N, heads, 2d) -> (B, windows * L, heads * 2d)
+        return row.unflatten(2, rope.shape[2:]).transpose(1, 2)[:, :, prefix:]
 
 
 def not_rotated(rope: Tensor, count: int) -> Tensor:

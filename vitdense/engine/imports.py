@@ -89,8 +89,6 @@ RF_DETR = Published(
     rules=names.RF_DETR,
     unused=(r'(^|\.)mask_token$',),
     coco=True,
-    note='Each window keeps a class token of its own there, also in global blocks; here they become their mean. Maps '
-    'behind a global block differ by about 1 %.',
 )
 LW_DETR = Published(
     'LW-DETR',
