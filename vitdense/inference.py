@@ -18,9 +18,8 @@ from vitdense.data.images import MAX_PIXELS, from_pil, read_image
 from vitdense.data.transforms import Pipeline
 from vitdense.engine.resources import choose_precision, read_device
 from vitdense.errors import ConfigError, DataError, DiskError
-from vitdense.model import NETWORK
 from vitdense.ops.tiles import Tiler
-from vitdense.stopwatch import Stopwatch, is_compiled, parts_of
+from vitdense.stopwatch import NETWORK, Stopwatch, is_compiled, parts_of
 from vitdense.types import Batch, ImageClass, Instances, Meta, Prediction, Reconstruction, Sample, SemanticMap, Target
 from vitdense.visualize import draw
 from vitdense.visualize.text import percent

@@ -18,9 +18,8 @@ from vitdense.layers.loss_weights import FixedWeights
 from vitdense.ops.found_objects import original_objects, read_objects
 from vitdense.ops.padding import region_sizes
 from vitdense.registry import build, resolve
+from vitdense.stopwatch import NETWORK
 from vitdense.types import Batch, LabelOutputs, Meta, ObjectOutputs, Outputs, Prediction, SemanticMap, Target
-
-NETWORK = 'network.'  # the name under which `watch` hears of the network: no head can be called so
 
 
 class Preprocessor(BaseDataPreprocessor):

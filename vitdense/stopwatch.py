@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+NETWORK = 'network.'  # what the time of a whole network is counted under: no part can be called so
+
 
 class Stopwatch:
     """Adds up `seconds` by name. `now` tells the time; of a GPU it waits for the work that was given before."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from vitdense.engine.compiling import compile_network, explained
 from vitdense.engine.config import load_config
 from vitdense.engine.history import read_rows
 from vitdense.errors import ResourceError
+from vitdense.inference import Predictor
 
 CPU = torch.device('cpu')
 VARIANTS = {
@@ -81,6 +83,23 @@ def test_a_compiled_network_answers_as_it_does_uncompiled(trainer):
 def test_one_picture_size_is_one_graph(trainer):
     network = trainer('run', VARIANTS['windows'] + VARIANTS['lora']).network_model.network.eval()
     assert torch._dynamo.explain(network)(torch.randn(1, 3, 64, 64)).graph_count == 1
+
+
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_a_predictor_times_a_compiled_network_as_a_whole_and_in_one_graph(trainer, wrapped):
+    counter, model = torch._dynamo.testing.CompileCounter(), trainer('run').network_model
+    picture = np.zeros((64, 64, 3), dtype=np.uint8)
+    assert 'backbone' in Predictor(model, device='cpu', amp='off')(picture).parts
+    if wrapped:
+        model.network = torch.compile(model.network, backend=counter)
+    else:
+        compile_network(model, CPU, backend=counter)
+    predictor = Predictor(model, device='cpu', amp='off')
+    predictor(picture)
+    before = counter.frame_count
+    results = [predictor(picture) for _ in range(3)]
+    assert before == counter.frame_count == 1 + (not wrapped)  # one graph of the network, and the tiny probe
+    assert all(result.parts == {} and result.times['network'] > 0 for result in results)
 
 
 @pytest.mark.slow
