@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitdense.backbones.positions import Positions
 from vitdense.backbones.pretrained import create, read_classifier
+from vitdense.backbones.relative import add_bias, run_biased
 from vitdense.backbones.stem import check_stem, set_stem
 from vitdense.backbones.tokens import Tokens, cut, insert, join_masks, keep, own_grids, whole, without_padding
 from vitdense.backbones.windows import Windows, draw_per_image, run_merged, run_windows
@@ -44,7 +45,8 @@ class ViT(nn.Module):
     `checkpointing` recomputes blocks in the backward pass to save memory. `windows`, a `Windows` or its recipe, lets
     most blocks attend within windows. `lora`, a `Lora` or its recipe, freezes all but corrections of low rank of its
     linear layers. `stem='conv'` embeds pictures by convolutions (`ConvStem`), with which a ViT learns from scratch in
-    far fewer steps. `timm_args` go to `timm.create_model`.
+    far fewer steps. `relative_bias` lets every block learn a bias for each offset between two patches (`RelativeBias`),
+    as mmsegmentation's MAE does. `timm_args` go to `timm.create_model`.
 
     Facts: `embed_dim`, `depth`, `patch_size`, `divisor` (sides of pictures must be multiples of it), `mean` and `std`
     of the checkpoint (RGB in [0, 1]), `num_prefix_tokens`, `has_cls`, `borrowed`: names of what came from the file of
@@ -68,6 +70,7 @@ class ViT(nn.Module):
         windows: Windows | dict | None = None,
         lora: Lora | dict | None = None,
         stem: Literal['patch', 'conv'] = 'patch',
+        relative_bias: bool = False,
         timm_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -98,6 +101,9 @@ class ViT(nn.Module):
         self._windowed = self.windows.blocks(self.depth) if self.windows is not None else frozenset()
         for index in self._windowed:
             draw_per_image(self.model.blocks[index])
+        self.relative_bias = relative_bias
+        if relative_bias:
+            add_bias(self.model, windowed=self.windows is not None)
         self._positions = Positions(self.model, fixed=frozen or lora is not None)
         self._mode = True  # as `train` was told
         self._frozen_below = 0
@@ -191,14 +197,14 @@ class ViT(nn.Module):
         """Keep the patches `rows` (B, K) int64 of each picture, in that order, and all that stands before the patches.
 
         What is left can run and be normed; it is no map any more: its grid is (1, K). Raises ConfigError where blocks
-        attend within windows.
+        attend within windows, or by offsets on the map.
         """
-        if self._windowed:
+        if self._windowed or self.relative_bias:
             raise ConfigError(
-                'a part of the patches cannot attend within windows',
-                where='ViT(windows=...)',
-                why='what is kept of a picture is a set of patches, not a map that windows could be cut from',
-                fix='leave windows out: fewer patches cost less already',
+                'a part of the patches cannot attend within windows or by a relative bias',
+                where='ViT(windows=..., relative_bias=...)',
+                why='what is kept of a picture is a set of patches, not a map with windows and offsets',
+                fix='leave both out: fewer patches cost less already',
             )
         return keep(tokens, rows, prefix=self.num_prefix_tokens, mixed=self._positions.mixed)
 
@@ -242,6 +248,8 @@ class ViT(nn.Module):
         rope = tokens.rope[index] if self._positions.mixed and tokens.rope is not None else tokens.rope
         if layout is None:
             named = {'attn_mask': join_masks(attn_mask, tokens.mask)}
+            if self.relative_bias:
+                block = partial(run_biased, block, grid=tokens.grid, grids=tokens.grids)
         elif index not in self._windowed:  # each window keeps its prefix
             named = {'attn_mask': layout.merged_mask()}
             rope = None if rope is None else layout.merged_rotation(rope, tokens.grid)

@@ -1,0 +1,96 @@
+"""A learned bias of attention for every offset between two patches, as BEiT and mmsegmentation's MAE have it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitdense.errors import ConfigError
+
+
+class RelativeBias(nn.Module):
+    """The relative position bias of one block (BEiT, https://arxiv.org/abs/2106.08254, section 2.5), zero at first.
+
+    `table` ((2h - 1)(2w - 1) + 3, heads) holds a number for each offset in the `grid` (h, w), query minus key, row by
+    row; then those of a query before the patches and a key among them, of the reverse, and of both before. All tokens
+    before the patches share these. Other grids get the offsets resampled bilinearly, as transformers does it.
+    """
+
+    def __init__(self, grid: tuple[int, int], num_heads: int) -> None:
+        super().__init__()
+        self.grid = tuple(grid)
+        offsets = (2 * grid[0] - 1) * (2 * grid[1] - 1)
+        self.table = nn.Parameter(torch.zeros(offsets + 3, num_heads))
+
+    def forward(self, grid: tuple[int, int], grids: Sequence[tuple[int, int]] | None, num_lead: int) -> Tensor:
+        """Return what is added to the scores, (1 or B, heads, N, N), for patches of `grid` behind `num_lead` tokens.
+
+        Where `grids` are given, each picture has the offsets of its own; those to its padding mean nothing.
+        """
+        if grids is None:
+            plane = self._offsets(grid)[None]
+        else:
+            planes = {own: _widened(self._offsets(own), own, grid) for own in set(grids)}
+            plane = torch.stack([planes[own] for own in grids])
+        keys = plane.unfold(2, grid[0], 1).unfold(3, grid[1], 1).flip(4, 5)  # of query (y, x): (b, heads, y, x, h, w)
+        patches = keys.flatten(2, 3).flatten(3, 4)  # -> (b, heads, h * w, h * w)
+        if not num_lead:
+            return patches
+        batch, heads, cells = patches.shape[:3]
+        down, up, among = self.table[-3:, None, :, None, None].expand(-1, batch, -1, -1, -1)  # 3 x (b, heads, 1, 1)
+        lead = torch.cat([among.expand(-1, -1, num_lead, num_lead), down.expand(-1, -1, num_lead, cells)], dim=3)
+        return torch.cat([lead, torch.cat([up.expand(-1, -1, cells, num_lead), patches], dim=3)], dim=2)
+
+    def _offsets(self, grid: tuple[int, int]) -> Tensor:
+        """Return the bias of each offset, (heads, 2h - 1, 2w - 1)."""
+        plane = self.table[:-3].T.unflatten(1, [2 * side - 1 for side in self.grid])
+        if tuple(grid) == self.grid:
+            return plane
+        return functional.interpolate(plane[None], size=[2 * side - 1 for side in grid], mode='bilinear')[0]
+
+
+def add_bias(model: nn.Module, *, windowed: bool) -> None:
+    """Give every block of a timm ViT a `RelativeBias`. Raises ConfigError where blocks attend within windows."""
+    if windowed:
+        raise ConfigError(
+            'a relative bias and windows do not go together',
+            where='ViT(relative_bias=True, windows=...)',
+            why='its table knows the offsets of whole pictures',
+            fix='leave one of them out',
+        )
+    for block in model.blocks:
+        block.relative_bias = RelativeBias(model.patch_embed.grid_size, getattr(block, 'attn', block).num_heads)
+
+
+def run_biased(
+    block: nn.Module,
+    x: Tensor,
+    *,
+    grid: tuple[int, int],
+    grids: Sequence[tuple[int, int]] | None,
+    attn_mask: Tensor | None,
+    **named: Any,
+) -> Tensor:
+    """Run a block with its bias, made here: where the block is recomputed, none is kept."""
+    bias = block.relative_bias(grid, grids, x.shape[1] - grid[0] * grid[1])
+    if attn_mask is not None and attn_mask.dtype != torch.bool:
+        bias = bias + attn_mask
+    elif attn_mask is not None:
+        bias = bias.masked_fill(~attn_mask, float('-inf'))
+    return block(x, attn_mask=bias.to(_dtype(x)), **named)
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """Return the type in which attention to `x` is computed: masks must have it."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _widened(plane: Tensor, own: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Lay the offsets of a small grid into the middle of those of a larger one."""
+    down, right = grid[0] - own[0], grid[1] - own[1]
+    return functional.pad(plane, (right, right, down, down))
