@@ -12,23 +12,22 @@ from tests.heads.from_transformers import randomise, relative_error
 from tools.import_weights import main
 from vitdense.adapters.plain import PlainMaps
 from vitdense.adapters.projector import Projector
-from vitdense.adapters.pyramid import LayerPyramid
 from vitdense.backbones.vit import ViT
 from vitdense.backbones.windows import Windows
+from vitdense.engine.config import load_config
+from vitdense.engine.importing import import_weights
 from vitdense.engine.imports import (
     COCO_IDS,
     DINOV2_LINEAR,
     EOMT,
     EOMT_DINOV3,
     LW_DETR,
-    MAE_UPERNET,
     RF_DETR,
     load_published,
 )
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.heads.deformable_detr import DeformableDetrHead
 from vitdense.heads.linear import LinearHead
-from vitdense.heads.upernet import UPerNetHead
 from vitdense.inference import load
 from vitdense.networks.eomt import EoMT
 from vitdense.networks.shared import SharedNetwork
@@ -97,21 +96,35 @@ def mae_upernet(width: int, depth: int, side: int) -> dict[str, tuple]:
     return shapes | published_heads(width)
 
 
-def test_mae_with_upernet_loads_and_a_bias_that_it_lacks_is_refused():
-    vit = ViT('vit_tiny_patch16_224', img_size=128, timm_args=dict(depth=4, init_values=1.0, final_norm=False))
-    branch = dict(
-        adapter=dict(type=LayerPyramid, layers=(0, 1, 2, 3), normed=False, norm='batch'), head=dict(type=UPerNetHead)
+def test_mae_with_upernet_loads_with_its_relative_bias(tmp_path):
+    state = drawn(mae_upernet(192, 12, 8))
+    assert state['backbone.layers.3.attn.relative_position_bias_table'].shape == (15**2 + 3, 3)
+    save_weights(tmp_path / 'mae.safetensors', state)
+    cfg = load_config(
+        'configs/semantic/upernet_layers4_mae_b_ade20k_512_160k.py',
+        ['model.network.backbone.name=vit_tiny_patch16_224', 'model.network.branches.sem.head.channels=512'],
     )
-    network = SharedNetwork(vit, {'sem': branch}, num_classes={'sem': CLASSES})
-    state = drawn(mae_upernet(192, 4, 8))
-    tables = {name: torch.zeros_like(value) for name, value in state.items() if name.endswith('bias_table')}
-    coverage = load_published(network, state | tables, MAE_UPERNET, where='mae')
+    coverage = import_weights(
+        'mae-upernet', [tmp_path / 'mae.safetensors'], cfg, tmp_path / 'model', num_classes=CLASSES, accept_licence=True
+    )
     assert coverage.complete and coverage.matched == coverage.total
-    bias = network.state_dict()['backbone.model.blocks.2.attn.qkv.bias'].chunk(3)
+    network = load(tmp_path / 'model', device='cpu', amp='off').model.network.state_dict()
+    assert network['backbone.model.pos_embed'].shape == (1, 65, 192) and 'backbone.model.norm.weight' not in network
+    bias = network['backbone.model.blocks.2.attn.qkv.bias'].chunk(3)
     assert torch.equal(bias[0], state['backbone.layers.2.attn.q_bias']) and not bias[1].any()
-    with pytest.raises(CheckpointError, match='uses 4 tensors that our network does not have') as caught:
-        load_published(network, state, MAE_UPERNET, where='mae')
-    assert 'relative_position_bias_table' in caught.value.why
+    for theirs, ours in (('attn.relative_position_bias_table', 'relative_bias.table'), ('gamma_2', 'ls2.gamma')):
+        assert torch.equal(network[f'backbone.model.blocks.3.{ours}'], state[f'backbone.layers.3.{theirs}'])
+    cfg.model.network.backbone.relative_bias = False
+    with pytest.raises(CheckpointError) as caught:
+        import_weights(
+            'mae-upernet',
+            [tmp_path / 'mae.safetensors'],
+            cfg,
+            tmp_path / 'no',
+            num_classes=CLASSES,
+            accept_licence=True,
+        )
+    assert 'relative_bias.table' in str(caught.value)
 
 
 FACTS = dict(hidden_size=48, num_hidden_layers=4, num_attention_heads=3, num_blocks=2, num_queries=6, num_labels=5)

@@ -45,7 +45,7 @@ def import_weights(
     check_licence(published, accepted=accept_licence)
     state = read_parts(files)
     metainfo = _metainfo(cfg, published, num_classes)
-    recipe = _sized(without_pretrained(cfg.to_dict()['model']), state, published)
+    recipe = _fitted(without_pretrained(cfg.to_dict()['model']), state, published)
     model = build(recipe, classes=metainfo['classes'])
     coverage = load_published(model.network, state, published, where=', '.join(Path(file).name for file in files))
     facts = origin(family, published, files)
@@ -120,16 +120,23 @@ def _metainfo(cfg: Config, published: Published, num_classes: int | None) -> dic
     }
 
 
-def _sized(recipe: dict[str, Any], state: Mapping[str, Tensor], published: Published) -> dict[str, Any]:
-    """Return the recipe with a table of positions of the published size, where a ViT with a class token has one."""
-    name = 'backbone.model.pos_embed'
-    table = next((value for theirs, value in state.items() if rename(theirs, published.rules) == name), None)
+def _fitted(recipe: dict[str, Any], state: Mapping[str, Tensor], published: Published) -> dict[str, Any]:
+    """Return the recipe with the ViT of the published weights: without a final norm where they have none, and with a
+    table of positions of their size where they have a class token (others are resampled as they come).
+    """
     backbone = recipe['network'].get('backbone')
-    if table is None or not isinstance(backbone, Mapping) or 'patch_size' not in backbone:
+    if not isinstance(backbone, Mapping):
         return recipe
-    side = round(table.shape[-2] ** 0.5)
-    sized = {**backbone, 'img_size': side * backbone['patch_size']}
-    return {**recipe, 'network': {**recipe['network'], 'backbone': sized}}
+    inner = 'vit' in backbone
+    vit = dict(backbone['vit'] if inner else backbone)
+    place = 'backbone.vit.model.' if inner else 'backbone.model.'
+    found = {rename(theirs, published.rules): value for theirs, value in state.items()}
+    table, kernel = found.get(f'{place}pos_embed'), found.get(f'{place}patch_embed.proj.weight')
+    if table is not None and kernel is not None and f'{place}cls_token' in found:
+        vit['img_size'] = round(table.shape[-2] ** 0.5) * kernel.shape[-1]
+    if kernel is not None and f'{place}norm.weight' not in found:
+        vit['timm_args'] = {**(vit.get('timm_args') or {}), 'final_norm': False}
+    return {**recipe, 'network': {**recipe['network'], 'backbone': {**backbone, 'vit': vit} if inner else vit}}
 
 
 def origin(family: str, published: Published, files: Sequence[str | Path]) -> dict[str, Any]:

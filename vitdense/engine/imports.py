@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from vitdense.engine import published_names as names
 from vitdense.engine.published_names import Rule
-from vitdense.errors import CheckpointError
 from vitdense.weights import Coverage, State, load_weights
 
 COCO_ROWS = 91  # of classifiers whose rows are COCO's category ids, 0 ... 90
@@ -35,7 +34,6 @@ class Published(NamedTuple):
     free: bool = True  # whether the licence is known and lets anybody use the weights
     evidence: str = ''  # where the licence is stated
     unused: Sequence[str] = ()  # patterns of names that no answer depends on
-    zeros: Sequence[str] = ()  # patterns of names of what ours has not: they must hold zeros
     coco: bool = False  # classifiers may have a row for each of COCO's category ids
     note: str = ''  # in what our answers differ from theirs
 
@@ -64,7 +62,6 @@ MAE_UPERNET = Published(
     free=False,
     rules=names.MAE_UPERNET,
     unused=(r'\.relative_position_index$',),
-    zeros=(r'\.relative_position_bias_table$',),
 )
 EOMT = Published(
     'EoMT on DINOv2',
@@ -122,7 +119,6 @@ def load_published(network: nn.Module, state: Mapping[str, Tensor], published: P
     Raises CheckpointError when anything is missing, left over or of another shape. `where` names the source.
     """
     wanted = network.state_dict()
-    _refuse_numbers(state, published.zeros, where)
 
     def convert(trial: State) -> State:
         return translate(trial, published, wanted)
@@ -132,7 +128,7 @@ def load_published(network: nn.Module, state: Mapping[str, Tensor], published: P
 
 def translate(state: Mapping[str, Tensor], published: Published, wanted: Mapping[str, Tensor]) -> State:
     """Return a published `state` under our names, in the layouts of the tensors `wanted` (a network's state)."""
-    dispensable = [re.compile(pattern) for pattern in (*published.unused, *published.zeros)]
+    dispensable = [re.compile(pattern) for pattern in published.unused]
     kept = {name: value for name, value in state.items() if not any(each.search(name) for each in dispensable)}
     ours = _packed({rename(name, published.rules): value for name, value in kept.items()}, wanted)
     ours = _samplers(ours)
@@ -218,19 +214,3 @@ def _resample(table: Tensor, grid: tuple[int, int]) -> Tensor:
     plane = table.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, s * s, C) -> (1, C, s, s)
     plane = functional.interpolate(plane, size=grid, mode='bicubic', align_corners=False)
     return plane.flatten(2).transpose(1, 2)
-
-
-def _refuse_numbers(state: Mapping[str, Tensor], zeros: Sequence[str], where: str) -> None:
-    """Raise CheckpointError where something that ours has not is not zero."""
-    used = [
-        name
-        for name, value in state.items()
-        if any(re.search(pattern, name) for pattern in zeros) and bool(value.count_nonzero())
-    ]
-    if used:
-        raise CheckpointError(
-            f'the checkpoint uses {len(used)} tensors that our network does not have',
-            where=where,
-            why=f'such as {used[0]}: without them the answers would be others',
-            fix='train with our config of the same architecture; it does without',
-        )

@@ -55,6 +55,7 @@ MAE_UPERNET: tuple[Rule, ...] = (  # mmsegmentation's MAE, whose blocks are thos
     (r'^backbone\.layers\.(\d+)\.', r'backbone.model.blocks.\1.'),
     (r'\.ln(\d)\.', r'.norm\1.'),
     (r'\.gamma_(\d)$', r'.ls\1.gamma'),
+    (r'\.attn\.relative_position_bias_table$', '.relative_bias.table'),
     (r'\.ffn\.layers\.0\.0\.', '.mlp.fc1.'),
     (r'\.ffn\.layers\.1\.', '.mlp.fc2.'),
     (r'^neck\.upsample_4x\.', 'adapters.sem.stages.0.'),
