@@ -16,10 +16,12 @@ from vitdense.metrics.coco import CocoAP
 from vitdense.metrics.miou import MeanIoU
 from vitdense.model import DenseModel
 from vitdense.networks.eomt import EoMT
+from vitdense.ops.label_strips import LabelStrips
 from vitdense.ops.tiles import Tiler
 from vitdense.tasks.mask_losses import MaskLoss
 from vitdense.tasks.mask_matching import MaskMatcher
 from vitdense.tasks.masks import InstanceTask, MaskSemanticTask
+from vitdense.types import Meta
 
 SMALL = dict(depth=3, embed_dim=48, num_heads=3)
 VITS = {
@@ -140,6 +142,28 @@ def test_exports_for_other_batches_and_sizes(shares: tuple[float, float]) -> Non
     program = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes={'imgs': free}).module()
     imgs = torch.randn(3, 3, 112, 48)
     torch.testing.assert_close(program(imgs), model(imgs), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize('orig', [(96, 128), (61, 150)])
+def test_streamed_labels_are_those_of_all_scores_and_windows_are_forgotten(orig, monkeypatch) -> None:
+    kept, add = [], LabelStrips.add
+
+    def counted(strips: LabelStrips, *window) -> None:
+        add(strips, *window)
+        kept.append(len(strips.seen))
+
+    monkeypatch.setattr(LabelStrips, 'add', counted)
+    classes = {'semantic': ['a', 'b', 'c', 'd']}
+    model = DenseModel(network(), {'sem': MaskSemanticTask()}, classes=classes).eval()
+    meta, labels = Meta(0, size=(160, 126), orig_size=orig), {}
+    imgs = torch.randn(1, 3, 160, 128)
+    for accumulate in ('pixels', 'labels'):
+        model.tiler = Tiler(48, 32, batch=3, accumulate=accumulate, divisor=16)
+        with torch.inference_mode():
+            labels[accumulate] = model(imgs, metas=[meta], mode='predict')[0]['sem'].labels
+    assert torch.equal(*labels.values()) and labels['labels'].shape == orig and len(labels['labels'].unique()) > 1
+    rows = len(model.tiler.windows((160, 128)).lefts)
+    assert max(kept) <= 2 * rows < len(kept) and kept[-1] == 0
 
 
 def by_heart(name: str, task, classes: dict[str, list[str]], batch, steps: int) -> DenseModel:
