@@ -7,7 +7,9 @@ from torchvision.transforms import v2
 
 from vitdense.data.crops import EvaluationCrop
 from vitdense.data.extremes import extreme_sizes, worst_batch
+from vitdense.data.mixture import Mixture
 from vitdense.data.scales import LargeScaleJitter, MultiScaleCrop
+from vitdense.data.seeding import SeededDataset
 from vitdense.data.shapes import ShapesScenes
 from vitdense.data.transforms import Pipeline, RandomCrop, RandomFlip, RandomResize, ResizeShortSide, ResizeTo
 from vitdense.types import Meta, Sample, Target
@@ -76,3 +78,18 @@ def test_upright_and_lying_pictures_fill_one_plane():
     assert batch.imgs.shape == (2, 3, 60, 40) and len(batch.targets[0].boxes) == 63
     assert batch.targets[0].semantic is None
     assert worst_batch(Listed(), 1).imgs.shape == (1, 3, 60, 30)  # one picture is either
+
+
+def test_of_a_mixture_every_data_set_is_asked_and_has_its_own_transforms():
+    scenes = dict(num_images=4, split='train')
+    maps = ShapesScenes(size=48, name='maps', transforms=[RandomCrop(size=(32, 50))], **scenes)
+    listed, resized = Listed(), Listed()
+    listed.metainfo = resized.metainfo = maps.metainfo
+    resized.pipeline, resized.extent = Pipeline([ResizeTo(size=(16, 24))]), lambda: ([(900, 900)], 5)
+    parts = dict(listed=listed, resized=resized, maps=maps, resting=ShapesScenes(size=200, name='resting', **scenes))
+    mixture = Mixture(parts, weights=dict(listed=1, resized=1, maps=1, resting=0))
+    assert [rows for rows, _ in mixture.parts()] == [range(0, 2), range(2, 4), range(4, 8)]
+    batch = worst_batch(SeededDataset(mixture), 4)
+    assert batch.imgs.shape == (4, 3, 60, 50) and len(batch.targets[0].boxes) == 63
+    assert batch.targets[0].semantic.shape == (60, 50)
+    assert [meta.dataset for meta in batch.metas] == ['', '', 'maps', '']

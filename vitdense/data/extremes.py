@@ -65,28 +65,41 @@ def worst_batch(dataset: Any, batch_size: int, *, draws: int = 16) -> Batch:
     """Return a batch as heavy as one of `dataset` can be: pictures of the largest size, with the most objects.
 
     `draws` pictures, spread over the data set, show which fields targets have. A data set that knows the sizes of its
-    pictures and its largest number of objects (`extent()`) is asked; of another, those drawn count. Several pictures
-    fill the largest height and the largest width, to which a batch of upright and lying ones is padded. What is in the
-    pictures and the targets is random.
+    pictures and its largest number of objects (`extent()`) is asked; of another, those drawn count. So is each data set
+    of a mixture, with its own transforms; the pictures are as large as the largest of all of them, take turns in which
+    data set they are of, and have the fields of all. Several pictures fill the largest height and the largest width, to
+    which a batch of upright and lying ones is padded. What is in the pictures and the targets is random.
     """
-    rows = torch.linspace(0, len(dataset) - 1, min(draws, len(dataset))).long().tolist()
-    samples = [dataset[row] for row in rows]
-    dataset = dataset.dataset if isinstance(dataset, SeededDataset) else dataset
+    whole = dataset.dataset if isinstance(dataset, SeededDataset) else dataset
+    parts = whole.parts() if hasattr(whole, 'parts') else [(range(len(whole)), whole)]
+    drawn = [[dataset[row] for row in _spread(rows, draws)] for rows, _ in parts]
+    extents = [_extent(part, samples) for (_, part), samples in zip(parts, drawn, strict=True)]
+    sizes, most = [size for sizes, _ in extents for size in sizes], max(most for _, most in extents)
+    samples = [sample for some in drawn for sample in some]
+    if batch_size == 1:
+        size = max(sizes, key=lambda size: size[0] * size[1])
+    else:
+        size = max(height for height, _ in sizes), max(width for _, width in sizes)
+    target = _target(samples, size, most, whole.metainfo['classes'])
+    imgs = torch.randint(0, 256, (batch_size, 3, *size), dtype=torch.uint8)
+    names = [drawn[row % len(drawn)][0].meta.dataset for row in range(batch_size)]
+    metas = [Meta(row, dataset=name, orig_size=size, size=size) for row, name in enumerate(names)]
+    return Batch(imgs, [target] * batch_size, metas)
+
+
+def _spread(rows: range, number: int) -> list[int]:
+    places = torch.linspace(0, len(rows) - 1, min(number, len(rows))).long().tolist()
+    return [rows[place] for place in places]
+
+
+def _extent(dataset: Any, samples: Sequence[Sample]) -> tuple[list[Size], int]:
+    """Return the largest sizes of pictures of a data set after its transforms, and its largest number of objects."""
     sources, most = dataset.extent() if hasattr(dataset, 'extent') else ([], 0)
     sources = [*sources, *(sample.meta.orig_size for sample in samples)]
     pipeline = getattr(dataset, 'pipeline', None)
     sizes = extreme_sizes(pipeline.transforms if isinstance(pipeline, Pipeline) else (), sources)
     sizes += [tuple(sample.img.shape[-2:]) for sample in samples]
-    most = max(most, *(0 if sample.target.boxes is None else len(sample.target.boxes) for sample in samples), 0)
-    if batch_size == 1:
-        size = max(sizes, key=lambda size: size[0] * size[1])
-    else:
-        size = max(height for height, _ in sizes), max(width for _, width in sizes)
-    target = _target(samples, size, most, dataset.metainfo['classes'])
-    imgs = torch.randint(0, 256, (batch_size, 3, *size), dtype=torch.uint8)
-    names = [samples[row % len(samples)].meta.dataset for row in range(batch_size)]
-    metas = [Meta(row, dataset=name, orig_size=size, size=size) for row, name in enumerate(names)]
-    return Batch(imgs, [target] * batch_size, metas)
+    return sizes, max(most, *(0 if sample.target.boxes is None else len(sample.target.boxes) for sample in samples), 0)
 
 
 def _target(samples: Sequence[Sample], size: Size, most: int, classes: dict[str, Sequence[str]]) -> Target:

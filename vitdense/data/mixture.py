@@ -76,6 +76,11 @@ class Mixture(Dataset):
         row = bisect_right(self.ends, index)
         return (self.ends[row - 1] if row else 0), self.ends[row]
 
+    def parts(self) -> list[tuple[range, Any]]:
+        """Return the data sets that are drawn, each with the range of its indices."""
+        bounds = zip([0, *self.ends], self.ends, self.datasets.values(), self.turns, strict=False)
+        return [(range(start, stop), dataset) for start, stop, dataset, turns in bounds if turns]
+
     def adopt(self, classes: Mapping[str, Sequence[str]]) -> None:
         """Let the data sets count their classes as `classes` does, by name, where they can; else as the first does."""
         joined: dict[str, Any] = {'classes': {}}
