@@ -15,7 +15,7 @@ from vitdense.adapters.projector import Projector
 from vitdense.backbones.vit import ViT
 from vitdense.backbones.windows import Windows
 from vitdense.engine.config import load_config
-from vitdense.engine.importing import import_weights
+from vitdense.engine.importing import fitted, import_weights
 from vitdense.engine.imports import (
     COCO_IDS,
     DINOV2_LINEAR,
@@ -24,13 +24,16 @@ from vitdense.engine.imports import (
     LW_DETR,
     RF_DETR,
     load_published,
+    translate,
 )
+from vitdense.engine.model_folder import without_pretrained
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.heads.deformable_detr import DeformableDetrHead
 from vitdense.heads.linear import LinearHead
 from vitdense.inference import load
 from vitdense.networks.eomt import EoMT
 from vitdense.networks.shared import SharedNetwork
+from vitdense.registry import build
 from vitdense.weights import save_weights
 
 
@@ -310,6 +313,74 @@ def test_lw_detr_answers_as_transformers(width, split, authors):
         wanted, got = theirs.eval()(imgs), ours.eval()(imgs)['det']
     assert relative_error(got.class_logits, wanted.logits) < 1e-4
     assert relative_error(got.boxes, wanted.pred_boxes) < 1e-4
+
+
+RF_SIZES = {  # the pictures of our config -> windows, outputs, patch, decoder layers (public facts of rf-detr)
+    's_coco_384': (2, [3, 6, 9, 12], 16, 2),
+    's_coco_512': (2, [3, 6, 9, 12], 16, 3),
+    's_coco_576': (2, [3, 6, 9, 12], 16, 4),
+    's_coco_704': (2, [3, 6, 9, 12], 16, 4),
+    's_coco_560': (4, [2, 5, 8, 11], 14, 3),
+}
+LW_SIZES = {  # width, depth, outputs, blocks within windows (public facts of LW-DETR)
+    'tiny': (192, 6, [2, 4, 6], [0, 2, 4]),
+    'small': (192, 10, [3, 5, 6, 10], [0, 1, 3, 6, 7, 9]),
+    'medium': (384, 10, [3, 5, 6, 10], [0, 1, 3, 6, 7, 9]),
+    'large': (384, 10, [3, 5, 6, 10], [0, 1, 3, 6, 7, 9]),
+    'xlarge': (768, 10, [3, 5, 6, 10], [0, 1, 3, 6, 7, 9]),
+}
+WIDE = dict(d_model=384, decoder_self_attention_heads=12, decoder_cross_attention_heads=24, decoder_n_points=4)
+WIDE |= dict(projector_scale_factors=[2.0, 0.5])
+
+
+def rf_sized(size: str) -> tuple[type, dict]:
+    modeling = pytest.importorskip('transformers.models.rf_detr.modeling_rf_detr')
+    from transformers.models.rf_detr.configuration_rf_detr import RfDetrConfig, RfDetrDinov2Config
+
+    windows, outputs, patch, layers = RF_SIZES[size]
+    side = 518 if patch == 14 else int(size.rpartition('_')[2])
+    facts = dict(hidden_size=384, num_attention_heads=6, patch_size=patch, image_size=side)
+    backbone = RfDetrDinov2Config(**facts, out_indices=outputs, num_windows=windows)
+    config = RfDetrConfig(backbone_config=backbone, num_labels=91, decoder_layers=layers, decoder_n_points=2)
+    return modeling.RfDetrForObjectDetection, config
+
+
+def lw_sized(size: str) -> tuple[type, dict]:
+    modeling = pytest.importorskip('transformers.models.lw_detr.modeling_lw_detr')
+    from transformers.models.lw_detr.configuration_lw_detr import LwDetrConfig, LwDetrViTConfig
+
+    width, depth, outputs, windowed = LW_SIZES[size]
+    facts = dict(hidden_size=width, num_hidden_layers=depth, num_attention_heads=12, image_size=640)
+    backbone = LwDetrViTConfig(**facts, out_indices=outputs, window_block_indices=windowed)
+    more = WIDE if size.endswith('large') else dict(decoder_n_points=2, projector_scale_factors=[1.0])
+    queries = 100 if size == 'tiny' else 300
+    return modeling.LwDetrForObjectDetection, LwDetrConfig(
+        backbone_config=backbone, num_labels=91, num_queries=queries, **more
+    )
+
+
+@pytest.mark.parametrize(
+    ('family', 'size'), [*(('rf', size) for size in RF_SIZES), *(('lw', size) for size in LW_SIZES)]
+)
+def test_configs_have_the_tensors_of_the_published_sizes(family, size):
+    kind, config = (rf_sized if family == 'rf' else lw_sized)(size)
+    if family == 'rf':
+        leaf, published = f'dinov2_{size}_100ep', RF_DETR
+    else:
+        leaf, published = f'lw_{size}_coco_640_60ep', LW_DETR
+    cfg = load_config(f'configs/detection/real_time_projector_{leaf}.py')
+    with torch.device('meta'):
+        state = kind(config).state_dict()
+        recipe = fitted(without_pretrained(cfg.to_dict()['model']), state, published)
+        wanted = build(recipe, classes={'labels': [str(number) for number in range(80)]}).network.state_dict()
+        ours = translate(state, published, wanted)
+    assert {name: value.shape for name, value in ours.items()} == {name: v.shape for name, v in wanted.items()}
+    vit = recipe['network']['backbone']
+    windows = Windows(**{key: value for key, value in vit['windows'].items() if key != 'type'})
+    theirs = config.backbone_config
+    blocks = theirs.window_block_indexes if family == 'rf' else theirs.window_block_indices
+    assert windows.blocks(vit.get('timm_args', {}).get('depth', 12)) == {block for block in blocks if block < 12}
+    assert recipe['network']['branches']['det']['adapter']['layers'] == tuple(each - 1 for each in theirs.out_indices)
 
 
 def test_a_leftover_tensor_of_a_detector_is_an_error_that_names_it():

@@ -45,7 +45,7 @@ def import_weights(
     check_licence(published, accepted=accept_licence)
     state = read_parts(files)
     metainfo = _metainfo(cfg, published, num_classes)
-    recipe = _fitted(without_pretrained(cfg.to_dict()['model']), state, published)
+    recipe = fitted(without_pretrained(cfg.to_dict()['model']), state, published)
     model = build(recipe, classes=metainfo['classes'])
     coverage = load_published(model.network, state, published, where=', '.join(Path(file).name for file in files))
     facts = origin(family, published, files)
@@ -120,7 +120,7 @@ def _metainfo(cfg: Config, published: Published, num_classes: int | None) -> dic
     }
 
 
-def _fitted(recipe: dict[str, Any], state: Mapping[str, Tensor], published: Published) -> dict[str, Any]:
+def fitted(recipe: dict[str, Any], state: Mapping[str, Tensor], published: Published) -> dict[str, Any]:
     """Return the recipe with the ViT of the published weights: without a final norm where they have none, and with a
     table of positions of their size where they have a class token (others are resampled as they come).
     """

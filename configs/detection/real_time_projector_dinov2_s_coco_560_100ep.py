@@ -1,0 +1,22 @@
+"""The real-time detector, base: DINOv2 ViT-S with patches of 14 at 560 x 560, 4 x 4 windows, three decoder layers,
+COCO.
+
+    python tools/train.py configs/detection/real_time_projector_dinov2_s_coco_560_100ep.py
+
+The shape of RF-DETR base, the first that was published; what it reached without Objects365 nobody says. Recipe: that of
+nano, with squares of 280 ... 840.
+
+Cost: about five days on one 24 GB GPU.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .real_time_projector_dinov2_s_coco_384_100ep import *
+
+model.network.backbone.update(patch_size=14)
+model.network.backbone.windows.update(split=4, global_blocks=(2, 5, 8, 11))
+model.network.branches.det.adapter.update(layers=(1, 4, 7, 10))
+model.network.branches.det.head.update(num_decoder_layers=3)
+train_dataloader.dataset.transforms[1].update(sizes=[56 * cells for cells in range(5, 16)])
+val_dataloader.dataset.transforms[0].update(size=560)
