@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from vitdense.errors import ConfigError
+from vitdense.heads.dpt import DPTHead
 from vitdense.heads.linear import LinearHead
 from vitdense.heads.upernet import UPerNetHead
 from vitdense.types import Features
@@ -23,8 +24,9 @@ def pyramid(batch: int, channels: int, grid: int) -> Features:
         lambda: LinearHead((256,) * 4, (4, 8, 16, 32), 3),
         lambda: LinearHead((256,) * 4, (4, 8, 16, 32), 3, norm='layer'),
         lambda: UPerNetHead((256,) * 4, (4, 8, 16, 32), 3, channels=16, aux_channels=8, dropout=0.0),
+        lambda: UPerNetHead((256,) * 4, (4, 8, 16, 32), 3, channels=16, aux_channels=8, dropout=0.0, norm='layer'),
     ],
-    ids=['linear-batch', 'linear-layer', 'upernet'],
+    ids=['linear-batch', 'linear-layer', 'upernet', 'upernet-layer'],
 )
 def test_a_head_learns_four_pictures_by_heart(head):
     head, features = head(), pyramid(4, 256, 8)
@@ -97,3 +99,15 @@ def test_one_picture_pooled_to_one_cell_is_an_error_with_a_cure():
 def test_batch_norms_can_be_made_synchronous():
     head = nn.SyncBatchNorm.convert_sync_batchnorm(UPerNetHead((8,) * 4, (4, 8, 16, 32), 5, channels=8))
     assert not [module for module in head.modules() if type(module) is nn.BatchNorm2d]
+
+
+@pytest.mark.parametrize('kind', [UPerNetHead, DPTHead])
+def test_with_layer_norm_no_picture_changes_the_answer_of_another(kind):
+    head, features = kind((8,) * 4, (4, 8, 16, 32), 3, channels=8, dropout=0.0, norm='layer'), pyramid(2, 8, 8)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in head.modules())
+    alone = head(features._replace(maps=tuple(x[:1] for x in features.maps)))  # in training, one picture
+    both = head(features)
+    torch.testing.assert_close(both.logits[:1], alone.logits, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(both.aux[0][:1], alone.aux[0], atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="use 'batch' or 'layer'"):
+        kind((8,), (4,), 3, norm='group')

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitdense.layers.blocks import ConvBlock
+from vitdense.layers.blocks import ConvBlock, Norm, norm_of
 from vitdense.ops.layout import channels_last
 from vitdense.ops.padding import hold_edges, map_extents, resize, zero_padding
 from vitdense.ops.resample import apply_separable, corner_weights
@@ -22,7 +22,8 @@ class DPTHead(nn.Module):
     added to what comes from above, refined again, doubled in size and projected. A 3x3 convolution, normalisation,
     ReLU, `dropout` and a classifier follow: logits at half the stride of the finest map. `upsample` doubles them once
     more, corner on corner, as the published checkpoints do; without it the task resizes them as those of any head.
-    `batch_norm` normalises inside the residual units, which then have no biases.
+    `batch_norm` normalises inside the residual units, which then have no biases. `norm` is 'batch', as published, or
+    'layer' (over the channels of each cell) wherever the head normalises, for mixtures of data sets.
 
     The auxiliary head (`aux`) is a second classifier of the same map, with its own 3x3 convolution; its logits are in
     `aux`, in training only. On grids that do not halve evenly a map is resized to what comes from above.
@@ -39,6 +40,7 @@ class DPTHead(nn.Module):
         dropout: float = 0.1,
         aux: bool = True,
         upsample: bool = False,
+        norm: Norm = 'batch',
     ) -> None:
         super().__init__()
         self.strides = tuple(strides)
@@ -48,11 +50,11 @@ class DPTHead(nn.Module):
             nn.Conv2d(width, channels, kernel_size=3, padding=1, bias=False) for width in in_channels
         )
         self.fusions = nn.ModuleList(
-            Fusion(channels, batch_norm=batch_norm, joins=index + 1 < len(in_channels))
+            Fusion(channels, norm=norm if batch_norm else None, joins=index + 1 < len(in_channels))
             for index in range(len(in_channels))
         )
-        self.head = _classifier(channels, num_classes, nn.Dropout(dropout))
-        self.aux = _classifier(channels, num_classes, nn.Dropout(dropout)) if aux else None
+        self.head = _classifier(channels, num_classes, nn.Dropout(dropout), norm)
+        self.aux = _classifier(channels, num_classes, nn.Dropout(dropout), norm) if aux else None
 
     def forward(self, features: Features) -> PixelOutputs:
         """Read `features.maps`, fine to coarse; return logits (B, num_classes, h, w) on twice the finest grid."""
@@ -77,10 +79,10 @@ class DPTHead(nn.Module):
 class Fusion(nn.Module):
     """One step of the decoder: join a level to what comes from above, refine, double the size, project."""
 
-    def __init__(self, channels: int, *, batch_norm: bool, joins: bool) -> None:
+    def __init__(self, channels: int, *, norm: Norm | None, joins: bool) -> None:
         super().__init__()
-        self.enter = ResidualUnit(channels, batch_norm=batch_norm) if joins else None  # the coarsest joins nothing
-        self.refine = ResidualUnit(channels, batch_norm=batch_norm)
+        self.enter = ResidualUnit(channels, norm=norm) if joins else None  # the coarsest joins nothing
+        self.refine = ResidualUnit(channels, norm=norm)
         self.project = nn.Conv2d(channels, channels, kernel_size=1)
 
     def forward(self, x: Tensor, extents: Tensor | None = None, above: Tensor | None = None) -> Tensor:
@@ -94,12 +96,12 @@ class Fusion(nn.Module):
 class ResidualUnit(nn.Module):
     """Two 3x3 convolutions with ReLU before each, around which the input is added (He et al. 2016, RefineNet)."""
 
-    def __init__(self, channels: int, *, batch_norm: bool) -> None:
+    def __init__(self, channels: int, *, norm: Norm | None) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
-            nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=not batch_norm) for _ in range(2)
+            nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=norm is None) for _ in range(2)
         )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) if batch_norm else nn.Identity() for _ in range(2))
+        self.norms = nn.ModuleList(norm_of(norm, channels) if norm else nn.Identity() for _ in range(2))
 
     def forward(self, x: Tensor, extents: Tensor | None = None) -> Tensor:
         """Refine `x` (B, C, h, w); `extents` (B, 2) are the cells of each picture."""
@@ -130,7 +132,9 @@ def _meet(x: Tensor, size: tuple[int, int], extents: Tensor | None) -> Tensor:
     return resize(x, size, extents)
 
 
-def _classifier(channels: int, num_classes: int, dropout: nn.Module) -> nn.Sequential:
+def _classifier(channels: int, num_classes: int, dropout: nn.Module, norm: Norm) -> nn.Sequential:
     return nn.Sequential(
-        ConvBlock(channels, channels, kernel_size=3), dropout, nn.Conv2d(channels, num_classes, kernel_size=1)
+        ConvBlock(channels, channels, kernel_size=3, norm=norm),
+        dropout,
+        nn.Conv2d(channels, num_classes, kernel_size=1),
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vitdense.layers.blocks import ConvBlock
+from vitdense.layers.blocks import ConvBlock, Norm
 from vitdense.layers.pooling import PyramidPooling
 from vitdense.ops.layout import channels_last
 from vitdense.ops.padding import hold_edges, map_extents, resize, zero_padding
@@ -20,7 +20,8 @@ class UPerNetHead(nn.Module):
     The coarsest map passes pyramid pooling at `pool_scales`; every finer map is projected to `channels`, added to
     the resized map above it and smoothed by a 3x3 convolution. All levels, resized to the finest, are fused by one
     3x3 convolution and classified: logits at the stride of the finest map. `dropout` is the probability that a whole
-    channel is dropped before a classifier.
+    channel is dropped before a classifier. `norm` is 'batch', as published, or 'layer' (over the channels of each
+    cell), for mixtures of data sets and for batches of one picture.
 
     The auxiliary head (one 3x3 convolution of `aux_channels`, Long et al. 2015) reads map `aux_index`, or the
     coarsest where there are fewer maps; None leaves it out. Its logits are in `aux`, in training only.
@@ -37,22 +38,23 @@ class UPerNetHead(nn.Module):
         aux_channels: int = 256,
         aux_index: int | None = 2,
         dropout: float = 0.1,
+        norm: Norm = 'batch',
     ) -> None:
         super().__init__()
         *finer, coarsest = in_channels
         self.strides = tuple(strides)
         self.num_classes = num_classes
-        self.pooling = PyramidPooling(coarsest, channels, scales=pool_scales)
-        self.laterals = nn.ModuleList(ConvBlock(num, channels, kernel_size=1) for num in finer)
-        self.smooths = nn.ModuleList(ConvBlock(channels, channels, kernel_size=3) for _ in finer)
-        self.fuse = ConvBlock(channels * len(in_channels), channels, kernel_size=3)
+        self.pooling = PyramidPooling(coarsest, channels, scales=pool_scales, norm=norm)
+        self.laterals = nn.ModuleList(ConvBlock(num, channels, kernel_size=1, norm=norm) for num in finer)
+        self.smooths = nn.ModuleList(ConvBlock(channels, channels, kernel_size=3, norm=norm) for _ in finer)
+        self.fuse = ConvBlock(channels * len(in_channels), channels, kernel_size=3, norm=norm)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = _classifier(channels, num_classes)
         self.aux_index = None if aux_index is None else min(aux_index, len(finer))
         self.aux = None
         if self.aux_index is not None:
             self.aux = nn.Sequential(
-                ConvBlock(in_channels[self.aux_index], aux_channels, kernel_size=3),
+                ConvBlock(in_channels[self.aux_index], aux_channels, kernel_size=3, norm=norm),
                 nn.Dropout2d(dropout),
                 _classifier(aux_channels, num_classes),
             )

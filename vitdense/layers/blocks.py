@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vitdense.errors import ConfigError
 
+Norm = Literal['batch', 'layer']
+
+
+def norm_of(kind: Norm, channels: int) -> nn.Module:
+    """Return the normalisation of maps of `channels`. Raises ValueError for a kind that is none."""
+    if kind not in get_args(Norm):
+        raise ValueError(f"norm={kind!r} is unknown; use 'batch' or 'layer'")
+    return nn.BatchNorm2d(channels) if kind == 'batch' else LayerNorm2d(channels)
+
 
 class ConvBlock(nn.Module):
-    """Convolution without bias, batch normalisation, ReLU; the output has the size of the input / `stride`, rounded
-    up.
+    """Convolution without bias, normalisation, ReLU; the output has the size of the input / `stride`, rounded up.
+
+    `norm` is 'batch', or 'layer': over the channels of each cell, so that no picture changes another's answer.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int, stride: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, kernel_size: int, stride: int = 1, norm: Norm = 'batch'
+    ) -> None:
         super().__init__()
         padding = kernel_size // 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.norm = norm_of(norm, out_channels)
         nn.init.kaiming_normal_(self.conv.weight, mode='fan_out', nonlinearity='relu')
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,6 +45,6 @@ class ConvBlock(nn.Module):
                 'batch normalisation saw one value per channel',
                 where=f'a map of {tuple(x.shape)} in training',
                 why='a single picture pooled to a single cell has no variance',
-                fix='train with a batch of at least 2 pictures per process',
+                fix="train with a batch of at least 2 pictures per process, or with norm='layer'",
             )
         return functional.relu(self.norm(x), inplace=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vitdense.layers.blocks import ConvBlock
+from vitdense.layers.blocks import ConvBlock, Norm
 from vitdense.ops.padding import whole_map, zero_padding
 from vitdense.ops.resample import apply_separable, bilinear_weights, pooling_weights
 
@@ -16,14 +16,18 @@ class PyramidPooling(nn.Module):
     """The pyramid pooling module of PSPNet (Zhao et al. 2017, section 3.2) with its 3x3 bottleneck.
 
     The map is averaged into s x s bins for every s of `scales`, projected to `channels`, resized back, concatenated
-    with the map itself and fused. Bins divide each picture, not the padded plane it lies in.
+    with the map itself and fused. Bins divide each picture, not the padded plane it lies in. `norm`: see `ConvBlock`.
     """
 
-    def __init__(self, in_channels: int, channels: int, *, scales: Sequence[int] = (1, 2, 3, 6)) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, *, scales: Sequence[int] = (1, 2, 3, 6), norm: Norm = 'batch'
+    ) -> None:
         super().__init__()
         self.scales = tuple(scales)
-        self.projections = nn.ModuleList(ConvBlock(in_channels, channels, kernel_size=1) for _ in self.scales)
-        self.bottleneck = ConvBlock(in_channels + len(self.scales) * channels, channels, kernel_size=3)
+        self.projections = nn.ModuleList(
+            ConvBlock(in_channels, channels, kernel_size=1, norm=norm) for _ in self.scales
+        )
+        self.bottleneck = ConvBlock(in_channels + len(self.scales) * channels, channels, kernel_size=3, norm=norm)
 
     def forward(self, x: Tensor, extents: Tensor | None = None) -> Tensor:
         """Map `x` (B, in_channels, h, w) to (B, channels, h, w); `extents` (B, 2) are the cells of each picture."""
