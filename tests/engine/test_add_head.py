@@ -36,6 +36,8 @@ test_evaluator = val_evaluator
 checkpoint = dict(interval=4, keep=2, best='cls/top1', rule='greater')
 """
 
+SHORT = ('schedule.max_iters=4', 'schedule.val_interval=4')
+
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory) -> Path:
@@ -117,6 +119,16 @@ def test_weights_alone_need_a_config_of_the_whole_model(home, tmp_path):
     (tmp_path / 'classify.py').write_text(CONFIG + whole)
     runner = add(tmp_path, tmp_path / 'y', plain, 'schedule.max_iters=2', 'schedule.val_interval=2')
     assert torch.equal(answers(runner.folder / 'model'), answers(home / 'sem' / 'model'))
+
+
+@pytest.mark.parametrize('source', ['model', 'step_000004.pth'])
+def test_a_model_with_lora_gets_a_head_too(home, tmp_path, source):
+    lora = ("+model.network.backbone.lora=dict(type='vitdense.layers.lora.Lora',rank=2)", *SHORT)
+    train(load_config(home / 'segment.py', lora), work_dir=tmp_path / 'sem', device='cpu')
+    add(home, tmp_path / 'both', tmp_path / 'sem' / source, *SHORT)
+    folders = [tmp_path / name / 'model' for name in ('sem', 'both')]
+    assert torch.equal(answers(folders[1]), answers(folders[0]))
+    assert not any('lora' in name for name in load_file(folders[1] / 'model.safetensors'))
 
 
 @pytest.mark.parametrize(
@@ -215,11 +227,16 @@ def interacting(backbone: dict, state: dict) -> None:
     state |= {f'network.backbone.{name}': x for name, x in made.state_dict().items() if not name.startswith('vit.')}
 
 
+def other_normalisation(backbone: dict, state: dict) -> None:
+    backbone['name'] = 'vit_small_patch16_224.dino'  # the same blocks here, but mean and std of ImageNet, not one half
+
+
 @pytest.mark.parametrize(
     ('change', 'what'),
     [
         (other_weights, 'other weights'),
         (windows, 'other windows'),
+        (other_normalisation, 'other mean, std, ViT'),
         (other_patches, 'other weights, patch size'),
         (interacting, 'other weights, interacting adapter'),
     ],
