@@ -1,7 +1,10 @@
 """Labels of large pictures in little memory: the same labels as with all logits in memory."""
 
+import re
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,33 +101,17 @@ def test_metas_are_needed():
         Tiler(32, 20, accumulate='labels')(Network(), torch.zeros(1, 3, 64, 64))
 
 
-SEGMENT = """
-import resource, sys, time
-import numpy as np, torch
-from vitdense.adapters.plain import PlainMaps
-from vitdense.backbones.vit import ViT
-from vitdense.heads.linear import LinearHead
-from vitdense.inference import Predictor
-from vitdense.model import DenseModel
-from vitdense.networks.shared import SharedNetwork
-from vitdense.tasks.semantic import SemanticTask
-
-torch.set_num_threads(2)
-vit = ViT('vit_tiny_patch16_224', img_size=512, timm_args=dict(depth=2))
-network = SharedNetwork(vit, {'sem': dict(adapter=PlainMaps(192, 16), head=LinearHead((192,), (16,), 150))})
-model = DenseModel(network, {'sem': SemanticTask()}, classes={'semantic': [str(k) for k in range(150)]})
-image = np.random.default_rng(0).integers(0, 255, (4000, 5000, 3), dtype=np.uint8)
-start = time.perf_counter()
-result = Predictor(model, device='cpu', amp='off', tile=512)(image)
-assert result['sem'].labels.shape == (4000, 5000)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, time.perf_counter() - start)
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(sys.platform != 'linux', reason='memory is counted as Linux does')
-def test_twenty_megapixels_and_150_classes_fit_into_2_5_gib():
-    answer = subprocess.run([sys.executable, '-c', SEGMENT], capture_output=True, text=True, check=True)
-    peak = float(answer.stdout.split()[0])
-    assert peak < 2.5 * 1000**3 / 2**30, f'{peak:.2f} GiB'
+def test_twenty_megapixels_and_150_classes_fit_into_2_5_gb():
+    script = Path(__file__).parents[2] / 'benchmarks' / 'big_picture.py'
+    answer = subprocess.run([sys.executable, script, '--depth', '1'], capture_output=True, text=True, check=True)
+    found = re.fullmatch(r'peak (\d+\.\d+) GB, \d+ s\n', answer.stdout)
+    assert found and float(found[1]) < 2.5, answer.stdout
+
+
+def test_the_benchmark_of_a_large_picture_measures_it():
+    benchmark = runpy.run_path(str(Path(__file__).parents[2] / 'benchmarks' / 'big_picture.py'))
+    peak, seconds = benchmark['segment'](80, 100, classes=5, tile=48, depth=1)
+    assert 2**26 < peak < 2**36 and 0 < seconds < 60
