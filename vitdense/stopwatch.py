@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 NETWORK = 'network.'  # what the time of a whole network is counted under: no part can be called so
@@ -66,6 +65,6 @@ def parts_of(network: nn.Module) -> list[tuple[str, nn.Module]]:
 def is_compiled(network: nn.Module) -> bool:
     """Return whether torch.compile makes the network or one of its modules run, in place or as a wrapper."""
     return any(
-        isinstance(module, torch._dynamo.eval_frame.OptimizedModule) or module._compiled_call_impl is not None
+        '_orig_mod' in module._modules or module._compiled_call_impl is not None  # asked without loading the compiler
         for module in network.modules()
     )
