@@ -4,8 +4,8 @@
     python tools/train.py configs/quickstart/shapes_segmentation.py \\
         --cfg-options model.network.backbone.pretrained=work_dirs/shapes_mae/encoder.safetensors
 
-No published number: the scenes are drawn by vitdense itself. configs/pretraining/README.md has what is gained where labels
-are few.
+No published number: the scenes are drawn by vitdense itself. configs/pretraining/README.md has what is gained where
+labels are few.
 """
 
 from mmengine.config import read_base
