@@ -3,8 +3,8 @@ COCO.
 
     python tools/train.py configs/detection/real_time_projector_dinov2_s_coco_560_100ep.py
 
-The shape of RF-DETR base, the first that was published; what it reached without Objects365 nobody says. Recipe: that of
-nano, with squares of 280 ... 840.
+No published number: this is the shape of RF-DETR base, the first that was published; what it reached without Objects365
+nobody says. Recipe: that of nano, with squares of 280 ... 840.
 
 Cost: about five days on one 24 GB GPU.
 """

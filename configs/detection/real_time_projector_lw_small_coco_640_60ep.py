@@ -2,8 +2,8 @@
 
     python tools/train.py configs/detection/real_time_projector_lw_small_coco_640_60ep.py
 
-The published model reaches 48.0 AP after 30 epochs of Objects365 and these 60; from random weights, as here, expect
-less. Its weights come in by `tools/import_weights.py lw-detr`, and `--weights` begins with them. Recipe: see
+No published number from random weights: the published model reaches 48.0 AP after 30 epochs of Objects365 and these 60;
+expect less. Its weights come in by `tools/import_weights.py lw-detr`, and `--weights` begins with them. Recipe: see
 `_base_/lw_detr.py`; 13 groups of queries in training, AdamW 1e-4, ViT 1.5e-4, layer decay 0.8, batches of 32.
 """
 
