@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from safetensors.torch import load_file, save_file
 import tools.merge_heads as tools_merge_heads
 import vitdense
 from tests.engine.conftest import CONFIG
+from vitdense.engine.add_head import ask_for_head
+from vitdense.engine.assembly import make_trainer
 from vitdense.engine.checkpoints import read_checkpoint
 from vitdense.engine.config import load_config
 from vitdense.engine.merging import merge_heads, split_heads
@@ -129,6 +132,25 @@ def test_a_model_with_lora_gets_a_head_too(home, tmp_path, source):
     folders = [tmp_path / name / 'model' for name in ('sem', 'both')]
     assert torch.equal(answers(folders[1]), answers(folders[0]))
     assert not any('lora' in name for name in load_file(folders[1] / 'model.safetensors'))
+
+
+def _add(home: Path, folder: Path, rank: int) -> dict[str, torch.Tensor]:
+    cfg, _ = ask_for_head(load_config(home / 'classify.py', SHORT), 'cls', str(home / 'sem' / 'model'))
+    runner = make_trainer(cfg, folder, device='cpu')
+    start = {f'start {name}': value.clone() for name, value in runner.network_model.state_dict().items()}
+    runner.train()
+    return start | {name: value.clone() for name, value in runner.network_model.state_dict().items()}
+
+
+def test_two_ranks_add_the_same_head_and_leave_the_old_ones_alone(home, tmp_path, run_ranks):
+    first, second = run_ranks(partial(_add, home, tmp_path / 'both'))
+    before = load_file(home / 'sem' / 'model' / 'model.safetensors')
+    assert before and all(torch.equal(each[name], value) for each in (first, second) for name, value in before.items())
+    new = {name for name in first if name.startswith('network.heads.cls.')}
+    learned = [name for name in new if not torch.equal(first[name], first[f'start {name}'])]
+    assert 'network.heads.cls.classifier.weight' in learned
+    statistics = {name for name in new if 'running_' in name}  # of the pictures that each rank saw
+    assert all(torch.equal(first[name], second[name]) for name in new - statistics)
 
 
 @pytest.mark.parametrize(
