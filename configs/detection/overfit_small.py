@@ -8,8 +8,8 @@ train_dataloader.dataset.annotations=TRAIN.json train_dataloader.dataset.images=
 val_dataloader.dataset.annotations=TRAIN.json val_dataloader.dataset.images=TRAIN
 Without network, put a local file in place of the hub's: model.network.backbone.pretrained=WEIGHTS.safetensors
 
-Aims at AP50 >= 0.95 on the eight. Recipe: that of finetune_small, with all of the ViT from the first step, neither
-flips nor crops, and no weight decay.
+Aims at AP50 >= 0.95 on the eight, in half an hour of one CPU core (seed 0: 0.986). No published number. Recipe: that of
+finetune_small, with all of the ViT from the first step, neither flips nor crops, and no weight decay.
 """
 
 from mmengine.config import read_base
