@@ -48,6 +48,12 @@ def test_flops_agree_with_a_count_by_hand(size):
     assert count_flops(network(), size) == by_hand(*padded)
 
 
+def test_a_network_that_hands_on_its_parameters_is_counted_and_stays_as_it_was():
+    model = model_of(load_config('configs/quickstart/shapes.py', []))  # its detector has learned queries
+    assert count_flops(model.network, (64, 64)) > 1e7
+    assert all(parameter.requires_grad for parameter in model.network.parameters())
+
+
 def test_parameters_add_up():
     counts = count_parameters(network())
     assert counts['head'] == CLASSES * (WIDTH + 1) + 2 * WIDTH and counts['adapter'] == 0

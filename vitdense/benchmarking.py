@@ -110,12 +110,16 @@ def count_flops(network: nn.Module, size: Size) -> int:
     # torch knows the attention of GPUs only
     on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
     training = network.training
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     counter = FlopCounterMode(display=False, custom_mapping=on_cpu)
     try:
+        network.requires_grad_(False)  # the counter hooks the gradient of parameters that a part hands on as they are
         with torch.no_grad(), counter:
             network.eval()(imgs)
     finally:
         network.train(training)
+        for parameter in learning:
+            parameter.requires_grad_(True)
     return counter.get_total_flops()
 
 

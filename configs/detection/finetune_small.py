@@ -14,8 +14,8 @@ encoder; every object trains four proposals. AdamW 4e-4, ViT at 0.3 of it with l
 made square with sides of 224 ... 288, the ViT at rest for the first 200. Squares do not fill up batches with padding.
 For a GPU and larger data: more steps, and sides of 448 ... 640.
 
-Cost: about 20 minutes of one CPU core. Expect little of so few pictures and steps: AP 0.016 and 0.012 (seeds 0 and 1) on
-the 206 pictures for validation; with the ViT at rest throughout 0.013 (seed 0). The loss still falls at the end.
+Cost: about 20 minutes of one CPU core. Expect little of so few pictures and steps: AP 0.016 and 0.012 (seeds 0 and 1)
+on the 206 pictures for validation; with the ViT at rest throughout 0.013 (seed 0). The loss still falls at the end.
 """
 
 from mmengine.config import read_base
