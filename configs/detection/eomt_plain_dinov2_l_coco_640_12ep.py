@@ -14,7 +14,7 @@ Cost: about 2 days on one 80 GB GPU.
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.datasets.coco_masks import *
+    from .._base_.datasets.coco_lsj import *
     from .._base_.eomt import *
     from .._base_.runtime import *
 
@@ -26,6 +26,14 @@ model.network.backbone.update(img_size=640)
 model.network.update(num_queries=200, name='det')
 model.tasks = dict(det=dict(type=InstanceTask, losses=dict(type=MaskLoss), top_k=100))
 model.tiler = None
+train_dataloader.update(batch_size=16)
+train_dataloader.dataset.update(masks=True, drop_empty=True)
+train_dataloader.dataset.transforms[1].update(size=640, fill=0)
+val_dataloader.dataset.update(masks=True)
+val_dataloader.dataset.transforms[0].update(size=640, max_size=640)
+test_dataloader = val_dataloader
+val_evaluator[0].update(iou_type='segm')
+test_evaluator = val_evaluator
 schedule = dict(
     max_iters=88_692, val_interval=7_391, warmup_iters=500, backbone_warmup_iters=1_000, decay='poly', power=0.9
 )

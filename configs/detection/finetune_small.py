@@ -22,37 +22,15 @@ from mmengine.config import read_base
 
 with read_base():
     from .._base_.datasets.coco_mini480 import *
-    from .._base_.deformable_detr import *
     from .._base_.runtime import *
+    from .._base_.small_detector import *
 
 from vitdense.data.transforms import ResizeTo
 from vitdense.engine.freezing import UnfreezeHook
-from vitdense.tasks.denoising import Denoising
 
-model.network.backbone.update(
-    name='vit_tiny_patch16_224.augreg_in21k_ft_in1k', patch_size=None, drop_path=0.0, frozen=False
-)
-model.network.branches.det.adapter.update(channels=128, num_blocks=1)
-model.network.branches.det.head.update(
-    channels=128,
-    num_levels=3,
-    num_encoder_layers=0,
-    num_decoder_layers=2,
-    hidden=512,
-    dropout=0.0,
-    num_queries=100,
-    class_agnostic=False,
-    mixed_selection=True,
-    anchors=True,
-    final_norm=True,
-    denoising=True,
-)
-model.tasks.det.update(denoising=dict(type=Denoising, num_queries=50), proposals_per_object=4)
 train_dataloader.dataset.transforms[1].update(sizes=(224, 256, 288), square=True)
 val_dataloader.dataset.update(transforms=[dict(type=ResizeTo, size=256)])
 test_dataloader = val_dataloader
-optim_wrapper.optimizer.update(lr=4e-4)
-optim_wrapper.groups.update(decay=0.8, backbone_lr=0.3, lr_of=None)
 schedule = dict(max_iters=800, val_interval=400, warmup_iters=50, decay='cosine')
 custom_hooks = [dict(type=UnfreezeHook, steps=(200,))]
 checkpoint.update(interval=400, best='det/AP')

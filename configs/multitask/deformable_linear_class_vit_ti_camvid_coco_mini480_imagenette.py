@@ -18,8 +18,22 @@ from mmengine.config import read_base
 
 with read_base():
     from .._base_.datasets.camvid_coco_mini480_imagenette import *
-    from .._base_.multitask_small import *
     from .._base_.runtime import *
+    from .._base_.small_detector import *
 
+from vitdense.adapters.plain import PlainMaps
+from vitdense.heads.classify import ClassHead
+from vitdense.heads.linear import LinearHead
+from vitdense.tasks.classification import ClassificationTask
+from vitdense.tasks.semantic import SemanticTask
+
+model.network.branches.update(
+    sem=dict(adapter=dict(type=PlainMaps), head=dict(type=LinearHead, norm='layer')),
+    cls=dict(adapter=dict(type=PlainMaps), head=dict(type=ClassHead, pool='token')),
+)
+model.tasks.update(sem=dict(type=SemanticTask), cls=dict(type=ClassificationTask, label_smoothing=0.1))
+optim_wrapper.optimizer.update(weight_decay=0.05)
+optim_wrapper.groups.update(backbone_lr=0.25, lr_of=dict(sem=5))
+optim_wrapper.clip_grad.update(max_norm=1.0)
 schedule = dict(max_iters=3_000, val_interval=600, warmup_iters=100, decay='cosine')
 checkpoint.update(interval=600, best=('sem/mIoU', 'det/AP', 'cls/top1'))

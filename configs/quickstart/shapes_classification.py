@@ -10,11 +10,11 @@ from mmengine.config import read_base
 from torch.optim import AdamW
 
 with read_base():
+    from .._base_.datasets.shapes import *
     from .._base_.runtime import *
 
 from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
-from vitdense.data.shapes import ShapesScenes
 from vitdense.engine.optim import LayerDecay
 from vitdense.heads.classify import ClassHead
 from vitdense.metrics.accuracy import Accuracy
@@ -37,34 +37,8 @@ model = dict(
     ),
     tasks=dict(cls=dict(type=ClassificationTask)),
 )
-train_dataloader = dict(
-    batch_size=32,
-    num_workers=1,
-    dataset=dict(
-        type=ShapesScenes,
-        num_images=8192,
-        split='train',
-        size=64,
-        num_objects=(1, 1),
-        radius=(12, 24),
-        background=(30, 100),
-        foreground=(130, 255),
-    ),
-)
-val_dataloader = dict(
-    batch_size=50,
-    num_workers=1,
-    dataset=dict(
-        type=ShapesScenes,
-        num_images=300,
-        split='val',
-        size=64,
-        num_objects=(1, 1),
-        radius=(12, 24),
-        background=(30, 100),
-        foreground=(130, 255),
-    ),
-)
+train_dataloader.dataset.update(num_images=8192, num_objects=(1, 1), radius=(12, 24), occlusion=True)
+val_dataloader.dataset.update(num_images=300, num_objects=(1, 1), radius=(12, 24), occlusion=True)
 test_dataloader = val_dataloader
 val_evaluator = [dict(type=Accuracy, head='cls')]
 test_evaluator = val_evaluator

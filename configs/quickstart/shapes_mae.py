@@ -12,10 +12,10 @@ from mmengine.config import read_base
 from torch.optim import AdamW
 
 with read_base():
+    from .._base_.datasets.shapes import *
     from .._base_.runtime import *
 
 from vitdense.backbones.vit import ViT
-from vitdense.data.shapes import ShapesScenes
 from vitdense.engine.optim import LayerDecay
 from vitdense.metrics.reconstruction import ReconstructionError
 from vitdense.model import DenseModel
@@ -41,37 +41,7 @@ model = dict(
     ),
     tasks=dict(mae=dict(type=ReconstructionTask)),
 )
-train_dataloader = dict(
-    batch_size=64,
-    num_workers=1,
-    dataset=dict(
-        type=ShapesScenes,
-        num_images=4096,
-        split='train',
-        size=64,
-        num_objects=(1, 3),
-        radius=(8, 18),
-        background=(30, 100),
-        foreground=(130, 255),
-        occlusion=False,
-    ),
-)
-val_dataloader = dict(
-    batch_size=50,
-    num_workers=1,
-    dataset=dict(
-        type=ShapesScenes,
-        num_images=200,
-        split='val',
-        size=64,
-        num_objects=(1, 3),
-        radius=(8, 18),
-        background=(30, 100),
-        foreground=(130, 255),
-        occlusion=False,
-    ),
-)
-test_dataloader = val_dataloader
+train_dataloader.update(batch_size=64)
 val_evaluator = [dict(type=ReconstructionError, head='mae')]
 test_evaluator = val_evaluator
 optim_wrapper = dict(

@@ -10,11 +10,11 @@ from mmengine.config import read_base
 from torch.optim import AdamW
 
 with read_base():
+    from .._base_.datasets.shapes import *
     from .._base_.runtime import *
 
 from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
-from vitdense.data.shapes import ShapesScenes
 from vitdense.engine.optim import LayerDecay
 from vitdense.heads.linear import LinearHead
 from vitdense.metrics.miou import MeanIoU
@@ -38,37 +38,6 @@ model = dict(
     ),
     tasks=dict(sem=dict(type=SemanticTask)),
 )
-train_dataloader = dict(
-    batch_size=32,
-    num_workers=1,
-    dataset=dict(
-        type=ShapesScenes,
-        num_images=4096,
-        split='train',
-        size=64,
-        num_objects=(1, 3),
-        radius=(8, 18),
-        background=(30, 100),
-        foreground=(130, 255),
-        occlusion=False,
-    ),
-)
-val_dataloader = dict(
-    batch_size=50,
-    num_workers=1,
-    dataset=dict(
-        type=ShapesScenes,
-        num_images=200,
-        split='val',
-        size=64,
-        num_objects=(1, 3),
-        radius=(8, 18),
-        background=(30, 100),
-        foreground=(130, 255),
-        occlusion=False,
-    ),
-)
-test_dataloader = val_dataloader
 val_evaluator = [dict(type=MeanIoU, head='sem')]
 test_evaluator = val_evaluator
 optim_wrapper = dict(
