@@ -50,9 +50,10 @@ def test_broken_files_are_checkpoint_errors_with_a_reason(tmp_path: Path) -> Non
             assert reason in caught.value.why, path
             assert caught.value.fix
             assert caught.value.where == str(path)
-    for path in (tmp_path / 'nothing.pth', tmp_path):
-        with pytest.raises(CheckpointError, match='no weight file'):
+    for path in (tmp_path / 'nothing.pth', tmp_path, tmp_path / 'model'):
+        with pytest.raises(CheckpointError, match='no weight file') as caught:
             read_weights(path)
+        assert ('the folder model/' in caught.value.fix) is (path.suffix == '')
 
 
 def test_a_file_without_tensors_says_what_it_holds(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from vitdense.engine.commandline import Parser, run
+from vitdense.engine.commandline import Parser, positive, run
 
 
 def parser() -> Parser:
@@ -22,8 +22,8 @@ def parser() -> Parser:
     made.add_argument(
         '--size', type=_size, nargs='+', default=[(512, 512)], metavar='S', help='sides, or HxW (default: 512)'
     )
-    made.add_argument('--batch', type=_positive, default=1, metavar='N', help='pictures in a batch (%(default)s)')
-    made.add_argument('--repeat', type=_positive, default=5, metavar='N', help='runs that count (%(default)s)')
+    made.add_argument('--batch', type=positive, default=1, metavar='N', help='pictures in a batch (%(default)s)')
+    made.add_argument('--repeat', type=positive, default=5, metavar='N', help='runs that count (%(default)s)')
     made.add_argument('--compile', action='store_true', help='compile the network with torch.compile')
     made.add_argument(
         '--amp',
@@ -34,7 +34,7 @@ def parser() -> Parser:
         help='arithmetic of the network (default: off; --amp alone: auto)',
     )
     made.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: the first GPU, else cpu)')
-    made.add_argument('--num-classes', type=_positive, metavar='K', help='where the data is not there to tell')
+    made.add_argument('--num-classes', type=positive, metavar='K', help='where the data is not there to tell')
     made.add_argument('--out', default='work_dirs/benchmark', metavar='D', help='folder of the files (%(default)s)')
     made.add_argument('--cfg-options', nargs='+', action='extend', metavar='K=V', help='change values of the config')
     return made
@@ -69,12 +69,6 @@ def _size(text: str) -> tuple[int, int]:
     if not (height.isdecimal() and (width or height).isdecimal() and int(height) * int(width or height)):
         raise argparse.ArgumentTypeError(f'{text!r} is no size: a side such as 512, or HxW such as 480x640')
     return int(height), int(width or height)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
-    return int(text)
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdense.engine.commandline import Parser, run
+from vitdense.engine.commandline import Parser, positive, run
 from vitdense.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,12 +39,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--amp', default='auto', choices=('auto', 'bf16', 'fp16', 'off'), help='arithmetic of the network')
     add(
         '--batch',
-        type=_positive,
+        type=positive,
         default=1,
         metavar='N',
         help='pictures or frames that go through the network together',
     )
-    add('--tile', type=_positive, metavar='SIZE', help='look at large pictures in windows of SIZE x SIZE pixels')
+    add('--tile', type=positive, metavar='SIZE', help='look at large pictures in windows of SIZE x SIZE pixels')
     add('--tta', action='store_true', help="use the model's test-time augmentation (scales and flips)")
     add('--alpha', type=_share, default=0.5, help='opacity of regions, 0 ... 1 (default: %(default)s)')
     add('--min-score', type=_share, default=0.3, metavar='S', help='leave out objects below (default: %(default)s)')
@@ -61,8 +61,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help='webm plays in browsers and encodes slowly',
     )
     add('--fps', type=float, metavar='F', help='frame rate of written videos (default: that of the source)')
-    add('--max-frames', type=_positive, metavar='N', help='stop a video or camera after N frames')
-    add('--max-pixels', type=_positive, metavar='N', help='refuse larger pictures (default: 180,000,000)')
+    add('--max-frames', type=positive, metavar='N', help='stop a video or camera after N frames')
+    add('--max-pixels', type=positive, metavar='N', help='refuse larger pictures (default: 180,000,000)')
     args = parser.parse_args(argv)
     by_config = args.config is not None and args.checkpoint is not None
     if by_config == (args.model is not None) or (args.config is None) != (args.checkpoint is None):
@@ -180,13 +180,17 @@ def report(demo: Demo, out: Path) -> None:
     ]
     if parts:
         print_table('the one pass of the backbone, and each head with its task', ('part', 'ms', 'share'), parts)
-    words = f'{demo.count} pictures in {demo.seconds:.1f} s ({demo.count / max(demo.seconds, 1e-9):.1f} a second)'
+    pictures = f'{demo.count} picture{"s" * (demo.count != 1)}'
+    words = f'{pictures} in {demo.seconds:.1f} s ({demo.count / max(demo.seconds, 1e-9):.1f} a second)'
     skipped = f', {len(demo.skipped)} skipped' if demo.skipped else ''
     console().print(f'{words}{skipped}; answers in {out}/', markup=False)
 
 
 def found(entry: dict[str, Any]) -> str:
-    """Return the three main classes of each head in words; of a video, their mean over its frames."""
+    """Return the three main classes of each head in words, its name before them where there are several heads.
+
+    Of a video it is their mean over its frames.
+    """
     from vitdense.visualize.text import percent
 
     counted = (entry.get('frames') or [entry])[0].get('objects', {})  # heads whose numbers are objects, not shares
@@ -194,14 +198,9 @@ def found(entry: dict[str, Any]) -> str:
     for head, numbers in entry['heads'].items():
         main = list(numbers.items())[:3]
         words = [f'{value:.3g}' if head in counted else percent(value).replace(' %', '%') for _, value in main]
-        parts.append(', '.join(f'{name} {word}' for (name, _), word in zip(main, words, strict=True)))
-    return '; '.join(part or 'nothing' for part in parts)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
-    return int(text)
+        part = ', '.join(f'{name} {word}' for (name, _), word in zip(main, words, strict=True)) or 'nothing'
+        parts.append(f'{head}: {part}' if len(entry['heads']) > 1 else part)
+    return '; '.join(parts)
 
 
 def _share(text: str) -> float:

@@ -10,10 +10,9 @@ Both write metrics.json; its keys are those of tools/test.py.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from vitdense.engine.commandline import Parser, run
+from vitdense.engine.commandline import Parser, positive, run
 
 
 def parser() -> Parser:
@@ -33,7 +32,7 @@ def parser() -> Parser:
     semantic = kinds.add_parser('semantic', help='score a folder of label maps')
     semantic.add_argument('labels', metavar='LABEL_DIR', help='label maps: one class number for each pixel')
     semantic.add_argument('predictions', metavar='PREDICTION_DIR', help='predicted label maps of the same names')
-    semantic.add_argument('--num-classes', type=_positive, metavar='K', required=True, help='classes are 0 ... K-1')
+    semantic.add_argument('--num-classes', type=positive, metavar='K', required=True, help='classes are 0 ... K-1')
     semantic.add_argument(
         '--ignore', type=int, default=255, metavar='V', help='label that does not count (%(default)s)'
     )
@@ -53,12 +52,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluation.evaluate_coco(args.pop('ground_truth'), args.pop('results'), **args)
     else:
         evaluation.evaluate_semantic(args.pop('labels'), args.pop('predictions'), **args)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
-    return int(text)
 
 
 if __name__ == '__main__':

@@ -94,11 +94,13 @@ def read_weights(path: str | Path) -> State:
     """
     path = Path(path).expanduser()
     if not path.is_file():
+        folder = path.is_dir() or not path.suffix
         raise CheckpointError(
             f"no weight file at '{path}'",
             where=str(path),
             why='it is a folder' if path.is_dir() else 'nothing is there',
-            fix='give the path of a .safetensors or .pth file',
+            fix='give the path of a .safetensors or .pth file'
+            + (', or, where a model is asked for, of the folder model/ that a finished run leaves' if folder else ''),
         )
     try:
         raw = load_file(path) if path.suffix == '.safetensors' else _read_pickle(path)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tools.demo import found
 from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
 from vitdense.engine.commandline import run
@@ -394,3 +395,10 @@ def test_large_pictures_are_looked_at_in_windows(demo, detector_folder, tmp_path
     words = (source, '--model', detector_folder, '--out', tmp_path / 'out', '--min-score', '0', '--device', 'cpu')
     code, content, _ = demo(*words, '--tile', '48', model=False)
     assert code == 0 and len(content['results'][0]['objects']['det']) > 4  # of several windows
+
+
+def test_the_answers_of_several_heads_are_told_apart() -> None:
+    shares = {'cat': 0.5, 'dog': 0.25}
+    assert found({'heads': {'sem': shares}}) == 'cat 50%, dog 25%'
+    both = {'heads': {'sem': shares, 'det': {'dog': 2}, 'cls': {}}, 'objects': {'det': []}}
+    assert found(both) == 'sem: cat 50%, dog 25%; det: dog 2; cls: nothing'

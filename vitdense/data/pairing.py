@@ -136,11 +136,14 @@ def safe_below(root: Path, name: str, *, where: str) -> Path:
         or bool(PureWindowsPath(name).drive)
         or '..' in PurePosixPath(name).parts
     )
-    if not strange and (root / name).resolve().is_relative_to(root.resolve()):
+    end = (root / name).resolve() if not strange else None
+    if end is not None and end.is_relative_to(root.resolve()):
         return root / name
     raise DataError(
-        f'{name!r} leads out of the data folder',
+        f'{name!r} leads out of the data folder' + (f': it is a link to {end}' if end is not None else ''),
         where=where,
         why=f'names in lists must stay below {root}: no absolute paths, no .., no URLs, no links that lead out',
-        fix='write the path relative to the folder, with / between folders',
+        fix='give the folder in which the files really lie, or copy them'
+        if end is not None
+        else 'write the path relative to the folder, with / between folders',
     )

@@ -36,6 +36,13 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
     sys.exit(code)
 
 
+def positive(text: str) -> int:
+    """Return the whole number above 0 that an argument is, for `type=` of argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
+    return int(text)
+
+
 def _explain(error: VitDenseError | ImportError) -> int:
     """Print the block of an error and return its exit code. An ImportError that is not about OpenCV goes on."""
     if os.environ.get('VITDENSE_DEBUG') == '1':

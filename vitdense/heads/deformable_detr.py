@@ -81,42 +81,22 @@ class DeformableDetrHead(nn.Module):
         super().__init__()
         has_boxes = two_stage or anchors
         _check_needs('refine', refine, look_forward_twice=look_forward_twice)
-        _check_needs(
-            'two_stage',
-            two_stage,
-            mixed_selection=mixed_selection,
-            selected_content=selected_content,
-            learned_steps=learned_steps,
-        )
+        selecting = dict(mixed_selection=mixed_selection, selected_content=selected_content)
+        _check_needs('two_stage', two_stage, **selecting, learned_steps=learned_steps)
         _check_needs('two_stage or anchors', has_boxes, relative_steps=relative_steps, denoising=denoising)
         num_levels = max(4, len(in_channels)) if num_levels is None else num_levels
         self.num_classes, self.num_queries, self.groups = num_classes, num_queries, groups
-        attention = dict(num_levels=num_levels, num_points=num_points)
-        layer = dict(num_heads=num_heads, hidden=hidden, dropout=dropout)
         step = step_in_sizes if relative_steps else step_in_logits
+        sampling = dict(num_levels=num_levels, num_points=num_points)
+        layer = dict(num_heads=num_heads, hidden=hidden, dropout=dropout)
+        position = dict(num_levels=num_levels, temperature=temperature, offset=offset)
         self.project = LevelProjection(in_channels, strides, channels, num_levels, norm=norm)
         self.encoder = None
         if num_encoder_layers:
-            self.encoder = DeformableEncoder(
-                channels,
-                num_encoder_layers,
-                layer=attention | layer,
-                num_levels=num_levels,
-                temperature=temperature,
-                offset=offset,
-            )
+            self.encoder = DeformableEncoder(channels, num_encoder_layers, layer=sampling | layer, **position)
         if two_stage:
-            self.queries = SelectedQueries(
-                channels,
-                num_classes,
-                num_queries,
-                groups,
-                step,
-                class_agnostic=class_agnostic,
-                content=_content(mixed_selection, selected_content),
-                anchors=anchors,
-                learned_steps=learned_steps,
-            )
+            kind = dict(class_agnostic=class_agnostic, content=_content(**selecting), learned_steps=learned_steps)
+            self.queries = SelectedQueries(channels, num_classes, num_queries, groups, step, anchors=anchors, **kind)
         else:
             self.queries = LearnedQueries(channels, num_queries, groups, anchors=anchors)
         self.noised = NoisedQueries(channels, num_classes) if denoising else None
@@ -125,7 +105,7 @@ class DeformableDetrHead(nn.Module):
             num_decoder_layers,
             num_classes,
             step,
-            attention=attention | dict(num_heads=cross_heads or num_heads),
+            attention=sampling | dict(num_heads=cross_heads or num_heads),
             layer=layer,
             anchors=anchors,
             refine=refine,
