@@ -8,17 +8,14 @@ are those of `Tiler(accumulate='pixels')`, in the same order, so the labels are 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vitdense.ops.overlap import Windows
 from vitdense.ops.upsample import Taps, axis_taps, labels_of, refuse_non_finite, resized_plane, running_argmax
 from vitdense.types import Meta
-
-if TYPE_CHECKING:
-    from vitdense.ops.tiles import Windows
 
 BLOCK_NUMBERS = 1 << 25  # logits of a strip that are added up together: 128 MiB
 MOST_CLASSES = 16  # that are added up together

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,31 +12,11 @@ from torch.nn import functional
 from vitdense.errors import ConfigError
 from vitdense.ops.found_objects import join_windows
 from vitdense.ops.label_strips import LabelStrips
+from vitdense.ops.overlap import Corner, Windows
 from vitdense.ops.padding import picture_sizes
 from vitdense.types import ClassOutputs, LabelOutputs, Meta, ObjectOutputs, Outputs, PixelOutputs
 
 Network = Callable[[Tensor, Tensor | None], dict[str, Outputs]]
-Corner = tuple[int, int]  # (top, left)
-
-
-class Windows(NamedTuple):
-    """Windows of `size` (H, W), one at every combination of `tops` and `lefts`."""
-
-    size: tuple[int, int]
-    tops: list[int]
-    lefts: list[int]
-
-    @property
-    def corners(self) -> list[Corner]:
-        return [(top, left) for top in self.tops for left in self.lefts]
-
-    def counts(self, plane: Sequence[int]) -> Tensor:
-        """Return (H, W) int64: how many windows lie over each cell of `plane`, a product of the two axes."""
-        rows, columns = (
-            torch.tensor([sum(start <= cell < start + side for start in starts) for cell in range(whole)])
-            for starts, side, whole in zip(self[1:], self.size, plane, strict=True)
-        )
-        return rows[:, None] * columns
 
 
 class Tiler:

@@ -1,0 +1,31 @@
+"""Where overlapping windows lie on a plane."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Corner = tuple[int, int]  # (top, left)
+
+
+class Windows(NamedTuple):
+    """Windows of `size` (H, W), one at every combination of `tops` and `lefts`."""
+
+    size: tuple[int, int]
+    tops: list[int]
+    lefts: list[int]
+
+    @property
+    def corners(self) -> list[Corner]:
+        return [(top, left) for top in self.tops for left in self.lefts]
+
+    def counts(self, plane: Sequence[int]) -> Tensor:
+        """Return (H, W) int64: how many windows lie over each cell of `plane`, a product of the two axes."""
+        rows, columns = (
+            torch.tensor([sum(start <= cell < start + side for start in starts) for cell in range(whole)])
+            for starts, side, whole in zip(self[1:], self.size, plane, strict=True)
+        )
+        return rows[:, None] * columns
