@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.model import MMDistributedDataParallel
 from PIL import Image
+from torch import nn
 
 from vitdense.engine import artifacts, trackers
 from vitdense.engine.artifacts import share
 from vitdense.engine.checkpoints import read_checkpoint
 from vitdense.engine.history import finite, read_rows
 from vitdense.engine.progress import fold
+from vitdense.engine.runner import leave_processes
 from vitdense.errors import ConfigError
 
 
@@ -158,3 +163,25 @@ def test_epochs_and_a_run_without_validation(trainer, tmp_path):
     runner = trainer('none', ('val_dataloader=None', 'schedule.max_iters=2'))
     runner.train()
     assert (tmp_path / 'none' / 'step_000002.pth').exists() and not (tmp_path / 'none' / 'best.pth').exists()
+
+
+def _part_from_the_others(rank: int) -> tuple[list[str], list[str], bool]:
+    """Return the threads of a trained model's connection before and after, and whether the model was unwrapped."""
+    wrapped = MMDistributedDataParallel(nn.Linear(2, 2))
+    wrapped(torch.ones(1, 2)).sum().backward()
+    runner = SimpleNamespace(model=wrapped, network_model=wrapped.module)
+    del wrapped
+    before = _gloo_threads()
+    leave_processes(runner)
+    return before, _gloo_threads(), isinstance(runner.model, nn.Linear)
+
+
+def _gloo_threads() -> list[str]:
+    names = [path.read_text().strip() for path in Path('/proc/self/task').glob('*/comm')]
+    return [name for name in names if 'gloo' in name]
+
+
+@pytest.mark.skipif(not Path('/proc/self/task').is_dir(), reason='the names of threads are read from /proc')
+def test_the_end_of_a_run_ends_the_threads_between_processes(run_ranks):
+    for before, after, unwrapped in run_ranks(_part_from_the_others):
+        assert before and after == [] and unwrapped

@@ -27,7 +27,7 @@ from vitdense.engine.evaluation_sets import set_name
 from vitdense.engine.history import finite, write_json
 from vitdense.engine.loaders import close_loaders
 from vitdense.engine.progress import print_metrics
-from vitdense.engine.runner import choose_device, start_processes
+from vitdense.engine.runner import choose_device, leave_processes, start_processes
 from vitdense.metrics.coco_columns import category_ids, results_of
 from vitdense.types import Batch, ImageClass, Instances, Meta, SemanticMap
 
@@ -76,6 +76,7 @@ def test(
         for folder in {base, Path(out) if out else base}:
             write_json(folder / 'metrics.json', metrics)
             logger.info('scores: %s', folder / 'metrics.json')
+    leave_processes(runner)
     return metrics
 
 

@@ -31,7 +31,7 @@ from vitdense.engine.loaders import close_loaders
 from vitdense.engine.model_folder import save_model_folder
 from vitdense.engine.preemption import leave_on_signal
 from vitdense.engine.resources import peak_memory
-from vitdense.engine.runner import DenseRunner, choose_device, start_processes
+from vitdense.engine.runner import DenseRunner, choose_device, leave_processes, start_processes
 from vitdense.errors import CheckpointError, ResourceError
 from vitdense.weights import save_weights
 
@@ -102,8 +102,7 @@ def train(
             raise out_of_memory(error, runner) from error
         if is_main_process():
             finish(runner)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    leave_processes(runner)
     return runner
 
 
