@@ -195,10 +195,9 @@ class DenseModel(BaseModel):
         augmented = self.tta is not None and self.use_tta
         if self.tiler is None and not augmented:
             return self._run
-        run: Callable = partial(
-            read_objects, self._blendable, {name: task.predict for name, task in self.tasks.items()}
-        )
         streams = getattr(self.tiler, 'streams', False)
+        blendable = partial(self._blendable, 'factors' if streams and not augmented else 'pixels')
+        run: Callable = partial(read_objects, blendable, {name: task.predict for name, task in self.tasks.items()})
         if augmented and streams:
             run = partial(self.tta, run)
         if self.tiler is not None:
@@ -207,10 +206,13 @@ class DenseModel(BaseModel):
             run = partial(self.tta, run)
         return run
 
-    def _blendable(self, imgs: Tensor, valid: Tensor | None) -> dict[str, Outputs]:
-        """Run the network; queries that stand for labels of pixels are turned into scores, which have an average."""
+    def _blendable(self, form: str, imgs: Tensor, valid: Tensor | None) -> dict[str, Outputs]:
+        """Run the network; queries that stand for labels of pixels are turned into scores, which have an average.
+
+        `form` is 'pixels', or 'factors' where scores of all pixels need not be held together.
+        """
         outputs = self._run(imgs, valid)
-        made = {name: task.pixels(outputs[name]) for name, task in self.tasks.items() if hasattr(task, 'pixels')}
+        made = {name: getattr(task, form)(outputs[name]) for name, task in self.tasks.items() if hasattr(task, form)}
         return outputs | made
 
 

@@ -126,6 +126,16 @@ class QueryOutputs(NamedTuple):
     plane: tuple[int, int] = (0, 0)  # (H, W) of the input plane that `mask_logits` cover, padding included
 
 
+class MaskScores(NamedTuple):
+    """Scores of classes at pixels, not multiplied out: the logarithm of the sum over Q queries of `probs` times the
+    sigmoid of `mask_logits`, which are resized to `plane` first.
+    """
+
+    probs: Tensor  # (B, Q, num_classes) float32
+    mask_logits: Tensor  # (B, Q, h, w)
+    plane: tuple[int, int]  # (H, W) of the input plane that `mask_logits` cover, padding included
+
+
 class ReconstructionOutputs(NamedTuple):
     """What a masked autoencoder painted, in patches of p x p pixels; the values of a patch are its rows, columns, RGB.
 
@@ -181,5 +191,5 @@ class Reconstruction(NamedTuple):
     error: Tensor  # () float32 mean squared error of the hidden patches, normalised as in training
 
 
-Outputs = ClassOutputs | PixelOutputs | QueryOutputs | ReconstructionOutputs | LabelOutputs | ObjectOutputs
+Outputs = ClassOutputs | PixelOutputs | QueryOutputs | MaskScores | ReconstructionOutputs | LabelOutputs | ObjectOutputs
 Prediction = ImageClass | SemanticMap | Instances | Reconstruction

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import vitdense.ops.label_strips as label_strips
 from vitdense.errors import NumericsError
@@ -60,6 +61,22 @@ def test_streamed_labels_are_those_of_all_logits(plane, size, stride, options, o
         assert len(ours.unique()) > 5  # not a trivial answer
 
 
+@pytest.mark.parametrize('numbers', [1 << 25, 600])
+def test_rows_of_masks_are_those_of_all_scores(numbers, monkeypatch):
+    monkeypatch.setattr(label_strips, 'BLOCK_NUMBERS', numbers)
+    plane, size, windows = (72, 104), (72, 104), Tiler(48, 28).windows((72, 104))
+    strips = label_strips.LabelStrips(windows, plane, Meta(0, size=size, orig_size=size))
+    total = torch.zeros(5, *plane)
+    for top, left in windows.corners:
+        probs, masks = torch.rand(7, 5), torch.randn(7, 6, 6) * 3
+        strips.add(label_strips.MaskLogits(probs, masks, (48, 48)), (top, left))
+        full = functional.interpolate(masks[None], (48, 48), mode='bilinear', align_corners=False)[0]
+        scores = (probs[:, :, None, None] * full.sigmoid()[:, None]).sum(0).log()  # (K, 48, 48)
+        total[:, top : top + 48, left : left + 48] += scores
+    assert torch.equal(strips.labels, (total / windows.counts(plane)).argmax(0).to(torch.uint8))
+    assert len(strips.labels.unique()) == 5 and not strips.seen
+
+
 def test_pictures_of_different_sizes_answer_as_alone():
     network, sizes = Network(300), [(64, 40), (40, 72)]
     imgs, valid = torch.zeros(2, 3, 64, 72), torch.zeros(2, 64, 72, dtype=torch.bool)
@@ -82,7 +99,7 @@ def test_logits_of_rows_that_are_labelled_are_forgotten():
     strips = label_strips.LabelStrips(windows, (400, 64), meta)
     kept = []
     for corner in windows.corners:
-        strips.add(torch.randn(5, 4, 4), (32, 32), corner)
+        strips.add(label_strips.GridLogits(torch.randn(5, 4, 4), (32, 32)), corner)
         kept.append(len(strips.seen))
     assert max(kept) <= 3 * len(windows.lefts) and not strips.seen and strips.done == 400
 

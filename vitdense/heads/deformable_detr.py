@@ -40,7 +40,8 @@ class DeformableDetrHead(nn.Module):
 
     Logits are for a sigmoid. In training `aux` holds the answers after earlier decoder layers, and `proposals` those of
     the first stage: over every cell, with a single logit, when `class_agnostic` (Deformable-DETR); over the selected
-    cells, with `num_classes` logits, otherwise (DINO).
+    cells, with `num_classes` logits, otherwise (DINO). `dense_proposals` decides about the cells alone: where all of
+    them have `num_classes` logits, they learn from the first step what is where, as few pictures and short runs need.
 
     Raises ValueError for options that exclude each other.
     """
@@ -67,6 +68,7 @@ class DeformableDetrHead(nn.Module):
         groups: int = 1,
         two_stage: bool = False,
         class_agnostic: bool = True,
+        dense_proposals: bool | None = None,
         mixed_selection: bool = False,
         selected_content: bool = False,
         learned_steps: bool = False,
@@ -82,7 +84,7 @@ class DeformableDetrHead(nn.Module):
         has_boxes = two_stage or anchors
         _check_needs('refine', refine, look_forward_twice=look_forward_twice)
         selecting = dict(mixed_selection=mixed_selection, selected_content=selected_content)
-        _check_needs('two_stage', two_stage, **selecting, learned_steps=learned_steps)
+        _check_needs('two_stage', two_stage, **selecting, learned_steps=learned_steps, dense_proposals=dense_proposals)
         _check_needs('two_stage or anchors', has_boxes, relative_steps=relative_steps, denoising=denoising)
         num_levels = max(4, len(in_channels)) if num_levels is None else num_levels
         self.num_classes, self.num_queries, self.groups = num_classes, num_queries, groups
@@ -95,7 +97,9 @@ class DeformableDetrHead(nn.Module):
         if num_encoder_layers:
             self.encoder = DeformableEncoder(channels, num_encoder_layers, layer=sampling | layer, **position)
         if two_stage:
-            kind = dict(class_agnostic=class_agnostic, content=_content(**selecting), learned_steps=learned_steps)
+            dense = class_agnostic if dense_proposals is None else dense_proposals
+            kind = dict(class_agnostic=class_agnostic, dense=dense, learned_steps=learned_steps)
+            kind |= dict(content=_content(**selecting))
             self.queries = SelectedQueries(channels, num_classes, num_queries, groups, step, anchors=anchors, **kind)
         else:
             self.queries = LearnedQueries(channels, num_queries, groups, anchors=anchors)
@@ -166,7 +170,7 @@ def _content(mixed_selection: bool, selected_content: bool) -> Literal['learned'
     return 'learned' if mixed_selection else 'selected' if selected_content else 'encoded'
 
 
-def _check_needs(needed: str, given: bool, **options: bool) -> None:
+def _check_needs(needed: str, given: bool, **options: bool | None) -> None:
     for option, chosen in options.items():
         if chosen and not given:
             raise ValueError(f'{option}=True needs {needed}=True')

@@ -85,8 +85,9 @@ class SelectedQueries(nn.Module):
     Cells of padding, and those whose middle is within 1 % of the picture's edge, do not propose. Where fewer cells may
     propose than queries are wanted, the rest of the queries starts from the whole picture.
 
-    Proposals, in training only, are over every cell with one logit when `class_agnostic`, else over the selected cells
-    with `num_classes` logits; group after group. A cell that may not propose has logits of `SILENT` and an empty box.
+    Proposals, in training only, have one logit when `class_agnostic`, else `num_classes`; they are over every cell when
+    `dense`, else over the selected cells; group after group. A cell that may not propose has logits of `SILENT` and an
+    empty box.
     """
 
     def __init__(
@@ -98,12 +99,13 @@ class SelectedQueries(nn.Module):
         step: BoxStep,
         *,
         class_agnostic: bool,
+        dense: bool,
         content: Literal['encoded', 'learned', 'selected'],
         anchors: bool,
         learned_steps: bool,
     ) -> None:
         super().__init__()
-        self.num_queries, self.class_agnostic, self.step = num_queries, class_agnostic, step
+        self.num_queries, self.dense, self.step = num_queries, dense, step
         self.transforms = nn.ModuleList(
             nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels)) for _ in range(groups)
         )
@@ -147,7 +149,7 @@ class SelectedQueries(nn.Module):
         rows, found = self._best(logits.detach().amax(-1).masked_fill(~may_propose, float('-inf')))
         starts = starts.expand(x.shape[0], -1, -1)
         features = _rows(x, rows)
-        if self.training and self.class_agnostic:
+        if self.training and self.dense:
             everywhere = self.step(starts, predict_boxes(x))
             boxes = _rows(everywhere, rows)
             logits, proposed = _silenced(logits, everywhere, may_propose.expand(x.shape[:2]))

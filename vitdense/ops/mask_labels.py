@@ -17,6 +17,11 @@ def class_scores(probs: Tensor, masks: Tensor) -> Tensor:
     return torch.einsum('...qk,...qhw->...khw', probs, masks.sigmoid())
 
 
+def log_scores(probs: Tensor, masks: Tensor) -> Tensor:
+    """Return the logarithm of `class_scores`, which can be averaged over windows and views."""
+    return class_scores(probs, masks).clamp_(min=1e-9).log_()
+
+
 def labels_of_masks(
     probs: Tensor, masks: Tensor, *, plane: tuple[int, int], crop: tuple[int, int], out: tuple[int, int]
 ) -> Tensor:
@@ -32,8 +37,8 @@ def labels_of_masks(
     labels = []
     for cells, weights in zip(rows.cells.split(height), rows.weights.split(height), strict=True):
         top, bottom = int(cells.min()), int(cells.max()) + 1
-        wide = _resize(masks[:, top:bottom], columns.cells, columns.weights, axis=2)
-        band = _resize(wide, cells - top, weights, axis=1)
+        wide = resize_axis(masks[:, top:bottom], columns.cells, columns.weights, axis=2)
+        band = resize_axis(wide, cells - top, weights, axis=1)
         labels.append(class_scores(probs, band).argmax(0))
     return torch.cat(labels).to(torch.uint8 if probs.shape[1] <= 255 else torch.int16)
 
@@ -41,10 +46,10 @@ def labels_of_masks(
 def resize_masks(masks: Tensor, *, plane: tuple[int, int], crop: tuple[int, int], out: tuple[int, int]) -> Tensor:
     """Return (Q, H, W): `masks` (Q, h, w) over `plane` resized to it, cut to the top left `crop`, resized to `out`."""
     rows, columns = (axis_taps(*axis) for axis in zip(masks.shape[-2:], plane, crop, out, strict=True))
-    return _resize(_resize(masks, columns.cells, columns.weights, axis=2), rows.cells, rows.weights, axis=1)
+    return resize_axis(resize_axis(masks, columns.cells, columns.weights, axis=2), rows.cells, rows.weights, axis=1)
 
 
-def _resize(values: Tensor, cells: Tensor, weights: Tensor, *, axis: int) -> Tensor:
+def resize_axis(values: Tensor, cells: Tensor, weights: Tensor, *, axis: int) -> Tensor:
     """Return one axis of `values` (Q, h, w) resized by the taps `cells` and `weights` (out, T)."""
     shape = (-1, 1) if axis == 1 else (-1,)
     taps = zip(cells.to(values.device).unbind(1), weights.to(values.device).unbind(1), strict=True)

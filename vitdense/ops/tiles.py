@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Literal
 
 import torch
@@ -11,10 +12,10 @@ from torch.nn import functional
 
 from vitdense.errors import ConfigError
 from vitdense.ops.found_objects import join_windows
-from vitdense.ops.label_strips import LabelStrips
+from vitdense.ops.label_strips import GridLogits, LabelStrips, MaskLogits
 from vitdense.ops.overlap import Corner, Windows
 from vitdense.ops.padding import picture_sizes
-from vitdense.types import ClassOutputs, LabelOutputs, Meta, ObjectOutputs, Outputs, PixelOutputs
+from vitdense.types import ClassOutputs, LabelOutputs, MaskScores, Meta, ObjectOutputs, Outputs, PixelOutputs
 
 Network = Callable[[Tensor, Tensor | None], dict[str, Outputs]]
 
@@ -108,7 +109,7 @@ class Tiler:
             return _ClassSum(len(windows.corners))
         if isinstance(answer, ObjectOutputs):
             return _ObjectSum(windows, plane)
-        if not isinstance(answer, PixelOutputs):
+        if not isinstance(answer, PixelOutputs | MaskScores):
             refuse_outputs(name, answer, where='model.tiler', fix='leave the tiler out and test on whole pictures')
         if self.streams:
             return _LabelSum([LabelStrips(windows, plane, meta) for meta in metas])
@@ -165,10 +166,13 @@ class _LabelSum:
     def __init__(self, strips: Sequence[LabelStrips]) -> None:
         self.strips = strips
 
-    def add(self, answer: PixelOutputs, corners: list[Corner]) -> None:
-        for logits, corner in zip(answer.logits.chunk(len(corners)), corners, strict=True):
-            for strips, each in zip(self.strips, logits, strict=True):
-                strips.add(each, answer.size, corner)
+    def add(self, answer: PixelOutputs | MaskScores, corners: list[Corner]) -> None:
+        if isinstance(answer, MaskScores):
+            windows = [MaskLogits(*pair, answer.plane) for pair in zip(*answer[:2], strict=True)]
+        else:
+            windows = [GridLogits(logits.float(), answer.size) for logits in answer.logits]
+        for window, (corner, strips) in zip(windows, product(corners, self.strips), strict=True):
+            strips.add(window, corner)
 
     def mean(self) -> LabelOutputs:
         return LabelOutputs(tuple(strips.labels for strips in self.strips))

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from vitdense.errors import DataError
-from vitdense.ops.mask_labels import class_scores, labels_of_masks, resize_masks
+from vitdense.ops.mask_labels import labels_of_masks, log_scores, resize_masks
 from vitdense.ops.masks import boxes_of_masks
 from vitdense.ops.upsample import full_resolution_labels
 from vitdense.tasks.arguments import check_names, check_range
 from vitdense.tasks.detection import rows_of
 from vitdense.tasks.mask_losses import as_losses
 from vitdense.tasks.mask_matching import MaskTruth
-from vitdense.types import Instances, Meta, PixelOutputs, QueryOutputs, SemanticMap, Target
+from vitdense.types import Instances, MaskScores, Meta, PixelOutputs, QueryOutputs, SemanticMap, Target
 
 MASKS_AT_A_TIME = 1 << 22  # values of full-size masks that are worked on together
 
@@ -116,8 +116,12 @@ class MaskSemanticTask:
         plane = outputs.plane
         masks = (resize_masks(each.float(), plane=plane, crop=plane, out=plane) for each in outputs.mask_logits)
         pairs = zip(_probs(outputs), masks, strict=True)
-        scores = torch.stack([class_scores(*pair) for pair in pairs])
-        return PixelOutputs(scores.clamp_(min=1e-9).log_(), plane)
+        return PixelOutputs(torch.stack([log_scores(*pair) for pair in pairs]), plane)
+
+    @torch.no_grad()
+    def factors(self, outputs: QueryOutputs) -> MaskScores:
+        """Return what `pixels` multiplies out: it takes little memory, and rows of it are made when they are read."""
+        return MaskScores(_probs(outputs), outputs.mask_logits.float(), outputs.plane)
 
     @torch.no_grad()
     def predict(self, outputs: QueryOutputs | PixelOutputs, metas: Sequence[Meta]) -> list[SemanticMap]:
