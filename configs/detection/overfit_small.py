@@ -8,14 +8,16 @@ train_dataloader.dataset.annotations=TRAIN.json train_dataloader.dataset.images=
 val_dataloader.dataset.annotations=TRAIN.json val_dataloader.dataset.images=TRAIN
 Without network, put a local file in place of the hub's: model.network.backbone.pretrained=WEIGHTS.safetensors
 
-Aims at AP50 >= 0.95 on the eight, in half an hour of one CPU core (seed 0: 0.986). No published number. Recipe: that of
-finetune_small, with all of the ViT from the first step, neither flips nor crops, and no weight decay.
+Aims at AP50 >= 0.95 on the eight, in half an hour of one CPU core (seed 0: 0.986). No published number. Recipe: the
+small detector, AdamW 4e-4 for 600 steps, ViT at 0.3 of it, neither flips nor crops, and no weight decay.
 """
 
 from mmengine.config import read_base
 
 with read_base():
-    from .finetune_small import *
+    from .._base_.datasets.coco_mini480 import *
+    from .._base_.runtime import *
+    from .._base_.small_detector import *
 
 from vitdense.data.transforms import ResizeTo
 
@@ -27,6 +29,7 @@ val_dataloader.dataset.update(
     num_images=8,
     drop_empty=True,
 )
+test_dataloader = val_dataloader
 optim_wrapper.optimizer.update(weight_decay=0.0)
-custom_hooks = []
 schedule = dict(max_iters=600, val_interval=200, warmup_iters=50, decay='cosine')
+checkpoint.update(interval=200, best='det/AP')

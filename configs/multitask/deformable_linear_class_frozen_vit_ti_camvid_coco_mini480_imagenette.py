@@ -13,5 +13,5 @@ with read_base():
     from .deformable_linear_class_vit_ti_camvid_coco_mini480_imagenette import *
 
 model.network.backbone.update(frozen=True)
-optim_wrapper.groups.update(lr_of=dict(sem=25))
+optim_wrapper.groups.update(lr_of=dict(sem=10))
 optim_wrapper.clip_grad = None

@@ -23,6 +23,10 @@ DETECTORS = {
     'detr': (dict(type=DetrHead, **SMALL), dict(classification=SoftmaxCrossEntropy())),
     'deformable': (dict(refine=False, **DEFORMABLE), dict(classification=Focal())),
     'two stages': (dict(two_stage=True, **DEFORMABLE), dict(classification=Varifocal(), proposals_per_object=2)),
+    'dense': (
+        dict(two_stage=True, class_agnostic=False, dense_proposals=True, selected_content=True, **DEFORMABLE),
+        dict(proposals_per_object=3),
+    ),
     'dino': (
         dict(
             two_stage=True, class_agnostic=False, mixed_selection=True, anchors=True, look_forward_twice=True,
@@ -71,7 +75,7 @@ def test_two_drawings_are_learned_by_heart():
     arguments = dict(embed_dim=64, depth=2, num_heads=4)
     vit = ViT('vit_tiny_patch16_224', img_size=64, patch_size=8, stem='conv', timm_args=arguments)
     head = DETECTORS['dino'][0] | dict(channels=64, num_heads=4, hidden=128, num_queries=12, dropout=0.0)
-    head |= dict(num_levels=1, num_points=4, num_encoder_layers=0)
+    head |= dict(num_levels=1, num_points=4, num_encoder_layers=0, dense_proposals=True)
     network = dict(type=SharedNetwork, backbone=vit, branches=dict(det=dict(adapter=dict(type=PlainMaps), head=head)))
     task = dict(type=DetectionTask, proposals_per_object=4, denoising=dict(type=Denoising, num_queries=12), top_k=12)
     model = DenseModel(network, dict(det=task), classes=dict(labels=classes['labels']))

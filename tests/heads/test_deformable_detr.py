@@ -22,6 +22,7 @@ HEADS = {
     'encoded': dict(two_stage=True, denoising=True),
     'mixed': dict(two_stage=True, mixed_selection=True),
     'selected': dict(two_stage=True, selected_content=True, class_agnostic=False),
+    'dense': dict(two_stage=True, selected_content=True, class_agnostic=False, dense_proposals=True),
     'dino': DINO,
     'real-time': dict(DINO, look_forward_twice=False, refine=False, relative_steps=True, learned_steps=True),
 }
@@ -53,7 +54,7 @@ def test_before_training_nothing_is_likely_and_boxes_are_references(name):
     stages = [outputs, *outputs.aux, *([] if outputs.proposals is None else [outputs.proposals])]
     for stage in stages:
         assert stage.class_logits.sigmoid().mean() < 0.05
-    if outputs.proposals is not None and name != 'encoded' and name != 'mixed':
+    if outputs.proposals is not None and name not in ('encoded', 'mixed', 'dense'):
         torch.testing.assert_close(outputs.boxes, outputs.proposals.boxes)
         sides = outputs.boxes[..., 2:]
         assert ((sides - 0.05).abs() < 1e-4).logical_or((sides - 0.1).abs() < 1e-4).all()
@@ -98,6 +99,18 @@ def test_padding_never_proposes():
     heard = proposals.class_logits[..., 0] != SILENT
     assert heard.sum(1).tolist() == [6 * 8 + 3 * 4, 2 * 3 + 1 * 2]
     assert not proposals.boxes[~heard].any()
+
+
+def test_every_cell_proposes_all_classes_and_the_best_are_as_without():
+    dense, features = head_of('dense').train(), features_of()
+    sparse = head_of('selected').train()
+    sparse.load_state_dict(dense.state_dict())
+    answers, chosen = dense(features), sparse(features)
+    assert answers.proposals.class_logits.shape == (2, 6 * 8 + 3 * 4, 5) and chosen.proposals.boxes.shape == (2, 6, 4)
+    torch.testing.assert_close(answers.class_logits, chosen.class_logits)
+    torch.testing.assert_close(answers.boxes, chosen.boxes)
+    answers.proposals.class_logits[:, -1].sum().backward()  # a cell that was not selected learns as well
+    assert dense.queries.class_predictors[0].weight.grad.any()
 
 
 def test_groups_are_blind_to_each_other_and_one_answers_in_evaluation():
@@ -172,6 +185,7 @@ def test_boxes_stay_float32_under_autocast(name):
     [
         (dict(look_forward_twice=True, refine=False), 'needs refine'),
         (dict(mixed_selection=True), 'needs two_stage'),
+        (dict(dense_proposals=True), 'needs two_stage'),
         (dict(two_stage=True, mixed_selection=True, selected_content=True), 'choose one'),
         (dict(denoising=True), 'needs two_stage or anchors'),
         (dict(relative_steps=True), 'needs two_stage or anchors'),
