@@ -2,9 +2,9 @@
 
     python tools/train.py configs/semantic/upernet_vitadapter_vit_ti_camvid_480.py
 
-No published number. The budget is that of `linear_finetuned_vit_ti_camvid_480.py`, which it is compared with: 1000 steps
-of 8 crops of 320, the same optimizer, rates and schedule. The ViT keeps its class token, and its spatial prior is a
-quarter as wide as the published one.
+No published number. The budget is that of `linear_finetuned_vit_ti_camvid_480.py`, which it is compared with: 1000
+steps of 8 crops of 320, the same optimizer, rates and schedule. The ViT keeps its class token, and its spatial prior is
+a quarter as wide as the published one.
 """
 
 from mmengine.config import read_base
