@@ -10,9 +10,9 @@ Without network, put a local file in place of the hub's: model.network.backbone.
 On a GPU a larger ViT and larger pictures are worth it: model.network.backbone.name=vit_small_patch16_dinov3.lvd1689m
 
 No published number. Recipe: strides 8, 16 and 32 of four layers; 100 queries, denoising, two decoder layers and no
-encoder; every cell proposes all classes, and every object trains four proposals. AdamW 1e-3, ViT at a fifth of that with
-layer decay 0.8, gradients clipped at 1.0, 800 steps of 8 pictures made square with sides of 192 ... 256, the ViT at rest
-for the first 200. Squares do not fill up batches with padding. For a GPU and larger data: more steps, and sides of
+encoder; every cell proposes all classes, and every object trains four proposals. AdamW 1e-3, ViT at a fifth of it with
+layer decay 0.8, gradients clipped at 1.0, 800 steps of 8 pictures made square with sides of 192 ... 256, the ViT at
+rest for the first 200. Squares do not fill up batches with padding. For a GPU and larger data: more steps, and sides of
 448 ... 640.
 
 Cost: about 20 minutes of one CPU core. Expect little of so few pictures and steps.

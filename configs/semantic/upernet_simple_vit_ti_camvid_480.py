@@ -3,8 +3,7 @@
     python tools/train.py configs/semantic/upernet_simple_vit_ti_camvid_480.py
 
 No published number. The budget is that of `linear_finetuned_vit_ti_camvid_480.py`, which it is compared with: 1000
-steps of 8 crops of 320, the same optimizer, rates and schedule. The pyramid is made of the last layer alone, 96 channels
-wide.
+steps of 8 crops of 320, the same optimizer, rates and schedule. The pyramid is made of the last layer alone, 96 wide.
 """
 
 from mmengine.config import read_base
