@@ -21,6 +21,7 @@ model.network.backbone.update(drop_path=0.1, prior_channels=16, extra_extractors
 model.network.branches.sem.head.update(channels=64, aux_channels=64)
 model.tiler = None
 optim_wrapper.optimizer.update(lr=3e-4, weight_decay=0.05)
-optim_wrapper.groups.update(decay=0.8, head_lr=15)  # the head starts from nothing, and the run is short
+# head and adapter start from nothing, and the run is short
+optim_wrapper.groups.update(decay=0.8, head_lr=15, lr_of=dict(pyramid=0.3, injectors=0.3))
 schedule = dict(max_iters=1000, val_interval=500, warmup_iters=100, decay='cosine')
 checkpoint.update(interval=500)
