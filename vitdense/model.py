@@ -209,7 +209,8 @@ class DenseModel(BaseModel):
     def _blendable(self, form: str, imgs: Tensor, valid: Tensor | None) -> dict[str, Outputs]:
         """Run the network; queries that stand for labels of pixels are turned into scores, which have an average.
 
-        `form` is 'pixels', or 'factors' where scores of all pixels need not be held together.
+        `form` is 'pixels', or 'factors' where scores of all pixels need not be held together; views of a window are
+        averaged, which needs them.
         """
         outputs = self._run(imgs, valid)
         made = {name: getattr(task, form)(outputs[name]) for name, task in self.tasks.items() if hasattr(task, form)}

@@ -128,7 +128,8 @@ def test_twenty_megapixels_and_150_classes_fit_into_2_5_gb():
     assert found and float(found[1]) < 2.5, answer.stdout
 
 
-def test_the_benchmark_of_a_large_picture_measures_it():
+@pytest.mark.parametrize('queries', [0, 4])
+def test_the_benchmark_of_a_large_picture_measures_it(queries):
     benchmark = runpy.run_path(str(Path(__file__).parents[2] / 'benchmarks' / 'big_picture.py'))
-    peak, seconds = benchmark['segment'](80, 100, classes=5, tile=48, depth=1)
+    peak, seconds = benchmark['segment'](80, 100, classes=5, tile=48, depth=1, queries=queries)
     assert 2**26 < peak < 2**36 and 0 < seconds < 60

@@ -109,7 +109,7 @@ class Tiler:
             return _ClassSum(len(windows.corners))
         if isinstance(answer, ObjectOutputs):
             return _ObjectSum(windows, plane)
-        if not isinstance(answer, PixelOutputs | MaskScores):
+        if not isinstance(answer, PixelOutputs | MaskScores if self.streams else PixelOutputs):
             refuse_outputs(name, answer, where='model.tiler', fix='leave the tiler out and test on whole pictures')
         if self.streams:
             return _LabelSum([LabelStrips(windows, plane, meta) for meta in metas])
