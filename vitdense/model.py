@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from mmengine.model import BaseDataPreprocessor, BaseModel
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from vitdense.errors import ConfigError
@@ -73,7 +74,8 @@ class DenseModel(BaseModel):
     """A network and the tasks that read its outputs.
 
     `network` is `(imgs, valid, hints=None) -> {name: Outputs}` with the facts `names`, `divisor`, `mean` and `std`;
-    `tasks` maps the same names to tasks. `classes` is `{field: names}` as data sets give it (`semantic`, `labels`,
+    `tasks` maps the same names to tasks. One that can leave branches out says which ones train in `learning` and takes
+    `names`: a step then runs only the branches that some picture of its batch has labels for. `classes` is `{field: names}` as data sets give it (`semantic`, `labels`,
     `image_label`).
 
     `tiler` runs the network on overlapping windows at test time; `tta` runs it on several scales and flips and
@@ -143,25 +145,46 @@ class DenseModel(BaseModel):
             return self._predict(imgs, metas, valid)
         return self._run(imgs, valid)
 
-    def _run(self, imgs: Tensor, valid: Tensor | None, hints: dict[str, Any] | None = None) -> dict[str, Outputs]:
+    def _run(self, imgs: Tensor, valid: Tensor | None, **more: Any) -> dict[str, Outputs]:
         with self.watch(NETWORK), torch.autocast(imgs.device.type, self.amp, enabled=self.amp is not None):
-            return self.network(imgs, valid, hints) if hints else self.network(imgs, valid)
+            return self.network(imgs, valid, **more)
 
     def _loss(
         self, imgs: Tensor, targets: Sequence[Target], metas: Sequence[Meta], valid: Tensor | None
     ) -> dict[str, Tensor]:
         tasks = {name: self.tasks[name] for name in getattr(self.network, 'learning', self.tasks)}
         readable = {name: _readable(task, targets, metas) for name, task in tasks.items()}
+        shares = {name: _labelled(task, readable[name]) for name, task in tasks.items()}
+        taught = self._taught(shares, imgs)
         sizes = region_sizes(valid, imgs, imgs.shape[-2:], self.network.divisor)
-        hints = {name: task.hints(readable[name], sizes) for name, task in tasks.items() if hasattr(task, 'hints')}
+        asked = {name: tasks[name] for name in taught if hasattr(tasks[name], 'hints')}
+        hints = {name: task.hints(readable[name], sizes) for name, task in asked.items()}
         hints = {name: hint for name, hint in hints.items() if hint is not None}
-        outputs = self._run(imgs, valid, hints)
+        more = {'names': taught} if len(taught) < len(tasks) else {}
+        outputs = self._run(imgs, valid, **more, **({'hints': hints} if hints else {}))
         losses = {}
-        for name, task in tasks.items():
-            losses |= {f'{name}.{key}': value for key, value in task.loss(outputs[name], readable[name]).items()}
-            if len(tasks) > 1:
-                losses[f'{name}.labelled'] = imgs.new_tensor(_labelled(task, readable[name]))
+        for name in taught:
+            losses |= {f'{name}.{key}': loss for key, loss in tasks[name].loss(outputs[name], readable[name]).items()}
+        first = next(key for key in losses if 'loss' in key)
+        for parameter in self.loss_weights.parameters():  # distributed training must see that this pass needs them
+            losses[first] = losses[first] + 0 * parameter.sum()
+        if len(tasks) > 1:
+            losses |= {f'{name}.labelled': imgs.new_tensor(share) for name, share in shares.items()}
         return losses
+
+    def _taught(self, shares: Mapping[str, float], imgs: Tensor) -> tuple[str, ...]:
+        """Return the tasks that some process has labels for; all of them if there are none, or no choice.
+
+        The branches of the others do not run: their weights, moments and statistics rest, as in training alone.
+        """
+        if len(shares) == 1 or not hasattr(self.network, 'learning'):
+            return tuple(shares)
+        seen = [share > 0 for share in shares.values()]
+        if distributed.is_available() and distributed.is_initialized():
+            counts = imgs.new_tensor(seen)
+            distributed.all_reduce(counts)
+            seen = [count > 0 for count in counts.tolist()]
+        return tuple(itertools.compress(shares, seen)) or tuple(shares)
 
     def weighted_losses(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what each task adds to the sum, from the losses by name that `forward` gives."""

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vitdense.engine.checkpoints import find_checkpoint, read_checkpoint
-from vitdense.engine.stepping import GuardedOptimWrapper, clip_norm
+from vitdense.engine.stepping import Clipping, GuardedOptimWrapper, read_clipping
 from vitdense.errors import ConfigError, NumericsError
 
 
@@ -43,15 +43,47 @@ def test_five_in_a_row_end_the_run():
 
 def test_clipping_bounds_the_global_norm():
     model = nn.Linear(1, 1)
-    guard = wrapper(model, max_norm=0.5)
+    guard = wrapper(model, clipping=Clipping(0.5))
     before = torch.cat([value.detach().flatten().clone() for value in model.parameters()])
     guard.update_params(100 * model(torch.ones(1, 1)).sum())
     moved = torch.cat([value.detach().flatten() for value in model.parameters()]) - before
     assert float(guard.grad_norm) == pytest.approx(100 * 2**0.5)
     assert float(moved.norm()) == pytest.approx(0.5, rel=1e-4)  # the rate is 1
-    assert clip_norm(None) is None and clip_norm({'max_norm': 2}) == 2.0
-    with pytest.raises(ConfigError):
-        clip_norm({'max_value': 2})
+
+
+def test_by_part_the_gradients_of_one_branch_do_not_shrink_those_of_the_backbone():
+    model = nn.Module()
+    model.network = nn.Module()
+    model.network.backbone = nn.Linear(1, 1, bias=False)
+    model.network.adapters = nn.ModuleDict({'det': nn.Linear(1, 1, bias=False), 'sem': nn.Linear(1, 1, bias=False)})
+    model.network.heads = nn.ModuleDict({'det': nn.Linear(1, 1, bias=False), 'sem': nn.Linear(1, 1, bias=False)})
+    model.scale = nn.Parameter(torch.zeros(1))
+    guard = wrapper(model, clipping=Clipping(0.5, by_part=True))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    pulls = {'network.backbone': 0.4, 'network.adapters.det': 30.0, 'network.heads.det': 40.0, 'scale': 7.0}
+    pulls = {name if name == 'scale' else f'{name}.weight': pull for name, pull in pulls.items()}
+    guard.update_params(sum(pull * dict(model.named_parameters())[name].sum() for name, pull in pulls.items()))
+    moved = {name: (before[name] - value.detach()).item() for name, value in model.named_parameters()}
+    assert moved == pytest.approx(
+        {
+            'network.backbone.weight': 0.4,  # below the norm: as it is
+            'network.adapters.det.weight': 0.3,  # one branch, one norm: 50
+            'network.heads.det.weight': 0.4,
+            'network.adapters.sem.weight': 0.0,
+            'network.heads.sem.weight': 0.0,
+            'scale': 0.5,
+        },
+        rel=1e-4,
+    )
+    assert float(guard.grad_norm) == pytest.approx((0.4**2 + 50**2 + 7**2) ** 0.5)
+
+
+def test_clip_grad_is_read_whole():
+    assert read_clipping(None) is None and read_clipping({'max_norm': 2}) == Clipping(2.0)
+    assert read_clipping({'max_norm': 2, 'by_part': True}) == Clipping(2.0, by_part=True)
+    for wrong in ({'max_value': 2}, {'max_norm': -1}, {'by_part': True}, {'max_norm': 1, 'by_part': 'det'}):
+        with pytest.raises(ConfigError, match='clip_grad'):
+            read_clipping(wrong)
 
 
 def test_accumulated_batches_step_as_one_large_batch():

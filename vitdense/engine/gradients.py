@@ -54,8 +54,10 @@ def _pull(model: DenseModel, name: str, batch: Batch, shared: list[nn.Parameter]
     """Return the gradient of what the task `name` adds to the sum of losses of a batch, as one vector."""
     with _untouched(model):
         losses = model(*model.data_preprocessor(batch, True), mode='loss')
-        loss = model.weighted_losses(losses)[name] * scale
-        return _flat(torch.autograd.grad(loss, shared, allow_unused=True), shared) / scale
+        loss = model.weighted_losses(losses).get(name)
+        if loss is None:  # the batch has no labels for the task
+            return _flat((None,) * len(shared), shared)
+        return _flat(torch.autograd.grad(loss * scale, shared, allow_unused=True), shared) / scale
 
 
 def shared_parameters(model: DenseModel) -> list[nn.Parameter]:

@@ -34,7 +34,7 @@ from vitdense.engine.optim import apart, build_optimizer, group_rows
 from vitdense.engine.preemption import PreemptionHook, obey_signals
 from vitdense.engine.resources import Precision, read_device
 from vitdense.engine.schedule import Schedule
-from vitdense.engine.stepping import GuardedOptimWrapper, clip_norm
+from vitdense.engine.stepping import GuardedOptimWrapper, read_clipping
 from vitdense.registry import build
 
 logger = logging.getLogger('vitdense')
@@ -119,7 +119,10 @@ class DenseRunner(Runner):
         if cuda:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return MMDistributedDataParallel(
-            module=model, device_ids=[self.device.index] if cuda else None, broadcast_buffers=True
+            module=model,
+            device_ids=[self.device.index] if cuda else None,
+            broadcast_buffers=True,
+            find_unused_parameters=len(getattr(getattr(model, 'network', None), 'learning', ())) > 1,  # some may rest
         )
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> GuardedOptimWrapper:
@@ -138,7 +141,7 @@ class DenseRunner(Runner):
             optimizer,
             self.network_model,
             accumulative_counts=optim_wrapper['accumulative_counts'],
-            max_norm=clip_norm(optim_wrapper['clip_grad']),
+            clipping=read_clipping(optim_wrapper['clip_grad']),
             scaled=self.precision.scaled,
         )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.optim import OptimWrapper
@@ -14,10 +15,18 @@ from vitdense.errors import ConfigError, NumericsError
 PATIENCE = 5  # steps in a row without finite gradients, after which a run is over
 
 
+class Clipping(NamedTuple):
+    """How gradients are clipped."""
+
+    max_norm: float
+    by_part: bool = False  # the backbone and each branch by their own norm, not all by the global one
+
+
 class GuardedOptimWrapper(OptimWrapper):
     """mmengine's wrapper with a guard: a step whose gradients are not finite does not happen, and is counted.
 
-    `max_norm` clips the global gradient norm. `accumulative_counts` adds up the gradients of as many batches; steps of
+    `clipping` clips the global gradient norm, or that of each part: where batches train one task each, a head with
+    large gradients then takes nothing of the backbone's share away. `accumulative_counts` adds up the gradients of as many batches; steps of
     the schedule count batches, as in mmengine. `scaled` scales losses for float16. `module` is the model: running
     statistics of its normalisation layers are put back when a step is refused.
 
@@ -31,15 +40,16 @@ class GuardedOptimWrapper(OptimWrapper):
         module: nn.Module,
         *,
         accumulative_counts: int = 1,
-        max_norm: float | None = None,
+        clipping: Clipping | None = None,
         scaled: bool = False,
     ) -> None:
         super().__init__(optimizer, accumulative_counts=accumulative_counts)
-        self.max_norm = max_norm
+        self.clipping = clipping
         self.refused = 0  # steps refused so far
         self.refused_in_row = 0
         self.grad_norm: Tensor | None = None  # of the last step, before clipping
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
+        self.parts = _parts(module, self.parameters) if clipping and clipping.by_part else [self.parameters]
         self.scaled = scaled
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=scaled)
         self._statistics = [
@@ -63,11 +73,13 @@ class GuardedOptimWrapper(OptimWrapper):
     def step(self, **kwargs: Any) -> None:
         """Clip and step, unless a gradient is not finite. Raises NumericsError after 5 refusals in a row."""
         self.scaler.unscale_(self.optimizer)
-        grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        self.grad_norm = nn.utils.get_total_norm(grads)
+        parts = [part for part in self.parts if _gradients(part)]
+        norms = [nn.utils.get_total_norm(_gradients(part)) for part in parts]
+        self.grad_norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
         finite = bool(torch.isfinite(self.grad_norm))  # the one wait for the device in a step
-        if finite and self.max_norm is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.max_norm, self.grad_norm)
+        if finite and self.clipping is not None:
+            for part, norm in zip(parts, norms, strict=True):
+                nn.utils.clip_grads_with_norm_(part, self.clipping.max_norm, norm)
         if finite:
             self.scaler.step(self.optimizer, **kwargs)
             self.refused_in_row = 0
@@ -103,15 +115,31 @@ class GuardedOptimWrapper(OptimWrapper):
         self.refused_in_row = state_dict['counts']['refused_in_row']
 
 
-def clip_norm(clip_grad: dict[str, Any] | None) -> float | None:
-    """Return the `max_norm` of a config's `clip_grad`. Raises ConfigError for anything else in it."""
+def read_clipping(clip_grad: dict[str, Any] | None) -> Clipping | None:
+    """Return what a config's `clip_grad` asks for. Raises ConfigError for anything else in it."""
     if clip_grad is None:
         return None
-    if set(clip_grad) != {'max_norm'} or not clip_grad['max_norm'] > 0:
+    strange = set(clip_grad) - {'max_norm', 'by_part'}
+    if strange or not clip_grad.get('max_norm', 0) > 0 or not isinstance(clip_grad.get('by_part', False), bool):
         raise ConfigError(
             f'clip_grad is {dict(clip_grad)!r}',
             where='optim_wrapper.clip_grad',
-            why='gradients are clipped by their global norm',
-            fix='write clip_grad = dict(max_norm=1.0), or None',
+            why='gradients are clipped by their global norm, or by_part: the backbone and each branch by its own',
+            fix='write clip_grad = dict(max_norm=1.0), dict(max_norm=1.0, by_part=True), or None',
         )
-    return float(clip_grad['max_norm'])
+    return Clipping(float(clip_grad['max_norm']), clip_grad.get('by_part', False))
+
+
+def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _parts(module: nn.Module, parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Return `parameters` by the part of the model they belong to: the backbone, each branch, and what is in neither."""
+    wanted, parts = {id(parameter) for parameter in parameters}, {}
+    for name, parameter in module.named_parameters():
+        if id(parameter) in wanted:
+            _, kind, branch, *_ = (*name.split('.'), '', '')  # network.heads.sem..., network.backbone...
+            part = branch if kind in ('heads', 'adapters') else kind == 'backbone'
+            parts.setdefault(part, []).append(parameter)
+    return list(parts.values())

@@ -57,7 +57,8 @@ class UncertaintyWeights(nn.Module):
         `labelled` says which share of the batch each task can read. With several processes it is a collective
         operation: every process calls it.
         """
-        shares = torch.stack([labelled.get(name, self.log_variances.new_ones(())) for name in self.names])
+        absent = {name: self.log_variances.new_tensor(float(name in losses)) for name in self.names}
+        shares = torch.stack([labelled.get(name, absent[name]) for name in self.names])
         seen = (shares.detach() > 0).float()
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(seen, distributed.ReduceOp.MAX)

@@ -66,16 +66,20 @@ class SharedNetwork(nn.Module):
                 self._load_classifier(name)
 
     def forward(
-        self, imgs: Tensor, valid: Tensor | None = None, hints: Mapping[str, Any] | None = None
+        self,
+        imgs: Tensor,
+        valid: Tensor | None = None,
+        hints: Mapping[str, Any] | None = None,
+        names: tuple[str, ...] | None = None,
     ) -> dict[str, Outputs]:
         """Answer a batch: `imgs` (B, 3, H, W) float32 normalised, H and W multiples of `divisor`.
 
         `valid` (B, H, W) bool is False on padding. `hints` are training-only inputs by branch; a head that has some
-        is called with `hints=`. In training mode only the branches `learning` answer.
+        is called with `hints=`. Only the branches `names` answer; without it all of them, in training mode `learning`.
         """
         if valid is not None:
             valid = whole_cells(valid, self.divisor)  # one idea of where a picture ends, for all parts
-        names = self.learning if self.training else self.names
+        names = names or (self.learning if self.training else self.names)
         layers = self._union(names)
         features = self.backbone(imgs, valid, layers=layers)
         outputs = {}
