@@ -35,8 +35,8 @@ train_dataloader.dataset.transforms[1].update(sizes=(192, 224, 256), square=True
 val_dataloader.dataset.update(transforms=[dict(type=ResizeTo, size=256)])
 test_dataloader = val_dataloader
 optim_wrapper.optimizer.update(lr=1e-3)
-optim_wrapper.groups.update(backbone_lr=0.2)
+optim_wrapper.groups.update(backbone_lr=0.5)
 optim_wrapper.clip_grad.update(max_norm=1.0)
-schedule = dict(max_iters=800, val_interval=400, warmup_iters=50, decay='cosine')
-custom_hooks = [dict(type=UnfreezeHook, steps=(200,))]
+schedule = dict(max_iters=1200, val_interval=400, warmup_iters=50, decay='cosine')
+custom_hooks = [dict(type=UnfreezeHook, steps=(100,))]
 checkpoint.update(interval=400, best='det/AP')

@@ -37,6 +37,6 @@ model.network.branches.update(
 model.tasks.update(sem=dict(type=SemanticTask), cls=dict(type=ClassificationTask, label_smoothing=0.1))
 optim_wrapper.optimizer.update(lr=1e-3, weight_decay=0.05)
 optim_wrapper.groups.update(backbone_lr=0.1, lr_of=dict(sem=2))
-optim_wrapper.clip_grad.update(max_norm=1.0)
+optim_wrapper.clip_grad.update(max_norm=1.0, by_part=True)
 schedule = dict(max_iters=3_000, val_interval=600, warmup_iters=100, decay='cosine')
 checkpoint.update(interval=600, best=('sem/mIoU', 'det/AP', 'cls/top1'))
