@@ -74,9 +74,9 @@ class DenseModel(BaseModel):
     """A network and the tasks that read its outputs.
 
     `network` is `(imgs, valid, hints=None) -> {name: Outputs}` with the facts `names`, `divisor`, `mean` and `std`;
-    `tasks` maps the same names to tasks. One that can leave branches out says which ones train in `learning` and takes
-    `names`: a step then runs only the branches that some picture of its batch has labels for. `classes` is `{field: names}` as data sets give it (`semantic`, `labels`,
-    `image_label`).
+    `tasks` maps the same names to tasks. A network that can leave branches out says in `learning` which ones train, and
+    takes `names`: a step then runs only those for which some picture of its batch has labels. `classes` is
+    `{field: names}` as data sets give it (`semantic`, `labels`, `image_label`).
 
     `tiler` runs the network on overlapping windows at test time; `tta` runs it on several scales and flips and
     averages. Each is `(network, imgs, valid) -> {name: Outputs}`, and `tta` is used only while `use_tta` is True. Each

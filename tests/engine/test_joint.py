@@ -139,7 +139,7 @@ def test_on_a_frozen_backbone_each_task_learns_as_if_it_were_alone(joint, tmp_pa
                 found = alone.model.train_step(batch, optim_wrapper=optim_wrapper)
                 assert {key: found[key].item() for key in row} == pytest.approx(row, abs=1e-5)
                 learned += 1
-        assert 0 < learned
+        assert learned > 0
         state = alone.model.state_dict()
         assert all(torch.allclose(whole[name], value, atol=1e-5) for name, value in state.items())
 

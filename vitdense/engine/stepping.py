@@ -26,9 +26,9 @@ class GuardedOptimWrapper(OptimWrapper):
     """mmengine's wrapper with a guard: a step whose gradients are not finite does not happen, and is counted.
 
     `clipping` clips the global gradient norm, or that of each part: where batches train one task each, a head with
-    large gradients then takes nothing of the backbone's share away. `accumulative_counts` adds up the gradients of as many batches; steps of
-    the schedule count batches, as in mmengine. `scaled` scales losses for float16. `module` is the model: running
-    statistics of its normalisation layers are put back when a step is refused.
+    large gradients then takes nothing of the backbone's share away. `accumulative_counts` adds up the gradients of as
+    many batches; steps of the schedule count batches, as in mmengine. `scaled` scales losses for float16. `module` is
+    the model: running statistics of its normalisation layers are put back when a step is refused.
 
     After 5 refused steps in a row NumericsError is raised. With a loss scale, refusals count only once the scale has
     fallen to 1: overflows above it are how the scale is found.
@@ -135,7 +135,7 @@ def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
 
 
 def _parts(module: nn.Module, parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Return `parameters` by the part of the model they belong to: the backbone, each branch, and what is in neither."""
+    """Return `parameters` by the part of the model they are in: the backbone, each branch, and the rest."""
     wanted, parts = {id(parameter) for parameter in parameters}, {}
     for name, parameter in module.named_parameters():
         if id(parameter) in wanted:
