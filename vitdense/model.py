@@ -159,9 +159,10 @@ class DenseModel(BaseModel):
         sizes = region_sizes(valid, imgs, imgs.shape[-2:], self.network.divisor)
         asked = {name: tasks[name] for name in taught if hasattr(tasks[name], 'hints')}
         hints = {name: task.hints(readable[name], sizes) for name, task in asked.items()}
-        hints = {name: hint for name, hint in hints.items() if hint is not None}
-        more = {'names': taught} if len(taught) < len(tasks) else {}
-        outputs = self._run(imgs, valid, **more, **({'hints': hints} if hints else {}))
+        given = {'hints': {name: hint for name, hint in hints.items() if hint is not None}}
+        if len(taught) < len(tasks):
+            given['names'] = taught
+        outputs = self._run(imgs, valid, **{key: value for key, value in given.items() if value})
         losses = {}
         for name in taught:
             losses |= {f'{name}.{key}': loss for key, loss in tasks[name].loss(outputs[name], readable[name]).items()}
