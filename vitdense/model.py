@@ -121,6 +121,7 @@ class DenseModel(BaseModel):
         self.tta = build(tta, divisor=network.divisor)
         self.loss_weights = _weights(loss_weights, tuple(tasks))
         self.use_tta = False
+        self.rest_unlabelled = True  # whether branches without labels in a step do not run
         self.amp: torch.dtype | None = None
         self.watch: Callable[[str], AbstractContextManager] = _unwatched  # around the network, and each task's predict
 
@@ -178,7 +179,7 @@ class DenseModel(BaseModel):
 
         The branches of the others do not run: their weights, moments and statistics rest, as in training alone.
         """
-        if len(shares) == 1 or not hasattr(self.network, 'learning'):
+        if len(shares) == 1 or not self.rest_unlabelled or not hasattr(self.network, 'learning'):
             return tuple(shares)
         seen = [share > 0 for share in shares.values()]
         if distributed.is_available() and distributed.is_initialized():

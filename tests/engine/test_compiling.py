@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 
@@ -9,12 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from vitdense.adapters.plain import PlainMaps
+from vitdense.backbones.vit import ViT
 from vitdense.engine.checkpoints import read_checkpoint
 from vitdense.engine.compiling import compile_network, explained
 from vitdense.engine.config import load_config
 from vitdense.engine.history import read_rows
 from vitdense.errors import ResourceError
+from vitdense.heads.linear import LinearHead
 from vitdense.inference import Predictor
+from vitdense.model import DenseModel
+from vitdense.networks.shared import SharedNetwork
+from vitdense.tasks.semantic import SemanticTask
 
 CPU = torch.device('cpu')
 VARIANTS = {
@@ -137,3 +144,21 @@ def test_other_errors_pass_unchanged(config_file):
         with pytest.raises(type(error), match='mine'), explained():
             raise error
     assert load_config(config_file).amp == 'off'
+
+
+def test_every_set_of_branches_is_compiled():
+    branch = dict(adapter=dict(type=PlainMaps), head=dict(type=LinearHead, norm='none', num_classes=2))
+    vit = ViT('vit_tiny_patch16_224', img_size=32, timm_args=dict(embed_dim=8, depth=1, num_heads=1))
+    network = SharedNetwork(vit, {name: copy.deepcopy(branch) for name in 'abc'})
+    model = DenseModel(network, {name: SemanticTask() for name in 'abc'})
+    graphs = []
+    compile_network(model, CPU, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    imgs, valid = torch.randn(2, 3, 32, 32), torch.ones(2, 32, 32, dtype=torch.bool)
+    valid[0, 16:] = False
+    for mode in (True, False):
+        model.train(mode)
+        for padding in (None, valid):
+            for names in (('a',), ('b',), ('c',), ('a', 'c')):
+                before = len(graphs)
+                assert tuple(network(imgs, padding, names=names)) == names
+                assert len(graphs) > before, 'the network runs as it is'

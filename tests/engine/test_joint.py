@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from vitdense.data.extremes import worst_batch
 from vitdense.engine.assembly import make_trainer
 from vitdense.engine.checkpoints import read_checkpoint
 from vitdense.engine.config import load_config
+from vitdense.engine.fitting import _Step
 from vitdense.engine.gradients import task_gradients
 from vitdense.engine.history import read_rows
 from vitdense.engine.runner import DenseRunner
@@ -233,6 +235,15 @@ def test_what_does_not_fit_is_refused_at_the_start(joint, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             joint('run', options)
+
+
+def test_a_dry_run_on_one_picture_has_all_branches(joint):
+    runner = joint('run')
+    wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    batch = worst_batch(runner.train_dataloader.dataset.dataset, 2)
+    assert _Step(runner, wrapper, batch).measure(1).peak > 0
+    assert all(parameter in wrapper.optimizer.state for parameter in wrapper.parameters)  # its picture has one label
+    assert runner.network_model.rest_unlabelled
 
 
 def test_weights_scale_the_sum_and_not_the_log(joint, tmp_path):

@@ -13,10 +13,14 @@ from vitdense.errors import ResourceError
 from vitdense.model import DenseModel
 
 logger = logging.getLogger('vitdense')
+LIMIT = 64  # compiled kinds of one network
 
 
 def compile_network(model: DenseModel, device: torch.device, *, backend: str | Callable = 'inductor') -> None:
-    """Let `model.network` be compiled when it first runs, and again for other kinds of input (training, sizes).
+    """Let `model.network` be compiled when it first runs, and again for other kinds of input.
+
+    Those are training and evaluation, padded batches, other sizes, and in joint training other branches: `LIMIT` of
+    them, torch's own being 8, after which the network runs as it is.
 
     Names of weights, checkpoints and what the network answers stay as they are; tasks, losses and preprocessing are
     not compiled. A tiny function is compiled at once on `device`. Raises ResourceError where that fails.
@@ -24,6 +28,7 @@ def compile_network(model: DenseModel, device: torch.device, *, backend: str | C
     start = time.perf_counter()
     with explained():
         torch.compile(_probe, backend=backend)(torch.ones(8, device=device))
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, LIMIT)
     model.network.compile(backend=backend)
     logger.info(
         'the network is compiled (the compiler answered in %.1f s): the first step is slow, and so is the first of a '

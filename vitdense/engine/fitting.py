@@ -74,8 +74,9 @@ def propose(
 def check_fit(runner: DenseRunner, wrapper: Any) -> Measured:
     """Train one worst-case step of the runner, say how much time and memory it took, and return that.
 
-    A small batch goes first. Where it shows that the whole one does not fit, that is not tried. Raises ResourceError
-    with what to change then, and when the device runs out of memory.
+    A small batch goes first. Where it shows that the whole one does not fit, that is not tried. All branches run, as
+    they do where a batch, or those of several processes together, has labels for all. Raises ResourceError with what to
+    change where the batch does not fit, and when the device runs out of memory.
     """
     loader, model = runner.train_dataloader, runner.network_model
     batch_size, device = loader.batch_size, runner.device
@@ -176,7 +177,11 @@ class _Step:
         batch = Batch(self.batch.imgs[:number], self.batch.targets[:number], self.batch.metas[:number])
         self.wrapper.initialize_count_status(self.runner.model, 0, 1)  # a step of the optimizer after this one batch
         self.runner.model.train()
-        self.runner.model.train_step(batch, self.wrapper)
+        self.runner.network_model.rest_unlabelled = False
+        try:
+            self.runner.model.train_step(batch, self.wrapper)
+        finally:
+            self.runner.network_model.rest_unlabelled = True
         if self.runner.device.type == 'cuda':
             torch.cuda.synchronize(self.runner.device)
 

@@ -75,8 +75,8 @@ class GuardedOptimWrapper(OptimWrapper):
         self.scaler.unscale_(self.optimizer)
         parts = [part for part in self.parts if _gradients(part)]
         norms = [nn.utils.get_total_norm(_gradients(part)) for part in parts]
-        self.grad_norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
-        finite = bool(torch.isfinite(self.grad_norm))  # the one wait for the device in a step
+        self.grad_norm = norms[0] if len(norms) == 1 else nn.utils.get_total_norm(norms)
+        finite = bool(torch.isfinite(self.grad_norm))  # here a step waits for the device
         if finite and self.clipping is not None:
             for part, norm in zip(parts, norms, strict=True):
                 nn.utils.clip_grads_with_norm_(part, self.clipping.max_norm, norm)

@@ -42,8 +42,8 @@ class UncertaintyWeights(nn.Module):
 
     Kendall, Gal and Cipolla 2018 (https://arxiv.org/abs/1705.07115, equation 10): with s = log sigma^2 of each task,
     the sum is of exp(-s) L + s / 2. They have exp(-s) / 2 for regression; here the kinds of a task are one loss, and
-    the constant only moves s. Every weight begins at 1. In a step in which no process has a label for a task its s does
-    not learn: it would fall for ever.
+    the constant only moves s. Every weight begins at 1. In a step in which no process has a label for a task its s has
+    no gradient: it would fall for ever. What moments of the optimizer are left still move it.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
