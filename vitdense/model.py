@@ -160,10 +160,10 @@ class DenseModel(BaseModel):
         sizes = region_sizes(valid, imgs, imgs.shape[-2:], self.network.divisor)
         asked = {name: tasks[name] for name in taught if hasattr(tasks[name], 'hints')}
         hints = {name: task.hints(readable[name], sizes) for name, task in asked.items()}
-        given = {'hints': {name: hint for name, hint in hints.items() if hint is not None}}
-        if len(taught) < len(tasks):
+        given = {'hints': {name: hint for name, hint in hints.items() if hint is not None} or None}
+        if hasattr(self.network, 'learning'):
             given['names'] = taught
-        outputs = self._run(imgs, valid, **{key: value for key, value in given.items() if value})
+        outputs = self._run(imgs, valid, **given)
         losses = {}
         for name in taught:
             losses |= {f'{name}.{key}': loss for key, loss in tasks[name].loss(outputs[name], readable[name]).items()}

@@ -13,7 +13,7 @@ imagenette160 are: --cfg-options model.network.backbone.pretrained=WEIGHTS.safet
 How the tasks pull the ViT:
 "custom_hooks=[dict(type='vitdense.engine.gradients.TaskGradientHook', interval=100, batches=6)]"
 
-Cost: about two hours on 2 CPU cores.
+Cost: about an hour and a half of one CPU core.
 """
 
 from mmengine.config import read_base

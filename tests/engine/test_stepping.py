@@ -32,6 +32,18 @@ def test_a_bad_step_changes_neither_weights_nor_statistics():
     assert not torch.equal(model[0].running_mean, before['0.running_mean'])
 
 
+def test_without_any_gradient_neither_decay_nor_momentum_nor_statistics_move():
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+    guard = GuardedOptimWrapper(torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5), model)
+    for factor in (1.0, 0.0):
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        guard.keep_statistics()
+        guard.update_params(factor * model(torch.rand(4, 2)).square().sum())
+        same = [torch.equal(value, before[name]) for name, value in model.state_dict().items()]
+        assert all(same) == (factor == 0) and any(same) == (factor == 0)
+    assert guard.refused == guard.refused_in_row == 0
+
+
 def test_five_in_a_row_end_the_run():
     model = nn.Linear(1, 1)
     guard = wrapper(model)

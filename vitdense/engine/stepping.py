@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -28,7 +29,10 @@ class GuardedOptimWrapper(OptimWrapper):
     `clipping` clips the global gradient norm, or that of each part: where batches train one task each, a head with
     large gradients then takes nothing of the backbone's share away. `accumulative_counts` adds up the gradients of as
     many batches; steps of the schedule count batches, as in mmengine. `scaled` scales losses for float16. `module` is
-    the model: running statistics of its normalisation layers are put back when a step is refused.
+    the model: running statistics of its normalisation layers are put back when a step does not happen.
+
+    Without any gradient there is nothing to learn (a batch that no task has labels for): that step does not happen
+    either, nor do moments and weight decay move the weights.
 
     After 5 refused steps in a row NumericsError is raised. With a loss scale, refusals count only once the scale has
     fallen to 1: overflows above it are how the scale is found.
@@ -76,23 +80,32 @@ class GuardedOptimWrapper(OptimWrapper):
         parts = [part for part in self.parts if _gradients(part)]
         norms = [nn.utils.get_total_norm(_gradients(part)) for part in parts]
         self.grad_norm = norms[0] if len(norms) == 1 else nn.utils.get_total_norm(norms)
-        finite = bool(torch.isfinite(self.grad_norm))  # here a step waits for the device
-        if finite and self.clipping is not None:
-            for part, norm in zip(parts, norms, strict=True):
-                nn.utils.clip_grads_with_norm_(part, self.clipping.max_norm, norm)
-        if finite:
+        length = float(self.grad_norm)  # here a step waits for the device
+        finite = math.isfinite(length)
+        if finite and length > 0:
+            self._clip(parts, norms)
             self.scaler.step(self.optimizer, **kwargs)
+        else:
+            self._put_back()
+        if finite:
             self.refused_in_row = 0
         else:
             self._refuse()
         self.scaler.update(None if finite or not self.scaled else self.scaler.get_scale() / 2)
 
+    def _clip(self, parts: list[list[nn.Parameter]], norms: list[Tensor]) -> None:
+        if self.clipping is not None:
+            for part, norm in zip(parts, norms, strict=True):
+                nn.utils.clip_grads_with_norm_(part, self.clipping.max_norm, norm)
+
+    def _put_back(self) -> None:
+        for kept, buffer in zip(self._kept, self._statistics, strict=True):
+            buffer.copy_(kept)
+
     def _refuse(self) -> None:
         self.refused += 1
         if not self.scaled or self.scaler.get_scale() <= 1:
             self.refused_in_row += 1
-        for kept, buffer in zip(self._kept, self._statistics, strict=True):
-            buffer.copy_(kept)
         if self.refused_in_row >= PATIENCE:
             raise NumericsError(
                 f'gradients were not finite in {PATIENCE} steps in a row',
