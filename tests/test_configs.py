@@ -168,3 +168,14 @@ def test_leaf_says_how_it_runs_and_what_it_aims_at(leaf: str) -> None:
     docstring = text.split('"""')[1]
     assert f'python tools/train.py {leaf}' in docstring
     assert 'Aims at' in docstring or 'No published number' in docstring
+
+
+@pytest.mark.parametrize(('family', 'weight'), [('deformable', 2.0), ('dino', 1.0), ('real_time', 1.0)])
+def test_detectors_weigh_the_class_loss_as_published(family: str, weight: float) -> None:
+    """2 in Deformable-DETR's own code, 1 in those of DINO and LW-DETR."""
+    leaves = [leaf for leaf in LEAVES if leaf.startswith(f'configs/detection/{family}_')]
+    assert leaves
+    for leaf in leaves:
+        task = build(load_config(str(ROOT / leaf)).model.tasks.det, num_classes=80)
+        assert task.classification.weight == weight, leaf
+        assert (task.l1_weight, task.giou_weight) == (5.0, 2.0), leaf

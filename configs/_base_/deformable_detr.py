@@ -9,6 +9,7 @@ from vitdense.heads.deformable_detr import DeformableDetrHead
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.detection import DetectionTask
+from vitdense.tasks.detection_losses import Focal
 
 model = dict(
     type=DenseModel,
@@ -22,7 +23,7 @@ model = dict(
             )
         ),
     ),
-    tasks=dict(det=dict(type=DetectionTask)),
+    tasks=dict(det=dict(type=DetectionTask, classification=dict(type=Focal, weight=2.0))),
 )
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4),
