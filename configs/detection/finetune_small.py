@@ -17,10 +17,9 @@ For a GPU and larger data: more steps, and sides of 448 ... 640.
 
 Expect little of so few pictures and steps. AP on the 206 pictures for validation, 80 classes, seeds 0, 1, 2:
 0.0395 / 0.0269 / 0.0300; with a ViT at rest throughout (model.network.backbone.frozen=True custom_hooks=[])
-0.0263 / 0.0227 / 0.0299. Such AP hangs on classes with one or two objects, hence the difference between seeds; over the
-72 classes with three or more it is 0.0343 / 0.0297 / 0.0329, at rest 0.0284 / 0.0250 / 0.0269.
+0.0263 / 0.0227 / 0.0299. The means differ by less than seeds do; the README says what that does and does not show.
 
-Cost: an hour of one CPU core without AVX-512, about half of that with it.
+Cost: an hour of one CPU core without AVX-512.
 """
 
 from mmengine.config import read_base
