@@ -19,9 +19,9 @@ For a GPU and larger data: more steps, and sides of 448 ... 640.
 Expect little of so few pictures and steps. AP on the 206 pictures for validation, 80 classes, seeds 0 ... 4:
 0.0329 / 0.0298 / 0.0337 / 0.0376 / 0.0295; with a ViT at rest throughout
 (model.network.backbone.frozen=True custom_hooks=[]) 0.0314 / 0.0279 / 0.0205 / 0.0244 / 0.0225. The means differ by
-0.0073, seeds by 0.0033 and 0.0044 (standard deviations); the README says where the gain is.
+0.0073, seeds by 0.0033 and 0.0044 (standard deviations); the README says where the gain is, and why to be careful.
 
-Cost: half an hour of one CPU core without AVX-512, an hour of a busy one.
+Cost: half an hour to an hour of one CPU core without AVX-512.
 """
 
 from mmengine.config import read_base
