@@ -22,7 +22,7 @@ Expect little of so few pictures and steps. AP on the 206 pictures for validatio
 0.0280. The means differ by 0.0060, seeds by 0.0038 and 0.0035 (standard deviations): every seed gains, but three seeds
 do not show it; the README says more.
 
-Cost: half an hour to an hour of one CPU core without AVX-512.
+Cost: half an hour to an hour of one CPU core.
 """
 
 from mmengine.config import read_base
