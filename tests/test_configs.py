@@ -163,6 +163,21 @@ def test_config_survives_dump_and_reload(leaf: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('leaf', LEAVES)
+def test_leaf_is_tested_as_it_is_validated(leaf: str) -> None:
+    cfg = load_config(str(ROOT / leaf))
+    assert cfg.test_dataloader == cfg.val_dataloader and cfg.test_evaluator == cfg.val_evaluator
+    sections = [named_sections(cfg[key]).values() for key in ('val_dataloader', 'test_dataloader')]
+    val, test = [[section.dataset for section in each] for each in sections]
+    assert all(one is not other for one, other in zip(val, test, strict=True))
+
+
+def test_no_config_repeats_a_section() -> None:
+    """An absent test section is that of validation, also after a leaf has changed the latter."""
+    for path in (ROOT / 'configs').rglob('*.py'):
+        assert 'test_dataloader =' not in path.read_text() and 'test_evaluator =' not in path.read_text(), path
+
+
+@pytest.mark.parametrize('leaf', LEAVES)
 def test_leaf_says_how_it_runs_and_what_it_aims_at(leaf: str) -> None:
     text = (ROOT / leaf).read_text()
     docstring = text.split('"""')[1]

@@ -49,9 +49,7 @@ val_dataloader = dict(
     num_workers=8,
     dataset=dict(type=Pictures, folder='val', name='imagenet', transforms=[dict(type=ResizeTo, size=224)]),
 )
-test_dataloader = val_dataloader
 val_evaluator = [dict(type=ReconstructionError, head='mae')]
-test_evaluator = val_evaluator
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=2.4e-3, betas=(0.9, 0.95), weight_decay=0.05),  # 1.5e-4 for 256 pictures
     groups=dict(type=LayerDecay, no_decay=('norm', 'bias')),

@@ -29,6 +29,5 @@ train_dataloader.batch_size = 64
 train_dataloader.dataset.transforms[0].update(size=384)
 val_dataloader.batch_size = 64
 val_dataloader.dataset.transforms[0].update(size=384, crop_pct=1.0)
-test_dataloader = val_dataloader
 schedule = dict(max_epochs=20, val_interval=2, warmup_iters=100_090, warmup_ratio=0.1, decay='constant')
 checkpoint.update(interval=1, best='cls/top1')

@@ -16,4 +16,3 @@ with read_base():
 model.network.backbone.update(name='vit_small_patch16_dinov3.lvd1689m')
 train_dataloader.dataset.transforms[0].update(size=256)
 val_dataloader.dataset.transforms[0].update(size=256, crop_pct=1.0)
-test_dataloader = val_dataloader

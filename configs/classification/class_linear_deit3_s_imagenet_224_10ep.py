@@ -16,4 +16,3 @@ with read_base():
 
 model.network.backbone.name = 'deit3_small_patch16_224.fb_in1k'
 val_dataloader.dataset.transforms[0].update(crop_pct=1.0)
-test_dataloader = val_dataloader

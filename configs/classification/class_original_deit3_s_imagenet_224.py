@@ -19,4 +19,3 @@ train_dataloader.dataset.transforms[0].update(size=224)
 val_dataloader.dataset.transforms[0].update(
     checkpoint='deit3_small_patch16_224.fb_in1k', size=None, crop_pct=None, interpolation=None
 )  # what the checkpoint says
-test_dataloader = val_dataloader

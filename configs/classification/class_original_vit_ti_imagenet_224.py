@@ -17,4 +17,3 @@ with read_base():
 
 model.network.backbone.update(name='vit_tiny_patch16_224.augreg_in21k_ft_in1k')
 val_dataloader.dataset.transforms[0].update(checkpoint='vit_tiny_patch16_224.augreg_in21k_ft_in1k')
-test_dataloader = val_dataloader

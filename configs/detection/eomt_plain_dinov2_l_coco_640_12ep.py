@@ -31,9 +31,7 @@ train_dataloader.dataset.update(masks=True, drop_empty=True)
 train_dataloader.dataset.transforms[1].update(size=640, fill=0)
 val_dataloader.dataset.update(masks=True)
 val_dataloader.dataset.transforms[0].update(size=640, max_size=640)
-test_dataloader = val_dataloader
 val_evaluator[0].update(iou_type='segm')
-test_evaluator = val_evaluator
 schedule = dict(
     max_iters=88_692, val_interval=7_391, warmup_iters=500, backbone_warmup_iters=1_000, decay='poly', power=0.9
 )

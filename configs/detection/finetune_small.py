@@ -42,7 +42,6 @@ model.tasks.det.denoising.update(num_queries=150)
 train_dataloader.update(batch_size=4)
 train_dataloader.dataset.transforms[1].update(sizes=(192, 224, 256), square=True)
 val_dataloader.dataset.update(transforms=[dict(type=ResizeTo, size=256)])
-test_dataloader = val_dataloader
 optim_wrapper.optimizer.update(lr=1e-3)
 optim_wrapper.groups.update(backbone_lr=0.2)
 optim_wrapper.clip_grad.update(max_norm=1.0)

@@ -29,7 +29,6 @@ val_dataloader.dataset.update(
     num_images=8,
     drop_empty=True,
 )
-test_dataloader = val_dataloader
 optim_wrapper.optimizer.update(weight_decay=0.0)
 schedule = dict(max_iters=600, val_interval=200, warmup_iters=50, decay='cosine')
 checkpoint.update(interval=200, best='det/AP')

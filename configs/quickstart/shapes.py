@@ -32,7 +32,6 @@ model.tasks.update(sem=dict(type=SemanticTask), cls=dict(type=ClassificationTask
 train_dataloader.update(batch_size=16)
 train_dataloader.dataset.update(transforms=[dict(type=RandomFlip)])
 val_evaluator = [dict(type=CocoAP, head='det'), dict(type=MeanIoU, head='sem'), dict(type=Accuracy, head='cls')]
-test_evaluator = val_evaluator
 amp = 'off'  # on maps this small float32 is as fast as bf16
 schedule = dict(max_iters=800, val_interval=400, warmup_iters=100, decay='cosine')
 checkpoint.update(interval=400, best=['det/AP', 'sem/mIoU', 'cls/top1'])  # their mean

@@ -39,9 +39,7 @@ model = dict(
 )
 train_dataloader.dataset.update(num_images=8192, num_objects=(1, 1), radius=(12, 24), occlusion=True)
 val_dataloader.dataset.update(num_images=300, num_objects=(1, 1), radius=(12, 24), occlusion=True)
-test_dataloader = val_dataloader
 val_evaluator = [dict(type=Accuracy, head='cls')]
-test_evaluator = val_evaluator
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.05),
     groups=dict(type=LayerDecay),

@@ -46,9 +46,7 @@ val_dataloader = dict(
         occlusion=True,
     ),
 )
-test_dataloader = val_dataloader
 val_evaluator = [dict(type=CocoAP, head='det')]
-test_evaluator = val_evaluator
 amp = 'off'  # on maps this small float32 is as fast as bf16
 schedule = dict(max_iters=1600, val_interval=400, warmup_iters=100, decay='cosine')
 checkpoint.update(interval=400, best='det/AP')

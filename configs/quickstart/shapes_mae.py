@@ -43,7 +43,6 @@ model = dict(
 )
 train_dataloader.update(batch_size=64)
 val_evaluator = [dict(type=ReconstructionError, head='mae')]
-test_evaluator = val_evaluator
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05),
     groups=dict(type=LayerDecay),

@@ -39,7 +39,6 @@ model = dict(
     tasks=dict(sem=dict(type=SemanticTask)),
 )
 val_evaluator = [dict(type=MeanIoU, head='sem')]
-test_evaluator = val_evaluator
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.05),
     groups=dict(type=LayerDecay),

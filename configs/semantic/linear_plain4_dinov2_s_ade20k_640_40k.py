@@ -23,4 +23,3 @@ model.tta = dict(type=TestTimeAugmentation, scales=(1.0, 1.32, 1.73, 2.28, 3.0),
 train_dataloader.dataset.transforms[0].update(scale=(2560, 640))
 train_dataloader.dataset.transforms[1].update(size=(640, 640))
 val_dataloader.dataset.transforms[0].update(size=640, max_size=2560)
-test_dataloader.dataset.transforms[0].update(size=640, max_size=2560)

@@ -8,19 +8,16 @@ under the key `type`. Rules: no `def` and no calls but `dict(...)` and methods o
 from __future__ import annotations
 
 import copy
-import importlib.util
-import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.config.lazy import LazyAttr, LazyObject
 
+from vitdense.engine.config_files import find_config, read_config
+from vitdense.engine.config_sections import FOLLOWS
 from vitdense.engine.overrides import apply_options
-from vitdense.errors import ConfigError, VitDenseError, did_you_mean
+from vitdense.errors import ConfigError, did_you_mean
 from vitdense.registry import resolve
 
 # Sections with fixed keys, and their defaults. Of a section that may be None, the second line is what it may hold.
@@ -73,16 +70,17 @@ def load_config(path: str | Path, options: Sequence[str] = (), *, workers: int |
 
     `path` may also be `configs/...` of the installed package. `options` are `K=V` words (see
     `vitdense.engine.overrides`); `workers` is the number of workers of every loader. In the result every class is
-    written as its dotted path, so that it can be copied, dumped and compared.
+    written as its dotted path, so that it can be copied, dumped and compared, and no two sections share an object.
+    A test section that is absent, or the same as that of validation, is a copy of the latter as `options` leave it.
 
     Raises ConfigError, naming the file, for a file that cannot be read, an unknown key (with the nearest match), a
     `type` that cannot be imported, and values that are not data.
     """
     path = find_config(path)
-    content = _read(path)
+    content = read_config(path, KEYS)
     _check_keys(content, KEYS, where=str(path))
     _complete(content)
-    apply_options(content, options)
+    _apply(content, options)
     for _, section in _loader_sections(content):
         if workers is not None and isinstance(section, dict):
             section['num_workers'] = workers
@@ -90,6 +88,19 @@ def load_config(path: str | Path, options: Sequence[str] = (), *, workers: int |
     cfg = Config(content)
     object.__setattr__(cfg, '_filename', str(path))
     return cfg
+
+
+def _apply(content: dict[str, Any], options: Sequence[str]) -> None:
+    """Apply the options; those of test sections come last, to what the others have made of validation's."""
+    for test, val in FOLLOWS.items():
+        if test in content and content[test] == content.get(val):
+            del content[test]
+    of_test = [option.lstrip('+').startswith(tuple(FOLLOWS)) for option in options]
+    apply_options(content, [option for option, late in zip(options, of_test, strict=True) if not late])
+    for test, val in FOLLOWS.items():
+        if content.get(val) is not None:
+            content.setdefault(test, copy.deepcopy(content[val]))
+    apply_options(content, [option for option, late in zip(options, of_test, strict=True) if late])
 
 
 def named_sections(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,27 +117,6 @@ def picture_recipe(content: Mapping[str, Any]) -> dict[str, Any]:
     recipe = next(iter(named_sections(section).values()))['dataset']
     parts = recipe.get('datasets')  # of a mixture
     return next(iter(parts.values())) if isinstance(parts, Mapping) else recipe
-
-
-def find_config(path: str | Path) -> Path:
-    """Return the file that `path` names: itself, or the one in the installed `vitdense.configs`."""
-    path = Path(path)
-    if path.is_file():
-        return path
-    spec = importlib.util.find_spec('vitdense.configs')
-    homes = [Path(home) for home in (spec.submodule_search_locations or ())] if spec else []
-    relative = Path(*path.parts[1:]) if path.parts[:1] == ('configs',) else path
-    for home in homes:
-        if not relative.is_absolute() and (home / relative).is_file():
-            return home / relative
-    known = [f'configs/{file.relative_to(home)}' for home in homes for file in home.rglob('*.py')]
-    beside = [str(file) for file in path.parent.glob('*.py')]
-    raise ConfigError(
-        f"no config '{path}'{did_you_mean(str(path), [*beside, *known])}",
-        where=str(path),
-        why='there is no such file, here or among the configs that vitdense brings',
-        fix='check the spelling; run from the folder that the path is relative to',
-    )
 
 
 def dump_config(cfg: Config | Mapping[str, Any], path: str | Path) -> None:
@@ -158,85 +148,6 @@ def _source(value: Any, depth: int) -> str:
         return line
     indent = '    ' * (depth + 1)
     return ends[0] + '\n' + ''.join(f'{indent}{part},\n' for part in parts) + '    ' * depth + ends[1]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Run the config file and return its top-level names as plain data."""
-    if path.suffix != '.py':
-        raise ConfigError(
-            f"'{path.name}' is not a Python file",
-            where=str(path),
-            why='configs are Python files',
-            fix='give a .py config; see configs/ for examples',
-        )
-    _mend_stdlib_check()
-    try:
-        cfg = Config.fromfile(str(path), lazy_import=True)
-    except VitDenseError:
-        raise
-    except Exception as error:  # the file is a program: it may fail in any way
-        raise ConfigError(
-            f"cannot read '{path.name}': {type(error).__name__}",
-            where=f'{path}{_line(error, path)}',
-            why=str(error) or 'a config must not call imported functions: it holds dicts, numbers and classes at type=',
-            fix='mend the line; VITDENSE_DEBUG=1 shows the traceback',
-        ) from error
-    imported = cfg._imported_names
-    content = {key: value for key, value in cfg._cfg_dict._to_lazy_dict().items() if key not in imported}
-    content.pop('read_base', None)
-    return {
-        key: _plain(value, key, str(path))
-        for key, value in content.items()
-        if not isinstance(value, ModuleType)  # `import math`
-    }
-
-
-def _line(error: Exception, path: Path) -> str:
-    """Return `:LINE` of the last place in the config that the error passed through, or nothing."""
-    if isinstance(error, SyntaxError) and error.lineno:
-        return f':{error.lineno}'
-    lines, frame = [], error.__traceback__
-    while frame is not None:
-        if frame.tb_frame.f_code.co_filename == str(path):
-            lines.append(frame.tb_lineno)
-        frame = frame.tb_next
-    return f':{lines[-1]}' if lines else ''
-
-
-def _mend_stdlib_check() -> None:
-    """Let configs import from the standard library inside virtual environments, where mmengine 0.10.7 mistakes it.
-
-    mmengine compares file paths with that of the Python program, which fails where the environment links to it.
-    """
-    from mmengine.config import config, utils
-
-    original = utils._is_builtin_module
-    if getattr(original, 'knows_stdlib', False):
-        return
-
-    def is_builtin(module_name: str) -> bool:
-        return module_name.split('.')[0] in sys.stdlib_module_names or original(module_name)
-
-    is_builtin.knows_stdlib = True
-    config._is_builtin_module = utils._is_builtin_module = is_builtin
-
-
-def _plain(value: Any, key: str, file: str) -> Any:
-    """Return `value` as builtin data, classes as dotted paths. Raises ConfigError for what a config cannot hold."""
-    if isinstance(value, Mapping):
-        return {name: _plain(item, f'{key}.{name}', file) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(item, f'{key}.{row}', file) for row, item in enumerate(value))
-    if isinstance(value, LazyObject | LazyAttr) and key.endswith('.type'):
-        return f'{value.module}.{value}'
-    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    raise ConfigError(
-        f'{key} is {value!r}, which is not data',
-        where=file,
-        why='a config holds numbers, words, lists and dicts; classes stand at the key type only',
-        fix=f'write {key} as a number or a word, or give the part that reads it its own type=',
-    )
 
 
 def _check_keys(content: Mapping[str, Any], known: Sequence[str], *, where: str, prefix: str = '') -> None:

@@ -42,6 +42,4 @@ val_dataloader = dict(
         transforms=[dict(type=ResizeShortSide, size=512, max_size=2048)],
     ),
 )
-test_dataloader = val_dataloader
 val_evaluator = [dict(type=MeanIoU, head='sem')]
-test_evaluator = val_evaluator

@@ -38,6 +38,4 @@ val_dataloader = dict(
         transforms=[],
     ),
 )
-test_dataloader = val_dataloader
 val_evaluator = [dict(type=MeanIoU, head='sem')]
-test_evaluator = val_evaluator

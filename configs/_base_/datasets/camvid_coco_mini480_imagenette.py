@@ -112,10 +112,8 @@ val_dataloader = dict(
         ),
     ),
 )
-test_dataloader = val_dataloader
 val_evaluator = dict(
     camvid=[dict(type=MeanIoU, head='sem')],
     coco_mini480=[dict(type=CocoAP, head='det', engine='auto')],
     imagenette=[dict(type=Accuracy, head='cls')],
 )
-test_evaluator = val_evaluator

@@ -34,6 +34,4 @@ val_dataloader = dict(
         transforms=[dict(type=ResizeShortSide, size=800, max_size=1333)],
     ),
 )
-test_dataloader = val_dataloader
 val_evaluator = [dict(type=CocoAP, head='det', engine='auto')]
-test_evaluator = val_evaluator

@@ -80,6 +80,4 @@ val_dataloader = dict(
         ),
     ),
 )
-test_dataloader = val_dataloader
 val_evaluator = dict(coco=[dict(type=CocoAP, head='det', engine='auto')], ade20k=[dict(type=MeanIoU, head='sem')])
-test_evaluator = val_evaluator

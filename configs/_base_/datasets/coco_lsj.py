@@ -34,6 +34,4 @@ val_dataloader = dict(
         transforms=[dict(type=ResizeShortSide, size=1024, max_size=1024)],
     ),
 )
-test_dataloader = val_dataloader
 val_evaluator = [dict(type=CocoAP, head='det', engine='auto')]
-test_evaluator = val_evaluator

@@ -35,6 +35,4 @@ val_dataloader = dict(
         transforms=[dict(type=ResizeShortSide, size=384, max_size=640)],
     ),
 )
-test_dataloader = val_dataloader
 val_evaluator = [dict(type=CocoAP, head='det', engine='auto')]
-test_evaluator = val_evaluator

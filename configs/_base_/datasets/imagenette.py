@@ -37,6 +37,4 @@ val_dataloader = dict(
         transforms=[dict(type=EvaluationCrop, size=224, crop_pct=0.9, interpolation='bicubic')],
     ),
 )
-test_dataloader = val_dataloader
 val_evaluator = [dict(type=Accuracy, head='cls')]
-test_evaluator = val_evaluator

@@ -35,4 +35,3 @@ val_dataloader = dict(
         occlusion=False,
     ),
 )
-test_dataloader = val_dataloader
