@@ -160,11 +160,28 @@ def test_every_weight_has_a_gradient_with_and_without_hints():
 
 
 @pytest.mark.parametrize('twice', [False, True])
-def test_looking_forward_twice_teaches_the_layer_before(twice):
-    head = head_of('dino', look_forward_twice=twice).train()
-    head(features_of()).boxes.sum().backward()
-    first = head.decoder.box_predictors[0].linears[-1].weight.grad
-    assert (first is not None and bool(first.any())) == twice
+def test_looking_forward_twice_trains_the_box_predictor_of_the_layer_before_and_no_earlier_one(twice):
+    # DINO, models/dino/deformable_transformer.py and dino.py: new_ref = step(ref.detach(), delta); layer k answers
+    # delta_k + inverse_sigmoid(new_ref of k - 1)
+    head = head_of('dino', look_forward_twice=twice, num_decoder_layers=4).train()
+    last = head(features_of())
+    for layer, outputs in enumerate((*last.aux, last)):
+        head.zero_grad()
+        outputs.boxes.sum().backward(retain_graph=True)
+        gradients = [predictor.linears[-1].weight.grad for predictor in head.decoder.box_predictors]
+        reached = [index for index, gradient in enumerate(gradients) if gradient is not None and gradient.any()]
+        assert reached == ([layer - 1, layer] if twice and layer else [layer])
+
+
+def test_looking_forward_twice_changes_gradients_alone():
+    heads = []
+    for twice in (False, True):
+        torch.manual_seed(3)
+        heads.append(head_of('dino', look_forward_twice=twice, num_decoder_layers=3).train())
+    features = features_of()
+    once, twice = (head(features) for head in heads)
+    for first, second in zip((*once.aux, once), (*twice.aux, twice), strict=True):
+        assert torch.equal(first.boxes, second.boxes) and torch.equal(first.class_logits, second.class_logits)
 
 
 @pytest.mark.parametrize('name', ['learned', 'dino', 'real-time'])

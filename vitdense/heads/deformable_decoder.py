@@ -59,7 +59,7 @@ class DeformableDecoder(nn.Module):
         `groups` and `mask` say which queries see each other, as in `DecoderLayer`.
         """
         x, references, positions = queries.content, queries.references, queries.positions
-        start = references  # what the next box is a step from: `references`, unless their history is to learn
+        start = references  # what the next box is a step from: `references`, with a gradient to look forward twice
         ratios = levels.ratios()[:, None]  # (B or 1, 1, L, 2)
         answers = []
         for index, layer in enumerate(self.layers):
@@ -71,12 +71,14 @@ class DeformableDecoder(nn.Module):
             if not (answered or self.refine):
                 continue
             seen = self.norm(x)
-            boxes = self.step(start, _of(self.box_predictors, index)(seen))
+            deltas = _of(self.box_predictors, index)(seen)
+            boxes = self.step(start, deltas)
             if answered:
                 answers.append((_of(self.class_predictors, index)(seen), boxes))
             if self.refine:
-                references = boxes.detach()
-                start = boxes if self.look_forward_twice else references
+                # the gradient of the next layer reaches these deltas, not the boxes that they refine
+                start = self.step(references, deltas) if self.look_forward_twice else boxes.detach()
+                references = start.detach()
         return answers
 
     def _encode(self, references: Tensor) -> Tensor:

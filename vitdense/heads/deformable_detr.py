@@ -32,9 +32,10 @@ class DeformableDetrHead(nn.Module):
     (Group DETR, Chen et al. 2022, arXiv 2207.13085). `learned_steps` moves each proposal by a learned step.
 
     **Boxes.** With `refine` each decoder layer steps from the box of the layer before, else all step from the queries'
-    references. `look_forward_twice` lets the loss of a layer reach the box of the one before (DINO, section 3.5). Steps
-    are added to the logits of a box, or with `relative_steps` measured in its size. `shared_predictors`: all decoder
-    layers predict with the same weights (None: unless they refine). `final_norm` normalises queries before they answer.
+    references. `look_forward_twice` lets the loss of a layer reach the box predictor of the one before, and no earlier
+    one (DINO, section 3.5). Steps are added to the logits of a box, or with `relative_steps` measured in its size.
+    `shared_predictors`: all decoder layers predict with the same weights (None: unless they refine). `final_norm`
+    normalises queries before they answer.
 
     **Denoising.** With `denoising` the head answers the hints that it is given: noised objects (DINO, section 3.3).
 
