@@ -4,6 +4,8 @@
         --config configs/semantic/linear_plain_dinov2_s_ade20k_512_40k.py --out models/dinov2_s_ade20k
     python tools/import_weights.py rf-detr rf-detr-nano.pth --out models/rf_detr_nano \\
         --config configs/detection/real_time_projector_dinov2_s_coco_384_100ep.py
+    python tools/import_weights.py eomt-dinov3 pytorch_model.bin --base dinov3_vitl16/model.safetensors \\
+        --config configs/semantic/eomt_plain_dinov3_l_ade20k_512_20k.py --out models/eomt_dinov3_l --accept-licence
 
 CONFIG is ours of the same architecture. Every tensor must find its place: what is missing or left over is listed, and
 nothing is written. Source and licence are printed, and kept in the folder; weights that not everybody may use need
@@ -26,6 +28,7 @@ def parser() -> Parser:
     made.add_argument('files', metavar='FILE', nargs='+', help='the checkpoint, or its parts: backbone and head')
     made.add_argument('--config', metavar='C', required=True, help='our config of the same architecture')
     made.add_argument('--out', metavar='DIR', required=True, help='the model folder to write')
+    made.add_argument('--base', metavar='FILE', help='the pretrained backbone, where the files are differences from it')
     made.add_argument('--num-classes', type=int, metavar='K', help='classes without names, where they are others')
     made.add_argument('--accept-licence', action='store_true', help='take weights that not everybody may use')
     made.add_argument('--cfg-options', nargs='+', action='extend', metavar='K=V', help='change values of the config')
@@ -54,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.out,
         num_classes=args.num_classes,
         accept_licence=args.accept_licence,
+        base=args.base,
     )
     console().print(f'{coverage}; the model is in {args.out}/', markup=False)
 

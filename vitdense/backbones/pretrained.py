@@ -32,7 +32,7 @@ _ANCHOR = 'patch_embed.proj.weight'  # every ViT has it
 
 # Names that belong to what a backbone does not have: classifiers, poolers, the decoder and mask of pre-training, and
 # the fixed rotation tables that timm computes itself.
-_DISPENSABLE = ('head', 'fc_norm.', 'attn_pool.', 'pre_logits.', 'mask_token', 'decoder_', 'local_cls_norm.', 'rope.')
+DISPENSABLE = ('head', 'fc_norm.', 'attn_pool.', 'pre_logits.', 'mask_token', 'decoder_', 'local_cls_norm.', 'rope.')
 _POOLS = {'token': 'token', 'avg': 'average', 'map': 'attention'}  # timm's words and ours
 _CLASSIFIER = {'head.': 'classifier.', 'fc_norm.': 'norm.', 'attn_pool.': 'attn_pool.'}  # timm's names and ClassHead's
 _OURS = {
@@ -80,9 +80,9 @@ def create(
     if state:
         state = _without_class_token(state, model)
         _take_shape(model, state, img_size)
-        convert = partial(_timm_names, model=model, name=name)
+        convert = partial(timm_names, model=model, name=name)
         load_weights(
-            model, state, where=f'{where}, backbone', partial=partial_weights, convert=convert, ignore=_DISPENSABLE
+            model, state, where=f'{where}, backbone', partial=partial_weights, convert=convert, ignore=DISPENSABLE
         )
     _resample(model, patch_size, img_size)
     return model
@@ -283,7 +283,7 @@ def _table_grid(
     return next((grid for grid in (usual, wanted, (side, side)) if grid[0] * grid[1] == count), usual)
 
 
-def _timm_names(state: State, *, model: nn.Module, name: str) -> State:
+def timm_names(state: State, *, model: nn.Module, name: str = '') -> State:
     """Translate the names of other publishers with timm's own filter; a norm that timm keeps behind the pooling becomes
     the final norm.
     """

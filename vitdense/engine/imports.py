@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vitdense.engine import published_names as names
+from vitdense.engine.deltas import add_base, base_state, check_base
 from vitdense.engine.published_names import Rule
+from vitdense.engine.renaming import packed, rename
 from vitdense.weights import Coverage, State, load_weights
 
 COCO_ROWS = 91  # of classifiers whose rows are COCO's category ids, 0 ... 90
@@ -35,6 +36,7 @@ class Published(NamedTuple):
     evidence: str = ''  # where the licence is stated
     unused: Sequence[str] = ()  # patterns of names that no answer depends on
     coco: bool = False  # classifiers may have a row for each of COCO's category ids
+    base: str | None = None  # checkpoints may be differences: from which backbone
     note: str = ''  # in what our answers differ from theirs
 
 
@@ -77,6 +79,8 @@ EOMT_DINOV3 = EOMT._replace(
     evidence='model cards of tue-mps; the DINOv3 License has conditions of its own',
     free=False,
     rules=names.EOMT_DINOV3,
+    base='DINOv3 of the same size, as transformers, timm (*_qkvb) or its authors name the tensors\n'
+    '(for EoMT-L https://huggingface.co/facebook/dinov3-vitl16-pretrain-lvd1689m)',
 )
 RF_DETR = Published(
     'RF-DETR (nano, small, medium, base, large)',
@@ -106,22 +110,33 @@ FAMILIES = {
 }
 
 
-def load_published(network: nn.Module, state: Mapping[str, Tensor], published: Published, *, where: str) -> Coverage:
+def load_published(
+    network: nn.Module,
+    state: Mapping[str, Tensor],
+    published: Published,
+    *,
+    where: str,
+    base: Mapping[str, Tensor] | None = None,
+) -> Coverage:
     """Fill `network` with a published checkpoint `state`, completely or not at all, and return what matched.
 
     The network is that of the family, with branches 'sem' or 'det'. For `VIT_ADAPTER` it is a `SharedNetwork` of
-    UPerNet on a `ViTAdapter`, whose ViT is made with `timm_args=dict(class_token=False, final_norm=False)`: theirs have
-    neither. Models without class token resample the table of positions to each picture by a bicubic rule that differs
+    UPerNet on a `ViTAdapter`, whose ViT is made with `timm_args=dict(class_token=False, final_norm=False,
+    init_values=1.0)`: theirs have LayerScale, but neither of the others. Models without class token resample the table of positions to each picture by a bicubic rule that differs
     from timm's; here the table is brought to the grid of the network's own table by their rule, so that with
     `img_size=512` windows of 512 get exactly their positions. Classifiers with a row for each of COCO's 91 category ids
-    give the rows of the 80 categories to a head of 80 classes.
+    give the rows of the 80 categories to a head of 80 classes. Differences (`EOMT_DINOV3`) are added to the weights
+    `base` of the backbone.
 
-    Raises CheckpointError when anything is missing, left over or of another shape. `where` names the source.
+    Raises CheckpointError when anything is missing, left over or of another shape, and for differences without `base`.
+    `where` names the source.
     """
     wanted = network.state_dict()
+    check_base(state, published, where=where, has_base=base is not None)
+    added = {} if base is None else base_state(network, base, published, where=where)
 
     def convert(trial: State) -> State:
-        return translate(trial, published, wanted)
+        return add_base(translate(trial, published, wanted), added) if added else translate(trial, published, wanted)
 
     return load_weights(network, state, where=where, convert=convert)
 
@@ -130,7 +145,7 @@ def translate(state: Mapping[str, Tensor], published: Published, wanted: Mapping
     """Return a published `state` under our names, in the layouts of the tensors `wanted` (a network's state)."""
     dispensable = [re.compile(pattern) for pattern in published.unused]
     kept = {name: value for name, value in state.items() if not any(each.search(name) for each in dispensable)}
-    ours = _packed({rename(name, published.rules): value for name, value in kept.items()}, wanted)
+    ours = packed({rename(name, published.rules): value for name, value in kept.items()}, wanted)
     ours = _samplers(ours)
     for name, value in ours.items():
         place = wanted.get(name)
@@ -142,46 +157,6 @@ def translate(state: Mapping[str, Tensor], published: Published, wanted: Mapping
         elif name.endswith('attn_mask_probs') and place is not None:
             ours[name] = value.view(place.shape)
     return ours
-
-
-def rename(name: str, rules: Sequence[Rule]) -> str:
-    """Return `name` after all `rules`, in their order."""
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _packed(state: State, wanted: Mapping[str, Tensor]) -> State:
-    """Join queries, keys and values to one tensor, where ours are one. A bias that keys do not have is zero."""
-    ours = dict(state)
-    for place, joined in _attentions(state):
-        for kind in ('weight', 'bias'):
-            parts = {part: ours.get(f'{place}{part}_proj.{kind}') for part in 'qkv'}
-            if parts['q'] is None or parts['v'] is None:
-                continue
-            if kind == 'bias' and f'{place}q_bias' in wanted:
-                ours |= {f'{place}{part}_bias': value for part, value in parts.items() if value is not None}
-            else:
-                ours[f'{place}{joined}{kind}'] = _joined(parts)
-            for part in 'qkv':
-                ours.pop(f'{place}{part}_proj.{kind}', None)
-    for name in [name for name in ours if name.endswith('attn.q_bias') and name not in wanted]:
-        place = name.removesuffix('q_bias')
-        parts = {'q': ours.pop(name), 'k': None, 'v': ours.pop(f'{place}v_bias')}
-        ours[f'{place}qkv.bias'] = _joined(parts)
-    return ours
-
-
-def _attentions(state: State) -> Iterator[tuple[str, str]]:
-    """Yield the attentions whose queries stand alone, and what our joined tensor is called behind their name."""
-    for name in [name for name in state if name.endswith('.q_proj.weight')]:
-        place = name.removesuffix('q_proj.weight')
-        yield place, 'in_proj_' if place.endswith('self_attn.') else 'qkv.'
-
-
-def _joined(parts: Mapping[str, Tensor | None]) -> Tensor:
-    key = torch.zeros_like(parts['q']) if parts['k'] is None else parts['k']
-    return torch.cat([parts['q'], key, parts['v']])
 
 
 def _samplers(state: State) -> State:

@@ -82,7 +82,24 @@ EOMT: tuple[Rule, ...] = (  # the authors' names, and those of transformers (Eom
     (r'(blocks\.\d+)\.mlp\.down_proj\.', r'\1.mlp.fc2.'),
     (r'(blocks\.\d+)\.layer_scale(\d)\.lambda1$', r'\1.ls\2.gamma'),
 )
-EOMT_DINOV3 = (*EOMT, (r'(blocks\.\d+)\.ls(\d)\.gamma$', r'\1.gamma_\2'))  # timm's Eva has its own name for them
+EOMT_DINOV3 = (  # the authors wrap transformers' DINOv3 and call its embeddings `patch_embed`
+    *EOMT,
+    (r'^backbone\.model\.patch_embed\.cls_token$', 'backbone.model.cls_token'),
+    (r'^backbone\.model\.patch_embed\.register_tokens$', 'backbone.model.reg_token'),
+    (r'^backbone\.model\.patch_embed\.patch_embeddings\.', 'backbone.model.patch_embed.proj.'),
+    (r'(blocks\.\d+)\.ls(\d)\.gamma$', r'\1.gamma_\2'),  # timm's Eva has its own name for them
+)
+DINOV3: tuple[Rule, ...] = (  # the backbone by itself, as transformers calls it (DINOv3ViTModel)
+    (r'^(.*\.)?embeddings\.(cls_token|mask_token)$', r'\2'),
+    (r'^(.*\.)?embeddings\.register_tokens$', 'reg_token'),
+    (r'^(.*\.)?embeddings\.patch_embeddings\.', 'patch_embed.proj.'),
+    (r'^(.*\.)?layer\.(\d+)\.', r'blocks.\2.'),
+    (r'(blocks\.\d+)\.attention\.o_proj\.', r'\1.attn.proj.'),
+    (r'(blocks\.\d+)\.attention\.', r'\1.attn.'),
+    (r'(blocks\.\d+)\.mlp\.up_proj\.', r'\1.mlp.fc1.'),
+    (r'(blocks\.\d+)\.mlp\.down_proj\.', r'\1.mlp.fc2.'),
+    (r'(blocks\.\d+)\.layer_scale(\d)\.lambda1$', r'\1.gamma_\2'),
+)
 _PROJECTOR: tuple[Rule, ...] = (
     (r'^backbone\.0\.projector\.stages_sampling\.(\d+)\.(\d+)\.(\d+)\.', r'STAGE\1.samplers.\2.layers.\3.'),
     (r'^backbone\.0\.projector\.stages\.(\d+)\.1\.', r'STAGE\1.norm.'),
