@@ -25,7 +25,9 @@ model = dict(
                 pretrained=True,
                 drop_path=0.2,
                 windows=dict(type=Windows, size=14, global_blocks=4),
-                timm_args=dict(class_token=False),
+                # LayerScale that begins at 1 where the file has none (mmdet_custom/models/backbones/base/vit.py)
+                partial_weights=('ls1', 'ls2'),
+                timm_args=dict(class_token=False, init_values=1.0),
             ),
             num_heads=6,
             deform_ratio=1.0,
@@ -44,7 +46,7 @@ model = dict(
 )
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    groups=dict(type=LayerDecay, no_decay=('norm', 'bias', 'layer_scale', 'level_embed', 'pos_embed')),
+    groups=dict(type=LayerDecay, no_decay=('norm', 'bias', 'level_embed', 'pos_embed')),
     clip_grad=dict(max_norm=0.1),
     accumulative_counts=1,
 )

@@ -23,7 +23,9 @@ model = dict(
                 name='deit_small_patch16_224.fb_in1k',
                 pretrained=True,
                 drop_path=0.2,
-                timm_args=dict(class_token=False),
+                # LayerScale that begins at 1, which no pretrained file has (mmseg_custom/.../base/vit.py)
+                partial_weights=('ls1', 'ls2'),
+                timm_args=dict(class_token=False, init_values=1.0),
             ),
             num_heads=6,
             deform_ratio=1.0,

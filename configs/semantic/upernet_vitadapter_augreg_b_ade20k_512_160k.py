@@ -21,8 +21,6 @@ with read_base():
 model.network.backbone.vit.update(name='vit_base_patch16_384.augreg_in21k_ft_in1k', drop_path=0.3)
 model.network.backbone.update(num_heads=12, deform_ratio=0.5, drop_path=0.3)
 optim_wrapper.optimizer.update(lr=2e-5)
-optim_wrapper.groups.update(
-    decay=1.0, lr_of=dict(heads=10), no_decay=('norm', 'bias', 'layer_scale', 'level_embed', 'pos_embed')
-)
+optim_wrapper.groups.update(decay=1.0, lr_of=dict(heads=10), no_decay=('norm', 'bias', 'level_embed', 'pos_embed'))
 schedule = dict(max_iters=160_000, val_interval=16_000, warmup_iters=1500, warmup_ratio=1e-6, decay='poly', power=1.0)
 checkpoint.update(interval=4_000)

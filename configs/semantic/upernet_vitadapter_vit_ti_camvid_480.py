@@ -15,7 +15,10 @@ with read_base():
     from .._base_.upernet_vit_adapter import *
 
 model.network.backbone.vit.update(
-    name='vit_tiny_patch16_224.augreg_in21k_ft_in1k', drop_path=0.1, timm_args=dict(class_token=True)
+    name='vit_tiny_patch16_224.augreg_in21k_ft_in1k',
+    drop_path=0.1,
+    partial_weights=False,
+    timm_args=dict(class_token=True),
 )
 model.network.backbone.update(drop_path=0.1, prior_channels=16, extra_extractors=0)
 model.network.branches.sem.head.update(channels=64, aux_channels=64)

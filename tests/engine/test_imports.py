@@ -1,6 +1,7 @@
 """Published checkpoints load completely: names and shapes as their authors' code makes them."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,12 +10,18 @@ from torch.nn import functional
 from vitdense.adapters.plain import BackboneMaps
 from vitdense.adapters.vit_adapter import ViTAdapter
 from vitdense.backbones.vit import ViT
+from vitdense.engine.config import load_config
+from vitdense.engine.importing import import_weights
 from vitdense.engine.imports import VIT_ADAPTER, load_published, rename
 from vitdense.errors import CheckpointError
 from vitdense.heads.upernet import UPerNetHead
+from vitdense.inference import load
 from vitdense.networks.shared import SharedNetwork
+from vitdense.registry import build
+from vitdense.weights import save_weights
 
 CLASSES = 150
+CONFIGS = Path(__file__).parents[2] / 'configs'
 VARIANTS = {  # timm's name, width, depth, side of the table; heads and ratio of the adapter; parameters in millions
     'tiny': ('deit_tiny_patch16_224', 192, 12, 14, 6, 1.0, 36),
     'small': ('deit_small_patch16_224', 384, 12, 14, 6, 1.0, 58),
@@ -59,6 +66,7 @@ def published_vit(width: int, depth: int, side: int) -> dict[str, tuple]:
         shapes |= norm(f'{name}.norm1', width) | norm(f'{name}.norm2', width)
         shapes |= layer(f'{name}.attn.qkv', 3 * width, width) | layer(f'{name}.attn.proj', width, width)
         shapes |= layer(f'{name}.mlp.fc1', 4 * width, width) | layer(f'{name}.mlp.fc2', width, 4 * width)
+        shapes |= {f'{name}.gamma1': (width,), f'{name}.gamma2': (width,)}  # `layer_scale=True` of base/vit.py
     return shapes
 
 
@@ -107,7 +115,7 @@ def published_shapes(variant: str) -> dict[str, tuple]:
 
 def network_of(variant: str) -> SharedNetwork:
     name, _, _, _, heads, ratio, _ = VARIANTS[variant]
-    vit = ViT(name, img_size=512, timm_args=dict(class_token=False, final_norm=False))
+    vit = ViT(name, img_size=512, timm_args=dict(class_token=False, final_norm=False, init_values=1.0))
     branch = dict(adapter=dict(type=BackboneMaps), head=dict(type=UPerNetHead))
     return SharedNetwork(
         ViTAdapter(vit, num_heads=heads, deform_ratio=ratio), {'sem': branch}, num_classes=dict(sem=CLASSES)
@@ -140,6 +148,8 @@ def test_a_published_tiny_loads_to_the_last_number_and_answers(state, network):
         'backbone.norm3.weight': 'pyramid.norms.2.weight',
         'backbone.level_embed': 'pyramid.level_embed',
         'backbone.blocks.11.mlp.fc2.weight': 'vit.model.blocks.11.mlp.fc2.weight',
+        'backbone.blocks.5.gamma1': 'vit.model.blocks.5.ls1.gamma',
+        'backbone.blocks.11.gamma2': 'vit.model.blocks.11.ls2.gamma',
     }
     assert all(torch.equal(state[theirs], ours[f'backbone.{mine}']) for theirs, mine in pairs.items())
     heads = {
@@ -186,3 +196,45 @@ def test_a_leftover_or_missing_tensor_is_an_error_that_names_it(state, network):
         with pytest.raises(CheckpointError) as caught:
             load_published(network, state | change, VIT_ADAPTER, where='tiny')
         assert ('mystery' if 'backbone.mystery' in change else 'pyramid.up.bias') in caught.value.why
+
+
+@pytest.mark.parametrize('scaled', [True, False])
+def test_the_config_imports_checkpoints_with_layer_scale_and_those_from_before_it(state, scaled, tmp_path):
+    """The authors' ViT has LayerScale since 2022-06-19; checkpoints of before are the same model without it."""
+    kept = {name: value for name, value in state.items() if scaled or '.gamma1' not in name and '.gamma2' not in name}
+    save_weights(tmp_path / 'tiny.safetensors', kept)
+    cfg = load_config('configs/semantic/upernet_vitadapter_deit_t_ade20k_512_160k.py')
+    coverage = import_weights('vit-adapter', [tmp_path / 'tiny.safetensors'], cfg, tmp_path / 'model')
+    assert coverage.complete and coverage.matched == coverage.total
+    names = load(tmp_path / 'model', device='cpu', amp='off').model.network.backbone.vit.state_dict()
+    assert ('model.blocks.3.ls1.gamma' in names) == scaled
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        *sorted(CONFIGS.glob('*/*_vitadapter_*ade20k*.py')),
+        *sorted(CONFIGS.glob('*/*_vitadapter_*coco*')),
+    ],
+    ids=lambda path: path.stem,
+)
+def test_every_vit_adapter_of_a_recipe_trains_layer_scale_that_begins_at_one(config):
+    cfg = load_config(config).to_dict()
+    vit = dict(cfg['model']['network']['backbone']['vit'])
+    assert vit['timm_args'] == dict(class_token=False, init_values=1.0) and vit['partial_weights'] == ('ls1', 'ls2')
+    with torch.device('meta'):
+        model = build({**vit, 'pretrained': False})
+    assert {name.split('.')[-1] for name, _ in model.named_parameters() if '.ls' in name} == {'gamma'}
+
+
+def test_layer_scale_that_a_file_does_not_have_begins_at_one(tmp_path):
+    plain = ViT('deit_tiny_patch16_224', timm_args=dict(depth=2))
+    save_weights(tmp_path / 'deit.safetensors', {name: value for name, value in plain.model.state_dict().items()})
+    vit = ViT(
+        'deit_tiny_patch16_224',
+        pretrained=str(tmp_path / 'deit.safetensors'),
+        partial_weights=('ls1', 'ls2'),
+        timm_args=dict(depth=2, class_token=False, init_values=1.0),
+    )
+    assert all(bool((block.ls1.gamma == 1).all() and (block.ls2.gamma == 1).all()) for block in vit.model.blocks)
+    assert torch.equal(vit.model.blocks[1].mlp.fc1.weight, plain.model.blocks[1].mlp.fc1.weight)

@@ -28,8 +28,9 @@ class ViTAdapter(nn.Module):
     extractors in the backward pass; the other arguments are those of `SpatialPyramid`, `drop_path` usually the ViT's.
 
     `add_features='each'` is the published segmentation variant, 'last' the detection variant. The published models have
-    6 heads with `deform_ratio=1.0` (tiny, small), or 12 and 16 with 0.5 (base, large), and no class token: write
-    `timm_args=dict(class_token=False)` into the recipe of the ViT for theirs.
+    6 heads with `deform_ratio=1.0` (tiny, small), or 12 and 16 with 0.5 (base, large), no class token, and LayerScale
+    that begins at 1: for theirs write `timm_args=dict(class_token=False, init_values=1.0)` and
+    `partial_weights=('ls1', 'ls2')` into the recipe of the ViT.
 
     Maps lie at strides 4 (with `detail`), 8, 16, 32 in pixels whatever the patch, for any picture that the ViT takes;
     a branch reads them with `BackboneMaps`. Other branches may read layers of the same pass.

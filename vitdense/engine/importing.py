@@ -30,12 +30,14 @@ def import_weights(
     *,
     num_classes: int | None = None,
     accept_licence: bool = False,
+    base: str | Path | None = None,
 ) -> Coverage:
     """Write the model folder of published weights, and return what matched: everything.
 
     `family` is one of `FAMILIES`; `files` are its checkpoint, or its parts (a backbone and a head). `cfg` is our config
     of the same architecture: it gives the model, the transforms of evaluation and the classes, for which its data
-    need not be there (`metainfo_of`; COCO's own names where a family has them). Source, licence and checksums
+    need not be there (`metainfo_of`; COCO's own names where a family has them). Checkpoints that are differences (EoMT
+    on DINOv3) need the file `base` of the pretrained backbone, to which they are added. Source, licence and checksums
     stand in `model.json`, and in the model card README.md.
 
     Raises ConfigError for an unknown family, and for a licence that is not free or not known, unless `accept_licence`;
@@ -47,8 +49,14 @@ def import_weights(
     metainfo = _metainfo(cfg, published, num_classes)
     recipe = fitted(without_pretrained(cfg.to_dict()['model']), state, published)
     model = build(recipe, classes=metainfo['classes'])
-    coverage = load_published(model.network, state, published, where=', '.join(Path(file).name for file in files))
-    facts = origin(family, published, files)
+    coverage = load_published(
+        model.network,
+        state,
+        published,
+        where=', '.join(Path(file).name for file in files),
+        base=None if base is None else read_weights(base),
+    )
+    facts = origin(family, published, files if base is None else [*files, base])
     network = model.network
     save_model_folder(
         folder,
@@ -121,8 +129,9 @@ def _metainfo(cfg: Config, published: Published, num_classes: int | None) -> dic
 
 
 def fitted(recipe: dict[str, Any], state: Mapping[str, Tensor], published: Published) -> dict[str, Any]:
-    """Return the recipe with the ViT of the published weights: without a final norm where they have none, and with a
-    table of positions of their size where they have a class token (others are resampled as they come).
+    """Return the recipe with the ViT of the published weights: without a final norm where they have none, with a table
+    of positions of their size where they have a class token (others are resampled as they come), and inside a
+    ViT-Adapter without LayerScale where they have none.
     """
     backbone = recipe['network'].get('backbone')
     if not isinstance(backbone, Mapping):
@@ -136,6 +145,8 @@ def fitted(recipe: dict[str, Any], state: Mapping[str, Tensor], published: Publi
         vit['img_size'] = round(table.shape[-2] ** 0.5) * kernel.shape[-1]
     if kernel is not None and f'{place}norm.weight' not in found:
         vit['timm_args'] = {**(vit.get('timm_args') or {}), 'final_norm': False}
+    if inner and kernel is not None and f'{place}blocks.0.ls1.gamma' not in found:
+        vit['timm_args'] = {**(vit.get('timm_args') or {}), 'init_values': None}
     return {**recipe, 'network': {**recipe['network'], 'backbone': {**backbone, 'vit': vit} if inner else vit}}
 
 
