@@ -22,7 +22,7 @@ model.network.backbone.update(
 )
 del model.network.backbone['patch_size']
 model.network.backbone.windows.update(split=4, global_blocks=(2, 4, 5, 8), prefix='average')
-model.network.branches.det.adapter.update(layers=(2, 4, 5, 9), norm='batch', normed=False)
+model.network.branches.det.adapter.update(layers=(2, 4, 5, 9), norm='batch', norm_eps=1e-5, normed=False)
 optim_wrapper.groups.update(backbone_lr=0.735, no_decay=('pos_embed', 'gamma', 'norm1', 'norm2'))
 train_dataloader.update(batch_size=8)
 train_dataloader.dataset.transforms[1].update(square=True, sizes=[64 * cells for cells in range(7, 15)])

@@ -1,6 +1,7 @@
 """The real-time detector for plain ViTs (RF-DETR, LW-DETR): no encoder, one map, few decoder layers, groups of queries.
 
-Head and projector equal transformers' RfDetr. The ViT attends within 2 x 2 windows, each with a class token of its own,
+Head and projector equal those of rfdetr (transformers' RfDetr adds another epsilon to the variances of the projector's
+norms). The ViT attends within 2 x 2 windows, each with a class token of its own,
 except in three blocks; the learning rates fall from layer to layer by 0.8, and by 0.7 from the box and class layers to
 the decoder and again to the ViT.
 """
@@ -30,7 +31,7 @@ model = dict(
         ),
         branches=dict(
             det=dict(
-                adapter=dict(type=Projector, layers=(2, 5, 8, 11), num_blocks=3),
+                adapter=dict(type=Projector, layers=(2, 5, 8, 11), num_blocks=3, norm_eps=1e-6),
                 head=dict(
                     type=DeformableDetrHead,
                     num_levels=1,

@@ -47,3 +47,28 @@ def translate(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str
 def relative_error(got: Tensor, wanted: Tensor) -> float:
     assert got.shape == wanted.shape, (got.shape, wanted.shape)
     return ((got - wanted).abs().max() / wanted.abs().max()).item()
+
+
+def gradients_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return the gradients of a module under the keys of its state dict; zeros for what has none."""
+    state = module.state_dict(keep_vars=True)
+    return {
+        key: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+        for key, tensor in state.items()
+        if isinstance(tensor, nn.Parameter)
+    }
+
+
+def gradient_error(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
+    """Return the largest distance of two gradients of a tensor, as a share of the wanted one's length.
+
+    A gradient that is zero but for rounding is measured by the longest gradient of all.
+    """
+    assert got.keys() == wanted.keys(), got.keys() ^ wanted.keys()
+    longest = max(tensor.norm() for tensor in wanted.values())
+    assert longest > 0
+    errors = {
+        key: ((got[key] - tensor).norm() / (tensor.norm() if tensor.norm() > 1e-4 * longest else longest)).item()
+        for key, tensor in wanted.items()
+    }
+    return max(errors.values())

@@ -14,7 +14,7 @@ from vitdense.ops.layout import channels_last
 from vitdense.ops.padding import map_extents, zero_padding
 from vitdense.types import Features, LayerRequest
 
-NORMS = {'layer': partial(LayerNorm2d, eps=1e-5), 'batch': nn.BatchNorm2d}
+NORMS = {'layer': LayerNorm2d, 'batch': nn.BatchNorm2d}
 WIDE = 512  # channels above which a map is narrowed before it is enlarged
 Norm = Callable[[int], nn.Module]
 
@@ -25,7 +25,8 @@ class Projector(nn.Module):
     Each of `scales` (of the ViT's grid: 2, 1 or 0.5) gives one map: the `layers` resampled (by a transposed
     convolution, not at all, by a convolution of stride 2), concatenated, mixed by a C2f block with `num_blocks`
     bottlenecks, and normalised over channels. `norm` is the normalisation after convolutions: 'layer' as in RF-DETR,
-    'batch' as in LW-DETR. `normed` applies the ViT's final norm to every layer first.
+    'batch' as in LW-DETR, with `norm_eps` added to variances: 1e-5 in LW-DETR and in transformers' RfDetr, 1e-6 in
+    RF-DETR's own code. `normed` applies the ViT's final norm to every layer first.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Projector(nn.Module):
         scales: Sequence[float] = (1.0,),
         num_blocks: int = 3,
         norm: Literal['layer', 'batch'] = 'layer',
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         if norm not in NORMS:
@@ -49,8 +51,9 @@ class Projector(nn.Module):
         self.patch_stride = patch_stride
         self.strides = tuple(patch_stride / scale for scale in scales)
         self.out_channels = (channels,) * len(scales)
+        layer = partial(NORMS[norm], eps=norm_eps)
         self.stages = nn.ModuleList(
-            ProjectorStage(in_channels, len(layers), channels, scale, num_blocks=num_blocks, norm=NORMS[norm])
+            ProjectorStage(in_channels, len(layers), channels, scale, num_blocks=num_blocks, norm=layer)
             for scale in scales
         )
 
