@@ -68,7 +68,7 @@ def gradient_error(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> f
     longest = max(tensor.norm() for tensor in wanted.values())
     assert longest > 0
     errors = {
-        key: ((got[key] - tensor).norm() / (tensor.norm() if tensor.norm() > 1e-4 * longest else longest)).item()
+        key: ((got[key] - tensor).norm() / (tensor.norm() if tensor.norm() > 1e-3 * longest else longest)).item()
         for key, tensor in wanted.items()
     }
     return max(errors.values())

@@ -5,8 +5,13 @@ import torch
 from torch import Tensor, nn
 from transformers import EomtConfig, EomtDinov3Config, EomtDinov3ForUniversalSegmentation, EomtForUniversalSegmentation
 
+from tests.heads.from_transformers import gradient_error, gradients_of
 from vitdense.backbones.vit import ViT
 from vitdense.networks.eomt import EoMT
+from vitdense.tasks.mask_losses import MaskLoss
+from vitdense.tasks.mask_matching import MaskMatcher
+from vitdense.tasks.masks import InstanceTask
+from vitdense.types import Target
 
 FACTS = dict(
     hidden_size=48,
@@ -103,3 +108,33 @@ def test_answers_are_those_of_transformers(kind: str, shares: tuple[float, float
     assert wanted.masks_queries_logits.std() > 0.1
     assert (got.class_logits - wanted.class_queries_logits).abs().max() < 1e-4
     assert (got.mask_logits - wanted.masks_queries_logits).abs().max() < 1e-4 * wanted.masks_queries_logits.abs().max()
+
+
+@pytest.mark.parametrize('kind', ['dinov2', 'dinov3'])
+def test_a_step_with_all_losses_and_gradients_is_that_of_transformers(kind: str, monkeypatch) -> None:
+    def drawn(*shape: int, **_: object) -> Tensor:
+        """Random numbers that depend on their count alone: the layers are compared in another order."""
+        shape = torch.Size(shape[0] if isinstance(shape[0], tuple) else shape)
+        return torch.empty(shape).uniform_(generator=torch.Generator().manual_seed(shape.numel()))
+
+    theirs, ours = (model.train() for model in models(kind))
+    if kind == 'dinov3':  # the rescaling of positions in training is random
+        theirs.rope_embeddings.rescale = theirs.config.pos_embed_rescale = None
+    theirs.attn_mask_probs.fill_(1.0)
+    ours.set_masking((1.0, 1.0))
+    targets = []
+    for count in (3, 2):
+        masks = torch.zeros(count, 64, 64, dtype=torch.bool)
+        for row, mask in enumerate(masks):
+            mask[8 * row : 8 * row + 30, 10 * row : 10 * row + 25] = True
+        targets.append(Target(masks=masks, labels=torch.randint(5, (count,))))
+    imgs = torch.randn(2, 3, 64, 64)
+    monkeypatch.setattr(torch, 'rand', drawn)
+    masks, labels = [target.masks.float() for target in targets], [target.labels for target in targets]
+    wanted = theirs(imgs, mask_labels=masks, class_labels=labels).loss
+    task = InstanceTask(losses=MaskLoss(matcher=MaskMatcher(num_points=64), num_points=64))
+    losses = task.loss(ours(imgs)['sem'], targets)
+    assert sum(losses.values()).item() == pytest.approx(wanted.item(), rel=1e-5)
+    wanted.backward(), sum(losses.values()).backward()
+    expected = renamed(gradients_of(theirs), DINOV2 if kind == 'dinov2' else DINOV3)
+    assert gradient_error(gradients_of(ours), expected) < 1e-4

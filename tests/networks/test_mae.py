@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+from tests.heads.from_transformers import gradient_error, gradients_of
 from vitdense.backbones.vit import ViT
 from vitdense.errors import ConfigError, DataError
 from vitdense.networks.mae import MaskedAutoencoder, patchify, sincos_table
@@ -85,6 +86,12 @@ def test_loss_tokens_and_patches_equal_those_of_transformers(norm_pix):
     torch.testing.assert_close(ours.patches, theirs.logits, atol=1e-4, rtol=1e-4)
     (loss,) = ReconstructionTask().loss(ours, []).values()
     torch.testing.assert_close(loss, theirs.loss, atol=1e-4, rtol=1e-4)
+
+    reference(imgs, noise=noise).loss.backward()
+    sum(ReconstructionTask().loss(network(imgs, hints={'mae': noise})['mae'], []).values()).backward()
+    expected = gradients_of(reference)
+    del expected['decoder.decoder_pos_embed']  # fixed; ours are no parameter
+    assert gradient_error(weights_for_transformers(gradients_of(network)), expected) < 1e-4
 
 
 def test_the_encoder_sees_visible_patches_only():
