@@ -74,6 +74,14 @@ def test_equals_torchmetrics():
         jaccard.update(labels[None].long(), truth[None].long())
     scores = _evaluate(MeanIoU(classes=NAMES), pictures)  # nobody ever saw the fifth class
     assert scores['sem/mIoU'] == pytest.approx(jaccard.compute().item(), abs=1e-6)
+    truth, labels = (torch.cat([part.flatten() for part in parts]).long() for parts in zip(*pictures, strict=True))
+    for name, kind, average in (
+        ('aAcc', classification.MulticlassAccuracy, 'micro'),
+        ('mAcc', classification.MulticlassAccuracy, 'macro'),
+        ('mDice', classification.MulticlassF1Score, 'macro'),
+    ):
+        metric = kind(5, average=average, ignore_index=IGNORE)
+        assert scores[f'sem/{name}'] == pytest.approx(metric(labels[truth != IGNORE], truth[truth != IGNORE]).item())
 
 
 @pytest.fixture
