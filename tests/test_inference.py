@@ -1,6 +1,8 @@
 """The predictor: any kind of picture in, a typed result of the picture's own size out."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -228,3 +230,44 @@ def test_a_tiled_picture_is_looked_at_in_windows_of_its_own_pixels():
     assert seen == [(2, 3, 32, 32)] * 7 + [(1, 3, 32, 32)]  # 3 x 5 windows of 72 x 96 pixels, every 21
     with pytest.raises(ConfigError, match='windows of 8 pixels are too small'):
         Predictor(tiny_model(), device='cpu', amp='off', tile=8)
+
+
+def test_a_pass_that_ends_while_another_thread_times_its_own(predictor):
+    """The second pass installs its hooks while the first is inside the backbone, and is still inside when it ends."""
+    inside, first_done, calls = threading.Event(), threading.Event(), []
+
+    def hold(*_):
+        calls.append(threading.get_ident())
+        if len(calls) == 1:
+            assert inside.wait(20)
+        else:
+            inside.set()
+            assert first_done.wait(20)
+
+    expected = predictor(picture(seed=1))['sem'].labels, predictor(picture(seed=2))['sem'].labels
+    handle = predictor.model.network.backbone.model.patch_embed.register_forward_pre_hook(hold)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(predictor, picture(seed=1))
+        while not calls:
+            assert not first.done()
+        second = pool.submit(predictor, picture(seed=2))
+        results = [first.result(20)]
+        first_done.set()
+        results.append(second.result(20))
+    handle.remove()
+    assert len(set(calls)) == 2
+    for result, labels in zip(results, expected, strict=True):
+        assert torch.equal(result['sem'].labels, labels)
+        assert set(result.parts) == {'backbone', 'sem'} and min(result.parts.values()) > 0
+
+
+@pytest.mark.parametrize('options', [{}, {'tile': 32}], ids=['whole', 'tiled'])
+def test_four_threads_get_the_predictions_of_one(options):
+    model = tiny_model()
+    model.network.backbone._positions.fixed = True  # tables of positions are kept, more grids than there is room for
+    predictor = Predictor(model, device='cpu', amp='off', **options)
+    images = [picture(24 + 8 * row, 40, row) for row in range(20)]
+    alone = [predictor(image)['sem'].labels for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(predictor, images * 4))
+    assert all(torch.equal(result['sem'].labels, alone[row % 20]) for row, result in enumerate(results))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -206,7 +205,7 @@ class Predictor:
         batch = self.model.data_preprocessor(Batch(imgs, [item.sample.target for item in items], metas), False)
         ready = self._now()
         watch, network = Stopwatch(self._now), self.model.network
-        with self._watched(watch), watch.watching(parts_of(network)):
+        with watch.running(), watch.watching(parts_of(network)):
             answers = self.model(*batch, mode='predict')
         answers = [{head: _on_cpu(prediction) for head, prediction in answer.items()} for answer in answers]
         done = self._now()
@@ -226,15 +225,6 @@ class Predictor:
         if self.device.type == 'cuda':
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
-
-    @contextmanager
-    def _watched(self, watch: Stopwatch) -> Iterator[None]:
-        """Let the model time what its tasks do; what tiling and augmentation call more often counts each time."""
-        before, self.model.watch = self.model.watch, watch
-        try:
-            yield
-        finally:
-            self.model.watch = before
 
 
 @dataclass(frozen=True)

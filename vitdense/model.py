@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from vitdense.layers.loss_weights import FixedWeights
 from vitdense.ops.found_objects import original_objects, read_objects
 from vitdense.ops.padding import region_sizes
 from vitdense.registry import build, resolve
-from vitdense.stopwatch import NETWORK
+from vitdense.stopwatch import NETWORK, timed
 from vitdense.types import Batch, LabelOutputs, Meta, ObjectOutputs, Outputs, Prediction, SemanticMap, Target
 
 
@@ -123,7 +122,6 @@ class DenseModel(BaseModel):
         self.use_tta = False
         self.rest_unlabelled = True  # whether branches without labels in a step do not run
         self.amp: torch.dtype | None = None
-        self.watch: Callable[[str], AbstractContextManager] = _unwatched  # around the network, and each task's predict
 
     @property
     def head_classes(self) -> dict[str, list[str]]:
@@ -147,7 +145,7 @@ class DenseModel(BaseModel):
         return self._run(imgs, valid)
 
     def _run(self, imgs: Tensor, valid: Tensor | None, **more: Any) -> dict[str, Outputs]:
-        with self.watch(NETWORK), torch.autocast(imgs.device.type, self.amp, enabled=self.amp is not None):
+        with timed(NETWORK), torch.autocast(imgs.device.type, self.amp, enabled=self.amp is not None):
             return self.network(imgs, valid, **more)
 
     def _loss(
@@ -211,7 +209,7 @@ class DenseModel(BaseModel):
         outputs = self._strategy(metas)(imgs, valid)
         answers = {}
         for name, task in self.tasks.items():
-            with self.watch(name):
+            with timed(name):
                 answers[name] = _read(task, outputs[name], metas)
         return [{name: answers[name][row] for name in answers} for row in range(len(metas))]
 
@@ -249,10 +247,6 @@ def _read(task: Any, outputs: Outputs, metas: Sequence[Meta]) -> list[Prediction
     if isinstance(outputs, ObjectOutputs):
         return original_objects(outputs, metas)
     return task.predict(outputs, metas)
-
-
-def _unwatched(name: str) -> AbstractContextManager:
-    return nullcontext()
 
 
 def _task(part: Any, classes: Mapping[str, Sequence[str]]) -> Any:

@@ -1,15 +1,18 @@
-"""Where the time of a forward pass goes."""
+"""Where the time of a forward pass goes. Several threads may time passes of one model at once."""
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
 
 NETWORK = 'network.'  # what the time of a whole network is counted under: no part can be called so
+
+_running = threading.local()  # `watch`: the stopwatch of this thread's forward pass
 
 
 class Stopwatch:
@@ -29,8 +32,18 @@ class Stopwatch:
             self.seconds[name] += self.now() - start
 
     @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count, inside, what this thread does under `timed(name)`."""
+        before = getattr(_running, 'watch', None)
+        _running.watch = self
+        try:
+            yield
+        finally:
+            _running.watch = before
+
+    @contextmanager
     def watching(self, modules: Iterable[tuple[str, nn.Module]]) -> Iterator[None]:
-        """Count, inside, every call of the `modules` under their names."""
+        """Count, inside, every call of the `modules` that this thread makes under their names."""
         handles = [handle for name, module in modules for handle in self._hooks(name, module)]
         try:
             yield
@@ -40,14 +53,23 @@ class Stopwatch:
 
     def _hooks(self, name: str, module: nn.Module) -> tuple[Any, Any]:
         starts: list[float] = []
+        thread = threading.get_ident()  # hooks belong to the module, so passes of other threads call them, too
 
         def begin(*_: Any) -> None:
-            starts.append(self.now())
+            if threading.get_ident() == thread:
+                starts.append(self.now())
 
         def end(*_: Any) -> None:
-            self.seconds[name] += self.now() - starts.pop()
+            if threading.get_ident() == thread:
+                self.seconds[name] += self.now() - starts.pop()
 
         return module.register_forward_pre_hook(begin), module.register_forward_hook(end)
+
+
+def timed(name: str) -> AbstractContextManager[None]:
+    """Count what happens inside under `name`, on the stopwatch that is `running` in this thread, if there is one."""
+    watch = getattr(_running, 'watch', None)
+    return nullcontext() if watch is None else watch(name)
 
 
 def parts_of(network: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -60,12 +60,14 @@ class Positions:
         if changes or augmented or anchor.is_inference():
             return self._make_table(kind, grid)
         key = (kind, grid, anchor.device, anchor.dtype, anchor.data_ptr(), anchor._version)
-        if key not in self._tables:
-            if len(self._tables) >= _REMEMBERED:
-                del self._tables[next(iter(self._tables))]
+        table = self._tables.get(key)
+        if table is None:
             with torch.inference_mode(False), torch.no_grad():
-                self._tables[key] = self._make_table(kind, grid)
-        return self._tables[key]
+                table = self._make_table(kind, grid)
+            for oldest in list(self._tables)[: max(0, len(self._tables) + 1 - _REMEMBERED)]:
+                self._tables.pop(oldest, None)  # another thread may have been faster
+            self._tables[key] = table
+        return table
 
     def _make_table(self, kind: Literal['absolute', 'rotary'], grid: tuple[int, int]) -> Tensor:
         if kind == 'rotary':
