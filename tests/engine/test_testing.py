@@ -13,12 +13,17 @@ from vitdense.types import Batch, Instances, Meta
 METAINFO = {'classes': {'labels': ['ant', 'bee', 'cow']}, 'category_ids': {'labels': [3, None, 90]}}
 
 
+def loader_of(dataset):
+    """A loader as the engine wraps a data set, without the workers."""
+    return SimpleNamespace(dataset=SimpleNamespace(dataset=SimpleNamespace(dataset=dataset)))
+
+
 def looked_at(folder, image_ids, metainfo=METAINFO, masks=None):
     """A hook that has seen pictures, each with one ant, one bee and one cow."""
     runner = SimpleNamespace(
         metainfo=metainfo,
         network_model=SimpleNamespace(tasks={'det': SimpleNamespace(field='labels')}),
-        test_dataloader=None,
+        test_dataloader=loader_of(SimpleNamespace()),
     )
     hook = PredictionHook(folder, None)
     boxes = torch.tensor([[1, 2, 4, 7], [0, 0, 1, 1], [5, 5, 9.5, 6]])

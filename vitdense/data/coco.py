@@ -107,6 +107,10 @@ class CocoDetection:
             return self.pipeline(Sample(img, Target(), meta))._replace(target=target)
         return self.pipeline(Sample(img, target, meta))
 
+    def image_files(self) -> tuple[Path, list[str]]:
+        """Return the folder of the images and the path of each below it, in the order of the data set."""
+        return self.images, [self._arrays.file_names[row] for row in self._rows.tolist()]
+
     def extent(self) -> tuple[list[tuple[int, int]], int]:
         """Return the sizes (H, W) that pictures have, and the largest number of objects in one."""
         sizes = np.unique(self._arrays.sizes[self._rows], axis=0)

@@ -80,9 +80,14 @@ class ImageFolders:
         meta = Meta(file, str(path), self.name, size, size)
         return self.pipeline(Sample(img, Target(image_label=self._label(index)), meta))
 
+    def image_files(self) -> tuple[Path, list[str]]:
+        """Return the folder of the images and the path of each below it, in the order of the data set."""
+        return self.folder, [os.fsdecode(file) for file in self._files.tolist()]
+
     def paths(self) -> Iterator[Path]:
         """Yield every file that the data set reads, in its order."""
-        return (self.folder / os.fsdecode(file) for file in self._files.tolist())
+        folder, files = self.image_files()
+        return (folder / file for file in files)
 
     def check(self, limit: int | None = 64) -> int:
         """Look for `limit` files of a list, evenly spaced (None: all), and return how many were looked for.

@@ -59,3 +59,7 @@ class Pictures:
         img = tv_tensors.Image(decoding.read_image(self.folder / file, max_pixels=self.max_pixels))
         size = (img.shape[-2], img.shape[-1])
         return self.pipeline(Sample(img, Target(), Meta(file, str(self.folder / file), self.name, size, size)))
+
+    def image_files(self) -> tuple[Path, list[str]]:
+        """Return the folder of the images and the path of each below it, in the order of the data set."""
+        return self.folder, [os.fsdecode(file) for file in self._files.tolist()]

@@ -111,6 +111,10 @@ class SegmentationMaps:
             return self.pipeline(Sample(img, Target(), meta))._replace(target=target)
         return self.pipeline(Sample(img, target, meta))
 
+    def image_files(self) -> tuple[Path, list[str]]:
+        """Return the folder of the images and the path of each below it, in the order of the data set."""
+        return self.images, [image for image, _ in self._files]
+
     def paths(self) -> Iterator[Path]:
         """Yield every file that the data set reads, pictures before their label maps, in its order."""
         for picture, labels in self._files:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import cv2
@@ -98,6 +99,10 @@ class ShapesScenes:
         if self.evaluation:
             return self.pipeline(Sample(img, Target(), meta))._replace(target=target)
         return self.pipeline(Sample(img, target, meta))
+
+    def image_files(self) -> tuple[Path, list[str]]:
+        """Return the folder that `Meta.path` names and the path of each image below it; there are no files."""
+        return Path(self.name, self.split), [str(index) for index in range(self.num_images)]
 
     def _draw(self, rng: np.random.Generator) -> _Scene:
         height, width = self.size

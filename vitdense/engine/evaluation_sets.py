@@ -135,5 +135,10 @@ def set_name(loader: Any) -> str:
 
 def first_dataset(loader: Any) -> Dataset:
     """Return the data set behind a loader of this project, or behind the first of several."""
-    first = next(iter(loader.loaders.values())) if isinstance(loader, LoaderSet) else loader
-    return first.dataset.dataset.dataset
+    return next(iter(datasets_of(loader).values()))
+
+
+def datasets_of(loader: Any) -> dict[str, Dataset]:
+    """Return the data set behind each loader of this project by the name of its set; '' where there is one."""
+    loaders = loader.loaders if isinstance(loader, LoaderSet) else {'': loader}
+    return {name: each.dataset.dataset.dataset for name, each in loaders.items()}

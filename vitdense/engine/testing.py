@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -26,6 +25,7 @@ from vitdense.engine.console import console, start_logging
 from vitdense.engine.evaluation_sets import set_name
 from vitdense.engine.history import finite, write_json
 from vitdense.engine.loaders import close_loaders
+from vitdense.engine.output_paths import OutputPaths
 from vitdense.engine.progress import print_metrics
 from vitdense.engine.runner import choose_device, leave_processes, start_processes
 from vitdense.metrics.coco_columns import category_ids, results_of
@@ -50,11 +50,12 @@ def test(
 
     Scores go to `work_dir`, or to `out`, or to `test` in the config's work directory; a work directory that holds a
     training run keeps its own scores and gets a folder `test`. `out` also gets the predictions: label maps as
-    `HEAD/NAME.png` with the numbers of the classes **as trained** (with `reduce_zero_label` class 0 is the file's label
-    1), objects of all pictures as `HEAD/results.json`, COCO's results format with the category ids of the annotation
-    file (and `HEAD/results_segm.json` where there are masks), or the five best classes of every picture, in the file of
-    that name; of several test sets each has a folder of its own for them. `show_dir` gets pictures with the predictions
-    drawn on them. `compiled` compiles the network.
+    `HEAD/PATH.png`, with the path of the image below its data set and the numbers of the classes **as trained** (with
+    `reduce_zero_label` class 0 is the file's label 1), objects of all images as `HEAD/results.json`, COCO's results
+    format with the category ids of the annotation file (and `HEAD/results_segm.json` where there are masks), or the
+    five best classes of every image, in the file of that name. `show_dir` gets images with the predictions drawn on
+    them as `PATH.jpg`. In both, each of several test sets, and each data set of a mixture, has a folder of its own.
+    `compiled` compiles the network.
     """
     base = _scores_folder(cfg, work_dir, out)
     start_processes(choose_device(device))
@@ -100,7 +101,7 @@ class PredictionHook(Hook):
     def __init__(self, out: Path | None, show_dir: Path | None) -> None:
         self.out = out
         self.show_dir = show_dir
-        self._names: dict[str, int] = {}
+        self._paths: OutputPaths | None = None
         self._rows: dict[str, list[list[dict]]] = {}  # by file: the rows of each picture of this rank
         self._bar: Progress | None = None
         self._task: Any = None
@@ -135,23 +136,24 @@ class PredictionHook(Hook):
             self._bar.stop()
 
     def _write(self, runner: Any, batch: Batch, outputs: list[dict[str, Any]]) -> None:
+        if self._paths is None:
+            self._paths = OutputPaths(runner.test_dataloader)
         for img, meta, prediction in zip(batch.imgs, batch.metas, outputs, strict=True):
-            prediction, name = on_cpu(prediction), self._name(meta)
-            out = Path(set_name(runner.test_dataloader))  # several sets have a folder each
-            for head, record in prediction.items():
-                if self.out and isinstance(record, SemanticMap):
-                    write_labels(record, self.out / out / head / f'{name}.png')
-                if self.out and isinstance(record, Instances):
+            prediction = on_cpu(prediction)
+            folder, name = self._paths.place(meta, set_name(runner.test_dataloader))
+            for head, record in prediction.items() if self.out else ():
+                if isinstance(record, SemanticMap):
+                    write_labels(record, self._paths.writable(self.out / folder / head / f'{name}.png'))
+                if isinstance(record, Instances):
                     ids = category_ids(runner.metainfo, runner.network_model.tasks[head].field)
-                    self._keep(out / head, meta, record, ids)
-                if self.out and isinstance(record, ImageClass):
+                    self._keep(folder / head, meta, record, ids)
+                if isinstance(record, ImageClass):
                     names = runner.network_model.head_classes.get(head, ())
                     row = {'image_id': meta.image_id, **best_classes(record, names)}
-                    self._rows.setdefault(f'{out / head}/results.json', []).append([row])
+                    self._rows.setdefault(f'{folder / head}/results.json', []).append([row])
             if self.show_dir:
                 picture = shown_picture(img, meta, prediction)
-                path = self.show_dir / f'{name}.jpg'
-                path.parent.mkdir(parents=True, exist_ok=True)
+                path = self._paths.writable(self.show_dir / folder / f'{name}.jpg')
                 Image.fromarray(visualize.draw(picture, prediction, runner.metainfo)).save(path, quality=92)
 
     def _keep(self, folder: Path, meta: Meta, record: Instances, ids: list[int | None]) -> None:
@@ -160,12 +162,6 @@ class PredictionHook(Hook):
             if not masks or record.masks is not None:
                 rows = results_of(record, meta.image_id, ids, masks=masks)
                 self._rows.setdefault(f'{folder}/{file}', []).append(rows)
-
-    def _name(self, meta: Meta) -> str:
-        """Return a file name without suffix for a picture: its own, numbered when it occurs again."""
-        name = Path(meta.path).stem if meta.path else re.sub(r'[^\w.-]+', '_', str(meta.image_id))
-        self._names[name] = self._names.get(name, 0) + 1
-        return name if self._names[name] == 1 else f'{name}_{self._names[name]}'
 
 
 def best_classes(record: ImageClass, names: Sequence[str], most: int = 5) -> dict[str, list]:
@@ -178,5 +174,4 @@ def best_classes(record: ImageClass, names: Sequence[str], most: int = 5) -> dic
 def write_labels(record: SemanticMap, path: Path) -> None:
     """Write a label map as a PNG of 8 bits, or 16 where there are more than 256 classes."""
     labels = record.labels.numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(labels.astype(np.uint8 if labels.dtype == np.uint8 else np.uint16)).save(path)
