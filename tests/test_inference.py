@@ -17,7 +17,7 @@ from vitdense.data.transforms import ResizeShortSide
 from vitdense.engine.config import load_config
 from vitdense.errors import CheckpointError, ConfigError, DataError, DiskError
 from vitdense.heads.linear import LinearHead
-from vitdense.inference import Predictor, Result, as_tensor
+from vitdense.inference import OPTIONS, Predictor, Result, as_tensor
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.registry import build
@@ -175,8 +175,35 @@ def test_objects_of_low_score_are_neither_counted_nor_listed():
     result = Result(picture(), found, {'classes': {'labels': ['car', 'bus']}})
     assert result.summary() == {'det': {'bus': 1}} and result.summary(min_score=0.1) == {'det': {'bus': 1, 'car': 1}}
     (bus,) = result.objects()['det']
-    assert bus == {'name': 'bus', 'score': pytest.approx(0.9), 'box': [1, 2, 3, 4]}
+    assert bus == {'name': 'bus', 'class_id': 1, 'score': pytest.approx(0.9), 'box': [1, 2, 3, 4]}
     assert len(result.objects(min_score=0)['det']) == 2
+
+
+def test_objects_have_the_ids_of_the_annotation_file_where_the_model_knows_them():
+    found = {'det': Instances(torch.zeros(3, 4), torch.ones(3), torch.tensor([1, 0, 2]))}
+    names = {'classes': {'labels': ['car', 'bus']}, 'category_ids': {'labels': [3, None]}}
+    ids = [(each['class_id'], each.get('category_id')) for each in Result(picture(), found, names).objects()['det']]
+    assert ids == [(1, None), (0, 3), (2, None)]  # the last is a class that nobody named
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ({'conf': 0.5}, "there is no option 'conf'"),
+        ({'devise': 'cpu'}, "did you mean 'device'"),
+        ({'batch_size': '8'}, "batch_size='8' cannot be"),
+        ({'batch_size': 0}, 'batch_size=0 cannot be'),
+        ({'tile': 512.5}, 'tile=512.5 cannot be'),
+        ({'max_pixels': True}, 'max_pixels=True cannot be'),
+        ({'amp': 'fast'}, "amp='fast' cannot be"),
+        ({'device': ['cpu']}, 'device='),
+        ({'device': 97}, "there is no device 'cuda:97'"),
+    ],
+)
+def test_wrong_options_are_config_errors(option, message, tmp_path):
+    with pytest.raises(ConfigError, match=message) as caught:
+        Predictor(tiny_model(), **option) if next(iter(option)) in OPTIONS else vitdense.load(tmp_path, **option)
+    assert caught.value.fix and caught.value.why
 
 
 def test_files_that_cannot_be_written(predictor, tmp_path):

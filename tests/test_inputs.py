@@ -1,11 +1,15 @@
 """What words on a command line mean, and names of answers that never meet."""
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vitdense.errors import ConfigError
 from vitdense.inputs import Input, OutputNames, find_inputs
+from vitdense.video import VideoWriter
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -25,6 +29,57 @@ def test_files_folders_patterns_and_cameras(tmp_path):
         ('camera', 'camera 0', '.'),
         ('picture', 'strange.xyz', 'strange.xyz'),  # the user says so
     ]
+
+
+def save(folder: Path, *names: str) -> None:
+    """Write real images and videos, in the format of their suffix, `NAME>OTHER` under another name."""
+    for words in names:
+        name, _, other = words.partition('>')
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix in ('.mp4', '.avi', '.webm'):
+            with VideoWriter(path, (48, 64), 5) as writer:
+                writer.write(np.zeros((48, 64, 3), np.uint8))
+        else:
+            Image.new('RGB', (8, 6)).save(path)
+        if other:
+            path.rename(folder / other)
+
+
+def test_other_suffixes_are_told_by_content_and_the_rest_is_counted(tmp_path, caplog):
+    caplog.set_level('INFO', 'vitdense')
+    save(tmp_path, 'a.jpg>a.jfif', 'b.mp4>b.3gp', 'c.webm>c.bin', 'd.avi>d', 'e.png>e')
+    touch(tmp_path, 'notes.txt', 'sub/empty.dat')
+    (tmp_path / 'broken.jpg').symlink_to(tmp_path / 'gone.jpg')
+    os.mkfifo(tmp_path / 'pipe.mp4')
+    kinds = {item.name: item.kind for item in find_inputs([str(tmp_path)])}
+    assert kinds == {'a.jfif': 'picture', 'b.3gp': 'video', 'c.bin': 'video', 'd': 'video', 'e': 'picture'}
+    assert '4 files are neither images nor videos and are left out: broken.jpg, notes.txt, pipe.mp4, ' in caplog.text
+
+
+def test_the_content_of_a_named_file_counts_more_than_its_suffix(tmp_path):
+    save(tmp_path, 'a.mp4>a.jpg', 'b.png>b.mp4')
+    named = find_inputs([str(tmp_path / 'a.jpg'), str(tmp_path / 'b.mp4')])
+    assert [item.kind for item in named] == ['video', 'picture']
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    save(tmp_path, 'in/a.png', 'far/b.png')
+    (tmp_path / 'in/loop').symlink_to(tmp_path / 'in')
+    (tmp_path / 'in/far').symlink_to(tmp_path / 'far')
+    assert [item.name for item in find_inputs([str(tmp_path / 'in')])] == ['a.png', 'b.png']
+
+
+@pytest.mark.faults
+def test_a_word_that_names_nothing_does_not_end_the_others(tmp_path):
+    save(tmp_path, 'a.png')
+    os.mkfifo(tmp_path / 'pipe.png')
+    words = [str(tmp_path / name) for name in ('missing.jpg', 'a.png', 'pipe.png')]
+    missing, image, pipe = find_inputs([*words])
+    assert (missing.kind, image.kind, pipe.kind) == ('unusable', 'picture', 'unusable')
+    assert 'no such file' in missing.error.why and 'no regular file' in pipe.error.why
+    with pytest.raises(ConfigError, match='names no picture'):
+        find_inputs([words[2]])
 
 
 def test_a_file_whose_name_is_a_number_is_a_file(tmp_path, monkeypatch):

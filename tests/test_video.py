@@ -1,7 +1,9 @@
 """Videos: what is decoded counts, not what containers say; what is written can be read back."""
 
 import logging
+import os
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -161,6 +163,76 @@ def test_an_impossible_frame_rate_becomes_25(fps, caplog):
         assert reader.fps == DEFAULT_FPS
         assert [frame.seconds for frame in reader] == [0, 1 / 25, 2 / 25, 3 / 25]  # no time stamps either
     assert 'frame rate' in caplog.text
+
+
+@pytest.mark.parametrize('suffix', ['.mp4', '.webm', '.avi'])
+@pytest.mark.parametrize('fps', [0.002, 0.5, 1 / 3, 24000 / 1001, 59.94, 66.667, 119.987, 211.222, 480, 960.25, 1000])
+def test_every_frame_rate_is_written(tmp_path, suffix, fps):
+    with VideoWriter(tmp_path / f'a{suffix}', (48, 64), fps) as writer:
+        for frame in frames_of(6):
+            writer.write(frame)
+    assert writer.fps == pytest.approx(fps, rel=2e-3 if fps < 1 else 1e-4)
+    with VideoReader(writer.path) as reader:
+        frames = list(reader)
+    assert reader.fps == pytest.approx(writer.fps, rel=1e-5) and len(frames) == 6
+    assert frames[-1].seconds == pytest.approx(5 / writer.fps, abs=1e-3 if suffix == '.webm' else 1e-6)
+
+
+@pytest.mark.parametrize(('fps', 'written'), [(0.0003, 0.002), (5000, 1000), (90000, 1000)])
+def test_a_rate_that_no_format_holds_is_approximated_and_said(tmp_path, caplog, fps, written):
+    with VideoWriter(tmp_path / 'a.mp4', (48, 64), fps) as writer:
+        writer.write(frames_of(1)[0])
+    assert writer.fps == written and f'the nearest it can hold to {fps:g}' in caplog.text
+
+
+@pytest.mark.parametrize(
+    ('fps', 'spacing', 'used'),
+    [
+        (0.5, 2.0, 0.5),
+        (0.01, 100.0, 0.01),
+        (480, 1 / 480, 480),
+        (600, 1 / 480, 600),  # frames need not come evenly
+        (0.5, 0.0, 0.5),  # no time stamps
+        (1000, 1 / 30, 30),  # what browsers record
+        (90000, 1 / 25, 25),
+        (float('nan'), 0.1, 10),
+        (0.0, 0.0, DEFAULT_FPS),
+    ],
+)
+def test_an_unusual_frame_rate_must_agree_with_the_time_stamps(fps, spacing, used, caplog):
+    capture = FakeCapture(frames_of(3), fps=fps, seconds=[row * spacing for row in range(3)])
+    with VideoReader('a.mp4', capture=capture) as reader:
+        assert reader.fps == pytest.approx(used) and len(list(reader)) == 3
+    assert ('cannot be' in caplog.text) == (reader.fps != fps)
+
+
+@pytest.mark.faults
+def test_what_cannot_be_opened_or_written_is_said_by_us_alone(tmp_path, capfd):
+    (tmp_path / 'bad.mp4').write_bytes(b'\0' * 5000)
+    with pytest.raises(DataError, match='no frame can be decoded'):
+        VideoReader(tmp_path / 'bad.mp4')
+    (tmp_path / 'folder.mp4').mkdir()
+    with pytest.raises(DataError, match='not a regular file'):
+        VideoWriter(tmp_path / 'folder.mp4', (48, 64), 25)
+    with pytest.raises(DiskError, match=r'cannot write a\.mp4') as caught:
+        VideoWriter(tmp_path / 'bad.mp4' / 'a.mp4', (48, 64), 25)
+    assert 'bad.mp4' in caught.value.why
+    with pytest.raises(DiskError, match=r'cannot write wide\.mp4') as caught:
+        VideoWriter(tmp_path / 'wide.mp4', (48, 20000), 25)  # MPEG-4 counts sides in 13 bits
+    assert '20000 x 48 pixels' in caught.value.why and not (tmp_path / 'wide.mp4').exists()
+    assert capfd.readouterr().err == ''
+
+
+@pytest.mark.faults
+def test_pipes_and_names_that_are_no_text_do_not_hang(tmp_path):
+    os.mkfifo(tmp_path / 'pipe.mp4')
+    for path in (tmp_path / 'pipe.mp4', Path('/dev/zero')):
+        with pytest.raises(DataError, match='not a regular file'):
+            VideoReader(path)
+    strange = os.fsdecode(os.fsencode(tmp_path) + b'/\xff.mp4')
+    Path(strange).write_bytes(write(tmp_path / 'a.mp4', frames_of(1)).read_bytes())
+    with pytest.raises(DataError, match='its name is not UTF-8'):
+        VideoReader(strange)
 
 
 @pytest.mark.faults

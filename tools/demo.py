@@ -76,9 +76,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if args.show:
         check_display()
-    os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # broken videos are reported by us, once
-    os.environ.setdefault('OPENCV_LOG_LEVEL', 'ERROR')
-
     from vitdense.demo import Demo, Options
     from vitdense.engine.console import progress, start_logging
     from vitdense.inputs import OutputNames, find_inputs
@@ -106,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if demo.entries or demo.skipped:
             demo.save(out / 'results.json')
     report(demo, out)
-    return 0
+    return demo.exit_code
 
 
 def load_predictor(args: argparse.Namespace) -> Predictor:

@@ -90,7 +90,10 @@ def load_vit(args: argparse.Namespace) -> ViT:
 
 
 def pictures_only(inputs: Sequence[Input]) -> list[Input]:
-    """Return the pictures among `inputs`. Raises ConfigError where there is none."""
+    """Return the pictures among `inputs`. Raises ConfigError where there is none, or one is unusable."""
+    for item in inputs:
+        if item.error is not None:
+            raise item.error
     pictures = [item for item in inputs if item.kind == 'picture']
     if not pictures:
         raise ConfigError(

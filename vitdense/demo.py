@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import time
 from collections import Counter, deque
@@ -19,11 +18,15 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from vitdense.errors import DataError, DiskError
-from vitdense.inference import Predictor, Result, as_tensor, write_picture
+from vitdense.data.images import UnreadablePicture
+from vitdense.demo_records import classes_of, mean, numbers, objects, write_json
+from vitdense.demo_skips import InputGuard, out_of_memory
+from vitdense.errors import DataError
+from vitdense.inference import Predictor, Result, write_picture
 from vitdense.inputs import Input, OutputNames
 from vitdense.types import SemanticMap
 from vitdense.video import Frame, VideoReader, VideoWriter
+from vitdense.video_files import is_video
 
 logger = logging.getLogger('vitdense')
 
@@ -60,86 +63,88 @@ class Demo:
         self.names = names
         self.options = options or Options()
         self.entries: list[dict[str, Any]] = []
-        self.skipped: list[dict[str, str]] = []
+        self._guard = InputGuard()
+        self.skipped = self._guard.skipped
         self.stages: Counter[str] = Counter()
         self.parts: Counter[str] = Counter()
         self.count = 0
         self.seconds = 0.0
-        self._only = False  # there is one input, and it must work
+        self._videos: list[Input] = []
         self._stopped = False  # the user closed the window
 
     def look(self, inputs: Sequence[Input], *, tell: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Look at all `inputs`. `tell(done, total)` is called as work goes on; total 0: nobody knows.
 
-        An input that cannot be read is skipped with one warning. Raises its DataError when it is the only one, and a
-        DataError when none could be read.
+        An input that cannot be read, or whose output cannot be written, is skipped with one warning. Raises its error
+        when it is the only one, and an error of the kind of the first one when none worked.
         """
         start = time.perf_counter()
-        self._only = len(inputs) == 1
-        pictures = [item for item in inputs if item.kind == 'picture']
+        self._guard.only = len(inputs) == 1
+        images = [item for item in inputs if item.kind == 'picture']
+        self._videos = [item for item in inputs if item.kind in ('video', 'camera')]
         try:
-            self._pictures(pictures, tell)
             for item in inputs:
-                if item.kind != 'picture':
-                    self._guarded(item, lambda item=item: self._video(item, tell))
+                if item.error is not None:
+                    self._guard.skip(item, item.error)
+            self._pictures(images, tell)
+            for item in self._videos:
+                self._guarded(item, partial(self._video, item, tell))
         finally:
             self.seconds += time.perf_counter() - start
         if not self.entries and not self._stopped:
-            raise DataError(
-                f'none of {len(inputs)} inputs could be read',
-                where=', '.join(entry['file'] for entry in self.skipped[:5]),
-                why='; '.join(entry['reason'] for entry in self.skipped[:5]),
-                fix='give pictures or videos that can be opened',
-            )
+            self._guard.raise_nothing(len(inputs))
 
     def save(self, path: Path) -> None:
         """Write everything that is known to a json file. Raises DiskError."""
         content = {
             'results': self.entries,
+            'classes': classes_of(self.predictor.metainfo),
             'skipped': self.skipped,
             'count': self.count,
             'seconds': round(self.seconds, 3),
             'stages_seconds': {stage: round(seconds, 4) for stage, seconds in self.stages.items()},
             'parts_seconds': {part: round(seconds, 4) for part, seconds in self.parts.items()},
         }
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding='utf-8')
-        except OSError as error:
-            raise DiskError(
-                f'cannot write {path.name}', where=str(path), why=str(error), fix='choose another folder with --out'
-            ) from error
+        write_json(path, content)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or the exit code of the first input that was skipped for another reason than its content."""
+        return self._guard.exit_code
 
     def _guarded(self, item: Input, work: Callable[[], Any]) -> Any:
-        """Return `work()`; of an unreadable input None, after a warning."""
-        if self._stopped:
-            return None
-        try:
-            return work()
-        except DataError as error:
-            if self._only:
-                raise
-            self.skipped.append({'file': str(item.source), 'reason': error.message})
-            logger.warning('skipped %s', error.message)
-            return None
+        return None if self._stopped else self._guard.run(item, work)
 
     # ------------------------------------------------------------------------------------------------ pictures
 
     def _pictures(self, items: Sequence[Input], tell: Callable[[int, int], None]) -> None:
-        pending: deque[Future] = deque()
+        pending: deque[tuple[Input, Future]] = deque()
         with ThreadPoolExecutor(1, 'read') as reading, ThreadPoolExecutor(1, 'write') as writing:
             loaded = self._loaded(_ahead(items, partial(reading.submit, self._load), AHEAD + self.options.batch))
             for group in _groups(loaded, self.options.batch):
-                results = self.predictor([img for _, img, _ in group])
-                for (item, _, seconds), result in zip(group, results, strict=True):
-                    result = replace(result, path=str(item.source), times={**result.times, 'load': seconds})
-                    pending.append(writing.submit(self._write_picture, item, result))
+                for (item, _, seconds), result in zip(group, self._predict(group), strict=True):
+                    if result is not None:
+                        result = replace(result, path=str(item.source), times={**result.times, 'load': seconds})
+                        pending.append((item, writing.submit(self._write_picture, item, result)))
                 while len(pending) > AHEAD:
-                    self._note_picture(*pending.popleft().result())
+                    self._note_picture(*pending.popleft())
                     tell(self.count + len(self.skipped), len(items))
             while pending:
-                self._note_picture(*pending.popleft().result())
+                self._note_picture(*pending.popleft())
                 tell(self.count + len(self.skipped), len(items))
+
+    def _predict(self, group: Sequence[tuple[Input, Tensor, float]]) -> list[Result | None]:
+        """Return the results of images that go through the network together; None for one that is skipped.
+
+        Where that fails, each image is tried alone.
+        """
+        if len(group) > 1:
+            try:
+                return self.predictor([img for _, img, _ in group])
+            except (DataError, MemoryError, RuntimeError) as error:
+                if not (isinstance(error, DataError) or out_of_memory(error)):
+                    raise
+        return [self._guarded(item, partial(self.predictor, img)) for item, img, _ in group]
 
     def _loaded(self, futures: Iterable[tuple[Input, Future]]) -> Iterator[tuple[Input, Tensor, float]]:
         for item, future in futures:
@@ -147,9 +152,16 @@ class Demo:
             if loaded is not None:
                 yield (item, *loaded)
 
-    def _load(self, item: Input) -> tuple[Tensor, float]:
+    def _load(self, item: Input) -> tuple[Tensor, float] | None:
+        """Return an image and the seconds that reading took; None for a video with the suffix of an image."""
         start = time.perf_counter()
-        img = as_tensor(item.source, max_pixels=self.predictor.max_pixels)
+        try:
+            img = self.predictor.read(item.source)
+        except UnreadablePicture:
+            if not is_video(item.source):
+                raise
+            self._videos.append(item._replace(kind='video'))
+            return None
         if img.shape[-2] * img.shape[-1] > LARGE and self.predictor.model.tiler is None:
             logger.warning(
                 '%s has %.0f Mpx and the model looks at it as a whole; --tile SIZE looks at it in windows',
@@ -172,8 +184,8 @@ class Demo:
             'output': str(path),
             **({'labels': labels} if labels else {}),
             'size': list(result.image.shape[:2]),
-            'heads': self._numbers(result),
-            **self._objects(result),
+            'heads': numbers(result, self.options.min_score),
+            **objects(result, self.options.min_score),
             'ms': {stage: round(1000 * seconds, 2) for stage, seconds in times.items()},
             'ms_parts': {part: round(1000 * seconds, 2) for part, seconds in result.parts.items()},
         }
@@ -189,7 +201,11 @@ class Demo:
                 paths[head] = str(write_picture(labels, self.names.name(item, '.png', tag=f'_{head}')))
         return paths
 
-    def _note_picture(self, entry: dict[str, Any], picture: np.ndarray) -> None:
+    def _note_picture(self, item: Input, written: Future) -> None:
+        noted = self._guarded(item, written.result)
+        if noted is None:
+            return
+        entry, picture = noted
         self.entries.append(entry)
         self.count += 1
         self.stages.update({stage: value / 1000 for stage, value in entry['ms'].items()})
@@ -207,8 +223,7 @@ class Demo:
             writer = None
             try:
                 for frame, result in self._answers(reader):
-                    seconds = {'seconds': round(frame.seconds, 6)}
-                    frames.append(seconds | self._numbers(result) | self._objects(result))
+                    frames.append({'seconds': round(frame.seconds, 6)} | self._found(result))
                     if self.options.save_video and writer is None:
                         writer = stack.enter_context(self._writer(item, reader, result))
                     if writer is not None:
@@ -220,8 +235,7 @@ class Demo:
                         break
             except KeyboardInterrupt:
                 interrupted = True  # what was seen so far is finished and kept
-        path = writer.path if writer is not None else None
-        self._note_video(item, reader, frames, path, time.perf_counter() - start)
+        self._note_video(item, reader, frames, writer, time.perf_counter() - start)
         if interrupted and not reader.is_camera:
             raise KeyboardInterrupt  # of a camera it is the way to stop
 
@@ -256,19 +270,25 @@ class Demo:
         return picture
 
     def _note_video(
-        self, item: Input, reader: VideoReader, frames: list[dict[str, Any]], path: Path | None, seconds: float
+        self,
+        item: Input,
+        reader: VideoReader,
+        frames: list[dict[str, Any]],
+        writer: VideoWriter | None,
+        seconds: float,
     ) -> None:
         self.count += len(frames)
         entry = {
             'file': str(item.source),
             'kind': item.kind,
-            'output': None if path is None else str(path),
+            'output': None if writer is None else str(writer.path),
             'size': list(reader.size),
             'fps': reader.fps,
+            **({} if writer is None else {'output_fps': writer.fps}),
             'announced': reader.announced,
             'read': len(frames),
             'undecodable': reader.skipped,
-            'heads': _mean(frames),
+            'heads': mean(frames),
             'ms': {'all': round(1000 * seconds / max(1, len(frames)), 2)},
             'frames': frames,
         }
@@ -276,14 +296,8 @@ class Demo:
         if reader.announced != len(frames) and self.options.max_frames is None and not reader.is_camera:
             logger.warning('%s: %s', reader.name, reader.report())
 
-    def _numbers(self, result: Result) -> dict[str, dict[str, float]]:
-        return _rounded(result.summary(min_score=self.options.min_score))
-
-    def _objects(self, result: Result) -> dict[str, dict[str, list]]:
-        """Return `{'objects': {head: every object}}`, and nothing for a model that finds none by kind."""
-        found = result.objects(min_score=self.options.min_score)
-        rounded = {head: [_rounded_object(each) for each in objects] for head, objects in found.items()}
-        return {'objects': rounded} if rounded else {}
+    def _found(self, result: Result) -> dict[str, Any]:
+        return numbers(result, self.options.min_score) | objects(result, self.options.min_score)
 
     # ------------------------------------------------------------------------------------------------- drawing
 
@@ -312,24 +326,3 @@ def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     items = iter(items)
     while group := list(itertools.islice(items, size)):
         yield group
-
-
-def _rounded(summary: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    rounded = {head: {name: round(value, 4) for name, value in numbers.items()} for head, numbers in summary.items()}
-    return {head: {name: value for name, value in numbers.items() if value} for head, numbers in rounded.items()}
-
-
-def _rounded_object(found: dict[str, Any]) -> dict[str, Any]:
-    return {**found, 'score': round(found['score'], 4), 'box': [round(side, 1) for side in found['box']]}
-
-
-def _mean(frames: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return the mean over frames of `{head: {name: number}}`, largest first."""
-    sums: dict[str, Counter[str]] = {}
-    for frame in frames:
-        for head, numbers in frame.items():
-            if head not in ('seconds', 'objects'):
-                sums.setdefault(head, Counter()).update(numbers)
-    return _rounded(
-        {head: {name: value / len(frames) for name, value in total.most_common()} for head, total in sums.items()}
-    )

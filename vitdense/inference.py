@@ -15,6 +15,7 @@ from torchvision import tv_tensors
 
 from vitdense.data.images import MAX_PIXELS, from_pil, read_image
 from vitdense.data.transforms import Pipeline
+from vitdense.engine.predictor_options import arithmetic, device_name, refuse_unknown, whole_number
 from vitdense.engine.resources import choose_precision, read_device
 from vitdense.errors import ConfigError, DataError, DiskError
 from vitdense.ops.tiles import Tiler
@@ -69,9 +70,10 @@ class Result:
         return {head: self._numbers(head, min_score) for head in self.predictions}
 
     def objects(self, *, min_score: float = 0.3) -> dict[str, list[dict[str, Any]]]:
-        """Return `{head: [{'name', 'score', 'box'}, ...]}` of all heads that find instances, best first.
+        """Return `{head: [{'name', 'class_id', 'score', 'box'}, ...]}` of all heads that find instances, best first.
 
-        `box` is [left, top, right, bottom] in pixels. Instances below `min_score` are left out.
+        `class_id` is the number of the class from 0; `category_id`, where the model knows it, that of the annotation
+        file. `box` is [left, top, right, bottom] in pixels. Instances below `min_score` are left out.
         """
         heads = [head for head, prediction in self.predictions.items() if isinstance(prediction, Instances)]
         return {head: self._objects(head, min_score) for head in heads}
@@ -101,19 +103,21 @@ class Result:
     def _objects(self, head: str, min_score: float) -> list[dict[str, Any]]:
         found = self[head]
         names = class_names(self.metainfo, head, found, int(found.labels.max()) + 1 if len(found.labels) else 0)
+        classes = class_list(self.metainfo, head, names)
         keep = found.scores >= min_score
         columns = (found.labels[keep].tolist(), found.scores[keep].tolist(), found.boxes[keep].tolist())
-        return [{'name': names[label], 'score': score, 'box': box} for label, score, box in zip(*columns, strict=True)]
+        return [{**classes[label], 'score': score, 'box': box} for label, score, box in zip(*columns, strict=True)]
 
 
 def load(model_dir: str | Path, **options: Any) -> Predictor:
     """Return the predictor of a model folder (`model.json`, `model.safetensors`), as training leaves one.
 
     `options` go to `Predictor`: `device`, `amp`, `batch_size`, `max_pixels`, `tile`. Loading runs no code of the
-    folder. Raises CheckpointError when the folder is not whole.
+    folder. Raises CheckpointError when the folder is not whole, ConfigError for options that cannot be.
     """
     from vitdense.engine.model_folder import read_model_folder
 
+    refuse_unknown(options, OPTIONS, where='vitdense.load')
     model, info = read_model_folder(model_dir)
     return Predictor(model, transforms=info['transforms'], metainfo=_metainfo(info), **options)
 
@@ -142,18 +146,17 @@ class Predictor:
         max_pixels: int = MAX_PIXELS,
         tile: int | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f'batch_size is at least 1, got {batch_size}')
-        self.device = read_device(device)
-        self.model = model.to(self.device).eval()
-        self.model.amp = choose_precision(amp, self.device).dtype
+        self.batch_size = whole_number(batch_size, 'batch_size')
+        self.max_pixels = whole_number(max_pixels, 'max_pixels')
+        self.device = read_device(device_name(device))
+        precision = choose_precision(arithmetic(amp), self.device)
         if tile is not None:
-            model.tiler = _tiler(tile, batch_size, model.network.divisor)
+            model.tiler = _tiler(whole_number(tile, 'tile'), self.batch_size, model.network.divisor)
+        self.model = model.to(self.device).eval()
+        self.model.amp = precision.dtype
         self.transforms = Pipeline(() if tile is not None else transforms)
         fields = {name: task.field for name, task in model.tasks.items()}
         self.metainfo = {'classes': model.classes, **(metainfo or {}), 'head_fields': fields}
-        self.batch_size = batch_size
-        self.max_pixels = max_pixels
 
     def __call__(self, image: Picture | Sequence[Picture]) -> Result | list[Result]:
         """Return the `Result` of a picture, or a list of them for a list.
@@ -173,9 +176,13 @@ class Predictor:
                 results[row] = result
         return results
 
+    def read(self, image: Picture) -> Tensor:
+        """Return any kind of picture as the predictor reads it: (3, H, W) uint8 RGB on the CPU. Raises DataError."""
+        return as_tensor(image, max_pixels=self.max_pixels)
+
     def _prepare(self, image: Picture) -> _Prepared:
         start = time.perf_counter()
-        img = as_tensor(image, max_pixels=self.max_pixels)
+        img = self.read(image)
         loaded = time.perf_counter()
         path = str(image) if isinstance(image, str | Path) else ''
         size = tuple(img.shape[-2:])
@@ -193,6 +200,7 @@ class Predictor:
         """
         from vitdense.engine.model_folder import read_checkpoint_model
 
+        refuse_unknown(options, OPTIONS, where='Predictor.from_config')
         model, info = read_checkpoint_model(config, checkpoint)
         return cls(model, transforms=info['transforms'], metainfo=_metainfo(info), **options)
 
@@ -227,6 +235,9 @@ class Predictor:
         return time.perf_counter()
 
 
+OPTIONS = [name for name in Predictor.__init__.__kwdefaults__ if name not in ('transforms', 'metainfo')]
+
+
 @dataclass(frozen=True)
 class _Prepared:
     image: Tensor  # (3, H, W) uint8, as it came
@@ -255,6 +266,15 @@ def class_names(metainfo: Mapping[str, Any], head: str, prediction: Prediction, 
     name = (metainfo.get('head_fields') or {}).get(head, kind)
     names = list((metainfo.get('classes') or {}).get(name) or ())
     return names + [f'class {index}' for index in range(len(names), at_least)]
+
+
+def class_list(metainfo: Mapping[str, Any], head: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return `[{'name', 'class_id'}, ...]` of the classes of `head`, with the `category_id` where there is one."""
+    field = (metainfo.get('head_fields') or {}).get(head, 'labels')
+    ids = list((metainfo.get('category_ids') or {}).get(field) or ())
+    ids += [None] * (len(names) - len(ids))
+    rows = ({'name': name, 'class_id': number, 'category_id': ids[number]} for number, name in enumerate(names))
+    return [{key: value for key, value in row.items() if value is not None} for row in rows]
 
 
 def write_picture(picture: np.ndarray, path: str | Path) -> Path:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import glob
 import itertools
+import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vitdense.data.images import PICTURE_SUFFIXES
-from vitdense.errors import ConfigError
-from vitdense.video import VIDEO_SUFFIXES
+from vitdense.data.images import PICTURE_SUFFIXES, image_size
+from vitdense.errors import ConfigError, DataError
+from vitdense.video_files import VIDEO_SUFFIXES, is_video, opens_as_video
+
+logger = logging.getLogger('vitdense')
 
 
 class Input(NamedTuple):
     """One thing to look at."""
 
-    kind: Literal['picture', 'video', 'camera']
+    kind: Literal['picture', 'video', 'camera', 'unusable']
     source: Path | int  # a file, or the number of a camera
     relative: Path = Path()  # the file below the folder or pattern that led to it; of a file its name
+    error: ConfigError | None = None  # why it is unusable
 
     @property
     def name(self) -> str:
@@ -29,46 +35,79 @@ class Input(NamedTuple):
 def find_inputs(words: Sequence[str], *, outside: Path | None = None) -> list[Input]:
     """Return what `words` name, each thing once, folders sorted and with their subfolders.
 
-    A word is a file, a folder, a pattern (`*`, `?`, `[...]`, `**`), or the number of a camera. Of folders and patterns
-    only pictures and videos are taken, and nothing from inside the folder `outside` (where answers go), unless the word
-    itself leads there.
-    Raises ConfigError when a word names nothing.
+    A word is a file, a folder, a pattern (`*`, `?`, `[...]`, `**`), or the number of a camera. Images and videos are
+    told apart by suffix, and files of other suffixes by content; what is neither is left out of folders and patterns,
+    counted and named in the log. Nothing is taken from inside the folder `outside` (where answers go), unless the word
+    itself leads there. A word that names nothing is an 'unusable' input; ConfigError is raised where no word names
+    anything.
     """
     found: dict[object, Input] = {}
     for word in words:
-        items = list(_named_by(word, outside))
-        if not items:
-            raise ConfigError(
-                f"'{word}' names no picture, video or camera",
-                where=word,
-                why=_why_nothing(word),
-                fix='give pictures, videos, folders, patterns in quotes ("photos/*.jpg"), or a camera number (0)',
-            )
-        for item in items:
+        for item in list(_named_by(word, outside)) or [_nothing(word)]:
             found.setdefault(item.source if item.kind == 'camera' else item.source.resolve(), item)
-    return list(found.values())
+    items = list(found.values())
+    if all(item.kind == 'unusable' for item in items):
+        raise items[0].error
+    return items
 
 
 def _named_by(word: str, outside: Path | None) -> Iterator[Input]:
-    path = Path(word)
+    path, camera = Path(word), re.fullmatch(r'(?:/dev/video)?([0-9]+)', word)
     if path.is_dir():
-        files: Iterable[Path] = sorted(file for file in path.rglob('*') if file.is_file())
+        files = sorted(_walk(path))
     elif path.is_file():
-        kind = 'video' if path.suffix.lower() in VIDEO_SUFFIXES else 'picture'
-        yield Input(kind, path, Path(path.name))
+        yield Input(_kind_of(path, by_content=True) or 'picture', path, Path(path.name))
         return
-    elif word.isdecimal():
-        yield Input('camera', int(word))
+    elif camera:
+        yield Input('camera', int(camera[1]))
         return
     else:
         files = sorted(Path(file) for file in glob.glob(word, recursive=True))
     if outside is not None and not _folder_of(path).is_relative_to(outside.resolve()):
         files = [file for file in files if not file.resolve().is_relative_to(outside.resolve())]
+    left_out = []
     for file in files:
-        if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file():
-            yield Input('picture', file, _below(file, path))
-        elif file.suffix.lower() in VIDEO_SUFFIXES and file.is_file():
-            yield Input('video', file, _below(file, path))
+        kind = _kind_of(file)
+        if kind is not None:
+            yield Input(kind, file, _below(file, path))
+        elif not file.is_dir():
+            left_out.append(str(file.relative_to(path) if path.is_dir() else file))
+    if left_out:
+        names = ', '.join(left_out[:5]) + (f' and {len(left_out) - 5} more' if len(left_out) > 5 else '')
+        logger.info('%s: %d files are neither images nor videos and are left out: %s', word, len(left_out), names)
+
+
+def _kind_of(file: Path, *, by_content: bool = False) -> Literal['picture', 'video'] | None:
+    """Return what a file is: by its suffix, else, or first, by its content; None for what is neither."""
+    if not file.is_file():  # a pipe or a device may never end
+        return None
+    suffix = file.suffix.lower()
+    listed = 'picture' if suffix in PICTURE_SUFFIXES else 'video' if suffix in VIDEO_SUFFIXES else None
+    if listed and not by_content:
+        return listed
+    if is_video(file):
+        return 'video'
+    try:
+        image_size(file, max_pixels=sys.maxsize)
+    except DataError:
+        return listed or ('video' if by_content and opens_as_video(file) else None)
+    return 'picture'
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield all files below a folder; links to folders are followed, each folder is visited once."""
+    visited: set[str] = set()
+
+    def warn(error: OSError) -> None:
+        logger.warning('%s: a folder that cannot be read is left out: %s', error.filename, error.strerror)
+
+    for home, folders, names in os.walk(folder, followlinks=True, onerror=warn):
+        real = os.path.realpath(home)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        yield from (Path(home, name) for name in names)
 
 
 def _folder_of(path: Path) -> Path:
@@ -83,12 +122,24 @@ def _below(file: Path, word: Path) -> Path:
     return file.relative_to(folder) if file.is_relative_to(folder) else Path(file.name)
 
 
-def _why_nothing(word: str) -> str:
-    if Path(word).is_dir():
-        return f'the folder holds no file with a suffix of {" ".join(PICTURE_SUFFIXES + VIDEO_SUFFIXES)}'
-    if glob.has_magic(word):
-        return 'no picture or video fits the pattern'
-    return f'there is no such file in {Path.cwd()}' if not Path(word).is_absolute() else 'there is no such file'
+def _nothing(word: str) -> Input:
+    """Return the input that says why `word` names nothing."""
+    path = Path(word)
+    if path.is_dir():
+        why = f'no file in the folder is an image ({" ".join(PICTURE_SUFFIXES)}) or a video'
+    elif path.exists():
+        why = 'it is no regular file: a pipe or a device may never end'
+    elif glob.has_magic(word):
+        why = 'no image or video fits the pattern'
+    else:
+        why = 'there is no such file' + ('' if path.is_absolute() else f' in {Path.cwd()}')
+    error = ConfigError(
+        f"'{word}' names no picture, video or camera",
+        where=word,
+        why=why,
+        fix='give pictures, videos, folders, patterns in quotes ("photos/*.jpg"), or a camera number (0)',
+    )
+    return Input('unusable', path, error=error)
 
 
 class OutputNames:

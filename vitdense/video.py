@@ -7,6 +7,7 @@ is written is opened again and counted.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import queue
@@ -20,12 +21,13 @@ import cv2
 import numpy as np
 
 from vitdense.errors import ConfigError, DataError, DiskError
+from vitdense.video_files import FASTEST, SLOWEST, check_openable, quiet_opencv, writable_rate
 
 logger = logging.getLogger('vitdense')
 
-VIDEO_SUFFIXES = ('.mp4', '.avi', '.mkv', '.mov', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv', '.ts')
 CODECS = {'.mp4': 'mp4v', '.webm': 'VP90', '.avi': 'MJPG'}  # what every OpenCV wheel can encode
 DEFAULT_FPS = 25.0
+USUAL_FPS = (1.0, 240.0)  # rates that are taken from a file as they are
 MAX_SKIPPED = 30  # frames in a row that may fail to decode before the video is taken to be over
 QUEUE = 8  # frames that wait between two threads
 
@@ -41,10 +43,10 @@ class Frame(NamedTuple):
 class VideoReader:
     """Iterate over the frames of a video file, or over the newest frames of a camera (`source` is its number).
 
-    `fps` is the frame rate of the file, or 25 with a warning where the file has none that can be (not in 1..240);
-    `announced` is the number of frames that the file claims, 0 when it claims none: it is not to be trusted. `size`
-    is (H, W) of the first frame. A file is decoded ahead in a thread; a camera thread keeps the newest frame only.
-    `capture` opens the source (default: `cv2.VideoCapture`).
+    `fps` is the frame rate of the file. One outside 1..240 must agree with the time stamps of the first two frames;
+    else theirs is taken, or 25 where there are none, with a warning. `announced` is the number of frames that the file
+    claims, 0 when it claims none: it is not to be trusted. `size` is (H, W) of the first frame. A file is decoded ahead
+    in a thread; a camera thread keeps the newest frame only. `capture` opens the source (default: `cv2.VideoCapture`).
 
     Raises DataError when nothing can be decoded, or the camera does not exist.
     """
@@ -56,6 +58,9 @@ class VideoReader:
         self.read = 0  # frames handed out
         self.skipped = 0  # frames that could not be decoded
         self._opened = time.monotonic()
+        quiet_opencv()
+        if not self.is_camera:
+            check_openable(Path(source))
         self._capture = (capture or cv2.VideoCapture)(self.source)
         if self.is_camera:
             self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
@@ -64,12 +69,13 @@ class VideoReader:
             self._capture.release()
             raise self._nothing()
         self.size = first[0].shape[:2]
-        self.fps = self._frame_rate(self._capture.get(cv2.CAP_PROP_FPS))
+        ahead = [first]
+        self.fps = self._frame_rate(self._capture.get(cv2.CAP_PROP_FPS), ahead)
         announced = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.announced = int(announced) if math.isfinite(announced) and announced > 0 and not self.is_camera else 0
         self._frames: queue.Queue = queue.Queue(maxsize=1 if self.is_camera else QUEUE)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(first,), name=f'read {self.name}', daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(ahead,), name=f'read {self.name}', daemon=True)
         self._thread.start()
 
     def __iter__(self) -> Iterator[Frame]:
@@ -112,11 +118,12 @@ class VideoReader:
                 return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), seconds
         return None
 
-    def _work(self, item: tuple[np.ndarray, float] | None) -> None:
+    def _work(self, ahead: list[tuple[np.ndarray, float]]) -> None:
         try:
-            while item is not None and not self._closed.is_set():
+            for item in itertools.chain(ahead, iter(self._decode, None)):
+                if self._closed.is_set():
+                    break
                 self._put(item)
-                item = self._decode()
         except Exception as error:  # crosses to the thread that iterates
             self._put(error)
         finally:
@@ -142,12 +149,21 @@ class VideoReader:
                 continue
         return None
 
-    def _frame_rate(self, fps: float) -> float:
-        if 1 < fps < 240 or fps in (1, 240):  # NaN is not in
+    def _frame_rate(self, fps: float, ahead: list[tuple[np.ndarray, float]]) -> float:
+        """Return the frame rate to use where the file says `fps`; frames that are decoded for it join `ahead`."""
+        if USUAL_FPS[0] <= fps <= USUAL_FPS[1]:  # NaN is not
             return float(fps)
-        if not self.is_camera:
-            logger.warning('%s: a frame rate of %g cannot be; using %g', self.name, fps, DEFAULT_FPS)
-        return DEFAULT_FPS
+        if self.is_camera:
+            return DEFAULT_FPS
+        second = self._decode()
+        ahead += [second] if second is not None else []
+        spacing = ahead[-1][1] - ahead[0][1]  # seconds; 0 for a container without time stamps
+        stamped = 1 / spacing if SLOWEST <= 1 / max(spacing, 1e-9) <= FASTEST else 0.0
+        if 0 < fps <= FASTEST and (not stamped or 0.5 <= fps / stamped <= 2):
+            return float(fps)
+        used = stamped or DEFAULT_FPS
+        logger.warning('%s: a frame rate of %g cannot be; using %g', self.name, fps, used)
+        return used
 
     def _nothing(self) -> DataError:
         if self.is_camera:
@@ -172,7 +188,8 @@ class VideoWriter:
 
     The suffix chooses the format: .mp4 (MPEG-4), .webm (VP9: plays in browsers, slow to encode) or .avi (Motion JPEG).
     `size` is (H, W) of the frames. Odd sizes are padded by one repeated row or column, as the codecs would cut them;
-    `padded` tells. Leaving the `with` block finishes the file, opens it again and counts its frames.
+    `padded` tells. `fps` is the frame rate that is written: the nearest one that the format and OpenCV can hold.
+    Leaving the `with` block finishes the file, opens it again and counts its frames.
 
     Raises ConfigError for another suffix, DiskError when the file cannot be written or is not whole.
     """
@@ -183,7 +200,8 @@ class VideoWriter:
         self.padded = (size[0] + size[0] % 2, size[1] + size[1] % 2)
         self.written = 0
         self._warned = False
-        self._open(fps)
+        self.fps = self._checked_rate(fps)
+        self._open()
         self._frames: queue.Queue = queue.Queue(maxsize=QUEUE)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name=f'write {self.path.name}', daemon=True)
@@ -221,9 +239,9 @@ class VideoWriter:
             self._thread.join()
             self._writer.release()
 
-    def _open(self, fps: float) -> None:
-        codec = CODECS.get(self.path.suffix.lower())
-        if codec is None:
+    def _checked_rate(self, fps: float) -> float:
+        """Return the frame rate to write, and say how it differs from `fps`. Raises ConfigError."""
+        if self.path.suffix.lower() not in CODECS:
             raise ConfigError(
                 f"cannot write a video as '{self.path.suffix}'",
                 where=str(self.path),
@@ -237,15 +255,30 @@ class VideoWriter:
                 why='it is not positive',
                 fix='--fps 25',
             )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        rate = float(writable_rate(fps, self.path.suffix.lower()))
+        if abs(rate - fps) > 2e-6 * fps:  # 30000/1001 is written as 29.97
+            logger.info('%s: written with %g frames a second, the nearest it can hold to %g', self.path.name, rate, fps)
+        return rate
+
+    def _open(self) -> None:
+        quiet_opencv()
         height, width = self.padded
-        self._writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter.fourcc(*codec), float(fps), (width, height))
+        check_openable(self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.open('wb').close()  # OpenCV does not say why it cannot
+        except OSError as error:
+            why, fix = str(error), 'free some space, or choose a folder that you may write to'
+            raise DiskError(f'cannot write {self.path.name}', where=str(self.path), why=why, fix=fix) from error
+        codec = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix.lower()])
+        self._writer = cv2.VideoWriter(str(self.path), codec, self.fps, (width, height))
         if not self._writer.isOpened():
+            self.path.unlink(missing_ok=True)
             raise DiskError(
                 f'cannot write {self.path.name}',
                 where=str(self.path),
-                why='the folder cannot be written, or this OpenCV lacks the encoder',
-                fix='choose another folder, or another format (.mp4, .webm, .avi)',
+                why=f'OpenCV cannot encode {width} x {height} pixels at {self.fps:g} frames a second in this format',
+                fix='choose another format (.mp4, .webm, .avi), or smaller frames',
             )
         if self.padded != self.size:
             logger.info('%s: frames of %s padded to even %s', self.path.name, self.size, self.padded)
@@ -286,6 +319,7 @@ class VideoWriter:
 
 def count_frames(path: str | Path) -> int:
     """Return how many frames of a video file can really be decoded."""
+    quiet_opencv()
     capture = cv2.VideoCapture(str(path))
     count = 0
     while capture.isOpened() and capture.grab():

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -266,6 +267,79 @@ def test_pictures_and_videos_together(demo, tmp_path):
     code, content, _ = demo(tmp_path / 'in')
     assert code == 0 and content['count'] == 3
     assert sorted(entry['kind'] for entry in content['results']) == ['picture', 'video']
+
+
+@pytest.mark.faults
+def test_what_cannot_be_written_does_not_end_the_others(demo, tmp_path, model_folder):
+    picture(tmp_path / 'in' / 'a.png')
+    picture(tmp_path / 'in' / 'b' / 'b.png')
+    for name in ('c.mp4', 'd/d.mp4', 'e.mp4'):
+        (tmp_path / 'in' / name).parent.mkdir(exist_ok=True)
+        video(tmp_path / 'in' / name, 2, fps=211.222)
+    (tmp_path / 'out').mkdir()
+    for name in ('b', 'd'):
+        (tmp_path / 'out' / name).write_text('a file where a folder is needed')
+    code, content, printed = demo(tmp_path / 'in', tmp_path / 'gone.jpg')
+    assert code == 2  # that of the first input that was skipped for another reason than its content
+    assert [Path(entry['file']).name for entry in content['results']] == ['a.png', 'c.mp4', 'e.mp4']
+    assert [Path(entry['file']).name for entry in content['skipped']] == ['gone.jpg', 'b.png', 'd.mp4']
+    assert content['results'][1]['fps'] == pytest.approx(211.22) == content['results'][1]['output_fps']
+    assert '3 skipped' in printed
+    words = tmp_path / 'in/b/b.png', tmp_path / 'in/d/d.mp4', '--model', model_folder, '--out', tmp_path / 'out/b'
+    code, _, printed = demo(*words, model=False)
+    assert code == 7 and 'skipped cannot write b.png' in printed
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize('batch', [1, 3])
+def test_an_image_that_needs_more_memory_is_skipped(demo, tmp_path, monkeypatch, batch):
+    for name, width in (('a', 64), ('b', 80), ('c', 64)):
+        picture(tmp_path / 'in' / f'{name}.png', width=width)
+    original = Predictor._run
+
+    def run(self, items):
+        if any(item.image.shape[-1] == 80 for item in items):
+            torch.empty(2**60)  # torch's own error
+        return original(self, items)
+
+    monkeypatch.setattr(Predictor, '_run', run)
+    code, content, printed = demo(tmp_path / 'in', '--batch', batch)
+    assert code == 6 and [Path(entry['file']).name for entry in content['results']] == ['a.png', 'c.png']
+    assert 'skipped b.png: not enough memory' in printed
+
+
+@pytest.mark.faults
+def test_names_that_are_no_text_are_kept(demo, tmp_path):
+    strange = os.fsdecode(os.fsencode(tmp_path) + b'/in/\xffstra\xc3\x9fe.png')
+    picture(Path(strange))
+    code, content, _ = demo(tmp_path / 'in')
+    entry = content['results'][0]
+    assert code == 0 and entry['file'] == strange and Path(entry['output']).is_file()
+    text = (tmp_path / 'out/results.json').read_text(encoding='utf-8')
+    assert 'straße' in text  # readable, and the byte that is no text is escaped
+
+
+def test_results_list_the_classes(demo, tmp_path, detector_folder):
+    source = picture(tmp_path / 'a.png')
+    _, content, _ = demo(source)
+    assert content['classes'] == {'sem': [{'name': name, 'class_id': row} for row, name in enumerate(CLASSES)]}
+    known = tmp_path / 'known'
+    shutil.copytree(detector_folder, known)
+    description = json.loads((known / 'model.json').read_text())
+    description['category_ids'] = {'labels': [3, 6, 2]}
+    (known / 'model.json').write_text(json.dumps(description))
+    words = (source, '--model', known, '--out', tmp_path / 'out', '--min-score', '0', '--device', 'cpu')
+    _, content, _ = demo(*words, model=False)
+    assert content['classes']['det'][1] == {'name': 'bus', 'class_id': 1, 'category_id': 6}
+    for each in content['results'][0]['objects']['det']:
+        assert {key: each[key] for key in ('name', 'class_id', 'category_id')} in content['classes']['det']
+
+
+def test_a_video_with_the_suffix_of_an_image_is_a_video(demo, tmp_path):
+    (tmp_path / 'in').mkdir()
+    video(tmp_path / 'in' / 'a.mp4', 2).rename(tmp_path / 'in' / 'a.jpg')
+    code, content, _ = demo(tmp_path / 'in')
+    assert code == 0 and content['results'][0]['kind'] == 'video' and content['count'] == 2
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that `--help` is immediate.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,11 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
     A VitDenseError becomes its block on stderr; with VITDENSE_DEBUG=1 the traceback is shown as well. Other errors are
     bugs and keep their traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # what a terminal cannot show, such as a name that is no text, is escaped
+            stream.reconfigure(errors='backslashreplace')
     try:
         code = main(argv) or 0
         sys.stdout.flush()

@@ -51,7 +51,7 @@ def start_logging(work_dir: Path | None, *, keep: bool = False) -> None:
     if keep:
         logger.addHandler(MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1))
     if work_dir is not None and is_main_process():
-        file = logging.FileHandler(work_dir / 'log.txt', encoding='utf-8')
+        file = logging.FileHandler(work_dir / 'log.txt', encoding='utf-8', errors='backslashreplace')
         file.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s'))
         logger.addHandler(file)
         for record in kept:
