@@ -7,7 +7,7 @@ environment variable VITDENSE_DEBUG=1 to see the traceback as well.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class VitDenseError(Exception):
@@ -95,3 +95,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the nearest known word, or an empty string."""
     near = difflib.get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else ''
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Return the first `most` names in a row, and how many more there are."""
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more

@@ -10,43 +10,48 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT
-from timm.models import eva, get_pretrained_cfg, is_model_in_modules, load_pretrained, vision_transformer
+from timm.models import eva, get_pretrained_cfg, load_pretrained, vision_transformer
 from torch import Tensor, nn
 
-from vitdense.errors import CheckpointError, ConfigError, did_you_mean
+from vitdense.backbones.foreign_names import translated
+from vitdense.backbones.hub_names import plain_name
+from vitdense.backbones.position_tables import Sizes, table_grid
+from vitdense.backbones.timm_models import check_img_size, check_timm_args, make_model
+from vitdense.errors import CheckpointError, ConfigError
 from vitdense.types import Classifier
 from vitdense.weights import State, load_weights, open_checkpoint, read_weights
 
 logger = logging.getLogger('vitdense')
 
-FAMILIES = (vision_transformer.VisionTransformer, eva.Eva)
-_MODULES = ('vision_transformer', 'deit', 'eva')  # where timm keeps them
 _HUB_FILE = 'model.safetensors'
 _ANCHOR = 'patch_embed.proj.weight'  # every ViT has it
 
 # Names that belong to what a backbone does not have: classifiers, poolers, the decoder and mask of pre-training, and
 # the fixed rotation tables that timm computes itself.
-DISPENSABLE = ('head', 'fc_norm.', 'attn_pool.', 'pre_logits.', 'mask_token', 'decoder_', 'local_cls_norm.', 'rope.')
+DISPENSABLE = (
+    *('head', 'fc_norm.', 'attn_pool.', 'pooler.', 'pre_logits.', 'mask_token', 'decoder_', 'local_cls_norm.'),
+    *('rope.', 'rope_embeddings.'),
+)
 _POOLS = {'token': 'token', 'avg': 'average', 'map': 'attention'}  # timm's words and ours
 _CLASSIFIER = {'head.': 'classifier.', 'fc_norm.': 'norm.', 'attn_pool.': 'attn_pool.'}  # timm's names and ClassHead's
-_OURS = {
-    'pretrained': 'pretrained',
-    'num_classes': None,
-    'global_pool': None,
-    'dynamic_img_size': None,
-    'drop_path_rate': 'drop_path',
-    'patch_size': 'patch_size',
-    'img_size': 'img_size',
-    'patch_drop_rate': None,
-    'features_only': None,
-    'checkpoint_path': 'pretrained',
-}
+_ZERO = 1e-4  # the largest bias that counts as none
+_FIX = (
+    'load them into the model they were made for; a backbone that may take a part of its pretrained weights\n'
+    'says so with partial_weights=True'
+)
+
+
+class Created(NamedTuple):
+    """A timm model with what its weights decided."""
+
+    model: nn.Module
+    decided: dict[str, Any]  # patch_size and img_size that a ViT must be told, where it has no weights that say so
 
 
 def create(
@@ -56,9 +61,10 @@ def create(
     partial_weights: bool | Sequence[str],
     patch_size: int | None,
     img_size: tuple[int, int] | None,
+    pretrained_img_size: tuple[int, int] | None,
     drop_path: float,
     timm_args: Mapping[str, Any] | None,
-) -> nn.Module:
+) -> Created:
     """Return the timm model `name` without its head, on the wanted patch size and table of positions.
 
     With weights, the model first takes the shape of the file (its patch size, its table of positions), is filled
@@ -68,24 +74,56 @@ def create(
     Raises ConfigError for a name or an argument that timm does not have, CheckpointError for weights that do not fit
     or cannot be had.
     """
-    arguments = {**_checked(timm_args), 'drop_path_rate': drop_path}
+    arguments = {**check_timm_args(timm_args), 'drop_path_rate': drop_path}
+    wanted = {'patch_size': patch_size, 'img_size': img_size}
     if not pretrained:
-        wanted = {'patch_size': patch_size, 'img_size': img_size}
-        model = _make(name, arguments | {key: value for key, value in wanted.items() if value is not None})
-        _check_img_size(img_size, model.patch_embed.patch_size[0])
-        return model
-    model = _make(name, arguments)
-    _check_img_size(img_size, patch_size or model.patch_embed.patch_size[0])
-    state, where = _fetch(name, model) if pretrained is True else (read_weights(pretrained), str(pretrained))
-    if state:
-        state = _without_class_token(state, model)
-        _take_shape(model, state, img_size)
+        model = make_model(name, arguments | {key: value for key, value in wanted.items() if value is not None})
+        check_img_size(img_size, model.patch_embed.patch_size[0])
+        return Created(model, {})
+    model = make_model(name, arguments)
+    patch, pixels = model.patch_embed.patch_size[0], model.patch_embed.img_size
+    check_img_size(img_size, patch_size or patch)
+    weights = _read(name, model, pretrained)
+    if weights.state:
+        state = _without_class_token(weights.state, model)
+        sizes = Sizes(weights.where, img_size, pretrained_img_size)
+        _take_shape(model, state, sizes, published=pretrained is True, strict=partial_weights is not True)
         convert = partial(timm_names, model=model, name=name)
         load_weights(
-            model, state, where=f'{where}, backbone', partial=partial_weights, convert=convert, ignore=DISPENSABLE
+            model,
+            state,
+            where=weights.where,
+            partial=partial_weights,
+            convert=convert,
+            ignore=DISPENSABLE,
+            fix=_FIX,
         )
     _resample(model, patch_size, img_size)
-    return model
+    told = (patch_size or patch, tuple(side // (patch_size or patch) for side in img_size or pixels))
+    made = (model.patch_embed.patch_size[0], tuple(model.patch_embed.grid_size))
+    decided = dict(patch_size=made[0], img_size=tuple(side * made[0] for side in made[1]))
+    return Created(model, decided if told != made else {})
+
+
+class _Weights(NamedTuple):
+    state: State
+    where: str
+
+
+def _read(name: str, model: nn.Module, pretrained: bool | str | Path) -> _Weights:
+    """Return the weights of `name` from the hub (`pretrained` True) or a file, under names that timm reads."""
+    if pretrained is True:
+        state, where = _fetch(name, model)
+    else:
+        state, where = read_weights(pretrained), str(pretrained)
+    state, kind = translated(state, where=where)
+    if kind.endswith('SigLIP') and getattr(model.blocks[0].mlp.act, 'approximate', '') == 'none':
+        logger.warning(
+            'transformers approximates the GELU of SigLIP by tanh and %s does not: answers differ by about 1e-3 unless '
+            "timm_args=dict(act_layer='gelu_tanh')",
+            name,
+        )
+    return _Weights(state, ', '.join(filter(None, [where, 'backbone', kind])))
 
 
 def read_classifier(
@@ -104,8 +142,8 @@ def read_classifier(
             fix='set pretrained=True or a path in the backbone, or pretrained=False in the head',
         )
     with torch.device('meta'):  # to know its parts; no weights are made
-        model = timm.create_model(name, **_checked(timm_args))
-    state, where = _fetch(name, model) if pretrained is True else (read_weights(pretrained), str(pretrained))
+        model = timm.create_model(plain_name(name), **check_timm_args(timm_args))
+    state, where = _read(name, model, pretrained)
     prefix = (_anchor(state) or _ANCHOR).removesuffix(_ANCHOR)
     weights = {
         ours + key.removeprefix(prefix + theirs): value
@@ -132,70 +170,9 @@ def read_classifier(
     return Classifier(pool, not isinstance(model.norm, nn.Identity), weights, where)
 
 
-def _checked(timm_args: Mapping[str, Any] | None) -> dict[str, Any]:
-    for key in timm_args or {}:
-        if key in _OURS:
-            ours = _OURS[key]
-            raise ConfigError(
-                f"timm_args must not hold '{key}'",
-                where='ViT(timm_args=...)',
-                why='the backbone sets it itself',
-                fix=f'use the argument {ours}= of ViT' if ours else f"remove '{key}'",
-            )
-    return dict(timm_args or {})
-
-
-def _check_img_size(img_size: tuple[int, int] | None, patch: int) -> None:
-    if img_size and (img_size[0] % patch or img_size[1] % patch):
-        raise ConfigError(
-            f'img_size {img_size[0]} x {img_size[1]} is not a multiple of the patch size {patch}',
-            where='ViT(img_size=..., patch_size=...)',
-            why='the table of positions has one entry for each whole patch',
-            fix=f'use {img_size[0] // patch * patch} x {img_size[1] // patch * patch}',
-        )
-
-
-def _make(name: str, arguments: dict[str, Any]) -> nn.Module:
-    """Make the model with random weights. The final norm is always the norm of tokens, never that of a pooled one."""
-    architecture = name.partition('.')[0]
-    if not timm.is_model(architecture):
-        raise ConfigError(
-            f"timm has no model '{architecture}'{did_you_mean(architecture, timm.list_models())}",
-            where='ViT(name=...)',
-            why=f'timm {timm.__version__} does not know this name',
-            fix="take a name of timm.list_models('vit_*'), such as 'vit_small_patch14_dinov2'",
-        )
-    if not is_model_in_modules(architecture, _MODULES):
-        _refuse_kind(f"'{name}' is not a plain Vision Transformer")
-    # timm moves the final norm behind the pooling for pooled models; an empty pooling keeps it on the tokens. Models
-    # with a distillation token know one pooling only, which does not move the norm.
-    pooling = {} if 'distilled' in architecture else {'global_pool': ''}
-    try:
-        model = timm.create_model(name, num_classes=0, dynamic_img_size=True, **pooling, **arguments)
-    except (TypeError, RuntimeError, AssertionError, ValueError) as error:
-        raise ConfigError(
-            f"timm cannot make '{name}'",
-            where='ViT(name=..., timm_args=...)',
-            why=str(error),
-            fix=f"check timm_args and the tag after the dot: timm.list_pretrained('{architecture}*') names the tags",
-        ) from error
-    height, width = model.patch_embed.patch_size
-    if not isinstance(model, FAMILIES) or height != width:
-        _refuse_kind(f"'{name}' is a {type(model).__name__} with patches of {height} x {width} pixels")
-    return model
-
-
-def _refuse_kind(message: str) -> None:
-    raise ConfigError(
-        message,
-        where='ViT(name=...)',
-        why='dense prediction needs the parts of the families VisionTransformer and Eva of timm, with square patches',
-        fix="take a plain ViT, such as 'vit_small_patch14_dinov2' or 'vit_small_patch16_dinov3'",
-    )
-
-
 def _fetch(name: str, model: nn.Module) -> tuple[State, str]:
     """Return the published weights of `name` from the cache or the hub, and where they came from."""
+    name = plain_name(name)
     cfg = get_pretrained_cfg(name)
     if cfg is None or not cfg.has_weights:
         architecture = name.partition('.')[0]
@@ -238,16 +215,43 @@ def _reach(address: str) -> None:
         urllib.request.urlopen(request, timeout=10).close()
 
 
-def _take_shape(model: nn.Module, state: State, img_size: tuple[int, int] | None) -> None:
+def _take_shape(model: nn.Module, state: State, sizes: Sizes, *, published: bool, strict: bool) -> None:
     """Bring the still random model to the patch size and the table of positions of the file, so that nothing is
     resampled twice.
     """
-    name = _anchor(state)
-    if name is None or state[name].ndim != 4 or state[name].shape[-1] != state[name].shape[-2]:
+    anchor = _anchor(state)
+    if anchor is None or state[anchor].ndim != 4:
         return
-    patch = state[name].shape[-1]
-    grid = _table_grid(model, state.get(name.removesuffix(_ANCHOR) + 'pos_embed'), img_size, patch)
+    kernel, prefix = state[anchor], anchor.removesuffix(_ANCHOR)
+    _check_kernel(kernel, model.patch_embed.proj.weight)
+    patch, table = kernel.shape[-1], state.get(f'{prefix}pos_embed')
+    registers = f'{prefix}register_tokens' in state  # names of DINOv2, whose table has a position of the class token
+    if registers and table is not None and model.no_embed_class:
+        table = table[:, 1:]
+    has = {token: f'{prefix}{token}' in state for token in ('cls_token', 'dist_token', 'reg_token')}
+    has['reg_token'] |= registers
+    alike = all(found == (getattr(model, token, None) is not None) for token, found in has.items())
+    grid = table_grid(model, table, sizes, patch=patch, published=published, strict=strict and alike)
     model.set_input_size(img_size=(grid[0] * patch, grid[1] * patch), patch_size=patch)
+
+
+def _check_kernel(kernel: Tensor, ours: Tensor) -> None:
+    """Raise CheckpointError for a patch kernel (C, channels, P, P) that cannot read RGB images in square patches."""
+    _, channels, height, width = kernel.shape
+    if channels != ours.shape[1]:
+        raise CheckpointError(
+            f'the weights read images of {channels} channel{"s" * (channels > 1)}, the model those of {ours.shape[1]}',
+            where=f'{_ANCHOR}: file {tuple(kernel.shape)}, model {tuple(ours.shape)}',
+            why='images are RGB here; a kernel for another number of channels means other inputs',
+            fix='take weights for RGB, or convert the kernel once with timm.models.adapt_input_conv(3, kernel)',
+        )
+    if height != width:
+        raise CheckpointError(
+            f'the weights cut images into patches of {height} x {width} pixels',
+            where=f'{_ANCHOR}: file {tuple(kernel.shape)}',
+            why='patches are square here: a map has one stride',
+            fix='take weights with square patches',
+        )
 
 
 def _without_class_token(state: State, model: nn.Module) -> State:
@@ -270,36 +274,45 @@ def _anchor(state: State) -> str | None:
     return min((name for name in state if name == _ANCHOR or name.endswith('.' + _ANCHOR)), key=len, default=None)
 
 
-def _table_grid(
-    model: nn.Module, table: Tensor | None, img_size: tuple[int, int] | None, patch: int
-) -> tuple[int, int]:
-    """Return the (h, w) of the table of positions in a file: the usual one, the wanted one, or a square one."""
-    usual = tuple(model.patch_embed.grid_size)
-    if table is None or table.ndim != 3:
-        return usual
-    count = table.shape[1] - (0 if model.no_embed_class else model.num_prefix_tokens)
-    side = round(max(count, 0) ** 0.5)
-    wanted = (img_size[0] // patch, img_size[1] // patch) if img_size else usual
-    return next((grid for grid in (usual, wanted, (side, side)) if grid[0] * grid[1] == count), usual)
-
-
 def timm_names(state: State, *, model: nn.Module, name: str = '') -> State:
     """Translate the names of other publishers with timm's own filter; a norm that timm keeps behind the pooling becomes
     the final norm.
     """
-    if isinstance(model, eva.Eva):
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for each bias that a model does not have
-            state = eva.checkpoint_filter_fn(dict(state), model)
-    else:
-        # RADIO's own files hold a 128 x 128 table that is resampled here, the way its authors do
-        radio = {'interpolation': 'bilinear', 'antialias': False} if 'radio' in name else {}
-        state = vision_transformer.checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True, **radio)
+    cfg = model.pretrained_cfg  # by which the filter would guess the grid of a table again: it is known here
+    model.pretrained_cfg = {**cfg, 'input_size': (3, *model.patch_embed.img_size)}
+    try:
+        if isinstance(model, eva.Eva):
+            _check_biases(state, model)
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for each bias that a model does not have
+                state = eva.checkpoint_filter_fn(dict(state), model)
+        else:
+            # RADIO's own files hold a 128 x 128 table that is resampled here, the way its authors do
+            radio = {'interpolation': 'bilinear', 'antialias': False} if 'radio' in name else {}
+            state = vision_transformer.checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True, **radio)
+    finally:
+        model.pretrained_cfg = cfg
     if 'norm.weight' not in state:
         state = {
             f'norm.{key.removeprefix("fc_norm.")}' if key.startswith('fc_norm.') else key: value
             for key, value in state.items()
         }
     return state
+
+
+def _check_biases(state: State, model: nn.Module) -> None:
+    """Raise CheckpointError when timm would leave out biases of DINOv3 that are not zero."""
+    if 'storage_tokens' not in state or getattr(model.blocks[0].attn, 'q_bias', None) is not None:
+        return
+    for key, value in state.items():
+        query, _, shift = value.chunk(3) if key.endswith('qkv.bias') else (value.new_zeros(1),) * 3
+        if max(query.abs().max(), shift.abs().max()) > _ZERO:
+            architecture = model.pretrained_cfg['architecture']
+            raise CheckpointError(
+                f"the weights have biases of queries and values, which '{architecture}' does not have",
+                where=key,
+                why='DINOv3 was published with biases that are zero; these are not',
+                fix=f"write name='{architecture}_qkvb'",
+            )
 
 
 def _resample(model: nn.Module, patch_size: int | None, img_size: tuple[int, int] | None) -> None:

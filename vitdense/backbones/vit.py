@@ -33,12 +33,15 @@ from vitdense.types import Classifier, Features, LayerRequest
 class ViT(nn.Module):
     """A Vision Transformer of timm (families `VisionTransformer` and `Eva`) that answers with maps.
 
-    `name` is timm's, with or without tag. `pretrained` is True (timm's hub), the path of a file, or False. Loading is
+    `name` is timm's, with or without tag. `pretrained` is True (timm's hub), the path of a file, or False; of several
+    sets of weights in a file, `PATH:KEY` takes one (`file.pth:teacher`). Loading is
     strict; `partial_weights=True` takes what fits, and a list of words (`['ls1', 'ls2']`) allows only parameters named
     so to be absent from the file. `patch_size` other than the checkpoint's resamples the patch kernel
     (FlexiViT, https://arxiv.org/abs/2212.08013, section 3.4) and leaves the table of positions as it is; `img_size`,
     a side or (H, W) in pixels, resamples that table to the grid of such a picture. Neither limits the pictures: any
-    size that is a multiple of the patch runs, its positions resampled on the way.
+    size that is a multiple of the patch runs, its positions resampled on the way. A file holds the count of its
+    positions, not their grid: where that is not the usual one of the model, `img_size` says it, or, for a table that is
+    to be resampled, `pretrained_img_size`, the size of the images it was trained on.
 
     `drop_path` is the rate of stochastic depth in the last block, growing linearly from 0. `frozen` keeps weights,
     evaluation mode and the absence of a graph, whatever `train()` says; `amp='bf16'` then runs it under autocast.
@@ -49,8 +52,9 @@ class ViT(nn.Module):
     as mmsegmentation's MAE does. `timm_args` go to `timm.create_model`.
 
     Facts: `embed_dim`, `depth`, `patch_size`, `divisor` (sides of pictures must be multiples of it), `mean` and `std`
-    of the checkpoint (RGB in [0, 1]), `num_prefix_tokens`, `has_cls`, `borrowed`: names of what came from the file of
-    `pretrained` and can never change, so that checkpoints of a run may leave it out.
+    of the checkpoint (RGB in [0, 1]), `num_prefix_tokens`, `has_cls`, `decided`: the arguments `patch_size` and
+    `img_size` that make the same ViT without the file, where the file decided them, `borrowed`: names of what came from
+    the file of `pretrained` and can never change, so that checkpoints of a run may leave it out.
 
     Raises ConfigError for arguments that cannot be, CheckpointError for weights that do not fit or cannot be had.
     """
@@ -63,6 +67,7 @@ class ViT(nn.Module):
         partial_weights: bool | Sequence[str] = False,
         patch_size: int | None = None,
         img_size: int | tuple[int, int] | None = None,
+        pretrained_img_size: int | tuple[int, int] | None = None,
         drop_path: float = 0.0,
         frozen: bool = False,
         checkpointing: bool = False,
@@ -76,12 +81,13 @@ class ViT(nn.Module):
         super().__init__()
         _check_modes(amp, frozen, lora)
         check_stem(stem, bool(pretrained))
-        self.model = create(
+        self.model, self.decided = create(
             name,
             pretrained=pretrained,
             partial_weights=partial_weights,
             patch_size=patch_size,
-            img_size=(img_size, img_size) if isinstance(img_size, int) else img_size,
+            img_size=_pair(img_size),
+            pretrained_img_size=_pair(pretrained_img_size),
             drop_path=drop_path,
             timm_args=timm_args,
         )
@@ -333,6 +339,10 @@ class ViT(nn.Module):
         parts = (getattr(self.model, name, None) for name in ('cls_token', 'dist_token', 'reg_token'))
         parts = [part for part in parts if part is not None]
         return torch.cat(parts, dim=1) if parts else None
+
+
+def _pair(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    return (size, size) if isinstance(size, int) else None if size is None else tuple(size)
 
 
 def _check_modes(amp: str | None, frozen: bool, lora: Any) -> None:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from vitdense.errors import CheckpointError, DiskError
+from vitdense.storage.weight_files import check_tensors, load_pickle, why_unreadable
 
 logger = logging.getLogger('vitdense')
 POINTER = 'last_checkpoint'
@@ -159,7 +160,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             fix='use another checkpoint of the run, or copy the file again',
         )
     try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
+        content = load_pickle(path)
     except Exception as error:  # foreign bytes fail in any way, even inside the unpickler
         raise CheckpointError(
             f"'{path.name}' cannot be read",
@@ -167,13 +168,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             why=_why_unreadable(path, error),
             fix='use a file that vitdense wrote, or weights as safetensors',
         ) from error
-    if not isinstance(content, dict) or 'state_dict' not in content:
+    if not isinstance(content, dict) or not isinstance(content.get('state_dict'), Mapping):
         raise CheckpointError(
             f"'{path.name}' is not a checkpoint of vitdense",
             where=str(path),
             why=f'it has no state_dict; it holds {sorted(content)[:6] if isinstance(content, dict) else type(content)}',
             fix='give a checkpoint (.pth) of a run, or a model folder',
         )
+    check_tensors({name: value for name, value in content['state_dict'].items() if isinstance(value, Tensor)}, path)
     return content
 
 
@@ -184,7 +186,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         unsafe = []
     if unsafe:
         return f'it would run code: {", ".join(sorted(unsafe)[:5])}'
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return why_unreadable(error)
 
 
 def steps_in(work_dir: Path) -> list[Path]:

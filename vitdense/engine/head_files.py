@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 import vitdense
+from vitdense.backbones.hub_names import plain_name
 from vitdense.engine.checkpoints import sha256_of, write_text
 from vitdense.engine.model_folder import (
     FORMAT,
@@ -99,7 +100,9 @@ def _spelled(part: Any) -> Any:
         defaults = {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
     whole = {**defaults, **part}
     if 'name' in whole:
-        whole['name'] = str(whole['name']).split('.')[0]  # the tag says which weights: they count by themselves
+        whole['name'] = plain_name(str(whole['name'])).split('.')[
+            0
+        ]  # the tag says which weights: they count by themselves
     kept = {key: value for key, value in whole.items() if key not in TRAINING and not key.endswith('drop_rate')}
     return {key: _spelled(kept[key]) for key in sorted(kept)}
 

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 import vitdense
+from vitdense.backbones.hub_names import plain_name
 from vitdense.engine.borrowed import complete, without_lora
 from vitdense.engine.checkpoints import read_checkpoint, sha256_of, sync_folder, write_text
 from vitdense.engine.config import load_config, named_sections, picture_recipe
@@ -204,7 +205,7 @@ def check_recipes(recipes: Sequence[Any], path: Path) -> None:
 def _check_part(key: str, part: Mapping[str, Any], path: Path) -> None:
     """Raise CheckpointError unless a recipe names a class of ours and stays inside the folder."""
     outside = [name for name in part if name in OUTSIDE]
-    if outside or ':' in str(part.get('name', '')):
+    if outside or ':' in plain_name(str(part.get('name', ''))):
         raise _broken(path, f'{key} points outside', f'it gives {outside or part["name"]}')
     if 'type' not in part:
         return

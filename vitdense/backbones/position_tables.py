@@ -1,0 +1,109 @@
+"""What grid a table of positions in a weight file has: a file holds the count of its positions, not their layout."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from vitdense.errors import CheckpointError, ConfigError
+
+logger = logging.getLogger('vitdense')
+
+Grid = tuple[int, int]
+
+
+class Sizes(NamedTuple):
+    """What a user says about sizes, (H, W) in pixels; None where nothing is said."""
+
+    where: str  # the file
+    img_size: Grid | None  # the wanted one, to whose grid the table is resampled
+    pretrained_img_size: Grid | None  # that of the images which the table in the file was trained on
+
+
+def table_grid(
+    model: nn.Module, table: Tensor | None, sizes: Sizes, *, patch: int, published: bool, strict: bool
+) -> Grid:
+    """Return the (h, w) of a file's `table` (1, N, C) of positions, for patches of `patch` pixels.
+
+    It is what `pretrained_img_size` says, else what `img_size` says, else the usual grid of the model, else a square,
+    the first that has as many positions; a guess is logged. The table of `published` weights is the usual one.
+
+    Raises ConfigError when `pretrained_img_size` has another count of positions, and CheckpointError when nothing tells
+    the grid; unless `strict`, the usual grid is returned then.
+    """
+    usual: Grid = tuple(model.patch_embed.grid_size)
+    if table is None or table.ndim != 3 or model.pos_embed is None or table.shape[-1] != model.embed_dim:
+        return usual
+    count = table.shape[1] - (0 if model.no_embed_class else model.num_prefix_tokens)
+    said, wanted = (_cells(size, patch) for size in (sizes.pretrained_img_size, sizes.img_size))
+    if said is not None:
+        _check_said(said, count, sizes.pretrained_img_size, patch)
+        return said
+    if _fits(usual, count) and (published or not _fits(wanted, count)):
+        return usual
+    if _fits(wanted, count):
+        if _fits(usual, count) and usual != wanted:
+            logger.warning(
+                '%s: the table of %d positions is read as %d x %d, as img_size says; pretrained_img_size=%s reads it '
+                'as the usual %d x %d, and resamples it',
+                *(sizes.where, count, *wanted, _pixels(usual, patch), *usual),
+            )
+        return wanted
+    side = math.isqrt(max(count, 0))
+    if side * side != count or not side:
+        if strict:
+            raise _unknown(count, sizes, patch)
+        return usual
+    argument = 'img_size' if sizes.img_size is None else 'pretrained_img_size'
+    logger.warning(
+        '%s: the table of %d positions is read as a square, %d x %d; if it was trained on images of another shape, '
+        'say so: %s=(H, W) in pixels',
+        *(sizes.where, count, side, side, argument),
+    )
+    return side, side
+
+
+def _cells(size: Grid | None, patch: int) -> Grid | None:
+    return None if size is None else (size[0] // patch, size[1] // patch)
+
+
+def _fits(grid: Grid | None, count: int) -> bool:
+    return grid is not None and grid[0] * grid[1] == count
+
+
+def _pixels(grid: Grid, patch: int) -> Grid:
+    return grid[0] * patch, grid[1] * patch
+
+
+def _check_said(said: Grid, count: int, size: Grid, patch: int) -> None:
+    if not _fits(said, count) or size != _pixels(said, patch):
+        raise ConfigError(
+            f'the table in the file has {count} positions, not the {said[0]} x {said[1]} of images of '
+            f'{size[0]} x {size[1]}',
+            where='ViT(pretrained_img_size=...)',
+            why=f'images of {size[0]} x {size[1]} pixels have {said[0]} x {said[1]} whole patches of {patch}',
+            fix=f'give the size (H, W) that the weights were trained at{_examples(count, patch)}',
+        )
+
+
+def _unknown(count: int, sizes: Sizes, patch: int) -> CheckpointError:
+    if sizes.img_size is None:
+        fix = 'say the size of the images that it was trained on: img_size=(H, W)'
+    else:
+        fix = f'keep img_size={sizes.img_size} and say the size it was trained at as well: pretrained_img_size=(H, W)'
+    return CheckpointError(
+        f'the table of {count} positions is not square, and nothing says how many rows it has',
+        where=f'{sizes.where}, pos_embed',
+        why='a weight file holds the positions in a row: their grid is that of the images they were trained on',
+        fix=fix + _examples(count, patch),
+    )
+
+
+def _examples(count: int, patch: int) -> str:
+    """Return the sizes whose grids have `count` positions, the nearest to a square first."""
+    heights = [height for height in range(math.isqrt(max(count, 0)), 1, -1) if count % height == 0]
+    pairs = [f'({height * patch}, {count // height * patch})' for height in heights[:3]]
+    return f'; it may be {", ".join(pairs)}, or the reverse' if pairs else ''
