@@ -211,7 +211,7 @@ class _Scene:
         """Say something about the whole picture: `words` on it, or `rows` in the legend."""
         self.names += names
         self.words.append(words)
-        self._section('picture').extend([Row(words, None)] if rows is None else rows)
+        self._section('image').extend([Row(words, None)] if rows is None else rows)
 
     def finish(self) -> np.ndarray:
         """Return the picture, with its legend or, without one, with the headlines in its upper left corner."""
@@ -232,7 +232,7 @@ class _Scene:
 
     def _rows(self) -> list[Row]:
         """Return the rows of all sections, the picture first, each under its name where there is more than one."""
-        order = sorted(self.sections, key=('picture', 'regions', 'objects').index)
+        order = sorted(self.sections, key=('image', 'regions', 'objects').index)
         headings = len(order) > 1
         return [
             row
