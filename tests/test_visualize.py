@@ -295,9 +295,9 @@ def test_a_legend_of_several_tasks_says_what_its_rows_are_about():
         'cls': ImageClass(torch.tensor([0.8, 0.2])),
     }
     rows = spied_rows(lambda: draw(picture, answers, meta))
-    shown = ['picture', 'street', 'field', 'regions', 'ground', 'objects', 'car']
+    shown = ['image', 'street', 'field', 'regions', 'ground', 'objects', 'car']
     assert [row.name for row in rows] == shown and [row.heading for row in rows] == [
-        name in ('picture', 'regions', 'objects') for name in shown
+        name in ('image', 'regions', 'objects') for name in shown
     ]
     rows = spied_rows(lambda: draw(picture, {'sem': answers['sem']}, meta))
     assert [row.name for row in rows] == ['ground']  # one task needs no words
