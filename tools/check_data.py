@@ -78,14 +78,14 @@ def show(report: Report, shown: int) -> None:
     from vitdense.engine.progress import fold
 
     for name, value in report.facts:
-        console().print(f'{name}: {value}', markup=False)
+        console().print(f'{name}: {value}')
     print_table('classes', *fold(report.header, report.classes, width=console().width))
     kinds = dict.fromkeys(finding.kind for finding in report.findings)
     for kind in kinds:
         rows = [(finding.where, finding.reason) for finding in report.findings if finding.kind == kind]
         console().print(f'{kind}: {report.counts[kind]:,}', style='bold')
         for where, reason in rows[:shown]:
-            console().print(f'  {where}: {reason}', markup=False)
+            console().print(f'  {where}: {reason}')
         if report.counts[kind] > len(rows[:shown]):
             console().print(f'  ... and {report.counts[kind] - len(rows[:shown]):,} more (--shown, --out)')
     total = sum(report.counts.values())

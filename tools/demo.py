@@ -180,7 +180,7 @@ def report(demo: Demo, out: Path) -> None:
     pictures = f'{demo.count} picture{"s" * (demo.count != 1)}'
     words = f'{pictures} in {demo.seconds:.1f} s ({demo.count / max(demo.seconds, 1e-9):.1f} a second)'
     skipped = f', {len(demo.skipped)} skipped' if demo.skipped else ''
-    console().print(f'{words}{skipped}; answers in {out}/', markup=False)
+    console().print(f'{words}{skipped}; answers in {out}/')
 
 
 def found(entry: dict[str, Any]) -> str:

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ('licence', published.licence),
         ('stated in', published.evidence),
     ):
-        console().print(f'{name}: {value or "unknown"}', markup=False)
+        console().print(f'{name}: {value or "unknown"}')
     coverage = importing.import_weights(
         args.family,
         args.files,
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         accept_licence=args.accept_licence,
         base=args.base,
     )
-    console().print(f'{coverage}; the model is in {args.out}/', markup=False)
+    console().print(f'{coverage}; the model is in {args.out}/')
 
 
 if __name__ == '__main__':

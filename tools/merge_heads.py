@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     start_logging(None)
     if args.split is not None:
         for path in split_heads(args.base, args.split):
-            console().print(str(path), markup=False)
+            console().print(str(path))
         return
     model = merge_heads(args.base, heads, args.out)
-    console().print(f'{args.out}: {", ".join(model.network.names)} on one backbone', markup=False)
+    console().print(f'{args.out}: {", ".join(model.network.names)} on one backbone')
 
 
 def _pair(made: Parser, word: str) -> tuple[str, str]:

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         sheets = (maker.attention(as_tensor(item.source), args.layers, query=args.query) for item in inputs)
     for item, sheet in zip(inputs, sheets, strict=True):
-        console().print(str(write_picture(sheet, names.name(item, '.png', tag=f'_{args.kind}'))), markup=False)
+        console().print(str(write_picture(sheet, names.name(item, '.png', tag=f'_{args.kind}'))))
 
 
 def load_vit(args: argparse.Namespace) -> ViT:

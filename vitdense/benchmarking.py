@@ -198,7 +198,7 @@ def save(report: Report, folder: Path) -> None:
     content = report._asdict() | {'rows': [row._asdict() | {'size': list(row.size)} for row in report.rows]}
     write_json(folder / 'benchmark.json', content)
     plot(report, folder / 'benchmark.png')
-    console().print(f'written: {folder}/benchmark.json, {folder}/benchmark.png', markup=False)
+    console().print(f'written: {folder}/benchmark.json, {folder}/benchmark.png')
 
 
 def plot(report: Report, path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmengine.dist import is_main_process
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 logger = logging.getLogger('vitdense')
@@ -19,8 +19,11 @@ logger = logging.getLogger('vitdense')
 
 @cache
 def console() -> Console:
-    """Return the console that everything is printed on; a live bar stays below what is printed."""
-    made = Console(highlight=False, soft_wrap=True)
+    """Return the console that everything is printed on; a live bar stays below what is printed.
+
+    What is printed is plain text: `[...]` and `:...:` within names of classes and files have no meaning.
+    """
+    made = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     if not made.is_terminal:
         made.width = 200  # files and pipes have no edge
     return made
@@ -31,7 +34,7 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         mark = f'{record.levelname.lower()}: ' if record.levelno >= logging.WARNING else ''
-        console().print(mark + record.getMessage(), markup=False)
+        console().print(mark + record.getMessage())
 
 
 def start_logging(work_dir: Path | None, *, keep: bool = False) -> None:
@@ -58,10 +61,16 @@ def start_logging(work_dir: Path | None, *, keep: bool = False) -> None:
             file.handle(record)
 
 
+def text_column(text: str) -> TextColumn:
+    """Return a column of a progress bar that shows `text`, a format with `task`, as plain text."""
+    return TextColumn(text, markup=False)
+
+
 @contextmanager
 def progress(what: str, count: int = 0) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on a terminal; give the function that moves it to (done, total)."""
-    with Progress(console=console(), transient=True, disable=not console().is_terminal) as bar:
+    columns = text_column('{task.description}'), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console(), transient=True, disable=not console().is_terminal) as bar:
         task = bar.add_task(what, total=count or None)
 
         def tell(done: int, total: int) -> None:

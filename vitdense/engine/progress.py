@@ -9,9 +9,9 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from vitdense.engine.console import console, print_table
+from vitdense.engine.console import console, print_table, text_column
 
 ROWS = 45  # a longer table is folded into several beside each other
 HEADERS = {'name': 'class', 'iou': 'IoU', 'acc': 'Acc', 'dice': 'Dice', 'ap': 'AP', 'ap50': 'AP50', 'ap75': 'AP75'}
@@ -32,11 +32,11 @@ class ProgressHook(Hook):
         self._began = (time.perf_counter(), runner.iter)
         if is_main_process() and console().is_terminal:
             self._bar = Progress(
-                TextColumn('{task.description}'),
+                text_column('{task.description}'),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
-                TextColumn('{task.fields[words]}'),
+                text_column('{task.fields[words]}'),
                 console=console(),
             )
             self._task = self._bar.add_task('train', total=runner.max_iters, completed=runner.iter, words='')
@@ -52,11 +52,13 @@ class ProgressHook(Hook):
         left = (runner.max_iters - step) * (time.perf_counter() - self._began[0] - self._paused)
         eta = left / max(step - self._began[1], 1)
         speed = f'{row["steps_per_second"]:.2f} it/s'
-        words = f'loss {_number(row.get("loss"))}  {speed}  eta {_clock(eta)}  data wait {100 * row["data_wait"]:.0f} %'
+        status = (
+            f'loss {_number(row.get("loss"))}  {speed}  eta {_clock(eta)}  data wait {100 * row["data_wait"]:.0f} %'
+        )
         if self._bar is not None:
-            self._bar.update(self._task, words=words)
+            self._bar.update(self._task, words=status)
         else:
-            console().print(f'step {step}/{runner.max_iters}  {words}  lr {row["lr"]:.2e}', markup=False)
+            console().print(f'step {step}/{runner.max_iters}  {status}  lr {row["lr"]:.2e}')
 
     def before_val(self, runner: Any) -> None:
         self._since = time.perf_counter()
@@ -101,7 +103,7 @@ def print_metrics(evaluators: Sequence[Any], metrics: Mapping[str, Any], *, titl
             cells = [[_cell(value) for value in row] for row in rows]
             print_table(heading, *fold(header, cells, width=console().width))
         else:
-            console().print(heading, markup=False)
+            console().print(heading)
 
 
 def fold(

@@ -39,6 +39,7 @@ def _draw(counts: np.ndarray, classes: Sequence[str], path: Path, what: str) -> 
     picture = axes.imshow(share, vmin=0, vmax=1, cmap='viridis')
     figure.colorbar(picture, ax=axes, shrink=0.7, label=f'share of the true {what}')
     if len(classes) <= 80:  # more names than that are not legible
-        axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
-        axes.set_yticks(range(len(classes)), classes, fontsize=7)
+        plain = dict(fontsize=7, parse_math=False)  # `$` in a name is no formula
+        axes.set_xticks(range(len(classes)), classes, rotation=90, **plain)
+        axes.set_yticks(range(len(classes)), classes, **plain)
     figure.savefig(path, dpi=120)
