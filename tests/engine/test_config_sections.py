@@ -17,7 +17,7 @@ val_dataloader = dict(batch_size=2, dataset=dict(
     transforms=[dict(type='vitdense.data.transforms.ResizeTo', size=256)]))
 val_evaluator = [dict(type='vitdense.metrics.coco.CocoAP', head='det')]
 """
-TRAIN = VAL.partition('val_eval')[0].replace('val', 'train').replace('etrainuation=True, ', '')
+TRAIN = VAL.partition('val_eval')[0].replace('val', 'train').replace(' etrainuation=True,', '')
 INHERIT = 'from mmengine.config import read_base\nwith read_base():\n    from .base import *\n'
 
 

@@ -2,7 +2,8 @@
 
 * `model.network.backbone.drop_path=0.2`: a dotted path; list items by number (`val_evaluator.0.head=sem`).
 * The key must exist; a misspelt one is refused with the nearest match. `+K=V` adds a key.
-* V is a Python literal where it can be (`0.1`, `None`, `(1, 2)`, `{'a': 1}`, `dict(a=1)`); anything else is a word.
+* V is a Python literal where it can be (`0.1`, `None`, `(1, 2)`, `{'a': 1}`, `dict(a=1)`), or a list of words
+  (`[road, sky]`); anything else is a word. What looks like a number stays a word where a path or a name is meant.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ from vitdense.errors import ConfigError, did_you_mean
 from vitdense.registry import resolve
 
 
-def apply_options(content: dict[str, Any], options: Sequence[str]) -> None:
-    """Change `content` in place. Raises ConfigError for an option that names no key or has no value."""
+def apply_options(content: dict[str, Any], options: Sequence[str]) -> dict[str, str]:
+    """Change `content` in place, and return the values as they are spelt, by key.
+
+    Raises ConfigError for an option that names no key or has no value.
+    """
+    spelt = {}
     for option in options:
         key, equals, text = option.partition('=')
         if not equals or not key.strip('+'):
@@ -30,14 +35,32 @@ def apply_options(content: dict[str, Any], options: Sequence[str]) -> None:
         added = key.startswith('+')
         path = key.removeprefix('+').split('.')
         _set(content, path, parse_value(text), option=option, added=added)
+        spelt['.'.join(path)] = text
+    return spelt
 
 
 def parse_value(text: str) -> Any:
-    """Return the Python literal that `text` spells, or `text` itself."""
+    """Return the Python literal that `text` spells, the list of the words in `[a, b]`, or `text` itself."""
     try:
         return ast.literal_eval(_DictCalls().visit(ast.parse(text.strip(), mode='eval')))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        items = _items(text.strip())
+        if items is not None:
+            return [parse_value(item.strip()) for item in items]
         return {'true': True, 'false': False, 'none': None}.get(text.lower(), text)
+
+
+def _items(text: str) -> list[str] | None:
+    """Return the items of a list whose words have no quotes, such as `[road, sky]`; None if it is none."""
+    if len(text) < 3 or text[0] not in '[(' or text[-1] != {'[': ']', '(': ')'}[text[0]]:
+        return None
+    items, depth = [''], 0
+    for letter in text[1:-1]:
+        depth += (letter in '[({') - (letter in '])}')
+        if depth < 0 or letter in '"\'':
+            return None
+        items = [*items, ''] if letter == ',' and not depth else [*items[:-1], items[-1] + letter]
+    return None if depth else items if items[-1].strip() else items[:-1]
 
 
 class _DictCalls(ast.NodeTransformer):
