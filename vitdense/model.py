@@ -91,7 +91,7 @@ class DenseModel(BaseModel):
     def __init__(
         self,
         network: nn.Module | dict,
-        tasks: Mapping[str, Any],
+        tasks: Mapping[str, object | dict],
         *,
         classes: Mapping[str, Sequence[str]] | None = None,
         tiler: Callable | dict | None = None,

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import textwrap
 from typing import Any
 
 from vitdense.errors import ConfigError, did_you_mean
+
+# What a constructor raises that is given a value it cannot use: its own refusal, or where the value leads to.
+REFUSALS = (ValueError, TypeError, AssertionError, ArithmeticError, LookupError, AttributeError)
 
 
 def build(part: Any, /, **facts: Any) -> Any:
@@ -26,13 +30,19 @@ def build(part: Any, /, **facts: Any) -> Any:
     _check_arguments(kind, set(arguments), facts)
     try:
         return kind(**{**facts, **arguments})
-    except ValueError as error:  # how a part refuses a value
+    except REFUSALS as error:
         raise ConfigError(
-            str(error),
+            str(error) or type(error).__name__,
             where=f'{kind.__module__}.{kind.__qualname__}',
-            why='the part refuses this value',
-            fix='change the value in the config; the docstring of the part says what it takes',
+            why=f'the part refuses what it is given ({type(error).__name__}): {_words(arguments)}',
+            fix='change the value in the config; the docstring of the part says what it takes.\n'
+            'VITDENSE_DEBUG=1 shows the traceback',
         ) from error
+
+
+def _words(arguments: dict[str, Any]) -> str:
+    """Return the arguments of a part on one line, long ones cut."""
+    return textwrap.shorten(', '.join(f'{name}={value!r}' for name, value in arguments.items()), 300) or 'nothing'
 
 
 def resolve(kind: Any) -> Any:

@@ -43,7 +43,7 @@ class Mixture(Dataset):
 
     def __init__(
         self,
-        datasets: Mapping[str, Any],
+        datasets: Mapping[str, Dataset | dict],
         *,
         weights: Mapping[str, float] | None = None,
         batches: Batches = 'mixed',

@@ -148,8 +148,8 @@ def _holds(value: Any, hint: Any, origin: Any) -> bool:
 
 
 def is_part(hint: Any) -> bool:
-    """Return whether `hint` stands for a built part: a plain dict beside it is a recipe."""
-    return hint in (dict, Recipe) or get_origin(hint) is Callable or hint is Callable or _is_class(hint)
+    """Return whether `hint` stands for a built part (any: `object`); a plain dict beside it is a recipe."""
+    return hint in (dict, object, Recipe) or get_origin(hint) is Callable or hint is Callable or _is_class(hint)
 
 
 def _is_class(hint: Any) -> bool:

@@ -35,7 +35,7 @@ class SharedNetwork(nn.Module):
     def __init__(
         self,
         backbone: nn.Module | dict,
-        branches: Mapping[str, Mapping[str, Any]],
+        branches: Mapping[str, Mapping[str, nn.Module | dict]],
         *,
         num_classes: Mapping[str, int] | None = None,
     ) -> None:

@@ -31,7 +31,7 @@ class MaskLoss:
     like the last ones, in one `loss_aux`.
     """
 
-    matcher: Any = field(default_factory=MaskMatcher)
+    matcher: object | dict = field(default_factory=MaskMatcher)
     class_weight: float = 2.0
     mask_weight: float = 5.0
     dice_weight: float = 5.0

@@ -37,7 +37,7 @@ class InstanceTask:
         *,
         field: str = 'labels',
         datasets: Sequence[str] | None = None,
-        losses: Any = None,
+        losses: object | dict | None = None,
         top_k: int = 100,
     ) -> None:
         check_names('InstanceTask', field, datasets)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ class SemanticTask:
         *,
         field: str = 'semantic',
         datasets: Sequence[str] | None = None,
-        losses: Sequence[Any] | None = None,
+        losses: Sequence[object | dict] | None = None,
         aux_weight: float = 0.4,
     ) -> None:
         check_names('SemanticTask', field, datasets)
@@ -106,7 +105,7 @@ def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return right.sum() / (labels != IGNORE).sum().clamp(min=1)  # the ignore value is no class: it is never right
 
 
-def _parts(losses: Sequence[Any] | None) -> tuple[Callable[[Tensor, Tensor], Tensor], ...]:
+def _parts(losses: Sequence[object | dict] | None) -> tuple[Callable[[Tensor, Tensor], Tensor], ...]:
     parts = (CrossEntropy(),) if losses is None else tuple(build(part) for part in losses)
     names = [part.name for part in parts]
     if not parts or len(set(names)) < len(names):
