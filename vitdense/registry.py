@@ -10,7 +10,9 @@ from typing import Any
 from vitdense.errors import ConfigError, did_you_mean
 
 # What a constructor raises that is given a value it cannot use: its own refusal, or where the value leads to.
-REFUSALS = (ValueError, TypeError, AssertionError, ArithmeticError, LookupError, AttributeError)
+REFUSALS = (
+    ValueError, TypeError, AssertionError, ArithmeticError, LookupError, AttributeError, RuntimeError, MemoryError,
+)  # fmt: skip
 
 
 def build(part: Any, /, **facts: Any) -> Any:

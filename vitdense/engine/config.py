@@ -157,6 +157,13 @@ def _check_sets(content: dict[str, Any], file: str) -> None:
     """Raise ConfigError unless evaluators are named as the sets that they score."""
     for kind in ('val', 'test'):
         section, metrics = content.get(f'{kind}_dataloader') or {}, content.get(f'{kind}_evaluator') or ()
+        if section and not metrics:
+            raise ConfigError(
+                f'{kind}_dataloader has no metric',
+                where=f'{file}: {kind}_evaluator',
+                why='the predictions would be made, and not scored',
+                fix=f'write {kind}_evaluator = [dict(type=...)], or {kind}_dataloader = None',
+            )
         sets = list(named_sections(section)) if section else ['']
         named = list(metrics) if isinstance(metrics, Mapping) else ['']
         if section and set(sets) != set(named):

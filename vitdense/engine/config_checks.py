@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields
 from functools import cache
 from typing import Any, NoReturn, get_args
 
 from vitdense.engine.config_schema import COUNT, FACTOR, PART, POSITIVE, SHARE, SIZE, ConfigFile, LoaderSection
-from vitdense.engine.config_types import ANY, Limits, Unfit, describe, fit, hints_of
+from vitdense.engine.config_types import ANY, Limits, Unfit, describe, fit, hints_of, is_section
 from vitdense.errors import ConfigError, did_you_mean
 from vitdense.registry import resolve
 
@@ -35,7 +35,7 @@ LIMITS: dict[str, Limits] = {
     **dict.fromkeys(('pos_drop_rate', 'patch_drop_rate', 'drop_path_rate'), PART),
 }
 OPTIMIZERS = {'betas': PART, 'momentum': PART}
-MAY_BE_EMPTY = ('no_decay', 'global_blocks', 'ignore', 'targets')
+MAY_BE_EMPTY = ('no_decay', 'global_blocks', 'ignore', 'timm_args', 'lr_of', 'loss_weights')
 
 
 def check_config(content: dict[str, Any], file: str, options: Mapping[str, str] | None = None) -> None:
@@ -76,7 +76,7 @@ class _Check:
             if kind is ConfigFile and name in LOADERS:
                 self.loaders(value, name)
                 continue
-            inner = next((each for each in (hints[name], *get_args(hints[name])) if is_dataclass(each)), None)
+            inner = next((each for each in (hints[name], *get_args(hints[name])) if is_section(each)), None)
             if inner is not None and isinstance(value, Mapping):
                 self.section(value, inner, f'{prefix}{name}')
             else:

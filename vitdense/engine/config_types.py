@@ -100,6 +100,8 @@ def _fit_items(value: Any, hint: Any, key: str, limits: Limits) -> None:
         for row, (item, kind) in enumerate(zip(value, kinds, strict=False)):
             _fit(item, kind, f'{key}.{row}', limits)
     elif isinstance(value, Mapping) and len(inner) == 2:
+        if not value and not limits.empty:
+            raise Unfit(key, value, f'{describe(hint, limits)}, and not empty')
         for name, item in value.items():
             _fit(name, inner[0], f'{key}: the key {name!r}', ANY)
             _fit(item, inner[1], f'{key}.{name}', limits)
@@ -138,7 +140,7 @@ def _holds(value: Any, hint: Any, origin: Any) -> bool:
         return isinstance(value, str)
     if origin in (Sequence, list, tuple) or hint in (list, tuple, Sequence):
         return isinstance(value, list | tuple)
-    if origin in (Mapping, dict) or dataclasses.is_dataclass(hint):
+    if origin in (Mapping, dict):
         return isinstance(value, Mapping)
     if inspect.isclass(hint) and issubclass(hint, enum.Enum):
         return isinstance(value, int | str)
@@ -150,6 +152,11 @@ def _holds(value: Any, hint: Any, origin: Any) -> bool:
 def is_part(hint: Any) -> bool:
     """Return whether `hint` stands for a built part (any: `object`); a plain dict beside it is a recipe."""
     return hint in (dict, object, Recipe) or get_origin(hint) is Callable or hint is Callable or _is_class(hint)
+
+
+def is_section(hint: Any) -> bool:
+    """Return whether `hint` is a section of the config: a dict whose keys are the fields of a dataclass."""
+    return dataclasses.is_dataclass(hint) and hint.__name__.endswith('Section')
 
 
 def _is_class(hint: Any) -> bool:
@@ -183,7 +190,7 @@ def describe(hint: Any, limits: Limits = ANY) -> str:
         return f'a list, each item {describe(inner[0], limits)}' if inner else 'a list'
     if origin in (Mapping, dict):
         return f'a dict, each value {describe(inner[1], limits)}'
-    if dataclasses.is_dataclass(hint):
+    if is_section(hint):
         return f'a dict with the keys {", ".join(field.name for field in dataclasses.fields(hint))}'
     names = {bool: 'True or False', int: f'a whole number{limits}', float: f'a number{limits}', str: 'a word'}
     names |= {Path: 'a path', None: 'None', types.NoneType: 'None'}
