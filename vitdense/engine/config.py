@@ -157,13 +157,6 @@ def _check_sets(content: dict[str, Any], file: str) -> None:
     """Raise ConfigError unless evaluators are named as the sets that they score."""
     for kind in ('val', 'test'):
         section, metrics = content.get(f'{kind}_dataloader') or {}, content.get(f'{kind}_evaluator') or ()
-        if section and not metrics:
-            raise ConfigError(
-                f'{kind}_dataloader has no metric',
-                where=f'{file}: {kind}_evaluator',
-                why='the predictions would be made, and not scored',
-                fix=f'write {kind}_evaluator = [dict(type=...)], or {kind}_dataloader = None',
-            )
         sets = list(named_sections(section)) if section else ['']
         named = list(metrics) if isinstance(metrics, Mapping) else ['']
         if section and set(sets) != set(named):
@@ -174,4 +167,11 @@ def _check_sets(content: dict[str, Any], file: str) -> None:
                 why=f'the sets are {", ".join(sets) if section and sets != [""] else "one without a name"}, '
                 f'the evaluators {", ".join(named) if named != [""] else "one list"}',
                 fix=f'write {kind}_evaluator = ' + (f'dict({form})' if sets != [''] else '[dict(type=...)]'),
+            )
+        if section and not metrics:
+            raise ConfigError(
+                f'{kind}_dataloader has no metric',
+                where=f'{file}: {kind}_evaluator',
+                why='the predictions would be made, and not scored',
+                fix=f'write {kind}_evaluator = [dict(type=...)], or {kind}_dataloader = None',
             )
