@@ -49,6 +49,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--alpha', type=_share, default=0.5, help='opacity of regions, 0 ... 1 (default: %(default)s)')
     add('--min-score', type=_share, default=0.3, metavar='S', help='leave out objects below (default: %(default)s)')
     add('--legend', action=argparse.BooleanOptionalAction, default=True, help='draw class names beside the picture')
+    add('--font', metavar='FILE', help='font for class names (default: one of the system that has their letters)')
     add('--labels', action='store_true', help='also write label maps as PNG (class numbers)')
     add('--show', action='store_true', help='show the answers in a window; q ends')
     add(
@@ -78,9 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_display()
     from vitdense.demo import Demo, Options
     from vitdense.engine.console import progress, start_logging
+    from vitdense.fonts import VARIABLE, check_font
     from vitdense.inputs import OutputNames, find_inputs
 
     start_logging(None)
+    if args.font:
+        check_font(args.font)
+        os.environ[VARIABLE] = args.font
     out = Path(args.out)
     inputs = find_inputs(args.inputs, outside=out)
     options = Options(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vitdense.fonts import announce, one_line, plot_style, save_plot
+
 
 def write_confusion(
     counts: np.ndarray, classes: Sequence[str], folder: str | Path, *, stem: str = 'confusion', what: str = 'pixels'
@@ -19,7 +21,7 @@ def write_confusion(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / f'{stem}.npy', counts)
-    with open(folder / f'{stem}.csv', 'w', newline='', encoding='utf-8') as file:
+    with open(folder / f'{stem}.csv', 'w', newline='', encoding='utf-8', errors='backslashreplace') as file:
         writer = csv.writer(file)
         writer.writerow(['truth / prediction', *classes])
         writer.writerows([name, *row] for name, row in zip(classes, counts.tolist(), strict=True))
@@ -39,7 +41,9 @@ def _draw(counts: np.ndarray, classes: Sequence[str], path: Path, what: str) -> 
     picture = axes.imshow(share, vmin=0, vmax=1, cmap='viridis')
     figure.colorbar(picture, ax=axes, shrink=0.7, label=f'share of the true {what}')
     if len(classes) <= 80:  # more names than that are not legible
-        plain = dict(fontsize=7, parse_math=False)  # `$` in a name is no formula
-        axes.set_xticks(range(len(classes)), classes, rotation=90, **plain)
-        axes.set_yticks(range(len(classes)), classes, **plain)
-    figure.savefig(path, dpi=120)
+        announce(tuple(classes))
+        classes = [one_line(name) for name in classes]
+        style = {'fontsize': 7, **plot_style(classes)}
+        axes.set_xticks(range(len(classes)), classes, rotation=90, **style)
+        axes.set_yticks(range(len(classes)), classes, **style)
+    save_plot(figure, path, dpi=120)

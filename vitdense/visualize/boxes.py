@@ -36,7 +36,7 @@ def draw_boxes(
         pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=SHADOW, width=line + 2)
         pen.rectangle((left, top, right, bottom), outline=color, width=line)
     for index, place in reversed(list(zip(shown, places, strict=True))):
-        plate(pen, place, names[index], color=colors[index], size=size)
+        plate(canvas, place, names[index], color=colors[index], size=size)
     return np.asarray(canvas)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from vitdense.fonts import announce
+
 GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5))  # radians; steps of it never fall on an old hue
 GREY = (128, 128, 128)
 
@@ -57,6 +59,7 @@ class Vocabulary:
         metainfo = metainfo or {}
         names = list((metainfo.get('classes') or {}).get(field) or ())
         names += [f'class {index}' for index in range(len(names), at_least)]
+        announce(tuple(names))
         return cls(names, (metainfo.get('palette') or {}).get(field))
 
     def __len__(self) -> int:

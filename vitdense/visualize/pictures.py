@@ -215,7 +215,7 @@ class _Scene:
 
     def finish(self) -> np.ndarray:
         """Return the picture, with its legend or, without one, with the headlines in its upper left corner."""
-        from PIL import Image, ImageDraw
+        from PIL import Image
 
         rows = self._rows()
         if self.legend and (rows or self.names):
@@ -223,7 +223,7 @@ class _Scene:
         if self.words:
             canvas = Image.fromarray(self.picture)
             for line, text in enumerate(self.words):
-                plate(ImageDraw.Draw(canvas), (0, (line + 1) * self.text * 1.5), text, color=(0, 0, 0), size=self.text)
+                plate(canvas, (0, (line + 1) * self.text * 1.5), text, color=(0, 0, 0), size=self.text)
             self.picture = np.asarray(canvas)
         return self.picture
 

@@ -1,14 +1,14 @@
-"""Text on pictures: fonts, plates behind words, and the legend beside a picture."""
+"""Text on images: words, plates behind them, and the legend beside an image."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from vitdense.fonts import Face, Run, first_face, font, load, runs
 
 INK, FAINT, PAPER = (235, 235, 235), (150, 150, 150), (24, 24, 24)
 MAX_NAME = 20  # characters of a class name in a legend
@@ -25,17 +25,57 @@ class Row(NamedTuple):
     heading: bool = False  # names what follows; the first to go where there is no room
 
 
-@lru_cache(maxsize=64)
-def font(size: int) -> Any:
-    """Return the DejaVu Sans that matplotlib brings (Latin, Greek, Cyrillic, Arabic, ...) at `size` pixels."""
-    from PIL import ImageFont
+def text_width(text: str, size: int) -> float:
+    """Return the width in pixels of a line of text of `size` pixels."""
+    return sum(_run_width(run, size) for run in runs(text))
 
-    spec = importlib.util.find_spec('matplotlib')  # finds the folder and imports nothing
-    for folder in spec.submodule_search_locations if spec else ():
-        path = Path(folder, 'mpl-data/fonts/ttf/DejaVuSans.ttf')
-        if path.is_file():
-            return ImageFont.truetype(str(path), size)
-    return ImageFont.load_default(size)
+
+def write_text(
+    canvas: Any, at: tuple[float, float], text: str, *, size: int, fill: Sequence[int], right: bool = False
+) -> None:
+    """Write a line of text on a Pillow image, its left end (or with `right` its right end) at `at` (x, y), the middle.
+
+    Letters that the first font lacks are drawn with another one (`fonts.runs`).
+    """
+    from PIL import ImageDraw
+
+    pen, parts = ImageDraw.Draw(canvas), runs(text)
+    if len(parts) == 1 and parts[0].face.strike is None and parts[0].face == first_face():
+        letters = load(parts[0].face, size)
+        pen.text(at, parts[0].text, fill=fill, font=letters, anchor='rm' if right else 'lm')
+        return
+    left = at[0] - (text_width(text, size) if right else 0)
+    ascent, descent = font(size).getmetrics()
+    baseline = at[1] + (ascent - descent) / 2
+    for run in parts:
+        if run.face.strike is None:
+            pen.text((left, baseline), run.text, fill=fill, font=load(run.face, size), anchor='ls')
+        else:
+            tile, above = _colored(run, size)
+            canvas.paste(tile, (round(left), round(baseline - above)), tile)
+        left += _run_width(run, size)
+
+
+def _run_width(run: Run, size: int) -> float:
+    width = load(run.face, size).getlength(run.text)
+    return width if run.face.strike is None else width * _shrink(run.face, size)
+
+
+def _shrink(face: Face, size: int) -> float:
+    """Return the factor that brings bitmaps of a font to letters of `size` pixels."""
+    return 1.2 * size / sum(load(face, size).getmetrics())
+
+
+@lru_cache(maxsize=256)
+def _colored(run: Run, size: int) -> tuple[Any, float]:
+    """Return letters of a font of colour bitmaps (RGBA), and how far above the baseline they begin."""
+    from PIL import Image, ImageDraw
+
+    letters, factor = load(run.face, size), _shrink(run.face, size)
+    ascent, descent = letters.getmetrics()
+    tile = Image.new('RGBA', (max(1, round(letters.getlength(run.text))), ascent + descent))
+    ImageDraw.Draw(tile).text((0, ascent), run.text, font=letters, anchor='ls', embedded_color=True)
+    return tile.resize([max(1, round(side * factor)) for side in tile.size], Image.Resampling.LANCZOS), ascent * factor
 
 
 def font_size(height: int, width: int) -> int:
@@ -69,26 +109,27 @@ def readable_on(color: Sequence[int]) -> tuple[int, int, int]:
 def plate_size(text: str, size: int) -> tuple[int, int]:
     """Return the (width, height) in pixels of the plate behind `text` of `size` pixels."""
     pad = max(2, size // 5)
-    return round(font(size).getlength(text)) + 2 * pad, size + 2 * pad
+    return round(text_width(text, size)) + 2 * pad, size + 2 * pad
 
 
-def plate(pen: Any, corner: tuple[float, float], text: str, *, color: Sequence[int], size: int) -> None:
-    """Write `text` on a filled plate whose lower left corner is at `corner` (x, y), moved inside the picture."""
+def plate(canvas: Any, corner: tuple[float, float], text: str, *, color: Sequence[int], size: int) -> None:
+    """Write `text` on a filled plate whose lower left corner is at `corner` (x, y), moved inside the Pillow image."""
+    from PIL import ImageDraw
+
     width, height = plate_size(text, size)
-    x = max(0, min(corner[0], pen.im.size[0] - width))
-    y = max(0, min(corner[1] - height, pen.im.size[1] - height))
+    x = max(0, min(corner[0], canvas.width - width))
+    y = max(0, min(corner[1] - height, canvas.height - height))
     color = tuple(int(value) for value in color)
-    pen.rectangle((x, y, x + width, y + height), fill=color)
+    ImageDraw.Draw(canvas).rectangle((x, y, x + width, y + height), fill=color)
     middle = (x + max(2, size // 5), y + height / 2)
-    pen.text(middle, text, fill=readable_on(color), font=font(size), anchor='lm')
+    write_text(canvas, middle, text, size=size, fill=readable_on(color))
 
 
 @lru_cache(maxsize=64)
 def legend_width(names: tuple[str, ...], size: int) -> int:
     """Return the width in pixels of a legend that has room for every one of `names`: it does not change in a video."""
-    letters = font(size)
-    longest = max((letters.getlength(shorten(name)) for name in names), default=0.0)
-    values = letters.getlength('< 0.1 %')
+    longest = max((text_width(shorten(name), size) for name in names), default=0.0)
+    values = text_width('< 0.1 %', size)
     return int(longest + values + 4.0 * size) // 2 * 2
 
 
@@ -152,15 +193,15 @@ def _name_strip(
             x = left + size * 0.4 * step
             pen.line((x, box[3], x + size * 0.4, box[1]), fill=INK, width=max(1, size // 12))
         left += size * 1.8
-    pen.text((left, middle), shorten(name), fill=FAINT if heading else INK, font=font(size), anchor='lm')
+    write_text(strip, (left, middle), shorten(name), size=size, fill=FAINT if heading else INK)
     return np.asarray(strip)
 
 
 @lru_cache(maxsize=1024)
 def _value_strip(text: str, size: int) -> np.ndarray:
     """Return the number at the end of a line."""
-    from PIL import Image, ImageDraw
+    from PIL import Image
 
-    strip = Image.new('RGB', (round(font(size).getlength(text)) + 1, round(size * 1.5)), PAPER)
-    ImageDraw.Draw(strip).text((strip.width, size * 0.6), text, fill=INK, font=font(size), anchor='rm')
+    strip = Image.new('RGB', (round(text_width(text, size)) + 1, round(size * 1.5)), PAPER)
+    write_text(strip, (strip.width, size * 0.6), text, size=size, fill=INK, right=True)
     return np.asarray(strip)
