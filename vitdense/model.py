@@ -26,8 +26,9 @@ class Preprocessor(BaseDataPreprocessor):
     """Bring a uint8 batch to the device, pad it to whole cells of the network's grid, and normalise it there.
 
     `mean` and `std` are those of the checkpoint, of RGB values in [0, 1]. Padding is zero *after* normalisation and
-    lies at the right and the bottom; `valid` is set only when some picture leaves a whole cell of `divisor` pixels
-    empty. In training `augment`, `Batch -> Batch`, changes what comes out.
+    lies at the right and the bottom (that of a transform only where it says so, see `Pad`); `valid` is set only when
+    some picture leaves a whole cell of `divisor` pixels empty. In training `augment`, `Batch -> Batch`, changes what
+    comes out.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class Preprocessor(BaseDataPreprocessor):
         imgs = (imgs.float() - self.mean) / self.std
         imgs = functional.pad(imgs, (0, width - imgs.shape[-1], 0, height - imgs.shape[-2]))
         valid = _valid_pixels(sizes, (height, width), imgs.device)
-        if len(set(sizes)) > 1:
-            imgs = imgs * valid[:, None]  # collate pads with black, which is not zero once normalised
+        shown = [meta.unpadded_size if meta.zero_padding else meta.size for meta in metas]
+        if len(set(sizes)) > 1 or shown != sizes:
+            # what pads with black is not zero once normalised
+            imgs = imgs * (valid if shown == sizes else _valid_pixels(shown, (height, width), imgs.device))[:, None]
         full = all(self._cells(size) == self._cells((height, width)) for size in sizes)
         batch = Batch(imgs, targets, metas, None if full else valid)
         return self.augment(batch) if training and self.augment is not None else batch
@@ -219,7 +222,7 @@ class DenseModel(BaseModel):
         if self.tiler is None and not augmented:
             return self._run
         streams = getattr(self.tiler, 'streams', False)
-        blendable = partial(self._blendable, 'factors' if streams and not augmented else 'pixels')
+        blendable = partial(self._blendable, 'pixels' if augmented else 'factors' if streams else 'scores')
         run: Callable = partial(read_objects, blendable, {name: task.predict for name, task in self.tasks.items()})
         if augmented and streams:
             run = partial(self.tta, run)
@@ -232,8 +235,8 @@ class DenseModel(BaseModel):
     def _blendable(self, form: str, imgs: Tensor, valid: Tensor | None) -> dict[str, Outputs]:
         """Run the network; queries that stand for labels of pixels are turned into scores, which have an average.
 
-        `form` is 'pixels', or 'factors' where scores of all pixels need not be held together; views of a window are
-        averaged, which needs them.
+        `form` is 'scores', 'factors' where scores of all pixels need not be held together, or 'pixels', their
+        logarithms, which the average of views reads as logits.
         """
         outputs = self._run(imgs, valid)
         made = {name: getattr(task, form)(outputs[name]) for name, task in self.tasks.items() if hasattr(task, form)}

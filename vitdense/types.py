@@ -38,7 +38,14 @@ class Meta(NamedTuple):
     path: str = ''
     dataset: str = ''  # name of the data set; tasks choose their rows by it
     orig_size: tuple[int, int] = (0, 0)  # (H, W) on disk, upright
-    size: tuple[int, int] = (0, 0)  # (H, W) after transforms and before padding
+    size: tuple[int, int] = (0, 0)  # (H, W) after transforms and before the padding of the batch
+    image_size: tuple[int, int] | None = None  # (H, W) of the image at the upper left of what a transform has padded
+    zero_padding: bool = False  # what that transform added is zero after normalisation, not a gray level before it
+
+    @property
+    def unpadded_size(self) -> tuple[int, int]:
+        """(H, W) of the image alone after transforms: what predictions are cut to before they are resized."""
+        return self.size if self.image_size is None else self.image_size
 
 
 class Sample(NamedTuple):
@@ -127,8 +134,8 @@ class QueryOutputs(NamedTuple):
 
 
 class MaskScores(NamedTuple):
-    """Scores of classes at pixels, not multiplied out: the logarithm of the sum over Q queries of `probs` times the
-    sigmoid of `mask_logits`, which are resized to `plane` first.
+    """Scores of classes at pixels, not multiplied out: the sum over Q queries of `probs` times the sigmoid of
+    `mask_logits`, which are resized to `plane` first.
     """
 
     probs: Tensor  # (B, Q, num_classes) float32

@@ -71,7 +71,7 @@ def test_rows_of_masks_are_those_of_all_scores(numbers, monkeypatch):
         probs, masks = torch.rand(7, 5), torch.randn(7, 6, 6) * 3
         strips.add(label_strips.MaskLogits(probs, masks, (48, 48)), (top, left))
         full = functional.interpolate(masks[None], (48, 48), mode='bilinear', align_corners=False)[0]
-        scores = (probs[:, :, None, None] * full.sigmoid()[:, None]).sum(0).log()  # (K, 48, 48)
+        scores = (probs[:, :, None, None] * full.sigmoid()[:, None]).sum(0)  # (K, 48, 48)
         total[:, top : top + 48, left : left + 48] += scores
     assert torch.equal(strips.labels, (total / windows.counts(plane)).argmax(0).to(torch.uint8))
     assert len(strips.labels.unique()) == 5 and not strips.seen

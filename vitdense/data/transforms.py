@@ -6,7 +6,9 @@ beside them in a pipeline. All randomness comes from torch's global generator, w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -37,7 +39,13 @@ class Pipeline:
                     why='a transform is a callable that takes a Sample and returns one',
                     fix='write dict(type=RandomFlip, ...) or the object RandomFlip(...)',
                 )
-
+            if isinstance(transform, Pad) and place + 1 < len(self.transforms):
+                raise ConfigError(
+                    f'{type(self.transforms[place + 1]).__name__} follows Pad',
+                    where=f'transforms[{place + 1}]',
+                    why='what comes after would move or colour the padding, whose place is remembered',
+                    fix='make Pad the last transform',
+                )
         self._steps = _fused(self.transforms)
 
     def __call__(self, sample: Sample) -> Sample:
@@ -102,7 +110,8 @@ class RandomResize:
 class RandomCrop:
     """Cut a random window of `size` (a side, or (H, W)); a smaller picture is padded right and bottom.
 
-    Padding is `fill` gray in the picture and ignored in the semantic map. While one class covers
+    Padding is `fill` gray in the picture and ignored in the semantic map; with `fill=None` a smaller picture stays
+    smaller, to be padded by `Pad` behind the transforms that follow. While one class covers
     `max_category_fraction` or more of the labelled pixels of the window, it is drawn again, 10 draws at most (1.0: any
     window will do; mmsegmentation's `cat_max_ratio`). `require_labels` draws again while nothing is labelled in it.
     """
@@ -113,12 +122,12 @@ class RandomCrop:
         size: int | tuple[int, int],
         max_category_fraction: float = 0.75,
         require_labels: bool = False,
-        fill: int = 0,
+        fill: int | None = 0,
     ) -> None:
         self.size = sides(size, 'RandomCrop.size')
         self.max_category_fraction = within(max_category_fraction, 0, 1, 'RandomCrop.max_category_fraction')
         self.require_labels = require_labels
-        self.fill = int(within(fill, 0, 255, 'RandomCrop.fill'))
+        self.fill = None if fill is None else int(within(fill, 0, 255, 'RandomCrop.fill'))
 
     def __call__(self, sample: Sample) -> Sample:
         return self.cut(sample, sample.img.shape[-2:])
@@ -132,7 +141,7 @@ class RandomCrop:
             if not chooses or self._accepts(semantic, window):
                 break
         sample = geometry.resize(geometry.crop(sample, *window), shape, antialias=antialias)
-        return geometry.pad(sample, self.size, fill=self.fill)
+        return sample if self.fill is None else geometry.pad(sample, self.size, fill=self.fill)
 
     def _accepts(self, semantic: Tensor, window: tuple[int, ...]) -> bool:
         top, left, height, width = window
@@ -143,6 +152,27 @@ class RandomCrop:
         if total == 0:
             return False
         return self.max_category_fraction >= 1 or counts.max() < self.max_category_fraction * total
+
+
+class Pad:
+    """Pad at the right and the bottom up to `size` (a side, or (H, W)); the last transform of a pipeline.
+
+    The padding is part of what the network sees: nothing masks it. It is `fill` gray before normalisation, or with
+    'zero' it is zero after normalisation (mmsegmentation pads after it). Labels ignore it; predictions are cut to the
+    image before they are resized to the original size. A larger image stays as it is.
+    """
+
+    def __init__(self, *, size: int | tuple[int, int], fill: int | Literal['zero'] = 0) -> None:
+        self.size = sides(size, 'Pad.size')
+        self.fill = fill if fill == 'zero' else int(within(fill, 0, 255, 'Pad.fill'))
+
+    def __call__(self, sample: Sample) -> Sample:
+        height, width = sample.img.shape[-2:]
+        if height >= self.size[0] and width >= self.size[1]:
+            return sample
+        zero = self.fill == 'zero'
+        padded = geometry.pad(sample, self.size, fill=0 if zero else self.fill)
+        return padded._replace(meta=padded.meta._replace(image_size=(height, width), zero_padding=zero))
 
 
 class RandomFlip:
@@ -199,29 +229,41 @@ class PhotometricDistortion:
 class ResizeShortSide:
     """Resize so that the short side is `size`, keeping the aspect.
 
-    `max_size` bounds the long side; `divisor` rounds both sides to its nearest multiple (at least one). In evaluation
-    a data set applies this to the picture only: labels stay as they are on disk.
+    `max_size` bounds the long side; `divisor` rounds both sides to its nearest multiple (at least one), or with
+    `round_up` to the next one. `antialias=False` samples smaller pictures as OpenCV's bilinear resize does. In
+    evaluation a data set applies this to the picture only: labels stay as they are on disk.
     """
 
-    def __init__(self, *, size: int, max_size: int | None = None, divisor: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        size: int,
+        max_size: int | None = None,
+        divisor: int = 1,
+        round_up: bool = False,
+        antialias: bool = True,
+    ) -> None:
         self.size = int(within(size, 1, 65535, 'ResizeShortSide.size'))
         self.max_size = None if max_size is None else int(within(max_size, size, 10**6, 'ResizeShortSide.max_size'))
         self.divisor = int(within(divisor, 1, size, 'ResizeShortSide.divisor'))
+        self.round_up, self.antialias = round_up, antialias
 
     def __call__(self, sample: Sample) -> Sample:
         size = fit(sample.img.shape[-2:], self.max_size or float('inf'), self.size)
-        height, width = (max(round(side / self.divisor), 1) * self.divisor for side in size)
-        return geometry.resize(sample, (height, width))
+        whole = math.ceil if self.round_up else round
+        height, width = (max(whole(side / self.divisor), 1) * self.divisor for side in size)
+        return geometry.resize(sample, (height, width), antialias=self.antialias)
 
 
 class ResizeTo:
-    """Resize to exactly `size` (a side, or (H, W)); the aspect may change."""
+    """Resize to exactly `size` (a side, or (H, W)); the aspect may change. `antialias` as in `ResizeShortSide`."""
 
-    def __init__(self, *, size: int | tuple[int, int]) -> None:
+    def __init__(self, *, size: int | tuple[int, int], antialias: bool = True) -> None:
         self.size = sides(size, 'ResizeTo.size')
+        self.antialias = antialias
 
     def __call__(self, sample: Sample) -> Sample:
-        return geometry.resize(sample, self.size)
+        return geometry.resize(sample, self.size, antialias=self.antialias)
 
 
 def draw_window(

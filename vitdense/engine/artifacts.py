@@ -130,7 +130,7 @@ def shown_picture(img: Tensor, meta: Meta, prediction: Mapping[str, Any]) -> Ten
     as a whole, as the network saw it, since an evaluation crop has an aspect of its own.
     """
     whole = all(isinstance(record, ImageClass) for record in prediction.values())
-    return original_picture(img, meta.size, meta.size if whole else meta.orig_size)
+    return original_picture(img, meta.unpadded_size, meta.unpadded_size if whole else meta.orig_size)
 
 
 def on_cpu(prediction: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,13 +43,18 @@ def original_objects(outputs: ObjectOutputs, metas: Sequence[Meta]) -> list[Inst
 
 
 def _original(found: Instances, meta: Meta) -> Instances:
-    sizes = found.boxes.new_tensor([[meta.size, meta.orig_size]])  # (1, 2, 2)
+    size = meta.unpadded_size
+    sizes = found.boxes.new_tensor([[size, meta.orig_size]])  # (1, 2, 2)
     boxes = to_original(found.boxes[None], sizes[:, 0], sizes[:, 1])[0]
     masks = found.masks
     if masks is not None:
-        masks = masks[:, : meta.size[0], : meta.size[1]]
-        masks = masks if tuple(meta.size) == tuple(meta.orig_size) else _resized_masks(masks, meta.orig_size)
-    return found._replace(boxes=boxes, masks=masks)
+        masks = masks[:, : size[0], : size[1]]
+        masks = masks if tuple(size) == tuple(meta.orig_size) else _resized_masks(masks, meta.orig_size)
+    found = found._replace(boxes=boxes, masks=masks)
+    if masks is None or meta.image_size is None:
+        return found
+    inside = masks.flatten(1).any(1)  # what was found in the padding alone is no object
+    return Instances(*(field[inside] for field in found))
 
 
 class Pieces(NamedTuple):

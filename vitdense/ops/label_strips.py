@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitdense.ops.mask_labels import log_scores, resize_axis
+from vitdense.ops.mask_labels import class_scores, resize_axis
 from vitdense.ops.overlap import Windows
 from vitdense.ops.upsample import Taps, axis_taps, labels_of, refuse_non_finite, resized_plane, running_argmax
 from vitdense.types import Meta
@@ -56,26 +56,26 @@ class MaskLogits(NamedTuple):
     fewest = most = property(lambda self: self.num_classes)  # together: every call resizes all masks, in its rows only
 
     def rows(self, classes: slice, first: int, last: int) -> Tensor:
-        """Return the logarithms (k, last - first, W) of the scores of some classes in some rows."""
+        """Return the scores (k, last - first, W) of some classes in some rows."""
         rows, columns = (axis_taps(*axis) for axis in zip(self.masks.shape[-2:], *[self.size] * 3, strict=True))
         cells, weights = rows.cells[first:last], rows.weights[first:last]
         top, bottom = int(cells.min()), int(cells.max()) + 1
         wide = resize_axis(self.masks[:, top:bottom], columns.cells, columns.weights, axis=2)
-        return log_scores(self.probs[:, classes], resize_axis(wide, cells - top, weights, axis=1))
+        return class_scores(self.probs[:, classes], resize_axis(wide, cells - top, weights, axis=1))
 
 
 class LabelStrips:
     """The labels (H, W) of one picture of `meta`, whose `plane` (H, W) is covered by `windows`.
 
     `add` takes the windows row by row, as `Windows.corners` has them; after the last one `labels` is whole. The answer
-    is that of: resize the logits of each window to its pixels, average where windows overlap, crop to `meta.size`,
-    resize to `meta.orig_size`, argmax.
+    is that of: resize the logits of each window to its pixels, average where windows overlap, crop to
+    `meta.unpadded_size`, resize to `meta.orig_size`, argmax.
     """
 
     def __init__(self, windows: Windows, plane: tuple[int, int], meta: Meta) -> None:
         self.windows, self.plane = windows, plane
-        self.resized = tuple(meta.size) != tuple(meta.orig_size)
-        self.crop, self.out = tuple(meta.size), tuple(meta.orig_size)
+        self.crop, self.out = tuple(meta.unpadded_size), tuple(meta.orig_size)
+        self.resized = self.crop != self.out
         self.rows, self.columns = (
             axis_taps(*axis) if self.resized else _same(axis[2])
             for axis in zip(plane, plane, self.crop, self.out, strict=True)

@@ -118,7 +118,7 @@ class DetectionTask:
         """Return the best objects of every picture, with boxes in its original pixels, clipped to it."""
         scores, labels, queries = self._best(outputs.class_logits.float())
         boxes = to_xyxy(outputs.boxes.float().gather(1, queries[:, :, None].expand(-1, -1, 4)))
-        sizes, orig_sizes = boxes.new_tensor([[meta.size, meta.orig_size] for meta in metas]).unbind(1)  # (B, 2) each
+        sizes, orig_sizes = boxes.new_tensor([[meta.unpadded_size, meta.orig_size] for meta in metas]).unbind(1)
         boxes = to_original(boxes * scales_of(outputs.sizes)[:, None], sizes, orig_sizes)
         return [Instances(*found) for found in zip(boxes, scores, labels, strict=True)]
 

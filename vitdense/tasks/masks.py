@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitdense.errors import DataError
-from vitdense.ops.mask_labels import labels_of_masks, log_scores, resize_masks
+from vitdense.ops.mask_labels import class_scores, labels_of_masks, log_scores, resize_masks
 from vitdense.ops.masks import boxes_of_masks
 from vitdense.ops.upsample import full_resolution_labels
 from vitdense.tasks.arguments import check_names, check_range
@@ -110,35 +110,45 @@ class MaskSemanticTask:
     def pixels(self, outputs: QueryOutputs) -> PixelOutputs:
         """Return the logarithms of the scores of all classes at every pixel of the input plane.
 
-        They can be averaged over windows and views, which queries cannot. Masks are resized before they become scores:
+        As logits they can be averaged over views, which queries cannot. Masks are resized before they become scores:
         scores on the coarse grid of the masks would lose the course of borders between its cells.
         """
-        plane = outputs.plane
-        masks = (resize_masks(each.float(), plane=plane, crop=plane, out=plane) for each in outputs.mask_logits)
-        pairs = zip(_probs(outputs), masks, strict=True)
-        return PixelOutputs(torch.stack([log_scores(*pair) for pair in pairs]), plane)
+        return PixelOutputs(torch.stack([log_scores(*pair) for pair in self._full(outputs)]), outputs.plane)
+
+    @torch.no_grad()
+    def scores(self, outputs: QueryOutputs) -> PixelOutputs:
+        """Return the scores of all classes at every pixel of the input plane, whose mean over windows is what EoMT
+        compares. Masks are resized before they become scores, as in `pixels`.
+        """
+        return PixelOutputs(torch.stack([class_scores(*pair) for pair in self._full(outputs)]), outputs.plane)
 
     @torch.no_grad()
     def factors(self, outputs: QueryOutputs) -> MaskScores:
-        """Return what `pixels` multiplies out: it takes little memory, and rows of it are made when they are read."""
+        """Return what `scores` multiplies out: it takes little memory, and rows of it are made when they are read."""
         return MaskScores(_probs(outputs), outputs.mask_logits.float(), outputs.plane)
+
+    def _full(self, outputs: QueryOutputs) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the probabilities of classes (Q, K) and the masks (Q, H, W) of each image at the input plane."""
+        plane = outputs.plane
+        masks = (resize_masks(each.float(), plane=plane, crop=plane, out=plane) for each in outputs.mask_logits)
+        return zip(_probs(outputs), masks, strict=True)
 
     @torch.no_grad()
     def predict(self, outputs: QueryOutputs | PixelOutputs, metas: Sequence[Meta]) -> list[SemanticMap]:
         """Return the class of the largest score at every pixel, in each picture's original size.
 
-        `PixelOutputs` are those of `pixels`, averaged.
+        `PixelOutputs` are those of `scores` or `pixels`, averaged.
         """
         if isinstance(outputs, PixelOutputs):
             full = full_resolution_labels
             pictures = zip(outputs.logits, metas, strict=True)
             return [
-                SemanticMap(full(scores, plane=outputs.size, crop=meta.size, out=meta.orig_size))
+                SemanticMap(full(scores, plane=outputs.size, crop=meta.unpadded_size, out=meta.orig_size))
                 for scores, meta in pictures
             ]
         pictures = zip(_probs(outputs), outputs.mask_logits, metas, strict=True)
         return [
-            SemanticMap(labels_of_masks(probs, masks, plane=outputs.plane, crop=meta.size, out=meta.orig_size))
+            SemanticMap(labels_of_masks(probs, masks, plane=outputs.plane, crop=meta.unpadded_size, out=meta.orig_size))
             for probs, masks, meta in pictures
         ]
 
@@ -147,7 +157,7 @@ def _full_masks(masks: Tensor, meta: Meta, plane: tuple[int, int]) -> Iterator[t
     """Yield a few masks at a time: (n, H, W) bool in the original size, and the mean probability of their pixels."""
     step = max(MASKS_AT_A_TIME // (meta.orig_size[0] * meta.orig_size[1]), 1)
     for some in masks.split(step):
-        logits = resize_masks(some.float(), plane=plane, crop=meta.size, out=meta.orig_size)
+        logits = resize_masks(some.float(), plane=plane, crop=meta.unpadded_size, out=meta.orig_size)
         inside = logits > 0
         mass = (logits.sigmoid() * inside).flatten(1).sum(1)
         yield inside, mass / inside.flatten(1).sum(1).clamp(min=1)

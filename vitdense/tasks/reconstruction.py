@@ -59,7 +59,7 @@ def _painted(img: Tensor, meta: Meta) -> Tensor:
 
 def _original(plane: Tensor, meta: Meta, **resize: object) -> Tensor:
     """Return a plane (C, H, W) of the network's input without its padding, in the picture's original size."""
-    plane = plane[:, : meta.size[0], : meta.size[1]]
+    plane = plane[:, : meta.unpadded_size[0], : meta.unpadded_size[1]]
     if tuple(plane.shape[-2:]) == tuple(meta.orig_size):
         return plane
     return functional.interpolate(plane[None], tuple(meta.orig_size), **resize)[0]

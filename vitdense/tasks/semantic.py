@@ -62,7 +62,7 @@ class SemanticTask:
     def predict(self, outputs: PixelOutputs, metas: Sequence[Meta]) -> list[SemanticMap]:
         """Return the likeliest class of every pixel, in each picture's original size."""
         return [
-            SemanticMap(full_resolution_labels(logits, plane=outputs.size, crop=meta.size, out=meta.orig_size))
+            SemanticMap(full_resolution_labels(logits, plane=outputs.size, crop=meta.unpadded_size, out=meta.orig_size))
             for logits, meta in zip(outputs.logits, metas, strict=True)
         ]
 
