@@ -23,7 +23,7 @@ model = dict(
             )
         ),
     ),
-    tasks=dict(det=dict(type=DetectionTask, classification=dict(type=Focal, weight=2.0))),
+    tasks=dict(det=dict(type=DetectionTask, classification=dict(type=Focal, weight=2.0), top_k=300)),
 )
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4),

@@ -22,10 +22,11 @@ model = dict(
             pretrained=True,
             drop_path=0.1,
             windows=dict(type=Windows, size=14, global_blocks=(2, 5, 8, 11)),
+            timm_args=dict(class_token=False),
         ),
         branches=dict(
             det=dict(
-                adapter=dict(type=SimplePyramid, channels=256, extra_level=True),
+                adapter=dict(type=SimplePyramid, channels=256, scales=(2.0, 1.0, 0.5), extra_level=True),
                 head=dict(
                     type=DeformableDetrHead,
                     num_queries=900,
@@ -36,18 +37,23 @@ model = dict(
                     mixed_selection=True,
                     anchors=True,
                     look_forward_twice=True,
-                    shared_predictors=True,
                     final_norm=True,
                     denoising=True,
                 ),
             )
         ),
     ),
-    tasks=dict(det=dict(type=DetectionTask, denoising=dict(type=Denoising, num_queries=100, label_noise=0.5))),
+    tasks=dict(
+        det=dict(
+            type=DetectionTask,
+            denoising=dict(type=Denoising, num_queries=100, label_noise=0.5, box_noise=1.0),
+            top_k=300,
+        )
+    ),
 )
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4),
-    groups=dict(type=LayerDecay, backbone_lr=0.1, no_decay=('norm',)),
+    groups=dict(type=LayerDecay, backbone_lr=0.1, no_decay=('norm',), lr_of=dict(adapters=0.1)),
     clip_grad=dict(max_norm=0.1),
     accumulative_counts=1,
 )

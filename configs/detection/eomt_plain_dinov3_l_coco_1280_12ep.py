@@ -15,3 +15,4 @@ with read_base():
 model.network.backbone.update(img_size=1280)
 train_dataloader.dataset.transforms[1].update(size=1280)
 val_dataloader.dataset.transforms[0].update(size=1280, max_size=1280)
+val_dataloader.dataset.transforms[1].update(size=1280)

@@ -7,6 +7,9 @@ Objects365. Recipe: RF-DETR's: 300 queries, 13 groups of them in training, score
 1.5e-4 with layer decay 0.8, weight decay 1e-4, 100 epochs of 16 pictures (four times four), weights averaged, pictures
 flipped, often cropped, and resized to squares of 224 ... 544.
 
+Differs from the source in: the average of the weights begins with a momentum of 9 / (10 + step), not 1 - 0.993 (1 -
+exp(-step / 100)); see also `_base_/real_time_detr.py`.
+
 Cost: about two days on one 24 GB GPU.
 """
 
@@ -25,5 +28,5 @@ train_dataloader.dataset.transforms[1].update(square=True, sizes=[32 * cells for
 val_dataloader.dataset.update(transforms=[dict(type=ResizeTo, size=384)])
 val_dataloader.update(batch_size=8)
 schedule = dict(max_epochs=100, val_interval=5, decay='constant')
-ema = dict(momentum=0.007)
+ema = dict(momentum=0.007, buffers=True)
 checkpoint.update(interval=1, best='det/AP')

@@ -16,4 +16,4 @@ with read_base():
 model.network.backbone.update(drop_path=0.1)
 model.network.branches.det.adapter.update(channels=384, scales=(2.0, 0.5))
 model.network.branches.det.head.update(channels=384, num_levels=2, num_heads=12, cross_heads=24, num_points=4)
-optim_wrapper.groups.update(backbone_lr=0.375, lr_of=dict(layers=0.5, position_encoder=0.5))
+optim_wrapper.groups.update(backbone_lr=0.375, lr_of={'layers': 0.5, 'position_encoder': 0.5, 'decoder.norm': 0.5})

@@ -16,7 +16,10 @@ with read_base():
     from .._base_.runtime import *
     from .._base_.upernet import *
 
+from vitdense.tasks.losses import CrossEntropy
+
 model.network.backbone.update(name='vit_small_patch14_dinov2.lvd142m', patch_size=16)
+model.tasks.sem.update(losses=[dict(type=CrossEntropy, average='all')])
 optim_wrapper.groups.decay = 0.75
 schedule = dict(max_iters=80_000, val_interval=8_000, warmup_iters=1500, warmup_ratio=1e-6, decay='poly', power=1.0)
 checkpoint.update(interval=4_000)

@@ -8,19 +8,20 @@ UPerNet of 512 channels with an auxiliary head of 256; no layer decay, AdamW 2e-
 weight decay 0.01 (none for norms, biases, levels and positions), drop path 0.3; 1500 steps of warm-up, linear decay,
 160 000 steps of 16 crops, windows of 512 every 341 pixels.
 
+As in the source, LayerScale begins at 1, cross-entropy is averaged over all pixels, crops are padded after
+normalisation, and test images are resized to the next multiples of 32.
+
+Differs from the source in: a test image is resized once, straight to the multiples.
+
 Cost: about 40 hours on one 80 GB GPU (estimated).
 """
 
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.datasets.ade20k import *
-    from .._base_.runtime import *
-    from .._base_.upernet_vit_adapter import *
+    from .upernet_vitadapter_deit_s_ade20k_512_160k import *
 
 model.network.backbone.vit.update(name='vit_base_patch16_384.augreg_in21k_ft_in1k', drop_path=0.3)
 model.network.backbone.update(num_heads=12, deform_ratio=0.5, drop_path=0.3)
 optim_wrapper.optimizer.update(lr=2e-5)
 optim_wrapper.groups.update(decay=1.0, lr_of=dict(heads=10), no_decay=('norm', 'bias', 'level_embed', 'pos_embed'))
-schedule = dict(max_iters=160_000, val_interval=16_000, warmup_iters=1500, warmup_ratio=1e-6, decay='poly', power=1.0)
-checkpoint.update(interval=4_000)

@@ -75,3 +75,23 @@ def test_layer_pyramid_norm_is_a_choice():
         LayerPyramid(8, 16, norm='sync')
     with pytest.raises(ValueError, match='reads 4 layers'):
         LayerPyramid(8, 16, layers=(1, 2))
+
+
+def test_a_pyramid_of_some_scales_is_that_of_all_without_the_others():
+    """detrex, dino_vitdet.py: scale_factors=(2.0, 1.0, 0.5) and a last level by max-pooling: strides 8 ... 64."""
+    whole = SimplePyramid(8, 16, channels=6, extra_level=True)
+    some = SimplePyramid(8, 16, channels=6, scales=(2.0, 1.0, 0.5), extra_level=True)
+    assert some.strides == (8, 16, 32, 64) and some.out_channels == (6,) * 4
+    randomise(whole)
+    parts = {'stages', 'reduce', 'smooth'}
+    state = {}
+    for name, value in whole.state_dict().items():
+        part, number, rest = name.split('.', 2)
+        if part in parts and int(number):
+            state[f'{part}.{int(number) - 1}.{rest}'] = value
+    some.load_state_dict(state)
+    features = Features(layers=(torch.randn(2, 8, 6, 4),), size=(96, 64))
+    for got, wanted in zip(some(features, IMGS).maps, whole(features, IMGS).maps[1:], strict=True):
+        assert torch.equal(got, wanted)
+    with pytest.raises(ValueError, match='in this order'):
+        SimplePyramid(8, 16, scales=(1.0, 2.0))

@@ -138,3 +138,25 @@ def test_real_pictures_in_native_aspect_become_a_batch_with_valid_pixels(shared)
     for row, sample in enumerate(samples):
         assert batch.valid[row].sum() == sample.img[0].numel() and sample.meta.size == tuple(sample.img.shape[-2:])
         assert (batch.imgs[row][:, ~batch.valid[row]] == 0).all()
+
+
+def test_jitter_draws_again_until_something_labelled_is_left():
+    """EoMT, datasets/transforms.py: a crop without a mask is drawn again."""
+    sample = blocks()
+    boxes, labels, masks = sample.target[:3]
+    target = Target(tv_tensors.wrap(boxes[:1], like=boxes), labels[:1], tv_tensors.Mask(masks[:1]))
+    semantic = torch.full((300, 400), 255, dtype=torch.uint8)
+    semantic[30:80, 20:90] = 1
+    alone = sample._replace(target=target)
+    labelled = sample._replace(target=Target(semantic=tv_tensors.Mask(semantic)))
+    torch.manual_seed(0)
+    lost = {True: 0, False: 0}
+    for require in (True, False):
+        jitter = LargeScaleJitter(size=64, ratio=(1.5, 2.0), require_labels=require)
+        for _ in range(30):
+            lost[require] += len(jitter(alone).target.labels) == 0
+            lost[require] += not (jitter(labelled).target.semantic != 255).any()
+    assert lost[True] == 0 and lost[False] > 0
+    nothing = Target(semantic=tv_tensors.Mask(torch.full_like(semantic, 255)))
+    empty = LargeScaleJitter(size=64, require_labels=True)(sample._replace(target=nothing))
+    assert empty.img.shape == (3, 64, 64)

@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional
 
 from vitdense.data import geometry
 from vitdense.data.transforms import (
+    ColorJitter,
     PhotometricDistortion,
     Pipeline,
     RandomCrop,
@@ -243,3 +244,48 @@ def test_wrong_arguments_are_errors_now(kind, options):
     with pytest.raises(ConfigError) as caught:
         kind(**options)
     assert caught.value.where and caught.value.fix
+
+
+def test_colour_jitter_is_that_of_torchvision(monkeypatch):
+    """EoMT and benchmark-vfm-ss, datasets/transforms.py: every change by torchvision, each by a coin toss."""
+    sample = one_square()
+    img = torch.randint(0, 256, sample.img.shape, dtype=torch.uint8)
+    sample = sample._replace(img=tv_tensors.Image(img))
+    for order in (0.0, 1.0):  # the toss that puts contrast first, or last
+        numbers = iter([0.0, 0.9, order, *[0.0, 0.2, 0.0, 0.7, 0.0, 0.4]])
+        monkeypatch.setattr(torch, 'rand', lambda size: torch.tensor(next(numbers)))  # noqa: B023
+        got = ColorJitter()(sample).img
+        monkeypatch.undo()
+        wanted = functional.adjust_brightness(img, 1 + 0.8 * 32 / 255)
+        factors = [0.5 + 0.2, 0.5 + 0.7, (2 * 0.4 - 1) * 18 / 360]
+        if order < 0.5:
+            wanted = functional.adjust_contrast(wanted, factors[0])
+            wanted = functional.adjust_hue(functional.adjust_saturation(wanted, factors[1]), factors[2])
+        else:
+            wanted = functional.adjust_saturation(wanted, factors[0])
+            wanted = functional.adjust_hue(wanted, (2 * 0.7 - 1) * 18 / 360)
+            wanted = functional.adjust_contrast(wanted, 0.5 + 0.4)
+        assert (got.as_subclass(torch.Tensor).int() - wanted).abs().max() <= 1  # draws are float32
+    monkeypatch.setattr(torch, 'rand', lambda size: torch.tensor(0.9))
+    assert torch.equal(ColorJitter()(sample).img, sample.img)
+
+
+def test_evaluation_sizes_without_antialiasing_and_in_whole_cells():
+    sample = one_square(90, 140)
+    plain = ResizeShortSide(size=40, antialias=False)(sample)
+    wanted = cv2.resize(geometry.as_array(sample.img), (62, 40), interpolation=cv2.INTER_LINEAR)
+    assert plain.img.shape[-2:] == (40, 62)
+    assert (geometry.as_array(plain.img).astype(int) - wanted).__abs__().max() <= 1
+    assert not torch.equal(plain.img, ResizeShortSide(size=40)(sample).img)
+    assert not torch.equal(ResizeTo(size=40, antialias=False)(sample).img, ResizeTo(size=40)(sample).img)
+    # mmsegmentation, ResizeToMultiple: the next multiples of 32
+    assert ResizeShortSide(size=40, divisor=32, round_up=True)(sample).img.shape[-2:] == (64, 64)
+    assert ResizeShortSide(size=40, divisor=32)(sample).img.shape[-2:] == (32, 64)
+
+
+def test_a_crop_may_stay_smaller_than_its_size():
+    sample = RandomCrop(size=64, max_category_fraction=1.0, fill=None)(one_square(40, 90))
+    assert (
+        sample.img.shape[-2:] == sample.target.semantic.shape == (40, 64)
+        and not (sample.target.semantic == IGNORE).any()
+    )

@@ -118,3 +118,25 @@ def test_the_printed_table():
 def test_a_frozen_backbone_is_not_in_the_table():
     rows = group_rows(LayerDecay(decay=0.5).groups(Network(frozen=True)), 1e-3, 0.0)
     assert rows == [('head.0, head.1', '0.001', '0', '148')]
+
+
+def test_a_rate_can_belong_to_parts_that_follow_each_other():
+    """LW-DETR and RF-DETR: names with 'transformer.decoder' learn at lr_component_decay, other norms do not."""
+    model = Network()
+    model.network.decoder = nn.ModuleDict(dict(norm=nn.LayerNorm(4), layers=nn.ModuleList([nn.LayerNorm(4)])))
+    model.network.other = nn.ModuleDict(dict(norm=nn.LayerNorm(4)))
+    found = by_name(model, LayerDecay(lr_of={'layers': 0.5, 'decoder.norm': 0.7}).groups(model))
+    assert found['network.decoder.norm.weight'][0] == 0.7 and found['network.decoder.layers.0.weight'][0] == 0.5
+    assert found['network.other.norm.weight'][0] == found['network.backbone.model.norm.weight'][0] == 1.0
+    with pytest.raises(ConfigError, match='norm.decoder'):
+        LayerDecay(lr_of={'norm.decoder': 0.7}).groups(model)
+
+
+def test_weight_decay_can_spare_other_parts_of_the_vit_than_of_the_rest():
+    model = Network()
+    found = by_name(model, LayerDecay(no_decay=(), backbone_no_decay=('norm', 'bias', 'pos_embed')).groups(model))
+    prefix = 'network.backbone.model.'
+    spared = {name for name, (_, decayed) in found.items() if not decayed}
+    assert {f'{prefix}pos_embed', f'{prefix}norm.weight', f'{prefix}blocks.0.attn.qkv.bias'} <= spared
+    assert all(name.startswith(prefix) for name in spared) and f'{prefix}cls_token' not in spared
+    assert found['network.head.0.weight'][1] and found['network.head.1.bias'][1]

@@ -130,3 +130,11 @@ def test_a_class_token_that_is_not_there_cannot_be_read():
         build(dict(type=Reassemble), in_channels=24, patch_stride=16, has_cls=False)
     with pytest.raises(ConfigError, match='4 levels'):
         build(dict(type=Reassemble, layers=(0, 1)), in_channels=24, patch_stride=16)
+
+
+def test_dropout_drops_whole_channels():
+    """mmsegmentation, BaseDecodeHead: nn.Dropout2d."""
+    head = DPTHead((4, 4), (8, 16), 3, channels=16, dropout=0.5).train()
+    assert type(head.head[1]) is type(head.aux[1]) is nn.Dropout2d
+    dropped = (head.head[1](torch.ones(2, 16, 4, 4)) == 0).flatten(2)
+    assert torch.equal(dropped.all(2), dropped.any(2)) and dropped.any()

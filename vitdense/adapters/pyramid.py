@@ -21,8 +21,9 @@ class SimplePyramid(nn.Module):
 
     Transposed convolutions (x4: two, with LayerNorm and GELU between; x2: one) and a 2x2 max-pool bring the map to
     strides p/4, p/2, p and 2p for patches of p pixels; a 1x1 and a 3x3 convolution, each with LayerNorm, bring every
-    level to `channels`. `extra_level` adds stride 4p by taking every second cell of the coarsest level (the p6 of
-    detectors). `normed` applies the ViT's final norm first; ViTDet does not.
+    level to `channels`. `scales` are those of the four that are made, in their order. `extra_level` adds stride 4p by
+    taking every second cell of the coarsest level (the p6 of detectors). `normed` applies the ViT's final norm first;
+    ViTDet does not.
     """
 
     def __init__(
@@ -33,31 +34,35 @@ class SimplePyramid(nn.Module):
         layer: int = -1,
         normed: bool = False,
         channels: int = 256,
+        scales: Sequence[float] = SCALES,
         extra_level: bool = False,
     ) -> None:
         super().__init__()
-        scales = SCALES + ((0.25,) if extra_level else ())
+        if not scales or tuple(scales) != tuple(scale for scale in SCALES if scale in scales):
+            raise ValueError(f'scales are some of {SCALES}, in this order, got {tuple(scales)}')
         self.extra_level = extra_level
         self.layers = (LayerRequest(layer, normed),)
-        self.strides = tuple(patch_stride / scale for scale in scales)
-        self.out_channels = (channels,) * len(scales)
+        self.patch_stride = patch_stride
+        self.strides = tuple(patch_stride / scale for scale in (*scales, *([scales[-1] / 2] if extra_level else [])))
+        self.out_channels = (channels,) * len(self.strides)
         half = in_channels // 2
-        self.stages = nn.ModuleList(
-            [
-                nn.Sequential(_double(in_channels, half), LayerNorm2d(half), nn.GELU(), _double(half, half // 2)),
-                _double(in_channels, half),
-                nn.Identity(),
-                _halve(),
-            ]
-        )
-        widths = (half // 2, half, in_channels, in_channels)
+        stages = {
+            4.0: lambda: nn.Sequential(
+                _double(in_channels, half), LayerNorm2d(half), nn.GELU(), _double(half, half // 2)
+            ),
+            2.0: lambda: _double(in_channels, half),
+            1.0: nn.Identity,
+            0.5: _halve,
+        }
+        self.stages = nn.ModuleList(stages[scale]() for scale in scales)
+        widths = [{4.0: half // 2, 2.0: half}.get(scale, in_channels) for scale in scales]
         self.reduce = nn.ModuleList(_conv_norm(width, channels, kernel_size=1) for width in widths)
         self.smooth = nn.ModuleList(_conv_norm(channels, channels, kernel_size=3) for _ in widths)
 
     def forward(self, features: Features, imgs: Tensor) -> Features:
         """Return `features` with `maps` (B, channels, h_i, w_i) at `strides`; `imgs` is not read."""
         (x,) = features.layers
-        x = channels_last(zero_padding(x, map_extents(features.valid, self.strides[2], tuple(x.shape[-2:]))))
+        x = channels_last(zero_padding(x, map_extents(features.valid, self.patch_stride, tuple(x.shape[-2:]))))
         maps = []
         for stage, reduce, smooth, stride in zip(self.stages, self.reduce, self.smooth, self.strides, strict=False):
             level = reduce(stage(x))

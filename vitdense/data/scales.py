@@ -9,9 +9,10 @@ from vitdense.data.arguments import span, within
 from vitdense.data.chance import chance, choice, integer, uniform
 from vitdense.data.transforms import draw_window, fit
 from vitdense.errors import ConfigError
-from vitdense.types import Sample
+from vitdense.types import IGNORE, Sample, Target
 
 DETR_SIZES = tuple(range(480, 801, 32))
+MOST_DRAWS = 50
 
 
 class MultiScaleCrop:
@@ -65,23 +66,47 @@ class LargeScaleJitter:
 
     Ghiasi et al. 2021 (https://arxiv.org/abs/2012.07177, section 3.1; 0.1 ... 2.0 as in ViTDet). With `pad` the picture
     becomes a square, `fill` gray at the right and the bottom, that is part of the picture; without, it keeps its own
-    size, and what a batch adds is known as padding.
+    size, and what a batch adds is known as padding. `require_labels` draws again, 50 draws at most, while a labelled
+    picture has no object and no labelled pixel left (EoMT, benchmark-vfm-ss).
     """
 
     def __init__(
-        self, *, size: int = 1024, ratio: tuple[float, float] = (0.1, 2.0), pad: bool = True, fill: int = 128
+        self,
+        *,
+        size: int = 1024,
+        ratio: tuple[float, float] = (0.1, 2.0),
+        pad: bool = True,
+        fill: int = 128,
+        require_labels: bool = False,
     ) -> None:
         self.size = int(within(size, 1, 65535, 'LargeScaleJitter.size'))
         self.ratio = span(ratio, 'LargeScaleJitter.ratio')
         self.pad = pad
         self.fill = int(within(fill, 0, 255, 'LargeScaleJitter.fill'))
+        self.require_labels = require_labels
 
     def __call__(self, sample: Sample) -> Sample:
+        drawn = self._draw(sample)
+        for _ in range(MOST_DRAWS - 1 if self.require_labels else 0):
+            if _is_labelled(drawn.target):
+                break
+            drawn = self._draw(sample)
+        return drawn
+
+    def _draw(self, sample: Sample) -> Sample:
         source, square = sample.img.shape[-2:], (self.size, self.size)
         resized = fit(source, self.size * uniform(*self.ratio), float('inf'))
         window, shape = draw_window(source, resized, square)
         sample = geometry.resize(geometry.crop(sample, *window), shape)
         return geometry.pad(sample, square, fill=self.fill) if self.pad else sample
+
+
+def _is_labelled(target: Target) -> bool:
+    """Return whether an object or a labelled pixel is left; True where nothing is known about the picture."""
+    known = [bool((target.semantic != IGNORE).any())] if target.semantic is not None else []
+    if target.labels is not None:
+        known.append(len(target.labels) > 0)
+    return any(known) if known else True
 
 
 def _several(values: Sequence[int], where: str) -> Sequence[int]:

@@ -13,6 +13,7 @@ from typing import Literal
 import cv2
 import numpy as np
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
 from vitdense.data import geometry
 from vitdense.data.arguments import pair, sides, span, within
@@ -226,6 +227,31 @@ class PhotometricDistortion:
         return sample._replace(img=geometry.as_picture(array))
 
 
+class ColorJitter:
+    """Change brightness, contrast, saturation and hue as torchvision's `adjust_*` do, each with probability 0.5.
+
+    Factors are drawn from 1 - x ... 1 + x, where x is `brightness`, `contrast` or `saturation`; `hue` is the largest
+    turn as a share of the colour circle. Contrast comes before or after the colour changes by a coin toss. This is the
+    jitter of EoMT and benchmark-vfm-ss, with their values as defaults; `PhotometricDistortion` adds to the brightness
+    and multiplies gray levels and the saturation of HSV instead.
+    """
+
+    def __init__(
+        self, *, brightness: float = 32 / 255, contrast: float = 0.5, saturation: float = 0.5, hue: float = 18 / 360
+    ) -> None:
+        self.brightness = within(brightness, 0, 1, 'ColorJitter.brightness')
+        self.contrast = within(contrast, 0, 1, 'ColorJitter.contrast')
+        self.saturation = within(saturation, 0, 1, 'ColorJitter.saturation')
+        self.hue = within(hue, 0, 0.5, 'ColorJitter.hue')
+
+    def __call__(self, sample: Sample) -> Sample:
+        colors = [(functional.adjust_saturation, self.saturation, 1.0), (functional.adjust_hue, self.hue, 0.0)]
+        contrast = [(functional.adjust_contrast, self.contrast, 1.0)]
+        img = _jittered(sample.img, [(functional.adjust_brightness, self.brightness, 1.0)])
+        steps = [*contrast, *colors] if chance(0.5) else [*colors, *contrast]
+        return sample._replace(img=_jittered(img, steps))
+
+
 class ResizeShortSide:
     """Resize so that the short side is `size`, keeping the aspect.
 
@@ -264,6 +290,14 @@ class ResizeTo:
 
     def __call__(self, sample: Sample) -> Sample:
         return geometry.resize(sample, self.size, antialias=self.antialias)
+
+
+def _jittered(img: Tensor, steps: Sequence[tuple[Callable, float, float]]) -> Tensor:
+    """Return `img` after each step (change, largest distance, middle) that a coin toss chooses."""
+    for change, distance, middle in steps:
+        if chance(0.5):
+            img = change(img, uniform(middle - distance, middle + distance))
+    return img
 
 
 def draw_window(

@@ -69,6 +69,7 @@ class EmaSection:
     """`ema`: an average of the weights."""
 
     momentum: Annotated[float, Limits(0, 1, open='both')] = 0.0002
+    buffers: bool = False
 
 
 @dataclass

@@ -14,25 +14,31 @@ class EmaHook(Hook):
     """Average the trainable parameters: average <- (1 - m) average + m parameter, after every optimizer step.
 
     m is `momentum`, and larger in the beginning: m = max(momentum, 9 / (10 + t)) after t steps, so that the random
-    start is forgotten. Buffers and frozen parameters are not averaged. mmengine's hook keeps a copy of the whole model
-    and cannot save while a validation is under way; this one keeps what is trained, and can.
+    start is forgotten. Frozen parameters are not averaged; with `buffers` those that are floating-point numbers and
+    saved are, such as the running statistics of batch norms (LW-DETR and RF-DETR average the whole state dict).
+    mmengine's hook keeps a copy of the whole model and cannot save while a validation is under way; this one keeps what
+    is trained, and can.
     """
 
     priority = 'NORMAL'
 
-    def __init__(self, momentum: float = 0.0002) -> None:
+    def __init__(self, momentum: float = 0.0002, *, buffers: bool = False) -> None:
         if not 0 < momentum < 1:
             raise ValueError(f'momentum is the weight of the newest parameters, in (0, 1), got {momentum}')
-        self.momentum = momentum
+        self.momentum, self.buffers = momentum, buffers
         self.updates = 0
         self.names: list[str] = []
-        self.parameters: list[Tensor] = []
+        self.parameters: list[Tensor] = []  # and buffers
         self.average: list[Tensor] = []
         self._kept: list[Tensor] | None = None  # the parameters, while the average is in their place
 
     def before_run(self, runner: Any) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        if self.buffers:
+            saved = model.state_dict().keys()
+            named = ((name, value) for name, value in model.named_buffers() if name in saved)
+            trained |= {name: value for name, value in named if value.is_floating_point()}
         self.names = list(trained)
         self.parameters = [value.detach() for value in trained.values()]
         self.average = [value.clone() for value in self.parameters]

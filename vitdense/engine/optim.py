@@ -8,7 +8,7 @@ is block i, and layer depth + 1 is the final norm. Everything outside the ViT le
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +39,8 @@ class LayerDecay:
     """Sort trainable parameters into as few groups as possible, one for each (learning rate, weight decay).
 
     `decay` is the layer-wise decay of the ViT; `backbone_lr` and `head_lr` multiply the rate of the ViT and of the
-    rest. `lr_of` multiplies the rate of parameters whose name has a part of that name (`{'sampling_offsets': 0.1}`).
+    rest. `lr_of` multiplies the rate of parameters whose name has a part of that name (`{'sampling_offsets': 0.1}`), or
+    parts that follow each other (`{'decoder.norm': 0.7}`).
 
     With `full_blocks` that many last blocks and the final norm learn at the rate of the rest, the other blocks at
     `backbone_lr * decay ** k` where k blocks lie above them, and the embedding like the first block: EoMT's way of
@@ -47,8 +48,8 @@ class LayerDecay:
 
     `no_decay` says what weight decay leaves alone: 'norm' is every parameter of a normalisation layer, 'bias' every
     bias, 'layer_scale' the per-channel gains of timm's blocks; any other word is a part of a dotted parameter name.
-    `no_decay=()` decays every parameter. Frozen parameters are left out. Raises ConfigError for a word of `lr_of`
-    that no parameter has.
+    `no_decay=()` decays every parameter; `backbone_no_decay` are the words for the ViT, where they differ. Frozen
+    parameters are left out. Raises ConfigError for a word of `lr_of` that no parameter has.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class LayerDecay:
         head_lr: float = 1.0,
         full_blocks: int = 0,
         no_decay: Sequence[str] = NO_DECAY,
+        backbone_no_decay: Sequence[str] | None = None,
         lr_of: Mapping[str, float] | None = None,
     ) -> None:
         if not 0 < decay <= 1:
@@ -68,6 +70,7 @@ class LayerDecay:
         self.head_lr = head_lr
         self.full_blocks = full_blocks
         self.no_decay = tuple(no_decay)
+        self.backbone_no_decay = self.no_decay if backbone_no_decay is None else tuple(backbone_no_decay)
         self.lr_of = dict(lr_of or {})
 
     def groups(self, model: nn.Module) -> list[Group]:
@@ -81,7 +84,8 @@ class LayerDecay:
             if not parameter.requires_grad:
                 continue
             lr, place = self._rate(name, vits)
-            decayed = not self._spared(name, id(parameter) in norms, id(parameter) in scales)
+            words = self.no_decay if _inside(name, vits) is None else self.backbone_no_decay
+            decayed = not _spared(name, words, in_norm=id(parameter) in norms, in_scale=id(parameter) in scales)
             group = groups.setdefault((round(lr, 12), decayed), Group(lr, decayed, [], [], []))
             group.names.append(name)
             group.parameters.append(parameter)
@@ -92,15 +96,15 @@ class LayerDecay:
     def _rate(self, name: str, vits: Mapping[str, Any]) -> tuple[float, str]:
         """Return the learning-rate multiplier of a parameter and the place in the model that it belongs to."""
         rate, place = self.head_lr, '.'.join(name.split('.')[1:3]) or name
-        for prefix, vit in vits.items():
-            inside = name.removeprefix(f'{prefix}.') if prefix else name
-            if inside != name or not prefix:
-                layer = vit.layer_of(inside)
-                rate = self._backbone_rate(layer, vit.depth)
-                place = {0: 'embedding', vit.depth + 1: 'final norm'}.get(layer, f'block {layer - 1}')
-                break
-        for word in set(self.lr_of) & set(name.split('.')):
-            rate, place = rate * self.lr_of[word], f'{place} {word}'
+        prefix = _inside(name, vits)
+        if prefix is not None:
+            vit = vits[prefix]
+            layer = vit.layer_of(name.removeprefix(f'{prefix}.') if prefix else name)
+            rate = self._backbone_rate(layer, vit.depth)
+            place = {0: 'embedding', vit.depth + 1: 'final norm'}.get(layer, f'block {layer - 1}')
+        for word, factor in self.lr_of.items():
+            if _has_parts(name, word):
+                rate, place = rate * factor, f'{place} {word}'
         return rate, place
 
     def _backbone_rate(self, layer: int, depth: int) -> float:
@@ -110,19 +114,14 @@ class LayerDecay:
             return self.head_lr
         return self.backbone_lr * self.decay ** (depth - max(layer, 1))
 
-    def _spared(self, name: str, in_norm: bool, in_scale: bool) -> bool:
-        parts = name.split('.')
-        kinds = {'norm': in_norm, 'bias': parts[-1].endswith('bias'), 'layer_scale': in_scale}
-        return any(kinds.get(word, word in parts) for word in self.no_decay)
-
-    def _check_words(self, names: Iterable[str]) -> None:
-        parts = {part for name in names for part in name.split('.')}
+    def _check_words(self, names: Sequence[str]) -> None:
         for word in self.lr_of:
-            if word not in parts:
+            if not any(_has_parts(name, word) for name in names):
+                parts = {part for name in names for part in name.split('.')}
                 raise ConfigError(
                     f"lr_of names '{word}', which no parameter has{did_you_mean(word, parts)}",
                     where='optim_wrapper.groups.lr_of',
-                    why='a word must be one part of a dotted parameter name',
+                    why='a word must be one part of a dotted parameter name, or several that follow each other',
                     fix='check the spelling against model.named_parameters()',
                 )
 
@@ -143,6 +142,21 @@ def apart(groups: Sequence[Group], model: nn.Module) -> list[Group]:
                 names, parameters = (list(column) for column in zip(*pairs, strict=True))
                 cut.append(group._replace(names=names, parameters=parameters, backbone=backbone))
     return cut
+
+
+def _inside(name: str, vits: Mapping[str, Any]) -> str | None:
+    """Return the name of the ViT that a parameter belongs to; None where it belongs to none."""
+    return next((prefix for prefix in vits if not prefix or name.startswith(f'{prefix}.')), None)
+
+
+def _has_parts(name: str, word: str) -> bool:
+    return f'.{word}.' in f'.{name}.'
+
+
+def _spared(name: str, words: Sequence[str], *, in_norm: bool, in_scale: bool) -> bool:
+    parts = name.split('.')
+    kinds = {'norm': in_norm, 'bias': parts[-1].endswith('bias'), 'layer_scale': in_scale}
+    return any(kinds.get(word, word in parts) for word in words)
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -20,10 +20,10 @@ class DPTHead(nn.Module):
 
     Every map is brought to `channels` by a 3x3 convolution. From coarse to fine, each is refined by a residual unit,
     added to what comes from above, refined again, doubled in size and projected. A 3x3 convolution, normalisation,
-    ReLU, `dropout` and a classifier follow: logits at half the stride of the finest map. `upsample` doubles them once
-    more, corner on corner, as the published checkpoints do; without it the task resizes them as those of any head.
-    `batch_norm` normalises inside the residual units, which then have no biases. `norm` is 'batch', as published, or
-    'layer' (over the channels of each cell) wherever the head normalises, for mixtures of data sets.
+    ReLU, `dropout` of whole channels and a classifier follow: logits at half the stride of the finest map. `upsample`
+    doubles them once more, corner on corner, as the published checkpoints do; without it the task resizes them as those
+    of any head. `batch_norm` normalises inside the residual units, which then have no biases. `norm` is 'batch', as
+    published, or 'layer' (over the channels of each cell) wherever the head normalises, for mixtures of data sets.
 
     The auxiliary head (`aux`) is a second classifier of the same map, with its own 3x3 convolution; its logits are in
     `aux`, in training only. On grids that do not halve evenly a map is resized to what comes from above.
@@ -53,8 +53,8 @@ class DPTHead(nn.Module):
             Fusion(channels, norm=norm if batch_norm else None, joins=index + 1 < len(in_channels))
             for index in range(len(in_channels))
         )
-        self.head = _classifier(channels, num_classes, nn.Dropout(dropout), norm)
-        self.aux = _classifier(channels, num_classes, nn.Dropout(dropout), norm) if aux else None
+        self.head = _classifier(channels, num_classes, nn.Dropout2d(dropout), norm)
+        self.aux = _classifier(channels, num_classes, nn.Dropout2d(dropout), norm) if aux else None
 
     def forward(self, features: Features) -> PixelOutputs:
         """Read `features.maps`, fine to coarse; return logits (B, num_classes, h, w) on twice the finest grid."""

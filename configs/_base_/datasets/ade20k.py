@@ -1,11 +1,13 @@
 """ADE20K (SceneParse150): `data/ADEChallengeData2016`, raw label 0 is ignored, 1 ... 150 are the classes.
 
-Training pictures are resized by 0.5 ... 2.0 of 2048 x 512, cropped to 512 and distorted; validation pictures keep
-their aspect ratio with a short side of 512.
+Training images are resized by 0.5 ... 2.0 of 2048 x 512, cropped to 512, mirrored, distorted in colour, and padded to
+512 x 512 with zeros after normalisation; validation images keep their aspect ratio with a short side of 512. Nothing is
+antialiased. This is the pipeline of mmsegmentation (configs/_base_/datasets/ade20k.py, whose resize is OpenCV's and
+whose padding follows the normalisation) and of what was trained with it: DINOv2, ViT-Adapter, MAE with UPerNet, DPT.
 """
 
 from vitdense.data.segmaps import SegmentationMaps
-from vitdense.data.transforms import PhotometricDistortion, RandomCrop, RandomFlip, RandomResize, ResizeShortSide
+from vitdense.data.transforms import Pad, PhotometricDistortion, RandomCrop, RandomFlip, RandomResize, ResizeShortSide
 from vitdense.metrics.miou import MeanIoU
 
 data_root = 'data/ADEChallengeData2016'
@@ -21,10 +23,11 @@ train_dataloader = dict(
         reduce_zero_label=True,
         name='ade20k',
         transforms=[
-            dict(type=RandomResize, scale=(2048, 512), ratio=(0.5, 2.0)),
-            dict(type=RandomCrop, size=(512, 512), max_category_fraction=0.75),
+            dict(type=RandomResize, scale=(2048, 512), ratio=(0.5, 2.0), antialias=False),
+            dict(type=RandomCrop, size=(512, 512), max_category_fraction=0.75, fill=None),
             dict(type=RandomFlip),
             dict(type=PhotometricDistortion),
+            dict(type=Pad, size=512, fill='zero'),
         ],
     ),
 )
@@ -39,7 +42,7 @@ val_dataloader = dict(
         reduce_zero_label=True,
         name='ade20k',
         evaluation=True,
-        transforms=[dict(type=ResizeShortSide, size=512, max_size=2048)],
+        transforms=[dict(type=ResizeShortSide, size=512, max_size=2048, antialias=False)],
     ),
 )
 val_evaluator = [dict(type=MeanIoU, head='sem')]
