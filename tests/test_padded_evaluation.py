@@ -59,7 +59,7 @@ def test_padding_that_is_zero_after_normalisation():
         dict(type=RandomCrop, size=32, max_category_fraction=1.0, fill=None),
         dict(type=RandomFlip, probability=1.0),
         dict(type=PhotometricDistortion),
-        dict(type=Pad, size=32, fill='zero'),
+        dict(type=Pad, size=32, after_normalisation=True),
     ]
     torch.manual_seed(0)
     samples = [

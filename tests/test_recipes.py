@@ -83,7 +83,7 @@ def test_dinov3_linear_turns_hue_by_half_the_circle():
     for size in 'sbl':
         cfg = config(f'semantic/linear_plain_dinov3_{size}_ade20k_512_40k')
         resize, _, _, distortion, pad = cfg.train_dataloader.dataset.transforms
-        assert distortion['hue'] == 90 and pad['fill'] == 'zero'
+        assert distortion['hue'] == 90 and pad['after_normalisation']
         assert resize['antialias'] and cfg.val_dataloader.dataset.transforms[0]['antialias']
         assert cfg.model.tasks.sem.losses[0]['average'] == 'all'
 
@@ -103,7 +103,10 @@ def test_ade20k_is_prepared_as_mmsegmentation_does(leaf):
     train, (val,) = cfg.train_dataloader.dataset.transforms, cfg.val_dataloader.dataset.transforms
     assert kinds(train) == ['RandomResize', 'RandomCrop', 'RandomFlip', 'PhotometricDistortion', 'Pad']
     assert (
-        not train[0]['antialias'] and not val['antialias'] and train[1]['fill'] is None and train[4]['fill'] == 'zero'
+        not train[0]['antialias']
+        and not val['antialias']
+        and train[1]['fill'] is None
+        and train[4]['after_normalisation']
     )
     assert train[4]['size'] == train[1]['size'][0]
     assert [loss['average'] for loss in cfg.model.tasks.sem.losses] == ['all']

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -159,21 +158,22 @@ class Pad:
     """Pad at the right and the bottom up to `size` (a side, or (H, W)); the last transform of a pipeline.
 
     The padding is part of what the network sees: nothing masks it. It is `fill` gray before normalisation, or with
-    'zero' it is zero after normalisation (mmsegmentation pads after it). Labels ignore it; predictions are cut to the
+    `after_normalisation` zero behind it, as mmsegmentation pads. Labels ignore it; predictions are cut to the
     image before they are resized to the original size. A larger image stays as it is.
     """
 
-    def __init__(self, *, size: int | tuple[int, int], fill: int | Literal['zero'] = 0) -> None:
+    def __init__(self, *, size: int | tuple[int, int], fill: int = 0, after_normalisation: bool = False) -> None:
         self.size = sides(size, 'Pad.size')
-        self.fill = fill if fill == 'zero' else int(within(fill, 0, 255, 'Pad.fill'))
+        self.fill = int(within(fill, 0, 255, 'Pad.fill'))
+        self.after_normalisation = after_normalisation
 
     def __call__(self, sample: Sample) -> Sample:
         height, width = sample.img.shape[-2:]
         if height >= self.size[0] and width >= self.size[1]:
             return sample
-        zero = self.fill == 'zero'
-        padded = geometry.pad(sample, self.size, fill=0 if zero else self.fill)
-        return padded._replace(meta=padded.meta._replace(image_size=(height, width), zero_padding=zero))
+        padded = geometry.pad(sample, self.size, fill=self.fill)
+        meta = padded.meta._replace(image_size=(height, width), zero_padding=self.after_normalisation)
+        return padded._replace(meta=meta)
 
 
 class RandomFlip:

@@ -27,7 +27,7 @@ train_dataloader = dict(
             dict(type=RandomCrop, size=(512, 512), max_category_fraction=0.75, fill=None),
             dict(type=RandomFlip),
             dict(type=PhotometricDistortion),
-            dict(type=Pad, size=512, fill='zero'),
+            dict(type=Pad, size=512, after_normalisation=True),
         ],
     ),
 )
