@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import getpass
+import logging
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +15,25 @@ if TYPE_CHECKING:
 
 __version__ = '0.1.0'
 __all__ = ['Predictor', '__version__', 'load']
+
+
+def _complete_environment() -> None:
+    """Give a process whose user the system does not know, as in `docker run --user 12345`, a name and a home.
+
+    Without them yapf, which mmengine imports, and others raise errors or make folders that are called `~`. The home
+    cannot exist, so that nothing is cached there.
+    """
+    if os.path.expanduser('~') == '~':
+        os.environ['HOME'] = os.path.join(os.devnull, 'home')
+    if not os.access(os.path.expanduser('~'), os.W_OK):
+        logging.getLogger('matplotlib').setLevel(logging.ERROR)  # it warns of a cache that it cannot write
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # OSError from Python 3.13 on
+        os.environ['USER'] = f'uid{os.getuid()}'
+
+
+_complete_environment()
 
 
 def __getattr__(name: str):

@@ -22,6 +22,7 @@ from vitdense.engine.fitting import peak_bytes, reset_peak
 from vitdense.engine.history import write_json
 from vitdense.engine.model_folder import without_pretrained
 from vitdense.engine.vocabularies import metainfo_of
+from vitdense.fonts import new_figure
 from vitdense.inference import Predictor
 from vitdense.model import DenseModel
 from vitdense.registry import build
@@ -203,13 +204,9 @@ def save(report: Report, folder: Path) -> None:
 
 def plot(report: Report, path: Path) -> None:
     """Draw the time of each stage, the throughput and the memory over the number of pixels."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
-    from matplotlib.figure import Figure
-
     rows = sorted(report.rows, key=lambda row: row.size[0] * row.size[1])
     pixels = [row.size[0] * row.size[1] / 1e6 for row in rows]
-    figure = Figure(figsize=(13, 4), layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = new_figure(13, 4)
     times, throughput, memory = figure.subplots(1, 3)
     for stage in rows[0].ms:
         times.plot(pixels, [row.ms[stage] for row in rows], marker='o', label=stage)

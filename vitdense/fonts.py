@@ -122,6 +122,16 @@ def one_line(text: str) -> str:
     return text if text.isprintable() else ''.join(' ' if _broken(letter) else letter for letter in text)
 
 
+def new_figure(width: float, height: float) -> Any:
+    """Return a figure of matplotlib, `width` x `height` inches, that needs no display and has no global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout='constrained')
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def plot_style(texts: Sequence[str]) -> dict[str, Any]:
     """Return the arguments with which matplotlib writes `texts`: fonts that have their letters, and no formulas."""
     return {'fontfamily': plot_families(texts), 'parse_math': False}

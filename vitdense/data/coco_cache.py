@@ -68,9 +68,7 @@ def open_coco(
 def cache_folder() -> Path:
     """Return the folder for caches, which need not exist."""
     own, base = os.environ.get('VITDENSE_CACHE'), os.environ.get('XDG_CACHE_HOME')
-    if own:
-        return Path(own)
-    return (Path(base) if base else Path('~/.cache').expanduser()) / 'vitdense'
+    return Path(own).expanduser() if own else Path(base or '~/.cache').expanduser() / 'vitdense'
 
 
 def _name(path: Path, masks: bool) -> str:

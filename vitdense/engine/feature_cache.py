@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from torch import Tensor
 from vitdense.data.coco_cache import cache_folder
 from vitdense.data.seeding import SeededDataset
 from vitdense.engine.loaders import CarryErrors, TypedErrorLoader, close_loaders, collate_or_error, num_workers
-from vitdense.errors import DataError
+from vitdense.errors import DataError, DiskError
 from vitdense.types import Batch
 from vitdense.weights import save_weights
 
@@ -87,7 +88,10 @@ class FeatureCache:
             'pixel_ends': _ends(record.truth.numel() for record in records),
             'sizes': torch.tensor(rows),  # (pictures, 4, 2)
         }
-        save_weights(self._path(pictures.start // self.part), state)
+        try:
+            save_weights(self._path(pictures.start // self.part), state)
+        except DiskError as error:
+            raise _unwritable(self.folder, error.why) from error
 
     def _path(self, number: int) -> Path:
         return self.folder / f'part-{number:05}.safetensors'
@@ -137,6 +141,7 @@ def features_of(
     left = sum(map(len, parts))
     if not left:
         return cache
+    check_writable(cache.folder)
     if left < len(dataset):
         logger.info('%d of %d pictures were seen before: %s', len(dataset) - left, len(dataset), cache.folder)
     size = section.get('batch_size', 1)
@@ -159,6 +164,24 @@ def features_of(
     finally:
         close_loaders()
     return cache
+
+
+def check_writable(folder: Path) -> None:
+    """Raise DiskError, before an hour of computing, when nothing can be kept in a folder of the cache."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise _unwritable(folder, str(error)) from error
+
+
+def _unwritable(folder: Path, why: str) -> DiskError:
+    return DiskError(
+        'the features cannot be kept',
+        where=str(folder),
+        why=why,
+        fix='set VITDENSE_CACHE=DIR to a folder that you may write to and that has room',
+    )
 
 
 def key_of(*parts: Any) -> str:

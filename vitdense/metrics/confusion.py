@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitdense.fonts import announce, one_line, plot_style, save_plot
+from vitdense.fonts import announce, new_figure, one_line, plot_style, save_plot
 
 
 def write_confusion(
@@ -30,13 +30,9 @@ def write_confusion(
 
 def _draw(counts: np.ndarray, classes: Sequence[str], path: Path, what: str) -> None:
     """Draw the share of each true class that goes to each predicted class."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
-    from matplotlib.figure import Figure
-
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(max(4.0, 0.28 * len(classes) + 2), 24.0)  # inches
-    figure = Figure(figsize=(side, side), layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = new_figure(side, side)
     axes = figure.add_subplot(xlabel='prediction', ylabel='truth')
     picture = axes.imshow(share, vmin=0, vmax=1, cmap='viridis')
     figure.colorbar(picture, ax=axes, shrink=0.7, label=f'share of the true {what}')

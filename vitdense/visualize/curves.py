@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vitdense.fonts import one_line, plot_style, save_plot
+from vitdense.fonts import new_figure, one_line, plot_style, save_plot
 
 CROWDED = 8  # metrics of a head that share a panel; more are split by what they measure (AP, AR)
 COLUMNS = 3
@@ -24,16 +24,12 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     `rows` are the parsed rows of `metrics.csv`: `step`, keys with `loss`, `lr`, and validation metrics (all other
     numbers whose key has a `/`, as in `sem/mIoU`); a row may lack any of them. In a panel no two curves look alike.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     keys = list(dict.fromkeys(key for row in rows for key in row))
     groups = metric_groups([key for key in keys if '/' in key and 'loss' not in key])
     groups = groups or {'validation: no results yet': []}
     columns = min(COLUMNS, 1 + len(groups))
     height = -(-(1 + len(groups)) // columns)
-    figure = Figure(figsize=(6 * columns, 4.5 * height), layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = new_figure(6 * columns, 4.5 * height)
     panels = list(figure.subplots(height, columns, squeeze=False).flat)
     _draw_losses(panels[0], rows, [key for key in keys if 'loss' in key])
     for panel, (title, members) in zip(panels[1:], groups.items(), strict=False):
