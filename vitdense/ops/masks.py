@@ -7,6 +7,7 @@ not passed.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,27 +15,67 @@ import torch
 from pycocotools import mask as coco
 from torch import Tensor
 
+from vitdense.ops.coco_numbers import side, whole
+
 FARTHEST = 100_000  # pixels; a coordinate beyond it is no coordinate
 MOST_POINTS = 1_000_000
+MOST_PIXELS = 2**31 - 1  # of an image: pycocotools counts pixels in 32 bits
+FEW = 255  # masks that pycocotools' `area` takes at once; NumPy 2 refuses its 8-bit count of more
+
+Size = tuple[int, int]  # (H, W)
 
 
-def fault_of(segmentation: Any, size: tuple[int, int]) -> str | None:
-    """Return what is wrong with one object's polygons or run lengths in a picture of `size` (H, W), or None.
+def fault_of(segmentation: Any, size: Size | None) -> str | None:
+    """Return what is wrong with one object's polygons or run lengths in an image of `size` (H, W), or None.
 
     Polygons are `[[x, y, x, y, ...], ...]` with at least three points each; run lengths are `{'size': [H, W],
-    'counts': ...}` with counts as a list, or packed as text or bytes.
+    'counts': ...}` with counts as a list, or packed as text or bytes. Of an image whose size is not known (None), run
+    lengths say it themselves.
     """
+    if size is not None and size[0] * size[1] > MOST_PIXELS:
+        return f'an image of (H, W) {size} has more pixels than masks can have'
     if isinstance(segmentation, dict):
         return _fault_of_runs(segmentation, size)
     if not isinstance(segmentation, list) or not segmentation:
         return 'it is neither a list of polygons nor run lengths' if segmentation else 'it is empty'
     if not all(isinstance(ring, list) for ring in segmentation):
         return 'a polygon is a list of its own: [[x, y, x, y, ...]]'
-    for ring in segmentation:
-        fault = _fault_of_ring(ring)
-        if fault:
-            return fault
-    return None
+    return next(filter(None, map(_fault_of_ring, segmentation)), None)
+
+
+def readable_parts(segmentation: Any) -> tuple[Any, list[str]]:
+    """Return a segmentation as `fault_of` reads it, and why polygons of it were left out.
+
+    Points in lists of their own, `[[x, y], ...]` (one polygon) or `[[[x, y], ...], ...]`, are written one after the
+    other. Polygons that are none are left out where others of the same object are sound: pycocotools gives those with
+    fewer than three points no pixel either.
+    """
+    if not isinstance(segmentation, list):
+        return segmentation, []
+    if len(segmentation) > 2 and all(_is_point(point) for point in segmentation):
+        segmentation = [segmentation]
+    rings = [list(chain.from_iterable(ring)) if _is_points(ring) else ring for ring in segmentation]
+    faults = [_fault_of_ring(ring) if isinstance(ring, list) else 'a polygon is a list of its own' for ring in rings]
+    if all(faults) or not any(faults):
+        return rings, []
+    return [ring for ring, fault in zip(rings, faults, strict=True) if not fault], list(filter(None, faults))
+
+
+def checked(segmentation: Any, size: Size | None) -> tuple[Any, list[str], str | None]:
+    """Return what `readable_parts` does, and what is still wrong with it in an image of `size`, or None."""
+    fault = fault_of(segmentation, size)
+    if fault is None:
+        return segmentation, [], None
+    parts, left_out = readable_parts(segmentation)
+    return parts, left_out, fault_of(parts, size)
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and not any(isinstance(part, list) for part in value)
+
+
+def _is_points(ring: Any) -> bool:
+    return isinstance(ring, list) and len(ring) > 2 and all(_is_point(point) for point in ring)
 
 
 def _fault_of_ring(ring: list) -> str | None:
@@ -44,7 +85,10 @@ def _fault_of_ring(ring: list) -> str | None:
         return f'a polygon has {len(ring)} numbers'
     if not {type(value) for value in ring} <= {int, float}:
         return 'a polygon holds something that is no number'
-    values = np.array(ring, np.float64)
+    try:
+        values = np.array(ring, np.float64)
+    except OverflowError:
+        return 'a polygon has coordinates that are too large'
     if not np.isfinite(values).all():
         return 'a polygon has coordinates that are not finite'
     if np.abs(values).max() > FARTHEST:
@@ -52,25 +96,40 @@ def _fault_of_ring(ring: list) -> str | None:
     return None
 
 
-def _fault_of_runs(segmentation: dict, size: tuple[int, int]) -> str | None:
-    if segmentation.get('size') != list(size):
-        return f'run lengths of size {segmentation.get("size")} in a picture of {list(size)} (height, width)'
-    counts = segmentation.get('counts')
-    if isinstance(counts, list):
-        if not {type(count) for count in counts} <= {int}:
-            return 'run lengths are whole numbers'
-        runs: np.ndarray | None = np.array(counts, np.float64)
-    elif isinstance(counts, str | bytes):
-        runs = unpack_runs(counts.encode('utf-8', 'replace') if isinstance(counts, str) else counts)
-    else:
-        runs = None
-    if runs is None:
-        return 'counts are no run lengths'
+def _fault_of_runs(segmentation: dict, size: Size | None) -> str | None:
+    own = _size_of_runs(segmentation)
+    if own is None or (size is not None and own != tuple(size)):
+        where = '' if size is None else f' in an image of {list(size)} (height, width)'
+        return f'run lengths of size {segmentation.get("size")}{where}'
+    runs = _counts(segmentation.get('counts'))
+    if isinstance(runs, str):
+        return runs
     if not len(runs) or runs.min() < 0:
         return 'a run length is negative' if len(runs) else 'there are no run lengths'
-    if runs.sum() != size[0] * size[1]:
-        return f'run lengths add up to {runs.sum():.0f} of {size[0] * size[1]} pixels'
+    if runs.sum() != own[0] * own[1]:
+        return f'run lengths add up to {runs.sum():.0f} of {own[0] * own[1]} pixels'
     return None
+
+
+def _size_of_runs(segmentation: dict) -> Size | None:
+    """Return the (H, W) that run lengths state, or None."""
+    stated = segmentation.get('size')
+    sides = [side(value) for value in stated] if isinstance(stated, list | tuple) and len(stated) == 2 else [None]
+    return None if None in sides or sides[0] * sides[1] > MOST_PIXELS else tuple(sides)
+
+
+def _counts(counts: Any) -> np.ndarray | str:
+    """Return run lengths as numbers, or why they are none."""
+    if isinstance(counts, list):
+        numbers = counts if set(map(type, counts)) <= {int} else [whole(count) for count in counts]
+        if None in numbers:
+            return 'run lengths are whole numbers'
+        if any(abs(count) > MOST_PIXELS for count in numbers):
+            return f'a run length is beyond {MOST_PIXELS}' if min(numbers) >= 0 else 'a run length is negative'
+        return np.array(numbers, np.int64)
+    packed = counts.encode('utf-8', 'replace') if isinstance(counts, str) else counts
+    runs = unpack_runs(packed) if isinstance(packed, bytes) else None
+    return 'counts are no run lengths' if runs is None else runs
 
 
 def unpack_runs(packed: bytes) -> np.ndarray | None:
@@ -94,20 +153,29 @@ def unpack_runs(packed: bytes) -> np.ndarray | None:
     return numbers
 
 
-def runs_of(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """Return one object's segmentation in a picture of `size` (H, W) as pycocotools' packed run lengths.
+def runs_of(segmentation: Any, size: Size | None) -> dict[str, Any]:
+    """Return one object's segmentation in an image of `size` (H, W) as pycocotools' packed run lengths.
 
-    Raises ValueError with the reason when it is not what `fault_of` passes.
+    Where the size is not known (None) run lengths say it; polygons need it. Raises ValueError with the reason when it
+    is not what `fault_of` passes.
     """
     fault = fault_of(segmentation, size)
-    if fault:
-        raise ValueError(fault)
+    if fault or (size is None and not isinstance(segmentation, dict)):
+        raise ValueError(fault or 'a polygon is no mask without the size of its image')
     if isinstance(segmentation, dict):
-        counts = segmentation['counts']
+        size, counts = _size_of_runs(segmentation), segmentation['counts']
         if isinstance(counts, list):
-            return coco.frPyObjects(segmentation, *size)
+            return coco.frPyObjects({'size': list(size), 'counts': [whole(count) for count in counts]}, *size)
         return {'size': list(size), 'counts': counts.encode() if isinstance(counts, str) else counts}
     return coco.merge(coco.frPyObjects(segmentation, *size))
+
+
+def box_of(segmentation: Any, size: Size | None) -> list[float]:
+    """Return x, y, width, height around polygons' points or run lengths' pixels, which `fault_of` has passed."""
+    if isinstance(segmentation, dict):
+        return boxes_of_runs([runs_of(segmentation, size)])[0].tolist()
+    x, y = np.concatenate([np.array(ring, np.float64) for ring in segmentation]).reshape(-1, 2).T
+    return [float(value) for value in (x.min(), y.min(), np.ptp(x), np.ptp(y))]
 
 
 def runs_of_masks(masks: Tensor) -> list[dict[str, Any]]:
@@ -126,7 +194,8 @@ def masks_of_runs(runs: list[dict[str, Any]], size: tuple[int, int]) -> Tensor:
 
 def areas_of_runs(runs: list[dict[str, Any]]) -> np.ndarray:
     """Return (N,) float64: the pixels of each mask."""
-    return coco.area(runs).astype(np.float64) if runs else np.zeros(0)
+    parts = [coco.area(runs[start : start + FEW]) for start in range(0, len(runs), FEW)]
+    return np.concatenate(parts).astype(np.float64) if runs else np.zeros(0)
 
 
 def boxes_of_runs(runs: list[dict[str, Any]]) -> np.ndarray:

@@ -1,0 +1,85 @@
+"""How the numbers of a COCO file are read, in annotations and in results alike.
+
+Ids, sizes and flags are exact whole numbers in any spelling: `1`, `1.0`, `"1"` and `"1.0"` are the same number. Nothing
+else is taken for a number: no `true`, no `1.5`, no `null`, no empty text. Coordinates, areas and scores are JSON
+numbers that a float64 can hold.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+LARGEST_SIDE = 2**31 - 1  # of an image, in pixels
+_WHOLE = re.compile(r'\s*([+-]?[0-9]{1,4000})(\.0*)?\s*')
+_FLAGS = {'true': True, 'false': False}
+
+
+def whole(value: Any) -> int | None:
+    """Return the exact whole number that `value` spells, or None."""
+    if type(value) is int:
+        return value
+    if type(value) is float:
+        return int(value) if value.is_integer() else None
+    found = _WHOLE.fullmatch(value) if type(value) is str else None
+    return int(found[1]) if found else None
+
+
+def flag(value: Any) -> bool | None:
+    """Return the truth that `value` spells: 0 or 1 as a whole number, true or false, also as text; else None."""
+    if type(value) is bool:
+        return value
+    number = whole(value)
+    if number is None:
+        return _FLAGS.get(value.strip().lower()) if type(value) is str else None
+    return bool(number) if number in (0, 1) else None
+
+
+def side(value: Any) -> int | None:
+    """Return the width or height in pixels that `value` spells, or None."""
+    number = whole(value)
+    return number if number is not None and 0 < number <= LARGEST_SIDE else None
+
+
+def by_id(ids: Sequence[int | str]) -> dict[int | str, int]:
+    """Return the place of each id; a word that spells a whole number, as no other does, is found by that as well."""
+    places: dict[int | str, int] = {name: place for place, name in enumerate(ids)}
+    words = {name: whole(name) for name in ids if type(name) is str}
+    count = Counter(words.values())
+    for word, number in words.items():
+        if number is not None and (count[number] == 1 or word == str(number)):
+            places.setdefault(number, places[word])
+    return places
+
+
+def find(places: Mapping[Any, int], value: Any) -> int | None:
+    """Return what `places` has for the id `value`: as it is written, else as the whole number that it spells."""
+    place = places.get(value) if type(value) in (int, str) else None
+    return places.get(whole(value)) if place is None else place
+
+
+def image_id(value: Any) -> int | str | None:
+    """Return an image's id: a whole number, or a word as it is written; None for what is no id."""
+    return value if isinstance(value, str) and value else whole(value)
+
+
+def fault_of_numbers(values: list[Any]) -> str | None:
+    """Return why `values` are no finite numbers, or None."""
+    if not set(map(type, values)) <= {int, float}:
+        odd = next(value for value in values if type(value) not in (int, float))
+        return f'{shown(odd)} is not a number'
+    try:
+        return None if all(map(math.isfinite, values)) else 'its numbers are not finite'
+    except OverflowError:
+        return 'a number is too large'
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """Return `value` as a file spells it, cut to `most` characters."""
+    if type(value) is int and value.bit_length() > 1000:
+        return f'a number of about {int(value.bit_length() * 0.30103)} digits'
+    text = repr(value)
+    return text if len(text) <= most else f'{text[:most]}...'
