@@ -211,13 +211,17 @@ def test_split_lists_choose_and_cannot_lead_out(folders, tmp_path):
     outside = tmp_path / 'secret.jpg'
     Image.new('RGB', (4, 4)).save(outside)
     (images / 'link.jpg').symlink_to(outside)
-    for name in ('../secret.jpg', str(outside), 'link.jpg', 'http://x/a.jpg', 'x\\a', 'C:/a', 'a\0b'):
+    for name in ('../secret.jpg', str(outside), 'link.jpg', 'http://x/a.jpg', '..\\a', 'C:/a', 'a\0b'):
         split.write_text(name)
         with pytest.raises(DataError, match='leads out'):
             SegmentationMaps(images, labels, classes=['a'], split=split)
     split.write_text('x/d')
     with pytest.raises(DataError, match="'x/d' is in the split but not among"):
         SegmentationMaps(images, labels, classes=['a'], split=split)
+    split.write_text('x\\a')
+    with pytest.raises(DataError, match='has backslashes') as caught:
+        SegmentationMaps(images, labels, classes=['a'], split=split)
+    assert caught.value.fix == "write 'x/a'"
 
 
 def test_evaluation_transforms_touch_only_the_picture(folders):

@@ -128,14 +128,21 @@ def read_split(path: Path, images: Mapping[str, str], root: Path) -> dict[str, s
 
 def safe_below(root: Path, name: str, *, where: str) -> Path:
     """Return `root / name` if that stays below `root`, links followed; the file need not exist. Raises DataError."""
+    plain = name.replace('\\', '/')
     strange = (
         '\0' in name
-        or '\\' in name
         or '://' in name
-        or PurePosixPath(name).is_absolute()
+        or PurePosixPath(plain).is_absolute()
         or bool(PureWindowsPath(name).drive)
-        or '..' in PurePosixPath(name).parts
+        or '..' in PurePosixPath(plain).parts
     )
+    if plain != name and not strange:
+        raise DataError(
+            f'{name!r} has backslashes',
+            where=where,
+            why='Windows writes paths so; names in lists have / between folders',
+            fix=f'write {plain!r}',
+        )
     end = (root / name).resolve() if not strange else None
     if end is not None and end.is_relative_to(root.resolve()):
         return root / name

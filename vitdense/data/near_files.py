@@ -1,0 +1,117 @@
+"""Files that a list names and that are not there: which ones, and what is there in their place."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+FEW_FOLDERS = 200  # that are looked into for a file of the same name
+
+
+def missing_files(root: Path, names: Iterable[bytes]) -> list[str]:
+    """Return the `names` (paths below `root`, '/' between folders, file system encoding) that are no files there.
+
+    Folders are listed, which is much faster than a look at every file.
+    """
+    names = list(names)
+    by_folder: dict[bytes, list[bytes]] = defaultdict(list)
+    for name in names:
+        by_folder[name.rpartition(b'/')[0]].append(name)
+    base, missing = os.fsencode(root), set()
+    for folder, listed in by_folder.items():
+        there: set[bytes] = set()
+        with suppress(OSError, ValueError), os.scandir(os.path.join(base, folder)) as entries:
+            there = {entry.name for entry in entries if entry.is_file()}
+        absent = (name for name in listed if name.rpartition(b'/')[2] not in there)
+        missing.update(name for name in absent if not _is_file(os.path.join(base, name)))  # names of any case may do
+    return [os.fsdecode(name) for name in names if name in missing]
+
+
+def _is_file(path: bytes) -> bool:
+    try:
+        return os.path.isfile(path)
+    except ValueError:  # a name with a zero byte
+        return False
+
+
+def near_match(root: Path, name: str) -> str:
+    """Return in words where the file `name` (a path below `root`) seems to be, '' where nothing like it is found.
+
+    Looked for are: other case, other Unicode form, %20 and the like, another ending, a folder that is named twice or
+    missing.
+    """
+    if not root.is_dir() or '\0' in name:
+        return ''
+    parts = PurePosixPath(name).parts
+    found = _walk(root, parts)
+    if found is not None:
+        return f'{found} is there{_difference(name, found)}'
+    for count in range(1, len(parts)):
+        shorter = PurePosixPath(*parts[count:])
+        if (root / shorter).is_file():
+            above = root.parents[count - 1] if len(root.parents) >= count else root
+            if (above / name).is_file():
+                return f'{above / name} is there: give the folder {above}'
+            return (
+                f'{shorter} is there: leave out {"/".join(parts[:count])}/, or give the folder that the names start at'
+            )
+    if (root.parent / name).is_file():
+        return f'{root.parent / name} is there: give the folder {root.parent}'
+    return _in_a_folder(root, name)
+
+
+def _in_a_folder(root: Path, name: str) -> str:
+    with suppress(OSError), os.scandir(root) as entries:
+        folders = sorted(entry.name for entry in entries if entry.is_dir())[:FEW_FOLDERS]
+        for folder in folders:
+            if (root / folder / name).is_file():
+                return f'{folder}/{name} is there: give the folder {root / folder}, or add {folder}/ to the names'
+    return ''
+
+
+def _walk(root: Path, parts: tuple[str, ...]) -> str | None:
+    """Return the path below `root` that is spelled nearly like `parts`, or None."""
+    folder, found = root, []
+    for row, part in enumerate(parts):
+        name = _entry(folder, part, last=row == len(parts) - 1)
+        if name is None:
+            return None
+        found.append(name)
+        folder = folder / name
+    return '/'.join(found) if folder.is_file() else None
+
+
+def _entry(folder: Path, part: str, *, last: bool) -> str | None:
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return None
+    if part in names:
+        return part
+    wanted, stem = _folded(part), _folded(part).rpartition('.')[0]
+    near = [name for name in names if _folded(name) == wanted]
+    if not near and last and stem:
+        near = [name for name in names if _folded(name).rpartition('.')[0] == stem]
+    return min(near, default=None)
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize('NFC', unquote(name)).casefold()
+
+
+def _difference(name: str, found: str) -> str:
+    """Return how two names that are nearly the same differ."""
+    if unicodedata.normalize('NFC', name) == unicodedata.normalize('NFC', found):
+        form = 'NFD' if unicodedata.is_normalized('NFD', found) else 'NFC'
+        return f' (in Unicode form {form}: accents are written in another way)'
+    if unquote(name) == unquote(found):
+        return ' (with other escapes: %20 is a space)'
+    if name.casefold() == found.casefold():
+        return ' (other upper and lower case)'
+    same = PurePosixPath(_folded(name)).suffix == PurePosixPath(_folded(found)).suffix
+    return '' if same else ' (another ending)'
