@@ -29,6 +29,18 @@ def parser() -> Parser:
         default='pycocotools',
         help='fast: the extra vitdense[fast], with the same numbers; auto: fast where it is installed',
     )
+    coco.add_argument(
+        '--max-detections',
+        type=positive,
+        default=100,
+        metavar='N',
+        help='predictions of an image and class that count, the best ones (%(default)s, as in COCO)',
+    )
+    coco.add_argument(
+        '--ignore-unknown',
+        action='store_true',
+        help='leave out predictions of categories that are not in GROUND_TRUTH.json, as pycocotools does',
+    )
     semantic = kinds.add_parser('semantic', help='score a folder of label maps')
     semantic.add_argument('labels', metavar='LABEL_DIR', help='label maps: one class number for each pixel')
     semantic.add_argument('predictions', metavar='PREDICTION_DIR', help='predicted label maps of the same names')

@@ -117,7 +117,7 @@ def test_numbers_without_an_object_are_not_available(write):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (dict(image_id=9999), 'no picture of the annotation file has the id 9999'),
+        (dict(image_id=9999), 'no image of the annotation file has the id 9999'),
         (dict(category_id=3), 'no category 3'),
         (dict(score='high'), 'its score is not a number'),
         (dict(bbox=[1, 2, 3]), 'four numbers'),

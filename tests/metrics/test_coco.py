@@ -234,3 +234,27 @@ def test_perfect_answers_to_drawn_scenes_score_one():
         metric.process(Batch(sample.img[None], [target], [sample.meta]), [{'det': found}])
     scores = metric.evaluate(10)
     assert scores['det/AP'] == scores['det/AP50'] == pytest.approx(1) and scores['det/AR100'] == 1
+
+
+@pytest.mark.parametrize('limit', [20, 300])
+def test_another_limit_is_that_of_pycocotools(limit, engine):
+    pictures = list(random_pictures())
+    metric, scores = evaluate(pictures, engine=engine, max_detections=limit)
+    with contextlib.redirect_stdout(io.StringIO()):
+        known = COCO()
+        known.dataset = json.loads(json.dumps(annotations_of(pictures)))
+        known.createIndex()
+        evaluation = COCOeval(known, known.loadRes(json.loads(json.dumps(results(pictures)))), 'bbox')
+        evaluation.params.maxDets = [1, 10, limit]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    assert np.array_equal(metric._curves.precision, evaluation.eval['precision'])
+    assert np.array_equal(metric._curves.recall, evaluation.eval['recall'])
+    assert list(scores) == [f'det/{name.replace("100", str(limit))}' for name in CocoAP.names]
+    assert f'AR{limit}' in metric.names and 'AR100' not in metric.names
+
+
+@pytest.mark.parametrize('limit', [10, 0, 100.0, True, 'all'])
+def test_a_limit_that_is_none_is_refused(limit):
+    with pytest.raises(ConfigError, match='max_detections'):
+        CocoAP(max_detections=limit)

@@ -13,11 +13,21 @@ import numpy as np
 
 from vitdense.data.coco_arrays import CocoArrays, CocoFacts
 from vitdense.data.coco_file import read_coco
-from vitdense.data.images import LABEL_SUFFIXES, MAX_PIXELS, PICTURE_SUFFIXES, read_image, read_label_map
+from vitdense.data.images import (
+    LABEL_SUFFIXES,
+    MAX_PIXELS,
+    PICTURE_SUFFIXES,
+    UnreadablePicture,
+    read_image,
+    read_label_map,
+)
 from vitdense.data.labels import LabelTable
-from vitdense.data.pairing import list_files, match, safe_below
+from vitdense.data.near_files import near_match
+from vitdense.data.pairing import list_files, match, safe_below, walk
 from vitdense.errors import DataError
 from vitdense.types import IGNORE
+
+FEW_NUMBERS = 8  # of label maps: more of them that are no class are no oversight
 
 
 class Finding(NamedTuple):
@@ -26,6 +36,7 @@ class Finding(NamedTuple):
     kind: str
     where: str  # an id or a file
     reason: str
+    cause: str = ''  # the same for all findings that one change mends; '' where each has its own
 
 
 class Report(NamedTuple):
@@ -36,6 +47,7 @@ class Report(NamedTuple):
     header: tuple[str, ...]
     classes: list[tuple[str, ...]]  # one row for each class, under `header`
     counts: dict[str, int]  # findings by kind; not all of a kind need be listed
+    hints: Sequence[str] = ()  # what may mend many findings at once
 
 
 Tell = Callable[[int, int], None]  # how far it is: (done, of)
@@ -46,25 +58,36 @@ def check_coco(
 ) -> Report:
     """Look at a COCO annotation file, and at the pictures below `images`. Raises DataError when it is no COCO file.
 
-    Beside what `read_coco` finds: `corners` (boxes are xyxy), `nothing` (no annotation at all), `picture` (missing or
-    unreadable), `size` (it is not what the file says).
+    Beside what `read_coco` finds: `corners` (boxes are xyxy), `fractions` (boxes in [0, 1]), `nothing` (no image, no
+    annotation, or crowds only), `picture` (missing or unreadable), `size` (it is not what the file says).
     """
     arrays, facts = read_coco(path, masks=True)
-    found = [Finding(kind, str(number), reason) for kind, number, reason in facts.faults]
     counts = Counter(facts.counts)
+    found = [Finding(kind, str(number), reason) for kind, number, reason in facts.faults]
     if not len(arrays.segments.data):  # boxes only: nobody meant to draw masks
         found = [finding for finding in found if finding.kind != 'hollow']
         del counts['hollow']
-    if facts.corners is not None:
-        reason = f'{facts.corners:.0%} of boxes leave the image if read as xywh; they fit as xyxy'
-        found.append(Finding('corners', path.name, reason))
-    if not len(arrays.ids):
-        found.append(Finding('nothing', path.name, f'no annotations in {path.name}'))
+    more = list(_whole_file(path, arrays, facts))
     if images is not None:
         jobs = [(arrays, row, images, max_pixels) for row in range(len(arrays.sizes))]
-        found += [finding for finding in _each(_check_picture, jobs, threads, tell) if finding]
-    counts.update(finding.kind for finding in found if finding.kind not in counts)
-    return Report(_facts_of(arrays, facts, images), found, *_histogram(arrays, facts), dict(counts))
+        more += [finding for finding in _each(_check_picture, jobs, threads, tell) if finding]
+    counts.update(Counter(finding.kind for finding in more))  # those of single annotations are counted already
+    return Report(_facts_of(arrays, facts, images), [*found, *more], *_histogram(arrays, facts), dict(counts))
+
+
+def _whole_file(path: Path, arrays: CocoArrays, facts: CocoFacts) -> Iterator[Finding]:
+    """Yield what is wrong with a file as a whole."""
+    if facts.corners is not None:
+        reason = f'{facts.corners:.0%} of boxes leave the image if read as xywh; they fit as xyxy'
+        yield Finding('corners', path.name, reason)
+    if facts.fractions:
+        yield Finding('fractions', path.name, 'all boxes lie in [0, 1]: they look like fractions of the image')
+    if not len(arrays.sizes):
+        yield Finding('nothing', path.name, f'{path.name} lists no images')
+    if not len(arrays.ids):
+        yield Finding('nothing', path.name, f'no annotations in {path.name}')
+    elif arrays.crowd.all():
+        yield Finding('nothing', path.name, f'all {len(arrays.ids):,} annotations are crowds (iscrowd 1)')
 
 
 def check_labels(
@@ -89,18 +112,58 @@ def check_labels(
     table = None if classes is None else LabelTable(classes, ignore=ignore, reduce_zero_label=reduce_zero_label)
     found, partners = _partners(images, files, labels)
     jobs = [(labels / name, partners.get(name), table, max_pixels) for name in files.values()]
-    pixels, pictures = Counter[int](), Counter[int]()
-    for finding, numbers in _each(_check_label_map, jobs, threads, tell):
+    pixels, pictures, strange = Counter[int](), Counter[int](), Counter[int]()
+    for finding, numbers, unknown in _each(_check_label_map, jobs, threads, tell):
         found += finding
         pixels.update(numbers)
         pictures.update(numbers.keys())
+        strange.update(unknown)
     facts = [
         ('label maps', f'{len(files):,}'),
         ('pictures', 'not looked at' if images is None else f'{len(partners):,}'),
     ]
     rows = _label_rows(pixels, pictures, table)
     counts = dict(Counter(finding.kind for finding in found))
-    return Report(facts, found, ('class', 'pixels', 'share', 'pictures'), rows, counts)
+    hints = _label_hints(strange, ignore)
+    return Report(facts, found, ('class', 'pixels', 'share', 'pictures'), rows, counts, hints)
+
+
+def check_folders(folder: Path, *, max_pixels: int = MAX_PIXELS, threads: int = 2, tell: Tell | None = None) -> Report:
+    """Look at the images below `folder`, which lie in one folder for each class.
+
+    Finds `picture` (unreadable), `loose` (an image in no class folder), `other` (files that are not read as images) and
+    `empty` (a class folder without an image). Raises DataError where there is no such folder, or no image in it.
+    """
+    names = sorted(walk(folder))
+    files = [name for name in names if name.lower().endswith(PICTURE_SUFFIXES)]
+    if not files:
+        raise DataError(
+            f'no images in {folder}',
+            where=str(folder),
+            why=f'no file below it ends in {" ".join(PICTURE_SUFFIXES)}'
+            if folder.is_dir()
+            else 'there is no such folder',
+            fix='check the path',
+        )
+    found = [Finding('loose', name, 'it lies in no class folder') for name in files if '/' not in name]
+    others = Counter(Path(name).suffix.lower() or 'no suffix' for name in names if name not in set(files))
+    found += [Finding('other', suffix, f'{count} files that are not read') for suffix, count in others.items()]
+    objects = Counter(name.split('/', 1)[0] for name in files if '/' in name)
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith('.'))
+    found += [Finding('empty', name, 'no image in this class folder') for name in classes if not objects[name]]
+    jobs = [(folder, name, max_pixels) for name in files]
+    found += [finding for finding in _each(_check_file, jobs, threads, tell) if finding]
+    rows = [(name, f'{objects[name]:,}', f'{100 * objects[name] / len(files):.1f} %') for name in classes]
+    facts = [('images', f'{len(files):,}'), ('classes', f'{len(objects):,}')]
+    return Report(facts, found, ('class', 'images', 'share'), rows, dict(Counter(finding.kind for finding in found)))
+
+
+def _check_file(folder: Path, name: str, max_pixels: int) -> Finding | None:
+    try:
+        read_image(folder / name, max_pixels=max_pixels)
+    except DataError as error:
+        return _unreadable(name, error)
+    return None
 
 
 def _each(function: Callable[..., Any], jobs: Sequence[tuple], threads: int, tell: Tell | None) -> Iterator[Any]:
@@ -117,10 +180,14 @@ def _each(function: Callable[..., Any], jobs: Sequence[tuple], threads: int, tel
 
 def _check_picture(arrays: CocoArrays, row: int, images: Path, max_pixels: int) -> Finding | None:
     name, number = arrays.file_names[row], json.loads(arrays.image_ids[row])
+    if '\\' in name:
+        return None  # a finding of its own
     try:
-        img = read_image(safe_below(images, name, where=f'image {number}'), max_pixels=max_pixels)
+        path = safe_below(images, name, where=f'image {number}')
+        img = read_image(path, max_pixels=max_pixels)
     except DataError as error:
-        return Finding('picture', str(number), f'{error.message}: {error.why}'.replace('\n', ' '))
+        near = near_match(images, name) if isinstance(error, UnreadablePicture) and not path.exists() else ''
+        return _unreadable(str(number), error, near)
     size, stated = tuple(img.shape[-2:]), tuple(arrays.sizes[row].tolist())
     if stated == (0, 0):
         return Finding('size', str(number), f'{name}: the file does not say its width and height')
@@ -130,10 +197,15 @@ def _check_picture(arrays: CocoArrays, row: int, images: Path, max_pixels: int) 
     return Finding('size', str(number), f'{name}: (H, W) {size}, but the annotation file says {stated}{turned}')
 
 
+def _unreadable(where: str, error: DataError, more: str = '') -> Finding:
+    return Finding('picture', where, f'{error.message}: {error.why}{"; " if more else ""}{more}'.replace('\n', ' '))
+
+
 def _facts_of(arrays: CocoArrays, facts: CocoFacts, images: Path | None) -> list[tuple[str, str]]:
     empty = int((np.diff(arrays.starts) == 0).sum())
     drawn = int((np.diff(arrays.segments.ends, prepend=0) > 0).sum())
     ids = facts.category_ids
+    root = '' if facts.root is None else f'; id {facts.root} only groups the others: no object has it, no class'
     gaps = '' if ids == list(range(ids[0], ids[0] + len(ids))) else ', with gaps'
     return [
         ('pictures', f'{len(arrays.sizes):,}' + ('' if images else ' (not looked at: no folder given)')),
@@ -141,7 +213,7 @@ def _facts_of(arrays: CocoArrays, facts: CocoFacts, images: Path | None) -> list
         ('annotations', f'{len(arrays.ids):,}'),
         ('crowds', f'{int(arrays.crowd.sum()):,}'),
         ('with segmentation', f'{drawn:,}'),
-        ('categories', f'{len(ids)}, ids {ids[0]} ... {ids[-1]}{gaps}'),
+        ('categories', f'{len(ids)}, ids {ids[0]} ... {ids[-1]}{gaps}{root}'),
     ]
 
 
@@ -150,6 +222,8 @@ def _histogram(arrays: CocoArrays, facts: CocoFacts) -> tuple[tuple[str, ...], l
     picture = np.repeat(np.arange(len(arrays.sizes)), np.diff(arrays.starts))
     rows = []
     for label, (number, name) in enumerate(zip(facts.category_ids, facts.names, strict=True)):
+        if number == facts.root:
+            continue
         mine = arrays.labels == label
         objects = int((mine & ~arrays.crowd).sum())
         share = objects / max(1, int((~arrays.crowd).sum()))
@@ -187,22 +261,24 @@ def _partners(images: Path | None, files: Mapping[str, str], labels: Path) -> tu
 
 def _check_label_map(
     path: Path, picture: Path | None, table: LabelTable | None, max_pixels: int
-) -> tuple[list[Finding], dict[int, int]]:
-    """Return the findings, and how many pixels have each class (or each number, without a table)."""
+) -> tuple[list[Finding], dict[int, int], list[int]]:
+    """Return the findings, how many pixels have each class (or each number, without a table), and unknown numbers."""
     found: list[Finding] = []
     try:
         raw = read_label_map(path, max_pixels=max_pixels).numpy()
     except DataError as error:
-        return [Finding('label', path.name, f'{error.message}: {error.why}')], {}
+        return [Finding('label', path.name, f'{error.message}: {error.why}')], {}, []
     if picture is not None:
         found += _compare(path, picture, raw.shape, max_pixels)
     if table is not None:
         try:
             raw = table.apply(raw, path)
         except DataError as error:
-            return [*found, Finding('label', path.name, error.message)], {}
+            unknown = [number for number in np.unique(raw).tolist() if number not in table.lookup]
+            cause = error.message.removeprefix(f'{path.name}: ')
+            return [*found, Finding('label', path.name, error.message, cause)], {}, unknown
     numbers, counts = np.unique(raw, return_counts=True)
-    return found, dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+    return found, dict(zip(numbers.tolist(), counts.tolist(), strict=True)), []
 
 
 def _compare(path: Path, picture: Path, shape: tuple[int, ...], max_pixels: int) -> Iterable[Finding]:
@@ -213,6 +289,15 @@ def _compare(path: Path, picture: Path, shape: tuple[int, ...], max_pixels: int)
     if size == shape:
         return []
     return [Finding('size', path.name, f'labels of (H, W) {tuple(shape)} for a picture of {size}')]
+
+
+def _label_hints(strange: Counter[int], ignore: int | Sequence[int]) -> list[str]:
+    """Return what to try where a few numbers that are no class are in label maps."""
+    if not strange or len(strange) > FEW_NUMBERS:
+        return []
+    ignored = [ignore] if isinstance(ignore, int) else list(ignore)
+    words = ', '.join(f'{number} (in {count:,} files)' for number, count in sorted(strange.items()))
+    return [f'if {words} is no class: --ignore {" ".join(map(str, dict.fromkeys([*ignored, *sorted(strange)])))}']
 
 
 def _label_rows(pixels: Counter[int], pictures: Counter[int], table: LabelTable | None) -> list[tuple[str, ...]]:

@@ -14,9 +14,17 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from vitdense.data import images as decoding
-from vitdense.data.coco_arrays import inside, is_empty, sizes_of
+from vitdense.data.coco_arrays import inside, is_empty
 from vitdense.data.coco_cache import open_coco
-from vitdense.data.coco_faults import refuse_corners, refuse_faults, refuse_nothing
+from vitdense.data.coco_faults import (
+    learnable,
+    nothing_to_learn,
+    refuse_faults,
+    refuse_layout,
+    refuse_no_images,
+    remarks,
+)
+from vitdense.data.near_files import missing_files
 from vitdense.data.pairing import safe_below
 from vitdense.data.transforms import Pipeline
 from vitdense.data.vocabularies import read_classes, read_palette
@@ -40,8 +48,10 @@ class CocoDetection:
     to find. Pictures without objects stay, unless `drop_empty`. `num_images` takes the first that many of what is left:
     a head that cannot learn a few pictures by heart is broken.
 
-    `masks` asks for the objects' masks, from polygons or run lengths. An object without either is an error, or, with
-    `skip_unmasked`, a reason to leave its picture out; a crowd without either is its box.
+    `masks` asks for the objects' masks, from polygons or run lengths. An object without a mask that can be used is an
+    error, or, with `skip_unmasked`, a reason to leave its picture out; a crowd without one is its box.
+
+    A category that only groups the others (the first of Roboflow's exports), which no annotation has, is no class.
 
     A picture whose size is not what the file says is an error (`check_sizes=False` looks the other way), as is one
     that lies outside of `images`. `cache` is described at `coco_cache.open_coco`.
@@ -82,15 +92,17 @@ class CocoDetection:
                 fix='correct images=..., or data_root=... of the config; relative paths start where the command runs',
             )
         self._arrays, self._facts = open_coco(self.path, masks=masks, cache=cache)
-        refuse_faults(self.path, self._facts)
-        refuse_corners(self.path, self._facts)
-        if not evaluation:
-            refuse_nothing(self.path, self._arrays, self._facts)
-        self._names = self._facts.names if classes is None else list(read_classes(classes, root=root).values())
+        refuse_faults(self.path, self._facts, but=('segmentation',) if skip_unmasked else ())
+        refuse_layout(self.path, self._facts)
+        refuse_no_images(self.path, self._arrays)
+        ids, names = self._facts.category_ids, self._facts.names
+        self._ids = {name: number for number, name in zip(ids, names, strict=True) if number != self._facts.root}
+        self._names = list(self._ids) if classes is None else list(read_classes(classes, root=root).values())
         self._choose(self._names)
         self._rows = self._pictures(drop_empty, skip_unmasked)[:num_images]
         if not evaluation:
-            self._warn()
+            self._refuse_nothing(all_used=classes is None and len(self._rows) == len(self._arrays.sizes))
+        self._log_remarks()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -116,6 +128,41 @@ class CocoDetection:
         sizes = np.unique(self._arrays.sizes[self._rows], axis=0)
         counts = np.diff(self._arrays.starts)[self._rows]
         return [tuple(size) for size in sizes.tolist() if min(size) > 0], int(counts.max(initial=0))
+
+    def object_counts(self, *, of_one_class: bool = False) -> np.ndarray:
+        """Return for each image (N,) how many objects of the classes there are to find in it, crowds left out.
+
+        With `of_one_class`, of the class that has most of them. In training objects without a pixel do not count.
+        """
+        chosen = self._chosen() & (~self._arrays.crowd if self.evaluation else learnable(self._arrays))
+        image = self._images_of_annotations()[chosen]
+        if not of_one_class:
+            return np.bincount(image, minlength=len(self._arrays.sizes))[self._rows]
+        most = np.zeros(len(self._arrays.sizes), np.int64)
+        count = len(self._names) + 1
+        cells, counts = np.unique(image * count + self._label_of[self._arrays.labels[chosen]], return_counts=True)
+        np.maximum.at(most, cells // count, counts)
+        return most[self._rows]
+
+    def missing(self) -> list[str]:
+        """Return the files of the data set that are not there."""
+        data, ends = self._arrays.file_names.data.tobytes(), self._arrays.file_names.ends
+        starts = np.append(0, ends[:-1])[self._rows].tolist()
+        return missing_files(self.images, (data[i:j] for i, j in zip(starts, ends[self._rows].tolist(), strict=True)))
+
+    def _refuse_nothing(self, *, all_used: bool) -> None:
+        """Raise DataError when there is no object to learn from in the images and of the classes that are used."""
+        if self._facts.usable if all_used else self.object_counts().any():
+            return
+        used = np.isin(self._images_of_annotations(), self._rows) & self._chosen()
+        raise nothing_to_learn(self.path, self._arrays, chosen=int(used.sum()))
+
+    def _chosen(self) -> np.ndarray:
+        """Return (A,) bool: the annotations of the classes that are used."""
+        return self._label_of[self._arrays.labels] >= 0
+
+    def _images_of_annotations(self) -> np.ndarray:
+        return np.repeat(np.arange(len(self._arrays.sizes)), np.diff(self._arrays.starts))
 
     def image_id(self, row: int) -> int | str:
         """Return the id of a picture of the file."""
@@ -156,7 +203,7 @@ class CocoDetection:
 
     def _choose(self, names: Sequence[str], *, missing: bool = False) -> None:
         """Set labels and `metainfo` so that label k is `names[k]`."""
-        ids = dict(zip(self._facts.names, self._facts.category_ids, strict=True))
+        ids = self._ids
         strange = [name for name in names if name not in ids and not missing]
         if strange:
             raise ConfigError(
@@ -166,7 +213,9 @@ class CocoDetection:
                 fix='choose among them, or leave classes out to take all',
             )
         numbers = {name: label for label, name in enumerate(names)}
-        self._label_of = np.array([numbers.get(name, -1) for name in self._facts.names], np.int64)
+        by_row = zip(self._facts.category_ids, self._facts.names, strict=True)
+        labels = [-1 if number == self._facts.root else numbers.get(name, -1) for number, name in by_row]
+        self._label_of = np.array(labels, np.int64)
         self.metainfo: dict[str, Any] = {
             'classes': {'labels': list(names)},
             'palette': {'labels': read_palette(None, names)},
@@ -176,13 +225,13 @@ class CocoDetection:
     def _pictures(self, drop_empty: bool, skip_unmasked: bool) -> np.ndarray:
         """Return the rows of the pictures to use, as the options say."""
         arrays = self._arrays
-        if len(arrays.sizes) and not drop_empty and not self.masks:
+        if not drop_empty and not self.masks:
             return np.arange(len(arrays.sizes))
-        picture = np.repeat(np.arange(len(arrays.sizes)), np.diff(arrays.starts))
+        picture = self._images_of_annotations()
         keep = np.ones(len(arrays.sizes), bool)
-        chosen = (self._label_of[arrays.labels] >= 0) & ~arrays.crowd
+        chosen = self._chosen() & ~arrays.crowd
         if drop_empty:
-            good = chosen & ~is_empty(inside(arrays.boxes, sizes_of(arrays)))
+            good = chosen & learnable(arrays)
             keep = np.bincount(picture[good], minlength=len(keep)) > 0
         if self.masks:
             bare = chosen & (np.diff(arrays.segments.ends, prepend=0) == 0)
@@ -190,7 +239,7 @@ class CocoDetection:
             if bare.any() and not skip_unmasked:
                 raise DataError(
                     f'{int(bare.sum())} of {len(bare)} annotations have no segmentation',
-                    where=f'{self.path}, such as annotation {int(arrays.ids[bare.argmax()])}',
+                    where=f'{self.path}, such as annotation {arrays.name(int(bare.argmax()))}',
                     why='masks=True asks for the mask of every object',
                     fix='leave masks out, or write skip_unmasked=True to leave out the pictures of such objects',
                 )
@@ -238,7 +287,7 @@ class CocoDetection:
                 runs.append(runs_of(json.loads(text) if text else box, size))
             except ValueError as error:  # the file was looked through, but with sizes of its own
                 raise DataError(
-                    f'annotation {int(self._arrays.ids[row])}: {error}',
+                    f'annotation {self._arrays.name(row)}: {error}',
                     where=str(self.path),
                     why='its segmentation does not fit the picture',
                     fix='check the file with tools/check_data.py',
@@ -259,10 +308,23 @@ class CocoDetection:
             'boxes are right all the same',
         )
 
-    def _warn(self) -> None:
+    def summary(self) -> str:
+        """Return in a few words how many images and objects there are."""
+        used = self._chosen() & ~self._arrays.crowd
+        used &= np.isin(self._images_of_annotations(), self._rows)
+        counts = np.bincount(self._label_of[self._arrays.labels[used]], minlength=len(self._names))
+        absent = [name for name, count in zip(self._names, counts.tolist(), strict=True) if not count]
+        text = f'{len(self):,} images, {int(counts.sum()):,} objects of {len(self._names) - len(absent)} classes'
+        if absent and self._facts.annotated:
+            text += f'; no object of {", ".join(absent[:5])}{", ..." if len(absent) > 5 else ""}'
+        return text
+
+    def _log_remarks(self) -> None:
         """Say what is put right, and what cannot be used."""
-        counts = self._facts.counts
-        words = {'empty': 'dropped', 'outside': 'clamped', 'orphan': 'without picture', 'double': 'ids twice'}
-        said = [f'{word} {counts[kind]}' for kind, word in words.items() if counts.get(kind)]
-        if said:
-            _logger.warning('%s: boxes %s (tools/check_data.py says which)', self.path.name, ', '.join(said))
+        text = remarks(self._facts, evaluation=self.evaluation)
+        if text:
+            _logger.warning('%s: %s', self.path.name, text)
+        if self._facts.root is not None:
+            name = dict(zip(self._facts.category_ids, self._facts.names, strict=True))[self._facts.root]
+            text = "%s: category '%s' (id %d) is left out: no object has it, it only groups the others"
+            _logger.info(text, self.path.name, name, self._facts.root)

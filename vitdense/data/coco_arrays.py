@@ -25,12 +25,17 @@ class CocoArrays(NamedTuple):
     file_names: Texts  # N
     sizes: np.ndarray  # (N, 2) int32 (H, W); zero: the file does not say
     starts: np.ndarray  # (N + 1,) int64: picture i has the annotations starts[i] ... starts[i + 1] - 1
-    ids: np.ndarray  # (A,) int64
+    ids: np.ndarray  # (A,) int64; the annotation's place in the file from 1, where some do not fit 64 bits
     labels: np.ndarray  # (A,) int32 row of the category, in the order of category ids
     boxes: np.ndarray  # (A, 4) float64 x, y, width, height as in the file
     areas: np.ndarray  # (A,) float64
     crowd: np.ndarray  # (A,) bool
     segments: Texts  # A, as JSON ('' where there is none); empty unless asked for
+    long_ids: Texts  # A, the ids as in the file; empty where all of them fit 64 bits
+
+    def name(self, row: int) -> int:
+        """Return the id that an annotation has in the file."""
+        return int(self.long_ids[row]) if len(self.long_ids.ends) else int(self.ids[row])
 
 
 class CocoFacts(NamedTuple):
@@ -41,8 +46,10 @@ class CocoFacts(NamedTuple):
     annotated: bool  # whether there is a list of annotations at all
     faults: list[list]  # [kind, annotation or image id, reason]
     counts: dict[str, int]  # faults by kind
-    usable: int  # annotations with a box of at least a pixel in their picture
-    corners: float | None  # the share of boxes that leave their picture, where all fit it as xyxy
+    usable: int  # annotations, crowds left out, with a box of at least a pixel in their image
+    corners: float | None  # the share of boxes that leave their image, where all fit it as xyxy
+    fractions: bool  # whether all boxes lie in [0, 1], in images of many pixels
+    root: int | None  # id of a category that no annotation has and that only groups the others
 
 
 def texts(words: Sequence[str]) -> Texts:

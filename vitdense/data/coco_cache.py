@@ -23,7 +23,7 @@ from vitdense.data.coco_arrays import CocoArrays, CocoFacts, Texts
 from vitdense.data.coco_file import read_coco
 from vitdense.errors import DataError
 
-MAGIC = b'vitdense coco 2\n'
+MAGIC = b'vitdense coco 3\n'
 LEAST = 8_000_000  # bytes; a smaller annotation file is read in less than a second
 SETTLED = 2_000_000_000  # ns; a file may change again within one tick of its clock, and some clocks tick slowly
 ALIGN = 64

@@ -11,19 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitdense.data.coco_arrays import CocoFacts
 from vitdense.data.coco_cache import open_coco
-from vitdense.data.coco_faults import refuse_faults
+from vitdense.data.coco_faults import refuse_faults, refuse_no_images, remarks
 from vitdense.data.images import LABEL_SUFFIXES, read_label_map
 from vitdense.data.pairing import list_files, match
 from vitdense.data.vocabularies import read_classes
 from vitdense.engine.checkpoints import make_folder
-from vitdense.engine.coco_records import number, read_results, truth_of
+from vitdense.engine.coco_records import number, refuse_unknown_sizes, truth_of
+from vitdense.engine.coco_results import read_results
 from vitdense.engine.console import start_logging
 from vitdense.engine.history import write_json
 from vitdense.engine.progress import print_metrics
 from vitdense.errors import ConfigError, DataError
 from vitdense.metrics.coco import CocoAP
-from vitdense.metrics.coco_curves import Engine, IouType
+from vitdense.metrics.coco_curves import LIMIT, Engine, IouType
 from vitdense.metrics.miou import MeanIoU
 from vitdense.types import IGNORE, Batch, Meta, SemanticMap, Target
 
@@ -36,27 +38,51 @@ def evaluate_coco(
     *,
     iou_type: IouType = 'bbox',
     engine: Engine = 'pycocotools',
+    max_detections: int = LIMIT,
+    ignore_unknown: bool = False,
     work_dir: str | Path | None = None,
 ) -> dict[str, float | None]:
     """Return COCO's twelve numbers of a results file, print them, and write `metrics.json` into `work_dir`.
 
-    They are pycocotools' own, to the last digit; a number without any object to find is None. Annotations that
-    pycocotools would stumble over are errors. Raises DataError, NumericsError when predictions are not finite.
+    They are pycocotools' own, to the last digit; a number without any object to find is None. The best
+    `max_detections` predictions of an image and class count. With `ignore_unknown` predictions of categories that the
+    annotation file does not have are left out, as in pycocotools. Annotations that pycocotools would stumble over are
+    errors. Raises DataError, NumericsError when predictions are not finite.
     """
     truth_path, results_path = Path(ground_truth), Path(results)
-    metric = CocoAP(iou_type=iou_type, engine=engine)
+    metric = CocoAP(iou_type=iou_type, engine=engine, max_detections=max_detections)
     base = _start(work_dir)
     arrays, facts = open_coco(truth_path, masks=iou_type == 'segm')
-    refuse_faults(truth_path, facts, names=False)
-    if facts.corners is not None:
-        logger.warning('%s: %.0f %% of boxes leave the picture; is it xyxy?', truth_path.name, 100 * facts.corners)
+    refuse_faults(truth_path, facts, but=('name',))
+    refuse_no_images(truth_path, arrays)
+    _log_facts(truth_path, facts)
     numbering, rows = number(arrays, facts)
     metric.dataset_meta = {'classes': {'labels': facts.names}, 'category_ids': {'labels': facts.category_ids}}
+    if iou_type == 'segm':
+        refuse_unknown_sizes(truth_path, numbering)
     truth = truth_of(arrays, numbering, rows, iou_type, truth_path)
-    found = read_results(results_path, numbering, iou_type)
+    found = read_results(results_path, numbering, iou_type, ignore_unknown=ignore_unknown)
     scores = metric.score(truth, found, len(rows))
-    title = f'{len(rows)} pictures, {len(truth.image)} objects, {len(found.image)} predictions'
-    return _finish(metric, scores, base, title)
+    title = f'{len(rows)} images, {len(truth.image)} objects, {len(found.image)} predictions'
+    metrics = _finish(metric, scores, base, title)
+    if metric.remark:
+        logger.warning(metric.remark)  # once more, beside the score
+    return metrics
+
+
+def _log_facts(path: Path, facts: CocoFacts) -> None:
+    """Say what is odd about an annotation file."""
+    text = remarks(facts, evaluation=True)
+    if text:
+        logger.warning('%s: %s', path.name, text)
+    if facts.counts.get('double'):
+        logger.warning(
+            '%s: objects of one id all count; pycocotools counts the last of them in place of each', path.name
+        )
+    if facts.corners is not None:
+        logger.warning('%s: %.0f %% of boxes leave the image; is it xyxy?', path.name, 100 * facts.corners)
+    if facts.fractions:
+        logger.warning('%s: all boxes lie in [0, 1]; are they fractions of the image?', path.name)
 
 
 def evaluate_semantic(

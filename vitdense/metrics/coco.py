@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitdense.errors import ConfigError, DataError, NumericsError
 from vitdense.metrics.coco_columns import Objects, category_ids, encode, found_columns, merge, truth_columns
-from vitdense.metrics.coco_curves import NUMBERS, Curves, Engine, IouType, choose_engine, make_curves
+from vitdense.metrics.coco_curves import LIMIT, NUMBERS, Curves, Engine, IouType, choose_engine, make_curves
 from vitdense.types import Batch, Instances, Meta, Prediction, Target
 
 logger = logging.getLogger('vitdense')
@@ -39,13 +39,16 @@ class CocoAP(BaseMetric):
     `classes` are the names, by default those of the data set for the labels. Crowds (`iscrowd`) are never objects to
     find; predictions on them do not count. A picture whose objects nobody annotated is skipped and counted.
 
+    The best `max_detections` predictions of an image and class count, as in COCO; where images have more objects of
+    one class, a line says so. With another limit than 100 AR100 is called by it.
+
     `engine` is 'pycocotools', 'fast' (hotcoco, the extra `fast`: the same arrays, many times faster), or 'auto': the
     fast one where it is installed.
 
     Raises NumericsError when predictions are not finite: pycocotools takes a NaN box for a perfect match.
     """
 
-    names = tuple(NUMBERS)  # what `evaluate` gives, so that a misspelt key is refused early
+    names = tuple(NUMBERS)  # what `evaluate` gives by default, so that a misspelt key is refused early
 
     def __init__(
         self,
@@ -55,7 +58,15 @@ class CocoAP(BaseMetric):
         field: str = 'labels',
         classes: Sequence[str] | None = None,
         engine: Engine = 'pycocotools',
+        max_detections: int = LIMIT,
     ) -> None:
+        if type(max_detections) is not int or max_detections <= 10:
+            raise ConfigError(
+                f'max_detections = {max_detections!r}',
+                where='CocoAP.max_detections',
+                why='it is a whole number above 10: AR1 and AR10 have limits of their own',
+                fix=f'leave it out (COCO counts {LIMIT}), or give such a number',
+            )
         if iou_type not in ('bbox', 'segm'):
             raise ConfigError(
                 f'iou_type = {iou_type!r}',
@@ -66,12 +77,15 @@ class CocoAP(BaseMetric):
         choose_engine(engine)
         super().__init__(prefix=head if iou_type == 'bbox' else f'{head}/{iou_type}')
         self.head, self.field = head, field
-        self.iou_type, self.engine = iou_type, engine
+        self.iou_type, self.engine, self.max_detections = iou_type, engine, max_detections
+        self._numbers = {f'AR{max_detections}' if name == f'AR{LIMIT}' else name: name for name in NUMBERS}
+        self.names = tuple(self._numbers)
         self._classes = None if classes is None else list(classes)
         self._pictures: list[_Picture] = []
         self._skipped = 0
         self._curves: Curves | None = None
         self._objects: list[int] = []
+        self.remark = ''  # what the last score leaves out
 
     @property
     def classes(self) -> list[str]:
@@ -131,7 +145,7 @@ class CocoAP(BaseMetric):
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Return the numbers of the last evaluation that have a value."""
-        numbers = {name: self._curves.number(name) for name in NUMBERS} if self._curves else {}
+        numbers = {name: self._curves.number(of) for name, of in self._numbers.items()} if self._curves else {}
         return {name: value for name, value in numbers.items() if value is not None}
 
     def table(self) -> list[ClassAP]:
@@ -158,12 +172,29 @@ class CocoAP(BaseMetric):
         """
         refuse_non_finite([found], where=self.prefix)
         rows = self._rows()
-        self._curves = make_curves(truth, found, num_images, len(rows), iou_type=self.iou_type, engine=self.engine)
+        options = dict(iou_type=self.iou_type, engine=self.engine, max_detections=self.max_detections)
+        self._curves = make_curves(truth, found, num_images, len(rows), **options)
+        self._log_limit(truth, found, num_images, len(rows))
         counts = np.bincount(truth.category[~truth.crowd], minlength=len(rows))
         self._objects = counts[rows].tolist()
         if not counts.any():
             logger.warning('%s: n/a, there is no object to find', self.prefix)
         return self.compute_metrics([])
+
+    def _log_limit(self, truth: Objects, found: Objects, num_images: int, num_categories: int) -> None:
+        """Say how many images have more objects of one class, or predictions, than count."""
+        cells, counts = np.unique(
+            truth.image[~truth.crowd] * num_categories + truth.category[~truth.crowd], return_counts=True
+        )
+        crowded = np.unique(cells[counts > self.max_detections] // num_categories)
+        self.remark = too_many_objects(len(crowded), num_images, self.max_detections) if len(crowded) else ''
+        if self.remark:
+            logger.warning('%s: %s', self.prefix, self.remark)
+        counts = np.unique(found.image * num_categories + found.category, return_counts=True)[1]
+        beyond = int((counts - self.max_detections).clip(0).sum())
+        if beyond:
+            text = '%s: %d of %d predictions do not count: they are beyond the best %d of their image and class'
+            logger.info(text, self.prefix, beyond, len(found.image), self.max_detections)
 
     def _rows(self) -> list[int]:
         """Return the row of each label: categories stand in the order of their ids, as in pycocotools."""
@@ -172,6 +203,15 @@ class CocoAP(BaseMetric):
         ids = [last + label if number is None else number for label, number in enumerate(ids)]  # not in the file
         order = sorted(ids)
         return [order.index(number) for number in ids]
+
+
+def too_many_objects(count: int, num_images: int, limit: int) -> str:
+    """Return what to say where `count` images have more objects of one class than predictions of it count."""
+    return (
+        f'{count} of {num_images} images {"has" if count == 1 else "have"} more than {limit} objects of one class: AP '
+        f'and AR count the best {limit} predictions of an image and class only; CocoAP(max_detections=...) and '
+        'evaluate.py coco --max-detections set another limit'
+    )
 
 
 Key = tuple[str, int | str]  # data set and image id

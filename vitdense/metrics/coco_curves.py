@@ -30,12 +30,14 @@ NUMBERS = {  # name: (curve, index of the area range, index of the detection lim
     'ARm': ('recall', 2, 2),
     'ARl': ('recall', 3, 2),
 }
+LIMIT = 100  # predictions of an image and class that COCO counts
 _THRESHOLD = {'AP50': 0, 'AP75': 5}  # rows of 0.50, 0.55, ..., 0.95
 
 
 class Curves(NamedTuple):
     """What COCO's evaluation accumulates; -1 where there is no object. T = 10 IoU thresholds, R = 101 recalls,
-    K categories, 4 area ranges (all, small, medium, large) and limits of 1, 10 and 100 detections for each picture."""
+    K categories, 4 area ranges (all, small, medium, large) and three limits of detections for each image and class: 1,
+    10 and, unless another is set, 100."""
 
     precision: np.ndarray  # (T, R, K, 4, 3) float64
     recall: np.ndarray  # (T, K, 4, 3) float64
@@ -60,11 +62,15 @@ def make_curves(
     *,
     iou_type: IouType = 'bbox',
     engine: Engine = 'pycocotools',
+    max_detections: int = LIMIT,
 ) -> Curves:
-    """Return the curves of the predictions `found`. Raises ConfigError when the fast engine is not installed."""
+    """Return the curves of the predictions `found`, of which the best `max_detections` of an image and class count.
+
+    Raises ConfigError when the fast engine is not installed.
+    """
     choice = choose_engine(engine)
     run = _fast if choice == 'fast' else _reference
-    return run(truth, found, num_images, num_categories, iou_type)
+    return run(truth, found, num_images, num_categories, iou_type, [1, 10, max_detections])
 
 
 def choose_engine(engine: Engine) -> Literal['pycocotools', 'fast']:
@@ -112,15 +118,20 @@ def _by_cell(objects: Objects) -> dict[tuple[int, int], list[dict[str, Any]]]:
     return cells
 
 
-def _reference(truth: Objects, found: Objects, num_images: int, num_categories: int, iou_type: IouType) -> Curves:
+def _reference(
+    truth: Objects, found: Objects, num_images: int, num_categories: int, iou_type: IouType, limits: list[int]
+) -> Curves:
     evaluation = _Evaluation(truth, found, num_images, num_categories, iou_type)
+    evaluation.params.maxDets = limits
     with redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()
     return Curves(evaluation.eval['precision'], evaluation.eval['recall'])
 
 
-def _fast(truth: Objects, found: Objects, num_images: int, num_categories: int, iou_type: IouType) -> Curves:
+def _fast(
+    truth: Objects, found: Objects, num_images: int, num_categories: int, iou_type: IouType, limits: list[int]
+) -> Curves:
     import hotcoco  # an extra
 
     def masks(objects: Objects) -> list[dict[str, Any]] | None:
@@ -140,6 +151,7 @@ def _fast(truth: Objects, found: Objects, num_images: int, num_categories: int, 
     answers = known.load_res(rows, segmentation=masks(found))
     answers.update_anns(ids=np.arange(1, len(rows) + 1), area=found.area)
     evaluation = hotcoco.COCOeval(known, answers, iou_type)
+    evaluation.params.max_dets = limits
     evaluation.evaluate()
     evaluation.accumulate()
     return Curves(np.asarray(evaluation.eval['precision']), np.asarray(evaluation.eval['recall']))
