@@ -2,21 +2,24 @@
 
     python tools/check_data.py instances_train2017.json train2017
     python tools/check_data.py annotations/training images/training --classes ade20k --reduce-zero-label
+    python tools/check_data.py data/flowers/train
 
-DATA is a COCO annotation file, or a folder of label maps; IMAGES is the folder of the pictures (without it they are not
-looked at). Says which ids and boxes are wrong, which pictures are unreadable or of another size, and how often every
-class occurs. Leaves with 0 when nothing is wrong, and with 3 when something is.
+DATA is a COCO annotation file; a folder of label maps; a folder with one folder of images for each class; or the folder
+that holds these. IMAGES is the folder of the images (without it, those of a single COCO file or of label maps are not
+looked at). Says which ids and boxes are wrong, which images are missing, unreadable or of another size, and how often
+every class occurs. Leaves with 0 when nothing is wrong, and with 3 when something is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitdense.engine.commandline import Parser, run
 
 if TYPE_CHECKING:
-    from vitdense.data.checking import Report
+    from vitdense.data.checking import Finding, Report
+    from vitdense.data.layouts import Part
 
 WRONG = 3  # exit code of data that cannot be used as it is
 
@@ -24,7 +27,7 @@ WRONG = 3  # exit code of data that cannot be used as it is
 def parser() -> Parser:
     """Return the parser of the tool's arguments."""
     made = Parser(prog='check_data.py', description=__doc__)
-    made.add_argument('data', metavar='DATA', help='a COCO annotation file, or a folder of label maps')
+    made.add_argument('data', metavar='DATA', help='a COCO annotation file, or a folder: label maps, class folders')
     made.add_argument('images', metavar='IMAGES', nargs='?', help='the folder of the pictures')
     made.add_argument('--classes', metavar='C', help='label maps: names in a file, or ade20k, cityscapes, voc, camvid')
     made.add_argument('--num-classes', type=int, metavar='K', help='label maps: how many classes, without names')
@@ -41,25 +44,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     from pathlib import Path  # heavy from here on: after the arguments are known to be right
 
-    from vitdense.data.checking import check_coco, check_labels
-    from vitdense.engine.console import progress, start_logging
-    from vitdense.engine.resources import cpu_count
+    from vitdense.data.layouts import parts_of
+    from vitdense.engine.console import start_logging
 
     start_logging(None)
     data, images = Path(args.data), None if args.images is None else Path(args.images)
     check_folder(images)
-    with progress('checking') as tell:
-        common: dict[str, Any] = dict(threads=args.workers or cpu_count(), tell=tell)
-        if data.is_dir():
-            names = args.classes or (args.num_classes and [f'class {k}' for k in range(args.num_classes)])
-            common |= dict(classes=names, ignore=args.ignore, reduce_zero_label=args.reduce_zero_label)
-            report = check_labels(data, images, **common)
-        else:
-            report = check_coco(data, images, **common)
-    show(report, args.shown)
+    names = args.classes or (args.num_classes and [f'class {k}' for k in range(args.num_classes)])
+    labels = dict(classes=names, ignore=args.ignore, reduce_zero_label=args.reduce_zero_label)
+    parts = parts_of(data, images, labels=bool(names) or args.reduce_zero_label)
+    reports = {}
+    for part in parts:
+        reports[str(part.data)] = report = look(part, labels, args.workers, alone=len(parts) == 1)
+        if len(parts) > 1:
+            say_part(part)
+        show(report, args.shown)
     if args.out is not None:
-        write(report, Path(args.out))
-    return WRONG if report.findings else 0
+        write(reports, Path(args.out))
+    return WRONG if any(report.findings for report in reports.values()) else 0
+
+
+def look(part: Part, labels: dict[str, Any], workers: int | None, *, alone: bool) -> Report:
+    """Return the report about one part. Among several, one that cannot be read at all is a finding."""
+    from vitdense.data.checking import Finding, Report, check_coco, check_folders, check_labels
+    from vitdense.engine.console import progress
+    from vitdense.engine.resources import cpu_count
+    from vitdense.errors import DataError
+
+    with progress('checking') as tell:
+        common: dict[str, Any] = dict(threads=workers or cpu_count(), tell=tell)
+        try:
+            if part.kind == 'coco':
+                return check_coco(part.data, part.images, **common)
+            if part.kind == 'labels':
+                return check_labels(part.data, part.images, **labels, **common)
+            return check_folders(part.data, **common)
+        except DataError as error:
+            if alone:
+                raise
+            finding = Finding('file', part.data.name, f'{error.message}: {error.why}')
+            return Report([], [finding], ('class',), [], {'file': 1})
+
+
+def say_part(part: Part) -> None:
+    """Print which part a report is about."""
+    from vitdense.engine.console import console
+
+    images = '' if part.images is None else f', images in {part.images}'
+    console().print(f'\n{part.data}{images}', style='bold')
 
 
 def check_folder(images: Any) -> None:
@@ -80,30 +112,53 @@ def show(report: Report, shown: int) -> None:
     for name, value in report.facts:
         console().print(f'{name}: {value}')
     print_table('classes', *fold(report.header, report.classes, width=console().width))
-    kinds = dict.fromkeys(finding.kind for finding in report.findings)
-    for kind in kinds:
-        rows = [(finding.where, finding.reason) for finding in report.findings if finding.kind == kind]
+    for kind in dict.fromkeys(finding.kind for finding in report.findings):
         console().print(f'{kind}: {report.counts[kind]:,}', style='bold')
-        for where, reason in rows[:shown]:
-            console().print(f'  {where}: {reason}')
-        if report.counts[kind] > len(rows[:shown]):
-            console().print(f'  ... and {report.counts[kind] - len(rows[:shown]):,} more (--shown, --out)')
+        lines, told = lines_of([finding for finding in report.findings if finding.kind == kind], shown)
+        for line in lines:
+            console().print(f'  {line}')
+        if report.counts[kind] > told:
+            console().print(f'  ... and {report.counts[kind] - told:,} more (--shown, --out)')
+    for hint in report.hints:
+        console().print(hint)
     total = sum(report.counts.values())
-    console().print(f'{total:,} findings' if kinds else 'nothing is wrong', style='bold')
+    console().print(f'{total:,} findings' if report.findings else 'nothing is wrong', style='bold')
 
 
-def write(report: Report, path: Any) -> None:
-    """Write the report as json."""
+def lines_of(findings: Sequence[Finding], shown: int) -> tuple[list[str], int]:
+    """Return the lines to print, at most `shown`, and how many findings they tell; those of one cause share a line."""
+    by_cause: dict[str, list[Finding]] = {}
+    for finding in findings:
+        by_cause.setdefault(finding.cause or f'{finding.where}: {finding.reason}', []).append(finding)
+    lines, told = [], 0
+    for cause, some in list(by_cause.items())[:shown]:
+        names = ', '.join(finding.where for finding in some[:3])
+        alone = len(some) == 1 or not some[0].cause
+        lines += (
+            [f'{finding.where}: {finding.reason}' for finding in some]
+            if alone
+            else [f'{len(some):,} files, such as {names}: {cause}']
+        )
+        told += len(some)
+    return lines, told
+
+
+def write(reports: Mapping[str, Report], path: Any) -> None:
+    """Write the reports as json: of one part as it is, of several by their files and folders."""
     from vitdense.engine.history import write_json
 
-    content = {
-        'facts': dict(report.facts),
-        'counts': report.counts,
-        'findings': [finding._asdict() for finding in report.findings],
-        'classes': [dict(zip(report.header, row, strict=True)) for row in report.classes],
+    contents = {
+        name: {
+            'facts': dict(report.facts),
+            'counts': report.counts,
+            'findings': [finding._asdict() for finding in report.findings],
+            'classes': [dict(zip(report.header, row, strict=True)) for row in report.classes],
+            'hints': list(report.hints),
+        }
+        for name, report in reports.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, content)
+    write_json(path, next(iter(contents.values())) if len(contents) == 1 else contents)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,114 @@
+"""What a folder holds: COCO files and their images, label maps, or one folder of images for each class."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from vitdense.data.images import PICTURE_SUFFIXES
+from vitdense.data.pairing import walk
+from vitdense.errors import DataError
+
+Kind = Literal['coco', 'labels', 'folders']
+IMAGE_FOLDERS = ('images', 'imgs', 'image', 'img', 'JPEGImages', 'leftImg8bit')
+LABEL_FOLDERS = ('labels', 'masks', 'annotations', 'label', 'mask', 'SegmentationClass', 'gtFine')
+NO_OBJECTS = ('captions', 'person_keypoints', 'panoptic', 'stuff', 'image_info')  # of COCO's own files
+PEEK = 2**20  # bytes of a file that are looked at
+SAMPLE = 8  # images that are looked at
+MANY_LEVELS = 64  # gray levels in one image: a photograph, no label map
+_FILE_NAME = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
+
+
+class Part(NamedTuple):
+    """Something that can be checked by itself."""
+
+    kind: Kind
+    data: Path  # a COCO file, a folder of label maps, or a folder of class folders
+    images: Path | None  # the folder of the images; None: not known, or the same
+
+
+def parts_of(data: Path, images: Path | None = None, *, labels: bool = False) -> list[Part]:
+    """Return what there is to check at `data`: a file, or a folder of any layout; `images` if the user gives it.
+
+    With `labels` a folder holds label maps. Raises DataError for a folder in which nothing is found.
+    """
+    if not data.is_dir():
+        return [Part('coco', data, images)]
+    if labels or images is not None:
+        return [Part('labels', data, images)]
+    found = list(_coco_files(data)) or list(_pairs(data)) or list(_class_folders(data))
+    if found:
+        return found
+    if any(name.lower().endswith(PICTURE_SUFFIXES) for name in walk(data)):
+        return [Part('labels', data, None)]
+    raise DataError(
+        f'nothing to check in {data}',
+        where=str(data),
+        why='no COCO file, no label map and no image lies below it',
+        fix='give a COCO file, a folder of label maps, a folder with one folder of images for each class, or the '
+        'folder that holds one of these',
+    )
+
+
+def _coco_files(root: Path) -> Iterator[Part]:
+    """Yield the COCO files in `root` and in its folders, with the folders of their images."""
+    files = sorted(file for pattern in ('*.json', '*/*.json') for file in root.glob(pattern) if file.is_file())
+    for file in files:
+        if file.name.split('_', 1)[0] in NO_OBJECTS or file.name.startswith(NO_OBJECTS):
+            continue
+        with open(file, 'rb') as content:
+            head = content.read(PEEK).decode('utf-8', 'replace')
+        if head.lstrip().startswith('{') and any(f'"{key}"' in head for key in ('images', 'annotations', 'categories')):
+            yield Part('coco', file, _images_of(file, head, root))
+
+
+def _images_of(file: Path, head: str, root: Path) -> Path | None:
+    """Return the folder in which the first image lies that a COCO file names, or None."""
+    found = _FILE_NAME.search(head)
+    if found is None:
+        return None
+    name = json.loads(found[1], strict=False)
+    folders = [file.parent, root, *sorted(path for path in root.glob('*') if path.is_dir())]
+    folders += sorted(path for path in root.glob('*/*') if path.is_dir())
+    safe = not name.startswith('/') and '..' not in name and '\0' not in name
+    return next((folder for folder in folders if safe and (folder / name).is_file()), None)
+
+
+def _pairs(root: Path) -> Iterator[Part]:
+    """Yield folders of label maps beside folders of images: `labels/train` beside `images/train`, or `labels`."""
+    images = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), None)
+    labels = next((root / name for name in LABEL_FOLDERS if (root / name).is_dir()), None)
+    if images is None or labels is None:
+        return
+    splits = sorted(path.name for path in labels.iterdir() if path.is_dir() and (images / path.name).is_dir())
+    if not splits:
+        yield Part('labels', labels, images)
+    for split in splits:
+        yield Part('labels', labels / split, images / split)
+
+
+def _class_folders(root: Path) -> Iterator[Part]:
+    """Yield `root`, or `root/train` and the like, where it holds photographs in one folder for each class."""
+    splits = [root / name for name in ('train', 'val', 'valid', 'validation', 'test') if (root / name).is_dir()]
+    for folder in splits or [root]:
+        names = sorted(name for name in walk(folder) if name.lower().endswith(PICTURE_SUFFIXES) and '/' in name)
+        places = np.linspace(0, len(names) - 1, min(SAMPLE, len(names))).astype(int).tolist()
+        if any(_is_photograph(folder / names[place]) for place in places):
+            yield Part('folders', folder, None)
+
+
+def _is_photograph(path: Path) -> bool:
+    """Whether an image is no label map: lossy, in colour, or with many levels of gray."""
+    try:
+        with Image.open(path) as image:
+            if image.format in ('JPEG', 'MPO', 'WEBP', 'AVIF') or image.mode not in ('1', 'L', 'P', 'I', 'I;16'):
+                return True
+            return image.mode == 'L' and len(np.unique(np.asarray(image))) > MANY_LEVELS
+    except Exception:  # whatever a decoder makes of a broken file: the check itself names it
+        return False
