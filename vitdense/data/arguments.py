@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from vitdense.errors import ConfigError
 
+MAX_BAD_FRACTION = 0.01  # of the images of a training set that may be unreadable
+
 
 def within(value: float, low: float, high: float, where: str) -> float:
     """Return `value` if it is a number in [low, high]. Raises ConfigError."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from vitdense.data.arguments import MAX_BAD_FRACTION, within
 from vitdense.data.images import UnreadablePicture
 from vitdense.errors import ConfigError, DataError
 from vitdense.types import Sample
@@ -93,7 +94,10 @@ class SeededDataset(Dataset):
     (evaluation) everything raises: a test set never shrinks silently.
     """
 
-    def __init__(self, dataset: Any, seed: int = 0, *, tolerate: bool = True, max_bad_fraction: float = 0.01) -> None:
+    def __init__(
+        self, dataset: Any, seed: int = 0, *, tolerate: bool = True, max_bad_fraction: float = MAX_BAD_FRACTION
+    ) -> None:
+        within(max_bad_fraction, 0, 1, 'max_bad_fraction')
         self.dataset = dataset
         self.seed = seed
         self.tolerate = tolerate
@@ -142,7 +146,8 @@ class SeededDataset(Dataset):
                 f'{self.num_bad} of {len(self)} pictures are unreadable',
                 where=error.where,
                 why=f'more than {self.max_bad_fraction:.1%} are bad; the last one: {error.message}. {error.why}',
-                fix='repair or remove the files named in the warnings, or raise max_bad_fraction',
+                fix='repair or remove the files named in the warnings, or allow more of them: '
+                '--cfg-options +train_dataloader.max_bad_fraction=0.05',
             )
 
 

@@ -18,6 +18,7 @@ from vitdense.engine.borrowed import complete
 from vitdense.engine.checkpoints import make_folder
 from vitdense.engine.compiling import compile_network
 from vitdense.engine.config import named_sections
+from vitdense.engine.data_checks import log_data, log_limits, max_bad_fraction, refuse_missing
 from vitdense.engine.ema import EmaHook
 from vitdense.engine.evaluation_sets import AllPictures, all_metrics, build_evaluators, evaluation_parts
 from vitdense.engine.history import HistoryHook, check_metric_early
@@ -79,6 +80,7 @@ def make_trainer(
     metainfo = data['train_dataloader'].metainfo
     metainfo = metainfo if trained is None else joint_metainfo(cfg, trained, metainfo)
     model, checkpoint = _model_to_train(cfg, metainfo, checkpoint, steps)
+    log_limits(model, data['train_dataloader'], data.get('val_dataloader', {}), evaluators)
     if weights is not None:
         state = complete(begin[0], begin[1].get('borrowed'), model, where=str(weights))
         load_weights(model, state, where=str(weights))
@@ -225,6 +227,7 @@ def make_tester(
     for dataset in datasets.values():
         adopt_classes(dataset, metainfo)
         check_classes(metainfo, dataset.metainfo, where=f'{checkpoint}, test_dataloader.dataset')
+    log_data({f'test {name}'.strip(): dataset for name, dataset in datasets.items()})
     if checkpoint is None:
         model = build_model(cfg, metainfo, pretrained=True)
     else:
@@ -300,6 +303,10 @@ def _training_data(cfg: Config, sections: Mapping[str, Any]) -> dict[str, Any]:
     for other in others.values():
         adopt_classes(other, first.metainfo)
         check_classes(first.metainfo, other.metainfo, where='train_dataloader.dataset, val_dataloader.dataset')
+    log_data({'training': first} | {f'validation {name}'.strip(): other for name, other in others.items()})
+    refuse_missing(first, name='training', max_bad_fraction=max_bad_fraction(sections['train_dataloader']))
+    for other in others.values():
+        refuse_missing(other, name='validation')
     for dataset in (first, *others.values()):
         if hasattr(dataset, 'check'):
             dataset.check()  # a sample of the labels now, rather than a crash in an hour

@@ -9,7 +9,17 @@ from dataclasses import MISSING, fields
 from functools import cache
 from typing import Any, NoReturn, get_args
 
-from vitdense.engine.config_schema import COUNT, FACTOR, PART, POSITIVE, SHARE, SIZE, ConfigFile, LoaderSection
+from vitdense.engine.config_schema import (
+    COUNT,
+    FACTOR,
+    PART,
+    POSITIVE,
+    SHARE,
+    SIZE,
+    ConfigFile,
+    LoaderSection,
+    TrainingLoaderSection,
+)
 from vitdense.engine.config_types import ANY, Limits, Unfit, describe, fit, hints_of, is_section
 from vitdense.errors import ConfigError, did_you_mean
 from vitdense.registry import resolve
@@ -90,7 +100,7 @@ class _Check:
             for name, each in value.items():
                 self.section(each, LoaderSection, f'{key}.{name}')
         elif isinstance(value, Mapping):
-            self.section(value, LoaderSection, key)
+            self.section(value, TrainingLoaderSection if key == 'train_dataloader' else LoaderSection, key)
         else:
             self.value(value, LoaderSection | None, key, ANY)
 

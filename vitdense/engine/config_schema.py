@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from vitdense.data.arguments import MAX_BAD_FRACTION
 from vitdense.engine.config_types import Limits, Recipe
 
 COUNT, SIZE = Limits(0), Limits(1, empty=False)
@@ -101,11 +102,18 @@ class LoaderSection:
 
 
 @dataclass
+class TrainingLoaderSection(LoaderSection):
+    """`train_dataloader`: of the images that cannot be read, a share of `max_bad_fraction` is replaced by others."""
+
+    max_bad_fraction: Annotated[float, SHARE] = MAX_BAD_FRACTION
+
+
+@dataclass
 class ConfigFile:
     """All sections. A section of several validation or test sets is a dict of loaders by name."""
 
     model: Recipe | None = None
-    train_dataloader: LoaderSection | None = None
+    train_dataloader: TrainingLoaderSection | None = None
     val_dataloader: dict | None = None
     test_dataloader: dict | None = None
     val_evaluator: Sequence[Recipe] | Mapping[str, Sequence[Recipe]] | None = None

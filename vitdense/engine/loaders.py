@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from vitdense.data.collate import collate
 from vitdense.data.mixture import rooted
 from vitdense.data.seeding import EvaluationSampler, InfiniteSampler, SeededDataset, worker_init
+from vitdense.engine.data_checks import max_bad_fraction
 from vitdense.engine.resources import cpu_count
 from vitdense.errors import ResourceError, VitDenseError
 from vitdense.registry import build
@@ -38,7 +39,8 @@ def train_loader(
         sampler = dataset.sampler(batch_size=section.get('batch_size', 1), **place)
     else:
         sampler = InfiniteSampler(len(dataset), **place)
-    seeded = SeededDataset(dataset, seed)  # single unreadable pictures are replaced, and counted
+    # single unreadable pictures are replaced, and counted
+    seeded = SeededDataset(dataset, seed, max_bad_fraction=max_bad_fraction(section))
     return _loader(section, seeded, sampler, pin_memory=pin_memory)
 
 

@@ -54,6 +54,7 @@ class DetrHead(nn.Module):
             for _ in range(num_decoder_layers)
         )
         self.norm = nn.LayerNorm(channels)
+        self.num_queries = num_queries
         self.queries = nn.Parameter(torch.randn(num_queries, channels))
         self.class_predictor = nn.Linear(channels, num_classes + 1)
         self.box_predictor = BoxPredictor(channels, zero=False)
