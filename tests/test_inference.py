@@ -1,5 +1,6 @@
 """The predictor: any kind of picture in, a typed result of the picture's own size out."""
 
+import io
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -298,3 +299,17 @@ def test_four_threads_get_the_predictions_of_one(options):
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(predictor, images * 4))
     assert all(torch.equal(result['sem'].labels, alone[row % 20]) for row, result in enumerate(results))
+
+
+def test_threads_may_share_an_image_that_pillow_has_not_decoded_yet():
+    content, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)).save(
+        content, 'PNG', exif=exif
+    )
+    expected = as_tensor(Image.open(content))
+    assert expected.shape == (3, 400, 300)  # turned upright
+    for _ in range(10):
+        image = Image.open(content)
+        with ThreadPoolExecutor(4) as pool:
+            assert all(torch.equal(found, expected) for found in pool.map(as_tensor, [image] * 4))

@@ -137,6 +137,11 @@ def test_answers_never_hit_an_input(tmp_path):
     assert len(paths) == 3 and not paths & {item.source for item in inputs}
 
 
+def test_a_file_and_a_folder_for_outputs_have_different_names(tmp_path):
+    touch(tmp_path, 'in/a.bmp', 'in/a.jpg/b.bmp')
+    assert named(tmp_path, find_inputs([str(tmp_path / 'in')])) == ['a_bmp.jpg', 'a.jpg/b.jpg']
+
+
 def test_cameras_have_names_too(tmp_path):
     item = Input('camera', 0)
     assert OutputNames(tmp_path, [item]).name(item, '.mp4') == tmp_path / 'camera0.mp4'

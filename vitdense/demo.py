@@ -22,11 +22,12 @@ from vitdense.data.images import UnreadablePicture
 from vitdense.demo_records import classes_of, mean, numbers, objects, write_json
 from vitdense.demo_skips import InputGuard, out_of_memory
 from vitdense.errors import DataError
-from vitdense.inference import Predictor, Result, write_picture
+from vitdense.inference import Predictor, Result
 from vitdense.inputs import Input, OutputNames
 from vitdense.types import SemanticMap
 from vitdense.video import Frame, VideoReader, VideoWriter
 from vitdense.video_files import is_video
+from vitdense.visualize.files import write_picture
 
 logger = logging.getLogger('vitdense')
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +18,12 @@ from vitdense.data.images import MAX_PIXELS, from_pil, read_image
 from vitdense.data.transforms import Pipeline
 from vitdense.engine.predictor_options import arithmetic, device_name, refuse_unknown, whole_number
 from vitdense.engine.resources import choose_precision, read_device
-from vitdense.errors import ConfigError, DataError, DiskError
+from vitdense.errors import ConfigError, DataError
 from vitdense.ops.tiles import Tiler
 from vitdense.stopwatch import NETWORK, Stopwatch, is_compiled, parts_of
 from vitdense.types import Batch, ImageClass, Instances, Meta, Prediction, Reconstruction, Sample, SemanticMap, Target
 from vitdense.visualize import draw
+from vitdense.visualize.files import write_picture
 from vitdense.visualize.text import percent
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     Picture = str | Path | Image.Image | np.ndarray | Tensor
 
 STAGES = ('load', 'preprocess', 'network', 'postprocess')
-WRITABLE = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
+_PIL_DECODING = threading.Lock()  # a PIL image is decoded at its first use, and threads may share one
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,8 @@ def as_tensor(image: Picture, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if hasattr(image, 'getexif') and hasattr(image, 'convert'):  # a PIL image, without importing PIL to ask
-        return from_pil(image)
+        with _PIL_DECODING:
+            return from_pil(image)
     raise _no_picture(f'an object of type {type(image).__name__}', 'a path, a PIL image, an array or a tensor')
 
 
@@ -275,31 +278,6 @@ def class_list(metainfo: Mapping[str, Any], head: str, names: Sequence[str]) -> 
     ids += [None] * (len(names) - len(ids))
     rows = ({'name': name, 'class_id': number, 'category_id': ids[number]} for number, name in enumerate(names))
     return [{key: value for key, value in row.items() if value is not None} for row in rows]
-
-
-def write_picture(picture: np.ndarray, path: str | Path) -> Path:
-    """Write an (H, W) or (H, W, 3) uint8 array, RGB, in the format of the suffix. Raises ConfigError, DiskError."""
-    from PIL import Image
-
-    path = Path(path)
-    if path.suffix.lower() not in WRITABLE:
-        raise ConfigError(
-            f"cannot write a picture as '{path.suffix}'",
-            where=str(path),
-            why=f'the suffix names the format; known are {", ".join(WRITABLE)}',
-            fix='give the file a suffix such as .jpg or .png',
-        )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path, **({'quality': 92} if path.suffix.lower() in ('.jpg', '.jpeg') else {}))
-    except OSError as error:
-        raise DiskError(
-            f'cannot write {path.name}',
-            where=str(path),
-            why=str(error),
-            fix='free some space, or choose a folder that you may write to',
-        ) from error
-    return path
 
 
 def _from_array(array: np.ndarray) -> Tensor:

@@ -162,6 +162,8 @@ class OutputNames:
             if len(files) > 1:
                 root = os.path.commonpath([file.parent for file in files])
                 self._places |= {file: file.parent.relative_to(root) for file in files}
+        below = {folder / each for place in self._places.values() for each in (place, *place.parents)}
+        self._taken |= {_same(each.resolve()) for each in below}  # a folder for outputs is no name of a file
 
     def name(self, item: Input, suffix: str, *, tag: str = '') -> Path:
         """Return a free path for `item` that ends in `tag` and `suffix`; every call takes a new one."""

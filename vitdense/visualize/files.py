@@ -1,0 +1,35 @@
+"""Image files for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vitdense.errors import ConfigError, DiskError
+
+WRITABLE = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
+
+
+def write_picture(picture: np.ndarray, path: str | Path) -> Path:
+    """Write an (H, W) or (H, W, 3) uint8 array, RGB, in the format of the suffix. Raises ConfigError, DiskError."""
+    path = Path(path)
+    if path.suffix.lower() not in WRITABLE:
+        raise ConfigError(
+            f"cannot write a picture as '{path.suffix}'",
+            where=str(path),
+            why=f'the suffix names the format; known are {", ".join(WRITABLE)}',
+            fix='give the file a suffix such as .jpg or .png',
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path, **({'quality': 92} if path.suffix.lower() in ('.jpg', '.jpeg') else {}))
+    except (OSError, ValueError) as error:  # ValueError: more pixels than the format can have
+        raise DiskError(
+            f'cannot write {path.name}',
+            where=str(path),
+            why=str(error),
+            fix='free some space, or choose a folder that you may write to',
+        ) from error
+    return path
