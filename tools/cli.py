@@ -34,6 +34,7 @@ def dispatch(argv: Sequence[str] | None) -> int | None:
     if words[0] == '--version':
         print(vitdense.__version__)
         return None
+    words[0] = words[0].removesuffix('.py').replace('_', '-')
     if words[0] not in TOOLS:
         raise ConfigError(
             f"vitdense has no tool '{words[0]}'{did_you_mean(words[0], TOOLS)}",

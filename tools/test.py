@@ -1,6 +1,7 @@
 """Evaluate a checkpoint.
 
     python tools/test.py work_dirs/shapes/config.py work_dirs/shapes/best.pth --out predictions
+    python tools/test.py work_dirs/shapes                  # the same: the folder of a run stands for both
 
 CHECKPOINT is a .pth of a run (the averaged weights are taken where there are any), a model folder, or a file of
 weights of the whole model: for a config that takes over a published classifier, timm's own file, or nothing at all.
@@ -18,7 +19,9 @@ from vitdense.engine.commandline import Parser, run
 def parser() -> Parser:
     """Return the parser of the tool's arguments."""
     made = Parser(prog='test.py', description=__doc__)
-    made.add_argument('config', metavar='CONFIG', help='a config file, or configs/... of the installed package')
+    made.add_argument(
+        'config', metavar='CONFIG', help='a config file, configs/... of the installed package, or the folder of a run'
+    )
     made.add_argument(
         'checkpoint', metavar='CHECKPOINT', nargs='?', help='a checkpoint, a model folder or a file of weights'
     )
@@ -39,12 +42,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     import vitdense.engine.testing as testing  # heavy: after the arguments are known to be right
     from vitdense.engine.config import load_config
+    from vitdense.engine.run_folder import config_and_checkpoint
 
+    config, checkpoint = config_and_checkpoint(args.config, args.checkpoint)
     options = [f'amp={args.amp}'] if args.amp else []
-    cfg = load_config(args.config, [*options, *(args.cfg_options or ())], workers=args.workers)
+    cfg = load_config(config, [*options, *(args.cfg_options or ())], workers=args.workers)
     testing.test(
         cfg,
-        args.checkpoint,
+        checkpoint,
         work_dir=args.work_dir,
         out=args.out,
         show_dir=args.show_dir,

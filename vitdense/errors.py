@@ -91,9 +91,12 @@ class DiskError(VitDenseError):
     exit_code = 7
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the nearest known word, or an empty string."""
-    near = difflib.get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=0.5)
+def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """Return `"; did you mean 'x'?"` for the nearest known word, or an empty string.
+
+    `cutoff` in [0, 1] is how much of both words must agree.
+    """
+    near = difflib.get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=cutoff)
     return f"; did you mean '{near[0]}'?" if near else ''
 
 

@@ -37,7 +37,6 @@ train_dataloader = dict(
     dataset=dict(
         type=Pictures,
         folder='train',
-        name='imagenet',
         transforms=[
             dict(type=RandomResizedCrop, size=224, scale=(0.2, 1.0), interpolation=3),  # 3: bicubic
             dict(type=RandomFlip),
@@ -47,7 +46,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=128,
     num_workers=8,
-    dataset=dict(type=Pictures, folder='val', name='imagenet', transforms=[dict(type=ResizeTo, size=224)]),
+    dataset=dict(type=Pictures, folder='val', transforms=[dict(type=ResizeTo, size=224)]),
 )
 val_evaluator = [dict(type=ReconstructionError, head='mae')]
 optim_wrapper = dict(

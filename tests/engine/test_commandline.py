@@ -1,9 +1,20 @@
 """Tools say what is wrong in one block, and leave with the exit code of the error."""
 
-import pytest
+import importlib
+import importlib.util
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
 
-from vitdense.engine.commandline import Parser, opencv_error, run
-from vitdense.errors import DataError
+import pytest
+from vitdense.tools.cli import dispatch
+
+from vitdense.engine.commandline import Parser, opencv_error, run, tool_command
+from vitdense.engine.config import load_config
+from vitdense.engine.option_names import KNOWN_AS, SIZE
+from vitdense.errors import ConfigError, DataError
 
 
 def leave(main, argv=()) -> int:
@@ -60,3 +71,68 @@ def test_a_missing_opencv_is_explained_and_other_imports_are_not_hidden():
 def test_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         run(lambda argv: 1 // 0)
+
+
+@pytest.mark.parametrize(
+    ('tool', 'word', 'answer'),
+    [
+        ('demo', '--conf', "did you mean '--min-score'"),
+        ('demo', '--min_score', "did you mean '--min-score'"),
+        ('demo', '--imgsz', ''),
+        ('demo', '--source', ''),
+        ('train', '--epochs', 'set by --cfg-options schedule.max_epochs=N schedule.max_iters=None'),
+        ('train', '--batch-size', 'set by --cfg-options train_dataloader.batch_size=N'),
+        ('train', '--lr', 'set by --cfg-options optim_wrapper.optimizer.lr=X'),
+        ('train', '--imgsz', 'set by --cfg-options train_dataloader.dataset.transforms'),
+        ('train', '--gpu', "did you mean '--device'"),
+        ('train', '--num_workers', "did you mean '--workers'"),
+        ('train', '--cfg_options', "did you mean '--cfg-options'"),
+        ('train', '--qwerty', ''),
+        ('test', '--checkpoint', ''),
+        ('probe', '--epochs', "did you mean '--steps'"),
+        ('benchmark', '--imgsz', "did you mean '--size'"),
+    ],
+)
+def test_an_option_of_other_programs_leads_to_ours(tool, word, answer):
+    words = ['x', '--model', 'm', word, '1'] if tool == 'demo' else ['x', word, '1']
+    with pytest.raises(ConfigError, match=f'unknown argument {word}') as caught:
+        importlib.import_module(f'vitdense.tools.{tool}').main(words)
+    assert caught.value.message.endswith(f'unknown argument {word}') if not answer else answer in caught.value.message
+
+
+def test_every_name_of_ours_exists():
+    """What `suggestion` leads to is an option of some tool, or a key of a config."""
+    tools = Path(importlib.util.find_spec('vitdense.tools').submodule_search_locations[0])
+    options = {word for tool in tools.glob('*.py') for word in re.findall(r"'(--[a-z-]+)'", tool.read_text())}
+    cfg = load_config('configs/detection/finetune_small.py').to_dict()
+    for ours in KNOWN_AS:
+        if ours.startswith('--'):
+            assert ours in options
+        for option in () if ours.startswith('--') or ours == SIZE else shlex.split(ours):
+            holder = cfg
+            for key in option.partition('=')[0].split('.'):
+                holder = holder[key]
+
+
+@pytest.mark.parametrize('name', ['check-data', 'check_data', 'check_data.py'])
+def test_a_tool_has_its_name_however_it_is_written(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        dispatch([name, '--help'])
+    assert caught.value.code == 0 and 'check_data.py' in capsys.readouterr().out
+
+
+def test_the_command_of_another_tool_is_started_as_this_one(monkeypatch, tmp_path):
+    tools = Path(importlib.util.find_spec('vitdense.tools').submodule_search_locations[0])
+    monkeypatch.setattr(sys, 'argv', [str(tools / 'train.py')])
+    words = shlex.split(tool_command('test', tmp_path / 'a b' / 'config.py', "it's"))
+    assert words[1:] == [str(tools / 'test.py'), str(tmp_path / 'a b' / 'config.py'), "it's"]
+    assert shutil.which(words[0])
+    monkeypatch.setattr(sys, 'argv', [str(tmp_path / 'train.py')])  # a program of the user's
+    monkeypatch.setattr(shutil, 'which', lambda name: None)
+    assert shlex.split(tool_command('check_data', 'x')) == [
+        sys.executable,
+        '-m',
+        'vitdense.tools.cli',
+        'check-data',
+        'x',
+    ]

@@ -126,6 +126,8 @@ def test_options_set_what_exists():
         ('parts.2.a=1', "'2' is no item of a list of 2"),
         ('seed.deep=1', 'has no keys'),
         ('ema.momentum=0.1', 'has no keys'),
+        ('norm=layer', "did you mean 'model.norm'"),
+        ('epochs=3', 'it is set by schedule.max_epochs=N'),
         ('seed', 'is not K=V'),
     ],
 )

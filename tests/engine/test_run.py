@@ -185,3 +185,13 @@ def _gloo_threads() -> list[str]:
 def test_the_end_of_a_run_ends_the_threads_between_processes(run_ranks):
     for before, after, unwrapped in run_ranks(_part_from_the_others):
         assert before and after == [] and unwrapped
+
+
+def test_a_tracker_that_is_not_installed_says_how_to_install_it(caplog, tmp_path, monkeypatch):
+    def missing(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'tensorboard'", name='tensorboard')
+
+    monkeypatch.setitem(trackers.TRACKERS, 'tensorboard', missing)
+    hook = trackers.TrackerHook(['tensorboard'], tmp_path, {})
+    hook._guard('tensorboard', lambda: hook._open('tensorboard', 'run'))
+    assert "pip install 'vitdense[tensorboard]'" in caplog.text

@@ -23,6 +23,7 @@ from vitdense.engine.model_folder import (
     CONTENT,
     METAINFO,
     check_recipes,
+    model_folder_of,
     read_description,
     read_state,
     without_pretrained,
@@ -86,8 +87,7 @@ def read_trained(path: str | Path) -> Trained:
 
     No code in the files is run: their types are looked up among the parts of vitdense. Raises CheckpointError.
     """
-    path = Path(path)
-    path = path / 'model' if (path / 'model' / 'model.json').is_file() else path
+    path = model_folder_of(path)
     state, facts = read_state(path)
     metainfo = facts.get('metainfo') or {}
     if path.is_dir():

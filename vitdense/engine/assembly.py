@@ -16,6 +16,7 @@ from vitdense.engine.add_head import joint_metainfo, read_trained, take_over, wi
 from vitdense.engine.artifacts import PictureHook
 from vitdense.engine.borrowed import complete
 from vitdense.engine.checkpoints import make_folder
+from vitdense.engine.class_counts import check_class_counts
 from vitdense.engine.compiling import compile_network
 from vitdense.engine.config import named_sections
 from vitdense.engine.data_checks import log_data, log_limits, max_bad_fraction, refuse_missing
@@ -223,6 +224,7 @@ def make_tester(
     seed_everything(cfg.seed)
     section = _sections(cfg, 'test_dataloader')['test_dataloader']
     datasets = _evaluation_data(cfg, section)
+    logger.info('images for the test: %s', _sizes('', datasets))
     metainfo = facts.get('metainfo') or AllPictures(list(datasets.values())).metainfo
     for dataset in datasets.values():
         adopt_classes(dataset, metainfo)
@@ -276,6 +278,7 @@ def _published(cfg: Config) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def build_model(cfg: Config, metainfo: Mapping[str, Any], *, pretrained: bool) -> DenseModel:
     """Return the config's model for data with this metainfo; without `pretrained` its parts load no weights."""
+    check_class_counts(cfg, metainfo)
     recipe = cfg.to_dict()['model']
     return build(recipe if pretrained else without_pretrained(recipe), classes=metainfo['classes'])
 
@@ -310,7 +313,17 @@ def _training_data(cfg: Config, sections: Mapping[str, Any]) -> dict[str, Any]:
     for dataset in (first, *others.values()):
         if hasattr(dataset, 'check'):
             dataset.check()  # a sample of the labels now, rather than a crash in an hour
+    logger.info('images for training: %s%s', _size(first), _sizes('; for validation: ', others))
     return {'train_dataloader': first} | ({'val_dataloader': others} if others else {})
+
+
+def _size(dataset: Dataset) -> str:
+    name = getattr(dataset, 'name', '')
+    return f'{len(dataset):,}' + (f' ({name})' if name else '')
+
+
+def _sizes(words: str, datasets: Mapping[str, Dataset]) -> str:
+    return words + ', '.join(_size(dataset) for dataset in datasets.values()) if datasets else ''
 
 
 def _evaluation_data(cfg: Config, section: Mapping[str, Any]) -> dict[str, Dataset]:

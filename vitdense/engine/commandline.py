@@ -6,13 +6,18 @@ Nothing heavy is imported here, so that `--help` is immediate.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from vitdense.errors import ConfigError, ResourceError, VitDenseError, did_you_mean
+from vitdense.engine.option_names import suggestion
+from vitdense.errors import ConfigError, ResourceError, VitDenseError
 
 INTERRUPTED = 130  # exit code after Ctrl-C, by the convention of shells
 
@@ -40,6 +45,28 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
     except (VitDenseError, ImportError) as error:
         code = _explain(error)
     sys.exit(code)
+
+
+def tool_command(tool: str, *words: object) -> str:
+    """Return the command line that runs another tool, as this one was started: `python tools/test.py ...`, or
+    `vitdense test ...`. Words are quoted for a shell.
+    """
+    script = Path(sys.argv[0])
+    spec = importlib.util.find_spec('vitdense.tools')
+    homes = [Path(home).resolve() for home in spec.submodule_search_locations or ()] if spec else []
+    if script.parent.resolve() in homes and script.name != 'cli.py':
+        start = [_python(), str(script.with_name(f'{tool}.py'))]
+    else:
+        name = tool.replace('_', '-')
+        start = ['vitdense', name] if shutil.which('vitdense') else [_python(), '-m', 'vitdense.tools.cli', name]
+    return shlex.join([*start, *map(str, words)])
+
+
+def _python() -> str:
+    """Return the name of this Python where a shell finds it by that, else its path."""
+    found = shutil.which('python')
+    same = found is not None and Path(found).absolute() == Path(sys.executable).absolute()
+    return 'python' if same else sys.executable
 
 
 def positive(text: str) -> int:
@@ -88,7 +115,7 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             known = [name for parser in self._all() for action in parser._actions for name in action.option_strings]
             word = next((word for word in unknown if word.startswith('-')), unknown[0]).split('=')[0]
-            self.error(f'unknown argument {word}{did_you_mean(word, known) if word.startswith("-") else ""}')
+            self.error(f'unknown argument {word}{suggestion(word, known) if word.startswith("-") else ""}')
         return parsed
 
     def _all(self) -> list[argparse.ArgumentParser]:

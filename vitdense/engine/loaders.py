@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import signal
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
@@ -16,12 +17,17 @@ from vitdense.data.seeding import EvaluationSampler, InfiniteSampler, SeededData
 from vitdense.engine.data_checks import max_bad_fraction
 from vitdense.engine.resources import cpu_count
 from vitdense.errors import ResourceError, VitDenseError
-from vitdense.registry import build
+from vitdense.registry import build, takes
 
 
 def build_dataset(recipe: Mapping[str, Any], *, root: str | None = None) -> Dataset:
-    """Return the data set of a loader's `dataset` recipe; its `root` starts at the config's `data_root`."""
-    return build(rooted(recipe, root))
+    """Return the data set of a loader's `dataset` recipe; its `root` starts at the config's `data_root`.
+
+    It is called as the folder `root`, unless the recipe has a `name`.
+    """
+    recipe = rooted(recipe, root)
+    named = root is not None and takes(recipe, 'root') and takes(recipe, 'name')
+    return build(recipe, **({'name': Path(recipe['root']).absolute().name} if named else {}))
 
 
 def adopt_classes(dataset: Dataset, metainfo: Mapping[str, Any]) -> None:

@@ -121,7 +121,7 @@ def read_model_folder(folder: str | Path) -> tuple[DenseModel, dict[str, Any]]:
     Raises CheckpointError when a file is missing or damaged, or when a recipe names anything but parts of vitdense
     and torchvision's v2 transforms.
     """
-    folder = Path(folder)
+    folder = model_folder_of(folder)
     info = read_description(folder / 'model.json', CONTENT)
     check_recipes([info['recipe'], info['transforms']], folder / 'model.json')
     model = build(without_pretrained(info['recipe']), classes=info['classes'])
@@ -130,6 +130,13 @@ def read_model_folder(folder: str | Path) -> tuple[DenseModel, dict[str, Any]]:
     weights = described_weights(folder / 'model.json', info)
     load_weights(model, read_weights(weights), where=str(weights))
     return model, info
+
+
+def model_folder_of(path: str | Path) -> Path:
+    """Return the model folder that `path` names: itself, or the one in the work directory of a run."""
+    path = Path(path)
+    inside = path / 'model'
+    return inside if (inside / 'model.json').is_file() and not (path / 'model.json').is_file() else path
 
 
 def described_weights(path: Path, info: Mapping[str, Any]) -> Path:
@@ -291,7 +298,7 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     `path` is a checkpoint of a run (the averaged weights are taken where there are any), a model folder, or a file
     of weights. Raises CheckpointError.
     """
-    path = Path(path)
+    path = model_folder_of(path)
     if path.is_dir():
         info = read_description(path / 'model.json', CONTENT)
         weights = described_weights(path / 'model.json', info)

@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from vitdense.engine.option_names import config_key
 from vitdense.errors import ConfigError, did_you_mean
 from vitdense.registry import resolve
 
@@ -93,7 +94,7 @@ def _set(content: Any, path: Sequence[str], value: Any, *, option: str, added: b
             fix="set the whole value instead, as a literal: K={'key': value}",
         )
     if key not in content and not added:
-        raise _unknown(content, key, option)
+        raise _unknown(content, key, option, top=option.partition('=')[0] == key)
     if not rest:
         content[key] = value
         return
@@ -116,8 +117,23 @@ def _row(content: list, key: str, option: str) -> int:
     )
 
 
-def _unknown(content: dict[str, Any], key: str, option: str) -> ConfigError:
-    """Return the error for a key that is not there; it knows the arguments of the recipe."""
+def _places(content: Any, key: str, path: str = '') -> list[str]:
+    """Return the dotted paths within `content` that end in `key`."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    found = []
+    for name, item in items:
+        found += [f'{path}{name}'] if name == key else _places(item, key, f'{path}{name}.')
+    return found
+
+
+def _unknown(content: dict[str, Any], key: str, option: str, *, top: bool) -> ConfigError:
+    """Return the error for a key that is not there; it knows the arguments of the recipe, and of a key without its
+    section (`top`) the places where there is one, or what it is called here.
+    """
+    places = _places(content, key) if top else []
+    meant = f"; did you mean '{places[0]}'?" if places else ''
+    if top and not places and config_key(key):
+        meant = f'; it is set by {config_key(key)}'
     takes: tuple[str, ...] = ()
     if 'type' in content:
         try:
@@ -130,7 +146,7 @@ def _unknown(content: dict[str, Any], key: str, option: str) -> ConfigError:
     else:
         fix = f'check the spelling; +{option} adds a new key'
     return ConfigError(
-        f"the config has no key '{key}'{did_you_mean(key, [name for name in known if name != key])}",
+        f"the config has no key '{key}'{meant or did_you_mean(key, [name for name in known if name != key])}",
         where=f'--cfg-options {option}',
         why=f'the keys there are: {", ".join(content) or "none"}',
         fix=fix,

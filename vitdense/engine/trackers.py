@@ -62,6 +62,13 @@ class TrackerHook(Hook):
     def _guard(self, name: str, action: Callable[[], Any]) -> None:
         try:
             action()
+        except ModuleNotFoundError as error:
+            logger.warning(
+                "logging to %s is off: the package '%s' is not installed; pip install 'vitdense[%s]' brings it",
+                name,
+                error.name,
+                name,
+            )
         except Exception as error:  # a tracker is not worth a run
             self._trackers.pop(name, None)
             logger.warning('logging to %s stopped: %s: %s', name, type(error).__name__, error)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from vitdense.engine.artifacts import write_sample
 from vitdense.engine.assembly import make_trainer
 from vitdense.engine.borrowed import self_contained
 from vitdense.engine.checkpoints import find_checkpoint, make_folder, read_checkpoint, steps_in
+from vitdense.engine.commandline import tool_command
 from vitdense.engine.compiling import explained
 from vitdense.engine.config import picture_recipe
 from vitdense.engine.console import console, start_logging
@@ -186,25 +185,17 @@ def say_next(runner: DenseRunner, checkpoint: Path) -> None:
     folder = runner.folder
     loader = runner.val_dataloader if runner.val_loop is not None else runner.train_dataloader
     sample = write_sample(first_dataset(loader), folder / 'sample.png')
-    script = Path(sys.argv[0])
-    tool = f'python {shlex.quote(str(script.parent))}/{{}}.py' if script.name == 'train.py' else 'vitdense {}'
     best = runner.history.best
     if best:
         scores = ', '.join(f'{key} {value:.4f}' for key, value in best.items() if isinstance(value, float))
         logger.info('best at step %d: %s', best['step'], scores)
-    quoted = {name: shlex.quote(str(folder / name)) for name in ('config.py', 'model', 'demo')}
     logger.info('everything is in %s; next:', folder)
-    logger.info('  %s %s %s', tool.format('test'), quoted['config.py'], shlex.quote(str(checkpoint)))
+    if runner.cfg.get('test_dataloader') and runner.cfg.get('test_evaluator'):
+        logger.info('  %s', tool_command('test', folder / 'config.py', checkpoint))
     if (folder / ENCODER).exists():
-        option = shlex.quote(f'model.network.backbone.pretrained={folder / ENCODER}')
-        logger.info('  %s CONFIG --cfg-options %s', tool.format('train'), option)
-    logger.info(
-        '  %s %s --model %s --out %s',
-        tool.format('demo'),
-        shlex.quote(str(sample)),
-        quoted['model'],
-        quoted['demo'],
-    )
+        option = f'model.network.backbone.pretrained={folder / ENCODER}'
+        logger.info('  %s', tool_command('train', 'CONFIG', '--cfg-options', option))
+    logger.info('  %s', tool_command('demo', sample, '--model', folder / 'model', '--out', folder / 'demo'))
 
 
 def dry_run(

@@ -21,7 +21,6 @@ train_dataloader = dict(
         labels='annotations/training',
         classes='ade20k',
         reduce_zero_label=True,
-        name='ade20k',
         transforms=[
             dict(type=RandomResize, scale=(2048, 512), ratio=(0.5, 2.0), antialias=False),
             dict(type=RandomCrop, size=(512, 512), max_category_fraction=0.75, fill=None),
@@ -40,7 +39,6 @@ val_dataloader = dict(
         labels='annotations/validation',
         classes='ade20k',
         reduce_zero_label=True,
-        name='ade20k',
         evaluation=True,
         transforms=[dict(type=ResizeShortSide, size=512, max_size=2048, antialias=False)],
     ),

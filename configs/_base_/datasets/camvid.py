@@ -15,7 +15,6 @@ train_dataloader = dict(
         labels='annotations/training',
         classes='classes.txt',
         ignore=11,
-        name='camvid',
         transforms=[
             dict(type=RandomResize, scale=(480, 360), ratio=(0.75, 2.0)),
             dict(type=RandomCrop, size=(320, 320), max_category_fraction=0.75),
@@ -33,7 +32,6 @@ val_dataloader = dict(
         labels='annotations/validation',
         classes='classes.txt',
         ignore=11,
-        name='camvid',
         evaluation=True,
         transforms=[],
     ),

@@ -18,7 +18,6 @@ train_dataloader = dict(
         type=CocoDetection,
         annotations='annotations/instances_train2017.json',
         images='train2017',
-        name='coco',
         transforms=[dict(type=RandomFlip), dict(type=MultiScaleCrop)],
     ),
 )
@@ -29,7 +28,6 @@ val_dataloader = dict(
         type=CocoDetection,
         annotations='annotations/instances_val2017.json',
         images='val2017',
-        name='coco',
         evaluation=True,
         transforms=[dict(type=ResizeShortSide, size=800, max_size=1333)],
     ),

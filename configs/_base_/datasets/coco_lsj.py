@@ -18,7 +18,6 @@ train_dataloader = dict(
         type=CocoDetection,
         annotations='annotations/instances_train2017.json',
         images='train2017',
-        name='coco',
         transforms=[dict(type=RandomFlip), dict(type=LargeScaleJitter, size=1024, ratio=(0.1, 2.0))],
     ),
 )
@@ -29,7 +28,6 @@ val_dataloader = dict(
         type=CocoDetection,
         annotations='annotations/instances_val2017.json',
         images='val2017',
-        name='coco',
         evaluation=True,
         transforms=[dict(type=ResizeShortSide, size=1024, max_size=1024)],
     ),

@@ -14,7 +14,6 @@ train_dataloader = dict(
         type=CocoDetection,
         annotations='annotations/instances_train2017.json',
         images='train2017',
-        name='coco_mini480',
         transforms=[
             dict(type=RandomFlip),
             dict(
@@ -30,7 +29,6 @@ val_dataloader = dict(
         type=CocoDetection,
         annotations='annotations/instances_val2017.json',
         images='val2017',
-        name='coco_mini480',
         evaluation=True,
         transforms=[dict(type=ResizeShortSide, size=384, max_size=640)],
     ),

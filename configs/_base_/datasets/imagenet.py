@@ -20,7 +20,6 @@ train_dataloader = dict(
         type=ImageFolders,
         folder='train',
         classes='imagenet1k',
-        name='imagenet',
         transforms=[
             dict(type=RandomResizedCrop, size=224, interpolation=3),  # 3: bicubic
             dict(type=RandomFlip),
@@ -35,7 +34,6 @@ val_dataloader = dict(
         type=ImageFolders,
         folder='val',
         classes='imagenet1k',
-        name='imagenet',
         transforms=[dict(type=EvaluationCrop, size=224, crop_pct=0.875, interpolation='bicubic')],
     ),
 )

@@ -19,7 +19,6 @@ train_dataloader = dict(
         type=ImageFolders,
         folder='train',
         wordnet='imagenet1k',
-        name='imagenette',
         transforms=[
             dict(type=RandomResizedCrop, size=224, scale=(0.35, 1.0), interpolation=3),
             dict(type=RandomFlip),
@@ -33,7 +32,6 @@ val_dataloader = dict(
         type=ImageFolders,
         folder='val',
         wordnet='imagenet1k',
-        name='imagenette',
         transforms=[dict(type=EvaluationCrop, size=224, crop_pct=0.9, interpolation='bicubic')],
     ),
 )
