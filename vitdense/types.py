@@ -91,6 +91,16 @@ class Classifier(NamedTuple):
     where: str  # the file or the hub they come from
 
 
+class ClassLayer(NamedTuple):
+    """A layer with a row for each class: row i of its parameters, along dimension 0, is that of class i.
+
+    Heads and networks name theirs in an attribute `class_layers`, so that weights can be taken over to other classes.
+    """
+
+    name: str  # inside the module that names it
+    num_extra: int = 0  # rows behind those of the classes: no object, filler of denoising
+
+
 class ClassOutputs(NamedTuple):
     """Answers about whole pictures."""
 

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from torch.utils.data import Dataset
 
 from vitdense.data.mixture import check_classes
+from vitdense.engine import class_rows
 from vitdense.engine.add_head import joint_metainfo, read_trained, take_over, with_head
 from vitdense.engine.artifacts import PictureHook
 from vitdense.engine.borrowed import complete
@@ -84,7 +85,9 @@ def make_trainer(
     log_limits(model, data['train_dataloader'], data.get('val_dataloader', {}), evaluators)
     if weights is not None:
         state = complete(begin[0], begin[1].get('borrowed'), model, where=str(weights))
-        load_weights(model, state, where=str(weights))
+        trained_classes = (begin[1].get('metainfo') or {}).get('classes') or {}
+        state = class_rows.take_classes(model, state, trained_classes, where=str(weights))
+        load_weights(model, state, where=str(weights), fix=class_rows.FIX)
     if trained is not None:
         take_over(model, cfg, trained, load=checkpoint is None)
     # a probe may decide differently next time: a resumed run keeps to what was chosen

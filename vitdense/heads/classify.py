@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitdense.errors import ConfigError
 from vitdense.ops.padding import map_extents, rectangles, resize, zero_padding
-from vitdense.types import Classifier, ClassOutputs, Features
+from vitdense.types import Classifier, ClassLayer, ClassOutputs, Features
 from vitdense.weights import load_weights
 
 Pool = Literal['token', 'average', 'both', 'attention']
@@ -36,6 +36,8 @@ class ClassHead(nn.Module):
 
     Raises ValueError for a word that is unknown, and for a class token that the backbone does not have.
     """
+
+    class_layers = (ClassLayer('classifier'),)
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from vitdense.layers.detr_boxes import BoxPredictor, BoxStep, class_predictor
 from vitdense.layers.detr_levels import Levels
 from vitdense.layers.detr_transformer import DecoderLayer
 from vitdense.layers.position import rows_first, sine_boxes
+from vitdense.types import ClassLayer
 
 
 class DeformableDecoder(nn.Module):
@@ -49,6 +50,7 @@ class DeformableDecoder(nn.Module):
         self.position_encoder = Perceptron(2 * channels, channels, channels, num_layers=2) if anchors else None
         num_predictors = 1 if shared_predictors else num_layers
         self.class_predictors = nn.ModuleList(class_predictor(channels, num_classes) for _ in range(num_predictors))
+        self.class_layers = tuple(ClassLayer(f'class_predictors.{index}') for index in range(num_predictors))
         self.box_predictors = nn.ModuleList(BoxPredictor(channels) for _ in range(num_predictors))
 
     def forward(

@@ -13,7 +13,7 @@ from vitdense.layers.detr_boxes import BoxPredictor
 from vitdense.layers.detr_transformer import DecoderLayer, EncoderLayer
 from vitdense.layers.position import sine_positions
 from vitdense.ops.padding import map_extents, rectangles, region_sizes, resize
-from vitdense.types import DenoisingHints, Features, QueryOutputs
+from vitdense.types import ClassLayer, DenoisingHints, Features, QueryOutputs
 
 
 class DetrHead(nn.Module):
@@ -26,6 +26,8 @@ class DetrHead(nn.Module):
 
     In training `aux` holds the answers after every earlier decoder layer.
     """
+
+    class_layers = (ClassLayer('class_predictor', num_extra=1),)
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from vitdense.layers.blocks import ConvBlock, Norm, norm_of
 from vitdense.ops.layout import channels_last
 from vitdense.ops.padding import hold_edges, map_extents, resize, zero_padding
 from vitdense.ops.resample import apply_separable, corner_weights
-from vitdense.types import Features, PixelOutputs
+from vitdense.types import ClassLayer, Features, PixelOutputs
 
 
 class DPTHead(nn.Module):
@@ -55,6 +55,7 @@ class DPTHead(nn.Module):
         )
         self.head = _classifier(channels, num_classes, nn.Dropout2d(dropout), norm)
         self.aux = _classifier(channels, num_classes, nn.Dropout2d(dropout), norm) if aux else None
+        self.class_layers = (ClassLayer('head.2'), *([ClassLayer('aux.2')] if aux else []))
 
     def forward(self, features: Features) -> PixelOutputs:
         """Read `features.maps`, fine to coarse; return logits (B, num_classes, h, w) on twice the finest grid."""

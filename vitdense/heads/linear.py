@@ -10,7 +10,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from vitdense.ops.padding import hold_edges, map_extents, resize
-from vitdense.types import Features, PixelOutputs
+from vitdense.types import ClassLayer, Features, PixelOutputs
 
 
 class LinearHead(nn.Module):
@@ -21,6 +21,8 @@ class LinearHead(nn.Module):
     2025; recipe R2), `norm='layer'` the fine-tuned linear decoder of benchmark-vfm-ss (Kerssies et al. 2024; recipe
     R8c). `dropout` is the probability that a whole channel is dropped. Logits come at the stride of the finest map.
     """
+
+    class_layers = (ClassLayer('classifier'),)
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from torch.nn import functional
 from vitdense.layers.detr_boxes import BoxPredictor, BoxStep, class_predictor
 from vitdense.layers.detr_levels import Levels
 from vitdense.layers.position import sine_boxes
-from vitdense.types import DenoisingHints, QueryOutputs
+from vitdense.types import ClassLayer, DenoisingHints, QueryOutputs
 
 SILENT = -20.0  # logit of a cell that may not propose: a probability that no loss can feel
 SMALLEST = 0.05  # side of the boxes that cells of the finest level start from, as a share of the picture
@@ -113,6 +113,8 @@ class SelectedQueries(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
         num_logits = 1 if class_agnostic else num_classes
         self.class_predictors = nn.ModuleList(class_predictor(channels, num_logits) for _ in range(groups))
+        predictors = () if class_agnostic else range(groups)
+        self.class_layers = tuple(ClassLayer(f'class_predictors.{group}') for group in predictors)
         self.box_predictors = nn.ModuleList(BoxPredictor(channels) for _ in range(groups))
         self.content_kind = content
         rows = num_queries * groups
@@ -181,6 +183,8 @@ class NoisedQueries(nn.Module):
 
     The embedding has `num_classes` + 1 rows, as in DINO; the last one is that of filler.
     """
+
+    class_layers = (ClassLayer('labels', num_extra=1),)
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from vitdense.layers.pooling import PyramidPooling
 from vitdense.ops.layout import channels_last
 from vitdense.ops.padding import hold_edges, map_extents, resize, zero_padding
 from vitdense.ops.resample import conv3x3_of_resized
-from vitdense.types import Features, PixelOutputs
+from vitdense.types import ClassLayer, Features, PixelOutputs
 
 
 class UPerNetHead(nn.Module):
@@ -58,6 +58,7 @@ class UPerNetHead(nn.Module):
                 nn.Dropout2d(dropout),
                 _classifier(aux_channels, num_classes),
             )
+        self.class_layers = (ClassLayer('classifier'), *([] if self.aux is None else [ClassLayer('aux.2')]))
 
     def forward(self, features: Features) -> PixelOutputs:
         """Read `features.maps`, fine to coarse; return logits (B, num_classes, h, w) on the grid of the finest."""

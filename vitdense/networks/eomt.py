@@ -16,7 +16,7 @@ from vitdense.backbones.vit import ViT
 from vitdense.errors import ConfigError
 from vitdense.ops.padding import hold_edges, map_extents, region_sizes, whole_cells, zero_padding
 from vitdense.registry import build
-from vitdense.types import QueryOutputs
+from vitdense.types import ClassLayer, QueryOutputs
 
 GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly for every number of them
 
@@ -40,6 +40,8 @@ class EoMT(nn.Module):
 
     Raises ConfigError where the number of classes is unknown, or the ViT has too few blocks or windows in those blocks.
     """
+
+    class_layers = (ClassLayer('class_head', num_extra=1),)
 
     def __init__(
         self,
