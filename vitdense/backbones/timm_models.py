@@ -45,6 +45,14 @@ def check_timm_args(timm_args: Mapping[str, Any] | None) -> dict[str, Any]:
             why='images are RGB everywhere: 3 channels; gray ones are repeated, transparency is left out',
             fix='remove in_chans',
         )
+    negative = [key for key, value in (timm_args or {}).items() if isinstance(value, int) and value < 0]
+    if negative:
+        raise ConfigError(
+            f'timm_args has {negative[0]}={timm_args[negative[0]]}',
+            where='ViT(timm_args=...)',
+            why='sizes and counts are not negative',
+            fix=f"give {negative[0]} a whole number from 1 on, or leave it out for timm's own",
+        )
     return dict(timm_args or {})
 
 

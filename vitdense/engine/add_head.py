@@ -18,16 +18,9 @@ from torch import Tensor
 from vitdense.engine.borrowed import complete
 from vitdense.engine.checkpoints import read_checkpoint
 from vitdense.engine.config import picture_recipe
+from vitdense.engine.descriptions import check_recipes, read_description, without_pretrained
 from vitdense.engine.merging import check_strategy, field_of, with_branch, with_vocabulary
-from vitdense.engine.model_folder import (
-    CONTENT,
-    METAINFO,
-    check_recipes,
-    model_folder_of,
-    read_description,
-    read_state,
-    without_pretrained,
-)
+from vitdense.engine.model_folder import CONTENT, METAINFO, model_folder_of, read_state
 from vitdense.engine.overrides import parse_value
 from vitdense.errors import CheckpointError, ConfigError, did_you_mean
 from vitdense.model import DenseModel
@@ -94,8 +87,7 @@ def read_trained(path: str | Path) -> Trained:
         info = read_description(path / 'model.json', CONTENT)
         recipe, transforms = info['recipe'], list(info['transforms'])
     elif 'config' in (content := read_checkpoint(path) if facts else {}):
-        content = read_config_text(content['config'])
-        recipe, transforms = content['model'], list(picture_recipe(content).get('transforms') or ())
+        recipe, transforms = _recipes_in(content['config'], path)
     else:
         return Trained(str(path), None, state, None, metainfo, None)
     try:
@@ -103,9 +95,27 @@ def read_trained(path: str | Path) -> Trained:
     except CheckpointError as error:
         fix = 'for parts of your own give a plain file of weights, and a config that describes the whole model'
         raise CheckpointError(error.message, where=error.where, why=error.why, fix=fix) from error
-    borrowed = facts.get('borrowed')
-    recipe = recipe if borrowed else without_pretrained(recipe)
-    return Trained(str(path), recipe, state, borrowed, metainfo, transforms)
+    return Trained(str(path), recipe, state, facts.get('borrowed'), metainfo, transforms)
+
+
+def _recipes_in(text: Any, path: Path) -> tuple[dict[str, Any], list[Any]]:
+    """Return the recipes of model and evaluation transforms in the config of a checkpoint; no part of them loads
+    weights of its own. Raises CheckpointError.
+    """
+    try:
+        content = read_config_text(text)
+        recipe = without_pretrained(content['model'])
+        transforms = without_pretrained(list(picture_recipe(content).get('transforms') or ()))
+        if not isinstance(recipe, dict) or not isinstance(recipe.get('network'), dict):
+            raise ValueError('its model has no network')
+    except Exception as error:  # text from anywhere
+        raise CheckpointError(
+            'the checkpoint does not say what model it is of',
+            where=str(path),
+            why=f'its config cannot be read: {type(error).__name__}: {(str(error).splitlines() or [""])[0][:200]}',
+            fix='give the folder model/ of the run, or a plain file of weights and a config of the whole model',
+        ) from error
+    return recipe, transforms
 
 
 def read_config_text(text: str) -> dict[str, Any]:
@@ -131,7 +141,8 @@ def with_head(cfg: Config, trained: Trained) -> Config:
         if trained.transforms is not None:
             check_strategy(name, transforms, model.get('tiler'), trained.transforms, trained.recipe.get('tiler'))
         augment = {'augment': model['augment']} if model.get('augment') else {}
-        model = with_branch(trained.recipe, name, branch, task, where=where) | augment
+        recipe = _with_pretrained(trained, model) if trained.borrowed else trained.recipe
+        model = with_branch(recipe, name, branch, task, where=where) | augment
         transforms = trained.transforms
     else:
         model = without_pretrained(model)  # the file holds all weights
@@ -139,6 +150,25 @@ def with_head(cfg: Config, trained: Trained) -> Config:
     made = Config({**content, 'model': model, 'add_head': section})
     object.__setattr__(made, '_filename', cfg.filename)
     return made
+
+
+def _with_pretrained(trained: Trained, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe of a model that builds on pretrained weights, with those that the config names: a checkpoint
+    never says where to look for any. Raises CheckpointError when the config names none.
+    """
+    backbone, theirs = model['network'].get('backbone') or {}, trained.recipe['network'].get('backbone') or {}
+    pretrained = backbone.get('vit', backbone).get('pretrained')
+    if not pretrained:
+        raise CheckpointError(
+            f'the checkpoint builds on {len(trained.borrowed)} pretrained tensors that it does not hold',
+            where=trained.where,
+            why='LoRA checkpoints hold only what was trained; the file itself is not asked where the rest is',
+            fix='give the folder model/ of that run, which holds everything; or set\n'
+            'model.network.backbone.pretrained in the config to the weights that it was trained from',
+        )
+    inner = {**theirs.get('vit', theirs), 'pretrained': pretrained}
+    whole = {**theirs, 'vit': inner} if 'vit' in theirs else inner
+    return {**trained.recipe, 'network': {**trained.recipe['network'], 'backbone': whole}}
 
 
 def joint_metainfo(cfg: Config, trained: Trained, metainfo: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from vitdense.data.mixture import check_classes
 from vitdense.engine import class_rows
 from vitdense.engine.add_head import joint_metainfo, read_trained, take_over, with_head
 from vitdense.engine.artifacts import PictureHook
-from vitdense.engine.borrowed import complete
+from vitdense.engine.borrowed import borrows, complete
 from vitdense.engine.checkpoints import make_folder
 from vitdense.engine.class_counts import check_class_counts
 from vitdense.engine.compiling import compile_network
@@ -25,6 +26,7 @@ from vitdense.engine.ema import EmaHook
 from vitdense.engine.evaluation_sets import AllPictures, all_metrics, build_evaluators, evaluation_parts
 from vitdense.engine.history import HistoryHook, check_metric_early
 from vitdense.engine.hooks import CheckpointHook, EarlyStoppingHook, StepHook
+from vitdense.engine.limits import limited
 from vitdense.engine.loaders import (
     adopt_classes,
     build_dataset,
@@ -81,7 +83,9 @@ def make_trainer(
     seed_everything(cfg.seed)
     metainfo = data['train_dataloader'].metainfo
     metainfo = metainfo if trained is None else joint_metainfo(cfg, trained, metainfo)
-    model, checkpoint = _model_to_train(cfg, metainfo, checkpoint, steps)
+    described = trained is not None and trained.recipe is not None
+    with limited(trained.state, Path(trained.where), new=True) if described else nullcontext():
+        model, checkpoint = _model_to_train(cfg, metainfo, checkpoint, steps)
     log_limits(model, data['train_dataloader'], data.get('val_dataloader', {}), evaluators)
     if weights is not None:
         state = complete(begin[0], begin[1].get('borrowed'), model, where=str(weights))
@@ -119,7 +123,7 @@ def _model_to_train(
     if checkpoint is None:
         return build_model(cfg, metainfo, pretrained=True), None
     borrowed = checkpoint.get('borrowed')
-    model = build_model(cfg, metainfo, pretrained=bool(borrowed))
+    model = build_model(cfg, metainfo, pretrained=borrows(cfg.to_dict()['model'], borrowed))
     whole = {**checkpoint, 'state_dict': complete(checkpoint['state_dict'], borrowed, model, where='--resume')}
     check_resumable(whole, model, batch_size=steps.batch_size, world_size=steps.world_size)
     return model, whole

@@ -35,6 +35,13 @@ def _spread(value: Tensor) -> float:
     return value.double().std(correction=0).item()
 
 
+def borrows(recipe: Mapping[str, Any], borrowed: Mapping[str, Any] | None) -> bool:
+    """Whether a model must load its pretrained weights to complete a checkpoint: only where the recipe has LoRA, since
+    a checkpoint alone must not make a model look for weights.
+    """
+    return bool(borrowed) and without_lora(recipe) != recipe
+
+
 def complete(
     state: Mapping[str, Tensor], borrowed: Mapping[str, Any] | None, model: nn.Module, *, where: str
 ) -> dict[str, Tensor]:

@@ -20,15 +20,14 @@ from torch import Tensor
 import vitdense
 from vitdense.backbones.hub_names import plain_name
 from vitdense.engine.checkpoints import sha256_of, write_text
-from vitdense.engine.model_folder import (
+from vitdense.engine.descriptions import (
     FORMAT,
-    METAINFO,
     check_recipes,
     described_weights,
     read_description,
-    read_model_folder,
     without_pretrained,
 )
+from vitdense.engine.model_folder import METAINFO, read_model_folder
 from vitdense.errors import CheckpointError, ConfigError, DiskError, did_you_mean
 from vitdense.model import DenseModel
 from vitdense.registry import resolve

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from vitdense.engine.head_files import Head, check_backbone, fingerprint, read_head, save_head, take_head
+from vitdense.engine.limits import limited
 from vitdense.engine.model_folder import METAINFO, read_model_folder, save_model_folder
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.model import DenseModel
@@ -46,7 +47,8 @@ def merge_heads(base: str | Path, heads: Mapping[str, str | Path], out: str | Pa
         recipe = with_branch(recipe, name, head.branch, head.task, where=where)
         state |= weights_of(head)
         read.add(head.field)
-    merged = build(recipe, classes=metainfo['classes'])
+    with limited(state, Path(base) / 'model.json'):
+        merged = build(recipe, classes=metainfo['classes'])
     load_weights(merged, state, where=str(out))
     facts = {'mean': list(merged.network.mean), 'std': list(merged.network.std)}
     save_model_folder(out, recipe, state, metainfo=metainfo, transforms=info['transforms'], facts=facts)

@@ -11,53 +11,35 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 import vitdense
-from vitdense.backbones.hub_names import plain_name
-from vitdense.engine.borrowed import complete, without_lora
+from vitdense.data.transforms import Pipeline
+from vitdense.engine.borrowed import borrows, complete, without_lora
 from vitdense.engine.checkpoints import read_checkpoint, sha256_of, sync_folder, write_text
 from vitdense.engine.config import load_config, named_sections, picture_recipe
-from vitdense.errors import CheckpointError, ConfigError, DiskError
+from vitdense.engine.descriptions import (
+    FORMAT,
+    broken,
+    check_recipes,
+    described_weights,
+    read_description,
+    without_pretrained,
+)
+from vitdense.engine.limits import limited
+from vitdense.errors import CheckpointError, DiskError
 from vitdense.layers.lora import merge_lora
 from vitdense.model import DenseModel
-from vitdense.registry import build, resolve
+from vitdense.registry import build
 from vitdense.weights import load_weights, read_weights, save_weights
 
-FORMAT = 1
 WEIGHTS = 'model.safetensors'
 METAINFO = ('classes', 'palette', 'category_ids')  # what a model remembers of its data
 CONTENT = ('recipe', 'classes', 'transforms')  # what model.json holds at the least
-RECIPES = ('recipe', 'transforms', 'branch', 'task', 'tiler')  # keys of a description whose values are recipes
-MAX_BYTES = 10_000_000  # of model.json
-ROOMS = (
-    'vitdense.model',
-    'vitdense.networks',
-    'vitdense.backbones',
-    'vitdense.adapters',
-    'vitdense.heads',
-    'vitdense.layers',
-    'vitdense.tasks',
-    'vitdense.ops',
-    'vitdense.data.transforms',
-    'vitdense.data.crops',
-    'torchvision.transforms.v2',
-)
-# arguments that make timm read other files or the network
-OUTSIDE = ('checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir', 'features_only')
-
-
-def without_pretrained(recipe: Any) -> Any:
-    """Return a model recipe whose parts load no weights of their own: a checkpoint brings them all."""
-    if isinstance(recipe, Mapping):
-        return {key: False if key == 'pretrained' else without_pretrained(value) for key, value in recipe.items()}
-    if isinstance(recipe, list | tuple):
-        return type(recipe)(without_pretrained(item) for item in recipe)
-    return recipe
 
 
 def save_model_folder(
@@ -121,14 +103,17 @@ def read_model_folder(folder: str | Path) -> tuple[DenseModel, dict[str, Any]]:
     Raises CheckpointError when a file is missing or damaged, or when a recipe names anything but parts of vitdense
     and torchvision's v2 transforms.
     """
-    folder = model_folder_of(folder)
-    info = read_description(folder / 'model.json', CONTENT)
-    check_recipes([info['recipe'], info['transforms']], folder / 'model.json')
-    model = build(without_pretrained(info['recipe']), classes=info['classes'])
+    path = model_folder_of(folder) / 'model.json'
+    info = read_description(path, CONTENT)
+    check_recipes([info['recipe'], info['transforms']], path)
+    weights = described_weights(path, info)
+    state = read_weights(weights)
+    with limited(state, path):
+        model = build(info['recipe'], classes=info['classes'])
+        Pipeline(info['transforms'])
     if not isinstance(model, DenseModel):
-        raise _broken(folder / 'model.json', 'the recipe is not a model', f'it makes a {type(model).__name__}')
-    weights = described_weights(folder / 'model.json', info)
-    load_weights(model, read_weights(weights), where=str(weights))
+        raise broken(path, 'the recipe is not a model', f'it makes a {type(model).__name__}')
+    load_weights(model, state, where=str(weights))
     return model, info
 
 
@@ -137,94 +122,6 @@ def model_folder_of(path: str | Path) -> Path:
     path = Path(path)
     inside = path / 'model'
     return inside if (inside / 'model.json').is_file() and not (path / 'model.json').is_file() else path
-
-
-def described_weights(path: Path, info: Mapping[str, Any]) -> Path:
-    """Return the file of weights beside the description at `path`. Raises CheckpointError when it is another."""
-    weights = path.parent / str(info['weights']['file'])
-    if weights.parent != path.parent or not weights.is_file():
-        raise _broken(weights, 'the weights are missing', f'{path.name} names a file that is not in the folder')
-    if sha256_of(weights) != info['weights']['sha256']:
-        raise _broken(weights, 'checksum mismatch', f'the weights are not those that {path.name} describes')
-    return weights
-
-
-def read_description(path: Path, content: Sequence[str]) -> dict[str, Any]:
-    """Return a json file that describes weights and holds the keys `content`; values of recipes are as written.
-
-    Nothing of it is checked yet: see `check_recipes`. Raises CheckpointError for any other file.
-    """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f'it is larger than {MAX_BYTES} bytes')
-        info = json.loads(path.read_text(encoding='utf-8'))
-        if not isinstance(info, dict) or info.get('format') != FORMAT:
-            found = info.get('format') if isinstance(info, dict) else None
-            raise ValueError(f'its format is {found!r}, this version reads {FORMAT}')
-        missing = {*content, 'weights'} - info.keys()
-        if missing:
-            raise ValueError(f'it lacks {", ".join(sorted(missing))}')
-        if not {'file', 'sha256'} <= dict(info['weights']).keys():
-            raise ValueError('it does not name the weights and their checksum')
-        return {key: _tuples(value) if key in RECIPES else value for key, value in info.items()}
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        what = 'a model folder' if path.name == 'model.json' else 'a head'
-        raise _broken(path, f'this is not {what}', str(error)) from error
-
-
-def _broken(path: Path, message: str, why: str) -> CheckpointError:
-    return CheckpointError(
-        message,
-        where=str(path),
-        why=why,
-        fix='give the folder model/ of a training run, whole; or --config and --checkpoint'
-        if 'model.' in path.name
-        else 'give both files of a head, NAME.json and NAME.safetensors, as they were written',
-    )
-
-
-def _tuples(value: Any) -> Any:
-    """Return JSON data with lists of plain values as tuples, which is what recipes are written with."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    if isinstance(value, list):
-        items = [_tuples(item) for item in value]
-        return items if any(isinstance(item, dict) for item in items) else tuple(items)
-    return value
-
-
-def _recipes(value: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    if isinstance(value, dict):
-        yield key, value
-        for name, item in value.items():
-            yield from _recipes(item, f'{key}.{name}')
-    elif isinstance(value, list | tuple):
-        for row, item in enumerate(value):
-            yield from _recipes(item, f'{key}.{row}')
-
-
-def check_recipes(recipes: Sequence[Any], path: Path) -> None:
-    """Raise CheckpointError unless all parts in `recipes`, read from the file `path`, are parts of vitdense."""
-    for key, part in _recipes(recipes, path.name):
-        _check_part(key, part, path)
-
-
-def _check_part(key: str, part: Mapping[str, Any], path: Path) -> None:
-    """Raise CheckpointError unless a recipe names a class of ours and stays inside the folder."""
-    outside = [name for name in part if name in OUTSIDE]
-    if outside or ':' in plain_name(str(part.get('name', ''))):
-        raise _broken(path, f'{key} points outside', f'it gives {outside or part["name"]}')
-    if 'type' not in part:
-        return
-    kind = part['type']
-    allowed = isinstance(kind, str) and any(kind.startswith(f'{room}.') for room in ROOMS)
-    try:
-        found = resolve(kind) if allowed else None
-    except ConfigError as error:
-        raise _broken(path, error.message, 'it may come from a newer version of vitdense') from error
-    # a module of ours also holds what it imports: only classes that live in our rooms count
-    if not isinstance(found, type) or not any(f'{found.__module__}.'.startswith(f'{room}.') for room in ROOMS):
-        raise _broken(path, f'{key}.type is {kind!r}', 'a model is made of parts of vitdense only')
 
 
 def read_checkpoint_model(config: str | Path, checkpoint: str | Path) -> tuple[DenseModel, dict[str, Any]]:
@@ -279,7 +176,7 @@ def build_trained(
     if reads_classifier(recipe) and not any('network.' in name for name in state):
         network = {**recipe['network'], 'backbone': {**recipe['network']['backbone'], 'pretrained': where}}
         return build({**recipe, 'network': network}, classes=classes)
-    model = build(recipe if borrowed else without_pretrained(recipe), classes=classes)
+    model = build(recipe if borrows(recipe, borrowed) else without_pretrained(recipe), classes=classes)
     load_weights(model, complete(state, borrowed, model, where=where), where=where)
     return model
 
