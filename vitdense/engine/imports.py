@@ -88,7 +88,7 @@ RF_DETR = Published(
     licence='Apache-2.0 (not the XL and 2XL models of rfdetr_plus: PML 1.0)',
     evidence='table of pretrained models of the documentation of rf-detr',
     rules=names.RF_DETR,
-    unused=(r'(^|\.)mask_token$', r'^_kp_active_mask$'),  # of keypoints, which these models have not
+    unused=(r'(^|\.)mask_token$', r'(^|\.)_kp_active_mask$'),  # of keypoints, which these models have not
     coco=True,
 )
 LW_DETR = Published(
