@@ -131,6 +131,8 @@ WRONG = [
     ((*HEAD_PLACE, 'num_levels'), None),
     ((*HEAD_PLACE, 'num_queries'), -1),
     ((*HEAD_PLACE, 'num_points'), 'x'),
+    (('recipe', 'tiler'), 7),
+    (('recipe', 'tta'), 'x'),
 ]
 
 

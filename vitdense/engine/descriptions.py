@@ -225,6 +225,9 @@ def _check_part(key: str, part: Mapping[str, Any], path: Path) -> None:
     outside = [name for name in part if name in OUTSIDE]
     if outside or ':' in plain_name(str(part.get('name', ''))):
         raise broken(path, f'{key} points outside', f'it gives {outside or part["name"]}')
+    for name in ('tiler', 'tta', 'augment'):
+        if not isinstance(part.get(name), dict | None):
+            raise broken(path, f'{key}.{name} is {_short(part[name])}', 'it is a part, given by its type and arguments')
     if 'type' not in part:
         return
     kind = part['type']

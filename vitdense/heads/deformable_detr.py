@@ -88,8 +88,8 @@ class DeformableDetrHead(nn.Module):
         _check_needs('two_stage', two_stage, **selecting, learned_steps=learned_steps, dense_proposals=dense_proposals)
         _check_needs('two_stage or anchors', has_boxes, relative_steps=relative_steps, denoising=denoising)
         num_levels = max(4, len(in_channels)) if num_levels is None else num_levels
-        if num_queries < 1 or num_levels > 16:
-            raise ValueError(f'num_queries={num_queries} is at least 1, num_levels={num_levels} at most 16')
+        if not 1 <= num_queries <= 10_000 or num_levels > 16:
+            raise ValueError(f'num_queries={num_queries} is from 1 to 10,000, num_levels={num_levels} at most 16')
         self.num_classes, self.num_queries, self.groups = num_classes, num_queries, groups
         step = step_in_sizes if relative_steps else step_in_logits
         sampling = dict(num_levels=num_levels, num_points=num_points)

@@ -17,12 +17,16 @@ class PyramidPooling(nn.Module):
 
     The map is averaged into s x s bins for every s of `scales`, projected to `channels`, resized back, concatenated
     with the map itself and fused. Bins divide each picture, not the padded plane it lies in. `norm`: see `ConvBlock`.
+
+    Raises ValueError for scales that are no numbers from 1 to 64.
     """
 
     def __init__(
         self, in_channels: int, channels: int, *, scales: Sequence[int] = (1, 2, 3, 6), norm: Norm = 'batch'
     ) -> None:
         super().__init__()
+        if not all(isinstance(scale, int) and 1 <= scale <= 64 for scale in scales):
+            raise ValueError(f'scales are numbers of bins on a side, from 1 to 64: got {tuple(scales)}')
         self.scales = tuple(scales)
         self.projections = nn.ModuleList(
             ConvBlock(in_channels, channels, kernel_size=1, norm=norm) for _ in self.scales
