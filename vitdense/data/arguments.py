@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from vitdense.errors import ConfigError
 
 MAX_BAD_FRACTION = 0.01  # of the images of a training set that may be unreadable
@@ -38,6 +40,21 @@ def span(value: object, where: str) -> tuple[float, float]:
     if low <= high:
         return low, high
     raise ConfigError(f'{where} = {value!r}', where=where, why='low is above high', fix=f'write ({high}, {low})')
+
+
+def interval(value: object, where: str) -> tuple[float, float] | None:
+    """Return `value` if it is None or (low, high), two finite numbers with low below high. Raises ConfigError."""
+    if value is None:
+        return None
+    numbers = isinstance(value, (tuple, list)) and len(value) == 2
+    if numbers and all(isinstance(v, (int, float)) and math.isfinite(v) for v in value) and value[0] < value[1]:
+        return float(value[0]), float(value[1])
+    raise ConfigError(
+        f'{where} = {value!r}',
+        where=where,
+        why='it is the numbers that become black and white: (low, high), low below high',
+        fix='write for example (0, 4095) for 12 bits',
+    )
 
 
 def sides(value: object, where: str) -> tuple[int, int]:

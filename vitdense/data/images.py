@@ -1,4 +1,4 @@
-"""Picture files to RGB tensors, label files to label maps: strict about broken files, kind about formats.
+"""Image files to RGB tensors, label files to label maps: strict about broken files, tolerant about formats.
 
 Pillow decodes. A plain baseline JPEG goes to OpenCV instead, which is faster and gives the same pixels (both are
 libjpeg-turbo), but only after Pillow has read its header and nothing about it is in doubt.
@@ -6,42 +6,50 @@ libjpeg-turbo), but only after Pillow has read its header and nothing about it i
 
 from __future__ import annotations
 
-import io
-import struct
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from vitdense.data.arguments import interval
+from vitdense.data.opening import (
+    MAX_PIXELS,
+    UnreadablePicture,
+    image_source,
+    loaded,
+    opened,
+    orientation,
+    reason,
+    unreadable,
+    upright_array,
+)
 from vitdense.errors import DataError
 
-MAX_PIXELS = 180_000_000
-PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.avif')
-LABEL_SUFFIXES = ('.png', '.bmp', '.tif', '.tiff', '.gif')
+DEEP_COLORS = ('RGB', 'RGBA', 'LA')  # modes in which Pillow keeps the high byte of 16 bits
+LABEL_SUFFIXES = ('.png', '.apng', '.bmp', '.tif', '.tiff', '.gif', '.pgm')
 
-_PILLOW_STATE = threading.Lock()
 _JPEG_END = b'\xff\xd9'
 _START_OF_SCAN = 0xDA
-_UPRIGHT = {  # EXIF orientation -> what brings the picture upright (Exif 2.32, tag 0x0112)
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error)
 
 
-class UnreadablePicture(DataError):
-    """A picture file that cannot be decoded. Training may replace the picture; evaluation never does."""
+class Levels(NamedTuple):
+    """An image, and the largest number that a file of 16 bits holds."""
+
+    image: Tensor  # (3, H, W) uint8 RGB
+    brightest: int | None  # None: the file has 8 bits, or its numbers were given a range
+
+
+class _Scale(NamedTuple):
+    """How Pillow stretches the numbers of a file that has fewer bits than its mode."""
+
+    stored: int  # largest number that the file can hold
+    shown: int  # what Pillow makes of it
 
 
 def read_image(
@@ -54,30 +62,60 @@ def read_image(
     fixed meaning (float, 32-bit, 12 bits stored in 16): low becomes 0, high 255, values beyond are clipped.
     The memory is channels last (a view of (H, W, 3)), as decoders and OpenCV lay pictures out.
 
-    Raises UnreadablePicture (a DataError) naming the file when it is missing, empty, no picture, truncated, larger
-    than `max_pixels` (checked in the header, before anything is decoded), or needs a `value_range`.
+    Raises UnreadablePicture (a DataError) naming the file when it is missing, empty, no picture, no regular file,
+    truncated, larger than `max_pixels` (checked in the header, before anything is decoded), or needs a `value_range`;
+    ConfigError for a `value_range` that is none.
     """
-    data = _read_bytes(path)
-    with _opened(data, path, max_pixels) as picture:
-        array = _decode_plain_jpeg(data, picture) if value_range is None else None
+    return read_levels(path, max_pixels=max_pixels, value_range=value_range).image
+
+
+def read_levels(
+    path: str | Path, *, max_pixels: int = MAX_PIXELS, value_range: tuple[float, float] | None = None
+) -> Levels:
+    """Return what `read_image` returns, with the largest number in a file of 16 bits."""
+    value_range = interval(value_range, 'value_range')
+    source = image_source(path)
+    with opened(path, max_pixels, source=source) as picture:
+        array, brightest = None, None
+        if value_range is None:
+            array = _decode_plain_jpeg(source, picture)
+        elif _bits(picture) == 16 and picture.mode in DEEP_COLORS:
+            array = _stretch(_deep_color(source, picture, path), value_range)
         if array is None:
-            array = _rgb_array(_load(picture, path), path, value_range)
-    return torch.from_numpy(array).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+            array, brightest = _rgb_array(picture, path, value_range)
+    return Levels(torch.from_numpy(array).permute(2, 0, 1), brightest)  # (H, W, 3) -> (3, H, W)
 
 
 def from_pil(picture: Image.Image, *, value_range: tuple[float, float] | None = None) -> Tensor:
     """Return an open Pillow picture as (3, H, W) uint8 RGB, by the rules of `read_image`."""
-    array = _rgb_array(_load(picture, 'a PIL picture'), 'a PIL picture', value_range)
+    what = 'a PIL picture'
+    if picture.format == 'EPS':  # decoding it would run Ghostscript
+        raise unreadable(what, 'a PostScript file, no picture', 'it is a program', 'convert it to PNG')
+    array, _ = _rgb_array(picture, what, interval(value_range, 'value_range'))
     return torch.from_numpy(array).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
 
 
 def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Return (H, W) of the upright picture from its header alone. Raises UnreadablePicture as `read_image` does."""
-    with _opened(path, path, max_pixels) as picture:
+    return read_header(path, max_pixels=max_pixels).size
+
+
+class Header(NamedTuple):
+    """What an image file says before its pixels."""
+
+    size: tuple[int, int]  # (H, W), upright
+    turn: int  # EXIF orientation: 1 upright, 2..4 mirrored or turned by 180 degrees, 5..8 on its side
+    bits: int  # of a channel
+
+
+def read_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Header:
+    """Return the header of an image file. Raises UnreadablePicture as `read_image` does."""
+    with opened(path, max_pixels) as picture:
         width, height = picture.size
+        turn = orientation(picture)
         # Pillow turns TIFF by itself, and gives the size of the turned picture
-        turned = picture.format != 'TIFF' and _orientation(picture) >= 5
-    return (width, height) if turned else (height, width)
+        size = (width, height) if turn >= 5 and picture.format != 'TIFF' else (height, width)
+        return Header(size, turn, _bits(picture))
 
 
 def read_label_map(
@@ -91,9 +129,9 @@ def read_label_map(
     Raises DataError naming the file when it is broken, lossy (JPEG), or colour without a table.
     """
     try:
-        with _opened(path, path, max_pixels) as picture:
-            kind = picture.format
-            picture = _load(picture, path).copy()  # outlives the file
+        with opened(path, max_pixels) as picture:
+            kind, scale = picture.format, _scale_of(picture)
+            picture = loaded(picture, path).copy()  # outlives the file
     except UnreadablePicture as error:  # a label is never skipped, so it must not look like a picture that may be
         raise DataError(error.message, where=error.where, why=error.why, fix=error.fix) from error
     if kind in ('JPEG', 'MPO'):
@@ -103,23 +141,30 @@ def read_label_map(
             why='JPEG changes pixel values, and with them the labels',
             fix='store label maps as PNG',
         )
-    return torch.from_numpy(_label_array(picture, colors, path))
+    return torch.from_numpy(_label_array(picture, scale, colors, path))
 
 
 def _label_array(
-    picture: Image.Image, colors: Mapping[tuple[int, int, int], int] | None, path: str | Path
+    picture: Image.Image, scale: _Scale | None, colors: Mapping[tuple[int, int, int], int] | None, path: str | Path
 ) -> np.ndarray:
     """Return (H, W) uint8 or int32 labels of a loaded label picture."""
     array = np.array(picture)
     if colors is None and picture.mode in ('L', 'P'):
-        return array
+        return array if scale is None else _stored(array, scale).astype(np.uint8)
     if colors is None and picture.mode == '1':
         return array.astype(np.uint8)
     if colors is None and (picture.mode == 'I' or picture.mode.startswith('I;16')):
-        return array.astype(np.int32)
+        return (array if scale is None else _stored(array, scale)).astype(np.int32)
     if colors is not None and picture.mode in ('RGB', 'RGBA', 'P'):
         return _labels_of_colors(np.asarray(picture.convert('RGB')), colors, path)
     expected = 'a label map needs one number per pixel' if colors is None else 'a coloured label map was announced'
+    if colors is None and picture.mode in ('RGB', 'RGBA', 'LA') and _is_gray(array):
+        raise DataError(
+            f'{Path(path).name}: {expected}, this file has colour channels ({picture.mode}) that are all equal',
+            where=str(path),
+            why='it is a gray label map that was saved as a colour image; its numbers stand in every channel',
+            fix="store one channel: Image.open('x.png').getchannel(0).save('y.png') with Pillow does it",
+        )
     raise DataError(
         f'{Path(path).name}: {expected}, this picture has mode {picture.mode}',
         where=str(path),
@@ -127,6 +172,12 @@ def _label_array(
         fix='store the labels as an 8-bit gray or palette PNG; or, where they are colours, give each class its colour '
         '(SegmentationMaps: palette=..., colored_labels=True)',
     )
+
+
+def _is_gray(array: np.ndarray) -> bool:
+    """Whether the colour channels of (H, W, C) are equal; the last of 2 or 4 is alpha."""
+    colors = array[..., : array.shape[2] - (array.shape[2] in (2, 4))]
+    return bool((colors == colors[..., :1]).all())
 
 
 def _labels_of_colors(array: np.ndarray, colors: Mapping[tuple[int, int, int], int], path: str | Path) -> np.ndarray:
@@ -147,91 +198,10 @@ def _labels_of_colors(array: np.ndarray, colors: Mapping[tuple[int, int, int], i
     return np.array([known[code] for code in table.tolist()], np.uint8)[rows]
 
 
-# --------------------------------------------------------------------------------------------------------- opening
-
-
-def _read_bytes(path: str | Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        raise _unreadable(path, 'cannot be read', str(error), 'check the path and the permissions') from error
-
-
-@contextmanager
-def _opened(source: bytes | str | Path, path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
-    """Open a picture with Pillow, header only, and refuse it when it is larger than `max_pixels`."""
-    picture = _open(source, path)
-    try:
-        width, height = picture.size
-        if width * height > max_pixels:
-            raise _unreadable(
-                path,
-                f'{width * height / 1e6:.1f} Mpx > limit {max_pixels / 1e6:g}',
-                f'its header declares {width} x {height} pixels, which could fill the memory',
-                'shrink the picture, or raise the limit (max_pixels) if you trust it',
-            )
-        yield picture
-    finally:
-        picture.close()
-
-
-def _open(source: bytes | str | Path, path: str | Path) -> Image.Image:
-    if isinstance(source, bytes) and not source:
-        raise _unreadable(path, 'the file is empty', 'it has 0 bytes', 'copy or download the file again')
-    try:
-        # our own limit replaces Pillow's (a warning, then an error without the file's name), which is process-wide
-        with _PILLOW_STATE:
-            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            try:
-                return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-            finally:
-                Image.MAX_IMAGE_PIXELS = limit
-    except UnidentifiedImageError as error:
-        raise _unreadable(
-            path, 'not a picture', 'no known picture format begins like this file', 'remove or replace the file'
-        ) from error
-    except _BROKEN as error:
-        raise _unreadable(path, 'cannot be opened', str(error), 'check the path, or copy the file again') from error
-
-
-def _load(picture: Image.Image, path: str | Path) -> Image.Image:
-    """Decode the pixels and bring the picture upright."""
-    try:
-        if ImageFile.LOAD_TRUNCATED_IMAGES:  # another library made Pillow lenient
-            with _PILLOW_STATE:
-                ImageFile.LOAD_TRUNCATED_IMAGES = False
-                try:
-                    picture.load()
-                finally:
-                    ImageFile.LOAD_TRUNCATED_IMAGES = True
-        else:
-            picture.load()
-    except _BROKEN as error:
-        reason = 'truncated or damaged'
-        raise _unreadable(path, reason, str(error), 'copy or download the file again, or remove it') from error
-    turn = _UPRIGHT.get(_orientation(picture))
-    return picture if turn is None else picture.transpose(turn)
-
-
-def _orientation(picture: Image.Image) -> int:
-    """Return the EXIF orientation, 1 (upright) when there is none or the EXIF block is damaged."""
-    if picture.format == 'JPEG' and not {'exif', 'xmp'} & picture.info.keys():
-        return 1  # saves the parser for the many pictures that have neither block
-    try:
-        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except _BROKEN:
-        return 1
-    return value if value in _UPRIGHT else 1
-
-
-def _unreadable(path: str | Path, what: str, why: str, fix: str) -> UnreadablePicture:
-    return UnreadablePicture(f'{Path(path).name}: {what}', where=str(path), why=why, fix=fix)
-
-
 # -------------------------------------------------------------------------------------------------------- decoding
 
 
-def _decode_plain_jpeg(data: bytes, picture: Image.Image) -> np.ndarray | None:
+def _decode_plain_jpeg(data: bytes | Path, picture: Image.Image) -> np.ndarray | None:
     """Return (H, W, 3) RGB of a JPEG that OpenCV surely decodes as Pillow does, else None.
 
     OpenCV fills the missing part of a truncated or damaged JPEG with gray and says nothing. One scan up to an end
@@ -239,19 +209,26 @@ def _decode_plain_jpeg(data: bytes, picture: Image.Image) -> np.ndarray | None:
     """
     plain = (
         picture.format == 'JPEG'
+        and isinstance(data, bytes)
         and picture.mode in ('RGB', 'L')
         and 'progression' not in picture.info
         and picture.info.get('adobe_transform', 1) == 1
-        and _orientation(picture) == 1
+        and orientation(picture) == 1
         and _is_one_whole_scan(data)
     )
     if not plain:
         return None
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    array = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    array = _decode_with_opencv(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if array is None or array.shape != (picture.height, picture.width, 3):
         return None
     return cv2.cvtColor(array, cv2.COLOR_BGR2RGB, dst=array)
+
+
+def _decode_with_opencv(data: bytes, flags: int) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
 
 
 def _is_one_whole_scan(data: bytes) -> bool:
@@ -270,34 +247,102 @@ def _is_one_whole_scan(data: bytes) -> bool:
     return bool(((follows == 0) | (follows & 0xF8 == 0xD0)).all())
 
 
-def _rgb_array(picture: Image.Image, path: str | Path, value_range: tuple[float, float] | None) -> np.ndarray:
-    """Return (H, W, 3) uint8 RGB of a loaded picture of any mode."""
+def _rgb_array(
+    picture: Image.Image, path: str | Path, value_range: tuple[float, float] | None
+) -> tuple[np.ndarray, int | None]:
+    """Return (H, W, 3) uint8 RGB of an opened picture of any mode, and its largest number where it has 16 bits."""
+    bits, scale = _bits(picture), _scale_of(picture)
+    picture = loaded(picture, path)
     mode = picture.mode
     if mode in ('I', 'F') or mode.startswith('I;16'):
-        gray = _gray_levels(np.asarray(picture), mode, path, value_range)
-        return np.repeat(gray[..., None], 3, axis=2)
+        array = np.asarray(picture)
+        gray = _gray_levels(array, bits, scale, path, value_range)
+        brightest = int(array.max()) if bits == 16 and scale is None and value_range is None else None
+        return np.repeat(gray[..., None], 3, axis=2), brightest
     try:
         if mode == 'La':
             picture = picture.convert('LA')
         elif mode == 'RGBa' or 'transparency' in picture.info:
             picture = picture.convert('RGBA')  # P or RGBa to RGB directly would warn or fail
         array = np.array(picture.convert('RGB'))
-    except _BROKEN as error:
-        raise _unreadable(path, f'mode {mode} has no RGB form', str(error), 'store it as 8-bit RGB') from error
-    return array if value_range is None else _stretch(array, value_range)
+    except Exception as error:
+        raise unreadable(path, f'mode {mode} has no RGB form', reason(error), 'store it as 8-bit RGB') from error
+    if value_range is not None and value_range[1] <= 255:  # other ranges are meant for files of more bits
+        array = _stretch(array, value_range)
+    return array, int(array.max(initial=0)) * 256 + 255 if bits == 16 and mode in DEEP_COLORS else None
 
 
-def _gray_levels(array: np.ndarray, mode: str, path: str | Path, value_range: tuple[float, float] | None) -> np.ndarray:
+def _gray_levels(
+    array: np.ndarray,
+    bits: int,
+    scale: _Scale | None,
+    path: str | Path,
+    value_range: tuple[float, float] | None,
+) -> np.ndarray:
+    """Return (H, W) uint8 of numbers (H, W) with more than 8 bits."""
     if value_range is not None:
-        return _stretch(array, value_range)
-    if mode.startswith('I;16'):
+        return _stretch(array if scale is None else _stored(array, scale), value_range)
+    if bits == 16:
         return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 257 = 255
-    raise _unreadable(
+    if bits == 12:  # packed in a TIFF: their range is known
+        return ((array.astype(np.uint32) * 255 + 2047) // 4095).astype(np.uint8)
+    raise unreadable(
         path,
-        f'{"float" if mode == "F" else "32-bit"} pixels without a known range',
+        f'{"float" if array.dtype.kind == "f" else "32-bit"} pixels without a known range',
         'nothing says which number is black and which is white',
-        'store the picture with 8 or 16 bits, or give value_range=(low, high)',
+        'store the picture with 8 or 16 bits, or give value_range=(low, high) to the data set or the predictor '
+        '(--value-range LOW HIGH of demo.py)',
     )
+
+
+def _deep_color(source: bytes | Path, picture: Image.Image, path: str | Path) -> np.ndarray:
+    """Return (H, W, 3) uint16 RGB of a colour picture with 16 bits, upright. Pillow would keep their high byte only."""
+    turn = orientation(picture)
+    planar = picture.format == 'TIFF' and picture.tag_v2.get(284, 1) == 2
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    array = None if planar else _decode_with_opencv(data, cv2.IMREAD_UNCHANGED)
+    if array is None or array.dtype != np.uint16 or array.ndim != 3:
+        raise unreadable(
+            path,
+            'value_range is not possible for this colour picture of 16 bits',
+            f'it is a {picture.format} file' + (' in planes' if planar else ' that OpenCV does not read'),
+            'store it as gray, or as a 16-bit PNG or TIFF that is not planar',
+        )
+    if picture.format != 'TIFF':  # OpenCV turns TIFF by itself, as Pillow does
+        array = upright_array(array, turn)
+    return array[..., :3][..., ::-1]  # BGR(A) -> RGB
+
+
+def _bits(picture: Image.Image) -> int:
+    """Return how many bits a channel of an opened file has; 8 also where it has less."""
+    if picture.mode == 'I':
+        return 16 if picture.format == 'PPM' else 32
+    if picture.format == 'TIFF' and (picture.mode.startswith('I;16') or picture.mode in DEEP_COLORS):
+        return max(picture.tag_v2.get(258) or (8,))
+    return 16 if picture.mode.startswith('I;16') or ';16' in _raw_mode(picture) else 8
+
+
+def _raw_mode(picture: Image.Image) -> str:
+    """Return what Pillow calls the layout of an opened file's numbers, such as 'L;4' or 'RGB;16B'."""
+    args = picture.tile[0].args if getattr(picture, 'tile', None) else ''
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def _scale_of(picture: Image.Image) -> _Scale | None:
+    """Return how Pillow will stretch the numbers of an opened file: 2 and 4 bits, and the largest number of a PGM."""
+    few = re.match(r'L;([24])', _raw_mode(picture))
+    if few:
+        return _Scale(2 ** int(few[1]) - 1, 255)
+    if picture.format == 'PPM' and picture.tile and picture.tile[0].codec_name.startswith('ppm'):
+        args = picture.tile[0].args
+        if isinstance(args, tuple) and picture.mode in ('L', 'I'):
+            return _Scale(args[1], 65535 if picture.mode == 'I' else 255)
+    return None
+
+
+def _stored(array: np.ndarray, scale: _Scale) -> np.ndarray:
+    """Return the numbers that stand in the file, int64."""
+    return (array.astype(np.int64) * scale.stored + scale.shown // 2) // scale.shown
 
 
 def _stretch(array: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
