@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vitdense.data.images import PICTURE_SUFFIXES, image_size
+from vitdense.data.images import image_size
+from vitdense.data.opening import PICTURE_SUFFIXES
 from vitdense.errors import ConfigError, DataError
 from vitdense.video_files import VIDEO_SUFFIXES, is_video, opens_as_video
 

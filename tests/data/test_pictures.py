@@ -43,7 +43,7 @@ def test_transforms_change_the_size_and_batches_collate(root):
 
 
 def test_what_is_wrong_is_said(root):
-    with pytest.raises(DataError, match='no pictures'):
+    with pytest.raises(DataError, match='no folder of pictures'):
         Pictures('nowhere', root=root)
     (root / 'all' / 'b.png').write_bytes(b'')
     with pytest.raises(UnreadablePicture, match='b.png'):

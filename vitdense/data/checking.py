@@ -13,17 +13,12 @@ import numpy as np
 
 from vitdense.data.coco_arrays import CocoArrays, CocoFacts
 from vitdense.data.coco_file import read_coco
-from vitdense.data.images import (
-    LABEL_SUFFIXES,
-    MAX_PIXELS,
-    PICTURE_SUFFIXES,
-    UnreadablePicture,
-    read_image,
-    read_label_map,
-)
+from vitdense.data.files import find_files
+from vitdense.data.images import LABEL_SUFFIXES, MAX_PIXELS, UnreadablePicture, read_image, read_label_map
 from vitdense.data.labels import LabelTable
 from vitdense.data.near_files import near_match
-from vitdense.data.pairing import list_files, match, safe_below, walk
+from vitdense.data.opening import PICTURE_SUFFIXES
+from vitdense.data.pairing import list_files, match, safe_below
 from vitdense.errors import DataError
 from vitdense.types import IGNORE
 
@@ -134,19 +129,9 @@ def check_folders(folder: Path, *, max_pixels: int = MAX_PIXELS, threads: int = 
     Finds `picture` (unreadable), `loose` (an image in no class folder), `other` (files that are not read as images) and
     `empty` (a class folder without an image). Raises DataError where there is no such folder, or no image in it.
     """
-    names = sorted(walk(folder))
-    files = [name for name in names if name.lower().endswith(PICTURE_SUFFIXES)]
-    if not files:
-        raise DataError(
-            f'no images in {folder}',
-            where=str(folder),
-            why=f'no file below it ends in {" ".join(PICTURE_SUFFIXES)}'
-            if folder.is_dir()
-            else 'there is no such folder',
-            fix='check the path',
-        )
+    files, left_out = find_files(folder, what='images')
     found = [Finding('loose', name, 'it lies in no class folder') for name in files if '/' not in name]
-    others = Counter(Path(name).suffix.lower() or 'no suffix' for name in names if name not in set(files))
+    others = Counter(Path(name).suffix.lower() or 'no suffix' for name in left_out)
     found += [Finding('other', suffix, f'{count} files that are not read') for suffix, count in others.items()]
     objects = Counter(name.split('/', 1)[0] for name in files if '/' in name)
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith('.'))

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from vitdense.data import images as decoding
+from vitdense.data.arguments import interval
 from vitdense.data.coco_arrays import inside, is_empty
 from vitdense.data.coco_cache import open_coco
 from vitdense.data.coco_faults import (
@@ -77,12 +78,16 @@ class CocoDetection:
         name: str = '',
         cache: str | Path | bool = True,
         max_pixels: int = decoding.MAX_PIXELS,
+        value_range: tuple[float, float] | None = None,
+        follow_links: bool = False,
     ) -> None:
         root = Path(root)
         self.path, self.images = root / annotations, root / images
         self.name = name or self.images.name
         self.masks, self.evaluation = masks, evaluation
         self.check_sizes, self.max_pixels = check_sizes, max_pixels
+        self.value_range = interval(value_range, 'CocoDetection.value_range')
+        self.follow_links = follow_links
         self.pipeline = Pipeline(transforms)
         if not self.images.is_dir():
             raise DataError(
@@ -109,8 +114,8 @@ class CocoDetection:
 
     def __getitem__(self, index: int) -> Sample:
         row = int(self._rows[index])
-        path = safe_below(self.images, self._arrays.file_names[row], where=f'{self.path} image {self.image_id(row)}')
-        img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels))
+        path = self._file(row)
+        img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels, value_range=self.value_range))
         size = (img.shape[-2], img.shape[-1])
         self._check_size(row, size, path)
         meta = Meta(self.image_id(row), str(path), self.name, size, size)
@@ -193,13 +198,17 @@ class CocoDetection:
         count = len(self) if limit is None else min(limit, len(self))
         for index in np.linspace(0, len(self) - 1, count).astype(int).tolist():
             row = int(self._rows[index])
-            name, where = self._arrays.file_names[row], f'{self.path} image {self.image_id(row)}'
-            path = safe_below(self.images, name, where=where)
+            path = self._file(row)
             try:
                 self._check_size(row, decoding.image_size(path, max_pixels=self.max_pixels), path)
             except decoding.UnreadablePicture:
                 continue  # a bad picture has its own policy (SeededDataset)
         return count
+
+    def _file(self, row: int) -> Path:
+        """Return the path of a picture. Raises DataError for one that leads out of the folder."""
+        name, where = self._arrays.file_names[row], f'{self.path} image {self.image_id(row)}'
+        return safe_below(self.images, name, where=where, follow_links=self.follow_links)
 
     def _choose(self, names: Sequence[str], *, missing: bool = False) -> None:
         """Set labels and `metainfo` so that label k is `names[k]`."""

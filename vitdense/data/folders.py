@@ -14,7 +14,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from vitdense.data import images as decoding
-from vitdense.data.pairing import safe_below, walk
+from vitdense.data.arguments import interval
+from vitdense.data.files import Found, count_endings, find_files, nearest_name, read_text, say_found, walk
+from vitdense.data.opening import PICTURE_SUFFIXES
+from vitdense.data.pairing import safe_below
 from vitdense.data.synsets import class_vocabulary
 from vitdense.data.transforms import Pipeline
 from vitdense.errors import DataError, did_you_mean
@@ -34,10 +37,12 @@ class ImageFolders:
     `classes` says which classes there are and in which order: by default the folders that hold pictures, sorted;
     'imagenet1k', the 1000 of ILSVRC 2012 in the order of its classifiers; a WordNet file (`n01440764 tench, Tinca
     tinca` in each line); or a list, or a file as `vocabularies.read_classes` takes it. `wordnet` ('imagenet1k' or such
-    a file) gives folders that are called by WordNet ids readable names.
+    a file) gives folders that are called by WordNet ids readable names. `value_range` is that of `images.read_image`;
+    `follow_links` takes what links lead to from elsewhere as well.
 
-    Raises ConfigError or DataError at construction for missing folders, lists that cannot be read, and folders or
-    lines of an unknown class; UnreadablePicture in `__getitem__` for files that cannot be used.
+    Raises ConfigError or DataError at construction for missing folders, lists that cannot be read, folders or lines of
+    an unknown class, and class folders with files of which none is a picture; UnreadablePicture in `__getitem__` for
+    files that cannot be used.
     """
 
     def __init__(
@@ -52,21 +57,31 @@ class ImageFolders:
         transforms: Sequence[Callable | dict] = (),
         name: str = '',
         max_pixels: int = decoding.MAX_PIXELS,
+        value_range: tuple[float, float] | None = None,
+        follow_links: bool = False,
     ) -> None:
         root = Path(root)
         self.folder = root / folder
         self.name = name or self.folder.name
         self.max_pixels = max_pixels
+        self.value_range = interval(value_range, 'ImageFolders.value_range')
+        self.follow_links = follow_links
         self.multi_label = multi_label
         self.pipeline = Pipeline(transforms)
         self._listed = split is not None
-        lines = _walk_folders(self.folder) if split is None else _read_lines(root / split)
-        found = {word for _, words in lines for word in self._words(words)}
-        names, self._number = class_vocabulary(classes, wordnet, sorted(found, key=_in_order), root=root)
+        found = _walk_folders(self.folder, follow_links) if split is None else None
+        lines = [(file, file.split('/', 1)[0]) for file in found.files] if found else _read_lines(root / split)
+        words = {word for _, words in lines for word in self._words(words)}
+        names, self._number = class_vocabulary(classes, wordnet, sorted(words, key=_in_order), root=root)
         self.metainfo: dict[str, Any] = {'classes': {'image_label': names}}
         self._labels = self._read_labels(lines, names, split)
         # arrays, not lists: workers share them, while counting references would copy a million words into each
         self._files = np.array([os.fsencode(file) for file, _ in lines])
+        if found:
+            self._check_folders(found, every=classes is None)
+            say_found(logger, self.name, 'pictures', self.folder, found)
+        else:
+            logger.info('%s: %d pictures listed in %s', self.name, len(self), split)
         self._say_missing(names)
 
     def __len__(self) -> int:
@@ -74,8 +89,8 @@ class ImageFolders:
 
     def __getitem__(self, index: int) -> Sample:
         file = os.fsdecode(self._files[index].item())
-        path = safe_below(self.folder, file, where=str(self.folder)) if self._listed else self.folder / file
-        img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels))
+        path = self._below(file, str(self.folder)) if self._listed else self.folder / file
+        img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels, value_range=self.value_range))
         size = (img.shape[-2], img.shape[-1])
         meta = Meta(file, str(path), self.name, size, size)
         return self.pipeline(Sample(img, Target(image_label=self._label(index)), meta))
@@ -89,24 +104,67 @@ class ImageFolders:
         folder, files = self.image_files()
         return (folder / file for file in files)
 
-    def check(self, limit: int | None = 64) -> int:
+    def check(self, limit: int | None = 64, *, training: bool = True) -> int:
         """Look for `limit` files of a list, evenly spaced (None: all), and return how many were looked for.
 
-        Raises DataError that names up to ten files that are not there.
+        Raises DataError that names up to ten files that are not there, and, for `training`, where pictures of fewer
+        than two classes are there: nothing can be learnt from them.
         """
-        if not self._listed:
-            return 0
-        count = len(self) if limit is None else min(limit, len(self))
-        files = [os.fsdecode(self._files[row].item()) for row in np.linspace(0, len(self) - 1, count).astype(int)]
-        missing = [file for file in files if not safe_below(self.folder, file, where='split').is_file()]
-        if missing:
-            raise DataError(
-                f'{len(missing)} of {count} pictures of the list are not there, such as {", ".join(missing[:10])}',
-                where=str(self.folder),
-                why='a line begins with the path of a picture below the folder',
-                fix='correct the list, or the folder that its paths start at',
-            )
+        count = 0 if not self._listed else len(self) if limit is None else min(limit, len(self))
+        if count:
+            self._refuse_missing(np.linspace(0, len(self) - 1, count).astype(int).tolist())
+        if training and not self.multi_label:
+            self._refuse_one_class()
         return count
+
+    def _refuse_missing(self, rows: Sequence[int]) -> None:
+        files = [os.fsdecode(self._files[row].item()) for row in rows]
+        missing = [file for file in files if not self._below(file, 'split').is_file()]
+        if not missing:
+            return
+        alike = nearest_name(missing[0], walk(self.folder).files) if self.folder.is_dir() else None
+        raise DataError(
+            f'{len(missing)} of {len(rows)} pictures of the list are not there, such as {", ".join(missing[:10])}',
+            where=str(self.folder),
+            why='a line begins with the path of a picture below the folder'
+            + (f'; {alike} is there, spelt in another way (case, accents, %20, ending)' if alike else ''),
+            fix='correct the list, or the folder that its paths start at',
+        )
+
+    def _refuse_one_class(self) -> None:
+        seen = np.unique(self._labels)
+        if len(seen) > 1:
+            return
+        names = self.metainfo['classes']['image_label']
+        raise DataError(
+            f'all {len(self)} pictures are of one class, {names[int(seen[0])]!r}',
+            where=str(self.folder),
+            why='there is nothing to tell apart: the loss is 0 and every answer is right, whatever is learnt'
+            + ('; the folders of the classes may lie one folder further down' if len(names) == 1 else ''),
+            fix='give the folder that holds one folder for each class, with pictures of at least two',
+        )
+
+    def _below(self, file: str, where: str) -> Path:
+        return safe_below(self.folder, file, where=where, follow_links=self.follow_links)
+
+    def _check_folders(self, found: Found, *, every: bool) -> None:
+        """Raise DataError for class folders with files of which none is a picture; warn of those without any file."""
+        with os.scandir(self.folder) as entries:
+            folders = {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.')}
+        empty = sorted(folders - {file.split('/', 1)[0] for file in found.files})
+        others = {name: [file for file in found.left_out if file.startswith(f'{name}/')] for name in empty}
+        full = [name for name in empty if others[name] and (every or name in self._number)]
+        if full:
+            raise DataError(
+                f'no pictures in {len(full)} of {len(folders)} class folders, such as {full[0]!r}',
+                where=str(self.folder / full[0]),
+                why=f'there are {count_endings(others[full[0]])} files, such as {others[full[0]][0]}; pictures end in '
+                f'{" ".join(PICTURE_SUFFIXES)}',
+                fix='rename or convert the files, or move the folder away if it is no class',
+            )
+        if empty:
+            text = '%s: no pictures in %d of %d folders, such as %s: they are no classes'
+            logger.warning(text, self.name, len(empty), len(folders), empty[0])
 
     def _label(self, index: int) -> Tensor:
         label = self._labels[index]
@@ -158,34 +216,25 @@ def _in_order(word: str) -> tuple[int, str]:
     return (int(word), '') if word.isdecimal() else (10**9, word)
 
 
-def _walk_folders(folder: Path) -> list[tuple[str, str]]:
-    """Return (path below `folder`, class folder) of every picture, sorted. Raises DataError."""
-    if not folder.is_dir():
+def _walk_folders(folder: Path, follow_links: bool) -> Found:
+    """Return every picture below `folder`; all of them lie in the folder of a class. Raises DataError."""
+    found = find_files(folder, follow_links=follow_links)
+    loose = [file for file in found.files if '/' not in file]
+    if loose:
         raise DataError(
-            f'no folder of pictures: {folder}',
+            f'{len(loose)} pictures lie in no class folder, such as {loose[0]}',
             where=str(folder),
-            why='the folder does not exist' if not folder.exists() else 'it is not a folder',
-            fix='correct the path, or data_root=... of the config; relative paths start where the command runs',
-        )
-    files = sorted(file for file in walk(folder) if file.lower().endswith(decoding.PICTURE_SUFFIXES))
-    loose = [file for file in files if '/' not in file]
-    if loose or not files:
-        raise DataError(
-            f'{len(loose)} pictures lie in no class folder, such as {loose[0]}'
-            if loose
-            else f'no pictures in {folder}',
-            where=str(folder),
-            why=f'a picture ({" ".join(decoding.PICTURE_SUFFIXES)}) lies in the folder of its class',
+            why='a picture lies in the folder of its class',
             fix="sort them into folders, one for each class, or list them with their classes: split='train.txt'",
         )
-    return [(file, file.split('/', 1)[0]) for file in files]
+    return found
 
 
 def _read_lines(path: Path) -> list[tuple[str, str]]:
     """Return (path, class) of every line of a list. Raises DataError."""
     try:
-        lines = path.read_text(encoding='utf-8-sig').splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError) as error:
         raise DataError(
             f'cannot read the list {path.name}', where=str(path), why=str(error), fix='check the path'
         ) from None
@@ -198,7 +247,7 @@ def _read_lines(path: Path) -> list[tuple[str, str]]:
 def _split_line(line: str, where: str) -> tuple[str, str]:
     """Return (path, class): split at the tab, else at the last space behind the picture's suffix, else the folder."""
     file, _, word = line.partition('\t')
-    if not word and not line.lower().endswith(decoding.PICTURE_SUFFIXES):
+    if not word and not line.lower().endswith(PICTURE_SUFFIXES):
         file, _, word = line.rpartition(' ')
     if not word and '/' in line:
         file, word = line, line.split('/', 1)[0]

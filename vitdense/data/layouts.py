@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from vitdense.data.images import PICTURE_SUFFIXES
-from vitdense.data.pairing import walk
+from vitdense.data.files import walk
+from vitdense.data.opening import MAX_PIXELS, PICTURE_SUFFIXES, loaded, opened
 from vitdense.errors import DataError
 
 Kind = Literal['coco', 'labels', 'folders']
@@ -45,7 +44,7 @@ def parts_of(data: Path, images: Path | None = None, *, labels: bool = False) ->
     found = list(_coco_files(data)) or list(_pairs(data)) or list(_class_folders(data))
     if found:
         return found
-    if any(name.lower().endswith(PICTURE_SUFFIXES) for name in walk(data)):
+    if any(name.lower().endswith(PICTURE_SUFFIXES) for name in walk(data).files):
         return [Part('labels', data, None)]
     raise DataError(
         f'nothing to check in {data}',
@@ -97,7 +96,7 @@ def _class_folders(root: Path) -> Iterator[Part]:
     """Yield `root`, or `root/train` and the like, where it holds photographs in one folder for each class."""
     splits = [root / name for name in ('train', 'val', 'valid', 'validation', 'test') if (root / name).is_dir()]
     for folder in splits or [root]:
-        names = sorted(name for name in walk(folder) if name.lower().endswith(PICTURE_SUFFIXES) and '/' in name)
+        names = sorted(name for name in walk(folder).files if name.lower().endswith(PICTURE_SUFFIXES) and '/' in name)
         places = np.linspace(0, len(names) - 1, min(SAMPLE, len(names))).astype(int).tolist()
         if any(_is_photograph(folder / names[place]) for place in places):
             yield Part('folders', folder, None)
@@ -106,9 +105,9 @@ def _class_folders(root: Path) -> Iterator[Part]:
 def _is_photograph(path: Path) -> bool:
     """Whether an image is no label map: lossy, in colour, or with many levels of gray."""
     try:
-        with Image.open(path) as image:
+        with opened(path, MAX_PIXELS) as image:
             if image.format in ('JPEG', 'MPO', 'WEBP', 'AVIF') or image.mode not in ('1', 'L', 'P', 'I', 'I;16'):
                 return True
-            return image.mode == 'L' and len(np.unique(np.asarray(image))) > MANY_LEVELS
-    except Exception:  # whatever a decoder makes of a broken file: the check itself names it
+            return image.mode == 'L' and len(np.unique(np.asarray(loaded(image, path)))) > MANY_LEVELS
+    except DataError:  # a broken file: the check itself names it
         return False

@@ -68,11 +68,12 @@ def image_source(path: str | Path) -> bytes | Path:
 
     Raises UnreadablePicture as `file_size` does.
     """
-    if file_size(path) > IN_MEMORY:
+    size = file_size(path)
+    if size > IN_MEMORY:
         return Path(path)
     try:
         with open(path, 'rb') as file:
-            return file.read(IN_MEMORY)
+            return file.read(size)
     except OSError as error:
         raise _unread(path, error) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,16 +12,19 @@ import numpy as np
 from torchvision import tv_tensors
 
 from vitdense.data import images as decoding
-from vitdense.data.pairing import walk
+from vitdense.data.arguments import interval
+from vitdense.data.files import find_files, say_found
 from vitdense.data.transforms import Pipeline
-from vitdense.errors import DataError
 from vitdense.types import Meta, Sample, Target
+
+logger = logging.getLogger('vitdense')
 
 
 class Pictures:
     """All pictures below `folder`, in folders of any depth; `folder` starts at `root` (a config gives its `data_root`).
 
-    Their targets know nothing, and there are no classes. Raises DataError at construction for a folder that is not
+    `value_range` is that of `images.read_image`; `follow_links` takes what links lead to from elsewhere as well. Their
+    targets know nothing, and there are no classes. Raises DataError at construction for a folder that is not
     there or holds no picture, UnreadablePicture in `__getitem__` for files that cannot be used.
     """
 
@@ -32,33 +36,29 @@ class Pictures:
         transforms: Sequence[Callable | dict] = (),
         name: str = '',
         max_pixels: int = decoding.MAX_PIXELS,
+        value_range: tuple[float, float] | None = None,
+        follow_links: bool = False,
     ) -> None:
         self.folder = Path(root) / folder
         self.name = name or self.folder.name
         self.max_pixels = max_pixels
+        self.value_range = interval(value_range, 'Pictures.value_range')
         self.pipeline = Pipeline(transforms)
         self.metainfo: dict[str, Any] = {'classes': {}}
-        files = sorted(file for file in walk(self.folder) if file.lower().endswith(decoding.PICTURE_SUFFIXES))
-        if not files:
-            raise DataError(
-                f'no pictures in {self.folder}',
-                where=str(self.folder),
-                why=f'no file below it ends in {" ".join(decoding.PICTURE_SUFFIXES)}'
-                if self.folder.is_dir()
-                else 'there is no such folder',
-                fix='correct the path, or data_root=... of the config; relative paths start where the command runs',
-            )
+        found = find_files(self.folder, follow_links=follow_links)
+        say_found(logger, self.name, 'pictures', self.folder, found)
         # an array, not a list: workers share it, while counting references would copy a million words into each
-        self._files = np.array([os.fsencode(file) for file in files])
+        self._files = np.array([os.fsencode(file) for file in found.files])
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Sample:
         file = os.fsdecode(self._files[index].item())
-        img = tv_tensors.Image(decoding.read_image(self.folder / file, max_pixels=self.max_pixels))
+        path = self.folder / file
+        img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels, value_range=self.value_range))
         size = (img.shape[-2], img.shape[-1])
-        return self.pipeline(Sample(img, Target(), Meta(file, str(self.folder / file), self.name, size, size)))
+        return self.pipeline(Sample(img, Target(), Meta(file, str(path), self.name, size, size)))
 
     def image_files(self) -> tuple[Path, list[str]]:
         """Return the folder of the images and the path of each below it, in the order of the data set."""

@@ -12,8 +12,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from vitdense.data import images as decoding
+from vitdense.data.arguments import interval
 from vitdense.data.labels import LabelTable
-from vitdense.data.pairing import list_files, match, read_split
+from vitdense.data.opening import PICTURE_SUFFIXES
+from vitdense.data.pairing import find_pairs, list_files, read_split
 from vitdense.data.transforms import Pipeline
 from vitdense.errors import DataError
 from vitdense.types import Meta, Sample, Target
@@ -61,6 +63,8 @@ class SegmentationMaps:
         name: str = '',
         split: str | Path | None = None,
         max_pixels: int = decoding.MAX_PIXELS,
+        value_range: tuple[float, float] | None = None,
+        follow_links: bool = False,
     ) -> None:
         root = Path(root)
         self.images = root / images
@@ -68,6 +72,7 @@ class SegmentationMaps:
         self.name = name or self.images.name
         self.evaluation = evaluation
         self.max_pixels = max_pixels
+        self.value_range = interval(value_range, 'SegmentationMaps.value_range')
         self.pipeline = Pipeline(transforms)
         self.table = LabelTable(
             classes,
@@ -80,29 +85,24 @@ class SegmentationMaps:
             needed=labels is not None,
         )
         self.metainfo = self.table.metainfo
-        files = self._pairs(image_suffix, label_suffix, None if split is None else root / split)
+        files = _files(
+            self.images,
+            self.labels,
+            image_suffix=image_suffix,
+            label_suffix=label_suffix,
+            split=None if split is None else root / split,
+            follow_links=follow_links,
+            name=self.name,
+        )
         self._keys = list(files)
         self._files = list(files.values())
-
-    def _pairs(
-        self, image_suffix: str | None, label_suffix: str | None, split: Path | None
-    ) -> dict[str, tuple[str, str]]:
-        suffixes = decoding.PICTURE_SUFFIXES if image_suffix is None else (image_suffix,)
-        files = list_files(self.images, suffixes, what='pictures')
-        if split is not None:
-            files = read_split(split, files, self.images)
-        if self.labels is None:
-            return {key: (name, '') for key, name in files.items()}
-        suffixes = decoding.LABEL_SUFFIXES if label_suffix is None else (label_suffix,)
-        labels = list_files(self.labels, suffixes, what='label maps')
-        return match(files, labels, where=f'{self.images} and {self.labels}')
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def __getitem__(self, index: int) -> Sample:
         path = self.images / self._files[index][0]
-        img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels))
+        img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels, value_range=self.value_range))
         size = (img.shape[-2], img.shape[-1])
         semantic = None if self.labels is None else tv_tensors.Mask(self._read_labels(index, size))
         meta = Meta(self._keys[index], str(path), self.name, size, size)
@@ -166,3 +166,15 @@ class SegmentationMaps:
                 fix='store picture and labels in one orientation' if turned else 'export the labels at full size',
             )
         return torch.from_numpy(self.table.apply(raw.numpy(), path))
+
+
+def _files(images: Path, labels: Path | None, *, split: Path | None, **options: Any) -> dict[str, tuple[str, str]]:
+    """Return `{key: (picture, label file)}`; the label file is '' where there are no labels."""
+    if labels is not None:
+        return find_pairs(images, labels, split=split, **options)
+    suffix, links, later = options['image_suffix'], options['follow_links'], split is not None
+    suffixes = PICTURE_SUFFIXES if suffix is None else (suffix,)
+    common = dict(follow_links=links, checked_later=later and not links, say=options['name'])
+    files = list_files(images, suffixes, what='pictures', **common)
+    files = read_split(split, files, images, follow_links=links) if later else files
+    return {key: (name, '') for key, name in files.items()}

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitdense.data.files import read_text
 from vitdense.data.known import NAMES, PALETTES
 from vitdense.errors import ConfigError, did_you_mean
 
@@ -115,8 +116,8 @@ def _as_map(classes: Any, where: str) -> dict[int, str]:
 def _read(path: Path, where: str) -> Any:
     """Return what a small text file holds: a list of lines, the first synonyms of a table, or parsed json / yaml."""
     try:
-        text = path.read_text(encoding='utf-8-sig')
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f'cannot read {path.name}{did_you_mean(path.name, NAMES)}',
             where=where,
