@@ -25,6 +25,7 @@ from vitdense.data.coco_faults import (
     refuse_no_images,
     remarks,
 )
+from vitdense.data.image_check import look_for_oddities, spaced
 from vitdense.data.near_files import missing_files
 from vitdense.data.pairing import safe_below
 from vitdense.data.transforms import Pipeline
@@ -190,20 +191,20 @@ class CocoDetection:
             )
         self._choose(names, missing=True)
 
-    def check(self, limit: int | None = 64) -> int:
+    def check(self, limit: int | None = 64, *, training: bool = False) -> int:
         """Look at the size of `limit` pictures, evenly spaced (None: all), and return how many were looked at.
 
         Meant for the start of a run. Raises DataError for a size that is not what the file says.
         """
-        count = len(self) if limit is None else min(limit, len(self))
-        for index in np.linspace(0, len(self) - 1, count).astype(int).tolist():
-            row = int(self._rows[index])
+        rows = [int(self._rows[index]) for index in spaced(len(self), limit)]
+        look_for_oddities((self._file(row) for row in rows), self.value_range, _logger, self.name)
+        for row in rows:
             path = self._file(row)
             try:
                 self._check_size(row, decoding.image_size(path, max_pixels=self.max_pixels), path)
             except decoding.UnreadablePicture:
                 continue  # a bad picture has its own policy (SeededDataset)
-        return count
+        return len(rows)
 
     def _file(self, row: int) -> Path:
         """Return the path of a picture. Raises DataError for one that leads out of the folder."""

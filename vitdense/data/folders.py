@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 from vitdense.data import images as decoding
 from vitdense.data.arguments import interval
 from vitdense.data.files import Found, count_endings, find_files, nearest_name, read_text, say_found, walk
+from vitdense.data.image_check import look_for_oddities, spaced
 from vitdense.data.opening import PICTURE_SUFFIXES
 from vitdense.data.pairing import safe_below
 from vitdense.data.synsets import class_vocabulary
@@ -104,18 +105,20 @@ class ImageFolders:
         folder, files = self.image_files()
         return (folder / file for file in files)
 
-    def check(self, limit: int | None = 64, *, training: bool = True) -> int:
+    def check(self, limit: int | None = 64, *, training: bool = False) -> int:
         """Look for `limit` files of a list, evenly spaced (None: all), and return how many were looked for.
 
         Raises DataError that names up to ten files that are not there, and, for `training`, where pictures of fewer
         than two classes are there: nothing can be learnt from them.
         """
-        count = 0 if not self._listed else len(self) if limit is None else min(limit, len(self))
-        if count:
-            self._refuse_missing(np.linspace(0, len(self) - 1, count).astype(int).tolist())
+        rows = spaced(len(self), limit)
+        if self._listed:
+            self._refuse_missing(rows)
+        paths = (self.folder / os.fsdecode(self._files[row].item()) for row in rows)
+        look_for_oddities(paths, self.value_range, logger, self.name)
         if training and not self.multi_label:
             self._refuse_one_class()
-        return count
+        return len(rows) if self._listed else 0
 
     def _refuse_missing(self, rows: Sequence[int]) -> None:
         files = [os.fsdecode(self._files[row].item()) for row in rows]

@@ -144,6 +144,15 @@ def read_label_map(
     return torch.from_numpy(_label_array(picture, scale, colors, path))
 
 
+def label_colors(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> list[tuple[int, int, int]] | None:
+    """Return the palette of a label file, (r, g, b) for each number; None where it has none."""
+    with opened(path, max_pixels) as picture:
+        if picture.mode != 'P':
+            return None
+        values = picture.getpalette() or []
+        return [tuple(values[place : place + 3]) for place in range(0, len(values), 3)]
+
+
 def _label_array(
     picture: Image.Image, scale: _Scale | None, colors: Mapping[tuple[int, int, int], int] | None, path: str | Path
 ) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from vitdense.data.known import NAMES, PALETTES
 from vitdense.data.vocabularies import HERE, Color, as_color, read_classes, read_palette
 from vitdense.errors import ConfigError, DataError
 from vitdense.types import IGNORE
@@ -42,6 +43,7 @@ class LabelTable:
         names = read_classes(_given(classes), root=root)
         if len(names) > _STRANGE:
             raise _config('classes', f'{len(names)} classes', 'labels are 8-bit numbers: at most 254 classes')
+        self._own_palette = palette is not None or list(names.values()) in [list(NAMES[key]) for key in PALETTES]
         direct = label_map is None and not colored and not reduce_zero_label
         dropped = {label for label in names if direct and label in ignored}  # an ignored number is no class
         colors = dict(zip(names, read_palette(palette, list(names.values()), root=root), strict=True))
@@ -57,6 +59,7 @@ class LabelTable:
             self.colors = None
             self.lookup = _number_lookup(label_map, list(names), reduce_zero_label, ignored)
         _check_range(self.lookup, len(names))
+        self._class_colors = [tuple(color) for color in colors]
         self._table = np.array([self.lookup.get(label, _STRANGE) for label in range(256)], np.uint8)
         self.metainfo = {
             'classes': {'semantic': list(names.values())},
@@ -78,6 +81,30 @@ class LabelTable:
             raise self._out_of_range(strange, path)
         table = np.array([self.lookup[number] for number in numbers.tolist()], np.uint8)
         return table[places.reshape(raw.shape)]
+
+    def check_palette(self, raw: np.ndarray, path: Path, colors: Sequence[Color] | None) -> None:
+        """Raise DataError where the palette `colors` of a file gives its numbers the colours of other classes.
+
+        Programs that save palette images may number the colours anew: then the colours are right and the numbers
+        are not. Only a palette that was given, or that of a well-known data set, can tell.
+        """
+        if colors is None or self.colors is not None or not self._own_palette:
+            return
+        used = [number for number in np.unique(raw).tolist() if self.lookup.get(number, IGNORE) != IGNORE]
+        pairs = [(number, self.lookup[number], colors[number]) for number in used if number < len(colors)]
+        if not all(color in self._class_colors for _, _, color in pairs):
+            return
+        odd = [pair for pair in pairs if pair[2] != self._class_colors[pair[1]]]
+        if odd:
+            number, index, color = odd[0]
+            names, other = self.metainfo['classes']['semantic'], self._class_colors.index(color)
+            raise DataError(
+                f'{path.name}: number {number} is class {names[index]!r} but has the colour of {names[other]!r}',
+                where=str(path),
+                why=f'{len(odd)} numbers of the file have colours of other classes in its palette: a program may have '
+                'numbered the colours anew',
+                fix='read the colours, colored_labels=True; or leave palette= out if the numbers are right',
+            )
 
     def _out_of_range(self, numbers: list[int], path: Path) -> DataError:
         shown = ', '.join(map(str, numbers[:8])) + (', ...' if len(numbers) > 8 else '')

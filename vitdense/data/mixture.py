@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
@@ -90,11 +91,17 @@ class Mixture(Dataset):
             joined = join_metainfo(joined, dataset.metainfo, where=f'Mixture(datasets={name})')
         self.metainfo = joined
 
-    def check(self) -> None:
-        """Look at a sample of the labels of every data set. Raises DataError for what cannot be."""
+    def check(self, *, training: bool = False) -> None:
+        """Look at a sample of the labels of every data set. Raises DataError for what cannot be.
+
+        For `training`, the label maps of all data sets that are drawn hold two classes at least.
+        """
         for dataset in self.datasets.values():
-            if hasattr(dataset, 'check'):
-                dataset.check()
+            check_labels(dataset, training=False)
+        parts = [dataset for _, dataset in self.parts() if getattr(dataset, 'seen', None) is not None]
+        if training and parts and len({index for part in parts for index in part.seen.present}) < 2:
+            for part in parts:
+                part.check(training=True)
 
     def sampler(self, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, start: int = 0) -> Sampler:
         """Return the endless sampler of this mixture, for batches of `batch_size` on each of `world_size` processes."""
@@ -170,6 +177,13 @@ def rooted(recipe: Any, root: str | Path | None) -> Any:
     if not isinstance(recipe, dict) or root is None or not takes(recipe, 'root'):
         return recipe
     return {**recipe, 'root': str(Path(root) / recipe.get('root', ''))}
+
+
+def check_labels(dataset: Any, *, training: bool) -> None:
+    """Let a data set look at a sample of its labels, where it can. Raises DataError for what cannot be."""
+    if hasattr(dataset, 'check'):
+        knows = 'training' in inspect.signature(dataset.check).parameters  # a data set of the user's may not
+        dataset.check(**({'training': training} if knows else {}))
 
 
 def join_metainfo(first: Mapping[str, Any], second: Mapping[str, Any], *, where: str) -> dict[str, Any]:

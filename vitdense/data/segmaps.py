@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ from torchvision import tv_tensors
 
 from vitdense.data import images as decoding
 from vitdense.data.arguments import interval
+from vitdense.data.image_check import look_for_oddities, spaced
+from vitdense.data.label_check import LabelsSeen
 from vitdense.data.labels import LabelTable
 from vitdense.data.opening import PICTURE_SUFFIXES
 from vitdense.data.pairing import find_pairs, list_files, read_split
 from vitdense.data.transforms import Pipeline
 from vitdense.errors import DataError
 from vitdense.types import Meta, Sample, Target
+
+logger = logging.getLogger('vitdense')
 
 
 class SegmentationMaps:
@@ -35,8 +40,9 @@ class SegmentationMaps:
     is an error that names file and numbers.
 
     `image_suffix` and `label_suffix` say which files count and what is taken off their names for matching (found by
-    itself where the names agree). `split` is a text file that lists the pictures to use. Without `labels` the data set
-    holds pictures only, for prediction.
+    itself where the names agree). In one folder, files that end in `label_suffix` are label maps. `split` is a text
+    file that lists the pictures to use. `value_range` is that of `images.read_image`; `follow_links` takes what links
+    lead to from elsewhere as well. Without `labels` the data set holds pictures only, for prediction.
 
     With `evaluation` the transforms touch only the picture, and `target.semantic` stays as on disk.
 
@@ -94,6 +100,7 @@ class SegmentationMaps:
             follow_links=follow_links,
             name=self.name,
         )
+        self.seen: LabelsSeen | None = None  # what `check` saw
         self._keys = list(files)
         self._files = list(files.values())
 
@@ -122,20 +129,31 @@ class SegmentationMaps:
             if self.labels is not None:
                 yield self.labels / labels
 
-    def check(self, limit: int | None = 64) -> int:
+    def check(self, limit: int | None = 64, *, training: bool = False) -> int:
         """Look at `limit` label files, evenly spaced (None: all), and return how many were looked at.
 
-        Meant for the start of a run: it finds wrong tables before an hour of training does. Raises DataError that
-        lists up to ten files with labels out of range or with a size that is not the picture's.
+        Meant for the start of a run: it finds wrong tables before an hour of training does. The log tells which
+        classes are in none of them and what is ignored. Raises DataError that lists up to ten files with labels out of
+        range or with a size that is not the picture's, and, for `training`, where fewer than two classes have pixels
+        (then all label files are looked at).
         """
         if self.labels is None:
             return 0
-        count = len(self) if limit is None else min(limit, len(self))
+        rows = spaced(len(self), limit)
+        self.seen = LabelsSeen(self.metainfo['classes']['semantic'], colored=self.table.colors is not None)
+        look_for_oddities(self._heads(rows), self.value_range, logger, self.name)
+        self._refuse_faults(rows)
+        self.seen.say(logger, self.name, len(self))
+        if training and len(self.seen.present) < 2:
+            self._look_further(set(rows))
+            self.seen.refuse(str(self.labels))
+        return len(rows)
+
+    def _refuse_faults(self, rows: Iterable[int]) -> None:
         faults: list[DataError] = []
-        for index in np.linspace(0, len(self) - 1, count).astype(int).tolist():
+        for row in rows:
             try:
-                path = self.images / self._files[index][0]
-                self._read_labels(index, decoding.image_size(path, max_pixels=self.max_pixels))
+                self._look(row)
             except decoding.UnreadablePicture:
                 continue  # a bad picture has its own policy (SeededDataset)
             except DataError as error:
@@ -149,10 +167,30 @@ class SegmentationMaps:
                 why=faults[0].why,
                 fix=faults[0].fix,
             )
-        return count
 
-    def _read_labels(self, index: int, size: tuple[int, int]) -> Tensor:
-        """Return (H, W) uint8 class indices or IGNORE."""
+    def _look(self, row: int) -> None:
+        """Count what one label file holds. Raises DataError for what is wrong with it."""
+        size = decoding.image_size(self.images / self._files[row][0], max_pixels=self.max_pixels)
+        path = self.labels / self._files[row][1]
+        raw = self._read_numbers(row, size)
+        self.seen.add(raw, self.table.apply(raw, path))
+        self.table.check_palette(raw, path, decoding.label_colors(path, max_pixels=self.max_pixels))
+
+    def _look_further(self, done: set[int]) -> None:
+        """Look at the other label files until two classes were seen."""
+        if len(self.seen.names) < 2:
+            return
+        for row in range(len(self)):
+            if row not in done:
+                self._refuse_faults([row])
+            if len(self.seen.present) > 1:
+                return
+
+    def _heads(self, rows: Iterable[int]) -> Iterator[Path]:
+        return (self.images / self._files[row][0] for row in rows)
+
+    def _read_numbers(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        """Return (H, W) numbers of a label file. Raises DataError when it does not have the `size` of its picture."""
         path = self.labels / self._files[index][1]
         raw = decoding.read_label_map(path, colors=self.table.colors, max_pixels=self.max_pixels)
         if tuple(raw.shape) != size:
@@ -165,7 +203,12 @@ class SegmentationMaps:
                 else 'every pixel of the picture has one label',
                 fix='store picture and labels in one orientation' if turned else 'export the labels at full size',
             )
-        return torch.from_numpy(self.table.apply(raw.numpy(), path))
+        return raw.numpy()
+
+    def _read_labels(self, index: int, size: tuple[int, int]) -> Tensor:
+        """Return (H, W) uint8 class indices or IGNORE."""
+        numbers = self._read_numbers(index, size)
+        return torch.from_numpy(self.table.apply(numbers, self.labels / self._files[index][1]))
 
 
 def _files(images: Path, labels: Path | None, *, split: Path | None, **options: Any) -> dict[str, tuple[str, str]]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vitdense.data.files import read_text
 from vitdense.data.published import imagenet_synsets
 from vitdense.data.vocabularies import read_classes
 from vitdense.errors import ConfigError
@@ -60,6 +61,11 @@ def _read_wordnet(source: str | Path, root: Path) -> dict[str, str] | None:
     path = root / source
     if path.suffix != '.txt' or not path.is_file():
         return None
-    lines = [line.strip() for line in path.read_text(encoding='utf-8-sig').splitlines() if line.strip()]
+    try:
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f'cannot read {path.name}', where=str(path), why=str(error), fix='store it as a UTF-8 text file'
+        ) from None
     matches = [_LINE.fullmatch(line) for line in lines]
     return {match[1]: match[2] for match in matches} if matches and all(matches) else None

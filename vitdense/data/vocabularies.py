@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import csv
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def read_classes(classes: Sequence[str] | Mapping[int, str] | str | Path, *, roo
         where = f'classes={str(classes)!r}'
         classes = NAMES.get(str(classes)) or _read(root / classes, where)
     names = _as_map(classes, where)
-    double = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
+    double = sorted(name for name, count in Counter(names.values()).items() if count > 1)
     if double or not names:
         raise ConfigError(
             f'class names appear twice: {double}' if double else 'no class names',
@@ -57,6 +58,13 @@ def read_palette(
     if isinstance(palette, (str, Path)):
         where = f'palette={str(palette)!r}'
         palette = PALETTES.get(str(palette)) or _read(root / palette, where)
+    if isinstance(palette, str) or not isinstance(palette, (Mapping, Sequence)):
+        raise ConfigError(
+            f'{palette!r} is no palette',
+            where=where,
+            why='a palette is a list of colours, or a map from class names to colours',
+            fix='write [[128, 64, 128], ...], one colour per class',
+        )
     colors = [as_color(color, where) for color in (palette.values() if isinstance(palette, Mapping) else palette)]
     if len(colors) != len(names):
         raise ConfigError(
@@ -101,6 +109,8 @@ def _as_map(classes: Any, where: str) -> dict[int, str]:
     if isinstance(classes, Mapping):
         classes = classes.get('classes', classes.get('names', classes))
     try:
+        if isinstance(classes, str):
+            raise TypeError(f'it is one word, {classes[:40]!r}')
         if isinstance(classes, Mapping):
             return {label: str(classes[key]) for label, key in sorted((int(key), key) for key in classes)}
         return {label: str(name) for label, name in enumerate(classes)}
@@ -153,5 +163,9 @@ def _read(path: Path, where: str) -> Any:
 def _first_synonyms(rows: list[str]) -> list[str]:
     """Return the first synonym of each row, numbered from its second use on ('screen', 'screen (2)' in ADE20K)."""
     firsts = [row.split(';')[0].strip() for row in rows]
-    uses = [firsts[: place + 1].count(name) for place, name in enumerate(firsts)]
-    return [name if use == 1 else f'{name} ({use})' for name, use in zip(firsts, uses, strict=True)]
+    uses: Counter[str] = Counter()
+    names = []
+    for name in firsts:
+        uses[name] += 1
+        names.append(name if uses[name] == 1 else f'{name} ({uses[name]})')
+    return names

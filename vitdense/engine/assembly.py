@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 from torch.utils.data import Dataset
 
-from vitdense.data.mixture import check_classes
+from vitdense.data.mixture import check_classes, check_labels
 from vitdense.engine import class_rows
 from vitdense.engine.add_head import joint_metainfo, read_trained, take_over, with_head
 from vitdense.engine.artifacts import PictureHook
@@ -318,8 +318,7 @@ def _training_data(cfg: Config, sections: Mapping[str, Any]) -> dict[str, Any]:
     for other in others.values():
         refuse_missing(other, name='validation')
     for dataset in (first, *others.values()):
-        if hasattr(dataset, 'check'):
-            dataset.check()  # a sample of the labels now, rather than a crash in an hour
+        check_labels(dataset, training=dataset is first)  # a sample of the labels now, rather than a crash in an hour
     logger.info('images for training: %s%s', _size(first), _sizes('; for validation: ', others))
     return {'train_dataloader': first} | ({'val_dataloader': others} if others else {})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from vitdense.metrics.confusion import write_confusion
 from vitdense.types import IGNORE, Batch, Prediction
 
 logger = logging.getLogger('vitdense')
+MOST_CLASSES = 8192  # their counts need 512 MiB
 STRIPE = 2**24 - 1  # calcHist counts in float32, which is exact below 2**24 pixels per bin
 
 
@@ -36,7 +38,8 @@ class MeanIoU(BaseMetric):
 
     Counts are whole numbers over all pictures and ranks. A class that is neither in the truth nor predicted is left
     out of mIoU and mDice, a class that is not in the truth out of mAcc; the log names them. A picture without truth
-    is skipped and counted. Where no pixel is labelled at all there is no score, and a warning says so.
+    is skipped and counted. Where no pixel is labelled at all, or every labelled pixel is of one class and predicted
+    so, there is no score, and a warning says so: there was nothing to tell apart.
 
     `classes` are the names, by default those of the data set for `field`. `ignore` is the label that does not count.
     With `save_dir` the confusion matrix is saved there after each evaluation.
@@ -67,7 +70,7 @@ class MeanIoU(BaseMetric):
     def classes(self) -> list[str]:
         """The names of the classes. Raises ConfigError when neither the config nor the data set gives them."""
         if self._classes is not None:
-            return self._classes
+            return _few_enough(self._classes, self.head)
         known = (self.dataset_meta or {}).get('classes', {})
         if self.field not in known:
             raise ConfigError(
@@ -76,7 +79,7 @@ class MeanIoU(BaseMetric):
                 why=f"metainfo['classes'] of the data set names {sorted(known) or 'nothing'}",
                 fix='give classes=[...] to MeanIoU, or a data set whose metainfo has them',
             )
-        return list(known[self.field])
+        return _few_enough(list(known[self.field]), self.head)
 
     @property
     def confusion(self) -> Tensor:
@@ -112,11 +115,11 @@ class MeanIoU(BaseMetric):
         return {f'{self.prefix}/{name}': value for name, value in scores.items()}
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Return the scores of `confusion`, or nothing when no pixel is labelled."""
+        """Return the scores of `confusion`; nothing where fewer than two classes are labelled or predicted."""
         hits, true, predicted = _margins(self.confusion)
-        if not true.sum():
-            return {}
         seen = true + predicted > 0
+        if not true.sum() or seen.sum() < 2:
+            return {}
         return {
             'aAcc': float(hits.sum() / true.sum()),
             'mIoU': float((hits / (true + predicted - hits))[seen].mean()),
@@ -149,9 +152,24 @@ class MeanIoU(BaseMetric):
             logger.warning('%s: skipped without truth: %d of the pictures', self.prefix, skipped)
         if not any(row.pixels for row in rows):
             logger.warning('%s: n/a, no pixel is labelled', self.prefix)
+        elif len(absent) == len(rows) - 1:
+            only = next(row.name for row in rows if row.iou is not None)
+            text = '%s: n/a, every labelled pixel is %s and predicted so: without a second class there is no score'
+            logger.warning(text, self.prefix, only)
         elif absent:
             text = f'{len(absent)} of {len(rows)} classes are neither labelled nor predicted and left out of the means'
             logger.info('%s: %s: %s', self.prefix, text, ', '.join(absent))
+
+
+def _few_enough(classes: list[str], head: str) -> list[str]:
+    if 1 <= len(classes) <= MOST_CLASSES:
+        return classes
+    raise ConfigError(
+        f'{len(classes):,} classes',
+        where=f"MeanIoU(head='{head}')",
+        why=f'a confusion matrix of 1 to {MOST_CLASSES:,} classes fits into memory',
+        fix='give the classes of the label maps, one name for each',
+    )
 
 
 def count_pairs(
@@ -170,14 +188,16 @@ def count_pairs(
             fix='let the transforms of evaluation change only the picture, not the label map',
         )
     truth_plane, label_plane = truth.cpu().numpy(), labels.cpu().numpy()
-    bytes_only = truth_plane.dtype == label_plane.dtype == np.uint8
-    pairs = _count_bytes(truth_plane, label_plane) if bytes_only else _count_codes(truth_plane, label_plane, ignore)
-    if 0 <= ignore < len(pairs):
-        pairs[ignore] = 0
-    if pairs[num_classes:].any():
-        _refuse_truth(pairs, num_classes, ignore, where)
-    if pairs[:, num_classes:].any():
-        _refuse_labels(pairs, num_classes, where)
+    if truth_plane.dtype == label_plane.dtype == np.uint8:
+        pairs = _count_bytes(truth_plane, label_plane)
+        if 0 <= ignore < len(pairs):
+            pairs[ignore] = 0
+        if pairs[num_classes:].any():
+            _refuse_truth(num_classes + np.flatnonzero(pairs[num_classes:].sum(1)), num_classes, ignore, where)
+        if pairs[:, num_classes:].any():
+            _refuse_labels(num_classes + np.flatnonzero(pairs[:, num_classes:].sum(0)), num_classes, where)
+    else:
+        pairs = _count_codes(truth_plane, label_plane, num_classes, ignore, where)
     counts = np.zeros((num_classes, num_classes), np.int64)
     side = min(len(pairs), num_classes)
     counts[:side, :side] = pairs[:side, :side]
@@ -194,37 +214,29 @@ def _count_bytes(truth: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return total
 
 
-def _count_codes(truth: np.ndarray, labels: np.ndarray, ignore: int) -> np.ndarray:
-    """Return (S, S) int64 counts of two integer planes, S one above the largest value. Negative truth is an error."""
+def _count_codes(truth: np.ndarray, labels: np.ndarray, num_classes: int, ignore: int, where: str) -> np.ndarray:
+    """Return (K, K) int64 counts of two integer planes. Values are checked before anything of their size is made."""
     valid = truth != ignore
     truth, labels = truth[valid].astype(np.int64), labels[valid].astype(np.int64)
-    if not truth.size:
-        return np.zeros((0, 0), np.int64)
-    if min(truth.min(), labels.min()) < 0:
-        raise DataError(
-            'a label map has negative values',
-            where='MeanIoU',
-            why='labels are class numbers from 0, or the ignore value',
-            fix='map the values of the label files to class numbers in the data set',
-        )
-    side = int(max(truth.max(), labels.max())) + 1
-    return np.bincount(truth * side + labels, minlength=side * side).reshape(side, side)
+    for values, refuse in ((truth, partial(_refuse_truth, ignore=ignore)), (labels, _refuse_labels)):
+        strange = np.unique(values[(values < 0) | (values >= num_classes)])
+        if len(strange):
+            refuse(strange, num_classes, where=where)
+    return np.bincount(truth * num_classes + labels, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def _refuse_truth(pairs: np.ndarray, num_classes: int, ignore: int, where: str) -> None:
-    values = [int(value) + num_classes for value in np.flatnonzero(pairs[num_classes:].sum(1))]
+def _refuse_truth(values: np.ndarray, num_classes: int, ignore: int, where: str) -> None:
     raise DataError(
-        f'labels {values[:10]} are not in 0..{num_classes - 1} or ignore {ignore}',
+        f'labels {values[:10].tolist()} are not in 0..{num_classes - 1} or ignore {ignore}',
         where=where,
-        why=f'the metric knows {num_classes} classes',
+        why=f'the metric knows {num_classes} classes' + (', and no class is negative' if values.min() < 0 else ''),
         fix='check the label map and the class names of the data set',
     )
 
 
-def _refuse_labels(pairs: np.ndarray, num_classes: int, where: str) -> None:
-    values = [int(value) + num_classes for value in np.flatnonzero(pairs[:, num_classes:].sum(0))]
+def _refuse_labels(values: np.ndarray, num_classes: int, where: str) -> None:
     raise ConfigError(
-        f'predicted classes {values[:10]} are not in 0..{num_classes - 1}',
+        f'predicted classes {values[:10].tolist()} are not in 0..{num_classes - 1}',
         where=where,
         why=f'the model knows more classes than the {num_classes} of the data set under test',
         fix='test on a data set with the classes that the model was trained on',
