@@ -118,6 +118,16 @@ def test_no_labelled_pixel_means_no_score(said):
     )
 
 
+@pytest.mark.parametrize('names', [NAMES, NAMES[:1]])
+def test_without_a_second_class_there_is_no_score(said, names):
+    truth = torch.zeros(4, 4, dtype=torch.uint8)
+    truth[0] = IGNORE
+    metric = MeanIoU(classes=names)
+    assert _evaluate(metric, [(truth, truth * 0)]) == {}
+    assert [row.iou for row in metric.table()] == [None] * len(names) and metric.table()[0].pixels == 12
+    assert any('every labelled pixel is sky and predicted so' in text for text in said.messages)
+
+
 def test_evaluate_forgets_and_classes_come_from_the_data_set():
     metric = MeanIoU()
     metric.dataset_meta = {'classes': {'semantic': NAMES[:4]}}
@@ -145,6 +155,25 @@ def test_wrong_values_name_the_picture():
         count_pairs(good, bad[:2], 4)
     with pytest.raises(DataError, match='negative'):
         count_pairs(good.short() - 1, good, 4)
+
+
+@pytest.mark.parametrize('kind', [torch.int32, torch.int64])
+def test_large_numbers_are_refused_before_anything_of_their_size_is_made(monkeypatch, kind):
+    """Their square would be 32 GB of counts."""
+    monkeypatch.setattr(np, 'bincount', lambda *args, **options: pytest.fail('counted before it was checked'))
+    good, bad = torch.zeros(4, 4, dtype=torch.uint8), torch.zeros(4, 4, dtype=kind)
+    bad[1, 1], bad[1, 2] = 65535, -2
+    with pytest.raises(DataError, match=r'labels \[-2, 65535\] are not in 0..3 or ignore 255') as caught:
+        count_pairs(bad, good, 4, where='a.png')
+    assert caught.value.where == 'a.png'
+    with pytest.raises(ConfigError, match=r'predicted classes \[-2, 65535\]'):
+        count_pairs(good, bad, 4)
+
+
+@pytest.mark.parametrize('count', [0, 8193, 10**6])
+def test_a_number_of_classes_has_a_limit(count):
+    with pytest.raises(ConfigError, match=f'{count:,} classes'):
+        MeanIoU(classes=[str(index) for index in range(count)]).evaluate(0)
 
 
 def test_many_classes_and_wide_integers():

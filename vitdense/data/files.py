@@ -62,6 +62,8 @@ def _list_folder(folder: str, prefix: str, files: list[str], links: list[tuple[s
     open_folders = [(folder, prefix)]
     while open_folders:
         folder, prefix = open_folders.pop()
+        if folder in seen:  # a link led to a folder above
+            continue
         seen.add(folder)
         try:
             with os.scandir(folder) as listing:

@@ -277,7 +277,7 @@ def _rgb_array(
     except Exception as error:
         raise unreadable(path, f'mode {mode} has no RGB form', reason(error), 'store it as 8-bit RGB') from error
     if value_range is not None and value_range[1] <= 255:  # other ranges are meant for files of more bits
-        array = _stretch(array, value_range)
+        array = _stretch(array if scale is None else _stored(array, scale), value_range)
     return array, int(array.max(initial=0)) * 256 + 255 if bits == 16 and mode in DEEP_COLORS else None
 
 

@@ -32,14 +32,14 @@ class LabelTable:
         label_map: Mapping[Any, int | None] | None = None,
         colored: bool = False,
         reduce_zero_label: bool = False,
-        ignore: int | Sequence[int | Sequence[int]] = IGNORE,
+        ignore: int | Sequence[int | Sequence[int]] | None = None,
         root: Path = HERE,
         needed: bool = True,
     ) -> None:
         if classes is None and not needed:
             self.colors, self.metainfo = None, {'classes': {}, 'palette': {}}
             return
-        ignored = [ignore] if isinstance(ignore, int) else list(ignore)
+        ignored = _ignored(ignore, label_map or {})
         names = read_classes(_given(classes), root=root)
         if len(names) > _STRANGE:
             raise _config('classes', f'{len(names)} classes', 'labels are 8-bit numbers: at most 254 classes')
@@ -134,6 +134,14 @@ class LabelTable:
             return 'No pixel is ignored.'
         listed = ', '.join(ignored[:8]) + (', ...' if len(ignored) > 8 else '')
         return f'{what.capitalize()} {listed} in the files are ignored: they enter neither loss nor metric.'
+
+
+def _ignored(ignore: int | Sequence[Any] | None, label_map: Mapping[Any, int | None]) -> list[Any]:
+    """Return what is ignored: by default 255, unless the table says that it is a class."""
+    if ignore is None:
+        is_class = label_map.get(IGNORE, label_map.get(str(IGNORE))) not in (None, IGNORE)
+        return [] if is_class else [IGNORE]
+    return [ignore] if isinstance(ignore, int) else list(ignore)
 
 
 def _number_lookup(

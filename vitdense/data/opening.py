@@ -198,6 +198,7 @@ def _describe_tiff(file: IO[bytes]) -> tuple[str, str]:
         tags = TiffImagePlugin.ImageFileDirectory_v2(head + (file.read(8) if b'+' in head[:4] else b''))
         file.seek(tags.next)
         tags.load(file)
+        int(tags[256]), int(tags[257])  # a directory that was cut has no size
         bands, bits = int(tags.get(277, 1)), sorted(set(tags.get(258, (1,))))
         kind = {2: 'signed ', 3: 'float ', 5: 'complex ', 6: 'complex '}.get(tags.get(339, (1,))[0], '')
         marked = int(tags.get(262, 1))

@@ -35,9 +35,9 @@ class SegmentationMaps:
     What the numbers in the label files mean: number k is class k; with `reduce_zero_label` 0 is ignored and k is class
     k - 1 (ADE20K); `label_map={number: class index}` says it in a table (255 or None: ignored); a map of classes
     {number: name} is such a table as well. `ignore` is one number, or several, that stand for no class (a class whose
-    own number is ignored is left out). With `colored_labels` the label files hold the colours of the palette instead
-    (`ignore` may then name colours, too), and a `label_map` has colours (r, g, b) for keys. Any other number in a file
-    is an error that names file and numbers.
+    own number is ignored is left out); by default it is 255, unless the `label_map` gives 255 a class. With
+    `colored_labels` the label files hold the colours of the palette instead (`ignore` may then name colours, too), and
+    a `label_map` has colours (r, g, b) for keys. Any other number in a file is an error that names file and numbers.
 
     `image_suffix` and `label_suffix` say which files count and what is taken off their names for matching (found by
     itself where the names agree). In one folder, files that end in `label_suffix` are label maps. `split` is a text
@@ -63,7 +63,7 @@ class SegmentationMaps:
         label_map: Mapping[Any, int | None] | None = None,
         colored_labels: bool = False,
         reduce_zero_label: bool = False,
-        ignore: int | Sequence[int | Sequence[int]] = 255,
+        ignore: int | Sequence[int | Sequence[int]] | None = None,
         transforms: Sequence[Callable | dict] = (),
         evaluation: bool = False,
         name: str = '',

@@ -28,8 +28,8 @@ class ClassScore(NamedTuple):
     """One row of the table. A score is None where it is not defined: nothing to divide by."""
 
     name: str
-    iou: float | None  # in [0, 1]; None: the class is neither in the truth nor predicted
-    acc: float | None  # in [0, 1]; None: the class is not in the truth
+    iou: float | None  # in [0, 1]; None: the class is neither in the truth nor predicted, or no other class is
+    acc: float | None  # in [0, 1]; None: the class is not in the truth, or no other class is in truth or prediction
     pixels: int  # labelled pixels of this class
 
 
@@ -130,15 +130,12 @@ class MeanIoU(BaseMetric):
     def table(self) -> list[ClassScore]:
         """Return one row for each class, in the order of the classes."""
         hits, true, predicted = (margin.tolist() for margin in _margins(self.confusion))
+        unions = [t + p - h for h, t, p in zip(hits, true, predicted, strict=True)]
+        if sum(union > 0 for union in unions) < 2:  # nothing to tell apart
+            return [ClassScore(name, None, None, int(pixels)) for name, pixels in zip(self.classes, true, strict=True)]
         return [
             ClassScore(name, hit / union if union else None, hit / pixels if pixels else None, int(pixels))
-            for name, hit, pixels, union in zip(
-                self.classes,
-                hits,
-                true,
-                (t + p - h for h, t, p in zip(hits, true, predicted, strict=True)),
-                strict=True,
-            )
+            for name, hit, pixels, union in zip(self.classes, hits, true, unions, strict=True)
         ]
 
     def save_confusion(self, folder: str | Path) -> None:
@@ -152,8 +149,8 @@ class MeanIoU(BaseMetric):
             logger.warning('%s: skipped without truth: %d of the pictures', self.prefix, skipped)
         if not any(row.pixels for row in rows):
             logger.warning('%s: n/a, no pixel is labelled', self.prefix)
-        elif len(absent) == len(rows) - 1:
-            only = next(row.name for row in rows if row.iou is not None)
+        elif len(absent) == len(rows):
+            only = next(row.name for row in rows if row.pixels)
             text = '%s: n/a, every labelled pixel is %s and predicted so: without a second class there is no score'
             logger.warning(text, self.prefix, only)
         elif absent:
