@@ -47,6 +47,12 @@ def test_colours_mean_the_same_in_all_pictures():
     assert abs(left[0] - other_left[0]) < 40 and abs(right[0] - other_right[0]) < 40
 
 
+@pytest.mark.parametrize('grids', [[(1, 1)], [(1, 1), (1, 1)], [(1, 5)], [(1, 1), (3, 4)]])
+def test_maps_of_single_cells_have_colours(grids):
+    shown = principal_colors([torch.randn(8, *grid) for grid in grids])
+    assert [one.whole.shape for one in shown] == [one.front.shape for one in shown] == [(*grid, 3) for grid in grids]
+
+
 def test_heat_is_brightest_where_attention_is():
     values = torch.zeros(4, 6)
     values[1, 2] = 1.0

@@ -64,6 +64,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--fps', type=float, metavar='F', help='frame rate of written videos (default: that of the source)')
     add('--max-frames', type=positive, metavar='N', help='stop a video or camera after N frames')
     add('--max-pixels', type=positive, metavar='N', help='refuse larger pictures (default: 180,000,000)')
+    add(
+        '--value-range',
+        type=float,
+        nargs=2,
+        metavar=('LOW', 'HIGH'),
+        help='what is black and white in images of more than 8 bits (0 4095 for 12; default: as in training)',
+    )
     args = parser.parse_args(argv)
     by_config = args.config is not None and args.checkpoint is not None
     if by_config == (args.model is not None) or (args.config is None) != (args.checkpoint is None):
@@ -117,6 +124,8 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     options: dict[str, Any] = {'device': args.device, 'amp': args.amp, 'batch_size': args.batch, 'tile': args.tile}
     if args.max_pixels:
         options['max_pixels'] = args.max_pixels
+    if args.value_range:
+        options['value_range'] = tuple(args.value_range)
     if args.model is not None:
         predictor = load(args.model, **options)
     else:

@@ -38,6 +38,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help='short side that the network sees, in pixels (default: 448, or as trained)',
     )
     add('--query', type=_pixel, metavar='X,Y', help='attention of the patch at this pixel, not of the class token')
+    add(
+        '--value-range',
+        type=float,
+        nargs=2,
+        metavar=('LOW', 'HIGH'),
+        help='what is black and white in images of more than 8 bits (0 4095 for 12)',
+    )
     add('--out', default='work_dirs/features', metavar='D', help='folder for the pictures (default: %(default)s)')
     add('--device', help='cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)')
     args = parser.parse_args(argv)
@@ -62,9 +69,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = OutputNames(out, inputs)
     maker = FeaturePictures(load_vit(args), size=args.size, device=read_device(args.device))
     if args.kind == 'pca':
-        sheets = iter(maker.components([as_tensor(item.source) for item in inputs], args.layers))
+        sheets = iter(
+            maker.components([as_tensor(item.source, value_range=args.value_range) for item in inputs], args.layers)
+        )
     else:
-        sheets = (maker.attention(as_tensor(item.source), args.layers, query=args.query) for item in inputs)
+        sheets = (
+            maker.attention(as_tensor(item.source, value_range=args.value_range), args.layers, query=args.query)
+            for item in inputs
+        )
     for item, sheet in zip(inputs, sheets, strict=True):
         console().print(str(write_picture(sheet, names.name(item, '.png', tag=f'_{args.kind}'))))
 

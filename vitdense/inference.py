@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from vitdense.data.images import MAX_PIXELS, from_pil, read_image
+from vitdense.data.arguments import interval
+from vitdense.data.images import from_pil, read_image, stretch
+from vitdense.data.opening import MAX_PIXELS
 from vitdense.data.transforms import Pipeline
 from vitdense.engine.predictor_options import arithmetic, device_name, refuse_unknown, whole_number
 from vitdense.engine.resources import choose_precision, read_device
@@ -114,13 +116,15 @@ class Result:
 def load(model_dir: str | Path, **options: Any) -> Predictor:
     """Return the predictor of a model folder (`model.json`, `model.safetensors`), as training leaves one.
 
-    `options` go to `Predictor`: `device`, `amp`, `batch_size`, `max_pixels`, `tile`. Loading runs no code of the
+    `options` go to `Predictor`: `device`, `amp`, `batch_size`, `max_pixels`, `tile`, `value_range` (by default that of
+    the data which the model was validated with). Loading runs no code of the
     folder. Raises CheckpointError when the folder is not whole, ConfigError for options that cannot be.
     """
     from vitdense.engine.model_folder import read_model_folder
 
     refuse_unknown(options, OPTIONS, where='vitdense.load')
     model, info = read_model_folder(model_dir)
+    options = {'value_range': info.get('value_range'), **options}
     return Predictor(model, transforms=info['transforms'], metainfo=_metainfo(info), **options)
 
 
@@ -134,6 +138,8 @@ class Predictor:
     pictures of a list, or windows of a picture, go through the network at a time; `max_pixels` bounds the size of a
     picture file. With `tile`, pictures are looked at in their own pixels, without `transforms`, in windows of that
     side every two thirds of it: for pictures of any size, in bounded memory (`Tiler`, accumulate='labels').
+    `value_range` (low, high) says which numbers are black and white in files and arrays of more than 8 bits whose range
+    is not known: 12 bits stored in 16, or floats.
     """
 
     def __init__(
@@ -147,9 +153,11 @@ class Predictor:
         batch_size: int = 8,
         max_pixels: int = MAX_PIXELS,
         tile: int | None = None,
+        value_range: tuple[float, float] | None = None,
     ) -> None:
         self.batch_size = whole_number(batch_size, 'batch_size')
         self.max_pixels = whole_number(max_pixels, 'max_pixels')
+        self.value_range = interval(value_range, 'value_range')
         self.device = read_device(device_name(device))
         precision = choose_precision(arithmetic(amp), self.device)
         if tile is not None:
@@ -180,7 +188,7 @@ class Predictor:
 
     def read(self, image: Picture) -> Tensor:
         """Return any kind of picture as the predictor reads it: (3, H, W) uint8 RGB on the CPU. Raises DataError."""
-        return as_tensor(image, max_pixels=self.max_pixels)
+        return as_tensor(image, max_pixels=self.max_pixels, value_range=self.value_range)
 
     def _prepare(self, image: Picture) -> _Prepared:
         start = time.perf_counter()
@@ -204,6 +212,7 @@ class Predictor:
 
         refuse_unknown(options, OPTIONS, where='Predictor.from_config')
         model, info = read_checkpoint_model(config, checkpoint)
+        options = {'value_range': info.get('value_range'), **options}
         return cls(model, transforms=info['transforms'], metainfo=_metainfo(info), **options)
 
     @torch.inference_mode()
@@ -247,19 +256,24 @@ class _Prepared:
     times: Mapping[str, float]
 
 
-def as_tensor(image: Picture, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Return any kind of picture as (3, H, W) uint8 RGB on the CPU. Raises DataError for what is none."""
+def as_tensor(
+    image: Picture, *, max_pixels: int = MAX_PIXELS, value_range: tuple[float, float] | None = None
+) -> Tensor:
+    """Return any kind of picture as (3, H, W) uint8 RGB on the CPU. Raises DataError for what is none.
+
+    `value_range` (low, high) says what is black and white where that is not known: see `read_image`.
+    """
     if isinstance(image, str | Path):
-        return read_image(image, max_pixels=max_pixels)
+        return read_image(image, max_pixels=max_pixels, value_range=value_range)
     if isinstance(image, Tensor):
         if image.ndim == 3 and image.shape[0] == 3 and image.dtype == torch.uint8 and image.numel():
             return image.as_subclass(Tensor).detach().cpu()
         raise _no_picture(f'a tensor of shape {tuple(image.shape)} and {image.dtype}', 'a (3, H, W) uint8 tensor')
     if isinstance(image, np.ndarray):
-        return _from_array(image)
+        return _from_array(image, value_range)
     if hasattr(image, 'getexif') and hasattr(image, 'convert'):  # a PIL image, without importing PIL to ask
         with _PIL_DECODING:
-            return from_pil(image)
+            return from_pil(image, value_range=value_range)
     raise _no_picture(f'an object of type {type(image).__name__}', 'a path, a PIL image, an array or a tensor')
 
 
@@ -280,9 +294,12 @@ def class_list(metainfo: Mapping[str, Any], head: str, names: Sequence[str]) -> 
     return [{key: value for key, value in row.items() if value is not None} for row in rows]
 
 
-def _from_array(array: np.ndarray) -> Tensor:
+def _from_array(array: np.ndarray, value_range: tuple[float, float] | None) -> Tensor:
+    if array.dtype != np.uint8 and value_range is not None and array.dtype.kind in 'uif':
+        array = stretch(array, value_range)
     if array.dtype != np.uint8:
-        raise _no_picture(f'an array of {array.dtype}', 'an (H, W, 3) uint8 array with values 0..255, RGB')
+        wanted = 'an (H, W, 3) uint8 array with values 0..255, RGB, or value_range=(low, high) to the predictor'
+        raise _no_picture(f'an array of {array.dtype}', wanted)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:

@@ -8,7 +8,10 @@ from PIL import Image
 from timm.models import get_pretrained_cfg
 from torchvision import tv_tensors
 
+from vitdense.data import crops
 from vitdense.data.crops import EvaluationCrop
+from vitdense.data.images import UnreadablePicture
+from vitdense.data.transforms import ResizeShortSide
 from vitdense.errors import ConfigError
 from vitdense.types import Meta, Sample, Target
 
@@ -56,3 +59,30 @@ def test_what_cannot_be_is_refused():
         EvaluationCrop(crop_pct=1.1)
     with pytest.raises(ConfigError, match='is no crop'):
         EvaluationCrop(interpolation='nearest')
+
+
+@pytest.mark.parametrize('size', [(1, 20000), (20000, 1), (2, 4001), (3, 30000)])
+def test_a_narrow_picture_is_cut_before_it_is_resized(size, monkeypatch):
+    """1 x 20000 pixels would become 256 x 5,120,000."""
+    crop, seen = EvaluationCrop(), []
+    steps = crop._steps
+    monkeypatch.setattr(crop, '_steps', lambda sample: seen.append(sample.img.shape) or steps(sample))
+    assert cut(picture(*size), crop).shape == (3, 224, 224)
+    assert max(seen[0][1:]) <= 400
+
+
+@pytest.mark.parametrize('size', [(1, 120), (121, 2), (3, 200), (7, 300), (300, 4001), (250, 9000)])
+@pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
+def test_the_cut_shows_what_the_whole_would_show(size, interpolation, monkeypatch):
+    crop, array = EvaluationCrop(size=32, interpolation=interpolation), picture(*size)
+    whole = cut(array, crop)
+    monkeypatch.setattr(crops, 'LARGEST', 0)
+    difference = (cut(array, crop).int() - whole.int()).abs()
+    assert difference.max() <= 4 and difference.float().mean() < 1
+
+
+def test_other_resizes_refuse_what_would_fill_the_memory():
+    narrow = Sample(tv_tensors.Image(torch.zeros(3, 1, 20000, dtype=torch.uint8)), Target(), Meta(0, path='a/b.png'))
+    with pytest.raises(UnreadablePicture, match='b.png: 20000 x 1 pixels would become 10240000 x 512'):
+        ResizeShortSide(size=512)(narrow)
+    assert ResizeShortSide(size=512, max_size=1024)(narrow).img.shape == (3, 1, 1024)

@@ -88,6 +88,14 @@ def test_auxiliary_logits_come_in_training_only_from_the_chosen_map():
     assert [tuple(aux.shape) for aux in lone(Features(maps=features.maps[:1], size=(64, 64))).aux] == [(2, 5, 16, 16)]
 
 
+def test_one_cell_of_one_picture_is_an_error_of_every_batch_norm():
+    head, one = LinearHead((8,), (16,), 5), Features(maps=(torch.randn(1, 8, 1, 1),), size=(16, 16))
+    with pytest.raises(ConfigError, match='one value per channel'):
+        head(one)
+    assert head.eval()(one).logits.shape == (1, 5, 1, 1)
+    assert head.train()(Features(maps=(torch.randn(2, 8, 1, 1),), size=(16, 16))).logits.shape == (2, 5, 1, 1)
+
+
 def test_one_picture_pooled_to_one_cell_is_an_error_with_a_cure():
     head = UPerNetHead((8,) * 4, (4, 8, 16, 32), 5, channels=8)
     with pytest.raises(ConfigError, match='one value per channel') as caught:

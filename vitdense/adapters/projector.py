@@ -10,11 +10,12 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from vitdense.layers.blocks import BatchNorm2d
 from vitdense.ops.layout import channels_last
 from vitdense.ops.padding import map_extents, zero_padding
 from vitdense.types import Features, LayerRequest
 
-NORMS = {'layer': LayerNorm2d, 'batch': nn.BatchNorm2d}
+NORMS = {'layer': LayerNorm2d, 'batch': BatchNorm2d}
 WIDE = 512  # channels above which a map is narrowed before it is enlarged
 Norm = Callable[[int], nn.Module]
 

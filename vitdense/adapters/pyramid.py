@@ -9,6 +9,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitdense.layers.blocks import BatchNorm2d
 from vitdense.ops.layout import channels_last
 from vitdense.ops.padding import map_extents, zero_padding
 from vitdense.types import Features, LayerRequest
@@ -92,7 +93,7 @@ class LayerPyramid(nn.Module):
         norm: Literal['batch', 'layer'] = 'batch',
     ) -> None:
         super().__init__()
-        norms = {'batch': nn.BatchNorm2d, 'layer': LayerNorm2d}
+        norms = {'batch': BatchNorm2d, 'layer': LayerNorm2d}
         if norm not in norms:
             raise ValueError(f"norm={norm!r} is unknown; use 'batch' or 'layer'")
         if len(layers) != len(SCALES):

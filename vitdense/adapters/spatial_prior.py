@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitdense.adapters.interaction import Cells, Extractor, init_weights
-from vitdense.layers.blocks import ConvBlock
+from vitdense.layers.blocks import BatchNorm2d, ConvBlock
 from vitdense.ops.layout import channels_last
 from vitdense.ops.padding import map_extents, zero_padding
 from vitdense.ops.resample import restride
@@ -120,7 +120,7 @@ class SpatialPyramid(nn.Module):
             for count in counts
         )
         self.up = nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2).apply(init_weights) if detail else None
-        self.norms = nn.ModuleList(nn.BatchNorm2d(dim) for _ in self.strides)
+        self.norms = nn.ModuleList(BatchNorm2d(dim) for _ in self.strides)
 
     def start(self, imgs: Tensor, valid: Tensor | None = None) -> Spatial:
         """Return the spatial features of `imgs` (B, 3, H, W) before the first interaction; `valid` as in `Batch`."""

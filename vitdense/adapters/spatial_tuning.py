@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitdense.layers.blocks import BatchNorm2d
 from vitdense.ops.padding import map_extents, rectangles, zero_padding
 from vitdense.ops.resample import restride
 from vitdense.types import Features, LayerRequest
@@ -85,4 +86,4 @@ def _pool(x: Tensor, extents: Tensor | None) -> Tensor:
 
 def _conv_norm(in_channels: int, out_channels: int, *, kernel_size: int, stride: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+    return nn.Sequential(conv, BatchNorm2d(out_channels))

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from vitdense.errors import ConfigError
+from vitdense.layers.blocks import BatchNorm2d
 from vitdense.ops.padding import map_extents, zero_padding
 
 
@@ -63,7 +64,7 @@ def set_stem(model: nn.Module, stem: Literal['patch', 'conv']) -> None:
 
 def _conv_norm(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+    return nn.Sequential(conv, BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
 def _check_sizes(embed_dim: int, patch_size: int, num_steps: int) -> None:

@@ -15,11 +15,23 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
+from vitdense.data.opening import MAX_PIXELS, unreadable
 from vitdense.types import IGNORE, Sample, Target
 
 
 def resize(sample: Sample, size: tuple[int, int], *, antialias: bool = True) -> Sample:
-    """Resize to `size` (H, W). Without `antialias` a smaller picture is sampled, not averaged (as OpenCV does)."""
+    """Resize to `size` (H, W). Without `antialias` a smaller picture is sampled, not averaged (as OpenCV does).
+
+    Raises UnreadablePicture for a size of more than `MAX_PIXELS`: a narrow picture with a given short side.
+    """
+    if size[0] * size[1] > max(MAX_PIXELS, sample.img.shape[-2] * sample.img.shape[-1]):
+        height, width = sample.img.shape[-2:]
+        raise unreadable(
+            sample.meta.path or f'image {sample.meta.image_id}',
+            f'{width} x {height} pixels would become {size[1]} x {size[0]}',
+            f'that is more than {MAX_PIXELS / 1e6:g} Mpx: the picture is too narrow for this resize',
+            'remove the picture, or bound the long side (max_size)',
+        )
     if tuple(sample.img.shape[-2:]) == tuple(size):
         return sample
     target = sample.target

@@ -80,7 +80,7 @@ def read_levels(
         if value_range is None:
             array = _decode_plain_jpeg(source, picture)
         elif _bits(picture) == 16 and picture.mode in DEEP_COLORS:
-            array = _stretch(_deep_color(source, picture, path), value_range)
+            array = stretch(_deep_color(source, picture, path), value_range)
         if array is None:
             array, brightest = _rgb_array(picture, path, value_range)
     return Levels(torch.from_numpy(array).permute(2, 0, 1), brightest)  # (H, W, 3) -> (3, H, W)
@@ -277,7 +277,7 @@ def _rgb_array(
     except Exception as error:
         raise unreadable(path, f'mode {mode} has no RGB form', reason(error), 'store it as 8-bit RGB') from error
     if value_range is not None and value_range[1] <= 255:  # other ranges are meant for files of more bits
-        array = _stretch(array if scale is None else _stored(array, scale), value_range)
+        array = stretch(array if scale is None else _stored(array, scale), value_range)
     return array, int(array.max(initial=0)) * 256 + 255 if bits == 16 and mode in DEEP_COLORS else None
 
 
@@ -290,7 +290,7 @@ def _gray_levels(
 ) -> np.ndarray:
     """Return (H, W) uint8 of numbers (H, W) with more than 8 bits."""
     if value_range is not None:
-        return _stretch(array if scale is None else _stored(array, scale), value_range)
+        return stretch(array if scale is None else _stored(array, scale), value_range)
     if bits == 16:
         return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 257 = 255
     if bits == 12:  # packed in a TIFF: their range is known
@@ -354,6 +354,7 @@ def _stored(array: np.ndarray, scale: _Scale) -> np.ndarray:
     return (array.astype(np.int64) * scale.stored + scale.shown // 2) // scale.shown
 
 
-def _stretch(array: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+def stretch(array: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    """Return numbers as uint8: from (low, high) to 0 ... 255, values beyond clipped, NaN as low."""
     low, high = value_range
     return (np.nan_to_num((array.astype(np.float64) - low) / (high - low)).clip(0, 1) * 255 + 0.5).astype(np.uint8)

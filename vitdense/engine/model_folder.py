@@ -147,13 +147,14 @@ def read_checkpoint_model(config: str | Path, checkpoint: str | Path) -> tuple[D
     borrowed = facts.get('borrowed')
     model = build_trained(recipe, metainfo['classes'], state, where=str(checkpoint), borrowed=borrowed)
     merge_lora(model)  # nothing learns any more
-    transforms = picture_recipe(content).get('transforms') or []
+    data = picture_recipe(content)
     return model, {
         'recipe': without_lora(without_pretrained(recipe)),
         'classes': metainfo['classes'],
         'palette': metainfo.get('palette', {}),
         'category_ids': metainfo.get('category_ids', {}),
-        'transforms': list(transforms),
+        'transforms': list(data.get('transforms') or []),
+        'value_range': data.get('value_range'),
     }
 
 

@@ -157,7 +157,8 @@ def finish(runner: DenseRunner) -> None:
     folder, cfg = runner.folder, runner.cfg
     best = folder / 'best.pth'
     content = read_checkpoint(best) if best.exists() else runner.state()
-    transforms = picture_recipe(cfg.to_dict()).get('transforms') or []
+    data = picture_recipe(cfg.to_dict())
+    transforms, value_range = data.get('transforms') or [], data.get('value_range')
     network = runner.network_model.network
     recipe, state = self_contained(runner.network_model, cfg.to_dict()['model'], content['state_dict'])
     added = cfg.to_dict().get('add_head')
@@ -172,7 +173,8 @@ def finish(runner: DenseRunner) -> None:
         state,
         metainfo=content['metainfo'],
         transforms=transforms,
-        facts={'mean': list(network.mean), 'std': list(network.std), 'step': content['step']},
+        facts={'mean': list(network.mean), 'std': list(network.std), 'step': content['step']}
+        | ({'value_range': list(value_range)} if value_range else {}),
     )
     if hasattr(network, 'encoder_weights'):
         state = {name.removeprefix('network.'): value for name, value in content['state_dict'].items()}

@@ -9,6 +9,7 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from vitdense.layers.blocks import BatchNorm2d
 from vitdense.ops.padding import hold_edges, map_extents, resize
 from vitdense.types import ClassLayer, Features, PixelOutputs
 
@@ -34,7 +35,7 @@ class LinearHead(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        norms = {'batch': nn.BatchNorm2d, 'layer': LayerNorm2d, 'none': nn.Identity}
+        norms = {'batch': BatchNorm2d, 'layer': LayerNorm2d, 'none': nn.Identity}
         if norm not in norms:
             raise ValueError(f"norm={norm!r} is unknown; use 'batch', 'layer' or 'none'")
         self.strides = tuple(strides)

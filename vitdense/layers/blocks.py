@@ -13,11 +13,25 @@ from vitdense.errors import ConfigError
 Norm = Literal['batch', 'layer']
 
 
+class BatchNorm2d(nn.BatchNorm2d):
+    """torch's, which says what to do about a map of one value per channel in training: it has no variance."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x[:, 0].numel() == 1:
+            raise ConfigError(
+                'batch normalisation saw one value per channel',
+                where=f'a map of {tuple(x.shape)} in training',
+                why='a single image with a single cell has no variance',
+                fix="train with a batch of at least 2 images per process, larger images, or norm='layer'",
+            )
+        return super().forward(x)
+
+
 def norm_of(kind: Norm, channels: int) -> nn.Module:
     """Return the normalisation of maps of `channels`. Raises ValueError for a kind that is none."""
     if kind not in get_args(Norm):
         raise ValueError(f"norm={kind!r} is unknown; use 'batch' or 'layer'")
-    return nn.BatchNorm2d(channels) if kind == 'batch' else LayerNorm2d(channels)
+    return BatchNorm2d(channels) if kind == 'batch' else LayerNorm2d(channels)
 
 
 class ConvBlock(nn.Module):
@@ -40,11 +54,4 @@ class ConvBlock(nn.Module):
 
     def finish(self, x: Tensor) -> Tensor:
         """Normalise and rectify what the convolution gave. Raises ConfigError when there is nothing to normalise by."""
-        if self.training and isinstance(self.norm, nn.BatchNorm2d) and x[:, 0].numel() == 1:
-            raise ConfigError(
-                'batch normalisation saw one value per channel',
-                where=f'a map of {tuple(x.shape)} in training',
-                why='a single picture pooled to a single cell has no variance',
-                fix="train with a batch of at least 2 pictures per process, or with norm='layer'",
-            )
         return functional.relu(self.norm(x), inplace=True)

@@ -84,6 +84,8 @@ def _foreground(values: Tensor, border: Tensor) -> Tensor:
 
 def _parting(values: Tensor) -> tuple[float, float]:
     """Return where `values` (N,) fall in two best, and the share of their variance between the sides (Otsu 1979)."""
+    if len(values) < 2:
+        return float(values[0]), 0.0
     ordered = values.sort().values
     count = torch.arange(1, len(ordered), dtype=ordered.dtype)
     below = ordered.cumsum(0)[:-1]
