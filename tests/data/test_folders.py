@@ -1,5 +1,6 @@
 """Image folders and lists of pictures: classes, names, labels, and what is wrong with them."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -171,3 +172,26 @@ def test_real_folders(shared):
     )
     assert len(data) == 300 and data[0].img.shape == (3, 128, 128)
     assert names_of(data)[0] == 'tench' and names_of(data)[-1] == 'parachute'
+
+
+def test_folders_whose_names_are_not_utf8_are_classes_with_printable_names(root):
+    for name in (b'caf\xe9', b'th\xe9'):
+        folder = os.path.join(os.fsencode(root), b'other', name)
+        os.makedirs(folder)
+        Image.new('RGB', (4, 4)).save(os.path.join(folder, b'\xff.png'))
+    data = ImageFolders('other', root=root)
+    assert names_of(data) == ['caf\\xe9', 'th\\xe9'] and labels_of(data) == [0, 1]
+    assert data[0].img.shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize('option', ['wordnet', 'classes'])
+@pytest.mark.parametrize('content', [b'n01 caf\xe9\n', None])
+def test_lists_of_names_are_utf8_text_in_regular_files(root, option, content):
+    if content is None:
+        os.mkfifo(root / 'names.txt')
+    else:
+        (root / 'names.txt').write_bytes(content)
+    with pytest.raises(ConfigError, match='names.txt'):
+        ImageFolders('train', root=root, **{option: 'names.txt'})
+    with pytest.raises(DataError, match='cannot read the list names.txt'):
+        ImageFolders('train', root=root, split='names.txt')

@@ -332,3 +332,20 @@ def test_pictures_and_labels_may_share_a_folder(tmp_path):
     with pytest.raises(DataError, match='image_suffix') as caught:
         SegmentationMaps(tmp_path, tmp_path, classes=['a'])
     assert 'a.jpg and a.png' in caught.value.message
+
+
+@pytest.mark.parametrize(
+    'content', ['null', '{"classes": null}', '"abc"', '5', '[null]', '[[1, 2]]', '{"a": [1, 2, 300]}']
+)
+def test_a_palette_or_class_file_of_something_else_is_a_config_error(tmp_path, content):
+    (tmp_path / 'file.json').write_text(content)
+    with pytest.raises(ConfigError):
+        read_palette('file.json', ['a'], root=tmp_path)
+    if content not in ('[null]', '[[1, 2]]'):
+        with pytest.raises(ConfigError):
+            read_classes('file.json', root=tmp_path)
+
+
+def test_many_names_are_compared_at_once(tmp_path):
+    (tmp_path / 'names.txt').write_text('\n'.join(f'class {index}' for index in range(50_000)))
+    assert len(read_classes('names.txt', root=tmp_path)) == 50_000  # each with each: minutes

@@ -161,6 +161,11 @@ def images_among(root: Path, names: Iterable[str]) -> list[str]:
     return [name for group in alike for name in group]
 
 
+def as_text(name: str) -> str:
+    """Return a file name as text that can be printed, drawn and saved: bytes that are not UTF-8 as \\xe9."""
+    return os.fsencode(name).decode('utf-8', 'backslashreplace')
+
+
 def read_text(path: Path) -> str:
     """Return a text file in UTF-8. Raises ValueError or OSError, also for what is no regular file or too large."""
     state = os.stat(path)

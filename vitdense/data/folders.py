@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 
 from vitdense.data import images as decoding
 from vitdense.data.arguments import interval
-from vitdense.data.files import Found, count_endings, find_files, nearest_name, read_text, say_found, walk
+from vitdense.data.files import Found, as_text, count_endings, find_files, nearest_name, read_text, say_found, walk
 from vitdense.data.image_check import look_for_oddities, spaced
 from vitdense.data.opening import PICTURE_SUFFIXES
 from vitdense.data.pairing import safe_below
@@ -71,7 +71,7 @@ class ImageFolders:
         self.pipeline = Pipeline(transforms)
         self._listed = split is not None
         found = _walk_folders(self.folder, follow_links) if split is None else None
-        lines = [(file, file.split('/', 1)[0]) for file in found.files] if found else _read_lines(root / split)
+        lines = [(file, as_text(file.split('/', 1)[0])) for file in found.files] if found else _read_lines(root / split)
         words = {word for _, words in lines for word in self._words(words)}
         names, self._number = class_vocabulary(classes, wordnet, sorted(words, key=_in_order), root=root)
         self.metainfo: dict[str, Any] = {'classes': {'image_label': names}}

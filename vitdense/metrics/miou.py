@@ -223,8 +223,9 @@ def _count_codes(truth: np.ndarray, labels: np.ndarray, num_classes: int, ignore
 
 
 def _refuse_truth(values: np.ndarray, num_classes: int, ignore: int, where: str) -> None:
+    file = f'{Path(where).name}: ' if where else ''
     raise DataError(
-        f'labels {values[:10].tolist()} are not in 0..{num_classes - 1} or ignore {ignore}',
+        f'{file}labels {values[:10].tolist()} are not in 0..{num_classes - 1} or ignore {ignore}',
         where=where,
         why=f'the metric knows {num_classes} classes' + (', and no class is negative' if values.min() < 0 else ''),
         fix='check the label map and the class names of the data set',
