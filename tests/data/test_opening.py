@@ -2,10 +2,12 @@
 
 import io
 import os
+import re
 import struct
 import subprocess
 import zlib
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +89,14 @@ def test_only_promised_formats_are_opened(store):
             continue  # this Pillow does not write it
         with pytest.raises(UnreadablePicture):
             read_image(store('a.png', stream.getvalue()))
+
+
+def test_nothing_else_opens_images():
+    """Image.open without formats, cv2.imread and torchvision.io would bring all decoders back."""
+    root = Path(opening.__file__).parents[2]
+    files = [path for folder in ('vitdense', 'tools') for path in (root / folder).rglob('*.py')]
+    calls = re.compile(r'Image\.open\((?!stream, formats=)|cv2\.imread|torchvision\.io|decode_image')
+    assert [str(path) for path in files if calls.search(path.read_text())] == []
 
 
 @pytest.mark.parametrize('kind', FORMATS)

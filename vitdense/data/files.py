@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from logging import Logger
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote
 
 from vitdense.data.opening import PICTURE_SUFFIXES, begins_like_image
 from vitdense.errors import DataError
@@ -177,19 +175,3 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as error:
         raise ValueError(f'it is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x})') from None
-
-
-def nearest_name(name: str, known: Iterable[str]) -> str | None:
-    """Return the known file that is `name` in another spelling: case, Unicode form, %20, back slashes or ending."""
-    wanted, alike = _spelling(name), None
-    for other in known:
-        spelling = _spelling(other)
-        if spelling == wanted:
-            return other
-        if alike is None and os.path.splitext(spelling)[0] == os.path.splitext(wanted)[0]:
-            alike = other
-    return alike
-
-
-def _spelling(name: str) -> str:
-    return unicodedata.normalize('NFC', unquote(name)).replace('\\', '/').casefold()

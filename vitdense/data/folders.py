@@ -15,8 +15,9 @@ from torchvision import tv_tensors
 
 from vitdense.data import images as decoding
 from vitdense.data.arguments import interval
-from vitdense.data.files import Found, as_text, count_endings, find_files, nearest_name, read_text, say_found, walk
+from vitdense.data.files import Found, as_text, count_endings, find_files, read_text, say_found
 from vitdense.data.image_check import look_for_oddities, spaced
+from vitdense.data.near_files import near_match
 from vitdense.data.opening import PICTURE_SUFFIXES
 from vitdense.data.pairing import safe_below
 from vitdense.data.synsets import class_vocabulary
@@ -125,12 +126,11 @@ class ImageFolders:
         missing = [file for file in files if not self._below(file, 'split').is_file()]
         if not missing:
             return
-        alike = nearest_name(missing[0], walk(self.folder).files) if self.folder.is_dir() else None
+        near = near_match(self.folder, missing[0])
         raise DataError(
             f'{len(missing)} of {len(rows)} pictures of the list are not there, such as {", ".join(missing[:10])}',
             where=str(self.folder),
-            why='a line begins with the path of a picture below the folder'
-            + (f'; {alike} is there, spelt in another way (case, accents, %20, ending)' if alike else ''),
+            why='a line begins with the path of a picture below the folder' + (f'; {near}' if near else ''),
             fix='correct the list, or the folder that its paths start at',
         )
 

@@ -65,6 +65,18 @@ def near_match(root: Path, name: str) -> str:
     return _in_a_folder(root, name)
 
 
+def near_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is `name` in another spelling (see `near_match`), else with another ending."""
+    wanted, alike = _folded(name), None
+    for other in known:
+        folded = _folded(other)
+        if folded == wanted:
+            return other
+        if alike is None and os.path.splitext(folded)[0] == os.path.splitext(wanted)[0]:
+            alike = other
+    return alike
+
+
 def _in_a_folder(root: Path, name: str) -> str:
     with suppress(OSError), os.scandir(root) as entries:
         folders = sorted(entry.name for entry in entries if entry.is_dir())[:FEW_FOLDERS]

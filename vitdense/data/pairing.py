@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from vitdense.data.files import find_files, nearest_name, read_text, say_found
+from vitdense.data.files import find_files, read_text, say_found
 from vitdense.data.images import LABEL_SUFFIXES
-from vitdense.data.near_files import near_match
+from vitdense.data.near_files import near_match, near_name
 from vitdense.data.opening import PICTURE_SUFFIXES
 from vitdense.errors import DataError
 
@@ -191,7 +191,7 @@ def _no_label(images: Mapping[str, str], labels: Mapping[str, str], paired: set[
     """Return the error that pictures have no label, with what may be the reason."""
     missing = [name for name in images.values() if name not in paired]
     first = missing[0].rsplit('.', 1)[0]
-    alike = nearest_name(first, labels)
+    alike = near_name(first, labels)
     same_name = next((key for key in labels if key.rsplit('/', 1)[-1] == first.rsplit('/', 1)[-1]), None)
     if alike is not None:
         hint = f'; {labels[alike]} is there, whose name is spelt in another way (case, accents, %20)'
