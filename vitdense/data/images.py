@@ -172,7 +172,7 @@ def _label_array(
             f'{Path(path).name}: {expected}, this file has colour channels ({picture.mode}) that are all equal',
             where=str(path),
             why='it is a gray label map that was saved as a colour image; its numbers stand in every channel',
-            fix="store one channel: Image.open('x.png').getchannel(0).save('y.png') with Pillow does it",
+            fix="store one channel of it, with Pillow: image.getchannel(0).save('x.png')",
         )
     raise DataError(
         f'{Path(path).name}: {expected}, this picture has mode {picture.mode}',
