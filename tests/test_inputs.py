@@ -54,7 +54,7 @@ def test_other_suffixes_are_told_by_content_and_the_rest_is_counted(tmp_path, ca
     os.mkfifo(tmp_path / 'pipe.mp4')
     kinds = {item.name: item.kind for item in find_inputs([str(tmp_path)])}
     assert kinds == {'a.jfif': 'picture', 'b.3gp': 'video', 'c.bin': 'video', 'd': 'video', 'e': 'picture'}
-    assert '4 files are neither images nor videos and are left out: broken.jpg, notes.txt, pipe.mp4, ' in caplog.text
+    assert 'left out, neither image nor video: 4 files, broken.jpg, notes.txt, pipe.mp4, ' in caplog.text
 
 
 def test_the_content_of_a_named_file_counts_more_than_its_suffix(tmp_path):

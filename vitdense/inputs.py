@@ -73,9 +73,9 @@ def _named_by(word: str, outside: Path | None) -> Iterator[Input]:
             yield Input(kind, file, _below(file, path))
         elif not file.is_dir():
             left_out.append(str(file.relative_to(path) if path.is_dir() else file))
-    if left_out:
+    if left_out and (path.is_dir() or glob.has_magic(word)):
         names = ', '.join(left_out[:5]) + (f' and {len(left_out) - 5} more' if len(left_out) > 5 else '')
-        logger.info('%s: %d files are neither images nor videos and are left out: %s', word, len(left_out), names)
+        logger.info('%s: left out, neither image nor video: %d files, %s', word, len(left_out), names)
 
 
 def _kind_of(file: Path, *, by_content: bool = False) -> Literal['picture', 'video'] | None:
