@@ -59,7 +59,7 @@ def test_missing_images_are_an_error_before_the_first_step(make, said):
     assert data.missing() == ['2.png', '7.png', '9.png']
     with pytest.raises(DataError, match='3 of 12 images are missing, such as 2.png, 7.png, 9.png') as caught:
         refuse_missing(data, name='training', max_bad_fraction=0.01)
-    assert '+train_dataloader.max_bad_fraction=0.25' in caught.value.fix and 'check_data.py' in caught.value.fix
+    assert '+train_dataloader.max_bad_fraction=0.25' in caught.value.fix and 'check-data' in caught.value.fix
     refuse_missing(data, name='training', max_bad_fraction=0.25)
     assert 'training: 3 of 12 images are missing' in said.text
     with pytest.raises(DataError, match='validation: 3 of 12'):

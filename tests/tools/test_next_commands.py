@@ -75,13 +75,13 @@ def test_the_commands_behind_a_run_on_own_data(yard, tmp_path, monkeypatch):
     words = [leaf, '--work-dir', str(folder), '--device', 'cpu', '--cfg-options', f'data_root={yard}', *options, *TINY]
     importlib.import_module('vitdense.tools.train').main(words)
     log = (folder / 'log.txt').read_text()
-    assert 'images for training: 1 (my yard); for validation: 1 (my yard)' in log
+    assert 'training, my yard: 1 images' in log and 'validation, my yard: 1 images' in log
     assert 'coco_mini480' not in (folder / 'config.py').read_text()
     assert 'valve [/open]' in log and '[red]' in log
     test, demo = commands(folder / 'log.txt')
     call(test)
     scores = json.loads((folder / 'test' / 'metrics.json').read_text())
-    assert 'det/AP' in scores and 'images for the test: 1 (my yard)' in (folder / 'test' / 'log.txt').read_text()
+    assert 'det/AP' in scores and 'test, my yard: 1 images' in (folder / 'test' / 'log.txt').read_text()
     call([*test[: test.index(str(folder / 'config.py'))], str(folder)])  # the folder of the run stands for both
     call(demo)
     assert (folder / 'demo' / 'results.json').is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -143,7 +144,7 @@ def refuse_faults(path: Path, facts: CocoFacts, *, but: Sequence[str] = ()) -> N
         why='\n'.join(f'{kind} {number}: {reason}' for kind, number, reason in fatal[:10])
         + ('\n...' if count > 10 else ''),
         fix=''.join(f'{FIXES[kind]};\n' for kind in kinds if kind in FIXES)
-        + f'correct or remove them: python tools/check_data.py {path} lists all',
+        + f'correct or remove them: python tools/check_data.py {shlex.quote(str(path))} lists all',
     )
 
 

@@ -231,7 +231,6 @@ def make_tester(
     seed_everything(cfg.seed)
     section = _sections(cfg, 'test_dataloader')['test_dataloader']
     datasets = _evaluation_data(cfg, section)
-    logger.info('images for the test: %s', _sizes('', datasets))
     metainfo = facts.get('metainfo') or AllPictures(list(datasets.values())).metainfo
     for dataset in datasets.values():
         adopt_classes(dataset, metainfo)
@@ -319,17 +318,7 @@ def _training_data(cfg: Config, sections: Mapping[str, Any]) -> dict[str, Any]:
         refuse_missing(other, name='validation')
     for dataset in (first, *others.values()):
         check_labels(dataset, training=dataset is first)  # a sample of the labels now, rather than a crash in an hour
-    logger.info('images for training: %s%s', _size(first), _sizes('; for validation: ', others))
     return {'train_dataloader': first} | ({'val_dataloader': others} if others else {})
-
-
-def _size(dataset: Dataset) -> str:
-    name = getattr(dataset, 'name', '')
-    return f'{len(dataset):,}' + (f' ({name})' if name else '')
-
-
-def _sizes(words: str, datasets: Mapping[str, Dataset]) -> str:
-    return words + ', '.join(_size(dataset) for dataset in datasets.values()) if datasets else ''
 
 
 def _evaluation_data(cfg: Config, section: Mapping[str, Any]) -> dict[str, Dataset]:

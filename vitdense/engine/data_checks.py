@@ -13,6 +13,7 @@ from mmengine.dist import is_main_process
 
 from vitdense.data.arguments import MAX_BAD_FRACTION
 from vitdense.data.near_files import near_match
+from vitdense.engine.commandline import tool_command
 from vitdense.errors import DataError
 from vitdense.metrics.coco import too_many_objects
 
@@ -47,7 +48,8 @@ def refuse_missing(dataset: Any, *, name: str, max_bad_fraction: float | None = 
             logger.warning('%s: %s; others take their place%s', name, text, f' ({near})' if near else '')
         return
     path = getattr(part, 'path', '')
-    fix = f'correct images=... or data_root=..., or take them out of the list: python tools/check_data.py {path} {root}'
+    command = tool_command('check_data', *filter(None, (path, root)))
+    fix = f'correct images=... or data_root=..., or take them out of the list: {command}'
     if max_bad_fraction is None:
         why = 'a score over a part of the images is not the score of all'
     else:
