@@ -79,6 +79,26 @@ def test_a_wrong_option_names_key_value_and_what_is_allowed(option, message, all
     assert 'val_evaluator' in option or f'--cfg-options {option.lstrip("+")}' == error.where
 
 
+@pytest.mark.parametrize(
+    'key',
+    [
+        'model',
+        'model.network',
+        'model.network.backbone',
+        'model.network.branches.sem.head',
+        'model.tasks.sem',
+        'train_dataloader.dataset',
+        'val_evaluator.0',
+        'optim_wrapper.optimizer',
+        'optim_wrapper.groups',
+    ],
+)
+def test_a_class_of_another_kind_is_refused(key, config_file):
+    error = error_of(config_file, f"{key}=dict(type='pathlib.PurePath')")
+    assert error.message.startswith(f"{key}.type is 'pathlib.PurePath'") and error.why.startswith('it is a')
+    assert 'a hook' in error_of(config_file, "custom_hooks=[dict(type='pathlib.PurePath')]").why
+
+
 def test_a_wrong_value_in_the_file_is_refused_too(config_file):
     config_file.write_text(config_file.read_text() + "schedule['warmup_iters'] = -1\ndata_root = 2024\n")
     error = error_of(config_file, 'schedule.warmup_iters=1')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,19 @@ def test_a_config_anywhere_starts_from_one_that_vitdense_brings(tmp_path, monkey
     cfg = load(tmp_path, text)
     assert cfg.test_dataloader.dataset.num_images == 7 and cfg.test_evaluator[0].type.endswith('MeanIoU')
     assert 'math' not in cfg
+
+
+def test_the_configs_of_the_docs_load_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).resolve().parents[2] / 'docs/your_own_data.md').read_text()
+    blocks = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    configs = [block for block in blocks if 'read_base' in block]
+    split = next(block for block in blocks if 'test_dataloader.dataset.update(' in block)
+    assert len(configs) >= 2
+    for config in configs:
+        assert load(tmp_path, config).test_dataloader.dataset.transforms
+    cfg = load(tmp_path, configs[0] + split)
+    images = [cfg[key].dataset.images for key in ('train_dataloader', 'val_dataloader', 'test_dataloader')]
+    assert images == ['images/train', 'images/val', 'images/test']
+    options = re.findall(r'--cfg-options (test_dataloader\S+) (\S+)', text)[0]
+    assert load(tmp_path, configs[0], *options).test_dataloader == cfg.test_dataloader

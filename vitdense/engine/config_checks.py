@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import cache
@@ -44,6 +45,17 @@ LIMITS: dict[str, Limits] = {
     **dict.fromkeys(('drop_path', 'dropout', 'label_smoothing', 'drop_rate', 'proj_drop_rate', 'attn_drop_rate'), PART),
     **dict.fromkeys(('pos_drop_rate', 'patch_drop_rate', 'drop_path_rate'), PART),
 }
+# What a class at a key must have, so that one of another kind is told at once.
+NEEDS = (
+    (r'model', 'train_step', 'a model, such as vitdense.model.DenseModel'),
+    (r'model\.network(\.backbone|\.branches\.[^.]+\.(adapter|head))?', 'forward', 'a torch.nn.Module'),
+    (r'model\.tasks\.[^.]+', 'predict', 'a task'),
+    (r'(train|val|test)_dataloader\.([^.]+\.)?dataset', '__getitem__', 'a data set'),
+    (r'(val|test)_evaluator\.([^.]+\.)?\d+', 'process', 'a metric'),
+    (r'optim_wrapper\.optimizer', 'add_param_group', 'an optimizer, such as torch.optim.AdamW'),
+    (r'optim_wrapper\.groups', 'groups', 'a rule for groups of parameters, such as vitdense.engine.optim.LayerDecay'),
+    (r'custom_hooks\.\d+', 'before_run', 'a hook of mmengine'),
+)
 OPTIMIZERS = {'betas': PART, 'momentum': PART}
 MAY_BE_EMPTY = ('no_decay', 'global_blocks', 'ignore', 'timm_args', 'lr_of', 'loss_weights')
 
@@ -120,6 +132,9 @@ class _Check:
     def part(self, recipe: dict[str, Any], key: str) -> None:
         """Check the arguments of one part."""
         kind = self.resolved(recipe['type'], key)
+        for pattern, attribute, what in NEEDS:
+            if re.fullmatch(pattern, key) and inspect.isclass(kind) and not hasattr(kind, attribute):
+                self.refuse(Unfit(f'{key}.type', recipe['type'], what))
         parameters, hints = _parameters(kind), hints_of(kind)
         for name in [name for name in recipe if name != 'type']:
             if parameters is None:
