@@ -12,12 +12,12 @@ import torch
 from vitdense.data.collate import collate
 from vitdense.data.shapes import ShapesScenes
 from vitdense.engine import probing_classes
-from vitdense.engine.assembly import build_model
 from vitdense.engine.config import load_config
 from vitdense.engine.feature_cache import FeatureCache, Record, features_of, files_key, key_of, weights_key
 from vitdense.engine.probing import probe
 from vitdense.engine.probing_pixels import PixelProbe
 from vitdense.engine.probing_reader import Reader, with_backbone
+from vitdense.engine.starting import build_model
 from vitdense.errors import ConfigError
 from vitdense.metrics.miou import MeanIoU
 

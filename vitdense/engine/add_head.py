@@ -6,7 +6,6 @@ and `augment` are read, so that the config of a single task will do.
 
 from __future__ import annotations
 
-import ast
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +17,10 @@ from torch import Tensor
 from vitdense.engine.borrowed import complete
 from vitdense.engine.checkpoints import read_checkpoint
 from vitdense.engine.config import picture_recipe
+from vitdense.engine.config_texts import read_config_text
 from vitdense.engine.descriptions import check_recipes, read_description, without_pretrained
 from vitdense.engine.merging import check_strategy, field_of, with_branch, with_vocabulary
 from vitdense.engine.model_folder import CONTENT, METAINFO, model_folder_of, read_state
-from vitdense.engine.overrides import parse_value
 from vitdense.errors import CheckpointError, ConfigError, did_you_mean
 from vitdense.model import DenseModel
 from vitdense.weights import load_weights
@@ -116,15 +115,6 @@ def _recipes_in(text: Any, path: Path) -> tuple[dict[str, Any], list[Any]]:
             fix='give the folder model/ of the run, or a plain file of weights and a config of the whole model',
         ) from error
     return recipe, transforms
-
-
-def read_config_text(text: str) -> dict[str, Any]:
-    """Return the sections of a config as `config_text` writes it: literals and dict(...). Nothing is run."""
-    sections = {}
-    for statement in ast.parse(text).body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            sections[statement.targets[0].id] = parse_value(ast.unparse(statement.value))
-    return sections
 
 
 def with_head(cfg: Config, trained: Trained) -> Config:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +12,10 @@ from mmengine.config import Config
 from torch.utils.data import Dataset
 
 from vitdense.data.mixture import check_classes, check_labels
-from vitdense.engine import class_rows
+from vitdense.engine import starting
 from vitdense.engine.add_head import joint_metainfo, read_trained, take_over, with_head
 from vitdense.engine.artifacts import PictureHook
-from vitdense.engine.borrowed import borrows, complete
 from vitdense.engine.checkpoints import make_folder
-from vitdense.engine.class_counts import check_class_counts
 from vitdense.engine.compiling import compile_network
 from vitdense.engine.config import named_sections
 from vitdense.engine.data_checks import log_data, log_limits, max_bad_fraction, refuse_missing
@@ -26,7 +23,7 @@ from vitdense.engine.ema import EmaHook
 from vitdense.engine.evaluation_sets import AllPictures, all_metrics, build_evaluators, evaluation_parts
 from vitdense.engine.history import HistoryHook, check_metric_early
 from vitdense.engine.hooks import CheckpointHook, EarlyStoppingHook, StepHook
-from vitdense.engine.limits import limited
+from vitdense.engine.image_sizes import with_sizes
 from vitdense.engine.loaders import (
     adopt_classes,
     build_dataset,
@@ -34,17 +31,15 @@ from vitdense.engine.loaders import (
     train_loader,
 )
 from vitdense.engine.loops import IterationLoop
-from vitdense.engine.model_folder import build_trained, read_state, reads_classifier, without_pretrained
+from vitdense.engine.model_folder import build_trained, read_state, reads_classifier
 from vitdense.engine.progress import ProgressHook
 from vitdense.engine.resources import Precision, choose_precision, torch_threads
-from vitdense.engine.resuming import check_resumable
 from vitdense.engine.runner import DenseRunner, choose_device, seed_everything, start_processes
 from vitdense.engine.schedule import Schedule, make_schedule
 from vitdense.engine.trackers import TrackerHook
 from vitdense.errors import ConfigError
 from vitdense.model import DenseModel
 from vitdense.registry import build
-from vitdense.weights import load_weights
 
 logger = logging.getLogger('vitdense')
 
@@ -83,15 +78,14 @@ def make_trainer(
     seed_everything(cfg.seed)
     metainfo = data['train_dataloader'].metainfo
     metainfo = metainfo if trained is None else joint_metainfo(cfg, trained, metainfo)
-    described = trained is not None and trained.recipe is not None
-    with limited(trained.state, Path(trained.where), new=True) if described else nullcontext():
-        model, checkpoint = _model_to_train(cfg, metainfo, checkpoint, steps)
+    if checkpoint is None:
+        model, cfg = starting.new_model(cfg, metainfo, trained)
+    else:
+        made = dict(batch_size=steps.batch_size, world_size=steps.world_size)
+        model, cfg, checkpoint = starting.resumed_model(cfg, metainfo, checkpoint, **made)
     log_limits(model, data['train_dataloader'], data.get('val_dataloader', {}), evaluators)
     if weights is not None:
-        state = complete(begin[0], begin[1].get('borrowed'), model, where=str(weights))
-        trained_classes = (begin[1].get('metainfo') or {}).get('classes') or {}
-        state = class_rows.take_classes(model, state, trained_classes, where=str(weights))
-        load_weights(model, state, where=str(weights), fix=class_rows.FIX)
+        starting.begin_with(model, *begin, where=str(weights))
     if trained is not None:
         take_over(model, cfg, trained, load=checkpoint is None)
     # a probe may decide differently next time: a resumed run keeps to what was chosen
@@ -114,19 +108,6 @@ def make_trainer(
         checkpoint=checkpoint,
         **parts,
     )
-
-
-def _model_to_train(
-    cfg: Config, metainfo: Mapping[str, Any], checkpoint: Mapping[str, Any] | None, steps: _Steps
-) -> tuple[DenseModel, Mapping[str, Any] | None]:
-    """Return the model, and the checkpoint to go on from with all weights of the model in it."""
-    if checkpoint is None:
-        return build_model(cfg, metainfo, pretrained=True), None
-    borrowed = checkpoint.get('borrowed')
-    model = build_model(cfg, metainfo, pretrained=borrows(cfg.to_dict()['model'], borrowed))
-    whole = {**checkpoint, 'state_dict': complete(checkpoint['state_dict'], borrowed, model, where='--resume')}
-    check_resumable(whole, model, batch_size=steps.batch_size, world_size=steps.world_size)
-    return model, whole
 
 
 class _Place(NamedTuple):
@@ -237,9 +218,9 @@ def make_tester(
         check_classes(metainfo, dataset.metainfo, where=f'{checkpoint}, test_dataloader.dataset')
     log_data({f'test {name}'.strip(): dataset for name, dataset in datasets.items()})
     if checkpoint is None:
-        model = build_model(cfg, metainfo, pretrained=True)
+        model = starting.build_model(cfg, metainfo, pretrained=True)
     else:
-        recipe, borrowed = cfg.to_dict()['model'], facts.get('borrowed')
+        recipe, borrowed = with_sizes(cfg.to_dict()['model'], facts.get('sizes', {})), facts.get('borrowed')
         model = build_trained(recipe, metainfo['classes'], state, where=str(checkpoint), borrowed=borrowed)
     if tta and model.tta is None:
         raise ConfigError(
@@ -280,13 +261,6 @@ def _published(cfg: Config) -> tuple[dict[str, Any], dict[str, Any]]:
             fix='name the checkpoint behind the config: a .pth of a run, a model folder or a file of weights',
         )
     return {}, {}
-
-
-def build_model(cfg: Config, metainfo: Mapping[str, Any], *, pretrained: bool) -> DenseModel:
-    """Return the config's model for data with this metainfo; without `pretrained` its parts load no weights."""
-    check_class_counts(cfg, metainfo)
-    recipe = cfg.to_dict()['model']
-    return build(recipe if pretrained else without_pretrained(recipe), classes=metainfo['classes'])
 
 
 def _sections(cfg: Config, *names: str) -> dict[str, dict[str, Any]]:

@@ -22,6 +22,7 @@ from vitdense.data.transforms import Pipeline
 from vitdense.engine.borrowed import borrows, complete, without_lora
 from vitdense.engine.checkpoints import read_checkpoint, sha256_of, sync_folder, write_text
 from vitdense.engine.config import load_config, named_sections, picture_recipe
+from vitdense.engine.config_texts import model_in
 from vitdense.engine.descriptions import (
     FORMAT,
     broken,
@@ -30,6 +31,7 @@ from vitdense.engine.descriptions import (
     read_description,
     without_pretrained,
 )
+from vitdense.engine.image_sizes import sizes_in, with_sizes
 from vitdense.engine.limits import limited
 from vitdense.errors import CheckpointError, DiskError
 from vitdense.layers.lora import merge_lora
@@ -143,7 +145,7 @@ def read_checkpoint_model(config: str | Path, checkpoint: str | Path) -> tuple[D
             build_dataset(each['dataset'], root=cfg.get('data_root')) for each in named_sections(section).values()
         ]
         metainfo = AllPictures(datasets).metainfo
-    recipe = cfg.model.to_dict()
+    recipe = with_sizes(cfg.model.to_dict(), facts.get('sizes', {}))
     borrowed = facts.get('borrowed')
     model = build_trained(recipe, metainfo['classes'], state, where=str(checkpoint), borrowed=borrowed)
     merge_lora(model)  # nothing learns any more
@@ -200,7 +202,8 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if path.is_dir():
         info = read_description(path / 'model.json', CONTENT)
         weights = described_weights(path / 'model.json', info)
-        return read_weights(weights), {'metainfo': {key: info.get(key, {}) for key in METAINFO}}
+        facts = {'metainfo': {key: info.get(key, {}) for key in METAINFO}, 'sizes': sizes_in(info['recipe'])}
+        return read_weights(weights), facts
     if path.suffix == '.safetensors' or not path.is_file():
         return read_weights(path), {}
     try:
@@ -213,4 +216,5 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         key: value for key, value in content.items() if key in ('metainfo', 'step', 'metrics', 'classes', 'borrowed')
     }
     facts['averaged'] = 'training_state_dict' in content or 'ema_updates' in content
+    facts['sizes'] = sizes_in(model_in(content))
     return content['state_dict'], facts

@@ -19,7 +19,6 @@ from torch.utils.data import Dataset
 from vitdense.data.mixture import check_classes
 from vitdense.engine import probing_classes as classes
 from vitdense.engine import probing_pixels as pixels
-from vitdense.engine.assembly import build_model
 from vitdense.engine.checkpoints import make_folder
 from vitdense.engine.console import print_table, progress, start_logging
 from vitdense.engine.feature_cache import PART, FeatureCache, features_of, files_key, key_of, weights_key
@@ -28,6 +27,7 @@ from vitdense.engine.loaders import adopt_classes, build_dataset, num_workers
 from vitdense.engine.probing_reader import Reader, check_probeable, choose_branch, with_backbone
 from vitdense.engine.resources import choose_precision, torch_threads
 from vitdense.engine.runner import choose_device, seed_everything
+from vitdense.engine.starting import build_model
 from vitdense.errors import ConfigError
 from vitdense.registry import build, takes
 from vitdense.types import Batch, ImageClass, Meta, Target

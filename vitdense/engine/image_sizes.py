@@ -1,0 +1,44 @@
+"""Patch size and table of positions that a pretrained file decided: a run writes them down, a checkpoint brings them.
+
+A ViT that is given a file takes the patch size and the table of the file; built again for a checkpoint, without that
+file, it must be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+SIZES = ('patch_size', 'img_size')  # arguments of a ViT
+
+
+def _vit(recipe: Any) -> Mapping[str, Any]:
+    """Return the recipe of the ViT in a model recipe; an empty one where there is none."""
+    network = recipe.get('network') if isinstance(recipe, Mapping) else None
+    backbone = network.get('backbone') if isinstance(network, Mapping) else None
+    inner = backbone.get('vit', backbone) if isinstance(backbone, Mapping) else None
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def sizes_in(recipe: Any) -> dict[str, Any]:
+    """Return the patch size and image size that a model recipe gives its ViT."""
+    return {key: _vit(recipe)[key] for key in SIZES if _vit(recipe).get(key) is not None}
+
+
+def decided_sizes(model: nn.Module) -> dict[str, Any]:
+    """Return the sizes that the pretrained file of a model decided, as arguments of its ViT."""
+    backbone = getattr(model.network, 'backbone', None)
+    return getattr(getattr(backbone, 'vit', backbone), 'decided', {})
+
+
+def with_sizes(recipe: Mapping[str, Any], sizes: Mapping[str, Any], *, given: bool = False) -> dict[str, Any]:
+    """Return a model recipe whose ViT has `sizes`, where it says none itself; with `given`, in place of its own."""
+    vit = _vit(recipe)
+    missing = {key: value for key, value in sizes.items() if vit and (given or vit.get(key) is None)}
+    if not missing:
+        return dict(recipe)
+    network, inner = recipe['network'], {**vit, **missing}
+    backbone = {**network['backbone'], 'vit': inner} if 'vit' in network['backbone'] else inner
+    return {**recipe, 'network': {**network, 'backbone': backbone}}
