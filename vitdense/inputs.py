@@ -7,14 +7,12 @@ import itertools
 import logging
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vitdense.data.images import image_size
-from vitdense.data.opening import PICTURE_SUFFIXES
-from vitdense.errors import ConfigError, DataError
+from vitdense.data.opening import PICTURE_SUFFIXES, begins_like_image
+from vitdense.errors import ConfigError
 from vitdense.video_files import VIDEO_SUFFIXES, is_video, opens_as_video
 
 logger = logging.getLogger('vitdense')
@@ -88,11 +86,9 @@ def _kind_of(file: Path, *, by_content: bool = False) -> Literal['picture', 'vid
         return listed
     if is_video(file):
         return 'video'
-    try:
-        image_size(file, max_pixels=sys.maxsize)
-    except DataError:
-        return listed or ('video' if by_content and opens_as_video(file) else None)
-    return 'picture'
+    if begins_like_image(file):
+        return 'picture'
+    return listed or ('video' if by_content and opens_as_video(file) else None)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
