@@ -22,6 +22,16 @@ TOOLS = {
     'probe': 'compare backbones by nearest neighbours and linear heads',
     'visualize-features': 'show what a ViT sees, as colours',
 }
+KNOWN_AS = {
+    'train': ('fit', 'finetune', 'fine-tune'),
+    'test': ('val', 'validate', 'eval'),
+    'demo': ('predict', 'infer', 'inference', 'detect', 'segment', 'classify'),
+    'merge-heads': ('merge',),
+    'benchmark': ('profile', 'speed', 'flops'),
+    'import-weights': ('import', 'convert'),
+    'check-data': ('check', 'validate-data', 'analyze'),
+    'visualize-features': ('visualize', 'features', 'pca'),
+}  # names of other programs
 USAGE = 'usage: vitdense TOOL ...\n\n' + ''.join(f'  {name:20}{what}\n' for name, what in TOOLS.items())
 
 
@@ -35,9 +45,10 @@ def dispatch(argv: Sequence[str] | None) -> int | None:
         print(vitdense.__version__)
         return None
     words[0] = words[0].removesuffix('.py').replace('_', '-')
+    meant = next((ours for ours, others in KNOWN_AS.items() if words[0] in others), words[0])
     if words[0] not in TOOLS:
         raise ConfigError(
-            f"vitdense has no tool '{words[0]}'{did_you_mean(words[0], TOOLS)}",
+            f"vitdense has no tool '{words[0]}'{did_you_mean(meant, TOOLS, cutoff=0.7)}",
             where=f'vitdense {words[0]}',
             why=f'the tools are {", ".join(TOOLS)}',
             fix='see vitdense --help',

@@ -136,3 +136,13 @@ def test_the_command_of_another_tool_is_started_as_this_one(monkeypatch, tmp_pat
         'check-data',
         'x',
     ]
+
+
+@pytest.mark.parametrize(
+    ('name', 'meant'),
+    [('predict', 'demo'), ('val', 'test'), ('tran', 'train'), ('checkdata', 'check-data'), ('xyz', '')],
+)
+def test_a_tool_that_does_not_exist(name, meant):
+    with pytest.raises(ConfigError) as caught:
+        dispatch([name])
+    assert caught.value.message == f"vitdense has no tool '{name}'" + (f"; did you mean '{meant}'?" if meant else '')

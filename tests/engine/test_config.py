@@ -101,7 +101,12 @@ def test_counts_are_whole_numbers_within_limits(option, config_file):
 def content() -> dict:
     return {
         'seed': 0,
-        'model': {'type': 'vitdense.heads.linear.LinearHead', 'norm': 'batch', 'layers': (1, 2)},
+        'model': {
+            'type': 'vitdense.heads.linear.LinearHead',
+            'norm': 'batch',
+            'layers': (1, 2),
+            'vit': {'timm_args': {'depth': 3}},
+        },
         'parts': [{'a': 1}, {'a': 2}],
         'ema': None,
     }
@@ -127,6 +132,8 @@ def test_options_set_what_exists():
         ('seed.deep=1', 'has no keys'),
         ('ema.momentum=0.1', 'has no keys'),
         ('norm=layer', "did you mean 'model.norm'"),
+        ('model.depth=4', "did you mean 'model.vit.timm_args.depth'"),
+        ('vit.timm_args.depth=4', "did you mean 'model.vit.timm_args.depth'"),
         ('epochs=3', 'it is set by schedule.max_epochs=N'),
         ('seed', 'is not K=V'),
     ],

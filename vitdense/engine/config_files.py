@@ -37,7 +37,7 @@ def find_config(path: str | Path) -> Path:
     known = [f'configs/{file.relative_to(home)}' for home in homes for file in home.rglob('*.py')]
     beside = [str(file) for file in path.parent.glob('*.py')]
     raise ConfigError(
-        f"no config '{path}'{did_you_mean(str(path), [*beside, *known])}",
+        f"no config '{path}'{did_you_mean(str(path), [*beside, *known], cutoff=0.8)}",
         where=str(path),
         why='there is no such file, here or among the configs that vitdense brings',
         fix='check the spelling; run from the folder that the path is relative to',

@@ -35,7 +35,7 @@ def apply_options(content: dict[str, Any], options: Sequence[str]) -> dict[str, 
             )
         added = key.startswith('+')
         path = key.removeprefix('+').split('.')
-        _set(content, path, parse_value(text), option=option, added=added)
+        _set(content, path, parse_value(text), option=option, added=added, root=content)
         spelt['.'.join(path)] = text
     return spelt
 
@@ -75,14 +75,14 @@ class _DictCalls(ast.NodeTransformer):
         return ast.Dict([ast.Constant(item.arg) for item in node.keywords], [item.value for item in node.keywords])
 
 
-def _set(content: Any, path: Sequence[str], value: Any, *, option: str, added: bool) -> None:
+def _set(content: Any, path: Sequence[str], value: Any, *, option: str, added: bool, root: dict) -> None:
     """Walk to the holder of the last key and set it; tuples on the way are made anew."""
     key, rest = path[0], path[1:]
     if isinstance(content, list):
         row = _row(content, key, option)
         if rest:
             content[row] = _opened(content[row])
-            _set(content[row], rest, value, option=option, added=added)
+            _set(content[row], rest, value, option=option, added=added, root=root)
         else:
             content[row] = value
         return
@@ -94,12 +94,12 @@ def _set(content: Any, path: Sequence[str], value: Any, *, option: str, added: b
             fix="set the whole value instead, as a literal: K={'key': value}",
         )
     if key not in content and not added:
-        raise _unknown(content, key, option, top=option.partition('=')[0] == key)
+        raise _unknown(content, key, option, root)
     if not rest:
         content[key] = value
         return
     content[key] = _opened(content.get(key, {}))
-    _set(content[key], rest, value, option=option, added=added)
+    _set(content[key], rest, value, option=option, added=added, root=root)
 
 
 def _opened(value: Any) -> Any:
@@ -117,22 +117,27 @@ def _row(content: list, key: str, option: str) -> int:
     )
 
 
-def _places(content: Any, key: str, path: str = '') -> list[str]:
-    """Return the dotted paths within `content` that end in `key`."""
+def _places(content: Any, wanted: Sequence[str], path: tuple[str, ...] = ()) -> list[str]:
+    """Return the dotted paths within `content` that end in the last of `wanted`, and pass the others in their order."""
     items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     found = []
     for name, item in items:
-        found += [f'{path}{name}'] if name == key else _places(item, key, f'{path}{name}.')
+        here = (*path, str(name))
+        rest = iter(here)
+        if here[-1] == wanted[-1] and all(part in rest for part in wanted):
+            found.append('.'.join(here))
+        found += _places(item, wanted, here)
     return found
 
 
-def _unknown(content: dict[str, Any], key: str, option: str, *, top: bool) -> ConfigError:
-    """Return the error for a key that is not there; it knows the arguments of the recipe, and of a key without its
-    section (`top`) the places where there is one, or what it is called here.
+def _unknown(content: dict[str, Any], key: str, option: str, root: dict[str, Any]) -> ConfigError:
+    """Return the error for a key that is not there. It knows the arguments of the recipe, other places in the config
+    (`root`) that the option may have meant, and names of other programs.
     """
-    places = _places(content, key) if top else []
+    path = option.partition('=')[0].lstrip('+').split('.')
+    places = _places(root, path)
     meant = f"; did you mean '{places[0]}'?" if places else ''
-    if top and not places and config_key(key):
+    if len(path) == 1 and not places and config_key(key):
         meant = f'; it is set by {config_key(key)}'
     takes: tuple[str, ...] = ()
     if 'type' in content:
