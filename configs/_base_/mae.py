@@ -32,7 +32,7 @@ model = dict(
     tasks=dict(mae=dict(type=ReconstructionTask)),
 )
 train_dataloader = dict(
-    batch_size=512,  # on each of 8 GPUs: 4096
+    batch_size=4096,
     num_workers=12,
     dataset=dict(
         type=Pictures,

@@ -7,7 +7,8 @@ Recipe: the checkpoint's own classifier goes on; AdamW at a constant 1e-5 after 
 at 1e-5 as well), weight decay 0.1, no layer decay, no drop path, 20 epochs of batches of 512; RandAugment, mixup 0.8,
 cutmix 1.0, label smoothing 0.1; validation sees whole pictures of 384.
 
-One step here is 8 batches of 64 pictures on one GPU; with 8 GPUs set accumulative_counts=1 and warmup_iters=12_511.
+One update is 8 batches of 64 images, which the processes share. Where 512 images fit at once, as on 8 GPUs, set
+train_dataloader.batch_size=512 optim_wrapper.accumulative_counts=1 schedule.warmup_iters=12_511.
 
 Cost: about 60 hours on one 80 GB GPU.
 """

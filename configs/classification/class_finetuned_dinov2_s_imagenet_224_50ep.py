@@ -7,7 +7,8 @@ layer has 81.1. Recipe R17 with smaller steps: class token and average of the to
 layer decay 0.65, drop path 0.1, 5 epochs of warm-up, cosine to 1e-6, 50 epochs of batches of 1024; RandAugment, mixup
 0.8, cutmix 1.0, erasing 0.25, label smoothing 0.1, averaged weights (0.9999).
 
-One step here is 8 batches of 128 pictures on one GPU; with 8 GPUs set accumulative_counts=1 and warmup_iters=6255.
+One update is 8 batches of 128 images, which the processes share. Where 1024 images fit at once, as on 8 GPUs, set
+train_dataloader.batch_size=1024 optim_wrapper.accumulative_counts=1 schedule.warmup_iters=6255.
 
 Cost: about 60 hours on one 80 GB GPU.
 """

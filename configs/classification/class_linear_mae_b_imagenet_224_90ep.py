@@ -6,7 +6,9 @@ Aims at 67.8 top-1 (facebookresearch/mae, FINETUNE.md). Recipe: batch norm witho
 token; LARS 6.4 (0.1 for 256 pictures), no weight decay, 10 epochs of warm-up, cosine to zero, 90 epochs of batches of
 16 384; random crops and mirror images. timm's LARS adapts the bias as well, which the published code does not.
 
-One step here is 16 batches of 1024 pictures on one GPU, each with batch statistics of its own (published: 512).
+One update is 16 batches of 1024 images, which the processes share, each with batch statistics of its own (published:
+512; with 8 processes 128 here: set train_dataloader.batch_size=4096 optim_wrapper.accumulative_counts=4
+schedule.warmup_iters=3130 for 512).
 
 Cost: about 75 V100 hours (the published 2 h 20 min on 32 of them).
 """

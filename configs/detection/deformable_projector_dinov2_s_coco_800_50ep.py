@@ -7,7 +7,7 @@ four layers projected to strides 8, 16 and 32 and one level coarser; 300 queries
 decay 0.7 in the ViT (ViT-Adapter's for DINOv2-S), sampling offsets at a tenth, weight decay 1e-4, gradients clipped at
 0.1, 50 epochs of 16 pictures with DETR's sizes, a tenth of the rate after 40.
 
-Cost: about two days on eight 24 GB GPUs (two pictures each).
+Cost: about two days on eight 24 GB GPUs (`torchrun --nproc_per_node 8`: two images each).
 """
 
 from mmengine.config import read_base

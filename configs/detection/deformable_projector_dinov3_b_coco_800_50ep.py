@@ -5,7 +5,7 @@
 No published number for this pair. Recipe: that of DINOv2 ViT-S with layer decay 0.6 and drop path 0.3 (ViT-Adapter's
 for DINOv2-B).
 
-Cost: about four days on eight 40 GB GPUs (two pictures each).
+Cost: about four days on eight 40 GB GPUs (`torchrun --nproc_per_node 8`: two images each).
 """
 
 from mmengine.config import read_base

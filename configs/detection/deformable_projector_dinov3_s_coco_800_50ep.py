@@ -4,7 +4,7 @@
 
 No published number for this pair. Recipe: that of DINOv2 ViT-S.
 
-Cost: about two days on eight 24 GB GPUs (two pictures each).
+Cost: about two days on eight 24 GB GPUs (`torchrun --nproc_per_node 8`: two images each).
 """
 
 from mmengine.config import read_base

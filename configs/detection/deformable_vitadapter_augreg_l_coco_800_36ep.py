@@ -8,7 +8,7 @@ every level, drop path 0.4; AdamW 1e-4, weight decay 0.05, layer decay 0.8, 500 
 pictures with DETR's sizes and crops, a tenth of the rate after 27 and 33. The detector is Deformable-DETR's on
 strides 8, 16, 32 and one coarser, gradients clipped at 0.1. Other than there, pictures are not cut to 1024 x 1024.
 
-Cost: about six days on eight 40 GB GPUs (two pictures each; estimated).
+Cost: about six days on eight 40 GB GPUs (`torchrun --nproc_per_node 8`: two images each; estimated).
 """
 
 from mmengine.config import read_base

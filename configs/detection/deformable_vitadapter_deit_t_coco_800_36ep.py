@@ -9,7 +9,7 @@ and positions, 500 steps of warm-up, 36 epochs of 16 pictures with DETR's sizes 
 27 and 33. The detector is Deformable-DETR's on strides 8, 16, 32 and one coarser, gradients clipped at 0.1. Other
 than there, pictures are not cut to 1024 x 1024.
 
-Cost: about a day and a half on eight 40 GB GPUs (two pictures each; estimated).
+Cost: about a day and a half on eight 40 GB GPUs (`torchrun --nproc_per_node 8`: two images each; estimated).
 """
 
 from mmengine.config import read_base

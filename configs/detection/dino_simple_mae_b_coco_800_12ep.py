@@ -14,7 +14,7 @@ Differs from the source in: the ViT has no decomposed relative positions (MAE's 
 a decoder layer refines is predicted behind the decoder's norm, and queries encode their boxes in coordinates of the
 image, not of the padded batch, so that a padded batch answers as the single image does.
 
-Cost: about 20 hours on eight 80 GB GPUs (two pictures each).
+Cost: about 20 hours on eight 80 GB GPUs (`torchrun --nproc_per_node 8`: two images each).
 """
 
 from mmengine.config import read_base

@@ -6,7 +6,8 @@ Aims at 52.9 AP (detrex, pull request 138). Recipe: that of ViT-B with blocks 5,
 250 steps of warm-up, and a tenth of the rate after 72 000 (dino_vitdet_large_4scale_12ep.py: milestones 300 000 of
 375 000, in shares of the run).
 
-Cost: about 40 hours on eight 80 GB GPUs (two pictures each); the ViT's activations are computed twice to save memory.
+Cost: about 40 hours on eight 80 GB GPUs (`torchrun --nproc_per_node 8`: two images each); the ViT's activations are
+computed twice to save memory.
 """
 
 from mmengine.config import read_base

@@ -5,7 +5,7 @@
 Aims at 57.5 AP (detrex, pull request 138). Recipe: that of 12 epochs, for 375 000 steps, a tenth of the rate after
 300 000.
 
-Cost: about a week on eight 80 GB GPUs (two pictures each).
+Cost: about a week on eight 80 GB GPUs (`torchrun --nproc_per_node 8`: two images each).
 """
 
 from mmengine.config import read_base

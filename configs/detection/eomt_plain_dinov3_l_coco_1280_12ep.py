@@ -4,7 +4,7 @@
 
 Aims at 49.9 mask AP (tue-mps/eomt, model zoo, DINOv3). The recipe is that of the leaf for 640.
 
-Cost: about 2 days on eight 80 GB GPUs (two pictures each).
+Cost: about 2 days on eight 80 GB GPUs (`torchrun --nproc_per_node 8`: two images each).
 """
 
 from mmengine.config import read_base

@@ -8,12 +8,14 @@ of it, gradients of the ViT and of each branch clipped at 0.1, 135 000 batches o
 epochs of COCO, 36 of ADE20K. The best checkpoint is that of the mean of AP and mIoU. Heads have no batch normalisation:
 it would see the pictures of both data sets in training.
 
-With several processes a step has both data sets; with one, set optim_wrapper.accumulative_counts=3. For learned weights
-of the two losses add --cfg-options "+model.loss_weights=dict(type='vitdense.layers.loss_weights.UncertaintyWeights')";
-to see whether the tasks pull the ViT in one direction,
-"custom_hooks=[dict(type='vitdense.engine.gradients.TaskGradientHook', interval=500, batches=3)]".
+With one process a batch of 16 images is of one data set; with several, each takes its share of the 16 from a data set
+of its own, so that a batch has both. For both in every update of one process set optim_wrapper.accumulative_counts=3.
+For learned weights of the two losses add --cfg-options
+"+model.loss_weights=dict(type='vitdense.layers.loss_weights.UncertaintyWeights')"; to see whether the tasks pull the
+ViT in one direction, "custom_hooks=[dict(type='vitdense.engine.gradients.TaskGradientHook', interval=500, batches=3)]".
 
-Cost: not measured; the detector alone is about a day on eight 40 GB GPUs (two pictures each, batch_size=2).
+Cost: not measured; the detector alone is about a day on eight 40 GB GPUs (`torchrun --nproc_per_node 8`: two images
+each).
 """
 
 from mmengine.config import read_base

@@ -3,7 +3,7 @@
     python tools/train.py configs/pretraining/mae_vit_l_imagenet_224_800ep.py
 
 Aims at 85.4 % top-1 after fine-tuning (MAE, https://arxiv.org/abs/2111.06377, table 1d, "pixel (w/ norm)"). Recipe R17
-as in mae_vit_b_imagenet_224_800ep.py, with 8 GPUs of 256 pictures and accumulative_counts=2.
+as in mae_vit_b_imagenet_224_800ep.py, in two batches of 2048 images, 256 on each of 8 GPUs.
 
 Cost: not measured; 1.0e9 pictures through a quarter of the ViT and the decoder.
 """
@@ -15,7 +15,7 @@ with read_base():
     from .._base_.runtime import *
 
 model.network.backbone.update(name='vit_large_patch16_224.mae')
-train_dataloader.update(batch_size=256)
+train_dataloader.update(batch_size=2048)
 optim_wrapper.update(accumulative_counts=2)
 schedule.update(warmup_iters=2 * 40 * 313)  # steps count batches
 checkpoint.update(interval=20, best='mae/error', rule='less')

@@ -150,7 +150,7 @@ LEARNED = "+model.loss_weights=dict(type='vitdense.layers.loss_weights.Uncertain
 def _two(folder: Path, rank: int) -> list[dict[str, torch.Tensor]]:
     found = []
     for name, options in (('two', BY_SGD), ('learned', (*BY_SGD, LEARNED)), ('resting', (*BY_ADAMW, LEARNED))):
-        runner = _runner(folder, name, options)
+        runner = _runner(folder, name, (*options, 'train_dataloader.batch_size=4'))  # two images on each rank
         runner.train()
         found.append({key: value.clone() for key, value in runner.network_model.state_dict().items()})
     return found

@@ -15,6 +15,7 @@ from vitdense.data.mixture import check_classes, check_labels
 from vitdense.engine import starting
 from vitdense.engine.add_head import joint_metainfo, read_trained, take_over, with_head
 from vitdense.engine.artifacts import PictureHook
+from vitdense.engine.batches import Batches, describe_rate, share_batches
 from vitdense.engine.checkpoints import make_folder
 from vitdense.engine.compiling import compile_network
 from vitdense.engine.config import named_sections
@@ -70,10 +71,11 @@ def make_trainer(
     begin = read_state(weights) if weights is not None else ({}, {})
     sections = _sections(cfg, 'train_dataloader', 'val_dataloader')
     data = _training_data(cfg, sections)
-    steps = _Steps(sections['train_dataloader'].get('batch_size', 1), place.world_size, len(data['train_dataloader']))
-    schedule = _schedule(cfg, steps)
+    batches = _shared_batches(cfg, sections['train_dataloader'], place)
+    per_epoch = -(-len(data['train_dataloader']) // batches.total)
+    schedule = _schedule(cfg, per_epoch)
     evaluators = build_evaluators(cfg.to_dict().get('val_evaluator')) if len(data) > 1 else {}
-    hooks = _hooks(cfg, schedule, place.work_dir, all_metrics(evaluators), steps)
+    hooks = _hooks(cfg, schedule, place.work_dir, all_metrics(evaluators), per_epoch)
 
     seed_everything(cfg.seed)
     metainfo = data['train_dataloader'].metainfo
@@ -81,8 +83,7 @@ def make_trainer(
     if checkpoint is None:
         model, cfg = starting.new_model(cfg, metainfo, trained)
     else:
-        made = dict(batch_size=steps.batch_size, world_size=steps.world_size)
-        model, cfg, checkpoint = starting.resumed_model(cfg, metainfo, checkpoint, **made)
+        model, cfg, checkpoint = starting.resumed_model(cfg, metainfo, checkpoint, batches)
     log_limits(model, data['train_dataloader'], data.get('val_dataloader', {}), evaluators)
     if weights is not None:
         starting.begin_with(model, *begin, where=str(weights))
@@ -91,6 +92,7 @@ def make_trainer(
     # a probe may decide differently next time: a resumed run keeps to what was chosen
     amp = checkpoint['amp'] if checkpoint is not None and cfg.amp == 'auto' else cfg.amp
     precision = _set_up(model, amp, place, sections['train_dataloader'], compiled)
+    logger.info(describe_rate(batches, cfg.optim_wrapper.optimizer.get('lr')))
     drawn = checkpoint['drawn'] if checkpoint is not None else 0
     parts = _training_parts(cfg, sections, data, place, schedule, drawn=drawn)
     parts |= _validation_parts(cfg, sections, data, place, evaluators)
@@ -124,23 +126,19 @@ class _Place(NamedTuple):
         return dict(rank=self.rank, world_size=self.world_size, pin_memory=self.device.type == 'cuda')
 
 
-class _Steps(NamedTuple):
-    """How much one step takes of the training data."""
-
-    batch_size: int
-    world_size: int
-    num_samples: int
-
-    @property
-    def per_epoch(self) -> int:
-        return -(-self.num_samples // (self.batch_size * self.world_size))
-
-
 def _place(work_dir: str | Path, device: str | None) -> _Place:
     work_dir = Path(work_dir)
     make_folder(work_dir)
     chosen = choose_device(device)
     return _Place(work_dir, chosen, *start_processes(chosen))
+
+
+def _shared_batches(cfg: Config, section: dict[str, Any], place: _Place) -> Batches:
+    """Return the batches of the run; the training `section` gets the share of this process. Raises ConfigError."""
+    accumulated = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    batches = share_batches(section.get('batch_size', 1), accumulated, place.world_size)
+    section['batch_size'] = batches.share
+    return batches
 
 
 def _set_up(model: DenseModel, amp: str, place: _Place, section: Mapping[str, Any], compiled: bool) -> Precision:
@@ -301,7 +299,7 @@ def _evaluation_data(cfg: Config, section: Mapping[str, Any]) -> dict[str, Datas
     return {name: build_dataset(each['dataset'], root=cfg.get('data_root')) for name, each in named}
 
 
-def _schedule(cfg: Config, steps: _Steps) -> Schedule:
+def _schedule(cfg: Config, per_epoch: int) -> Schedule:
     for name in ('schedule', 'optim_wrapper'):
         if not cfg.get(name):
             raise ConfigError(
@@ -310,15 +308,15 @@ def _schedule(cfg: Config, steps: _Steps) -> Schedule:
                 why='training needs to know how long and how',
                 fix=f'add {name} = dict(...); configs/quickstart/shapes.py shows one',
             )
-    return make_schedule(**cfg.to_dict()['schedule'], steps_per_epoch=steps.per_epoch)
+    return make_schedule(**cfg.to_dict()['schedule'], steps_per_epoch=per_epoch)
 
 
-def _hooks(cfg: Config, schedule: Schedule, work_dir: Path, evaluators: list[Any], steps: _Steps) -> list[Any]:
+def _hooks(cfg: Config, schedule: Schedule, work_dir: Path, evaluators: list[Any], per_epoch: int) -> list[Any]:
     """Return the hooks of a training run. Raises ConfigError for names of metrics that no evaluator gives."""
     saving = cfg.to_dict().get('checkpoint') or dict(interval=None, keep=2, best=None, rule='greater')
     best = saving['best'] if evaluators else None
     check_metric_early(best, evaluators, where='checkpoint.best')
-    unit = 1 if cfg.schedule.max_epochs is None else steps.per_epoch
+    unit = 1 if cfg.schedule.max_epochs is None else per_epoch
     interval = saving['interval'] * unit if saving['interval'] else schedule.val_interval
     hooks = [
         StepHook(cfg.seed, schedule),

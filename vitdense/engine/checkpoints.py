@@ -2,7 +2,8 @@
 
 A checkpoint is a dict of tensors and plain Python, written with torch.save:
 
-* `format` 1, `version` of vitdense, `config` (text), `seed`, `amp`, `batch_size`, `world_size`
+* `format` 1, `version` of vitdense, `config` (text), `seed`, `amp`, `batch_size` (of each process), `world_size`,
+  `accumulative_counts`
 * `step` (steps done), `drawn` (samples drawn by all ranks), `validation_pending`
 * `classes` ({field: names}), `metrics` of the last validation, `best`
 * `state_dict`: the weights to use (averaged ones, if there are any); `training_state_dict`: those that training moves,

@@ -109,18 +109,25 @@ def check_fit(runner: DenseRunner, wrapper: Any) -> Measured:
         needed=ahead,
         available=available,
         option=_checkpointing_option(runner),
+        num_processes=runner.world_size,
     )
 
 
 def does_not_fit(
-    proposals: list[Proposal], *, where: str, needed: int | None, available: int, option: str
+    proposals: list[Proposal],
+    *,
+    where: str,
+    needed: int | None,
+    available: int,
+    option: str,
+    num_processes: int = 1,
 ) -> ResourceError:
-    """Return the error that holds the cure."""
+    """Return the error that holds the cure; proposals are of one process, options of all."""
     lines = []
     for found in proposals:
         more = f' {option}' if found.checkpointing else ''
         lines.append(
-            f'--cfg-options train_dataloader.batch_size={found.batch_size} '
+            f'--cfg-options train_dataloader.batch_size={found.batch_size * num_processes} '
             f'optim_wrapper.accumulative_counts={found.accumulation}{more}   (about {found.peak / GIB:.1f} GiB)'
         )
     nothing = 'not even the smallest batch fits: take smaller pictures or a smaller backbone, freeze it, or use LoRA'

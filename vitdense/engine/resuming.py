@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
+from vitdense.engine.batches import Batches, compare_batches
 from vitdense.errors import ConfigError
 from vitdense.model import DenseModel
 
 logger = logging.getLogger('vitdense')
 
 
-def check_resumable(checkpoint: Mapping[str, Any], model: DenseModel, *, batch_size: int, world_size: int) -> None:
-    """Raise ConfigError unless the checkpoint is of this model; warn where training would not be the same."""
+def check_resumable(checkpoint: Mapping[str, Any], model: DenseModel, batches: Batches) -> None:
+    """Raise ConfigError unless the checkpoint is of this model; say what its batches were where they are others now."""
     ours, theirs = ({key: list(names) for key, names in one.items()} for one in (model.classes, checkpoint['classes']))
     differences = [
         f'{key}: checkpoint {theirs.get(key)}, config {ours.get(key)}'
@@ -36,12 +37,12 @@ def check_resumable(checkpoint: Mapping[str, Any], model: DenseModel, *, batch_s
             why='\n'.join(text[:160] for text in differences[:3]) + more,
             fix='resume with the config of that run (config.py in its work directory), or start anew with --weights',
         )
-    for name, before, now in (
-        ('batch size', checkpoint['batch_size'], batch_size),
-        ('number of processes', checkpoint['world_size'], world_size),
-    ):
-        if before != now:
-            logger.warning('the %s was %d and is %d now; the learning rate stays as the config says', name, before, now)
+    accumulated = checkpoint.get('accumulative_counts', batches.accumulated)  # older checkpoints do not say
+    num_processes = checkpoint['world_size']
+    before = Batches(checkpoint['batch_size'] * num_processes, accumulated, num_processes)
+    if before != batches:
+        text, changed = compare_batches(before, batches)
+        logger.log(logging.WARNING if changed else logging.INFO, text)
 
 
 def _shape(value: torch.Tensor | None) -> str:

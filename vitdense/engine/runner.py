@@ -184,6 +184,7 @@ class DenseRunner(Runner):
             'drawn': self.drawn_before + (loop.iter - self.first_step) * loop.dataloader.batch_size * self.world_size,
             'batch_size': loop.dataloader.batch_size,
             'world_size': self.world_size,
+            'accumulative_counts': self.optim_wrapper._accumulative_counts,
             'validation_pending': loop.validation_pending,
             'classes': _plain(self.network_model.classes),
             'metainfo': _plain(self.metainfo),

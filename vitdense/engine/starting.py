@@ -11,6 +11,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 from vitdense.engine.add_head import Trained
+from vitdense.engine.batches import Batches
 from vitdense.engine.borrowed import borrows, complete
 from vitdense.engine.class_counts import check_class_counts
 from vitdense.engine.class_rows import FIX, take_classes
@@ -43,14 +44,14 @@ def new_model(cfg: Config, metainfo: Mapping[str, Any], trained: Trained | None)
 
 
 def resumed_model(
-    cfg: Config, metainfo: Mapping[str, Any], checkpoint: Mapping[str, Any], *, batch_size: int, world_size: int
+    cfg: Config, metainfo: Mapping[str, Any], checkpoint: Mapping[str, Any], batches: Batches
 ) -> tuple[DenseModel, Config, Mapping[str, Any]]:
     """Return the model of a run that goes on, its config, and the checkpoint with all weights of the model in it."""
     borrowed = checkpoint.get('borrowed')
     cfg = _with_model(cfg, with_sizes(cfg.to_dict()['model'], sizes_in(model_in(checkpoint))))
     model = build_model(cfg, metainfo, pretrained=borrows(cfg.to_dict()['model'], borrowed))
     whole = {**checkpoint, 'state_dict': complete(checkpoint['state_dict'], borrowed, model, where='--resume')}
-    check_resumable(whole, model, batch_size=batch_size, world_size=world_size)
+    check_resumable(whole, model, batches)
     return model, cfg, whole
 
 
