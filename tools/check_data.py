@@ -12,6 +12,7 @@ every class occurs. Leaves with 0 when nothing is wrong, and with 3 when somethi
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,13 @@ def parser() -> Parser:
     made.add_argument('--num-classes', type=int, metavar='K', help='label maps: how many classes, without names')
     made.add_argument('--ignore', type=int, nargs='+', default=[255], metavar='V', help='label maps: what is no class')
     made.add_argument('--reduce-zero-label', action='store_true', help='label maps: 0 is no class, 1 ... K are')
+    made.add_argument(
+        '--value-range',
+        type=float,
+        nargs=2,
+        metavar=('LOW', 'HIGH'),
+        help='what is black and white in images of more than 8 bits (0 4095 for 12)',
+    )
     made.add_argument('--shown', type=int, default=50, metavar='N', help='findings of a kind to print (%(default)s)')
     made.add_argument('--out', metavar='FILE', help='write all findings and counts to this json file')
     made.add_argument('--workers', type=int, metavar='N', help='threads that read pictures')
@@ -55,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = parts_of(data, images, labels=bool(names) or args.reduce_zero_label)
     reports = {}
     for part in parts:
-        reports[str(part.data)] = report = look(part, labels, args.workers, alone=len(parts) == 1)
+        reports[str(part.data)] = report = look(part, labels, args, alone=len(parts) == 1)
         if len(parts) > 1:
             say_part(part)
         show(report, args.shown)
@@ -64,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return WRONG if any(report.findings for report in reports.values()) else 0
 
 
-def look(part: Part, labels: dict[str, Any], workers: int | None, *, alone: bool) -> Report:
+def look(part: Part, labels: dict[str, Any], args: Namespace, *, alone: bool) -> Report:
     """Return the report about one part. Among several, one that cannot be read at all is a finding."""
     from vitdense.data.checking import Finding, Report, check_coco, check_folders, check_labels
     from vitdense.engine.console import progress
@@ -72,7 +80,7 @@ def look(part: Part, labels: dict[str, Any], workers: int | None, *, alone: bool
     from vitdense.errors import DataError
 
     with progress('checking') as tell:
-        common: dict[str, Any] = dict(threads=workers or cpu_count(), tell=tell)
+        common: dict[str, Any] = dict(threads=args.workers or cpu_count(), tell=tell, value_range=args.value_range)
         try:
             if part.kind == 'coco':
                 return check_coco(part.data, part.images, **common)

@@ -14,7 +14,8 @@ import numpy as np
 from vitdense.data.coco_arrays import CocoArrays, CocoFacts
 from vitdense.data.coco_file import read_coco
 from vitdense.data.files import find_files
-from vitdense.data.images import LABEL_SUFFIXES, MAX_PIXELS, UnreadablePicture, read_image, read_label_map
+from vitdense.data.image_check import ImagesSeen, dark_range
+from vitdense.data.images import LABEL_SUFFIXES, MAX_PIXELS, UnreadablePicture, label_colors, read_label_map
 from vitdense.data.labels import LabelTable
 from vitdense.data.near_files import near_match
 from vitdense.data.opening import PICTURE_SUFFIXES
@@ -49,12 +50,19 @@ Tell = Callable[[int, int], None]  # how far it is: (done, of)
 
 
 def check_coco(
-    path: Path, images: Path | None = None, *, max_pixels: int = MAX_PIXELS, threads: int = 2, tell: Tell | None = None
+    path: Path,
+    images: Path | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    value_range: tuple[float, float] | None = None,
+    threads: int = 2,
+    tell: Tell | None = None,
 ) -> Report:
     """Look at a COCO annotation file, and at the pictures below `images`. Raises DataError when it is no COCO file.
 
     Beside what `read_coco` finds: `corners` (boxes are xyxy), `fractions` (boxes in [0, 1]), `nothing` (no image, no
-    annotation, or crowds only), `picture` (missing or unreadable), `size` (it is not what the file says).
+    annotation, or crowds only), `picture` (missing or unreadable), `size` (it is not what the file says),
+    `range` (images of 16 bits look like fewer; `value_range` says how many they are).
     """
     arrays, facts = read_coco(path, masks=True)
     counts = Counter(facts.counts)
@@ -62,12 +70,19 @@ def check_coco(
     if not len(arrays.segments.data):  # boxes only: nobody meant to draw masks
         found = [finding for finding in found if finding.kind != 'hollow']
         del counts['hollow']
-    more = list(_whole_file(path, arrays, facts))
+    more, seen = list(_whole_file(path, arrays, facts)), ImagesSeen(max_pixels=max_pixels, value_range=value_range)
     if images is not None:
-        jobs = [(arrays, row, images, max_pixels) for row in range(len(arrays.sizes))]
+        jobs = [(arrays, row, images, seen) for row in range(len(arrays.sizes))]
         more += [finding for finding in _each(_check_picture, jobs, threads, tell) if finding]
+        more += _range(images, seen)
     counts.update(Counter(finding.kind for finding in more))  # those of single annotations are counted already
-    return Report(_facts_of(arrays, facts, images), [*found, *more], *_histogram(arrays, facts), dict(counts))
+    told = _facts_of(arrays, facts, images) + seen.facts()
+    return Report(told, [*found, *more], *_histogram(arrays, facts), dict(counts))
+
+
+def _range(images: Path, seen: ImagesSeen) -> list[Finding]:
+    odd = dark_range(seen.brightest)
+    return [Finding('range', images.name, odd)] if odd else []
 
 
 def _whole_file(path: Path, arrays: CocoArrays, facts: CocoFacts) -> Iterator[Finding]:
@@ -93,6 +108,7 @@ def check_labels(
     ignore: int | Sequence[int] = IGNORE,
     reduce_zero_label: bool = False,
     max_pixels: int = MAX_PIXELS,
+    value_range: tuple[float, float] | None = None,
     threads: int = 2,
     tell: Tell | None = None,
 ) -> Report:
@@ -100,13 +116,14 @@ def check_labels(
 
     `classes`, `ignore` and `reduce_zero_label` say what the numbers mean, as for `SegmentationMaps`; without classes
     the numbers are only counted. Finds `label` (unreadable, or a number that is no class), `picture` (missing or
-    unreadable), `size` (not that of its picture) and `match` (names without a partner). Raises DataError where there
-    is no such folder.
+    unreadable), `size` (not that of its picture), `match` (names without a partner), `range` (as `check_coco`) and
+    `nothing` (fewer than two classes). Raises DataError where there is no such folder.
     """
     files = list_files(labels, LABEL_SUFFIXES, what='label maps')
     table = None if classes is None else LabelTable(classes, ignore=ignore, reduce_zero_label=reduce_zero_label)
     found, partners = _partners(images, files, labels)
-    jobs = [(labels / name, partners.get(name), table, max_pixels) for name in files.values()]
+    seen = ImagesSeen(max_pixels=max_pixels, value_range=value_range)
+    jobs = [(labels / name, partners.get(name), table, seen) for name in files.values()]
     pixels, pictures, strange = Counter[int](), Counter[int](), Counter[int]()
     for finding, numbers, unknown in _each(_check_label_map, jobs, threads, tell):
         found += finding
@@ -117,17 +134,33 @@ def check_labels(
         ('label maps', f'{len(files):,}'),
         ('pictures', 'not looked at' if images is None else f'{len(partners):,}'),
     ]
+    facts += seen.facts()
+    found += _range(labels if images is None else images, seen)
+    present = (
+        [] if table is None else [name for k, name in enumerate(table.metainfo['classes']['semantic']) if pixels[k]]
+    )
+    if table is not None and not found and len(present) < 2:
+        reason = f'{present[0]!r} is the only class with pixels' if present else 'no pixel has a class'
+        found.append(Finding('nothing', labels.name, f'{reason}: nothing can be told apart'))
     rows = _label_rows(pixels, pictures, table)
     counts = dict(Counter(finding.kind for finding in found))
     hints = _label_hints(strange, ignore)
     return Report(facts, found, ('class', 'pixels', 'share', 'pictures'), rows, counts, hints)
 
 
-def check_folders(folder: Path, *, max_pixels: int = MAX_PIXELS, threads: int = 2, tell: Tell | None = None) -> Report:
+def check_folders(
+    folder: Path,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    value_range: tuple[float, float] | None = None,
+    threads: int = 2,
+    tell: Tell | None = None,
+) -> Report:
     """Look at the images below `folder`, which lie in one folder for each class.
 
-    Finds `picture` (unreadable), `loose` (an image in no class folder), `other` (files that are not read as images) and
-    `empty` (a class folder without an image). Raises DataError where there is no such folder, or no image in it.
+    Finds `picture` (unreadable), `loose` (an image in no class folder), `other` (files that are not read as images),
+    `empty` (a class folder without an image) and `range` (as `check_coco`). Raises DataError where there is no such
+    folder, or no image in it.
     """
     files, left_out = find_files(folder, what='images')
     found = [Finding('loose', name, 'it lies in no class folder') for name in files if '/' not in name]
@@ -136,16 +169,18 @@ def check_folders(folder: Path, *, max_pixels: int = MAX_PIXELS, threads: int = 
     objects = Counter(name.split('/', 1)[0] for name in files if '/' in name)
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith('.'))
     found += [Finding('empty', name, 'no image in this class folder') for name in classes if not objects[name]]
-    jobs = [(folder, name, max_pixels) for name in files]
+    seen = ImagesSeen(max_pixels=max_pixels, value_range=value_range)
+    jobs = [(folder, name, seen) for name in files]
     found += [finding for finding in _each(_check_file, jobs, threads, tell) if finding]
+    found += _range(folder, seen)
     rows = [(name, f'{objects[name]:,}', f'{100 * objects[name] / len(files):.1f} %') for name in classes]
-    facts = [('images', f'{len(files):,}'), ('classes', f'{len(objects):,}')]
+    facts = [('images', f'{len(files):,}'), ('classes', f'{len(objects):,}'), *seen.facts()]
     return Report(facts, found, ('class', 'images', 'share'), rows, dict(Counter(finding.kind for finding in found)))
 
 
-def _check_file(folder: Path, name: str, max_pixels: int) -> Finding | None:
+def _check_file(folder: Path, name: str, seen: ImagesSeen) -> Finding | None:
     try:
-        read_image(folder / name, max_pixels=max_pixels)
+        seen.read(folder / name)
     except DataError as error:
         return _unreadable(name, error)
     return None
@@ -163,13 +198,13 @@ def _each(function: Callable[..., Any], jobs: Sequence[tuple], threads: int, tel
 # ------------------------------------------------------------------------------------------------------------- COCO
 
 
-def _check_picture(arrays: CocoArrays, row: int, images: Path, max_pixels: int) -> Finding | None:
+def _check_picture(arrays: CocoArrays, row: int, images: Path, seen: ImagesSeen) -> Finding | None:
     name, number = arrays.file_names[row], json.loads(arrays.image_ids[row])
     if '\\' in name:
         return None  # a finding of its own
     try:
         path = safe_below(images, name, where=f'image {number}')
-        img = read_image(path, max_pixels=max_pixels)
+        img = seen.read(path)
     except DataError as error:
         near = near_match(images, name) if isinstance(error, UnreadablePicture) and not path.exists() else ''
         return _unreadable(str(number), error, near)
@@ -245,17 +280,18 @@ def _partners(images: Path | None, files: Mapping[str, str], labels: Path) -> tu
 
 
 def _check_label_map(
-    path: Path, picture: Path | None, table: LabelTable | None, max_pixels: int
+    path: Path, picture: Path | None, table: LabelTable | None, seen: ImagesSeen
 ) -> tuple[list[Finding], dict[int, int], list[int]]:
     """Return the findings, how many pixels have each class (or each number, without a table), and unknown numbers."""
     found: list[Finding] = []
     try:
-        raw = read_label_map(path, max_pixels=max_pixels).numpy()
+        raw = read_label_map(path, max_pixels=seen.options['max_pixels']).numpy()
     except DataError as error:
         return [Finding('label', path.name, f'{error.message}: {error.why}')], {}, []
     if picture is not None:
-        found += _compare(path, picture, raw.shape, max_pixels)
+        found += _compare(path, picture, raw.shape, seen)
     if table is not None:
+        found += _renumbered(raw, path, table, seen)
         try:
             raw = table.apply(raw, path)
         except DataError as error:
@@ -266,9 +302,17 @@ def _check_label_map(
     return found, dict(zip(numbers.tolist(), counts.tolist(), strict=True)), []
 
 
-def _compare(path: Path, picture: Path, shape: tuple[int, ...], max_pixels: int) -> Iterable[Finding]:
+def _renumbered(raw: np.ndarray, path: Path, table: LabelTable, seen: ImagesSeen) -> list[Finding]:
     try:
-        size = tuple(read_image(picture, max_pixels=max_pixels).shape[-2:])
+        table.check_palette(raw, path, label_colors(path, max_pixels=seen.options['max_pixels']))
+    except DataError as error:
+        return [Finding('label', path.name, f'{error.message}: {error.why}')]
+    return []
+
+
+def _compare(path: Path, picture: Path, shape: tuple[int, ...], seen: ImagesSeen) -> Iterable[Finding]:
+    try:
+        size = tuple(seen.read(picture).shape[-2:])
     except DataError as error:
         return [Finding('picture', picture.name, f'{error.message}: {error.why}')]
     if size == shape:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
-from vitdense.data.images import UnreadablePicture, read_header, read_levels
+from vitdense.data.images import MAX_PIXELS, UnreadablePicture, read_header, read_levels
 
 DEEP = 8  # images of 16 bits that are decoded, at most
 
@@ -55,3 +56,28 @@ def look_for_oddities(
             'their labels must have been drawn so'
         )
         logger.warning(text, name, len(turned), looked, turned[0])
+
+
+class ImagesSeen:
+    """Reads images, in any number of threads, and keeps what their files say beside the pixels."""
+
+    def __init__(self, *, max_pixels: int = MAX_PIXELS, value_range: tuple[float, float] | None = None) -> None:
+        self.options = {'max_pixels': max_pixels, 'value_range': value_range}
+        self.brightest: list[int] = []  # of files of 16 bits
+        self.turned: list[str] = []  # by 180 degrees, or mirrored
+
+    def read(self, path: Path) -> Tensor:
+        """Return what `read_image` returns. Raises UnreadablePicture."""
+        if read_header(path, max_pixels=self.options['max_pixels']).turn in (2, 3, 4):
+            self.turned.append(path.name)
+        image, brightest = read_levels(path, **self.options)
+        if brightest is not None:
+            self.brightest.append(brightest)
+        return image
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Return what is worth a look, though it may be right."""
+        if not self.turned:
+            return []
+        words = f'{len(self.turned):,}, such as {min(self.turned)}: what was drawn on them must have been drawn upright'
+        return [('turned by 180 degrees or mirrored by EXIF, which no size can show', words)]
