@@ -16,6 +16,7 @@ from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
 from vitdense.data.transforms import ResizeShortSide
 from vitdense.engine.config import load_config
+from vitdense.engine.model_folder import save_model_folder
 from vitdense.errors import CheckpointError, ConfigError, DataError, DiskError
 from vitdense.heads.linear import LinearHead
 from vitdense.inference import OPTIONS, Predictor, Result, as_tensor
@@ -205,6 +206,49 @@ def test_wrong_options_are_config_errors(option, message, tmp_path):
     with pytest.raises(ConfigError, match=message) as caught:
         Predictor(tiny_model(), **option) if next(iter(option)) in OPTIONS else vitdense.load(tmp_path, **option)
     assert caught.value.fix and caught.value.why
+
+
+def test_a_range_is_that_of_the_validation_data_or_what_the_caller_says(tmp_path):
+    levels = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(levels).save(tmp_path / 'a.png')
+    model = tiny_model()
+    recipe = dict(
+        type='vitdense.model.DenseModel',
+        network=dict(
+            type='vitdense.networks.shared.SharedNetwork',
+            backbone=dict(
+                type='vitdense.backbones.vit.ViT',
+                name='vit_tiny_patch16_224',
+                patch_size=8,
+                img_size=32,
+                timm_args=dict(embed_dim=24, depth=2, num_heads=2),
+            ),
+            branches=dict(
+                sem=dict(
+                    adapter=dict(type='vitdense.adapters.plain.PlainMaps'),
+                    head=dict(type='vitdense.heads.linear.LinearHead', norm='none'),
+                )
+            ),
+        ),
+        tasks=dict(sem=dict(type='vitdense.tasks.semantic.SemanticTask')),
+    )
+    options = dict(metainfo={'classes': {'semantic': CLASSES}}, facts={'value_range': [0, 4095]})
+    save_model_folder(tmp_path / 'model', recipe, model.state_dict(), **options)
+    kinds = (tmp_path / 'a.png', Image.open(tmp_path / 'a.png'), levels, levels.astype(np.float32))
+    expected = (levels / 4095 * 255 + 0.5).astype(np.uint8)
+    for kind in kinds:
+        assert (vitdense.load(tmp_path / 'model')(kind).image == expected[..., None]).all()
+    assert vitdense.load(tmp_path / 'model', value_range=(0, 8190))(kinds[0]).image.max() == 128
+    assert vitdense.load(tmp_path / 'model', value_range=None)(kinds[0]).image.max() == 16
+    assert Predictor(model, value_range=(0, 4095))(kinds[0]).image.max() == 255
+    with pytest.raises(ConfigError, match='value_range'):
+        Predictor(model, value_range=(5, 5))
+    with pytest.raises(DataError, match='value_range'):
+        Predictor(model)(levels)
+    folder = tmp_path / 'model/model.json'
+    folder.write_text(folder.read_text().replace('4095', '-1'))
+    with pytest.raises(CheckpointError, match='model folder'):
+        vitdense.load(tmp_path / 'model')
 
 
 def test_files_that_cannot_be_written(predictor, tmp_path):

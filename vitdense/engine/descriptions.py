@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdense.backbones.hub_names import plain_name
+from vitdense.data.arguments import interval
 from vitdense.engine.checkpoints import sha256_of
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.registry import resolve
@@ -139,6 +140,13 @@ def _is_weights(value: Any) -> bool:
     return bool(re.fullmatch('[0-9a-f]{64}', value['sha256'])) and '\0' not in value['file']
 
 
+def _is_range(value: Any) -> bool:
+    try:
+        return interval(value, 'value_range') is not None
+    except ConfigError:
+        return False
+
+
 _OF_CLASSES: dict[str, tuple[Callable[[Any], bool], str]] = {
     'classes': (_is_words, 'a list of names'),
     'palette': (_is_colors, 'a list of colours [red, green, blue] from 0 to 255'),
@@ -153,6 +161,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'step': (_is_whole, 'a whole number'),
     'mean': (_is_rgb, 'three numbers'),
     'std': (lambda value: _is_rgb(value) and min(value) > 0, 'three numbers above 0'),
+    'value_range': (_is_range, 'two numbers, the first one below the other'),
     'weights': (_is_weights, 'an object with the name of the file and its sha256 as 64 hexadecimal digits'),
     'recipe': (lambda value: isinstance(value, dict), 'an object'),
     'branch': (lambda value: isinstance(value, dict), 'an object'),

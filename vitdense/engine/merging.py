@@ -51,6 +51,7 @@ def merge_heads(base: str | Path, heads: Mapping[str, str | Path], out: str | Pa
         merged = build(recipe, classes=metainfo['classes'])
     load_weights(merged, state, where=str(out))
     facts = {'mean': list(merged.network.mean), 'std': list(merged.network.std)}
+    facts |= {key: info[key] for key in ('value_range',) if key in info}
     save_model_folder(out, recipe, state, metainfo=metainfo, transforms=info['transforms'], facts=facts)
     return merged
 
