@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vitdense.data.coco import CocoDetection
@@ -20,7 +21,9 @@ from vitdense.engine.evaluation_sets import LoaderSet
 from vitdense.engine.output_paths import OutputPaths, distinct_stems
 from vitdense.engine.testing import PredictionHook
 from vitdense.errors import ConfigError
-from vitdense.types import Batch, Meta, SemanticMap
+from vitdense.metrics.confusion import save_confusions
+from vitdense.metrics.miou import MeanIoU
+from vitdense.types import Batch, Meta, SemanticMap, Target
 
 
 def loader_of(dataset):
@@ -134,11 +137,13 @@ def test_a_data_set_that_does_not_list_its_images_is_told_apart_by_ids():
     assert all(not name.startswith('/') and '..' not in name for name in names)
 
 
-def test_files_of_the_data_set_are_never_overwritten(tmp_path):
+def test_files_of_the_data_set_are_never_overwritten(tmp_path, caplog):
     write_images(tmp_path / 'images', 'f/a.jpg')
     write_images(tmp_path / 'sem', 'f/a.png')
     dataset = SegmentationMaps('images', 'sem', root=tmp_path, classes=['a', 'b'], evaluation=True)
     before = (tmp_path / 'sem/f/a.png').read_bytes()
+    OutputPaths(loader_of(dataset)).writable(tmp_path / 'images/shown/a.jpg')
+    assert 'lies in a folder of images' in caplog.text
     (tmp_path / 'link').symlink_to(tmp_path)
     for out in (tmp_path, tmp_path / 'link'):
         with pytest.raises(ConfigError, match='is not overwritten'):
@@ -147,3 +152,17 @@ def test_files_of_the_data_set_are_never_overwritten(tmp_path):
     with pytest.raises(ConfigError, match='is not overwritten'):
         paths.writable(tmp_path / 'images/f/a.jpg')
     assert (tmp_path / 'sem/f/a.png').read_bytes() == before
+
+
+def test_the_matrices_of_several_sets_have_files_of_their_own(tmp_path):
+    metrics = [MeanIoU(classes=['a', 'b']), MeanIoU(classes=['a', 'b'])]
+    labels = torch.tensor([[0, 1]], dtype=torch.uint8)
+    for metric in metrics:
+        metric.process(Batch(labels, [Target(semantic=labels)], [Meta('a')]), [{metric.head: SemanticMap(labels)}])
+        metric.evaluate(1)
+    save_confusions(metrics[:1], tmp_path / 'one')
+    assert sorted(path.name for path in (tmp_path / 'one').iterdir())[0] == 'confusion.csv'
+    metrics[0].prefix, metrics[1].prefix = 'near/sem', 'far/sem'
+    save_confusions(metrics, tmp_path / 'two')
+    names = {path.name for path in (tmp_path / 'two').glob('*.png')}
+    assert names == {'confusion_near_sem.png', 'confusion_far_sem.png'}

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitdense import visualize
+from vitdense.metrics.confusion import save_confusions
 from vitdense.types import Batch, ImageClass, Meta, Target
 
 logger = logging.getLogger('vitdense')
@@ -59,9 +60,7 @@ class PictureHook(Hook):
                 'predictions.jpg',
                 lambda path: visualize.contact_sheet(self._pictures, path, columns=columns, titles=self._titles),
             )
-        for metric in runner.val_evaluator.metrics:
-            if hasattr(metric, 'save_confusion'):
-                self._try('confusion.png', lambda path, metric=metric: metric.save_confusion(path.parent))
+        self._try('confusion.png', lambda path: save_confusions(runner.val_evaluator.metrics, path.parent))
         self._curves(runner)
 
     def after_train(self, runner: Any) -> None:

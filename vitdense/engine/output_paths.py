@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter
@@ -13,6 +14,8 @@ from vitdense.data.mixture import Mixture
 from vitdense.engine.evaluation_sets import datasets_of
 from vitdense.errors import ConfigError
 from vitdense.types import Meta
+
+logger = logging.getLogger('vitdense')
 
 
 class Place(NamedTuple):
@@ -33,6 +36,8 @@ class OutputPaths:
         self._places: dict[tuple[str, str, str], Place] = {}  # by test set, data set and path of the image
         self._repeated: dict[tuple[str, str, str], str] = {}  # images listed more than once: what precedes their id
         self._inputs: set[str] = set()
+        self._homes: set[str] = set()  # folders of images
+        self._warned = False
         for name, dataset in datasets_of(loader).items():
             for folder, part in _parts(dataset, Path(name)):
                 self._add(name, folder, part)
@@ -51,18 +56,23 @@ class OutputPaths:
 
     def writable(self, path: Path) -> Path:
         """Return `path`, whose folder is made. Raises ConfigError when it is a file that the data sets read."""
-        if os.path.join(os.path.realpath(path.parent), path.name) in self._inputs:
+        folder = os.path.realpath(path.parent)
+        if os.path.join(folder, path.name) in self._inputs:
             raise ConfigError(
                 f'{path.name} is a file of the data set and is not overwritten',
                 where=str(path),
                 why='the folder for outputs is the folder of the images or of the label maps',
                 fix='choose another folder with --out or --show-dir',
             )
+        if not self._warned and any(f'{folder}/'.startswith(f'{home}/') for home in self._homes):
+            self._warned = True
+            logger.warning('%s lies in a folder of images: data sets that list it will find the outputs there', folder)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def _add(self, test_set: str, folder: Path, dataset: Any) -> None:
         home, files = dataset.image_files()
+        self._homes.add(os.path.realpath(home))
         counts = Counter(str(PurePosixPath(file)) for file in files)
         self._inputs |= set(
             _real_paths(dataset.paths() if hasattr(dataset, 'paths') else (home / file for file in counts))

@@ -29,6 +29,7 @@ from vitdense.engine.output_paths import OutputPaths
 from vitdense.engine.progress import print_metrics
 from vitdense.engine.runner import choose_device, leave_processes, start_processes
 from vitdense.metrics.coco_columns import category_ids, results_of
+from vitdense.metrics.confusion import save_confusions
 from vitdense.types import Batch, ImageClass, Instances, Meta, SemanticMap
 
 logger = logging.getLogger('vitdense')
@@ -71,9 +72,7 @@ def test(
     if is_main_process():
         evaluators = runner.test_evaluator.metrics
         print_metrics(evaluators, metrics, title=f'{len(runner.test_dataloader.dataset)} pictures')
-        for metric in evaluators:
-            if hasattr(metric, 'save_confusion'):
-                metric.save_confusion(base)
+        save_confusions(evaluators, base)
         for folder in {base, Path(out) if out else base}:
             write_json(folder / 'metrics.json', metrics)
             logger.info('scores: %s', folder / 'metrics.json')

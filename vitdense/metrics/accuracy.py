@@ -150,9 +150,9 @@ class Accuracy(BaseMetric):
             rows = [row for row in rows if row.pictures]
         return rows if len(rows) <= LONGEST else sorted(rows, key=lambda row: row.acc)[:WORST]
 
-    def save_confusion(self, folder: str | Path) -> None:
-        """Write confusion_HEAD.npy, .csv (rows: truth) and .png into `folder`."""
-        stem = f'confusion_{self.head}'
+    def save_confusion(self, folder: str | Path, *, stem: str = '') -> None:
+        """Write `<stem>.npy`, `<stem>.csv` (rows: truth) and `<stem>.png` into `folder`; default: confusion_HEAD."""
+        stem = stem or f'confusion_{self.head}'
         write_confusion(self.confusion.numpy(), self.classes, folder, stem=stem, what='pictures')
 
     def _counts(self) -> tuple[Tensor, int, Tensor]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +28,15 @@ def write_confusion(
         writer.writerow(['truth / prediction', *classes])
         writer.writerows([name, *row] for name, row in zip(classes, counts.tolist(), strict=True))
     _draw(counts, classes, folder / f'{stem}.png', what)
+
+
+def save_confusions(metrics: Iterable[Any], folder: str | Path) -> None:
+    """Write the confusion matrix of each of `metrics` that has one; several of a kind are called by their prefix."""
+    able = [metric for metric in metrics if hasattr(metric, 'save_confusion')]
+    kinds = Counter(map(type, able))
+    for metric in able:
+        alone = kinds[type(metric)] == 1
+        metric.save_confusion(folder, **({} if alone else {'stem': f'confusion_{metric.prefix.replace("/", "_")}'}))
 
 
 def _draw(counts: np.ndarray, classes: Sequence[str], path: Path, what: str) -> None:

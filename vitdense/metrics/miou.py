@@ -138,9 +138,9 @@ class MeanIoU(BaseMetric):
             for name, hit, pixels, union in zip(self.classes, hits, true, unions, strict=True)
         ]
 
-    def save_confusion(self, folder: str | Path) -> None:
-        """Write confusion.npy, confusion.csv (rows: truth) and confusion.png into `folder`."""
-        write_confusion(self.confusion.numpy(), self.classes, folder)
+    def save_confusion(self, folder: str | Path, *, stem: str = 'confusion') -> None:
+        """Write `<stem>.npy`, `<stem>.csv` (rows: truth) and `<stem>.png` into `folder`."""
+        write_confusion(self.confusion.numpy(), self.classes, folder, stem=stem)
 
     def _report(self, skipped: int) -> None:
         rows = self.table()
