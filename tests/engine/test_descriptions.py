@@ -267,3 +267,31 @@ def test_building_within_limits_gives_the_same_numbers() -> None:
     with limited(plain, Path('model.json')):
         made = build(RECIPE, classes={'labels': ['a', 'b']}).state_dict()
     assert all(torch.equal(made[name], value) for name, value in plain.items())
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'metainfo': 3},
+        {'metainfo': {1: 2}},
+        {'metainfo': torch.ones(2)},
+        {'metainfo': {'classes': 'ab'}},
+        {'metainfo': {'classes': {'semantic': 3}}},
+        {'metainfo': {'classes': {'semantic': [1, 2]}}},
+        {'metainfo': {'classes': {'semantic': ['a']}, 'palette': 3}},
+        {'borrowed': 3},
+        {'borrowed': {1: [0.0, 0.0]}},
+        {'borrowed': {'a': 'x'}},
+        {'state_dict': 3},
+        {'state_dict': {}},
+        {'state_dict': {1: torch.ones(1)}},
+        {'state_dict': {'a': 3}, 5: 6},
+    ],
+)
+def test_what_a_checkpoint_says_is_checked(evil: Callable[..., Path], changes: dict, tmp_path: Path) -> None:
+    path = evil(**{key: value for key, value in changes.items() if isinstance(key, str)})
+    if 5 in changes:  # keys of two kinds
+        torch.save({**torch.load(path, weights_only=True), 5: 6}, path)
+    with pytest.raises(CheckpointError) as caught:
+        make_trainer(load_config(tmp_path / 'a.py', SHORT), tmp_path / 'b', weights=path, device='cpu')
+    assert caught.value.fix

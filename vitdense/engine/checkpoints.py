@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitdense.errors import CheckpointError, DiskError
+from vitdense.errors import CheckpointError, DiskError, some
 from vitdense.storage.weight_files import check_tensors, load_pickle, why_unreadable
 
 logger = logging.getLogger('vitdense')
@@ -169,14 +169,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             why=_why_unreadable(path, error),
             fix='use a file that vitdense wrote, or weights as safetensors',
         ) from error
-    if not isinstance(content, dict) or not isinstance(content.get('state_dict'), Mapping):
+    state = content.get('state_dict') if isinstance(content, dict) else None
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise CheckpointError(
             f"'{path.name}' is not a checkpoint of vitdense",
             where=str(path),
-            why=f'it has no state_dict; it holds {sorted(content)[:6] if isinstance(content, dict) else type(content)}',
+            why='it has no state_dict of names and tensors; it holds '
+            + (some(sorted(map(str, content))) if isinstance(content, dict) else f'a {type(content).__name__}'),
             fix='give a checkpoint (.pth) of a run, or a model folder',
         )
-    check_tensors({name: value for name, value in content['state_dict'].items() if isinstance(value, Tensor)}, path)
+    check_tensors(state, path)
     return content
 
 

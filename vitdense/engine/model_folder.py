@@ -26,6 +26,7 @@ from vitdense.engine.config_texts import model_in
 from vitdense.engine.descriptions import (
     FORMAT,
     broken,
+    check_facts,
     check_recipes,
     described_weights,
     read_description,
@@ -215,6 +216,7 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     facts = {
         key: value for key, value in content.items() if key in ('metainfo', 'step', 'metrics', 'classes', 'borrowed')
     }
+    check_facts(facts, path)
     facts['averaged'] = 'training_state_dict' in content or 'ema_updates' in content
     facts['sizes'] = sizes_in(model_in(content))
     return content['state_dict'], facts
