@@ -219,3 +219,21 @@ def test_names_as_windows_writes_them_are_called_so(tree, name, words):
         tree.open()
     assert words in caught.value.why and ('leads out' in words) == ('leads out' in str(caught.value))
     assert tree.kinds() == {('name', '1')}
+
+
+def test_names_that_are_no_text(tree):
+    """A name in another encoding is written with lone surrogates by Python; others cannot be names."""
+    import os
+
+    odd = os.fsdecode(b'caf\xe9.png')
+    Image.new('RGB', (80, 60)).save(tree.root / 'images' / '1.tmp.png')
+    os.rename(tree.root / 'images' / '1.tmp.png', tree.root / 'images' / odd)
+    images = [dict(id=1, file_name=odd, width=80, height=60), dict(id=2, file_name='2.png', width=80, height=60)]
+    tree.write(annotation(1), images=images)
+    assert tree.kinds() == set() and tree.open()[0].img.shape == (3, 60, 80) and tree.open().missing() == []
+    images[0]['file_name'] = 'a\ud800.png'
+    tree.write(annotation(1), images=images)
+    with pytest.raises(DataError) as caught:
+        tree.open()
+    assert 'no file name can have' in caught.value.why and ('name', '1') in tree.kinds()
+    assert set(tree.score().values()) != set()

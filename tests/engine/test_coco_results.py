@@ -196,3 +196,19 @@ def test_more_objects_than_the_limit_are_said_beside_the_score(score, said):
     wide = score(*rows, annotations=objects, max_detections=150)
     assert wide['det/AP'] == pytest.approx(1) and wide['det/AR150'] == 1 and 'det/AR100' not in wide
     assert 'more than' not in said.text and 'do not count' not in said.text
+
+
+def test_images_without_size_matter_only_where_something_is_drawn(score, tmp_path):
+    def more(*rows):
+        found = tmp_path / 'more.json'
+        found.write_text(json.dumps(list(rows)))
+        return evaluate_coco(tmp_path / 'truth.json', found, iou_type='segm')
+
+    score(row(), row(2), iou_type='segm')
+    content = json.loads((tmp_path / 'truth.json').read_text())
+    content['images'].append(dict(id=3, file_name='3.png'))
+    (tmp_path / 'truth.json').write_text(json.dumps(content))
+    assert more(row(), row(2))['det/segm/AP'] == pytest.approx(1)
+    with pytest.raises(DataError, match='prediction 2') as caught:
+        more(row(), row(3))
+    assert 'does not give the size of its image' in caught.value.why and 'width and height' in caught.value.fix

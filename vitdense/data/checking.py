@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -206,7 +207,7 @@ def _check_picture(arrays: CocoArrays, row: int, images: Path, seen: ImagesSeen)
         path = safe_below(images, name, where=f'image {number}')
         img = seen.read(path)
     except DataError as error:
-        near = near_match(images, name) if isinstance(error, UnreadablePicture) and not path.exists() else ''
+        near = near_match(images, name) if isinstance(error, UnreadablePicture) and not os.path.exists(path) else ''
         return _unreadable(str(number), error, near)
     size, stated = tuple(img.shape[-2:]), tuple(arrays.sizes[row].tolist())
     if stated == (0, 0):

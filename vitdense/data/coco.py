@@ -276,7 +276,8 @@ class CocoDetection:
         else:
             boxes = inside(arrays.boxes[rows], np.tile(size, (len(rows), 1)))
             rows, boxes = rows[~is_empty(boxes)], boxes[~is_empty(boxes)].astype(np.float32)
-        area = arrays.areas[rows] if self.evaluation else arrays.areas[rows].astype(np.float32)
+        with np.errstate(over='ignore'):
+            area = arrays.areas[rows] if self.evaluation else arrays.areas[rows].astype(np.float32)
         return Target(
             boxes=tv_tensors.BoundingBoxes(torch.from_numpy(boxes), format='XYXY', canvas_size=size),
             labels=torch.from_numpy(self._label_of[arrays.labels[rows]]),

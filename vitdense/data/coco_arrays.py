@@ -9,13 +9,13 @@ import numpy as np
 
 
 class Texts(NamedTuple):
-    """Many short texts in one array of bytes."""
+    """Many short texts in one array of bytes, UTF-8 with bytes of file names that are none (surrogateescape)."""
 
     data: np.ndarray  # uint8
     ends: np.ndarray  # (N,) int64 end of each text
 
     def __getitem__(self, row: int) -> str:
-        return self.data[self.ends[row - 1] if row else 0 : self.ends[row]].tobytes().decode()
+        return self.data[self.ends[row - 1] if row else 0 : self.ends[row]].tobytes().decode(errors='surrogateescape')
 
 
 class CocoArrays(NamedTuple):
@@ -54,7 +54,7 @@ class CocoFacts(NamedTuple):
 
 def texts(words: Sequence[str]) -> Texts:
     """Return `words` as one array."""
-    coded = [word.encode() for word in words]
+    coded = [word.encode(errors='surrogateescape') for word in words]
     data = np.frombuffer(b''.join(coded), np.uint8)
     return Texts(data, np.cumsum([len(word) for word in coded], dtype=np.int64))
 

@@ -96,12 +96,22 @@ def fault_of_name(name: Any) -> str | None:
     """Return why a file name is no plain path below a folder, or None. (Links are looked at when it is opened.)"""
     if not isinstance(name, str) or not name:
         return 'it has no file_name'
+    if not is_encodable(name):
+        return f'{name!r} holds a character that no file name can have'
     parts = name.replace('\\', '/').split('/')
     if name[0] in '/\\' or name[1:2] == ':' or '..' in parts or '://' in name or '\0' in name:
         return f'{name!r} leads out of the folder of images'
     if '\\' in name:
         return f'{name!r} has backslashes, as Windows writes paths; write {name.replace(chr(92), "/")!r}'
     return None
+
+
+def is_encodable(name: str) -> bool:
+    """Whether `name` is text, or the bytes of a file name as Python writes those that are no UTF-8."""
+    try:
+        return bool(name.encode(errors='surrogateescape'))
+    except UnicodeEncodeError:
+        return False
 
 
 def looks_like_corners(arrays: CocoArrays) -> float | None:

@@ -17,6 +17,7 @@ from vitdense.data.coco_faults import (
     fault_of_box,
     fault_of_name,
     fault_of_size,
+    is_encodable,
     looks_like_corners,
     looks_like_fractions,
 )
@@ -54,7 +55,8 @@ def read_coco(path: Path, *, masks: bool = False, data: bytes | None = None) -> 
     annotations = content.get('annotations')
     for place, record in enumerate(annotations or ()):
         rows.add(place, record)
-    arrays = rows.arrays([str(record.get('file_name', '')) for record in images])
+    names = [str(record.get('file_name', '')) for record in images]
+    arrays = rows.arrays([name if is_encodable(name) else '' for name in names])
     usable = check_boxes(arrays, faults)
     check_ids(arrays, faults)
     return arrays, CocoFacts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +77,7 @@ def _images_of(file: Path, head: str, root: Path) -> Path | None:
     folders = [file.parent, root, *sorted(path for path in root.glob('*') if path.is_dir())]
     folders += sorted(path for path in root.glob('*/*') if path.is_dir())
     safe = not name.startswith('/') and '..' not in name and '\0' not in name
-    return next((folder for folder in folders if safe and (folder / name).is_file()), None)
+    return next((folder for folder in folders if safe and os.path.isfile(folder / name)), None)
 
 
 def _pairs(root: Path) -> Iterator[Part]:

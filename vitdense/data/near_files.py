@@ -32,10 +32,10 @@ def missing_files(root: Path, names: Iterable[bytes]) -> list[str]:
     return [os.fsdecode(name) for name in names if name in missing]
 
 
-def _is_file(path: bytes) -> bool:
+def _is_file(path: bytes | Path) -> bool:
     try:
         return os.path.isfile(path)
-    except ValueError:  # a name with a zero byte
+    except ValueError:  # a zero byte
         return False
 
 
@@ -53,14 +53,14 @@ def near_match(root: Path, name: str) -> str:
         return f'{found} is there{_difference(name, found)}'
     for count in range(1, len(parts)):
         shorter = PurePosixPath(*parts[count:])
-        if (root / shorter).is_file():
+        if _is_file(root / shorter):
             above = root.parents[count - 1] if len(root.parents) >= count else root
-            if (above / name).is_file():
+            if _is_file(above / name):
                 return f'{above / name} is there: give the folder {above}'
             return (
                 f'{shorter} is there: leave out {"/".join(parts[:count])}/, or give the folder that the names start at'
             )
-    if (root.parent / name).is_file():
+    if _is_file(root.parent / name):
         return f'{root.parent / name} is there: give the folder {root.parent}'
     return _in_a_folder(root, name)
 
@@ -81,7 +81,7 @@ def _in_a_folder(root: Path, name: str) -> str:
     with suppress(OSError), os.scandir(root) as entries:
         folders = sorted(entry.name for entry in entries if entry.is_dir())[:FEW_FOLDERS]
         for folder in folders:
-            if (root / folder / name).is_file():
+            if _is_file(root / folder / name):
                 return f'{folder}/{name} is there: give the folder {root / folder}, or add {folder}/ to the names'
     return ''
 
@@ -95,7 +95,7 @@ def _walk(root: Path, parts: tuple[str, ...]) -> str | None:
             return None
         found.append(name)
         folder = folder / name
-    return '/'.join(found) if folder.is_file() else None
+    return '/'.join(found) if _is_file(folder) else None
 
 
 def _entry(folder: Path, part: str, *, last: bool) -> str | None:

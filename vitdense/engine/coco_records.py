@@ -36,14 +36,14 @@ def number(arrays: CocoArrays, facts: CocoFacts) -> tuple[Numbering, np.ndarray]
     return Numbering(by_id([ids[row] for row in order]), by_id(facts.category_ids), sizes), rows
 
 
-def refuse_unknown_sizes(path: Path, numbering: Numbering) -> None:
-    """Raise DataError when an image has no size that masks could be compared in."""
-    unknown = numbering.sizes.count(None)
-    if unknown:
+def refuse_unknown_sizes(path: Path, arrays: CocoArrays) -> None:
+    """Raise DataError when an image has objects and no size that masks could be compared in."""
+    unknown = (arrays.sizes == 0).any(1)
+    if (unknown & (np.diff(arrays.starts) > 0)).any():
         raise DataError(
-            f'{path.name} does not give the sizes of {unknown} of its {len(numbering.sizes)} images',
+            f'{path.name} does not give the sizes of {int(unknown.sum())} of its {len(unknown)} images',
             where=str(path),
-            why='masks are compared pixel by pixel, and polygons and boxes are drawn in the size of their image',
+            why='masks cannot be compared: polygons and boxes are drawn in the size of their image',
             fix='write width and height into every record of images, or score boxes (--iou-type bbox)',
         )
 

@@ -132,10 +132,13 @@ class _Results:
         size = self.numbering.sizes[image]
         parts, left_out, fault = checked(segmentation or ring_of(box), size)
         self.left_out += len(left_out)
-        if fault is None and size is None and not isinstance(parts, dict):
-            fault = 'the annotation file does not give the size of its image, in which it could be drawn'
         if fault:
             raise _BadRow(fault, MASK_FIX)
+        if size is None and not isinstance(parts, dict):
+            raise _BadRow(
+                'the annotation file does not give the size of its image, in which it could be drawn',
+                'write width and height into the images of the annotation file',
+            )
         return runs_of(parts, size)
 
     def objects(self) -> Objects:
@@ -146,7 +149,8 @@ class _Results:
         own = [row for row, box in enumerate(self.boxes) if box is not None]
         boxes[own] = np.array([self.boxes[row] for row in own], np.float64).reshape(-1, 4)
         self._log(boxes[own], image[own])
-        area = boxes[:, 2] * boxes[:, 3] if self.boxed else areas_of_runs(self.masks)
+        with np.errstate(over='ignore', invalid='ignore'):
+            area = boxes[:, 2] * boxes[:, 3] if self.boxed else areas_of_runs(self.masks)
         order = np.argsort(image, kind='stable')
         kept = [self.masks[row] for row in order.tolist()] if self.iou_type == 'segm' else ()
         scores = np.array(self.scores, np.float64)

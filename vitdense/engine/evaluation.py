@@ -59,7 +59,7 @@ def evaluate_coco(
     numbering, rows = number(arrays, facts)
     metric.dataset_meta = {'classes': {'labels': facts.names}, 'category_ids': {'labels': facts.category_ids}}
     if iou_type == 'segm':
-        refuse_unknown_sizes(truth_path, numbering)
+        refuse_unknown_sizes(truth_path, arrays)
     truth = truth_of(arrays, numbering, rows, iou_type, truth_path)
     found = read_results(results_path, numbering, iou_type, ignore_unknown=ignore_unknown)
     scores = metric.score(truth, found, len(rows))
