@@ -17,7 +17,7 @@ from vitdense.data import images as decoding
 from vitdense.data.arguments import interval
 from vitdense.data.files import Found, as_text, count_endings, find_files, read_text, say_found
 from vitdense.data.image_check import look_for_oddities, spaced
-from vitdense.data.near_files import near_match
+from vitdense.data.near_files import missing_files, near_match
 from vitdense.data.opening import PICTURE_SUFFIXES
 from vitdense.data.pairing import safe_below
 from vitdense.data.synsets import class_vocabulary
@@ -105,6 +105,10 @@ class ImageFolders:
         """Yield every file that the data set reads, in its order."""
         folder, files = self.image_files()
         return (folder / file for file in files)
+
+    def missing(self) -> list[str]:
+        """Return the files of a list that are not there."""
+        return missing_files(self.folder, self._files.tolist()) if self._listed else []
 
     def check(self, limit: int | None = 64, *, training: bool = False) -> int:
         """Look for `limit` files of a list, evenly spaced (None: all), and return how many were looked for.

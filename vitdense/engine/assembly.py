@@ -19,7 +19,7 @@ from vitdense.engine.batches import Batches, describe_rate, share_batches
 from vitdense.engine.checkpoints import make_folder
 from vitdense.engine.compiling import compile_network
 from vitdense.engine.config import named_sections
-from vitdense.engine.data_checks import log_data, log_limits, max_bad_fraction, refuse_missing
+from vitdense.engine.data_checks import log_data, log_metric_limits, log_query_limits, max_bad_fraction, refuse_missing
 from vitdense.engine.ema import EmaHook
 from vitdense.engine.evaluation_sets import AllPictures, all_metrics, build_evaluators, evaluation_parts
 from vitdense.engine.history import HistoryHook, check_metric_early
@@ -84,7 +84,8 @@ def make_trainer(
         model, cfg = starting.new_model(cfg, metainfo, trained)
     else:
         model, cfg, checkpoint = starting.resumed_model(cfg, metainfo, checkpoint, batches)
-    log_limits(model, data['train_dataloader'], data.get('val_dataloader', {}), evaluators)
+    log_query_limits(model, data['train_dataloader'], name='training')
+    log_metric_limits(data.get('val_dataloader', {}), evaluators, name='validation')
     if weights is not None:
         starting.begin_with(model, *begin, where=str(weights))
     if trained is not None:
@@ -235,6 +236,9 @@ def make_tester(
     )
     _set_up(model, cfg.amp, place, next(iter(named_sections(section).values())), compiled)
     evaluators = build_evaluators(cfg.to_dict().get('test_evaluator'))
+    for name, dataset in datasets.items():
+        log_query_limits(model, dataset, name=f'test {name}'.strip())
+    log_metric_limits(datasets, evaluators, name='test')
     loader, evaluator = evaluation_parts(section, datasets, evaluators, seed=cfg.seed, **place.loading)
     return DenseRunner(
         cfg,

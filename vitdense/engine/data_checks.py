@@ -21,12 +21,11 @@ logger = logging.getLogger('vitdense')
 
 
 def log_data(datasets: Mapping[str, Any]) -> None:
-    """Say how many images, and where it is known objects and classes, the data sets have; the keys say what for."""
+    """Say how many images, objects and classes the data sets of objects have; the keys say what for."""
     for name, dataset in datasets.items():
         for part in _parts(dataset):
-            of = getattr(part, 'name', '')
-            text = part.summary() if hasattr(part, 'summary') else f'{len(part):,} images'
-            logger.info('%s: %s', f'{name}, {of}' if of else name, text)
+            if hasattr(part, 'summary'):  # others say it when they look for their files
+                logger.info('%s, %s: %s', name, part.name, part.summary())
 
 
 def refuse_missing(dataset: Any, *, name: str, max_bad_fraction: float | None = None) -> None:
@@ -39,7 +38,7 @@ def refuse_missing(dataset: Any, *, name: str, max_bad_fraction: float | None = 
     if not missing:
         return
     part, file = missing[0]
-    root = part.images
+    root = getattr(part, 'images', None) or part.folder
     names = ', '.join(file for _, file in missing[:3])
     text = f'{len(missing)} of {len(dataset)} images are missing, such as {names}'
     near = near_match(root, file)
@@ -64,31 +63,37 @@ def max_bad_fraction(section: Mapping[str, Any]) -> float:
     return section.get('max_bad_fraction', MAX_BAD_FRACTION)
 
 
-def log_limits(model: Any, train: Any, validation: Mapping[str, Any], metrics: Mapping[str, Sequence[Any]]) -> None:
-    """Say where images have more objects than a head has queries, than are read, or than a metric counts."""
+def log_query_limits(model: Any, dataset: Any, *, name: str) -> None:
+    """Say where images have more objects than a head of the model has queries, or than are read from it."""
     if not is_main_process():
         return
-    for name, task in model.tasks.items():
+    heads = dict(getattr(model.network, 'heads', {}))
+    for branch, task in model.tasks.items():
         top_k = getattr(task, 'top_k', None)
         if top_k is None or task.field != 'labels':
             continue
-        parts = [part for part in _parts(train) if task.datasets is None or getattr(part, 'name', '') in task.datasets]
-        counts = _counts(parts)
-        heads = dict(getattr(model.network, 'heads', {}))
-        queries = getattr(heads.get(name, model.network), 'num_queries', None)
+        parts = _parts(dataset)
+        counts = _counts([part for part in parts if not task.datasets or getattr(part, 'name', '') in task.datasets])
+        queries = getattr(heads.get(branch, model.network), 'num_queries', None)
         for limit, what in (
-            (queries, f"the head '{name}' has {queries} queries: raise its num_queries"),
-            (top_k, f'{top_k} predictions are read from an image: raise model.tasks.{name}.top_k'),
+            (queries, f"the head '{branch}' has {queries} queries (num_queries)"),
+            (top_k, f'{top_k} predictions are read from an image (top_k of model.tasks.{branch})'),
         ):
             if limit is not None and (counts > limit).any():
-                text = '%d of %d training images have more than %d objects, up to %d, and %s'
-                logger.warning(text, (counts > limit).sum(), len(counts), limit, counts.max(), what)
-    for name, dataset in validation.items():
-        for metric in metrics.get(name, ()):
+                text = '%s: %d of %d images have more than %d objects, up to %d, and %s'
+                logger.warning(text, name, (counts > limit).sum(), len(counts), limit, counts.max(), what)
+
+
+def log_metric_limits(datasets: Mapping[str, Any], metrics: Mapping[str, Sequence[Any]], *, name: str) -> None:
+    """Say where images have more objects of one class than a metric counts predictions."""
+    if not is_main_process():
+        return
+    for key, dataset in datasets.items():
+        for metric in metrics.get(key, ()):
             limit, counts = getattr(metric, 'max_detections', None), _counts(_parts(dataset), of_one_class=True)
             if limit is not None and (counts > limit).any():
-                count = int((counts > limit).sum())
-                logger.warning('validation: %s', too_many_objects(count, len(counts), limit))
+                text = too_many_objects(int((counts > limit).sum()), len(counts), limit)
+                logger.warning('%s: %s', f'{name} {key}'.strip(), text)
 
 
 def _counts(parts: Sequence[Any], **options: Any) -> np.ndarray:
