@@ -124,7 +124,7 @@ def test_every_finding_counts(tmp_path, capsys, count, kind):
 
 def test_one_cause_is_one_line_with_a_hint(tmp_path, capsys):
     plane = np.zeros((6, 8), np.uint8)
-    plane[0, 0] = 11
+    plane[0, :2] = 11, 1
     for number in range(40):
         (tmp_path / 'labels').mkdir(exist_ok=True)
         Image.fromarray(plane).save(tmp_path / 'labels' / f'{number}.png')
