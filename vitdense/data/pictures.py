@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 from vitdense.data import images as decoding
 from vitdense.data.arguments import interval
 from vitdense.data.files import find_files, say_found
+from vitdense.data.image_check import look_for_oddities, spaced
 from vitdense.data.transforms import Pipeline
 from vitdense.types import Meta, Sample, Target
 
@@ -59,6 +60,13 @@ class Pictures:
         img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels, value_range=self.value_range))
         size = (img.shape[-2], img.shape[-1])
         return self.pipeline(Sample(img, Target(), Meta(file, str(path), self.name, size, size)))
+
+    def check(self, limit: int | None = 64) -> int:
+        """Look at `limit` images, evenly spaced (None: all), warn of what is odd, and return how many there were."""
+        rows = spaced(len(self), limit)
+        paths = (self.folder / os.fsdecode(self._files[row].item()) for row in rows)
+        look_for_oddities(paths, self.value_range, logger, self.name)
+        return len(rows)
 
     def image_files(self) -> tuple[Path, list[str]]:
         """Return the folder of the images and the path of each below it, in the order of the data set."""
