@@ -138,6 +138,20 @@ def test_less_than_everything_is_an_error_with_the_share_and_leaves_the_module_a
     assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
 
 
+def test_whole_numbers_are_no_weights_and_nan_is_refused() -> None:
+    target, whole = small(), small().state_dict()
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    quantised = whole | {'0.weight': torch.ones(8, 4, dtype=torch.int8)}
+    with pytest.raises(CheckpointError, match=r'0.weight: file \(8, 4\) int8, model \(8, 4\) float32'):
+        load_weights(target, quantised, where='here')
+    for value in (float('nan'), float('inf')):
+        with pytest.raises(CheckpointError, match='NaN or infinite values in 1.bias'):
+            load_weights(target, whole | {'1.bias': torch.tensor([0.0, value])}, where='here')
+    assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
+    large = whole | {'1.bias': torch.full((2,), 3e38)}  # finite, though its sum is not
+    assert load_weights(target, large, where='here').complete
+
+
 def test_partial_takes_what_fits_but_not_nothing() -> None:
     target, whole = small(), small().state_dict()
     before = target[0].weight.clone()

@@ -68,7 +68,7 @@ def load_weights(
     names the source in messages, `fix` says there what to do. `partial` copies what fits and leaves the rest as it is.
 
     Raises CheckpointError with the share that matched and the reasons when anything is missing, has another shape or
-    has no place; and when nothing fits at all.
+    has no place; when nothing fits at all; and when weights are NaN or infinite.
     """
     wanted = module.state_dict()
     new = set() if isinstance(partial, bool) else set(partial)
@@ -90,7 +90,9 @@ def load_weights(
     coverage, trial = (complete or [max(trials, key=lambda trial: trial[0].matched)])[0]
     if not coverage.matched or not (coverage.complete or partial is True):
         _refuse(coverage, where, fix)
-    module.load_state_dict({name: trial[name] for name in wanted if _fits(trial.get(name), wanted[name])}, strict=False)
+    taken = {name: trial[name] for name in wanted if _fits(trial.get(name), wanted[name])}
+    _check_finite(taken, where)
+    module.load_state_dict(taken, strict=False)
     _report(coverage, where)
     return coverage
 
@@ -145,14 +147,15 @@ def _cover(wanted: State, trial: State, prefix: str, ignore: tuple[str, ...], ne
     absent = [name for name in wanted if name not in trial]
     declared = tuple(name for name in absent if new & set(name.split('.')))
     leftover = [name for name in trial if name not in wanted]
-    mismatched = (name for name in trial if name in wanted and trial[name].shape != wanted[name].shape)
+    mismatched = (name for name in trial if name in wanted and not _fits(trial[name], wanted[name]))
     return Coverage(
         matched=sum(value.numel() for name, value in wanted.items() if _fits(trial.get(name), value)),
         total=sum(value.numel() for name, value in wanted.items() if name not in declared),
         prefix=prefix,
         missing=tuple(name for name in absent if name not in declared),
         mismatched=tuple(
-            f'{name}: file {tuple(trial[name].shape)}, model {tuple(wanted[name].shape)}' for name in mismatched
+            f'{name}: file {_shown(trial[name], wanted[name])}, model {_shown(wanted[name], trial[name])}'
+            for name in mismatched
         ),
         unexpected=tuple(name for name in leftover if not name.startswith(ignore)),
         ignored=tuple(name for name in leftover if name.startswith(ignore)),
@@ -161,7 +164,17 @@ def _cover(wanted: State, trial: State, prefix: str, ignore: tuple[str, ...], ne
 
 
 def _fits(value: Tensor | None, place: Tensor) -> bool:
-    return value is not None and value.shape == place.shape
+    return value is not None and value.shape == place.shape and not _other_numbers(value, place)
+
+
+def _other_numbers(value: Tensor, place: Tensor) -> bool:
+    """Whether one holds whole numbers, as quantised weights are, and the other floating-point ones."""
+    return value.is_floating_point() != place.is_floating_point()
+
+
+def _shown(value: Tensor, other: Tensor) -> str:
+    kind = f' {str(value.dtype).removeprefix("torch.")}' if _other_numbers(value, other) else ''
+    return f'{tuple(value.shape)}{kind}'
 
 
 def _refuse(coverage: Coverage, where: str, fix: str) -> None:
@@ -177,6 +190,19 @@ def _refuse(coverage: Coverage, where: str, fix: str) -> None:
         why='\n'.join(f'{label}: {some(names)}' for label, names in reasons.items() if names),
         fix=fix,
     )
+
+
+def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """Raise CheckpointError for weights that are NaN or infinite. A sum is read first: it needs no memory."""
+    suspects = (name for name, value in state.items() if value.is_floating_point() and not value.sum().isfinite())
+    bad = [name for name in suspects if not state[name].isfinite().all()]
+    if bad:
+        raise CheckpointError(
+            f'{len(bad)} tensor{"s" * (len(bad) > 1)} of the file {"are" if len(bad) > 1 else "is"} not finite',
+            where=where,
+            why=f'there are NaN or infinite values in {some(bad)}',
+            fix='take another checkpoint, from before the training diverged',
+        )
 
 
 def _report(coverage: Coverage, where: str) -> None:

@@ -138,9 +138,9 @@ def sha256_of(path: Path) -> str:
 def checksum_fits(path: Path) -> bool | None:
     """Return whether the file is the one that was written; None when there is no checksum to compare with."""
     sums = path.with_name(f'{path.name}.sha256')
-    if not sums.exists():
+    if not sums.is_file():
         return None
-    return sha256_of(path) in sums.read_text().split()
+    return sha256_of(path) in sums.read_text(errors='replace').split()
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

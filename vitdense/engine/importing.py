@@ -17,6 +17,7 @@ from vitdense.engine.model_folder import save_model_folder, without_pretrained
 from vitdense.engine.vocabularies import metainfo_of, section_of
 from vitdense.errors import CheckpointError, ConfigError, did_you_mean
 from vitdense.registry import build
+from vitdense.storage.weight_sets import split_key
 from vitdense.weights import Coverage, State, read_weights
 
 CARD = 'README.md'
@@ -159,7 +160,7 @@ def origin(family: str, published: Published, files: Sequence[str | Path]) -> di
         'licence': published.licence or 'unknown',
         'licence_stated_in': published.evidence or 'nowhere that could be found',
         'note': published.note,
-        'files': [{'name': Path(file).name, 'sha256': sha256_of(Path(file))} for file in files],
+        'files': [{'name': path.name, 'sha256': sha256_of(path)} for path, _ in map(split_key, files)],
     }
 
 
