@@ -425,3 +425,12 @@ def test_licences_with_conditions_must_be_accepted(tmp_path):
         main(['mae-upernet', 'file.pth', '--accept-licence', *where])
     with pytest.raises(ConfigError, match="did you mean 'dinov2-linear'"):
         main(['dinov2-linea', 'file.pth', *where])
+
+
+def test_a_table_of_published_weights_has_the_grid_that_the_config_says() -> None:
+    state = {'backbone.model.pos_embed': torch.zeros(1, 197, 8), 'backbone.model.cls_token': torch.zeros(1, 1, 8)}
+    state |= {'backbone.model.patch_embed.proj.weight': torch.zeros(8, 3, 16, 16)}
+    published = RF_DETR._replace(rules=())
+    for said, expected in ((None, 224), (512, 224), ((112, 448), (112, 448)), (224, 224)):
+        made = fitted({'network': {'backbone': {'img_size': said}}}, state, published)
+        assert made['network']['backbone']['img_size'] == expected

@@ -142,13 +142,20 @@ def fitted(recipe: dict[str, Any], state: Mapping[str, Tensor], published: Publi
     place = 'backbone.vit.model.' if inner else 'backbone.model.'
     found = {rename(theirs, published.rules): value for theirs, value in state.items()}
     table, kernel = found.get(f'{place}pos_embed'), found.get(f'{place}patch_embed.proj.weight')
-    if table is not None and kernel is not None and f'{place}cls_token' in found:
+    has_token = table is not None and kernel is not None and f'{place}cls_token' in found
+    if has_token and not _has_grid(vit.get('img_size'), kernel.shape[-1], table.shape[-2]):
         vit['img_size'] = round(table.shape[-2] ** 0.5) * kernel.shape[-1]
     if kernel is not None and f'{place}norm.weight' not in found:
         vit['timm_args'] = {**(vit.get('timm_args') or {}), 'final_norm': False}
     if inner and kernel is not None and f'{place}blocks.0.ls1.gamma' not in found:
         vit['timm_args'] = {**(vit.get('timm_args') or {}), 'init_values': None}
     return {**recipe, 'network': {**recipe['network'], 'backbone': {**backbone, 'vit': vit} if inner else vit}}
+
+
+def _has_grid(img_size: int | Sequence[int] | None, patch: int, count: int) -> bool:
+    """Whether images of this size have the grid of a table with `count` positions, up to five of prefix tokens."""
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size or (0, 0)
+    return 0 <= count - (height // patch) * (width // patch) <= 5
 
 
 def origin(family: str, published: Published, files: Sequence[str | Path]) -> dict[str, Any]:
