@@ -293,6 +293,12 @@ def test_a_folder_that_is_no_model_is_a_checkpoint_error(tmp_path):
         vitdense.load(tmp_path)
 
 
+@pytest.mark.parametrize('path', [None, 3, b'model', ['model'], ''])
+def test_what_names_no_folder_is_a_config_error(path):
+    with pytest.raises(ConfigError, match='model_dir='):
+        vitdense.load(path)
+
+
 def test_a_tiled_picture_is_looked_at_in_windows_of_its_own_pixels():
     model, seen = tiny_model(), []
     model.network.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))

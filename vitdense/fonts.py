@@ -222,7 +222,10 @@ def _face(file: str) -> Face | None:
 def _has(face: Face, letter: str) -> bool:
     """Whether a font draws something for a letter that it does not draw for one that does not exist."""
     flat = _flat(face)
-    mask, none = flat.getmask(letter), flat.getmask('\U0010fffe')
+    try:
+        mask, none = flat.getmask(letter), flat.getmask('\U0010fffe')
+    except OSError:  # a damaged font
+        return False
     return (mask.size, bytes(mask)) != (none.size, bytes(none))
 
 

@@ -18,7 +18,13 @@ from vitdense.data.arguments import interval
 from vitdense.data.images import from_pil, read_image, stretch
 from vitdense.data.opening import MAX_PIXELS
 from vitdense.data.transforms import Pipeline
-from vitdense.engine.predictor_options import arithmetic, device_name, refuse_unknown, whole_number
+from vitdense.engine.predictor_options import (
+    arithmetic,
+    device_name,
+    folder_name,
+    refuse_unknown,
+    whole_number,
+)
 from vitdense.engine.resources import choose_precision, read_device
 from vitdense.errors import ConfigError, DataError
 from vitdense.ops.tiles import Tiler
@@ -123,7 +129,7 @@ def load(model_dir: str | Path, **options: Any) -> Predictor:
     from vitdense.engine.model_folder import read_model_folder
 
     refuse_unknown(options, OPTIONS, where='vitdense.load')
-    model, info = read_model_folder(model_dir)
+    model, info = read_model_folder(folder_name(model_dir))
     options = {'value_range': info.get('value_range'), **options}
     return Predictor(model, transforms=info['transforms'], metainfo=_metainfo(info), **options)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +36,13 @@ def refuse_unknown(options: Mapping[str, Any], known: Iterable[str], *, where: s
                 why=f'options are {", ".join(known)}',
                 fix=hint or 'correct or leave out the option',
             )
+
+
+def folder_name(path: Any) -> Path:
+    """Return the path of a folder. Raises ConfigError for what names none."""
+    if isinstance(path, str | os.PathLike) and not isinstance(os.fspath(path), bytes) and str(path):
+        return Path(path)
+    raise _wrong('model_dir', path, 'the path of a model folder, or of the folder of a run')
 
 
 def whole_number(value: Any, name: str) -> int:
