@@ -219,6 +219,7 @@ def test_what_cannot_be_opened_or_written_is_said_by_us_alone(tmp_path, capfd):
     assert 'bad.mp4' in caught.value.why
     with pytest.raises(DiskError, match=r'cannot write wide\.mp4') as caught:
         VideoWriter(tmp_path / 'wide.mp4', (48, 20000), 25)  # MPEG-4 counts sides in 13 bits
+    write(tmp_path / 'good.webm', frames_of(1))
     assert '20000 x 48 pixels' in caught.value.why and not (tmp_path / 'wide.mp4').exists()
     assert capfd.readouterr().err == ''
 

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from vitdense.errors import ConfigError, DataError, DiskError
-from vitdense.video_files import FASTEST, SLOWEST, check_openable, quiet_opencv, writable_rate
+from vitdense.video_files import FASTEST, SLOWEST, check_openable, muted_stderr, quiet_opencv, writable_rate
 
 logger = logging.getLogger('vitdense')
 
@@ -271,7 +271,8 @@ class VideoWriter:
             why, fix = str(error), 'free some space, or choose a folder that you may write to'
             raise DiskError(f'cannot write {self.path.name}', where=str(self.path), why=why, fix=fix) from error
         codec = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix.lower()])
-        self._writer = cv2.VideoWriter(str(self.path), codec, self.fps, (width, height))
+        with muted_stderr():
+            self._writer = cv2.VideoWriter(str(self.path), codec, self.fps, (width, height))
         if not self._writer.isOpened():
             self.path.unlink(missing_ok=True)
             raise DiskError(
