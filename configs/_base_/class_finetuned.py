@@ -1,4 +1,5 @@
-"""Fine-tuning of a whole ViT for classification: the recipe of MAE (recipe R17) on the average of its tokens."""
+"""Fine-tuning of a whole ViT for classification: the recipe of MAE (He et al. 2022, arXiv 2111.06377, appendix A) on
+the average of its tokens."""
 
 from torch.optim import AdamW
 

@@ -1,4 +1,5 @@
-"""Two-stage Deformable-DETR on a ViT-Adapter around a fine-tuned ViT, the published detection variant (recipe R10)."""
+"""Two-stage Deformable-DETR on a ViT-Adapter around a fine-tuned ViT, the published detection variant
+(czczup/ViT-Adapter, detection)."""
 
 from torch.optim import AdamW
 

@@ -1,4 +1,5 @@
-"""Masked autoencoding of ImageNet-1k pictures: the recipe of MAE (recipe R17), labels unused.
+"""Masked autoencoding of ImageNet-1k pictures: the recipe of MAE (He et al. 2022, arXiv 2111.06377, appendix A), labels
+unused.
 
 `data/imagenet` holds pictures below train/ and val/, in folders of any kind. Training pictures are random crops of 224
 pixels, mirrored, and nothing else (paper, table 1e); validation pictures are squeezed to 224 x 224.

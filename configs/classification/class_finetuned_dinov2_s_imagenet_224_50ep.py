@@ -3,7 +3,7 @@
     python tools/train.py configs/classification/class_finetuned_dinov2_s_imagenet_224_50ep.py
 
 No published number: DINOv2 reports fine-tuning for ViT-g only (88.5 at 224 pixels); with this backbone frozen, a linear
-layer has 81.1. Recipe R17 with smaller steps: class token and average of the tokens; AdamW 5e-4, weight decay 0.05,
+layer has 81.1. MAE's recipe with smaller steps: class token and average of the tokens; AdamW 5e-4, weight decay 0.05,
 layer decay 0.65, drop path 0.1, 5 epochs of warm-up, cosine to 1e-6, 50 epochs of batches of 1024; RandAugment, mixup
 0.8, cutmix 1.0, erasing 0.25, label smoothing 0.1, averaged weights (0.9999).
 

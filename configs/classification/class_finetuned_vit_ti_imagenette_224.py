@@ -1,4 +1,4 @@
-"""Fine-tuning of ViT-Ti/16, Imagenette: recipe R17 made small.
+"""Fine-tuning of ViT-Ti/16, Imagenette: MAE's recipe made small.
 
     python tools/train.py configs/classification/class_finetuned_vit_ti_imagenette_224.py
 

@@ -2,11 +2,14 @@
 
     python tools/train.py configs/detection/deformable_vitadapter_dinov2_l_coco_800_36ep.py
 
-No published number for this pair: ViT-Adapter's own is 55.3 AP with Mask R-CNN (three times the schedule). Recipe R10
-for what is shared: windows of 14 x 14 cells but for four global blocks, no class token, the ViT's last map added to
-every level, drop path 0.4; AdamW 1e-4, weight decay 0.05, layer decay 0.65, 500 steps of warm-up, 36 epochs of 16
-pictures with DETR's sizes and crops, a tenth of the rate after 27 and 33. The detector is Deformable-DETR's on
-strides 8, 16, 32 and one coarser, gradients clipped at 0.1. Other than there, pictures are not cut to 1024 x 1024.
+No published number for this pair: ViT-Adapter's own is 55.3 AP with Mask R-CNN (three times the schedule). Recipe
+(detection/configs/mask_rcnn of it) for what is shared: windows of 14 x 14 cells but for four global blocks, no class
+token, LayerScale that begins at 1 where the weights have none, the ViT's last map added to every level, drop path 0.4;
+AdamW 1e-4, weight decay 0.05, layer decay 0.65, 500 steps of warm-up, 36 epochs of 16 pictures with DETR's sizes and
+crops, a tenth of the rate after 27 and 33. The detector is Deformable-DETR's on strides 8, 16, 32 and one coarser,
+gradients clipped at 0.1.
+
+Differs from the source in: images are not cut to 1024 x 1024.
 
 Cost: about six days on eight 40 GB GPUs (`torchrun --nproc_per_node 8`: two images each; estimated).
 """

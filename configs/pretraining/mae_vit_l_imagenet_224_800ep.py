@@ -2,7 +2,7 @@
 
     python tools/train.py configs/pretraining/mae_vit_l_imagenet_224_800ep.py
 
-Aims at 85.4 % top-1 after fine-tuning (MAE, https://arxiv.org/abs/2111.06377, table 1d, "pixel (w/ norm)"). Recipe R17
+Aims at 85.4 % top-1 after fine-tuning (MAE, https://arxiv.org/abs/2111.06377, table 1d, "pixel (w/ norm)"). Recipe
 as in mae_vit_b_imagenet_224_800ep.py, in two batches of 2048 images, 256 on each of 8 GPUs.
 
 Cost: not measured; 1.0e9 pictures through a quarter of the ViT and the decoder.

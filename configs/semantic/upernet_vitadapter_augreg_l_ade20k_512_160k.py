@@ -2,10 +2,10 @@
 
     python tools/train.py configs/semantic/upernet_vitadapter_augreg_l_ade20k_512_160k.py
 
-Aims at 53.4 mIoU, single scale (ViT-Adapter, segmentation/configs/ade20k). Recipe R7: interactions behind the four
-quarters of the ViT, global attention, no class token, 16 heads of deformable attention that read half the channels,
-UPerNet of 512 channels with an auxiliary head of 256; layer decay 0.95, AdamW 2e-5, weight decay 0.05, drop path 0.4;
-1500 steps of warm-up, linear decay, 160 000 steps of 16 crops, windows of 512 every 341 pixels.
+Aims at 53.4 mIoU, single scale (ViT-Adapter, segmentation/configs/ade20k). Recipe (the same folder): interactions
+behind the four quarters of the ViT, global attention, no class token, 16 heads of deformable attention that read half
+the channels, UPerNet of 512 channels with an auxiliary head of 256; layer decay 0.95, AdamW 2e-5, weight decay 0.05,
+drop path 0.4; 1500 steps of warm-up, linear decay, 160 000 steps of 16 crops, windows of 512 every 341 pixels.
 
 As in the source, LayerScale begins at 1, cross-entropy is averaged over all pixels, crops are padded after
 normalisation, and test images are resized to the next multiples of 32.

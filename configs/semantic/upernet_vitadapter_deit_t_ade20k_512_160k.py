@@ -2,10 +2,10 @@
 
     python tools/train.py configs/semantic/upernet_vitadapter_deit_t_ade20k_512_160k.py
 
-Aims at 42.6 mIoU, single scale (ViT-Adapter, segmentation/configs/ade20k). Recipe R7: interactions behind the four
-quarters of the ViT, global attention, no class token, 6 heads of deformable attention that read all channels, UPerNet
-of 512 channels with an auxiliary head of 256; layer decay 0.95, AdamW 1.2e-4, weight decay 0.01, drop path 0.1; 1500
-steps of warm-up, linear decay, 160 000 steps of 16 crops, windows of 512 every 341 pixels.
+Aims at 42.6 mIoU, single scale (ViT-Adapter, segmentation/configs/ade20k). Recipe (the same folder): interactions
+behind the four quarters of the ViT, global attention, no class token, 6 heads of deformable attention that read all
+channels, UPerNet of 512 channels with an auxiliary head of 256; layer decay 0.95, AdamW 1.2e-4, weight decay 0.01, drop
+path 0.1; 1500 steps of warm-up, linear decay, 160 000 steps of 16 crops, windows of 512 every 341 pixels.
 
 As in the source, LayerScale begins at 1, cross-entropy is averaged over all pixels, crops are padded after
 normalisation, and test images are resized to the next multiples of 32.

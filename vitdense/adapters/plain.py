@@ -14,7 +14,7 @@ class PlainMaps(nn.Module):
     """Maps of chosen ViT layers at patch stride, one by one or concatenated along channels.
 
     `layers` are block numbers (negative ones count from the end). `normed` applies the ViT's final norm to each; False
-    gives the raw residual stream (recipe R8c, where the encoder's final norm is the identity). Holds no weights.
+    gives the raw residual stream (benchmark-vfm-ss, where the encoder's final norm is the identity). Holds no weights.
     """
 
     def __init__(

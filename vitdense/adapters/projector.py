@@ -21,7 +21,7 @@ Norm = Callable[[int], nn.Module]
 
 
 class Projector(nn.Module):
-    """The projector of LW-DETR (Chen et al. 2024, arXiv 2406.03459, section 3.2) and RF-DETR (recipe R15).
+    """The projector of LW-DETR (Chen et al. 2024, arXiv 2406.03459, section 3.2) and RF-DETR (roboflow/rf-detr).
 
     Each of `scales` (of the ViT's grid: 2, 1 or 0.5) gives one map: the `layers` resampled (by a transposed
     convolution, not at all, by a convolution of stride 2), concatenated, mixed by a C2f block with `num_blocks`

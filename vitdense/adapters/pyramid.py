@@ -75,7 +75,8 @@ class SimplePyramid(nn.Module):
 
 
 class LayerPyramid(nn.Module):
-    """A pyramid with one level from each of four layers, as UPerNet on MAE and BEiT reads a plain ViT (recipe R4).
+    """A pyramid with one level from each of four layers, as UPerNet on MAE and BEiT reads a plain ViT (mmsegmentation,
+    configs/mae).
 
     Layers, shallow to deep, go to scales 4, 2, 1 and 0.5 of the ViT's grid: two transposed convolutions with norm and
     GELU between, one transposed convolution, nothing, a 2x2 max-pool. Every level keeps `in_channels`. `norm` is the

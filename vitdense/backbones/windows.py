@@ -28,9 +28,9 @@ class Windows:
     numbers, negative ones from the end, or how many there are: then they are evenly spaced, the last block among them.
 
     Tokens before the patches stand in every window. `prefix` says what global blocks see of these copies: their
-    'average', or 'each' of them, as RF-DETR has it (recipe R15); then they become one where blocks end or are read, and
-    before blocks that run with an attention mask over all tokens.
-    An exported program with free picture sizes takes pictures larger than a window.
+    'average', or 'each' of them, as RF-DETR has it (roboflow/rf-detr); then they become one where blocks end or are
+    read, and before blocks that run with an attention mask over all tokens. An exported program with free picture sizes
+    takes pictures larger than a window.
 
     Raises ValueError for sizes that cannot be.
     """

@@ -18,9 +18,9 @@ class LinearHead(nn.Module):
     """Dropout, normalisation and one 1x1 convolution over all maps together.
 
     Maps are resized to the finest one and concatenated. `norm='batch'` without dropout is the linear evaluation of
-    DINOv2 (Oquab et al. 2023, section 7.4; recipe R1), `norm='batch', dropout=0.1` that of DINOv3 (Simeoni et al.
-    2025; recipe R2), `norm='layer'` the fine-tuned linear decoder of benchmark-vfm-ss (Kerssies et al. 2024; recipe
-    R8c). `dropout` is the probability that a whole channel is dropped. Logits come at the stride of the finest map.
+    DINOv2 (Oquab et al. 2023, section 7.4), `norm='batch', dropout=0.1` that of DINOv3 (Simeoni et al. 2025),
+    `norm='layer'` the fine-tuned linear decoder of benchmark-vfm-ss (Kerssies et al. 2024). `dropout` is the
+    probability that a whole channel is dropped. Logits come at the stride of the finest map.
     """
 
     class_layers = (ClassLayer('classifier'),)
