@@ -129,9 +129,12 @@ def twelve_bit(path, levels=(0, 4095)) -> None:
 
 
 def test_every_data_set_takes_a_range_and_warns_without(tmp_path, caplog):
+    twelve_bit(tmp_path / 'c/x/black.png', (0, 0))  # says nothing about the others
+    (tmp_path / 'm/c/x').mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / 'm/c/x/black.png')
     for name in ('c/x/a.png', 'c/y/b.png'):
         twelve_bit(tmp_path / name)
-        (tmp_path / 'm' / name).parent.mkdir(parents=True)
+        (tmp_path / 'm' / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.resize(np.array([0, 1], np.uint8), (8, 8))).save(tmp_path / 'm' / name)
     makers = [
         lambda **options: SegmentationMaps('c', 'm/c', root=tmp_path, classes=['a', 'b'], **options),

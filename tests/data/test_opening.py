@@ -15,7 +15,7 @@ from PIL import EpsImagePlugin, Image
 
 from vitdense.data import opening
 from vitdense.data.files import read_text
-from vitdense.data.images import UnreadablePicture, from_pil, image_size, read_image, read_label_map
+from vitdense.data.images import UnreadablePicture, from_pil, image_size, label_colors, read_image, read_label_map
 from vitdense.data.opening import FORMATS, begins_like_image, image_source
 from vitdense.errors import DataError
 
@@ -201,3 +201,26 @@ def test_tiff_files_that_cannot_be_read_are_described(store):
     ):
         with pytest.raises(UnreadablePicture, match=words):
             read_image(store('a.tif', data))
+
+
+@pytest.mark.parametrize('kind', FORMATS)
+def test_damaged_files_of_every_format_are_bad_images_or_images(store, kind):
+    """Cut or changed anywhere: a decoder may find out when it opens, loads, converts, or never."""
+    if kind == 'AVIF' and 'AVIF' not in (Image.init() or Image.SAVE):
+        pytest.skip('this Pillow has no AVIF')
+    rng, stream = np.random.default_rng(0), io.BytesIO()
+    PAGE.convert('P' if kind in ('PNG', 'GIF') else 'RGB').save(stream, kind)
+    whole, refused = stream.getvalue(), 0
+    for turn in range(24):
+        data = bytearray(whole)
+        if turn % 3:
+            data[int(rng.integers(4, min(len(data), 200 * turn)))] ^= int(rng.integers(1, 256))
+        else:
+            del data[int(rng.integers(len(data))) :]
+        path = store('a.png', bytes(data))
+        for read in (read_image, read_label_map, image_size, label_colors):
+            try:
+                read(path)
+            except DataError:
+                refused += 1
+    assert refused

@@ -41,7 +41,8 @@ def look_for_oddities(
         try:
             header = read_header(path)
             if header.bits == 16 and value_range is None and len(brightest) < DEEP:
-                brightest.append(read_levels(path).brightest or 65535)
+                top = read_levels(path).brightest
+                brightest += [] if top is None else [top]  # None: the file says its range
         except UnreadablePicture:
             continue  # a bad image has its own policy (SeededDataset)
         looked += 1

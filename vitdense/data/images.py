@@ -145,12 +145,10 @@ def read_label_map(
 
 
 def label_colors(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> list[tuple[int, int, int]] | None:
-    """Return the palette of a label file, (r, g, b) for each number; None where it has none."""
+    """Return the palette of a label file, (r, g, b) for each number; None where it has none. Raises DataError."""
     with opened(path, max_pixels) as picture:
-        if picture.mode != 'P':
-            return None
-        values = picture.getpalette() or []
-        return [tuple(values[place : place + 3]) for place in range(0, len(values), 3)]
+        values = loaded(picture, path).getpalette() if picture.mode == 'P' else None
+    return None if values is None else [tuple(values[place : place + 3]) for place in range(0, len(values), 3)]
 
 
 def _label_array(
