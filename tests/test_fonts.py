@@ -48,7 +48,15 @@ def make_font(path: Path, letters: str, *, notch: int = 0) -> Path:
 
 
 def forget() -> None:
-    for cached in (fonts.system_faces, fonts._runs, fonts.announce, fonts._face, fonts._named_face, text._name_strip):
+    for cached in (
+        fonts.system_faces,
+        fonts._runs,
+        fonts.announce,
+        fonts._face,
+        fonts._named_face,
+        fonts._plot_family,
+        text._name_strip,
+    ):
         cached.cache_clear()
     text.legend_width.cache_clear()
     fonts._said.clear()
@@ -127,7 +135,7 @@ def test_the_font_that_the_environment_names_is_asked_first(system, monkeypatch,
     assert fonts.plot_families(['a道b'])[:2] == ['mine', 'DejaVu Sans']
     monkeypatch.setenv(fonts.VARIABLE, str(system / 'gone.ttf'))
     assert [Path(run.face.file).stem for run in fonts.runs('a')] == ['DejaVuSans']
-    assert 'is no font that can be opened' in caplog.text
+    assert 'is no font with outlines that can be opened' in caplog.text
     with pytest.raises(ConfigError, match='is no font'):
         fonts.check_font(__file__)
 

@@ -58,11 +58,11 @@ def load(face: Face, size: int) -> Any:
 
 def check_font(file: str | Path) -> None:
     """Raise ConfigError unless a font file can be opened."""
-    if _face(str(file)) is None:
+    if not _is_outline(_face(str(file))):
         raise ConfigError(
             f'{Path(file).name} is no font',
             where=str(file),
-            why='there is no such file' if not Path(file).is_file() else 'FreeType cannot open it',
+            why='there is no such file' if not Path(file).is_file() else 'FreeType finds no outlines of letters in it',
             fix=f'give a file that ends in {", ".join(SUFFIXES)}',
         )
 
@@ -147,16 +147,19 @@ def save_plot(figure: Any, path: Path, *, dpi: int) -> None:
 
 def plot_families(texts: Iterable[str]) -> list[str]:
     """Return the font families with which matplotlib draws `texts`, in the order in which it asks them."""
-    from matplotlib import font_manager
-
     first = first_face()
     faces = dict.fromkeys(run.face for text in texts for run in _runs(text, first, colored=False))
-    families = []
-    for face in faces:
-        if face.file and face != _dejavu():
-            font_manager.fontManager.addfont(face.file)
-            families.append(font_manager.FontProperties(fname=face.file).get_name())
+    families = [_plot_family(face.file) for face in faces if face.file and face != _dejavu()]
     return [*families[: first != _dejavu()], 'DejaVu Sans', *families]
+
+
+@cache
+def _plot_family(file: str) -> str:
+    """Make a font file known to matplotlib and return the name of its family."""
+    from matplotlib import font_manager
+
+    font_manager.fontManager.addfont(file)
+    return font_manager.FontProperties(fname=file).get_name()
 
 
 @cache
@@ -199,9 +202,15 @@ def _dejavu() -> Face:
 @cache
 def _named_face(file: str) -> Face | None:
     face = _face(file)
-    if face is None:
-        logger.warning('%s=%s is no font that can be opened and is left out', VARIABLE, file)
-    return face
+    if _is_outline(face):
+        return face
+    logger.warning('%s=%s is no font with outlines that can be opened and is left out', VARIABLE, file)
+    return None
+
+
+def _is_outline(face: Face | None) -> bool:
+    """Whether a font can be drawn in any size."""
+    return face is not None and face.strike is None
 
 
 @cache

@@ -359,6 +359,11 @@ def test_wrong_words_end_with_2(demo, words, message):
     assert code == 2 and message in printed and 'fix:' in printed
 
 
+def test_a_font_that_is_none_ends_with_2(demo, tmp_path):
+    code, _, printed = demo(picture(tmp_path / 'a.png'), '--font', tmp_path / 'a.png')
+    assert code == 2 and 'a.png is no font' in printed
+
+
 def test_tta_needs_a_model_that_has_it(demo, tmp_path):
     code, _, printed = demo(picture(tmp_path / 'a.png'), '--tta')
     assert code == 2 and 'no test-time augmentation' in printed
