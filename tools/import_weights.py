@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitdense.engine.commandline import Parser, run
+from vitdense.engine.commandline import Parser, positive, run
 
 
 def parser() -> Parser:
@@ -29,7 +29,7 @@ def parser() -> Parser:
     made.add_argument('--config', metavar='C', required=True, help='our config of the same architecture')
     made.add_argument('--out', metavar='DIR', required=True, help='the model folder to write')
     made.add_argument('--base', metavar='FILE', help='the pretrained backbone, where the files are differences from it')
-    made.add_argument('--num-classes', type=int, metavar='K', help='classes without names, where they are others')
+    made.add_argument('--num-classes', type=positive, metavar='K', help='classes without names, where they are others')
     made.add_argument('--accept-licence', action='store_true', help='take weights that not everybody may use')
     made.add_argument('--cfg-options', nargs='+', action='extend', metavar='K=V', help='change values of the config')
     return made

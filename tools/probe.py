@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitdense.engine.commandline import Parser, run
+from vitdense.engine.commandline import Parser, count, positive, rate, run
 
 
 def parser() -> Parser:
@@ -25,11 +25,13 @@ def parser() -> Parser:
     made.add_argument('--backbones', nargs='+', default=[], metavar='N[=FILE]', help="timm's names, with own weights")
     made.add_argument('--weights', nargs='+', default=[], metavar='FILE', help="files for the config's backbone")
     made.add_argument('--branch', metavar='B', help='which linear head of the config (default: the first)')
-    made.add_argument('--lrs', nargs='+', type=float, default=[], metavar='LR', help='learning rates to try')
-    made.add_argument('--steps', type=int, metavar='N', help='steps of the linear head (default: 1000; label maps 400)')
+    made.add_argument('--lrs', nargs='+', type=rate, default=[], metavar='LR', help='learning rates to try')
+    made.add_argument(
+        '--steps', type=positive, metavar='N', help='steps of the linear head (default: 1000; label maps 400)'
+    )
     made.add_argument('--work-dir', metavar='D', help='where probe.json goes (default: work_dirs/CONFIG/probe)')
     made.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: the first GPU, else cpu)')
-    made.add_argument('--workers', type=int, metavar='N', help='processes that load data')
+    made.add_argument('--workers', type=count, metavar='N', help='processes that load data')
     made.add_argument('--cfg-options', nargs='+', action='extend', metavar='K=V', help='change values of the config')
     return made
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitdense.engine.commandline import Parser, run
+from vitdense.engine.commandline import Parser, count, run
 
 
 def parser() -> Parser:
@@ -31,7 +31,7 @@ def parser() -> Parser:
     made.add_argument('--tta', action='store_true', help="average over the scales and flips of the config's model.tta")
     made.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: the first GPU, else cpu)')
     made.add_argument('--amp', choices=('bf16', 'fp16', 'off'), help='arithmetic (default: bf16 where a probe gains)')
-    made.add_argument('--workers', type=int, metavar='N', help='processes that load data')
+    made.add_argument('--workers', type=count, metavar='N', help='processes that load data')
     made.add_argument('--compile', action='store_true', help='compile the network with torch.compile')
     made.add_argument('--cfg-options', nargs='+', action='extend', metavar='K=V', help='change values of the config')
     return made

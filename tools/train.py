@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitdense.engine.commandline import Parser, run
+from vitdense.engine.commandline import Parser, count, run
 
 
 def parser() -> Parser:
@@ -34,10 +34,10 @@ def parser() -> Parser:
         metavar='NAME',
         help='train this branch of CONFIG alone, on the trained model of --weights (a model folder or checkpoint)',
     )
-    made.add_argument('--seed', type=int, metavar='N', help='seed of everything random')
+    made.add_argument('--seed', type=count, metavar='N', help='seed of everything random')
     made.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: the first GPU, else cpu)')
     made.add_argument('--amp', choices=('bf16', 'fp16', 'off'), help='arithmetic (default: bf16 where a probe gains)')
-    made.add_argument('--workers', type=int, metavar='N', help='processes that load data, for every loader')
+    made.add_argument('--workers', type=count, metavar='N', help='processes that load data, for every loader')
     made.add_argument('--compile', action='store_true', help='compile the network with torch.compile')
     made.add_argument('--cfg-options', nargs='+', action='extend', metavar='K=V', help='change values of the config')
     made.add_argument('--dry-run', action='store_true', help='one step and one validation batch, nothing kept')

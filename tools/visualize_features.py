@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitdense.engine.commandline import Parser, run
+from vitdense.engine.commandline import Parser, positive, run
 from vitdense.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--layers', type=int, nargs='+', default=[-1], metavar='L', help='blocks from 0, or from the end (default: -1)')
     add(
         '--size',
-        type=int,
+        type=positive,
         metavar='S',
         help='short side that the network sees, in pixels (default: 448, or as trained)',
     )

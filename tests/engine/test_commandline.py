@@ -146,3 +146,26 @@ def test_a_tool_that_does_not_exist(name, meant):
     with pytest.raises(ConfigError) as caught:
         dispatch([name])
     assert caught.value.message == f"vitdense has no tool '{name}'" + (f"; did you mean '{meant}'?" if meant else '')
+
+
+@pytest.mark.parametrize(
+    ('tool', 'option', 'value'),
+    [
+        ('train', '--workers', '-1'),
+        ('train', '--workers', 'two'),
+        ('train', '--seed', '1.5'),
+        ('test', '--workers', '-1'),
+        ('probe', '--steps', '0'),
+        ('probe', '--lrs', 'nan'),
+        ('probe', '--lrs', '-1'),
+        ('check_data', '--workers', '0'),
+        ('check_data', '--num-classes', '-1'),
+        ('check_data', '--shown', '-3'),
+        ('demo', '--fps', 'nan'),
+        ('demo', '--fps', '0'),
+        ('visualize_features', '--size', '-14'),
+    ],
+)
+def test_numbers_of_a_command_line_have_limits(tool, option, value):
+    with pytest.raises(ConfigError, match=f'argument {option}: .*is not a '):
+        importlib.import_module(f'vitdense.tools.{tool}').main(['x', f'{option}={value}'])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import io
+import math
 import os
 import shlex
 import shutil
@@ -67,6 +68,24 @@ def _python() -> str:
     found = shutil.which('python')
     same = found is not None and Path(found).absolute() == Path(sys.executable).absolute()
     return 'python' if same else sys.executable
+
+
+def count(text: str) -> int:
+    """Return the whole number from 0 on that an argument is, for `type=` of argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 0 on')
+    return int(text)
+
+
+def rate(text: str) -> float:
+    """Return the finite number above 0 that an argument is, for `type=` of argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number above 0')
+    return value
 
 
 def positive(text: str) -> int:

@@ -32,10 +32,18 @@ class Limits(NamedTuple):
     def __str__(self) -> str:
         if self.low is None and self.high is None:
             return ''
-        low = f' above {self.low:g}' if self.open in ('low', 'both') else f' from {self.low:g}'
+        low = f' above {_number(self.low)}' if self.open in ('low', 'both') else f' from {_number(self.low)}'
         if self.high is None:
             return low if self.open in ('low', 'both') else f'{low} on'
-        return f'{low} and below {self.high:g}' if self.open in ('high', 'both') else f'{low} to {self.high:g}'
+        return (
+            f'{low} and below {_number(self.high)}'
+            if self.open in ('high', 'both')
+            else f'{low} to {_number(self.high)}'
+        )
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else str(value)
 
 
 ANY = Limits()
