@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdense.engine.commandline import Parser, positive, rate, run
+from vitdense.engine.commandline import Parser, positive, run
 from vitdense.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=('mp4', 'webm', 'avi'),
         help='webm plays in browsers and encodes slowly',
     )
-    add('--fps', type=rate, metavar='F', help='frame rate of written videos (default: that of the source)')
+    add('--fps', type=float, metavar='F', help='frame rate of written videos (default: that of the source)')
     add('--max-frames', type=positive, metavar='N', help='stop a video or camera after N frames')
     add('--max-pixels', type=positive, metavar='N', help='refuse larger pictures (default: 180,000,000)')
     add(

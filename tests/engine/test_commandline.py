@@ -161,8 +161,6 @@ def test_a_tool_that_does_not_exist(name, meant):
         ('check_data', '--workers', '0'),
         ('check_data', '--num-classes', '-1'),
         ('check_data', '--shown', '-3'),
-        ('demo', '--fps', 'nan'),
-        ('demo', '--fps', '0'),
         ('visualize_features', '--size', '-14'),
     ],
 )
