@@ -76,7 +76,10 @@ class _Results:
         if category is None:
             raise self._unknown_category(record)
         box = self._box(record)
-        self.scores.append(_numbers([record['score']], 'its score', 'write a number as score')[0])
+        score = record['score']
+        self.scores.append(
+            score if type(score) is float else _numbers([score], 'its score', 'write a number as score')[0]
+        )
         if self.masked:
             self.masks.append(self._mask(record, box, image))
         self.image.append(image)
@@ -167,7 +170,7 @@ class _Results:
             logger.warning('%s: %d polygons are none, and left out', name, self.left_out)
         if self.boxed and self.iou_type == 'segm' and any(record.get('segmentation') for record in self.records):
             logger.warning('%s has boxes and masks: sizes of objects are those of their boxes, as in pycocotools', name)
-        sizes = np.array([self.numbering.sizes[row] or (0, 0) for row in image.tolist()], np.int64).reshape(-1, 2)
+        sizes = np.array([size or (0, 0) for size in self.numbering.sizes], np.int64).reshape(-1, 2)[image]
         share = share_of_corners(boxes, sizes)
         if share is not None:
             text = '%s: %.0f %% of boxes leave the image if read as x, y, width, height; they fit as x, y, x2, y2'
@@ -179,8 +182,9 @@ class _Results:
 def _numbers(values: list[Any], what: str, fix: str) -> list[float]:
     """Return `values` as float64 can hold them; NaN and infinity are the metric's to refuse."""
     try:
-        if set(map(type, values)) <= {int, float}:
-            return [float(value) for value in values]
+        kinds = set(map(type, values))
+        if kinds <= {int, float}:
+            return values if int not in kinds else [float(value) for value in values]
     except OverflowError:
         raise _BadRow(f'{what} is a number that is too large', fix) from None
     odd = next(value for value in values if type(value) not in (int, float))
