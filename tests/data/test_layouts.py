@@ -67,6 +67,21 @@ def test_label_maps_beside_images_and_class_folders(tmp_path):
         parts_of(tmp_path / 'nothing')
 
 
+def test_a_pair_one_folder_down_and_labels_that_are_not_read(tmp_path):
+    image(tmp_path / 'ade/Data2016/images/training/1.jpg')
+    image(tmp_path / 'ade/Data2016/annotations/training/1.png', 'L')
+    root = tmp_path / 'ade/Data2016'
+    assert parts_of(tmp_path / 'ade') == [('labels', root / 'annotations/training', root / 'images/training')]
+    for folder, suffix in (('voc/JPEGImages', 'voc/Annotations/1.xml'), ('yolo/images', 'yolo/labels/1.txt')):
+        image(tmp_path / folder / '1.jpg')
+        (tmp_path / suffix).parent.mkdir()
+        (tmp_path / suffix).write_text('')
+        root, name = suffix.split('/', 1)
+        with pytest.raises(DataError, match=f'are not read: {name}') as caught:
+            parts_of(tmp_path / root)
+        assert 'COCO' in caught.value.fix
+
+
 def test_class_folders_are_counted(tmp_path):
     for name in ('cat/1.jpg', 'cat/deep/2.jpg', 'dog/1.jpg', 'loose.jpg'):
         image(tmp_path / name)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from vitdense.data.files import walk
+from vitdense.data.images import LABEL_SUFFIXES
 from vitdense.data.opening import MAX_PIXELS, PICTURE_SUFFIXES, loaded, opened
 from vitdense.errors import DataError
 
 Kind = Literal['coco', 'labels', 'folders']
 IMAGE_FOLDERS = ('images', 'imgs', 'image', 'img', 'JPEGImages', 'leftImg8bit')
 LABEL_FOLDERS = ('labels', 'masks', 'annotations', 'label', 'mask', 'SegmentationClass', 'gtFine')
+UNREAD = ('.xml', '.txt')  # labels of PASCAL VOC and YOLO
 NO_OBJECTS = ('captions', 'person_keypoints', 'panoptic', 'stuff', 'image_info')  # of COCO's own files
 PEEK = 2**20  # bytes of a file that are looked at
 SAMPLE = 8  # images that are looked at
@@ -42,10 +44,22 @@ def parts_of(data: Path, images: Path | None = None, *, labels: bool = False) ->
         return [Part('coco', data, images)]
     if labels or images is not None:
         return [Part('labels', data, images)]
-    found = list(_coco_files(data)) or list(_pairs(data)) or list(_class_folders(data))
+    folders = sorted(path for path in data.iterdir() if path.is_dir())
+    pairs = next(filter(None, (list(_pairs(root)) for root in (data, *folders))), [])
+    found = list(_coco_files(data)) or pairs or list(_class_folders(data))
     if found:
         return found
-    if any(name.lower().endswith(PICTURE_SUFFIXES) for name in walk(data).files):
+    names = sorted(walk(data).files)
+    images_there = [name for name in names if name.lower().endswith(PICTURE_SUFFIXES)]
+    others = [name for name in names if name.lower().endswith(UNREAD)]
+    if images_there and others and _are_photographs(data, images_there):
+        raise DataError(
+            f'labels in {Path(others[0]).suffix} files are not read: {others[0]} and {len(others) - 1} more',
+            where=str(data),
+            why='boxes are read from COCO files (JSON); PASCAL VOC writes .xml files and YOLO .txt files',
+            fix='export the labels as COCO; FiftyOne, supervision and CVAT convert them',
+        )
+    if images_there:
         return [Part('labels', data, None)]
     raise DataError(
         f'nothing to check in {data}',
@@ -84,7 +98,7 @@ def _pairs(root: Path) -> Iterator[Part]:
     """Yield folders of label maps beside folders of images: `labels/train` beside `images/train`, or `labels`."""
     images = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), None)
     labels = next((root / name for name in LABEL_FOLDERS if (root / name).is_dir()), None)
-    if images is None or labels is None:
+    if images is None or labels is None or not any(map(_is_label_map, walk(labels).files)):
         return
     splits = sorted(path.name for path in labels.iterdir() if path.is_dir() and (images / path.name).is_dir())
     if not splits:
@@ -93,14 +107,24 @@ def _pairs(root: Path) -> Iterator[Part]:
         yield Part('labels', labels / split, images / split)
 
 
+def _is_label_map(name: str) -> bool:
+    return name.lower().endswith(LABEL_SUFFIXES)
+
+
 def _class_folders(root: Path) -> Iterator[Part]:
     """Yield `root`, or `root/train` and the like, where it holds photographs in one folder for each class."""
     splits = [root / name for name in ('train', 'val', 'valid', 'validation', 'test') if (root / name).is_dir()]
     for folder in splits or [root]:
         names = sorted(name for name in walk(folder).files if name.lower().endswith(PICTURE_SUFFIXES) and '/' in name)
-        places = np.linspace(0, len(names) - 1, min(SAMPLE, len(names))).astype(int).tolist()
-        if any(_is_photograph(folder / names[place]) for place in places):
+        classes = {name.split('/', 1)[0] for name in names}
+        if not classes <= {*IMAGE_FOLDERS, *LABEL_FOLDERS} and _are_photographs(folder, names):
             yield Part('folders', folder, None)
+
+
+def _are_photographs(root: Path, names: Sequence[str]) -> bool:
+    """Whether one of a few images, evenly spaced, is a photograph."""
+    places = np.linspace(0, len(names) - 1, min(SAMPLE, len(names))).astype(int).tolist()
+    return any(_is_photograph(root / names[place]) for place in places)
 
 
 def _is_photograph(path: Path) -> bool:
