@@ -54,9 +54,11 @@ def test_pictures_and_masks_of_one_name_are_told_apart_by_their_ending(pairs):
     assert "image_suffix='.jpg', label_suffix='.png'" in caught.value.fix
 
 
-def test_a_folder_within_the_other_holds_its_own_kind_only(pairs):
+def test_a_folder_within_the_other_holds_its_own_kind_only(pairs, caplog):
     assert names_of(pairs(['d/a.png'], ['d/masks/a.png'], folders=('d', 'd/masks'))) == [('a.png', 'a.png')]
     assert names_of(pairs(['e/photos/a.png'], ['e/a.png'], folders=('e/photos', 'e'))) == [('a.png', 'a.png')]
+    assert names_of(pairs(['f/photos/a.jpg'], ['f/a.png'], folders=('f/photos', 'f'))) == [('a.jpg', 'a.png')]
+    assert 'left out' not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,15 @@ def test_a_folder_within_the_other_holds_its_own_kind_only(pairs):
 def test_names_are_matched_by_what_they_do_not_share(pairs, images, labels):
     data = pairs(images, labels)
     assert names_of(data) == [(image[2:], label[2:]) for image, label in zip(images, labels, strict=True)]
+
+
+def test_label_maps_in_jpeg_files_are_no_label_maps(pairs, caplog):
+    with pytest.raises(DataError, match='no label maps in') as caught:
+        pairs(['i/a.jpg'], ['l/a.jpg'])
+    assert 'there are 1 .jpg' in caught.value.why and 'JPEG changes their numbers' in caught.value.fix
+    with pytest.raises(DataError, match='1 of 2 pictures have no label, such as a.jpg'):
+        pairs(['i/b.jpg'], ['l/b.png'])
+    assert '1 .jpg in' in caplog.text and 'export them anew as PNG' in caplog.text
 
 
 def test_unused_label_maps_are_counted(pairs, caplog):

@@ -121,7 +121,8 @@ def find_files(
             f'no {what} in {root}',
             where=str(root),
             why=f'no file below it ends in {" ".join(suffixes)}{others}',
-            fix='check the path, or the endings of the files (image_suffix / label_suffix)',
+            fix='check the path, or the endings of the files (image_suffix / label_suffix)'
+            + ('; label maps are PNG files: JPEG changes their numbers' if 'label' in what else ''),
         )
     return found
 
@@ -146,8 +147,17 @@ def say_found(logger: Logger, name: str, what: str, root: Path, found: Found, *,
     logger.info('%s: %d %s in %s%s', name, len(found.files), what, root, left_out)
     hidden = images_among(root, found.left_out) if look else []
     if hidden:
-        text = '%s: %s in %s begin like images but are left out, such as %s: rename them if they are %s'
-        logger.warning(text, name, count_endings(hidden), root, hidden[0], what)
+        text = '%s: %s in %s begin like images but are left out, such as %s: %s if they are %s'
+        lossy = 'label' in what and any(file.lower().endswith(PICTURE_SUFFIXES) for file in hidden)
+        logger.warning(
+            text,
+            name,
+            count_endings(hidden),
+            root,
+            hidden[0],
+            'export them anew as PNG' if lossy else 'rename them',
+            what,
+        )
 
 
 def images_among(root: Path, names: Iterable[str]) -> list[str]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from vitdense.data.files import find_files, read_text, say_found
+from vitdense.data.files import Found, find_files, read_text, say_found
 from vitdense.data.images import LABEL_SUFFIXES
 from vitdense.data.near_files import near_match, near_name
 from vitdense.data.opening import PICTURE_SUFFIXES
@@ -35,8 +35,8 @@ def list_files(
     one key.
     """
     found = find_files(root, suffixes, what=what, follow_links=follow_links, checked_later=checked_later)
-    others = {name for name in found.files for part in without if _is_of(name, part)}
-    found = found._replace(files=[name for name in found.files if name not in others])
+    kept, left_out = ([name for name in names if not any(_is_of(name, part) for part in without)] for names in found)
+    others, found = len(found.files) - len(kept), Found(kept, left_out)
     files: dict[str, str] = {}
     for name in found.files:
         suffix = next(suffix for suffix in suffixes if name.lower().endswith(suffix.lower()))
@@ -53,7 +53,7 @@ def list_files(
         raise DataError(
             f'no {what} in {root}',
             where=str(root),
-            why=f'all {len(others)} files with their endings are of the other kind ({", ".join(without)})',
+            why=f'all {others} files with their endings are of the other kind ({", ".join(without)})',
             fix='check image_suffix and label_suffix',
         )
     if say:
