@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +219,10 @@ def test_the_configs_of_the_docs_load_in_any_folder(tmp_path, monkeypatch):
     assert images == ['images/train', 'images/val', 'images/test']
     options = re.findall(r'--cfg-options (test_dataloader\S+) (\S+)', text)[0]
     assert load(tmp_path, configs[0], *options).test_dataloader == cfg.test_dataloader
+
+
+def test_threads_may_load_configs_at_once(tmp_path):
+    path = Path(__file__).resolve().parents[2] / 'configs/semantic/linear_plain_vit_ti_camvid_480.py'
+    first = load_config(path).to_dict()
+    with ThreadPoolExecutor(4) as pool:
+        assert all(cfg.to_dict() == first for cfg in pool.map(load_config, [path] * 12))

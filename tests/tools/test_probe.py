@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def few(shared, tmp_path, monkeypatch):
         for folder in sorted((shared / 'imagenette160' / part).iterdir()):
             (tmp_path / 'data' / part / folder.name).mkdir(parents=True)
             for file in sorted(folder.iterdir())[:number]:
-                (tmp_path / 'data' / part / folder.name / file.name).symlink_to(file)
+                shutil.copyfile(file, tmp_path / 'data' / part / folder.name / file.name)
     weights = shared / 'weights' / 'vit_tiny_patch16_224_fp16.safetensors'
     return weights, [f'data_root={tmp_path / "data"}', f'model.network.backbone.pretrained={weights}']
 

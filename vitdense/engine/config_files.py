@@ -10,6 +10,7 @@ import ast
 import importlib.util
 import math
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from mmengine.config.lazy import LazyAttr, LazyObject
 
 from vitdense.engine.config_sections import FOLLOWS, Sections, copied, watched
 from vitdense.errors import ConfigError, VitDenseError, did_you_mean
+
+_one_at_a_time = threading.Lock()
 
 
 def find_config(path: str | Path) -> Path:
@@ -183,16 +186,17 @@ def _lazily() -> Iterator[None]:
 
     mmengine 0.10.7 tells that library by the folder of the Python program, which is another in virtual environments.
     """
-    original = mmengine_config._is_builtin_module
+    with _one_at_a_time:  # both are switches of the whole process
+        original = mmengine_config._is_builtin_module
 
-    def is_builtin(module_name: str) -> bool:
-        return module_name.split('.')[0] in sys.stdlib_module_names or original(module_name)
+        def is_builtin(module_name: str) -> bool:
+            return module_name.split('.')[0] in sys.stdlib_module_names or original(module_name)
 
-    mmengine_config._is_builtin_module, ConfigDict.lazy = is_builtin, True
-    try:
-        yield
-    finally:
-        mmengine_config._is_builtin_module, ConfigDict.lazy = original, False
+        mmengine_config._is_builtin_module, ConfigDict.lazy = is_builtin, True
+        try:
+            yield
+        finally:
+            mmengine_config._is_builtin_module, ConfigDict.lazy = original, False
 
 
 def _plain(value: Any, key: str, file: str) -> Any:
