@@ -119,9 +119,10 @@ def test_a_small_file_never_asks_for_much_memory(
 ) -> None:
     torch.save({**W, 'x': value}, tmp_path / 'a.pth', _use_new_zipfile_serialization=new)
     assert reason in refused(tmp_path / 'a.pth').why
-    torch.save({'state_dict': {**W, 'x': value}}, tmp_path / 'a.pth', _use_new_zipfile_serialization=new)
-    with pytest.raises(CheckpointError):
-        read_checkpoint(tmp_path / 'a.pth')
+    for content in ({'state_dict': {**W, 'x': value}}, {'state_dict': W, 'optimizer': {'state': {0: [value]}}}):
+        torch.save(content, tmp_path / 'a.pth', _use_new_zipfile_serialization=new)
+        with pytest.raises(CheckpointError):
+            read_checkpoint(tmp_path / 'a.pth')
 
 
 def test_a_file_that_claims_more_than_it_holds(tmp_path: Path, little_memory: None) -> None:

@@ -21,7 +21,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     try:
         content = load_pickle(path)
+        tensors = {name.removeprefix('state_dict.'): value for name, value in _tensors(content)}
     except Exception as error:  # foreign bytes fail in any way, even inside the unpickler
         raise CheckpointError(
             f"'{path.name}' cannot be read",
@@ -180,8 +181,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             + (some(sorted(map(str, content))) if isinstance(content, dict) else f'a {type(content).__name__}'),
             fix='give a checkpoint (.pth) of a run, or a model folder',
         )
-    check_tensors(state, path)
+    check_tensors(tensors, path)
     return content
+
+
+def _tensors(content: Any, name: str = '') -> Iterator[tuple[str, Tensor]]:
+    """Yield all tensors of a checkpoint with their places, such as `optimizer.state.0.exp_avg`."""
+    if isinstance(content, Tensor):
+        yield name, content
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _tensors(value, f'{name}.{key}' if name else str(key))
+    elif isinstance(content, list | tuple):
+        for row, value in enumerate(content):
+            yield from _tensors(value, f'{name}.{row}')
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
