@@ -1,0 +1,92 @@
+"""Configs follow the published recipes to the last number: configs/recipes.toml against the resolved configs."""
+
+import re
+from fnmatch import fnmatch
+
+import pytest
+
+from tests.recipes.readme import README, TITLES, make_readme
+from tests.recipes.table import (
+    ROOT,
+    Recipe,
+    changed,
+    config_of,
+    free_of,
+    idle,
+    leaves,
+    numbers,
+    read_table,
+    recipes_of,
+    rows_of,
+)
+from vitdense.errors import ConfigError
+
+PUBLISHED = [leaf for leaf in leaves() if recipes_of(leaf)]
+
+
+@pytest.mark.parametrize('leaf', PUBLISHED)
+def test_a_config_follows_its_published_recipe(leaf):
+    assert not Recipe(leaf).differences(rows_of(leaf))
+
+
+def noticed(leaf, path):
+    try:
+        return Recipe(leaf, changed(config_of(leaf), path)).notices(path, rows_of(leaf))
+    except (ConfigError, ValueError):  # a number that cannot be
+        return True
+
+
+@pytest.mark.parametrize('leaf', PUBLISHED)
+def test_changing_any_number_is_noticed(leaf):
+    cfg, free = config_of(leaf), tuple(free_of(leaf))
+    paths = [path for path, _ in numbers(cfg) if not idle(path, cfg) and not path.startswith(free)]
+    assert paths or free
+    unnoticed = [path for path in paths if not noticed(leaf, path)]
+    assert not unnoticed, f'not in configs/recipes.toml: {unnoticed}'
+
+
+@pytest.mark.parametrize(
+    ('leaf', 'path'),
+    [
+        ('detection/dino_simple_mae_b_coco_800_12ep', 'optim_wrapper.optimizer.lr'),
+        ('detection/dino_simple_mae_b_coco_800_12ep', 'model.network.branches.det.head.num_queries'),
+        ('semantic/eomt_plain_dinov2_l_ade20k_512_40k', 'optim_wrapper.clip_grad.max_norm'),
+        ('semantic/upernet_layers4_mae_b_ade20k_512_160k', 'model.network.branches.sem.adapter.layers'),
+        ('classification/class_finetuned_mae_b_imagenet_224_100ep', 'optim_wrapper.groups.decay'),
+    ],
+)
+def test_a_wrong_number_is_named(leaf, path):
+    differences = Recipe(leaf, changed(config_of(leaf), path)).differences(rows_of(leaf))
+    assert any(difference.startswith(f'{path}: ') for difference in differences)
+
+
+def test_every_config_is_in_the_table():
+    own = [pattern for part in read_table()['own'] for pattern in part['configs']]
+    for leaf in leaves():
+        assert bool(recipes_of(leaf)) != any(fnmatch(leaf, pattern) for pattern in own), leaf
+
+
+def test_every_published_number_is_that_of_the_docstring():
+    for leaf in PUBLISHED:
+        numbers_of = [recipe['published'] for recipe in recipes_of(leaf) if 'published' in recipe]
+        text = re.sub(r'\s+', ' ', (ROOT / 'configs' / f'{leaf}.py').read_text(encoding='utf-8'))
+        if 'Aims at' not in text:
+            assert 'No published number' in text and not numbers_of, leaf
+            continue
+        (number,) = numbers_of
+        assert re.search(rf'Aims at (about )?{re.escape(number.split()[0])}\b', text), (leaf, number)
+
+
+def test_every_row_says_where_it_was_read():
+    """A source is one of the table, or a repository, paper or package with a place in it."""
+    known = set(read_table()['sources'])
+    for recipe in read_table()['recipe']:
+        assert any(fnmatch(leaf, pattern) for leaf in leaves() for pattern in recipe['configs']), recipe['what']
+        for row in recipe['rows']:
+            first = re.split(r'[:,;]', row[2])[0].strip()
+            assert first in known or re.match(r'\S+/\S+ |torch\.|timm |\d+ epochs of|Kerssies', row[2]), row
+
+
+def test_the_readme_is_what_its_script_writes():
+    assert {leaf.partition('/')[0] for leaf in leaves()} == set(TITLES)
+    assert README.read_text(encoding='utf-8') == make_readme(), 'run python -m tests.recipes.readme'
