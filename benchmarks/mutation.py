@@ -1,0 +1,266 @@
+"""Mutation testing: change one operator, number or word of the code at a time, and see whether its tests notice.
+
+    python benchmarks/mutation.py --count 150 --seed 0
+    python benchmarks/mutation.py --only tasks/matching.py --count 40
+
+Each mutant is a copy of the project with one changed file, and runs only the tests of that file, in a process of its
+own, up to the first failure; tests of several processes are left out. A mutant that survives is printed with its line;
+the last line is the share of those that were noticed. The same `--seed` draws the same mutants. Needs what the tests
+need; about three seconds for each mutant on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+TASKS = ['tests/tasks/test_detection.py', 'tests/tasks/test_detection_losses.py']
+TASKS += ['tests/tasks/test_losses_transformers.py', 'tests/tasks/test_matching.py', 'tests/tasks/test_denoising.py']
+MASKS = ['tests/tasks/test_masks.py', 'tests/tasks/test_masks_transformers.py']
+MASKS += ['tests/networks/test_eomt_transformers.py', 'tests/ops/test_mask_points.py']
+RECIPE = 'tests/recipes/test_recipes.py::test_a_config_follows_its_published_recipe'
+TESTS = {  # file of the package, or config -> its tests
+    'vitdense/tasks/losses.py': ['tests/tasks/test_losses.py'],
+    'vitdense/tasks/detection_losses.py': TASKS[1:3],
+    'vitdense/tasks/detection.py': TASKS,
+    'vitdense/tasks/denoising.py': TASKS[:1] + TASKS[2:3] + TASKS[4:],
+    'vitdense/tasks/matching.py': [TASKS[3], *TASKS[:3]],
+    'vitdense/tasks/mask_losses.py': MASKS,
+    'vitdense/tasks/mask_matching.py': MASKS,
+    'vitdense/tasks/masks.py': MASKS,
+    'vitdense/tasks/semantic.py': ['tests/tasks/test_semantic.py', 'tests/heads/test_losses_transformers.py'],
+    'vitdense/tasks/classification.py': ['tests/tasks/test_classification.py'],
+    'vitdense/tasks/reconstruction.py': ['tests/networks/test_mae.py'],
+    'vitdense/ops/boxes.py': ['tests/ops/test_boxes.py', *TASKS[:2]],
+    'vitdense/ops/masks.py': [*MASKS, 'tests/ops/test_found_objects.py'],
+    'vitdense/ops/mask_labels.py': MASKS,
+    'vitdense/ops/mixing.py': ['tests/ops/test_mixing.py'],
+    'vitdense/engine/schedule.py': ['tests/engine/test_schedule.py'],
+    'vitdense/engine/annealing.py': ['tests/engine/test_annealing.py'],
+    'vitdense/engine/optim.py': ['tests/engine/test_optim.py'],
+    'vitdense/data/transforms.py': ['tests/data/test_transforms.py'],
+    'vitdense/data/scales.py': ['tests/data/test_scales.py', 'tests/data/test_transforms.py'],
+    'vitdense/data/geometry.py': ['tests/data/test_transforms.py', 'tests/data/test_scales.py'],
+    'vitdense/data/crops.py': ['tests/data/test_crops.py'],
+    'vitdense/metrics/miou.py': ['tests/metrics/test_miou.py'],
+    'vitdense/metrics/accuracy.py': ['tests/metrics/test_accuracy.py'],
+    'vitdense/metrics/multilabel.py': ['tests/metrics/test_accuracy.py'],
+    'vitdense/metrics/coco.py': ['tests/metrics/test_coco.py'],
+    'vitdense/metrics/coco_curves.py': ['tests/metrics/test_coco.py'],
+    'configs/_base_/dino.py': [f'{RECIPE}[detection/dino_simple_mae_b_coco_800_12ep]'],
+    'configs/_base_/eomt.py': [f'{RECIPE}[semantic/eomt_plain_dinov2_l_ade20k_512_40k]'],
+    'configs/_base_/upernet.py': [f'{RECIPE}[semantic/upernet_layers4_mae_b_ade20k_512_160k]'],
+    'configs/_base_/real_time_detr.py': [f'{RECIPE}[detection/real_time_projector_dinov2_s_coco_512_100ep]'],
+    'configs/_base_/class_finetuned.py': [f'{RECIPE}[classification/class_finetuned_mae_b_imagenet_224_100ep]'],
+    'configs/_base_/mae.py': [f'{RECIPE}[pretraining/mae_vit_l_imagenet_224_800ep]'],
+    'configs/_base_/datasets/ade20k.py': [f'{RECIPE}[semantic/linear_plain_dinov2_b_ade20k_512_40k]'],
+}
+OPERATORS = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.And: ast.Or,
+    ast.Or: ast.And, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
+}  # fmt: skip
+WORDS = {'min': 'max', 'max': 'min', 'amax': 'amin', 'amin': 'amax', 'sum': 'mean', 'mean': 'sum', 'any': 'all'}
+WORDS |= {'all': 'any', 'ceil': 'floor', 'floor': 'ceil', 'argmax': 'argmin', 'zeros': 'ones', 'ones': 'zeros'}
+# Words of messages, checks of arguments and drawings: what they say is tested elsewhere, or changes no number
+SKIPPED = (
+    'check_',
+    '_check',
+    'ConfigError',
+    'DataError',
+    'NumericsError',
+    'logger',
+    '_report',
+    '_draw',
+    'did_you_mean',
+)
+CONFIG_SKIPPED = ('num_workers', 'val_interval', 'interval', 'keep', 'batch_size')  # no result depends on them
+# Numbers that say how much is worked on together, or mark what is worse than every cost: any large one does
+FREE = ('_AT_A_TIME', 'MASKS_AT_A_TIME', '_LARGEST', '_WORST', '_CROWD', 'STRIPE')
+SECONDS = 300  # a mutant that hangs is noticed
+
+
+class Mutant(NamedTuple):
+    """One change of one file."""
+
+    file: str
+    line: int
+    before: str
+    after: str
+    source: str  # of the whole file
+
+
+def mutants_of(file: str, text: str) -> list[Mutant]:
+    """Return all mutants of a source text."""
+    tree = ast.parse(text)
+    found = []
+    for node, change, undo in _changes(tree, config=file.startswith('configs')):
+        before = ast.unparse(node)
+        change()
+        after = ast.unparse(node)
+        if before != after:
+            found.append(Mutant(file, node.lineno, before, after, ast.unparse(tree)))
+        undo()
+    return found
+
+
+def _changes(tree: ast.AST, *, config: bool) -> Iterator[tuple]:
+    """Yield a node to show, and two functions that change it and change it back, one by one."""
+    for node in _walk(tree, config):
+        if isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in OPERATORS and not config:
+            yield node, *_swap(node, 'op', OPERATORS[type(node.op)]())
+        elif isinstance(node, ast.Compare) and type(node.ops[0]) in OPERATORS:
+            yield node, *_swap(node, 'ops', [OPERATORS[type(node.ops[0])](), *node.ops[1:]])
+        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Not | ast.Invert) and not config:
+            yield node, *_swap(node, 'op', ast.UAdd())
+        elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+            yield node, *_swap(node, 'value', not node.value)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+            yield node, *_swap(node, 'value', node.value * 2 if config and node.value else node.value + 1)
+        elif isinstance(node, ast.Attribute) and node.attr in WORDS:
+            yield node, *_swap(node, 'attr', WORDS[node.attr])
+        elif isinstance(node, ast.Name) and node.id in WORDS and isinstance(node.ctx, ast.Load):
+            yield node, *_swap(node, 'id', WORDS[node.id])
+
+
+def _walk(node: ast.AST, config: bool) -> Iterator[ast.AST]:
+    """Yield the nodes that do something: no annotations, docstrings, messages, defaults of checks."""
+    if isinstance(node, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom):
+        return
+    if isinstance(node, ast.Call) and any(word in ast.unparse(node.func) for word in SKIPPED):
+        return
+    if isinstance(node, ast.FunctionDef) and any(word in node.name for word in ('_check', '__post_init__', *SKIPPED)):
+        return
+    if isinstance(node, ast.keyword) and node.arg == 'strict':
+        return
+    if isinstance(node, ast.Assign) and any(isinstance(each, ast.Name) and each.id in FREE for each in node.targets):
+        return
+    if isinstance(node, ast.keyword) and config and node.arg in CONFIG_SKIPPED:
+        return
+    yield node
+    for name, value in ast.iter_fields(node):
+        if name in ('annotation', 'returns', 'decorator_list', 'type_params'):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                yield from _walk(child, config)
+
+
+def _swap(node: ast.AST, name: str, new: object) -> tuple:
+    old = getattr(node, name)
+    return lambda: setattr(node, name, new), lambda: setattr(node, name, old)
+
+
+def drawn(files: Sequence[str], count: int, seed: int) -> list[Mutant]:
+    """Return `count` mutants, as many of each file as it has of all, at least three."""
+    generator = random.Random(seed)
+    pools = {file: mutants_of(file, (ROOT / file).read_text(encoding='utf-8')) for file in files}
+    total = sum(map(len, pools.values()))
+    chosen = []
+    for pool in pools.values():
+        wanted = max(3, round(count * len(pool) / total))
+        chosen += generator.sample(pool, min(wanted, len(pool)))
+    generator.shuffle(chosen)
+    return chosen[:count]
+
+
+def noticed(mutant: Mutant, folder: Path) -> bool:
+    """Run the tests of a mutant in a process of its own; return whether they fail."""
+    target = folder / mutant.file
+    original = target.read_text(encoding='utf-8')
+    target.write_text(mutant.source, encoding='utf-8')
+    try:
+        return _run(TESTS[mutant.file], folder) != 0
+    finally:
+        target.write_text(original, encoding='utf-8')
+
+
+def _run(tests: Sequence[str], folder: Path) -> int:
+    """Return the exit status of pytest in a child of this process, which has torch loaded already."""
+    child = os.fork()
+    if not child:
+        os.setpgrp()
+        os.chdir(folder)
+        sys.path[:0] = [str(folder)]
+        with open(os.devnull, 'w') as nothing:
+            os.dup2(nothing.fileno(), 1), os.dup2(nothing.fileno(), 2)
+        import pytest
+
+        os._exit(
+            int(pytest.main([*tests, '-x', '-q', '-p', 'no:cacheprovider', '--no-header', '--tb=no', '-k', 'not rank']))
+        )
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return 1
+
+
+def preload() -> None:
+    """Import what is slow to import, but nothing of the project."""
+    import cv2  # noqa: F401
+    import mmengine.evaluator
+    import mmengine.runner  # noqa: F401
+    import pytest  # noqa: F401
+    import scipy.optimize  # noqa: F401
+    import timm  # noqa: F401
+    import torch
+    import torchvision.transforms.v2  # noqa: F401
+    import transformers.models.eomt.modeling_eomt
+    import transformers.models.lw_detr.modeling_lw_detr
+    import transformers.models.mask2former.image_processing_mask2former
+    import transformers.models.rf_detr.modeling_rf_detr
+    import transformers.models.rt_detr.modeling_rt_detr  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--count', type=int, default=150, help='number of mutants')
+    parser.add_argument('--seed', type=int, default=0, help='which mutants are drawn')
+    parser.add_argument('--only', default='', help='a part of the names of the files to change')
+    options = parser.parse_args(arguments)
+    files = [file for file in TESTS if options.only in file]
+    mutants = drawn(files, options.count, options.seed)
+    preload()
+    survivors = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / 'project'
+        ignored = shutil.ignore_patterns('.git', '__pycache__', 'work_dirs', '*.egg-info')
+        shutil.copytree(ROOT, folder, ignore=ignored)
+        sys.dont_write_bytecode = True
+        for file in sorted({mutant.file for mutant in mutants}):
+            if _run(TESTS[file], folder):
+                sys.exit(f'the tests of {file} fail without any change: {" ".join(TESTS[file])}')
+        for number, mutant in enumerate(mutants, start=1):
+            seen = noticed(mutant, folder)
+            survivors += [] if seen else [mutant]
+            what = 'noticed ' if seen else 'SURVIVED'
+            print(
+                f'{number}/{len(mutants)} {what} {mutant.file}:{mutant.line}: {mutant.before} -> {mutant.after}',
+                flush=True,
+            )
+    share = 1 - len(survivors) / max(len(mutants), 1)
+    print(f'{len(mutants) - len(survivors)} of {len(mutants)} mutants noticed: {share:.1%}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
