@@ -76,7 +76,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if by_config == (args.model is not None) or (args.config is None) != (args.checkpoint is None):
         parser.error('give the model either as --model DIR, or as --config C --checkpoint W')
     if args.fps is not None and not 0 < args.fps <= 1000:
-        parser.error(f'--fps is a frame rate above 0, got {args.fps:g}')
+        parser.error(f'--fps is a frame rate above 0 and at most 1000, got {args.fps:g}')
     return args
 
 
