@@ -160,3 +160,12 @@ def test_jitter_draws_again_until_something_labelled_is_left():
     nothing = Target(semantic=tv_tensors.Mask(torch.full_like(semantic, 255)))
     empty = LargeScaleJitter(size=64, require_labels=True)(sample._replace(target=nothing))
     assert empty.img.shape == (3, 64, 64)
+
+
+def test_sides_of_a_crop_are_drawn_between_the_bounds_and_the_image():
+    sizes = set()
+    crop = MultiScaleCrop(sizes=[32], before=[64], crop=(8, 40), probability=1.0)
+    for _ in range(40):
+        img = crop._cut(Sample(torch.zeros(3, 64, 96, dtype=torch.uint8), Target(), Meta(0)))[0].img
+        sizes.update(img.shape[-2:])
+    assert min(sizes) >= 8 and max(sizes) <= 40 and len(sizes) > 10

@@ -140,3 +140,13 @@ def test_weight_decay_can_spare_other_parts_of_the_vit_than_of_the_rest():
     assert {f'{prefix}pos_embed', f'{prefix}norm.weight', f'{prefix}blocks.0.attn.qkv.bias'} <= spared
     assert all(name.startswith(prefix) for name in spared) and f'{prefix}cls_token' not in spared
     assert found['network.head.0.weight'][1] and found['network.head.1.bias'][1]
+
+
+def test_full_blocks_count_layers_as_eomt_does():
+    """The last blocks learn at the full rate, the others at a decay for each block above, embeddings like the first."""
+    model = Network()
+    found = by_name(model, LayerDecay(decay=0.5, full_blocks=1, backbone_lr=0.8).groups(model))
+    rates = {name.removeprefix('network.backbone.model.'): rate for name, (rate, _) in found.items()}
+    assert [rates[f'blocks.{block}.attn.qkv.weight'] for block in range(3)] == pytest.approx([0.8 / 4, 0.8 / 2, 1.0])
+    assert rates['patch_embed.proj.weight'] == rates['pos_embed'] == pytest.approx(0.8 / 4)
+    assert rates['norm.weight'] == rates['network.head.1.weight'] == 1.0

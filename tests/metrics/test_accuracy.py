@@ -155,3 +155,9 @@ def test_average_precision_is_that_of_torchmetrics():
     assert [row.ap for row in metric.table() if row.ap is not None] == pytest.approx(expected.tolist(), abs=1e-6)
     assert value == pytest.approx(float(expected.mean()), abs=1e-6)
     assert MeanPrecision().evaluate(0) == {}
+
+
+def test_the_fifth_best_counts_and_the_sixth_does_not():
+    scores = torch.linspace(1, 0, 8).expand(2, 8)  # best first
+    _, values = evaluated(scores, torch.tensor([4, 5]))
+    assert values['cls/top5'] == 0.5

@@ -12,8 +12,8 @@ from pycocotools.cocoeval import COCOeval
 
 from vitdense.data.shapes import ShapesScenes
 from vitdense.errors import ConfigError, DataError, NumericsError
-from vitdense.metrics.coco import CocoAP
-from vitdense.metrics.coco_columns import results_of
+from vitdense.metrics.coco import CocoAP, refuse_non_finite
+from vitdense.metrics.coco_columns import Objects, results_of
 from vitdense.metrics.coco_curves import choose_engine
 from vitdense.types import Batch, Instances, Meta, Target
 
@@ -258,3 +258,10 @@ def test_another_limit_is_that_of_pycocotools(limit, engine):
 def test_a_limit_that_is_none_is_refused(limit):
     with pytest.raises(ConfigError, match='max_detections'):
         CocoAP(max_detections=limit)
+
+
+def test_one_coordinate_that_is_not_finite_is_refused():
+    boxes, scores = np.array([[0.0, 0, 4, 4], [0, 0, np.inf, 4]]), np.array([0.5, 0.5])
+    nothing = np.zeros(2, dtype=np.int64)
+    with pytest.raises(NumericsError, match='1 non-finite boxes and 0 non-finite scores among 2'):
+        refuse_non_finite([Objects(nothing, nothing, boxes, scores, nothing.astype(bool), scores)], where='here')
