@@ -90,6 +90,7 @@ def test_dinov3_linear_turns_hue_by_half_the_circle():
 
 MMSEG = [
     *(f'linear_plain_dinov2_{size}_ade20k_512_40k' for size in 'sbl'),
+    'linear_plain4_dinov2_s_ade20k_640_40k',
     'upernet_layers4_mae_b_ade20k_512_160k',
     'dpt_reassemble_vit_b_ade20k_512_160k',
     *(f'upernet_vitadapter_{name}_ade20k_512_160k' for name in ('deit_t', 'deit_s', 'deit_b', 'augreg_b', 'augreg_l')),

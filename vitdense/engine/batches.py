@@ -67,7 +67,7 @@ def _advice(batches: Batches) -> str:
     total, count = batches.effective, batches.num_processes
     fewer = [number for number in range(batches.accumulated, 0, -1) if total % (number * count) == 0]
     divisors = [number for number in range(1, count) if batches.total % number == 0]
-    advice = f'start {" or ".join(map(str, divisors[-2:]))} processes'
+    advice = f'start {" or ".join(map(str, divisors[-2:]))} process{"" if divisors == [1] else "es"}'
     if fewer:
         return (
             f'{advice}; or train_dataloader.batch_size={total // fewer[0]} '
