@@ -15,7 +15,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from vitdense.data.arguments import interval
-from vitdense.data.images import from_pil, read_image, stretch
+from vitdense.data.bits import stretch
+from vitdense.data.images import from_pil, read_image
 from vitdense.data.opening import MAX_PIXELS
 from vitdense.data.transforms import Pipeline
 from vitdense.engine.predictor_options import (

@@ -10,7 +10,7 @@ from PIL import Image
 from vitdense.data.coco import CocoDetection
 from vitdense.data.folders import ImageFolders
 from vitdense.data.mixture import Mixture
-from vitdense.engine.data_checks import log_data, log_metric_limits, log_query_limits, refuse_missing
+from vitdense.engine.data_checks import compare_ranges, log_data, log_metric_limits, log_query_limits, refuse_missing
 from vitdense.engine.loaders import train_loader
 from vitdense.errors import ConfigError, DataError
 from vitdense.heads.detr import DetrHead
@@ -133,3 +133,13 @@ def test_missing_files_of_a_list_of_classes_are_known(tmp_path):
     assert data.missing() == ['cat/2.png', 'dog/2.png'] and ImageFolders('', root=tmp_path).missing() == []
     with pytest.raises(DataError, match='2 of 4 images are missing'):
         refuse_missing(data, name='training', max_bad_fraction=0.01)
+
+
+def test_other_ranges_than_in_training_are_said(make, said):
+    narrow, plain = make(value_range=(0, 4095)), make()
+    compare_ranges(narrow, {'validation': narrow, 'validation a': make(value_range=[0, 4095])})
+    compare_ranges(Mixture(dict(a=narrow, b=plain)), {'validation': plain})
+    compare_ranges(SimpleNamespace(), {'validation': plain})  # a data set that knows of no range
+    assert 'value_range' not in said.text
+    compare_ranges(narrow, {'validation': plain})
+    assert 'validation: value_range is None, and (0.0, 4095.0) in training' in said.text

@@ -6,7 +6,6 @@ libjpeg-turbo), but only after Pillow has read its header and nothing about it i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitdense.data.arguments import interval
+from vitdense.data.bits import DEEP_COLORS, Scale, bits_of, scale_of, stored_numbers, stretch
 from vitdense.data.opening import (
     MAX_PIXELS,
     UnreadablePicture,
@@ -31,7 +31,6 @@ from vitdense.data.opening import (
 )
 from vitdense.errors import DataError
 
-DEEP_COLORS = ('RGB', 'RGBA', 'LA')  # modes in which Pillow keeps the high byte of 16 bits
 LABEL_SUFFIXES = ('.png', '.apng', '.bmp', '.tif', '.tiff', '.gif', '.pgm')
 
 _JPEG_END = b'\xff\xd9'
@@ -43,13 +42,6 @@ class Levels(NamedTuple):
 
     image: Tensor  # (3, H, W) uint8 RGB
     brightest: int | None  # None: the file has 8 bits, or its numbers were given a range
-
-
-class _Scale(NamedTuple):
-    """How Pillow stretches the numbers of a file that has fewer bits than its mode."""
-
-    stored: int  # largest number that the file can hold
-    shown: int  # what Pillow makes of it
 
 
 def read_image(
@@ -79,7 +71,7 @@ def read_levels(
         array, brightest = None, None
         if value_range is None:
             array = _decode_plain_jpeg(source, picture)
-        elif _bits(picture) == 16 and picture.mode in DEEP_COLORS:
+        elif bits_of(picture) == 16 and picture.mode in DEEP_COLORS:
             array = stretch(_deep_color(source, picture, path), value_range)
         if array is None:
             array, brightest = _rgb_array(picture, path, value_range)
@@ -115,7 +107,7 @@ def read_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Header:
         turn = orientation(picture)
         # Pillow turns TIFF by itself, and gives the size of the turned picture
         size = (width, height) if turn >= 5 and picture.format != 'TIFF' else (height, width)
-        return Header(size, turn, _bits(picture))
+        return Header(size, turn, bits_of(picture))
 
 
 def read_label_map(
@@ -130,7 +122,7 @@ def read_label_map(
     """
     try:
         with opened(path, max_pixels) as picture:
-            kind, scale = picture.format, _scale_of(picture)
+            kind, scale = picture.format, scale_of(picture)
             picture = loaded(picture, path).copy()  # outlives the file
     except UnreadablePicture as error:  # a label is never skipped, so it must not look like a picture that may be
         raise DataError(error.message, where=error.where, why=error.why, fix=error.fix) from error
@@ -152,16 +144,16 @@ def label_colors(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> list[tupl
 
 
 def _label_array(
-    picture: Image.Image, scale: _Scale | None, colors: Mapping[tuple[int, int, int], int] | None, path: str | Path
+    picture: Image.Image, scale: Scale | None, colors: Mapping[tuple[int, int, int], int] | None, path: str | Path
 ) -> np.ndarray:
     """Return (H, W) uint8 or int32 labels of a loaded label picture."""
     array = np.array(picture)
     if colors is None and picture.mode in ('L', 'P'):
-        return array if scale is None else _stored(array, scale).astype(np.uint8)
+        return array if scale is None else stored_numbers(array, scale).astype(np.uint8)
     if colors is None and picture.mode == '1':
         return array.astype(np.uint8)
     if colors is None and (picture.mode == 'I' or picture.mode.startswith('I;16')):
-        return (array if scale is None else _stored(array, scale)).astype(np.int32)
+        return (array if scale is None else stored_numbers(array, scale)).astype(np.int32)
     if colors is not None and picture.mode in ('RGB', 'RGBA', 'P'):
         return _labels_of_colors(np.asarray(picture.convert('RGB')), colors, path)
     expected = 'a label map needs one number per pixel' if colors is None else 'a coloured label map was announced'
@@ -258,7 +250,7 @@ def _rgb_array(
     picture: Image.Image, path: str | Path, value_range: tuple[float, float] | None
 ) -> tuple[np.ndarray, int | None]:
     """Return (H, W, 3) uint8 RGB of an opened picture of any mode, and its largest number where it has 16 bits."""
-    bits, scale = _bits(picture), _scale_of(picture)
+    bits, scale = bits_of(picture), scale_of(picture)
     picture = loaded(picture, path)
     mode = picture.mode
     if mode in ('I', 'F') or mode.startswith('I;16'):
@@ -275,20 +267,20 @@ def _rgb_array(
     except Exception as error:
         raise unreadable(path, f'mode {mode} has no RGB form', reason(error), 'store it as 8-bit RGB') from error
     if value_range is not None and value_range[1] <= 255:  # other ranges are meant for files of more bits
-        array = stretch(array if scale is None else _stored(array, scale), value_range)
+        array = stretch(array if scale is None else stored_numbers(array, scale), value_range)
     return array, int(array.max(initial=0)) * 256 + 255 if bits == 16 and mode in DEEP_COLORS else None
 
 
 def _gray_levels(
     array: np.ndarray,
     bits: int,
-    scale: _Scale | None,
+    scale: Scale | None,
     path: str | Path,
     value_range: tuple[float, float] | None,
 ) -> np.ndarray:
     """Return (H, W) uint8 of numbers (H, W) with more than 8 bits."""
     if value_range is not None:
-        return stretch(array if scale is None else _stored(array, scale), value_range)
+        return stretch(array if scale is None else stored_numbers(array, scale), value_range)
     if bits == 16:
         return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 257 = 255
     if bits == 12:  # packed in a TIFF: their range is known
@@ -296,7 +288,7 @@ def _gray_levels(
     raise unreadable(
         path,
         f'{"float" if array.dtype.kind == "f" else "32-bit"} pixels without a known range',
-        'nothing says which number is black and which is white',
+        'nothing says which number is black and which is white; value_range=(low, high) does',
         'store the picture with 8 or 16 bits, or give value_range=(low, high) to the data set or the predictor '
         '(--value-range LOW HIGH of demo.py)',
     )
@@ -318,41 +310,3 @@ def _deep_color(source: bytes | Path, picture: Image.Image, path: str | Path) ->
     if picture.format != 'TIFF':  # OpenCV turns TIFF by itself, as Pillow does
         array = upright_array(array, turn)
     return array[..., :3][..., ::-1]  # BGR(A) -> RGB
-
-
-def _bits(picture: Image.Image) -> int:
-    """Return how many bits a channel of an opened file has; 8 also where it has less."""
-    if picture.mode == 'I':
-        return 16 if picture.format == 'PPM' else 32
-    if picture.format == 'TIFF' and (picture.mode.startswith('I;16') or picture.mode in DEEP_COLORS):
-        return max(picture.tag_v2.get(258) or (8,))
-    return 16 if picture.mode.startswith('I;16') or ';16' in _raw_mode(picture) else 8
-
-
-def _raw_mode(picture: Image.Image) -> str:
-    """Return what Pillow calls the layout of an opened file's numbers, such as 'L;4' or 'RGB;16B'."""
-    args = picture.tile[0].args if getattr(picture, 'tile', None) else ''
-    return str(args[0] if isinstance(args, tuple) and args else args)
-
-
-def _scale_of(picture: Image.Image) -> _Scale | None:
-    """Return how Pillow will stretch the numbers of an opened file: 2 and 4 bits, and the largest number of a PGM."""
-    few = re.match(r'L;([24])', _raw_mode(picture))
-    if few:
-        return _Scale(2 ** int(few[1]) - 1, 255)
-    if picture.format == 'PPM' and picture.tile and picture.tile[0].codec_name.startswith('ppm'):
-        args = picture.tile[0].args
-        if isinstance(args, tuple) and picture.mode in ('L', 'I'):
-            return _Scale(args[1], 65535 if picture.mode == 'I' else 255)
-    return None
-
-
-def _stored(array: np.ndarray, scale: _Scale) -> np.ndarray:
-    """Return the numbers that stand in the file, int64."""
-    return (array.astype(np.int64) * scale.stored + scale.shown // 2) // scale.shown
-
-
-def stretch(array: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    """Return numbers as uint8: from (low, high) to 0 ... 255, values beyond clipped, NaN as low."""
-    low, high = value_range
-    return (np.nan_to_num((array.astype(np.float64) - low) / (high - low)).clip(0, 1) * 255 + 0.5).astype(np.uint8)

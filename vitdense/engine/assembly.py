@@ -19,7 +19,14 @@ from vitdense.engine.batches import Batches, describe_rate, share_batches
 from vitdense.engine.checkpoints import make_folder
 from vitdense.engine.compiling import compile_network
 from vitdense.engine.config import named_sections
-from vitdense.engine.data_checks import log_data, log_metric_limits, log_query_limits, max_bad_fraction, refuse_missing
+from vitdense.engine.data_checks import (
+    compare_ranges,
+    log_data,
+    log_metric_limits,
+    log_query_limits,
+    max_bad_fraction,
+    refuse_missing,
+)
 from vitdense.engine.ema import EmaHook
 from vitdense.engine.evaluation_sets import AllPictures, all_metrics, build_evaluators, evaluation_parts
 from vitdense.engine.history import HistoryHook, check_metric_early
@@ -292,6 +299,7 @@ def _training_data(cfg: Config, sections: Mapping[str, Any]) -> dict[str, Any]:
     refuse_missing(first, name='training', max_bad_fraction=max_bad_fraction(sections['train_dataloader']))
     for other in others.values():
         refuse_missing(other, name='validation')
+    compare_ranges(first, {f'validation {name}'.strip(): other for name, other in others.items()})
     for dataset in (first, *others.values()):
         check_labels(dataset, training=dataset is first)  # a sample of the labels now, rather than a crash in an hour
     return {'train_dataloader': first} | ({'val_dataloader': others} if others else {})

@@ -28,6 +28,16 @@ def log_data(datasets: Mapping[str, Any]) -> None:
                 logger.info('%s, %s: %s', name, part.name, part.summary())
 
 
+def compare_ranges(first: Any, others: Mapping[str, Any]) -> None:
+    """Warn where data sets read numbers of more than 8 bits in another range than that of training, `first`."""
+    ours = {part.value_range for part in _parts(first) if hasattr(part, 'value_range')}
+    for name, other in others.items():
+        theirs = {part.value_range for part in _parts(other) if hasattr(part, 'value_range')}
+        if ours and theirs and not theirs <= ours:
+            text = '%s: value_range is %s, and %s in training: the same image looks different'
+            logger.warning(text, name, *(' or '.join(sorted(map(str, ranges))) for ranges in (theirs, ours)))
+
+
 def refuse_missing(dataset: Any, *, name: str, max_bad_fraction: float | None = None) -> None:
     """Raise DataError when files of a data set are not there; with a `max_bad_fraction`, only for more than that.
 

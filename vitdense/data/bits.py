@@ -1,0 +1,56 @@
+"""How many bits the numbers of an image file have, and what Pillow made of them."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+DEEP_COLORS = ('RGB', 'RGBA', 'LA')  # modes in which Pillow keeps the high byte of 16 bits
+
+
+class Scale(NamedTuple):
+    """How Pillow stretches the numbers of a file that has fewer bits than its mode."""
+
+    stored: int  # largest number that the file can hold
+    shown: int  # what Pillow makes of it
+
+
+def bits_of(picture: Image.Image) -> int:
+    """Return how many bits a channel of an opened file has; 8 also where it has less."""
+    if picture.mode == 'I':
+        return 16 if picture.format == 'PPM' else 32
+    if picture.format == 'TIFF' and (picture.mode.startswith('I;16') or picture.mode in DEEP_COLORS):
+        return max(picture.tag_v2.get(258) or (8,))
+    return 16 if picture.mode.startswith('I;16') or ';16' in _raw_mode(picture) else 8
+
+
+def _raw_mode(picture: Image.Image) -> str:
+    """Return what Pillow calls the layout of an opened file's numbers, such as 'L;4' or 'RGB;16B'."""
+    args = picture.tile[0].args if getattr(picture, 'tile', None) else ''
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def scale_of(picture: Image.Image) -> Scale | None:
+    """Return how Pillow will stretch the numbers of an opened file: 2 and 4 bits, and the largest number of a PGM."""
+    few = re.match(r'L;([24])', _raw_mode(picture))
+    if few:
+        return Scale(2 ** int(few[1]) - 1, 255)
+    if picture.format == 'PPM' and picture.tile and picture.tile[0].codec_name.startswith('ppm'):
+        args = picture.tile[0].args
+        if isinstance(args, tuple) and picture.mode in ('L', 'I'):
+            return Scale(args[1], 65535 if picture.mode == 'I' else 255)
+    return None
+
+
+def stored_numbers(array: np.ndarray, scale: Scale) -> np.ndarray:
+    """Return the numbers that stand in the file, int64."""
+    return (array.astype(np.int64) * scale.stored + scale.shown // 2) // scale.shown
+
+
+def stretch(array: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    """Return numbers as uint8: from (low, high) to 0 ... 255, values beyond clipped, NaN as low."""
+    low, high = value_range
+    return (np.nan_to_num((array.astype(np.float64) - low) / (high - low)).clip(0, 1) * 255 + 0.5).astype(np.uint8)
