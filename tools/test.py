@@ -33,6 +33,11 @@ def parser() -> Parser:
     made.add_argument('--amp', choices=('bf16', 'fp16', 'off'), help='arithmetic (default: bf16 where a probe gains)')
     made.add_argument('--workers', type=count, metavar='N', help='processes that load data')
     made.add_argument('--compile', action='store_true', help='compile the network with torch.compile')
+    made.add_argument(
+        '--skip-bad-eval',
+        action='store_true',
+        help='leave unreadable images out of the test, counted beside the score (otherwise one is an error)',
+    )
     made.add_argument('--cfg-options', nargs='+', action='extend', metavar='K=V', help='change values of the config')
     return made
 
@@ -56,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         device=args.device,
         tta=args.tta,
         compiled=args.compile,
+        skip_bad_eval=args.skip_bad_eval,
     )
 
 

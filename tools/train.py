@@ -26,7 +26,8 @@ def parser() -> Parser:
         nargs='?',
         const='auto',
         metavar='PATH',
-        help='go on from a checkpoint or work directory; without PATH from the newest checkpoint of the work directory',
+        help='go on from a checkpoint or work directory; without PATH from the newest checkpoint of the work directory.'
+        ' Weights and moments come from there, everything else from CONFIG (docs/resume.md)',
     )
     made.add_argument('--weights', metavar='PATH', help='begin with these weights of the whole model')
     made.add_argument(
@@ -40,6 +41,11 @@ def parser() -> Parser:
     made.add_argument('--workers', type=count, metavar='N', help='processes that load data, for every loader')
     made.add_argument('--compile', action='store_true', help='compile the network with torch.compile')
     made.add_argument('--cfg-options', nargs='+', action='extend', metavar='K=V', help='change values of the config')
+    made.add_argument(
+        '--skip-bad-eval',
+        action='store_true',
+        help='leave unreadable images out of the validation, counted beside the score (otherwise one is an error)',
+    )
     made.add_argument('--dry-run', action='store_true', help='one step and one validation batch, nothing kept')
     return made
 
@@ -63,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         add_head=args.add_head,
         device=args.device,
         compiled=args.compile,
+        skip_bad_eval=args.skip_bad_eval,
     )
 
 

@@ -91,6 +91,10 @@ class DiskError(VitDenseError):
     exit_code = 7
 
 
+class FullDiskError(DiskError):
+    """A disk without room, or a quota that is used up: deleting files helps."""
+
+
 def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
     """Return `"; did you mean 'x'?"` for the nearest known word, or an empty string.
 

@@ -10,7 +10,7 @@ import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import cv2
 import numpy as np
@@ -91,19 +91,27 @@ class SeededDataset(Dataset):
     With `tolerate` (training) a picture that cannot be decoded is logged once and replaced by another, chosen by the
     same seed from the same part of a mixture; after 20 in a row, or when more than `max_bad_fraction` of the data set
     (one picture is always allowed) turned out bad, DataError. Broken or wrong *labels* always raise. Without `tolerate`
-    (evaluation) everything raises: a test set never shrinks silently.
+    (evaluation) everything raises: a test set never shrinks silently. With `skip` such an image is logged and counted
+    before that, for a loader that leaves it out.
     """
 
     def __init__(
-        self, dataset: Any, seed: int = 0, *, tolerate: bool = True, max_bad_fraction: float = MAX_BAD_FRACTION
+        self,
+        dataset: Any,
+        seed: int = 0,
+        *,
+        tolerate: bool = True,
+        skip: bool = False,
+        max_bad_fraction: float = MAX_BAD_FRACTION,
     ) -> None:
         within(max_bad_fraction, 0, 1, 'max_bad_fraction')
         self.dataset = dataset
         self.seed = seed
         self.tolerate = tolerate
+        self.skip = skip
         self.max_bad_fraction = max_bad_fraction
         # shared by the workers, so that each file is logged once per run and the fraction counts all of them
-        self._bad = torch.zeros(len(dataset) if tolerate else 0, dtype=torch.bool).share_memory_()
+        self._bad = torch.zeros(len(dataset) if tolerate or skip else 0, dtype=torch.bool).share_memory_()
 
     @property
     def metainfo(self) -> dict[str, Any]:
@@ -127,7 +135,7 @@ class SeededDataset(Dataset):
                     return self.dataset[index]
             except UnreadablePicture as error:
                 if not self.tolerate:
-                    raise
+                    self._refuse(index, error)
                 self._note(index, error)
             index = start + int(np.random.default_rng(numbers).integers(stop - start))
         raise DataError(
@@ -136,6 +144,13 @@ class SeededDataset(Dataset):
             why='single bad pictures are replaced, but this looks like a broken data set or a lost disk',
             fix='see the warnings above for the files, repair or remove them',
         )
+
+    def _refuse(self, index: int, error: UnreadablePicture) -> NoReturn:
+        if self.skip and not self._bad[index]:
+            self._bad[index] = True
+            _logger.warning('unreadable image is not evaluated: %s (%s)', error.where, error.message)
+        fix = f'{error.fix}; or leave such images out, counted beside the score: --skip-bad-eval'
+        raise UnreadablePicture(error.message, where=error.where, why=error.why, fix=fix) from error
 
     def _note(self, index: int, error: UnreadablePicture) -> None:
         if not self._bad[index]:

@@ -38,10 +38,11 @@ from vitdense.engine.loaders import (
     num_workers,
     train_loader,
 )
-from vitdense.engine.loops import IterationLoop
+from vitdense.engine.loops import EvaluationLoop, IterationLoop
 from vitdense.engine.model_folder import build_trained, read_state, reads_classifier
 from vitdense.engine.progress import ProgressHook
 from vitdense.engine.resources import Precision, choose_precision, torch_threads
+from vitdense.engine.resuming import check_config
 from vitdense.engine.runner import DenseRunner, choose_device, seed_everything, start_processes
 from vitdense.engine.schedule import Schedule, make_schedule
 from vitdense.engine.trackers import TrackerHook
@@ -60,13 +61,15 @@ def make_trainer(
     checkpoint: Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
     compiled: bool = False,
+    skip_bad_eval: bool = False,
     clear: Callable[[], None] | None = None,
 ) -> DenseRunner:
     """Return a runner whose `train()` runs the config in `work_dir`.
 
     `checkpoint` is the content of a checkpoint to go on from; `weights` a file of weights of the whole model to begin
     with. `device` defaults to the first GPU, else the CPU. Under torchrun every process makes its own runner.
-    `compiled` compiles the network. `clear` is called when all parts fit each other, before the first file is written.
+    `compiled` compiles the network. `skip_bad_eval` leaves unreadable images out of validations. `clear` is called when
+    all parts fit each other, before the first file is written.
 
     Raises ConfigError when parts do not fit each other, ResourceError where nothing can be compiled, before anything is
     trained.
@@ -97,13 +100,15 @@ def make_trainer(
         starting.begin_with(model, *begin, where=str(weights))
     if trained is not None:
         take_over(model, cfg, trained, load=checkpoint is None)
+    if checkpoint is not None:
+        check_config(checkpoint, cfg, model)
     # a probe may decide differently next time: a resumed run keeps to what was chosen
     amp = checkpoint['amp'] if checkpoint is not None and cfg.amp == 'auto' else cfg.amp
     precision = _set_up(model, amp, place, sections['train_dataloader'], compiled)
     logger.info(describe_rate(batches, cfg.optim_wrapper.optimizer.get('lr')))
     drawn = checkpoint['drawn'] if checkpoint is not None else 0
     parts = _training_parts(cfg, sections, data, place, schedule, drawn=drawn)
-    parts |= _validation_parts(cfg, sections, data, place, evaluators)
+    parts |= _validation_parts(cfg, sections, data, place, evaluators, skip_bad_eval)
     if clear is not None:
         clear()
     return DenseRunner(
@@ -189,12 +194,14 @@ def _validation_parts(
     data: Mapping[str, Any],
     place: _Place,
     evaluators: Mapping[str, Sequence[Any]],
+    skip_bad: bool,
 ) -> dict[str, Any]:
     if 'val_dataloader' not in data:
         return {}
     section, datasets = sections['val_dataloader'], data['val_dataloader']
-    loader, evaluator = evaluation_parts(section, datasets, evaluators, seed=cfg.seed, **place.loading)
-    return dict(val_dataloader=loader, val_evaluator=evaluator, val_cfg=dict())
+    loading = dict(seed=cfg.seed, skip_bad=skip_bad, **place.loading)
+    loader, evaluator = evaluation_parts(section, datasets, evaluators, **loading)
+    return dict(val_dataloader=loader, val_evaluator=evaluator, val_cfg=dict(type=EvaluationLoop, mode='val'))
 
 
 def make_tester(
@@ -205,13 +212,14 @@ def make_tester(
     device: str | None = None,
     tta: bool = False,
     compiled: bool = False,
+    skip_bad_eval: bool = False,
     hooks: tuple = (),
 ) -> DenseRunner:
     """Return a runner whose `test()` evaluates the weights of `checkpoint` on the config's test data.
 
     Without a checkpoint the model is tested as it was published: every head must take the classifier of the backbone's
-    checkpoint over. `tta` turns the model's test-time augmentation on, `compiled` compiles the network. Raises
-    ConfigError, CheckpointError, ResourceError.
+    checkpoint over. `tta` turns the model's test-time augmentation on, `compiled` compiles the network,
+    `skip_bad_eval` leaves unreadable images out. Raises ConfigError, CheckpointError, ResourceError.
     """
     place = _place(work_dir, device)
     state, facts = _published(cfg) if checkpoint is None else read_state(checkpoint)
@@ -246,7 +254,8 @@ def make_tester(
     for name, dataset in datasets.items():
         log_query_limits(model, dataset, name=f'test {name}'.strip())
     log_metric_limits(datasets, evaluators, name='test')
-    loader, evaluator = evaluation_parts(section, datasets, evaluators, seed=cfg.seed, **place.loading)
+    loading = dict(seed=cfg.seed, skip_bad=skip_bad_eval, **place.loading)
+    loader, evaluator = evaluation_parts(section, datasets, evaluators, **loading)
     return DenseRunner(
         cfg,
         model,
@@ -256,7 +265,7 @@ def make_tester(
         hooks=hooks,
         test_dataloader=loader,
         test_evaluator=evaluator,
-        test_cfg=dict(),
+        test_cfg=dict(type=EvaluationLoop, mode='test'),
     )
 
 

@@ -5,17 +5,19 @@ A checkpoint is a dict of tensors and plain Python, written with torch.save:
 * `format` 1, `version` of vitdense, `config` (text), `seed`, `amp`, `batch_size` (of each process), `world_size`,
   `accumulative_counts`
 * `step` (steps done), `drawn` (samples drawn by all ranks), `validation_pending`
+* `parameter_groups`: the names of the parameters in each group of the optimizer
 * `classes` ({field: names}), `metrics` of the last validation, `best`
 * `state_dict`: the weights to use (averaged ones, if there are any); `training_state_dict`: those that training moves,
   where they differ; `borrowed`: what of the model is in neither, because its pretrained file brings it again
 * `optimizer` and whatever hooks add; a checkpoint of the best weights has neither.
 
 Beside `name.pth` lies `name.pth.sha256`. A file is written under a temporary name, flushed to disk, and only then
-renamed; older ones are deleted after that. While a name changes hands, its checksum file holds both sums.
+renamed; older ones are deleted after that. While a file is replaced, its checksum file holds both sums.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import logging
@@ -28,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitdense.errors import CheckpointError, DiskError, some
+from vitdense.errors import CheckpointError, DiskError, FullDiskError, some
 from vitdense.storage.weight_files import check_tensors, load_pickle, why_unreadable
 
 logger = logging.getLogger('vitdense')
@@ -36,14 +38,16 @@ POINTER = 'last_checkpoint'
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` at `path`, atomically, with its checksum. Raises DiskError; then `path` is as it was before."""
-    size = _bytes_of(content)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(path.parent).free
-    if free < 1.1 * size:
-        raise _disk_error(path, size, free, 'there is not enough room')
+    """Write `content` at `path`, atomically, with its checksum.
+
+    Raises DiskError (FullDiskError where room is what is missing); then `path` is as it was before.
+    """
+    size = bytes_of(content)
     temporary = path.with_name(f'{path.name}.tmp.{os.getpid()}')
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if free_bytes(path.parent) < size:
+            raise OSError(errno.ENOSPC, 'there is not enough room')
         with open(temporary, 'wb') as file:
             torch.save(dict(content), file)
             file.flush()
@@ -51,27 +55,34 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         digest = sha256_of(temporary)
         sums = path.with_name(f'{path.name}.sha256')
         earlier = sums.read_text().split() if sums.exists() and path.exists() else []
-        _write_text(sums, '\n'.join([digest, *earlier[:1]]) + '\n')
+        write_text(sums, '\n'.join([digest, *earlier[:1]]) + '\n')
         os.replace(temporary, path)
         sync_folder(path.parent)
         if earlier:
-            _write_text(sums, digest + '\n')
-    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
-        free = shutil.disk_usage(path.parent).free
-        full = getattr(error, 'errno', None) == errno.ENOSPC or free < 1.1 * size or 'writ' in str(error).lower()
-        if not full and not isinstance(error, OSError):
+            write_text(sums, digest + '\n')
+    except (OSError, RuntimeError) as error:  # torch's writer turns an OSError into a RuntimeError
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
             raise
-        raise _disk_error(path, size, free, str(error)) from error
+        full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (FullDiskError if full else DiskError)(
+            f'checkpoint of {_human(size)} not written (free {_human(free_bytes(path.parent))})',
+            where=str(path),
+            why=cause.strerror or str(cause),
+            fix='make room on the disk, then --resume; or lower checkpoint.keep'
+            if full
+            else 'see that the work directory can be written to, then --resume',
+        ) from error
 
 
-def _disk_error(path: Path, size: int, free: int, why: str) -> DiskError:
-    return DiskError(
-        f'checkpoint of {_human(size)} not written (free {_human(free)})',
-        where=str(path),
-        why=why,
-        fix='make room on the disk, then --resume; or lower checkpoint.keep',
-    )
+def free_bytes(folder: Path) -> int:
+    """Return the free bytes of the disk under `folder`; 0 where it cannot be asked."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
 
 
 def _human(size: float) -> str:
@@ -82,13 +93,14 @@ def _human(size: float) -> str:
     return f'{size:.1f} GB'
 
 
-def _bytes_of(content: Any) -> int:
+def bytes_of(content: Any) -> int:
+    """Return about how many bytes the tensors of `content` take."""
     if isinstance(content, Tensor):
         return content.numel() * content.element_size()
     if isinstance(content, Mapping):
-        return sum(_bytes_of(item) for item in content.values())
+        return sum(bytes_of(item) for item in content.values())
     if isinstance(content, list | tuple):
-        return sum(_bytes_of(item) for item in content)
+        return sum(bytes_of(item) for item in content)
     return 64
 
 
@@ -103,21 +115,34 @@ def make_folder(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically. Raises OSError."""
-    _write_text(path, text)
-
-
-def _write_text(path: Path, text: str) -> None:
+    """Write a small text file atomically. Raises OSError; then the file is as it was before."""
     temporary = path.with_name(f'{path.name}.tmp.{os.getpid()}')
     try:
-        with open(temporary, 'w', encoding='utf-8') as file:
+        with open(temporary, 'w', encoding='utf-8', newline='') as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
+
+
+def try_write_text(path: Path, text: str, *, warn: bool = True) -> bool:
+    """Write a small text file that is not worth a run: a failure is a warning. Return whether it was written."""
+    try:
+        write_text(path, text)
+    except OSError as error:
+        if warn:
+            logger.warning('%s: %s not written; going on', disk_problem(error), path.name)
+        return False
+    return True
+
+
+def disk_problem(error: OSError) -> str:
+    """Return in a few words what is wrong with the disk."""
+    return 'disk full' if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
 
 
 def sync_folder(folder: Path) -> None:
@@ -138,9 +163,15 @@ def sha256_of(path: Path) -> str:
 def checksum_fits(path: Path) -> bool | None:
     """Return whether the file is the one that was written; None when there is no checksum to compare with."""
     sums = path.with_name(f'{path.name}.sha256')
-    if not sums.is_file():
-        return None
-    return sha256_of(path) in sums.read_text(errors='replace').split()
+    try:
+        return sha256_of(path) in sums.read_text(errors='replace').split() if sums.is_file() else None
+    except OSError as error:
+        raise CheckpointError(
+            f"'{path.name}' cannot be read",
+            where=str(path),
+            why=error.strerror or str(error),
+            fix='check the permissions of the file and the disk, or use another checkpoint of the run',
+        ) from error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -209,19 +240,27 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 def steps_in(work_dir: Path) -> list[Path]:
     """Return the checkpoints `step_*.pth` of a run, newest first."""
-    found = [path for path in work_dir.glob('step_*.pth') if path.stem.removeprefix('step_').isdigit()]
-    return sorted(found, key=lambda path: int(path.stem.removeprefix('step_')), reverse=True)
+    found = [path for path in work_dir.glob('step_*.pth') if _step(path) is not None and path.is_file()]
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int | None:
+    number = path.stem.removeprefix('step_')
+    return int(number) if number.isdecimal() else None
+
+
+def steps_after(work_dir: Path, step: int) -> list[Path]:
+    """Return the checkpoints of a run that are later than `step`."""
+    return [path for path in steps_in(work_dir) if _step(path) > step]
 
 
 def find_checkpoint(work_dir: str | Path) -> Path | None:
     """Return the newest checkpoint of a run that is whole, or None. Says so when it passes over a damaged one."""
     work_dir = Path(work_dir)
-    candidates = steps_in(work_dir)
-    try:
-        pointed = work_dir / (work_dir / POINTER).read_text().strip()
-        candidates = [pointed, *(path for path in candidates if path != pointed)] if pointed.is_file() else candidates
-    except OSError:
-        pass
+    pointed = ''
+    with contextlib.suppress(OSError):  # a pointer that cannot be read is as good as none
+        pointed = (work_dir / POINTER).read_text(errors='replace').strip()
+    candidates = sorted(steps_in(work_dir), key=lambda path: path.name != pointed)  # the one it names comes first
     broken: list[str] = []
     for path in candidates:
         try:
@@ -239,17 +278,53 @@ def find_checkpoint(work_dir: str | Path) -> Path | None:
 
 
 def sweep(work_dir: Path) -> None:
-    """Delete temporary files that a killed run left behind."""
-    for path in work_dir.glob('*.tmp.*'):
-        if path.suffix[1:].isdigit():
-            path.unlink(missing_ok=True)
+    """Delete the temporary files and folders of processes that were killed; bring a model folder back that one had
+    moved out of the way.
+    """
+    for path in [*work_dir.glob('*.tmp.*'), *work_dir.glob('heads/*.tmp.*'), *work_dir.glob('model.old.*')]:
+        if not path.suffix[1:].isdecimal():
+            continue
+        with contextlib.suppress(OSError):
+            if path.match('model.old.*') and not (work_dir / 'model').exists():
+                path.rename(work_dir / 'model')
+            elif path.is_dir() and path.match('model.*'):
+                shutil.rmtree(path)
+            elif path.is_file():
+                path.unlink()
 
 
 def delete_older(work_dir: Path, keep: int) -> None:
-    """Delete all but the newest `keep` step checkpoints; checksums go first, so that no checksum outlives its file."""
+    """Delete all but the newest `keep` step checkpoints."""
     for path in steps_in(work_dir)[max(keep, 1) :]:
+        delete_checkpoint(path)
+
+
+def delete_checkpoint(path: Path) -> bool:
+    """Delete a checkpoint and then its checksum, so that a kill leaves no file without one; return whether it went."""
+    try:
         path.unlink(missing_ok=True)
         path.with_name(f'{path.name}.sha256').unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning('%s is not deleted: %s', path.name, error.strerror or error)
+        return False
+    return True
+
+
+def make_room(work_dir: Path, size: int) -> bool:
+    """Delete the oldest step checkpoint, if that can help to write one of `size` bytes; return whether it was done.
+
+    The newest checkpoint whose checksum fits is never deleted.
+    """
+    steps = steps_in(work_dir)
+    newest = None
+    with contextlib.suppress(CheckpointError):
+        newest = next((path for path in steps if checksum_fits(path)), None)
+    spare = [path for path in steps if path != newest]
+    room = free_bytes(work_dir) + sum(path.stat().st_size for path in spare)
+    if newest is None or not spare or room < size or not delete_checkpoint(spare[-1]):
+        return False
+    logger.warning('disk full: %s is deleted to make room', spare[-1].name)
+    return True
 
 
 def to_cpu(value: Any) -> Any:

@@ -36,15 +36,17 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
             stream.reconfigure(errors='backslashreplace')
     try:
         code = main(argv) or 0
-        sys.stdout.flush()
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         code = INTERRUPTED
     except BrokenPipeError:  # the reader of our output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except (VitDenseError, ImportError) as error:
         code = _explain(error)
+    try:
+        sys.stdout.flush()
+    except OSError:  # the reader has left, or the disk is full: nobody gets the rest, and Python must not try again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from logging.handlers import MemoryHandler
 from pathlib import Path
+from typing import Any
 
 from mmengine.dist import is_main_process
 from rich.console import Console
@@ -23,10 +25,29 @@ def console() -> Console:
 
     What is printed is plain text: `[...]` and `:...:` within names of classes and files have no meaning.
     """
-    made = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    made = Console(file=SafeStdout(), highlight=False, soft_wrap=True, markup=False, emoji=False)
     if not made.is_terminal:
         made.width = 200  # files and pipes have no edge
     return made
+
+
+class SafeStdout:
+    """`sys.stdout`, whatever that is at the time, where failures to write (full disk, closed terminal) end nothing."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream().flush()
+
+    def _stream(self) -> Any:
+        return getattr(sys.stdout, 'rich_proxied_file', sys.stdout)  # a live bar puts itself in front of it
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream(), name)
 
 
 class ConsoleHandler(logging.Handler):
@@ -49,13 +70,19 @@ def start_logging(work_dir: Path | None, *, keep: bool = False) -> None:
     for handler in list(logger.handlers):
         kept += handler.buffer if isinstance(handler, MemoryHandler) else []
         logger.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # what a full disk did not take
+            handler.close()
     logger.addHandler(ConsoleHandler())
     if keep:
         logger.addHandler(MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1))
     if work_dir is not None and is_main_process():
-        file = logging.FileHandler(work_dir / 'log.txt', encoding='utf-8', errors='backslashreplace')
+        try:
+            file = logging.FileHandler(work_dir / 'log.txt', encoding='utf-8', errors='backslashreplace')
+        except OSError as error:
+            logger.warning('log.txt cannot be written: %s', error.strerror or error)
+            return
         file.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s'))
+        file.handleError = ignore_errors
         logger.addHandler(file)
         for record in kept:
             file.handle(record)
@@ -64,6 +91,10 @@ def start_logging(work_dir: Path | None, *, keep: bool = False) -> None:
 def text_column(text: str) -> TextColumn:
     """Return a column of a progress bar that shows `text`, a format with `task`, as plain text."""
     return TextColumn(text, markup=False)
+
+
+def ignore_errors(record: logging.LogRecord) -> None:
+    """Do nothing where a log file cannot be written; logging's own `handleError` prints a traceback for each line."""
 
 
 @contextmanager

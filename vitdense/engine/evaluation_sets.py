@@ -51,6 +51,11 @@ class AllPictures:
         return sum(len(dataset) for dataset in self.datasets)
 
     @property
+    def num_bad(self) -> int:
+        """How many images of all sets were found to be unreadable so far, by the workers of this process."""
+        return sum(dataset.num_bad for dataset in self.datasets)
+
+    @property
     def metainfo(self) -> dict[str, Any]:
         """What all of them say; of a key that is no dict, what the first says."""
         found = [dataset.metainfo for dataset in self.datasets]
@@ -117,7 +122,8 @@ def evaluation_parts(
 ) -> tuple[DataLoader | LoaderSet, Sequence[Any] | SetEvaluator]:
     """Return the loader and the evaluator of a loop over the data sets of a config's `section`.
 
-    `loading` are the arguments of `evaluation_loader`: the seed, and where this process computes.
+    `loading` are the arguments of `evaluation_loader`: the seed, where this process computes, and whether unreadable
+    images are left out.
     """
     loaders = {
         name: evaluation_loader(each, datasets[name], **loading) for name, each in named_sections(section).items()

@@ -14,6 +14,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from vitdense.data.coco_cache import cache_folder
 from vitdense.data.seeding import SeededDataset
 from vitdense.engine.loaders import CarryErrors, TypedErrorLoader, close_loaders, collate_or_error, num_workers
+from vitdense.engine.workers import pack
 from vitdense.errors import DataError, DiskError
 from vitdense.types import Batch
 from vitdense.weights import save_weights
@@ -150,7 +152,7 @@ def features_of(
         CarryErrors(SeededDataset(dataset, seed, tolerate=False)),
         batch_sampler=batches,
         num_workers=num_workers(section),
-        collate_fn=collate_or_error,
+        collate_fn=partial(pack, collate_or_error),
     )
     stream, done = iter(loader), len(dataset) - left
     try:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +19,8 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from torch import Tensor
 
-from vitdense.engine.checkpoints import write_text
+from vitdense.engine.checkpoints import disk_problem, try_write_text, write_text
+from vitdense.engine.work_dir import read_best
 from vitdense.errors import ConfigError, did_you_mean
 
 logger = logging.getLogger('vitdense')
@@ -31,6 +35,8 @@ class HistoryHook(Hook):
     None: empty in the csv file, null in the json file. `best` is the name of the metric by which validations are
     compared, or a list of names whose mean is, and `rule` says whether more is better; then `improved` is True from a
     better validation to the next one.
+
+    Neither file is worth a run: where the disk refuses one, that is said and the next write makes up for it.
     """
 
     priority = 'BELOW_NORMAL'
@@ -51,6 +57,8 @@ class HistoryHook(Hook):
         self.metrics: Row = {}
         self.best: Row = {}
         self.improved = False
+        self._best_before: Row = {}
+        self._csv_whole = True  # metrics.csv holds all rows
         self._sums: dict[str, Tensor] = {}
         self._count = 0
         self._counts: dict[str, Tensor | int] = {}  # by key: the steps that count for it
@@ -105,7 +113,7 @@ class HistoryHook(Hook):
         value, record = mean_of(self.best_keys, self.metrics), mean_of(self.best_keys, self.best)
         self.improved = value is not None and (record is None or self.sign * (value - record) > 0)
         if self.improved:
-            self.best = {**self.metrics, 'step': step}
+            self._best_before, self.best = self.best, {**self.metrics, 'step': step}
         self._add({'step': step, **self.metrics})
         self._since = (self._since[0] + time.perf_counter() - self._pause[0], self._since[1])
         self._write_json(runner)
@@ -113,32 +121,47 @@ class HistoryHook(Hook):
     def after_train(self, runner: Any) -> None:
         self._write_json(runner)
 
+    def best_is_lost(self, runner: Any) -> None:
+        """The best weights could not be saved: those before are the best that there are."""
+        self.best, self.improved = self._best_before, False
+        self._write_json(runner)
+
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        with suppress(OSError), open(self.work_dir / 'metrics.csv', 'rb') as file:
+            os.fsync(file.fileno())  # the rows up to a checkpoint outlive what the checkpoint outlives
         checkpoint['metrics'] = dict(self.metrics)
         checkpoint['best'] = dict(self.best)
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Go on with the rows up to the step of the checkpoint; later ones were written by a run that was cut off."""
-        self.metrics, self.best = checkpoint.get('metrics', {}), checkpoint.get('best', {})
+        self.metrics, self.best = checkpoint.get('metrics', {}), read_best(self.work_dir) or {}
+        if checkpoint.get('best') and not self.best:
+            logger.warning('best.pth is missing or damaged: the best weights are those from step %d on', runner.iter)
         self.rows = [row for row in read_rows(self.work_dir / 'metrics.csv') if row['step'] <= checkpoint['step']]
+        if checkpoint['validation_pending']:  # it is done again, also where the run was killed after it
+            self.rows = [row for row in self.rows if row['step'] < checkpoint['step'] or 'lr' in row]
 
     def _add(self, row: Row) -> None:
         row = finite(row)
         self.rows.append(row)
         if not is_main_process():
             return
-        if set(row) <= set(self._columns):
+        if not self._csv_whole or not set(row) <= set(self._columns):
+            return self._rewrite()
+        try:
             with open(self.work_dir / 'metrics.csv', 'a', newline='', encoding='utf-8') as file:
                 csv.DictWriter(file, self._columns).writerow(row)
-        else:
-            self._rewrite()
+        except OSError as error:
+            self._csv_whole = False
+            logger.warning('%s: metrics.csv not written; going on', disk_problem(error))
 
     def _rewrite(self) -> None:
         self._columns = list(dict.fromkeys(['step', *(key for row in self.rows for key in row)]))
-        with open(self.work_dir / 'metrics.csv', 'w', newline='', encoding='utf-8') as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        text = io.StringIO(newline='')
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        self._csv_whole = try_write_text(self.work_dir / 'metrics.csv', text.getvalue(), warn=self._csv_whole)
 
     def _write_json(self, runner: Any) -> None:
         if not is_main_process():
@@ -151,7 +174,7 @@ class HistoryHook(Hook):
             'skipped_steps': runner.optim_wrapper.refused,
             'bad_images': seeded.num_bad,
         }
-        write_json(self.work_dir / 'metrics.json', content)
+        try_write_text(self.work_dir / 'metrics.json', json_text(content))
 
 
 def _seen(key: str, outputs: Mapping[str, Tensor]) -> Tensor | int:
@@ -171,20 +194,41 @@ def finite(row: Mapping[str, Any]) -> Row:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write valid JSON (no NaN), atomically."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + '\n')
+    """Write valid JSON (no NaN), atomically. Raises OSError."""
+    write_text(path, json_text(content))
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """Return valid JSON (no NaN) for a file."""
+    return json.dumps(content, indent=2, allow_nan=False) + '\n'
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a `metrics.csv`; empty cells are left out."""
-    if not path.exists():
+    """Return the rows of a `metrics.csv`; empty cells are left out.
+
+    Rows that cannot be read, as a power cut or a full disk leaves them, are left out with a warning.
+    """
+    try:
+        lines = path.read_bytes().decode(errors='replace').split('\n')
+    except OSError:
         return []
-    with open(path, newline='', encoding='utf-8') as file:
-        return [
-            {key: int(cell) if key == 'step' else float(cell) for key, cell in row.items() if key and cell}
-            for row in csv.DictReader(file)
-            if (row.get('step') or '').isdigit()
-        ]
+    header = lines[0].rstrip('\r').split(',')
+    rows = [_read_row(header, line) for line in lines[1:-1]]  # the last line is empty, or not whole
+    broken = rows.count(None) + bool(lines[-1])
+    if broken:
+        logger.warning('%s: %d rows cannot be read and are left out', path.name, broken)
+    return [row for row in rows if row is not None]
+
+
+def _read_row(header: Sequence[str], line: str) -> Row | None:
+    try:
+        cells = next(csv.reader([line]))
+        row = {
+            key: int(cell) if key == 'step' else float(cell) for key, cell in zip(header, cells, strict=True) if cell
+        }
+    except (ValueError, csv.Error, StopIteration):
+        return None
+    return row if 'step' in row else None
 
 
 def metric_names(given: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -14,15 +14,17 @@ from mmengine.hooks import Hook
 
 from vitdense.engine.checkpoints import (
     POINTER,
+    bytes_of,
     delete_older,
+    make_room,
     non_finite,
     sweep,
+    try_write_text,
     write_checkpoint,
-    write_text,
 )
 from vitdense.engine.history import check_metric, mean_of, metric_names
 from vitdense.engine.schedule import Schedule
-from vitdense.errors import DiskError, NumericsError
+from vitdense.errors import DiskError, FullDiskError, NumericsError, VitDenseError
 
 logger = logging.getLogger('vitdense')
 
@@ -52,8 +54,11 @@ class StepHook(Hook):
 class CheckpointHook(Hook):
     """Save every `interval` steps and at the end, keep the newest `keep`, and keep the best weights as `best.pth`.
 
-    New files are written before old ones are deleted. A full disk costs a warning: the old files stay, training goes
-    on, and DiskError is raised at the end if the last save failed. Weights that are not finite are never saved.
+    New files are written before old ones are deleted; where there is no room for that, older ones are deleted until
+    one whole checkpoint is left. A full disk costs a warning: the old files stay, training goes on, and DiskError is
+    raised at the end if the last save failed. Weights that are not finite are never saved.
+
+    A step that is saved and validated is saved twice: before the validation, which may fail, and with its scores.
     """
 
     priority = 'VERY_LOW'
@@ -61,7 +66,7 @@ class CheckpointHook(Hook):
     def __init__(self, *, interval: int, keep: int = 2) -> None:
         self.interval = interval
         self.keep = keep
-        self.saved_step: int | None = None
+        self.saved: tuple[int, bool] | None = None  # (step, whether its validation was pending) of the last save
         self.failed: DiskError | None = None
 
     def before_run(self, runner: Any) -> None:
@@ -73,27 +78,51 @@ class CheckpointHook(Hook):
             content = runner.state()
             lasting = ('format', 'version', 'config', 'step', 'classes', 'metainfo', 'metrics', 'best')
             weights = ('borrowed', 'state_dict')
-            self._write(runner, 'best.pth', {key: content[key] for key in (*lasting, *weights)})
+            if self._write(runner, 'best.pth', {key: content[key] for key in (*lasting, *weights)}) is not None:
+                runner.history.best_is_lost(runner)
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: Mapping[str, Any]) -> None:
+        if (runner.folder / _name(checkpoint['step'])).exists():
+            self.saved = checkpoint['step'], checkpoint['validation_pending']
+
+    def before_validation(self, runner: Any) -> None:
+        loop = runner.train_loop
+        if loop.iter % self.interval == 0 or loop.iter == loop.max_iters or loop.stop_training:
+            self.save(runner)
 
     def after_step(self, runner: Any) -> None:
         if runner.train_loop.iter % self.interval == 0:
             self.save(runner)
 
     def after_train(self, runner: Any) -> None:
-        if self.saved_step != runner.train_loop.iter:
-            self.save(runner)
+        self.save(runner)
 
     def save(self, runner: Any) -> None:
-        """Save the run as it stands between two steps."""
-        if not is_main_process():
+        """Save the run as it stands between two steps, unless it is saved."""
+        state = runner.train_loop.iter, runner.train_loop.validation_pending
+        if not is_main_process() or state == self.saved:
             return
-        step = runner.train_loop.iter
-        if self._write(runner, f'step_{step:06d}.pth', runner.state()):
-            self.saved_step = step
-            write_text(runner.folder / POINTER, f'step_{step:06d}.pth\n')
+        name = _name(state[0])
+        self.failed = self._write(runner, name, runner.state())
+        if self.failed is None:
+            self.saved = state
+            try_write_text(runner.folder / POINTER, f'{name}\n')
             delete_older(runner.folder, self.keep)
 
-    def _write(self, runner: Any, name: str, content: dict[str, Any]) -> bool:
+    def rescue(self, runner: Any) -> None:
+        """Save the steps since the last save, because the run ends with an error; what fails here is only said."""
+        if runner.train_loop.iter == runner.first_step or not is_main_process():
+            return
+        try:
+            self.save(runner)
+        except VitDenseError as error:
+            logger.warning('the steps since the last checkpoint are lost: %s', error.message)
+        else:
+            if self.failed is None:
+                logger.warning('saved at step %d; --resume goes on', runner.train_loop.iter)
+
+    def _write(self, runner: Any, name: str, content: dict[str, Any]) -> DiskError | None:
+        """Write a checkpoint; return the error where the disk refuses."""
         broken = non_finite(content['state_dict'])
         if broken:
             raise NumericsError(
@@ -102,14 +131,21 @@ class CheckpointHook(Hook):
                 why='the weights overflowed; nothing was saved, and the checkpoints on disk are those from before',
                 fix='lower the learning rate, clip gradients (optim_wrapper.clip_grad) or use --amp off, then --resume',
             )
-        try:
-            write_checkpoint(runner.folder / name, content)
-        except DiskError as error:
-            self.failed = error
-            logger.warning('disk full: %s; keeping what is there', error.message)
-            return False
-        self.failed = None
-        return True
+        while True:
+            try:
+                write_checkpoint(runner.folder / name, content)
+                return None
+            except DiskError as error:
+                full = isinstance(error, FullDiskError)
+                if full and make_room(runner.folder, bytes_of(content)):
+                    continue
+                why = 'disk full' if full else error.why
+                logger.warning('%s: %s: %s; keeping what is there', why, name, error.message)
+                return error
+
+
+def _name(step: int) -> str:
+    return f'step_{step:06d}.pth'
 
 
 class EarlyStoppingHook(Hook):
@@ -154,3 +190,5 @@ class EarlyStoppingHook(Hook):
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         kept = checkpoint.get('early_stopping', {})
         self.best, self.waited = kept.get('best'), kept.get('waited', 0)
+        if self.waited >= self.patience:  # the run was over: nothing but its last files was missing
+            runner.train_loop.stop_training = True

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import signal
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -12,11 +12,23 @@ from weakref import WeakSet
 from torch.utils.data import DataLoader, Dataset
 
 from vitdense.data.collate import collate
+from vitdense.data.images import UnreadablePicture
 from vitdense.data.mixture import rooted
-from vitdense.data.seeding import EvaluationSampler, InfiniteSampler, SeededDataset, worker_init
+from vitdense.data.seeding import EvaluationSampler, InfiniteSampler, SeededDataset
 from vitdense.engine.data_checks import max_bad_fraction
+from vitdense.engine.preemption import waiting_for_data
 from vitdense.engine.resources import cpu_count
-from vitdense.errors import ResourceError, VitDenseError
+from vitdense.engine.workers import (
+    PackedBatch,
+    check_workers,
+    explained,
+    pack,
+    start_worker,
+    started_workers,
+    stop,
+    workers_that_fit,
+)
+from vitdense.errors import VitDenseError
 from vitdense.registry import build, takes
 
 
@@ -47,15 +59,27 @@ def train_loader(
         sampler = InfiniteSampler(len(dataset), **place)
     # single unreadable pictures are replaced, and counted
     seeded = SeededDataset(dataset, seed, max_bad_fraction=max_bad_fraction(section))
-    return _loader(section, seeded, sampler, pin_memory=pin_memory)
+    return _loader(section, seeded, sampler, pin_memory=pin_memory, share=0.6)
 
 
 def evaluation_loader(
-    section: Mapping[str, Any], dataset: Dataset, *, seed: int, rank: int, world_size: int, pin_memory: bool
+    section: Mapping[str, Any],
+    dataset: Dataset,
+    *,
+    seed: int,
+    rank: int,
+    world_size: int,
+    pin_memory: bool,
+    skip_bad: bool = False,
 ) -> DataLoader:
-    """Return the loader that gives every picture exactly once over all ranks."""
+    """Return the loader that gives every image exactly once over all ranks.
+
+    An image that cannot be decoded is an error; with `skip_bad` it is left out and counted (`dataset.num_bad`), and
+    instead of a batch without any other image comes None.
+    """
     sampler = EvaluationSampler(len(dataset), rank=rank, world_size=world_size)
-    return _loader(section, SeededDataset(dataset, seed, tolerate=False), sampler, pin_memory=pin_memory)
+    seeded = SeededDataset(dataset, seed, tolerate=False, skip=skip_bad)
+    return _loader(section, seeded, sampler, pin_memory=pin_memory, share=0.4, skip_bad=skip_bad)
 
 
 def num_workers(section: Mapping[str, Any]) -> int:
@@ -63,17 +87,26 @@ def num_workers(section: Mapping[str, Any]) -> int:
     return min(section.get('num_workers', 2), cpu_count())
 
 
-def _loader(section: Mapping[str, Any], dataset: SeededDataset, sampler: Any, *, pin_memory: bool) -> DataLoader:
-    workers = num_workers(section)
+def _loader(
+    section: Mapping[str, Any],
+    dataset: SeededDataset,
+    sampler: Any,
+    *,
+    pin_memory: bool,
+    share: float,
+    skip_bad: bool = False,
+) -> DataLoader:
+    size = section.get('batch_size', 1)
+    workers = workers_that_fit(num_workers(section), size, lambda: dataset[next(iter(sampler))], share=share)
     return TypedErrorLoader(
         CarryErrors(dataset),
-        batch_size=section.get('batch_size', 1),
+        batch_size=size,
         sampler=sampler,
         num_workers=workers,
-        collate_fn=collate_or_error,
+        collate_fn=partial(pack, collate_readable if skip_bad else collate_or_error),
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        worker_init_fn=_start_worker if workers else None,
+        worker_init_fn=start_worker if workers else None,
     )
 
 
@@ -86,6 +119,11 @@ class CarryErrors(Dataset):
     @property
     def metainfo(self) -> dict[str, Any]:
         return self.dataset.metainfo
+
+    @property
+    def num_bad(self) -> int:
+        """How many images were found to be unreadable so far, by the workers of this process."""
+        return self.dataset.num_bad
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -103,6 +141,13 @@ def collate_or_error(samples: list[Any]) -> Any:
     return errors[0] if errors else collate(samples)
 
 
+def collate_readable(samples: list[Any]) -> Any:
+    """Return the batch of what could be decoded, None where nothing could, or the first other error."""
+    readable = [sample for sample in samples if not isinstance(sample, UnreadablePicture)]
+    return collate_or_error(readable) if readable else None
+
+
+_END = object()
 _open: WeakSet[TypedErrorLoader] = WeakSet()
 
 
@@ -110,42 +155,45 @@ def close_loaders() -> None:
     """End the workers of all loaders. They ignore SIGTERM, so nobody else can."""
     atexit.unregister(close_loaders)
     for loader in list(_open):
-        batches, loader._iterator = loader._iterator, None
-        if hasattr(batches, '_shutdown_workers'):
-            batches._shutdown_workers()
-            for worker in batches._workers:
-                if worker.is_alive():
-                    worker.kill()
+        stop(loader._current)
+        loader._iterator = loader._batches = None
 
 
 class TypedErrorLoader(DataLoader):
-    """A DataLoader that raises the errors that its workers met, and says what a killed worker usually means."""
+    """A DataLoader that raises the errors that its workers met, and says what a dead worker usually means.
+
+    A wait for a batch ends when the run is asked to stop (see `vitdense.engine.preemption`).
+    """
+
+    _batches: Any = None  # the iterator at hand
 
     def __iter__(self) -> Iterator[Any]:
         _open.add(self)
         atexit.register(close_loaders)  # before multiprocessing's own, which would wait for the workers
-        batches = super().__iter__()
+        with self._explained(), started_workers(), waiting_for_data():
+            batches = self._batches = super().__iter__()
         while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
+            check_workers(self._workers(), self._where)
+            with self._explained(), waiting_for_data():
+                batch = next(batches, _END)
+                batch = batch.open() if isinstance(batch, PackedBatch) else batch
+            if batch is _END:
                 return
-            except RuntimeError as error:
-                if 'worker' not in str(error) or not any(word in str(error) for word in ('killed', 'exited')):
-                    raise
-                raise ResourceError(
-                    'a loader worker died',
-                    where=f'{type(self.dataset.dataset.dataset).__name__} with {self.num_workers} workers',
-                    why=f'{error}; usually memory, or shared memory (/dev/shm) in a container',
-                    fix='try --workers 0, a smaller batch, or a container with more shared memory',
-                ) from error
             if isinstance(batch, VitDenseError):
                 raise batch
             yield batch
 
+    def _explained(self) -> Any:
+        return explained(self._workers, self._where)
 
-def _start_worker(worker: int) -> None:
-    """Leave signals to the main process, which saves and then ends the workers; compute on one thread."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    worker_init(worker)
+    def _workers(self) -> list[Any]:
+        """The worker processes; none where the main process loads."""
+        return getattr(self._current, '_workers', [])
+
+    @property
+    def _current(self) -> Any:
+        return self._batches if self._iterator is None else self._iterator
+
+    @property
+    def _where(self) -> str:
+        return f'{type(self.dataset.dataset.dataset).__name__} with {self.num_workers} workers'

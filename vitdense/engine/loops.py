@@ -1,15 +1,21 @@
-"""The training loop: endless batches, validation at intervals and at the end, and the time spent waiting for data."""
+"""The loops of a run: training with validations at intervals and at the end, and evaluation."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Literal
 
+import torch
+from mmengine.dist import all_gather_object
+from mmengine.evaluator import Evaluator
 from mmengine.runner import BaseLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
+from vitdense.engine.preemption import Interrupted
+from vitdense.errors import DataError
 from vitdense.types import Batch
 
 
@@ -47,6 +53,15 @@ class IterationLoop(BaseLoop):
         runner = self.runner
         runner.call_hook('before_train')
         runner.call_hook('before_train_epoch')
+        try:
+            self._train()
+        except Interrupted:
+            runner.call_hook('interrupted')  # saves and leaves
+        runner.call_hook('after_train_epoch')
+        runner.call_hook('after_train')
+        return runner.model
+
+    def _train(self) -> None:
         if self.validation_pending:
             self._validate()
         batches = iter(self.dataloader)
@@ -54,16 +69,23 @@ class IterationLoop(BaseLoop):
             self._step(self._next(batches))
             if self._iter % self.val_interval == 0 or self._iter == self.max_iters or self.stop_training:
                 self._validate()
-            runner.call_hook('after_step')
-        runner.call_hook('after_train_epoch')
-        runner.call_hook('after_train')
-        return runner.model
+            self.runner.call_hook('after_step')
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         start = time.perf_counter()
-        batch = next(batches)
+        with self._saved_on_failure():
+            batch = next(batches)
         self.waited += time.perf_counter() - start
         return batch
+
+    @contextmanager
+    def _saved_on_failure(self) -> Iterator[None]:
+        """Save the steps that are done when data or a validation fails, and let the error end the run."""
+        try:
+            yield
+        except Exception:
+            self.runner.saving.rescue(self.runner)
+            raise
 
     def _step(self, batch: Batch) -> None:
         runner = self.runner
@@ -77,6 +99,62 @@ class IterationLoop(BaseLoop):
         if self.runner.val_loop is None:
             return
         self.validation_pending = True
-        self.runner.call_hook('before_validation')  # the step is done: a stop asked for during it is obeyed here
-        self.runner.val_loop.run()
+        self.runner.call_hook('before_validation')  # saves; a stop asked for during the step is obeyed here
+        with self._saved_on_failure():
+            self.runner.val_loop.run()
         self.validation_pending = False
+
+
+class EvaluationLoop(BaseLoop):
+    """Predict every batch of a loader, show it to the metrics, and return their scores.
+
+    Hooks see the names of mmengine's loops, with `mode` 'val' or 'test'. A batch is None where none of its images could
+    be read (`--skip-bad-eval`). Beside mmengine's hook points, `after_val_batch` is called after every batch, also
+    then. The number of images without a prediction is `skipped_images` among the scores. Raises DataError when there
+    is no other image.
+    """
+
+    def __init__(self, runner: Any, dataloader: Any, evaluator: Any, mode: Literal['val', 'test']) -> None:
+        super().__init__(runner, dataloader)
+        self.mode = mode
+        self.evaluator = evaluator if isinstance(evaluator, Evaluator) else runner.build_evaluator(evaluator)
+        self.evaluator.dataset_meta = dataloader.dataset.metainfo
+        runner.visualizer.dataset_meta = dataloader.dataset.metainfo
+
+    def run(self) -> dict[str, Any]:
+        """Evaluate and return the scores."""
+        runner, mode = self.runner, self.mode
+        runner.call_hook(f'before_{mode}')
+        runner.call_hook(f'before_{mode}_epoch')
+        runner.model.eval()
+        for row, batch in enumerate(self.dataloader):
+            if batch is not None:
+                self._predict(row, batch)
+            runner.call_hook(f'after_{mode}_batch', batch_idx=row)
+        skipped, total = self._count_skipped(), len(self.dataloader.dataset)
+        metrics = self.evaluator.evaluate(total)
+        if skipped:
+            metrics['skipped_images'] = skipped
+        runner.call_hook(f'after_{mode}_epoch', metrics=metrics)
+        runner.call_hook(f'after_{mode}')
+        return metrics
+
+    @torch.no_grad()
+    def _predict(self, row: int, batch: Batch) -> None:
+        runner = self.runner
+        runner.call_hook(f'before_{self.mode}_iter', batch_idx=row, data_batch=batch)
+        outputs = getattr(runner.model, f'{self.mode}_step')(batch)
+        self.evaluator.process(data_samples=outputs, data_batch=batch)
+        runner.call_hook(f'after_{self.mode}_iter', batch_idx=row, data_batch=batch, outputs=outputs)
+
+    def _count_skipped(self) -> int:
+        """Return how many images were skipped, by all ranks."""
+        skipped, total = sum(all_gather_object(self.dataloader.dataset.num_bad)), len(self.dataloader.dataset)
+        if skipped and skipped == total:
+            raise DataError(
+                'no image can be evaluated',
+                where=f'{self.mode}_dataloader.dataset',
+                why=f'all {total} images are unreadable and were skipped',
+                fix='see the warnings above for the files, and repair them',
+            )
+        return skipped

@@ -8,6 +8,7 @@ transforms.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -62,6 +63,7 @@ def save_model_folder(
     """
     folder = Path(folder)
     temporary = folder.with_name(f'{folder.name}.tmp.{os.getpid()}')
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process of the same number
     content = {
         'format': FORMAT,
         'vitdense': vitdense.__version__,
@@ -91,11 +93,19 @@ def save_model_folder(
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Give a finished folder its name; the one that had it goes away after that."""
+    """Give a finished folder its name; the one that had it goes away after that. Raises OSError, also for a file."""
     old = folder.with_name(f'{folder.name}.old.{os.getpid()}')
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, 'a file stands in its place', str(folder))
         os.replace(folder, old)
-    os.replace(temporary, folder)
+    try:
+        os.replace(temporary, folder)
+    except OSError:
+        if old.exists():
+            os.replace(old, folder)
+        raise
     sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 

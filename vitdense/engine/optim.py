@@ -126,6 +126,15 @@ class LayerDecay:
                 )
 
 
+def config_groups(section: Mapping[str, Any], model: nn.Module, *, split_backbone: bool) -> list[Group]:
+    """Return the parameter groups of `model` by a config's `optim_wrapper`.
+
+    With `split_backbone` no group holds parameters of a ViT and others.
+    """
+    groups = build(section['groups'] or {'type': 'vitdense.engine.optim.LayerDecay'}).groups(model)
+    return apart(groups, model) if split_backbone else groups
+
+
 def apart(groups: Sequence[Group], model: nn.Module) -> list[Group]:
     """Return the groups with those cut in two that hold parameters of a ViT and others: the ViT's first, as `backbone`.
 

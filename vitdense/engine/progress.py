@@ -71,7 +71,9 @@ class ProgressHook(Hook):
         self._show('train')
         self._paused += time.perf_counter() - self._since
         if is_main_process():
-            print_metrics(runner.val_evaluator.metrics, runner.history.metrics, title=f'step {runner.train_loop.iter}')
+            metrics, step = runner.history.metrics, f'step {runner.train_loop.iter}'
+            count = evaluated(metrics, len(runner.val_dataloader.dataset))
+            print_metrics(runner.val_evaluator.metrics, metrics, title=f'{step}, {count}' if count else step)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -82,6 +84,12 @@ class ProgressHook(Hook):
     def _show(self, what: str) -> None:
         if self._bar is not None:
             self._bar.update(self._task, description=what)
+
+
+def evaluated(metrics: Mapping[str, Any], total: int) -> str:
+    """Return how many of `total` images the scores are of, where some were skipped."""
+    skipped = metrics.get('skipped_images', 0)
+    return f'evaluated {total - skipped}/{total} images' if skipped else ''
 
 
 def print_metrics(evaluators: Sequence[Any], metrics: Mapping[str, Any], *, title: str) -> None:

@@ -38,6 +38,15 @@ def _cgroup_quota(root: Path) -> float | None:
     return max(1.0, int(quota) / int(period))
 
 
+def shared_memory_free() -> int | None:
+    """Return the free bytes of /dev/shm, through which workers send their batches; None where there is none."""
+    try:
+        state = os.statvfs('/dev/shm')
+    except (OSError, AttributeError):
+        return None
+    return state.f_bavail * state.f_frsize
+
+
 def torch_threads(num_workers: int, *, processes: int = 1) -> int:
     """Return how many threads torch should use beside `num_workers` loader workers, in each of `processes`.
 

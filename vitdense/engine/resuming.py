@@ -1,18 +1,82 @@
-"""Whether a checkpoint is one that a run can go on from."""
+"""Going on from a checkpoint: whether it is one to go on from, and what a changed config changes.
+
+The model (weights, classes, shapes), the optimizer's kind and moments, and which parameters its groups hold come from
+the checkpoint; a config that contradicts them is refused. Everything else counts as the config says: the schedule, the
+learning rate, weight decay, betas and other settings of the optimizer, the factors of its groups, clipping, batch size,
+data, seed, averaging, validation and saving. What of that has changed is said.
+"""
 
 from __future__ import annotations
 
+import ast
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
+from torch import nn
 
 from vitdense.engine.batches import Batches, compare_batches
-from vitdense.errors import ConfigError
+from vitdense.engine.checkpoints import read_checkpoint
+from vitdense.engine.config import config_text
+from vitdense.engine.optim import Group, build_optimizer, config_groups
+from vitdense.errors import CheckpointError, ConfigError
 from vitdense.model import DenseModel
+from vitdense.registry import resolve
+from vitdense.weights import read_weights
 
 logger = logging.getLogger('vitdense')
+MOST = 20  # changed values that are listed
+QUIET = ('work_dir', 'num_workers')  # keys whose change changes nothing
+WHOLE = ('step', 'drawn', 'batch_size', 'world_size')  # whole numbers of a checkpoint
+CONTENT = (*WHOLE, 'validation_pending', 'classes', 'amp', 'state_dict', 'optimizer', 'scaler', 'counts')
+ANEW = 'resume with the config of that run (config.py in its work directory), or start anew with --weights CHECKPOINT'
+
+
+def read_resumable(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint that a run can go on from.
+
+    Raises CheckpointError for any other file, with what can be done with it.
+    """
+    try:
+        content = read_checkpoint(path)
+    except CheckpointError as error:
+        raise _foreign(path, error) from error
+    missing = [key for key in CONTENT if key not in content]
+    missing += [key for key in WHOLE if key in content and not isinstance(content[key], int)]
+    if missing:
+        why = (
+            'it holds the best weights, without the state of the run' if path.name == 'best.pth' else 'it holds weights'
+        )
+        raise _no_run(path, f'{why}: {", ".join(missing)} are missing')
+    return content
+
+
+def _no_run(path: Path, why: str, more: str = '') -> CheckpointError:
+    return CheckpointError(
+        f"'{path.name}' is no checkpoint that a run can go on from",
+        where=f'--resume {path}',
+        why=why,
+        fix=f'start anew with its weights: --weights {path}{more}; or resume from a step_*.pth of a run',
+    )
+
+
+def _foreign(path: Path, error: CheckpointError) -> CheckpointError:
+    """Return what to say about a file that is no checkpoint of vitdense but may hold weights; else `error`."""
+    try:
+        if 'checksum' in error.message or not read_weights(path):
+            return error
+        wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path) if path.suffix != '.safetensors' else []
+    except (CheckpointError, RuntimeError, ValueError, OSError):
+        return error
+    if any(name.startswith('mmengine.') for name in wanted):
+        more = ' (where they are weights of this model), or its ViT with model.network.backbone.pretrained=...'
+        return _no_run(
+            path, 'it is a checkpoint of mmengine (mmdet, mmseg, ...), whose state is that of its runner', more
+        )
+    return _no_run(path, 'it holds weights of another program, or weights alone')
 
 
 def check_resumable(checkpoint: Mapping[str, Any], model: DenseModel, batches: Batches) -> None:
@@ -30,19 +94,145 @@ def check_resumable(checkpoint: Mapping[str, Any], model: DenseModel, batches: B
         if _shape(given.get(name)) != _shape(wanted.get(name))
     ]
     if differences:
-        more = f'\n... and {len(differences) - 3} more' if len(differences) > 3 else ''
-        raise ConfigError(
-            'the checkpoint is of another model',
-            where='--resume',
-            why='\n'.join(text[:160] for text in differences[:3]) + more,
-            fix='resume with the config of that run (config.py in its work directory), or start anew with --weights',
-        )
+        raise _refused('the checkpoint is of another model', differences)
     accumulated = checkpoint.get('accumulative_counts', batches.accumulated)  # older checkpoints do not say
     num_processes = checkpoint['world_size']
     before = Batches(checkpoint['batch_size'] * num_processes, accumulated, num_processes)
     if before != batches:
         text, changed = compare_batches(before, batches)
         logger.log(logging.WARNING if changed else logging.INFO, text)
+
+
+def check_config(checkpoint: Mapping[str, Any], cfg: Config, model: DenseModel) -> None:
+    """Raise ConfigError where the optimizer of the config cannot go on from the checkpoint; say what has changed."""
+    section = cfg.to_dict()['optim_wrapper']
+    groups = config_groups(section, model, split_backbone=bool(cfg.schedule.backbone_warmup_iters))
+    check_optimizer(checkpoint, section['optimizer'], groups)
+    say_changes(checkpoint, cfg)
+
+
+def check_optimizer(checkpoint: Mapping[str, Any], recipe: Mapping[str, Any], groups: Sequence[Group]) -> None:
+    """Raise ConfigError unless the optimizer `recipe` over `groups` can take over the checkpoint's moments."""
+    before = read_config_text(checkpoint.get('config', '')).get('optim_wrapper', {}).get('optimizer', {}).get('type')
+    if isinstance(before, str) and resolve(before) is not resolve(recipe['type']):
+        difference = f'checkpoint {before}, config {recipe["type"]}'
+        raise _refused("the optimizer is not the checkpoint's", [f'{difference}: its moments mean something else'])
+    saved = checkpoint['optimizer']
+    differences = _group_differences(checkpoint.get('parameter_groups'), saved, groups)
+    if differences:
+        raise _refused("the optimizer's groups are not those of the checkpoint", differences)
+    found = {key for state in saved['state'].values() for key in state}
+    lacking = sorted(_moments(recipe) - found) if found else []
+    if lacking:
+        why = f'the checkpoint has no {", ".join(lacking)}, which the config asks the optimizer for'
+        raise _refused("the optimizer's settings are not those of the checkpoint", [why])
+
+
+def _group_differences(names: Sequence[Sequence[str]] | None, saved: Any, groups: Sequence[Group]) -> list[str]:
+    ours = [group.names for group in groups]
+    if names is None:  # a checkpoint of an older version: counts and shapes must do
+        sizes = [len(group['params']) for group in saved['param_groups']]
+        shapes = {row: parameter.shape for row, parameter in enumerate(p for group in groups for p in group.parameters)}
+        fits = sizes == [len(group) for group in ours] and all(
+            value.shape == shapes.get(row)
+            for row, state in saved['state'].items()
+            for value in state.values()
+            if isinstance(value, torch.Tensor) and value.ndim
+        )
+        return [] if fits else [f'parameters by group: checkpoint {sizes}, config {[len(group) for group in ours]}']
+    before, now = ({name for group in each for name in group} for each in (names, ours))
+    differences = [f'{name}: trained in the checkpoint, frozen in the config' for name in sorted(before - now)]
+    differences += [f'{name}: frozen in the checkpoint, trained in the config' for name in sorted(now - before)]
+    if not differences and [set(group) for group in names] != [set(group) for group in ours]:
+        counts = [', '.join(str(len(group)) for group in each) for each in (names, ours)]
+        differences = [f'parameters by group (frozen parts, layer decay): checkpoint {counts[0]}; config {counts[1]}']
+    return differences
+
+
+def _moments(recipe: Mapping[str, Any]) -> set[str]:
+    """Return the names of what this optimizer remembers of a parameter."""
+    parameter = nn.Parameter(torch.zeros(2, 2))
+    parameter.grad = torch.zeros(2, 2)
+    try:
+        optimizer = build_optimizer(recipe, [Group(1.0, True, ['weight'], [parameter], [''])])
+        optimizer.step()
+    except (RuntimeError, TypeError, ValueError):  # one that needs more than this, such as a closure
+        return set()
+    return set(optimizer.state[parameter])
+
+
+def _refused(message: str, differences: Sequence[str]) -> ConfigError:
+    more = f'\n... and {len(differences) - 3} more' if len(differences) > 3 else ''
+    why = '\n'.join(text[:160] for text in differences[:3]) + more
+    return ConfigError(message, where='--resume', why=why, fix=ANEW)
+
+
+def say_changes(checkpoint: Mapping[str, Any], cfg: Config) -> None:
+    """Say which values of the config are not those that the checkpoint was trained with: they count from here on."""
+    before, now = read_config_text(checkpoint.get('config', '')), read_config_text(config_text(cfg))
+    if not before:
+        return
+    changes = [f'  {key}: {old} -> {new}' for key, old, new in _differences(before, now, '')]
+    if changes:
+        more = [f'  ... and {len(changes) - MOST} more'] if len(changes) > MOST else []
+        step = checkpoint['step']
+        logger.info('changed in the config, in effect from step %d on:\n%s', step, '\n'.join(changes[:MOST] + more))
+    if before.get('seed') != now.get('seed'):
+        logger.warning(
+            'the seed was %s and is %s now: the samples come in another order, some twice and some not in this epoch',
+            before.get('seed'),
+            now.get('seed'),
+        )
+    averaged = 'ema_updates' in checkpoint
+    if averaged and not now.get('ema'):
+        logger.warning('weights were averaged (ema) and are not now: the average of the checkpoint is not used')
+    if not averaged and now.get('ema'):
+        logger.warning('weights are averaged (ema) now and were not: the average begins at those of the checkpoint')
+
+
+def _differences(before: Any, now: Any, key: str) -> Iterator[tuple[str, str, str]]:
+    """Yield `(key path, before, now)` of what differs between two configs."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in dict.fromkeys([*before, *now]):
+            if name not in QUIET:
+                path = f'{key}.{name}' if key else str(name)
+                yield from _differences(before.get(name), now.get(name), path)
+    elif before != now:
+        yield key, _short(before), _short(now)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f'{text[:57]}...'
+
+
+def read_config_text(text: str) -> dict[str, Any]:
+    """Return the values in the text of a config as `config_text` writes it, lists as tuples; no code is run.
+
+    What cannot be read (a text of another origin) is left out.
+    """
+    try:
+        lines = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    content = {}
+    for line in lines:
+        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+            try:
+                content[line.targets[0].id] = _value(line.value)
+            except (ValueError, TypeError, RecursionError):
+                continue
+    return content
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
+        return {keyword.arg: _value(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {ast.literal_eval(key): _value(value) for key, value in zip(node.keys, node.values, strict=True)}
+    if isinstance(node, ast.List | ast.Tuple):
+        return tuple(_value(item) for item in node.elts)
+    return ast.literal_eval(node)
 
 
 def _shape(value: torch.Tensor | None) -> str:

@@ -24,18 +24,17 @@ from torch import nn
 
 import vitdense
 from vitdense.engine.borrowed import describe_borrowed
-from vitdense.engine.checkpoints import to_cpu
-from vitdense.engine.config import config_text, dump_config
-from vitdense.engine.console import print_table
+from vitdense.engine.checkpoints import to_cpu, try_write_text
+from vitdense.engine.config import config_text
+from vitdense.engine.console import ignore_errors, print_table
 from vitdense.engine.history import HistoryHook
 from vitdense.engine.hooks import CheckpointHook
 from vitdense.engine.loaders import close_loaders
-from vitdense.engine.optim import apart, build_optimizer, group_rows
+from vitdense.engine.optim import build_optimizer, config_groups, group_rows
 from vitdense.engine.preemption import PreemptionHook, obey_signals
 from vitdense.engine.resources import Precision, read_device
 from vitdense.engine.schedule import Schedule
 from vitdense.engine.stepping import GuardedOptimWrapper, read_clipping
-from vitdense.registry import build
 
 logger = logging.getLogger('vitdense')
 _numbers = count()  # runners of one process need different names: mmengine shares state between equal ones
@@ -98,8 +97,12 @@ class DenseRunner(Runner):
 
     def build_logger(self, log_level: int | str = 'INFO', log_file: str | None = None, **kwargs: Any) -> MMLogger:
         """Send mmengine's lines to the log file; the console gets its warnings only."""
-        made = super().build_logger(log_level, log_file or str(self.folder / 'log.txt'), **kwargs)
+        try:
+            made = super().build_logger(log_level, log_file or str(self.folder / 'log.txt'), **kwargs)
+        except OSError:  # `start_logging` has said so
+            made = super().build_logger(log_level, os.devnull, **kwargs)
         for handler in made.handlers:
+            handler.handleError = ignore_errors
             if not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.WARNING)
         return made
@@ -130,9 +133,8 @@ class DenseRunner(Runner):
         if isinstance(optim_wrapper, GuardedOptimWrapper):
             return optim_wrapper
         recipe = optim_wrapper['optimizer']
-        groups = build(optim_wrapper['groups'] or _every_parameter()).groups(self.network_model)
-        if self.schedule is not None and self.schedule.backbone_warmup_iters:
-            groups = apart(groups, self.network_model)
+        split = self.schedule is not None and bool(self.schedule.backbone_warmup_iters)
+        groups = config_groups(optim_wrapper, self.network_model, split_backbone=split)
         optimizer = build_optimizer(recipe, groups)
         if self.rank == 0:
             rows = group_rows(groups, recipe['lr'], optimizer.defaults.get('weight_decay', 0))
@@ -154,7 +156,8 @@ class DenseRunner(Runner):
     def dump_config(self) -> None:
         """Write the config of a training run, complete and with its work directory, as `config.py`."""
         if self.rank == 0 and self.schedule is not None:
-            dump_config({**self.cfg.to_dict(), 'work_dir': str(self.folder)}, self.folder / 'config.py')
+            text = config_text({**self.cfg.to_dict(), 'work_dir': str(self.folder)})
+            self.config_written = try_write_text(self.folder / 'config.py', text)
 
     def train(self) -> nn.Module:
         """Train; signals are requests meanwhile, and whatever ends the run leaves the terminal as it was."""
@@ -189,6 +192,7 @@ class DenseRunner(Runner):
             'classes': _plain(self.network_model.classes),
             'metainfo': _plain(self.metainfo),
             'borrowed': self.borrowed,
+            'parameter_groups': self._parameter_groups(),
             'state_dict': to_cpu(
                 {name: value for name, value in self.network_model.state_dict().items() if name not in self.borrowed}
             ),
@@ -196,6 +200,12 @@ class DenseRunner(Runner):
         }
         self.call_hook('before_save_checkpoint', checkpoint=content)
         return content
+
+    def _parameter_groups(self) -> list[list[str]]:
+        """Return the names of the parameters in each group of the optimizer."""
+        names = {id(parameter): name for name, parameter in self.network_model.named_parameters()}
+        groups = self.optim_wrapper.optimizer.param_groups
+        return [[names[id(parameter)] for parameter in group['params']] for group in groups]
 
     @cached_property
     def borrowed(self) -> dict[str, list[float]]:
@@ -223,10 +233,6 @@ class DenseRunner(Runner):
         self.train_loop.validation_pending = content['validation_pending']
         self.call_hook('after_load_checkpoint', checkpoint=content)
         self._has_loaded = True
-
-
-def _every_parameter() -> dict[str, Any]:
-    return dict(type='vitdense.engine.optim.LayerDecay')
 
 
 def _plain(value: Any) -> Any:

@@ -120,8 +120,12 @@ class GuardedOptimWrapper(OptimWrapper):
         return {'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict(), 'counts': counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
-        self.optimizer.load_state_dict(state_dict['optimizer'])
+        """Put back what `state_dict` returned, but for the settings of the groups: those are the config's.
+
+        The moments come from `state_dict`; learning rates, weight decay, betas and the like stay as they are.
+        """
+        groups = self.optimizer.state_dict()['param_groups']
+        self.optimizer.load_state_dict({'state': state_dict['optimizer']['state'], 'param_groups': groups})
         if self.scaled and state_dict['scaler']:
             self.scaler.load_state_dict(state_dict['scaler'])
         self.refused = state_dict['counts']['refused']

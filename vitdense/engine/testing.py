@@ -26,7 +26,7 @@ from vitdense.engine.evaluation_sets import set_name
 from vitdense.engine.history import finite, write_json
 from vitdense.engine.loaders import close_loaders
 from vitdense.engine.output_paths import OutputPaths
-from vitdense.engine.progress import print_metrics
+from vitdense.engine.progress import evaluated, print_metrics
 from vitdense.engine.runner import choose_device, leave_processes, start_processes
 from vitdense.metrics.coco_columns import category_ids, results_of
 from vitdense.metrics.confusion import save_confusions
@@ -45,6 +45,7 @@ def test(
     device: str | None = None,
     tta: bool = False,
     compiled: bool = False,
+    skip_bad_eval: bool = False,
 ) -> dict[str, float | int | None]:
     """Evaluate `checkpoint` (None: the published weights) on the config's test data; return the scores, which are also
     in `metrics.json`.
@@ -56,13 +57,15 @@ def test(
     format with the category ids of the annotation file (and `HEAD/results_segm.json` where there are masks), or the
     five best classes of every image, in the file of that name. `show_dir` gets images with the predictions drawn on
     them as `PATH.jpg`. In both, each of several test sets, and each data set of a mixture, has a folder of its own.
-    `compiled` compiles the network.
+    `compiled` compiles the network. `skip_bad_eval` leaves unreadable images out; how many is said beside the scores,
+    and is `skipped_images` among them.
     """
     base = _scores_folder(cfg, work_dir, out)
     start_processes(choose_device(device))
     start_logging(base)
     hook = PredictionHook(out and Path(out), show_dir and Path(show_dir))
-    runner = make_tester(cfg, base, checkpoint, device=device, tta=tta, compiled=compiled, hooks=(hook,))
+    given = dict(device=device, tta=tta, compiled=compiled, skip_bad_eval=skip_bad_eval)
+    runner = make_tester(cfg, base, checkpoint, **given, hooks=(hook,))
     try:
         with explained():
             metrics = finite(runner.test())
@@ -71,7 +74,9 @@ def test(
         close_loaders()
     if is_main_process():
         evaluators = runner.test_evaluator.metrics
-        print_metrics(evaluators, metrics, title=f'{len(runner.test_dataloader.dataset)} pictures')
+        total = len(runner.test_dataloader.dataset)
+        title = evaluated(metrics, total) or f'{total} pictures'
+        print_metrics(evaluators, metrics, title=title)
         save_confusions(evaluators, base)
         for folder in {base, Path(out) if out else base}:
             write_json(folder / 'metrics.json', metrics)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from vitdense.engine.add_head import ask_for_head
 from vitdense.engine.artifacts import write_sample
 from vitdense.engine.assembly import make_trainer
 from vitdense.engine.borrowed import self_contained
-from vitdense.engine.checkpoints import find_checkpoint, make_folder, read_checkpoint, steps_in
+from vitdense.engine.checkpoints import find_checkpoint, make_folder, read_checkpoint, steps_in, sweep
 from vitdense.engine.commandline import tool_command
 from vitdense.engine.compiling import explained
 from vitdense.engine.config import picture_recipe
@@ -30,28 +30,20 @@ from vitdense.engine.loaders import close_loaders
 from vitdense.engine.model_folder import save_model_folder
 from vitdense.engine.preemption import leave_on_signal
 from vitdense.engine.resources import peak_memory
+from vitdense.engine.resuming import read_resumable
 from vitdense.engine.runner import DenseRunner, choose_device, leave_processes, start_processes
-from vitdense.errors import CheckpointError, ResourceError
+from vitdense.engine.work_dir import (
+    ENCODER,
+    bring_history,
+    locked,
+    move_aside,
+    move_later,
+    refuse_files_in_the_way,
+)
+from vitdense.errors import CheckpointError, ConfigError, DiskError, ResourceError
 from vitdense.weights import save_weights
 
 logger = logging.getLogger('vitdense')
-ENCODER = 'encoder.safetensors'
-LEFTOVERS = (
-    'step_*.pth*',
-    'best.pth*',
-    'last_checkpoint',
-    'metrics.*',
-    'log.txt',
-    'config.py',
-    '*.jpg',
-    'curves.png',
-    'confusion*.*',
-    'sample.png',
-    ENCODER,
-    'model',
-    'heads',
-    'tensorboard',
-)  # what a run leaves in its work directory
 
 
 def train(
@@ -63,6 +55,7 @@ def train(
     add_head: str | None = None,
     device: str | None = None,
     compiled: bool = False,
+    skip_bad_eval: bool = False,
 ) -> DenseRunner:
     """Train the config and return the runner, with everything in the work directory that a run leaves.
 
@@ -70,30 +63,30 @@ def train(
     a checkpoint or of a work directory, or 'auto' for the newest whole checkpoint of `work_dir`; without one there the
     run starts at the beginning. Without `resume`, what an earlier run left is moved to `earlier-N/` once the parts of
     the new one fit each other. `compiled` compiles the network. `add_head` names the branch of the config that alone is
-    trained, on the model that `weights` lead to (see `vitdense.engine.add_head`).
+    trained, on the model that `weights` lead to (see `vitdense.engine.add_head`). `skip_bad_eval` leaves unreadable
+    images out of validations, counted beside the scores.
+
+    A folder belongs to one run at a time: ConfigError while another one works in it.
     """
     cfg, weights = ask_for_head(cfg, add_head, weights)
+    _refuse_both(resume, weights if add_head is None else None)
     start_processes(choose_device(device))
     folder = Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(cfg.filename).stem)
-    checkpoint = _find(resume, folder)
     make_folder(folder)
     start_logging(None, keep=True)
-    content = None
-    if checkpoint is not None:
-        content = read_checkpoint(checkpoint)
-        logger.info('going on from %s, step %d', checkpoint, content['step'])
-    elif resume:
-        logger.info('no checkpoint in %s: starting at the beginning', folder)
-
-    def clear() -> None:
-        moved = move_aside(folder) if is_main_process() and not resume else None
-        start_logging(folder)
-        if moved is not None:
-            logger.info('an earlier run was moved to %s; --resume goes on with a run', moved)
-
-    with leave_on_signal():
-        given = dict(device=device, checkpoint=content, weights=weights, compiled=compiled, clear=clear)
-        runner = make_trainer(cfg, folder, **given)
+    with leave_on_signal(), locked(folder):
+        refuse_files_in_the_way(folder)
+        if is_main_process():
+            sweep(folder)
+        checkpoint = _find(resume, folder)
+        content = None if checkpoint is None else read_resumable(checkpoint)
+        if content is not None:
+            logger.info('going on from %s, step %d', checkpoint, content['step'])
+        elif resume:
+            logger.info('no checkpoint in %s: starting at the beginning', folder)
+        given = dict(device=device, checkpoint=content, weights=weights, compiled=compiled, skip_bad_eval=skip_bad_eval)
+        clear = partial(_make_place, folder, checkpoint, content, resume=resume is not None)
+        runner = make_trainer(cfg, folder, **given, clear=clear)
         try:
             with explained():
                 runner.train()
@@ -103,6 +96,33 @@ def train(
             finish(runner)
     leave_processes(runner)
     return runner
+
+
+def _refuse_both(resume: str | None, weights: str | None) -> None:
+    if resume is not None and weights is not None:
+        raise ConfigError(
+            '--resume and --weights exclude each other',
+            where=f'--resume --weights {weights}',
+            why='a run that goes on has the weights of its checkpoint',
+            fix='leave --weights out to go on, or --resume to start anew with these weights',
+        )
+
+
+def _make_place(folder: Path, checkpoint: Path | None, content: Mapping[str, Any] | None, *, resume: bool) -> None:
+    """Move what does not belong to the run at hand out of its work directory, and begin its log file."""
+    moved = None
+    if is_main_process():
+        if content is not None and checkpoint.parent.resolve() == folder.resolve():
+            moved = move_later(folder, content['step'])
+        elif content is not None:
+            moved = move_aside(folder)
+            bring_history(checkpoint.parent, folder, content['step'])
+        elif not resume or steps_in(folder):  # with --resume: damaged ones
+            moved = move_aside(folder)
+    start_logging(folder)
+    if moved is not None:
+        what = f'checkpoints after step {content["step"]} were' if content is not None else 'an earlier run was'
+        logger.info('%s moved to %s; --resume goes on with a run', what, moved)
 
 
 def out_of_memory(error: BaseException, runner: DenseRunner) -> ResourceError:
@@ -125,43 +145,46 @@ def _find(resume: str | None, folder: Path) -> Path | None:
     path = Path(resume)
     found = find_checkpoint(path) if path.is_dir() else path
     if found is None or not found.is_file():
+        why = 'the folder holds no whole checkpoint step_*.pth' if path.is_dir() else 'there is no such file'
+        if (path / 'model.json').is_file():
+            why = f'it is a model folder, which holds weights only: start anew with them by --weights {resume}'
         raise CheckpointError(
             f"no checkpoint at '{resume}'",
             where=f'--resume {resume}',
-            why='there is no such file' if not path.is_dir() else 'the folder holds no whole checkpoint step_*.pth',
+            why=why,
             fix='give a step_*.pth or the work directory of a run; --resume alone looks into the work directory',
         )
     return found
 
 
-def move_aside(folder: Path) -> Path | None:
-    """Move what an earlier run left in `folder` to `earlier-N/` in it, and return that; None if nothing was there."""
-    if not steps_in(folder) and not (folder / 'metrics.csv').exists():
-        return None
-    number = 1
-    while (folder / f'earlier-{number}').exists():
-        number += 1
-    place = folder / f'earlier-{number}'
-    place.mkdir()
-    for pattern in LEFTOVERS:
-        for path in list(folder.glob(pattern)):
-            shutil.move(path, place / path.name)
-    return place
-
-
 def finish(runner: DenseRunner) -> None:
     """Write the model folder of the best (or else the last) weights, and say which commands to run next.
 
-    A network that pretrains an encoder also leaves that, as `encoder.safetensors` in timm's names.
+    A network that pretrains an encoder also leaves that, as `encoder.safetensors` in timm's names. Raises DiskError.
     """
-    folder, cfg = runner.folder, runner.cfg
-    best = folder / 'best.pth'
-    content = read_checkpoint(best) if best.exists() else runner.state()
-    data = picture_recipe(cfg.to_dict())
+    best = runner.folder / 'best.pth' if runner.history.best else None
+    content = runner.state() if best is None else read_checkpoint(best)
+    try:
+        if not runner.config_written:
+            runner.dump_config()
+        _save_model(runner, content)
+        say_next(runner, best or steps_in(runner.folder)[0])
+    except OSError as error:
+        raise DiskError(
+            'the last files of the run could not be written',
+            where=str(runner.folder),
+            why=str(error),
+            fix='make room on the disk, then --resume: the checkpoints are whole, only the last files are missing',
+        ) from error
+
+
+def _save_model(runner: DenseRunner, content: Mapping[str, Any]) -> None:
+    folder, cfg = runner.folder, runner.cfg.to_dict()
+    data = picture_recipe(cfg)
     transforms, value_range = data.get('transforms') or [], data.get('value_range')
     network = runner.network_model.network
-    recipe, state = self_contained(runner.network_model, cfg.to_dict()['model'], content['state_dict'])
-    added = cfg.to_dict().get('add_head')
+    recipe, state = self_contained(runner.network_model, cfg['model'], content['state_dict'])
+    added = cfg.get('add_head')
     if added:
         given = dict(recipe=recipe, state=state, metainfo=content['metainfo'], transforms=transforms)
         path = save_head(folder / 'heads', take_head(runner.network_model, added['name'], **given))
@@ -179,7 +202,6 @@ def finish(runner: DenseRunner) -> None:
     if hasattr(network, 'encoder_weights'):
         state = {name.removeprefix('network.'): value for name, value in content['state_dict'].items()}
         save_weights(folder / ENCODER, network.encoder_weights(state))
-    say_next(runner, best if best.exists() else steps_in(folder)[0])
 
 
 def say_next(runner: DenseRunner, checkpoint: Path) -> None:
