@@ -170,6 +170,8 @@ class TypedErrorLoader(DataLoader):
     def __iter__(self) -> Iterator[Any]:
         _open.add(self)
         atexit.register(close_loaders)  # before multiprocessing's own, which would wait for the workers
+        if self._iterator is not None:  # workers are kept from one validation to the next
+            check_workers(self._workers(), self._where)
         with self._explained(), started_workers(), waiting_for_data():
             batches = self._batches = super().__iter__()
         while True:

@@ -29,6 +29,7 @@ from vitdense.weights import read_weights
 
 logger = logging.getLogger('vitdense')
 MOST = 20  # changed values that are listed
+ABSENT = object()  # in place of a value that a config does not give
 QUIET = ('work_dir', 'num_workers')  # keys whose change changes nothing
 WHOLE = ('step', 'drawn', 'batch_size', 'world_size')  # whole numbers of a checkpoint
 CONTENT = (*WHOLE, 'validation_pending', 'classes', 'amp', 'state_dict', 'optimizer', 'scaler', 'counts')
@@ -196,13 +197,13 @@ def _differences(before: Any, now: Any, key: str) -> Iterator[tuple[str, str, st
         for name in dict.fromkeys([*before, *now]):
             if name not in QUIET:
                 path = f'{key}.{name}' if key else str(name)
-                yield from _differences(before.get(name), now.get(name), path)
+                yield from _differences(before.get(name, ABSENT), now.get(name, ABSENT), path)
     elif before != now:
         yield key, _short(before), _short(now)
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = 'not given' if value is ABSENT else repr(value)
     return text if len(text) <= 60 else f'{text[:57]}...'
 
 
@@ -226,7 +227,9 @@ def read_config_text(text: str) -> dict[str, Any]:
 
 
 def _value(node: ast.expr) -> Any:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
+    if isinstance(node, ast.Call):
+        if ast.unparse(node.func) != 'dict' or node.args or not all(keyword.arg for keyword in node.keywords):
+            raise ValueError('a call')
         return {keyword.arg: _value(keyword.value) for keyword in node.keywords}
     if isinstance(node, ast.Dict):
         return {ast.literal_eval(key): _value(value) for key, value in zip(node.keys, node.values, strict=True)}

@@ -60,10 +60,10 @@ def pack(collate: Callable[[list[Any]], Any], samples: list[Any]) -> Any:
 def _cannot_send(error: Exception) -> ResourceError:
     text = str(error)
     why, fix = text, 'let the data set return tensors, numbers and words only; or try --workers 0'
-    if 'shared memory' in text or 'No space left' in text:
+    if 'Too many open files' in text:
+        fix = 'raise the limit (ulimit -n 65536), or try --workers 0'
+    elif 'shared memory' in text or 'No space left' in text:
         why, fix = f'shared memory (/dev/shm) is full: {text}', f'try --workers 0, or {MORE_SHARED_MEMORY}'
-    elif 'Too many open files' in text:
-        why, fix = text, 'raise the limit (ulimit -n 65536), or try --workers 0'
     where = f'worker {get_worker_info().id} of {get_worker_info().num_workers}'
     return ResourceError('a loader worker cannot send a batch', where=where, why=why, fix=fix)
 
