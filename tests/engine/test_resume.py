@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from vitdense.engine.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
-from vitdense.engine.config import config_text, load_config
+from vitdense.engine.config import load_config
 from vitdense.engine.history import read_rows
-from vitdense.engine.resuming import read_config_text, read_resumable
+from vitdense.engine.resuming import read_resumable
 from vitdense.engine.training import train
 from vitdense.errors import CheckpointError, ConfigError, DataError
 
@@ -192,16 +192,6 @@ def test_averaging_can_begin_at_a_checkpoint(trainer, tmp_path, told):
     trainer('run', ('schedule.max_iters=3',), checkpoint=content).train()
     assert 'the average begins at those of the checkpoint' in told.text
     assert read_checkpoint(tmp_path / 'run' / 'step_000003.pth')['ema_updates'] == 1
-
-
-def test_the_text_of_a_config_is_read_without_running_it(config_file):
-    cfg = load_config(config_file)
-    content = read_config_text(config_text(cfg))
-    assert content['optim_wrapper']['optimizer'] == {'type': 'torch.optim.AdamW', 'lr': 1e-3, 'weight_decay': 0.05}
-    assert content['seed'] == 0 and content['schedule']['max_iters'] == 8
-    evil = 'a = 1\nb = __import__("os").getcwd()\nc = dict(**{"d": 1})\nd = [dict(e=(1,)), {"f g": None}]\n'
-    assert read_config_text(evil) == {'a': 1, 'd': ({'e': (1,)}, {'f g': None})}
-    assert read_config_text('no python (') == {}
 
 
 def test_files_that_no_run_goes_on_from_say_what_to_do(trainer, tmp_path):

@@ -18,10 +18,15 @@ def read_config_text(text: str) -> dict[str, Any]:
     return sections
 
 
+def config_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections of the config of a checkpoint; none where it cannot be read."""
+    try:
+        return read_config_text(checkpoint['config'])
+    except (KeyError, TypeError, ValueError, SyntaxError, RecursionError, MemoryError):
+        return {}
+
+
 def model_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return the model recipe in the config of a checkpoint; an empty one where none can be read."""
-    try:
-        model = read_config_text(checkpoint['config']).get('model')
-    except (KeyError, TypeError, ValueError, SyntaxError, RecursionError, MemoryError, AttributeError):
-        return {}
+    model = config_in(checkpoint).get('model')
     return model if isinstance(model, dict) else {}

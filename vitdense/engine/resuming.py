@@ -8,7 +8,6 @@ data, seed, averaging, validation and saving. What of that has changed is said.
 
 from __future__ import annotations
 
-import ast
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import nn
 
 from vitdense.engine.batches import Batches, compare_batches
 from vitdense.engine.checkpoints import read_checkpoint
-from vitdense.engine.config import config_text
+from vitdense.engine.config_texts import config_in
 from vitdense.engine.optim import Group, build_optimizer, config_groups
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.model import DenseModel
@@ -114,8 +113,9 @@ def check_config(checkpoint: Mapping[str, Any], cfg: Config, model: DenseModel) 
 
 def check_optimizer(checkpoint: Mapping[str, Any], recipe: Mapping[str, Any], groups: Sequence[Group]) -> None:
     """Raise ConfigError unless the optimizer `recipe` over `groups` can take over the checkpoint's moments."""
-    before = read_config_text(checkpoint.get('config', '')).get('optim_wrapper', {}).get('optimizer', {}).get('type')
-    if isinstance(before, str) and resolve(before) is not resolve(recipe['type']):
+    section = config_in(checkpoint).get('optim_wrapper')
+    before = section['optimizer']['type'] if isinstance(section, dict) else recipe['type']
+    if before != recipe['type'] and resolve(before) is not resolve(recipe['type']):
         difference = f'checkpoint {before}, config {recipe["type"]}'
         raise _refused("the optimizer is not the checkpoint's", [f'{difference}: its moments mean something else'])
     saved = checkpoint['optimizer']
@@ -170,7 +170,7 @@ def _refused(message: str, differences: Sequence[str]) -> ConfigError:
 
 def say_changes(checkpoint: Mapping[str, Any], cfg: Config) -> None:
     """Say which values of the config are not those that the checkpoint was trained with: they count from here on."""
-    before, now = read_config_text(checkpoint.get('config', '')), read_config_text(config_text(cfg))
+    before, now = config_in(checkpoint), cfg.to_dict()
     if not before:
         return
     changes = [f'  {key}: {old} -> {new}' for key, old, new in _differences(before, now, '')]
@@ -198,44 +198,22 @@ def _differences(before: Any, now: Any, key: str) -> Iterator[tuple[str, str, st
             if name not in QUIET:
                 path = f'{key}.{name}' if key else str(name)
                 yield from _differences(before.get(name, ABSENT), now.get(name, ABSENT), path)
-    elif before != now:
+    elif not _same(before, now):
         yield key, _short(before), _short(now)
+
+
+def _same(before: Any, now: Any) -> bool:
+    """Compare two values of configs, lists and tuples alike."""
+    if isinstance(before, list | tuple) and isinstance(now, list | tuple):
+        return len(before) == len(now) and all(map(_same, before, now))
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return before.keys() == now.keys() and all(_same(before[key], now[key]) for key in before)
+    return before == now
 
 
 def _short(value: Any) -> str:
     text = 'not given' if value is ABSENT else repr(value)
     return text if len(text) <= 60 else f'{text[:57]}...'
-
-
-def read_config_text(text: str) -> dict[str, Any]:
-    """Return the values in the text of a config as `config_text` writes it, lists as tuples; no code is run.
-
-    What cannot be read (a text of another origin) is left out.
-    """
-    try:
-        lines = ast.parse(text).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return {}
-    content = {}
-    for line in lines:
-        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
-            try:
-                content[line.targets[0].id] = _value(line.value)
-            except (ValueError, TypeError, RecursionError):
-                continue
-    return content
-
-
-def _value(node: ast.expr) -> Any:
-    if isinstance(node, ast.Call):
-        if ast.unparse(node.func) != 'dict' or node.args or not all(keyword.arg for keyword in node.keywords):
-            raise ValueError('a call')
-        return {keyword.arg: _value(keyword.value) for keyword in node.keywords}
-    if isinstance(node, ast.Dict):
-        return {ast.literal_eval(key): _value(value) for key, value in zip(node.keys, node.values, strict=True)}
-    if isinstance(node, ast.List | ast.Tuple):
-        return tuple(_value(item) for item in node.elts)
-    return ast.literal_eval(node)
 
 
 def _shape(value: torch.Tensor | None) -> str:
