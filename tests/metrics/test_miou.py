@@ -240,3 +240,11 @@ def test_two_ranks_equal_one_process(run_ranks):
     pictures = list(_pictures())
     alone = _evaluate(MeanIoU(classes=NAMES[:4]), pictures), _evaluate(MeanIoU(classes=NAMES[:4]), pictures[:1])
     assert answers == [alone, alone]
+
+
+def test_a_predicted_class_above_every_true_one_is_counted_in_wide_integers():
+    truth, labels = torch.tensor([[0, 1]], dtype=torch.int16), torch.tensor([[3, 1]], dtype=torch.int16)
+    expected = np.zeros((4, 4), np.int64)
+    expected[0, 3] = expected[1, 1] = 1
+    assert np.array_equal(count_pairs(truth, labels, 4), expected)
+    assert np.array_equal(count_pairs(labels, truth, 4), expected.T)

@@ -199,3 +199,10 @@ def test_two_ranks_give_the_gradient_of_one_batch(run_ranks):
     sum(part(logits, labels) for part in (CrossEntropy(), Focal(), Dice())).backward()
     mean = torch.tensor([grads[0][0], grads[1][0]]) / 2  # distributed training averages over ranks
     assert torch.allclose(mean, logits.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_a_single_labelled_pixel_lets_all_classes_count():
+    """With absent classes asked for, what is predicted of them at the one labelled pixel costs."""
+    logits, labels = torch.zeros(1, 3, 1, 2), torch.tensor([[[1, IGNORE]]])
+    loss = Dice(absent=True, smooth=0)(logits, labels)
+    assert loss.item() == pytest.approx((1 + (1 - 2 / 3 / (1 / 3 + 1)) + 1) / 3, rel=1e-5)
