@@ -132,7 +132,7 @@ def mutants_of(file: str, text: str) -> list[Mutant]:
 
 
 def _changes(tree: ast.AST, *, config: bool) -> Iterator[tuple]:
-    """Yield a node to show, and two functions that change it and change it back, one by one."""
+    """Yield a node to show, and two functions that change it and change it back; of configs numbers only."""
     for node in _walk(tree, config):
         if isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in OPERATORS and not config:
             yield node, *_swap(node, 'op', OPERATORS[type(node.op)]())
@@ -140,9 +140,9 @@ def _changes(tree: ast.AST, *, config: bool) -> Iterator[tuple]:
             yield node, *_swap(node, 'ops', [OPERATORS[type(node.ops[0])](), *node.ops[1:]])
         elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Not | ast.Invert) and not config:
             yield node, *_swap(node, 'op', ast.UAdd())
-        elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        elif isinstance(node, ast.Constant) and isinstance(node.value, bool) and not config:
             yield node, *_swap(node, 'value', not node.value)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
             yield node, *_swap(node, 'value', node.value * 2 if config and node.value else node.value + 1)
         elif isinstance(node, ast.Attribute) and node.attr in WORDS:
             yield node, *_swap(node, 'attr', WORDS[node.attr])
