@@ -289,3 +289,21 @@ def test_a_crop_may_stay_smaller_than_its_size():
         sample.img.shape[-2:] == sample.target.semantic.shape == (40, 64)
         and not (sample.target.semantic == IGNORE).any()
     )
+
+
+def test_resizing_by_a_random_ratio_averages_unless_told_otherwise():
+    img = torch.randint(0, 256, (3, 80, 80), dtype=torch.uint8)
+    resized = [
+        RandomResize(scale=(40, 40), ratio=(1.0, 1.0), **options)(Sample(img, Target(), Meta(0))).img
+        for options in ({}, dict(antialias=True), dict(antialias=False))
+    ]
+    assert torch.equal(resized[0], resized[1]) and not torch.equal(resized[0], resized[2])
+
+
+def test_an_object_needs_a_box_with_an_area_and_a_mask_with_a_pixel():
+    boxes = torch.tensor([[0.0, 0, 4, 4], [2, 0, 2, 4], [0, 0, 4, 4]])
+    masks = torch.ones(3, 4, 4, dtype=torch.bool)
+    masks[2] = False
+    kept = geometry.drop_empty(Target(boxes=boxes, masks=masks, labels=torch.tensor([1, 2, 3])))
+    assert kept.labels.tolist() == [1]
+    assert geometry.drop_empty(Target(boxes=boxes, labels=torch.tensor([1, 2, 3]))).labels.tolist() == [1, 3]

@@ -66,3 +66,13 @@ def test_a_decay_ends_at_zero_unless_told_otherwise():
     schedule = make_schedule(max_iters=100, max_epochs=None, val_interval=None, steps_per_epoch=7, decay='poly')
     assert schedule.max_iters == schedule.val_interval == 100
     assert schedule.ratio(99) == pytest.approx(0.01) and schedule.ratio(0) == 1.0
+
+
+def test_the_vit_has_a_rate_of_zero_while_the_rest_warms_up_as_in_eomt():
+    """TwoStageWarmupPolySchedule of tue-mps/eomt: two warm-ups one after the other, each with a decay behind it."""
+    schedule = Schedule(100, 100, warmup_iters=10, warmup_ratio=0.0, backbone_warmup_iters=20, decay='poly', power=0.9)
+    rates = [(schedule.ratio(step), schedule.ratio(step, backbone=True)) for step in (0, 5, 10, 20, 30, 65)]
+    expected = [(0, 0), (0.5, 0), (1, 0), (80 / 90, 0.5), (70 / 90, 1), (35 / 90, 0.5)]
+    powers = [(0.9 if step >= 10 else 1, 0.9 if step >= 30 else 1) for step in (0, 5, 10, 20, 30, 65)]
+    for got, wanted, power in zip(rates, expected, powers, strict=True):
+        assert got == pytest.approx(tuple(x**p for x, p in zip(wanted, power, strict=True)))
