@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional
 
 from vitdense.data import geometry
 from vitdense.data.transforms import (
+    Pad,
     ColorJitter,
     PhotometricDistortion,
     Pipeline,
@@ -307,3 +308,10 @@ def test_an_object_needs_a_box_with_an_area_and_a_mask_with_a_pixel():
     kept = geometry.drop_empty(Target(boxes=boxes, masks=masks, labels=torch.tensor([1, 2, 3])))
     assert kept.labels.tolist() == [1]
     assert geometry.drop_empty(Target(boxes=boxes, labels=torch.tensor([1, 2, 3]))).labels.tolist() == [1, 3]
+
+
+def test_padding_is_black_unless_told_otherwise():
+    sample = Sample(torch.full((3, 4, 6), 9, dtype=torch.uint8), Target(), Meta(0))
+    padded = Pad(size=8)(sample).img
+    assert padded.shape == (3, 8, 8) and (padded[:, :4, :6] == 9).all() and padded.int().sum() == 9 * 3 * 4 * 6
+    assert Pad(size=8, fill=5)(sample).img[0, 7, 7] == 5
