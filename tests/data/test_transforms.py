@@ -10,8 +10,8 @@ from torchvision.transforms.v2 import functional
 
 from vitdense.data import geometry
 from vitdense.data.transforms import (
-    Pad,
     ColorJitter,
+    Pad,
     PhotometricDistortion,
     Pipeline,
     RandomCrop,
