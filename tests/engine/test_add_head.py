@@ -135,7 +135,8 @@ def test_a_model_with_lora_gets_a_head_too(home, tmp_path, source):
 
 
 def _add(home: Path, folder: Path, rank: int) -> dict[str, torch.Tensor]:
-    cfg, _ = ask_for_head(load_config(home / 'classify.py', SHORT), 'cls', str(home / 'sem' / 'model'))
+    options = (*SHORT, 'train_dataloader.batch_size=4')  # two images for each rank: batch normalisation needs them
+    cfg, _ = ask_for_head(load_config(home / 'classify.py', options), 'cls', str(home / 'sem' / 'model'))
     runner = make_trainer(cfg, folder, device='cpu')
     start = {f'start {name}': value.clone() for name, value in runner.network_model.state_dict().items()}
     runner.train()
