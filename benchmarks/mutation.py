@@ -72,7 +72,7 @@ TESTS = {  # file of the package, or config -> its tests
     'configs/_base_/upernet.py': [f'{RECIPE}[semantic/upernet_layers4_mae_b_ade20k_512_160k]'],
     'configs/_base_/real_time_detr.py': [f'{RECIPE}[detection/real_time_projector_dinov2_s_coco_512_100ep]'],
     'configs/_base_/class_finetuned.py': [f'{RECIPE}[classification/class_finetuned_mae_b_imagenet_224_100ep]'],
-    'configs/_base_/mae.py': [f'{RECIPE}[pretraining/mae_vit_l_imagenet_224_800ep]'],
+    'configs/_base_/mae.py': [f'{RECIPE}[pretraining/mae_vit_{size}_imagenet_224_800ep]' for size in 'bl'],
     'configs/_base_/datasets/ade20k.py': [f'{RECIPE}[semantic/linear_plain_dinov2_b_ade20k_512_40k]'],
 }
 OPERATORS = {
