@@ -148,7 +148,7 @@ def test_confusion_and_curves_take_the_same_fonts_and_no_formulas(system, caplog
     assert 'letters 語' in caplog.text and len(caplog.records) == 1 and not recwarn.list
 
 
-@pytest.mark.parametrize('name', ['two\nlines', '\udcff', 'tab\there', '', ' ', '\u202eabc', 'e\u0301'])
+@pytest.mark.parametrize('name', ['two\nlines', '\udcff', 'tab\there', '', ' ', '\u202eabc', 'e\u0301'], ids=ascii)
 def test_strange_names_are_drawn_on_one_line(system, name):
     assert drawn([name, 'b']).shape[0] == drawn(['a', 'b']).shape[0]
     write_confusion(np.eye(2), [name, 'b'], system.parent)

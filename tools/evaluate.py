@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitdense.engine.commandline import Parser, positive, run
+from vitdense.engine.commandline import Parser, label_pair, positive, run
 
 
 def parser() -> Parser:
@@ -49,6 +49,13 @@ def parser() -> Parser:
         '--ignore', type=int, default=255, metavar='V', help='label that does not count (%(default)s)'
     )
     semantic.add_argument('--reduce-zero-label', action='store_true', help='labels: 0 is no class, 1 ... K are')
+    semantic.add_argument(
+        '--label-map',
+        nargs='+',
+        type=label_pair,
+        metavar='N:K',
+        help='number in the labels and the class it stands for, such as 0:0 255:1',
+    )
     semantic.add_argument('--classes', metavar='C', help='names of the classes: a file, or ade20k, cityscapes, voc ...')
     for part in (coco, semantic):
         part.add_argument('--work-dir', default='work_dirs/evaluate', metavar='D', help='for scores (%(default)s)')
@@ -63,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.pop('kind') == 'coco':
         evaluation.evaluate_coco(args.pop('ground_truth'), args.pop('results'), **args)
     else:
+        pairs = args.pop('label_map')
+        args['label_map'] = None if pairs is None else dict(pairs)
         evaluation.evaluate_semantic(args.pop('labels'), args.pop('predictions'), **args)
 
 

@@ -139,6 +139,9 @@ def test_predictions_that_are_not_finite_are_refused(write):
     with pytest.raises(NumericsError, match='7 non-finite boxes') as caught:
         evaluate_coco(write(content, 'truth.json'), write(rows))
     assert caught.value.exit_code == 4
+    assert 'results.json, first for image_id' in caught.value.where and 'training' not in caught.value.fix
+    first = min(row['image_id'] for row in rows[:7])
+    assert caught.value.where.endswith(f'image_id {first}')
 
 
 def test_files_of_another_kind_are_errors(write, tmp_path):
@@ -201,3 +204,36 @@ def test_folders_that_cannot_be_scored_are_errors(folders):
     (folders / 'found/2.png').unlink()
     with pytest.raises(DataError, match=r'1 of 4 label maps have no prediction, such as 2\.png'):
         score()
+
+
+def test_labels_of_0_and_255_score_with_their_map_and_say_so_without(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    truth, found = (rng.integers(0, 2, (20, 30)).astype(np.uint8) for _ in range(2))
+    for folder, labels in (('labels', truth * 255), ('found', found)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(labels).save(tmp_path / folder / '0.png')
+    wanted = np.mean([((truth == k) & (found == k)).sum() / ((truth == k) | (found == k)).sum() for k in range(2)])
+    folders = (tmp_path / 'labels', tmp_path / 'found')
+    scores = evaluate_semantic(*folders, num_classes=2, label_map={0: 0, 255: 1})
+    assert scores['sem/mIoU'] == pytest.approx(wanted, abs=1e-12)
+    assert 'warning' not in capsys.readouterr().out
+    evaluate_semantic(*folders, num_classes=2)
+    text = capsys.readouterr().out
+    assert "class 1 'class 1' is in none of the 1 label maps" in text and 'label_map={0: 0, 255: 1}' in text
+    with pytest.raises(DataError, match=r'values \{255\} not in'):
+        evaluate_semantic(*folders, num_classes=2, label_map={0: 0, 1: 1}, ignore=7)
+
+
+def test_boxes_without_a_size_are_said(write, capsys):
+    truth = {
+        'images': [{'id': 1, 'file_name': 'a.png', 'width': 90, 'height': 90}],
+        'categories': [{'id': 1, 'name': 'disc'}],
+        'annotations': [
+            {'id': 1, 'image_id': 1, 'category_id': 1, 'bbox': [10, 10, 50, 50], 'area': 2500, 'iscrowd': 0}
+        ],
+    }
+    rows = [{'image_id': 1, 'category_id': 1, 'bbox': [10, 10, size, 50], 'score': 0.5} for size in (-50, 0, 50)]
+    truth, results = write(truth, 'truth.json'), write(rows)
+    found = evaluate_coco(truth, results)
+    assert '2 boxes have no positive width or height' in capsys.readouterr().out
+    assert list(found.values())[:3] == pytest.approx(by_pycocotools(truth, results)[:3], abs=1e-12)

@@ -170,6 +170,9 @@ class _Results:
             logger.warning('%s: %d polygons are none, and left out', name, self.left_out)
         if self.boxed and self.iou_type == 'segm' and any(record.get('segmentation') for record in self.records):
             logger.warning('%s has boxes and masks: sizes of objects are those of their boxes, as in pycocotools', name)
+        empty = int((boxes[:, 2:] <= 0).any(axis=1).sum())
+        if empty:
+            logger.warning('%s: %d boxes have no positive width or height and match nothing', name, empty)
         sizes = np.array([size or (0, 0) for size in self.numbering.sizes], np.int64).reshape(-1, 2)[image]
         share = share_of_corners(boxes, sizes)
         if share is not None:

@@ -97,6 +97,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def label_pair(text: str) -> tuple[int, int]:
+    """Return the number and the class of an argument `NUMBER:CLASS`, for `type=` of argparse."""
+    number, _, index = text.partition(':')
+    if not (number.isdecimal() and index.isdecimal()):
+        raise argparse.ArgumentTypeError(f'{text!r} is not NUMBER:CLASS, such as 255:1')
+    return int(number), int(index)
+
+
 def _explain(error: VitDenseError | ImportError) -> int:
     """Print the block of an error and return its exit code. An ImportError that is not about OpenCV goes on."""
     if os.environ.get('VITDENSE_DEBUG') == '1':

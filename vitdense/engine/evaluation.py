@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from vitdense.data.coco_arrays import CocoFacts
 from vitdense.data.coco_cache import open_coco
 from vitdense.data.coco_faults import refuse_faults, refuse_no_images, remarks
 from vitdense.data.images import LABEL_SUFFIXES, read_label_map
+from vitdense.data.label_check import LabelsSeen
+from vitdense.data.labels import LabelTable
 from vitdense.data.pairing import list_files, match
 from vitdense.data.vocabularies import read_classes
 from vitdense.engine.checkpoints import make_folder
@@ -23,7 +25,7 @@ from vitdense.engine.coco_results import read_results
 from vitdense.engine.console import start_logging
 from vitdense.engine.history import write_json
 from vitdense.engine.progress import print_metrics
-from vitdense.errors import ConfigError, DataError
+from vitdense.errors import ConfigError, DataError, NumericsError
 from vitdense.metrics.coco import CocoAP
 from vitdense.metrics.coco_curves import LIMIT, Engine, IouType
 from vitdense.metrics.miou import MeanIoU
@@ -62,7 +64,17 @@ def evaluate_coco(
         refuse_unknown_sizes(truth_path, arrays)
     truth = truth_of(arrays, numbering, rows, iou_type, truth_path)
     found = read_results(results_path, numbering, iou_type, ignore_unknown=ignore_unknown)
-    scores = metric.score(truth, found, len(rows))
+    try:
+        scores = metric.score(truth, found, len(rows))
+    except NumericsError as error:  # the file may come from any program: its row is the place, not a training
+        odd = ~(np.isfinite(found.boxes).all(axis=1) & np.isfinite(found.scores))
+        image = list(numbering.images)[int(found.image[np.argmax(odd)])]
+        raise NumericsError(
+            error.message,
+            where=f'{results_path}, first for image_id {image}',
+            why=error.why,
+            fix='remove these rows, or mend the program that wrote them; a score would mean nothing',
+        ) from None
     title = f'{len(rows)} images, {len(truth.image)} objects, {len(found.image)} predictions'
     metrics = _finish(metric, scores, base, title)
     if metric.remark:
@@ -92,6 +104,7 @@ def evaluate_semantic(
     num_classes: int,
     ignore: int = IGNORE,
     reduce_zero_label: bool = False,
+    label_map: Mapping[int, int] | None = None,
     classes: Sequence[str] | str | Path | None = None,
     work_dir: str | Path | None = None,
 ) -> dict[str, float | None]:
@@ -99,8 +112,9 @@ def evaluate_semantic(
 
     Every label map below `labels` needs a prediction of the same name and size below `predictions`. Both hold numbers
     of classes from 0; `ignore` in the labels does not count. With `reduce_zero_label` the labels (not the predictions)
-    have 0 for "no class" and 1 ... K for the classes. `classes` are names as `read_classes` takes them. Raises
-    DataError.
+    have 0 for "no class" and 1 ... K for the classes; `label_map` says which class each of their numbers is, as in
+    `SegmentationMaps`. `classes` are names as `read_classes` takes them. Classes that occur in none of the labels are
+    named beside the score. Raises DataError.
     """
     names = [f'class {index}' for index in range(num_classes)]
     if classes is not None:
@@ -112,16 +126,27 @@ def evaluate_semantic(
             why='every class has one name',
             fix='give as many names as classes, or leave the names out',
         )
-    metric = MeanIoU(classes=names, ignore=ignore)
+    table = None
+    if label_map is not None:
+        kept = None if ignore in label_map else ignore
+        table, ignore = LabelTable(names, label_map=label_map, reduce_zero_label=reduce_zero_label, ignore=kept), IGNORE
+    metric, seen = MeanIoU(classes=names, ignore=ignore), LabelsSeen(names)
     base = _start(work_dir)
     pairs = _pairs(Path(labels), Path(predictions))
     for truth_path, found_path in pairs.values():
-        truth, found = read_label_map(truth_path), read_label_map(found_path)
-        _count(metric, _reduced(truth, ignore) if reduce_zero_label else truth, found, truth_path, found_path)
+        raw, found = read_label_map(truth_path), read_label_map(found_path)
+        truth = _reduced(raw, ignore) if reduce_zero_label and table is None else raw
+        if table is not None:
+            truth = torch.from_numpy(table.apply(raw.numpy(), truth_path))
+        _count(metric, truth, found, truth_path, found_path)
+        if num_classes <= IGNORE:  # 16-bit labels of more classes are not counted
+            seen.add(raw.numpy(), np.where(truth.numpy() == ignore, IGNORE, truth.numpy()).astype(np.uint8))
     scores = {name.rpartition('/')[2]: value for name, value in metric.evaluate(len(pairs)).items()}
     if base is not None:
         metric.save_confusion(base)
-    return _finish(metric, scores, base, f'{len(pairs)} pictures')
+    metrics = _finish(metric, scores, base, f'{len(pairs)} images')
+    seen.say(logger, str(labels), len(pairs))  # beside the score
+    return metrics
 
 
 def _count(metric: MeanIoU, truth: Tensor, found: Tensor, truth_path: Path, found_path: Path) -> None:
