@@ -138,6 +138,21 @@ def test_the_command_of_another_tool_is_started_as_this_one(monkeypatch, tmp_pat
     ]
 
 
+def test_every_name_of_this_python_is_printed_as_the_one_that_a_shell_finds(monkeypatch, tmp_path):
+    """pip writes `bin/python3` into the first line of the programs it installs, pytest among them."""
+    folder = Path(importlib.util.find_spec('vitdense.tools').submodule_search_locations[0])
+    for environment in ('ours', 'other'):
+        (tmp_path / environment).mkdir()
+        for name in ('python', 'python3'):
+            (tmp_path / environment / name).symlink_to(sys.executable)
+    monkeypatch.setenv('PATH', str(tmp_path / 'ours'))
+    monkeypatch.setattr(sys, 'argv', [str(folder / 'train.py')])
+    monkeypatch.setattr(sys, 'executable', str(tmp_path / 'ours' / 'python3'))
+    assert tool_command('test').split()[0] == 'python'
+    monkeypatch.setattr(sys, 'executable', str(tmp_path / 'other' / 'python'))
+    assert tool_command('test').split()[0] == str(tmp_path / 'other' / 'python')
+
+
 @pytest.mark.parametrize(
     ('name', 'meant'),
     [('predict', 'demo'), ('val', 'test'), ('tran', 'train'), ('checkdata', 'check-data'), ('xyz', '')],

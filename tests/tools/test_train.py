@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def test_train_then_the_commands_that_it_prints(tmp_path):
     for name in ('labels.jpg', 'predictions.jpg', 'curves.png', 'metrics.csv', 'best.pth', 'model/model.json'):
         assert (folder / name).stat().st_size > 0
     assert 'background' in out and 'step 6/6' in out and 'what learns' in out
-    commands = [line.split()[1:] for line in out.splitlines() if line.startswith('  python ')]
+    commands = [shlex.split(line)[1:] for line in out.splitlines() if line.startswith('  ') and 'python' in line]
     assert [Path(command[0]).name for command in commands] == ['test.py', 'demo.py']
 
     tool, *arguments = commands[0]

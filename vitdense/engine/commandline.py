@@ -66,9 +66,13 @@ def tool_command(tool: str, *words: object) -> str:
 
 
 def _python() -> str:
-    """Return the name of this Python where a shell finds it by that, else its path."""
+    """Return `python` where a shell finds this Python by that name, else its path.
+
+    One environment has several names of its Python, as `bin/python` and `bin/python3`; which of them started this
+    process does not matter. Two environments may share the binary behind those names, so the folder is compared.
+    """
     found = shutil.which('python')
-    same = found is not None and Path(found).absolute() == Path(sys.executable).absolute()
+    same = found is not None and Path(found).parent.resolve() == Path(sys.executable).parent.resolve()
     return 'python' if same else sys.executable
 
 
