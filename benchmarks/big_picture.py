@@ -20,7 +20,7 @@ import torch
 from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
 from vitdense.heads.linear import LinearHead
-from vitdense.inference import Predictor
+from vitdense.inference.predictor import Predictor
 from vitdense.model import DenseModel
 from vitdense.networks.eomt import EoMT
 from vitdense.networks.shared import SharedNetwork

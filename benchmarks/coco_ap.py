@@ -25,7 +25,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from paired import paired  # noqa: E402
 
-from vitdense.metrics.coco import CocoAP  # noqa: E402
+from vitdense.metrics.average_precision import CocoAP  # noqa: E402
 from vitdense.metrics.coco_columns import results_of, truth_columns  # noqa: E402
 from vitdense.types import Batch, Instances, Meta, Target  # noqa: E402
 

@@ -30,9 +30,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from paired import paired  # noqa: E402
 
-from vitdense.data.coco import CocoDetection  # noqa: E402
-from vitdense.data.coco_arrays import CocoArrays  # noqa: E402
-from vitdense.data.coco_cache import SETTLED, open_coco  # noqa: E402
+from vitdense.data.coco.arrays import CocoArrays  # noqa: E402
+from vitdense.data.coco.cache import SETTLED, open_coco  # noqa: E402
+from vitdense.data.coco.dataset import CocoDetection  # noqa: E402
 
 MIB = 2**20
 

@@ -24,10 +24,10 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from paired import paired  # noqa: E402
 
-from vitdense.data.images import read_image  # noqa: E402
-from vitdense.data.seeding import Draw, SeededDataset  # noqa: E402
-from vitdense.data.segmaps import SegmentationMaps  # noqa: E402
-from vitdense.data.transforms import PhotometricDistortion, RandomCrop, RandomFlip, RandomResize  # noqa: E402
+from vitdense.data.files.images import read_image  # noqa: E402
+from vitdense.data.sampling import Draw, SeededDataset  # noqa: E402
+from vitdense.data.segmentation import SegmentationMaps  # noqa: E402
+from vitdense.data.transforms.common import PhotometricDistortion, RandomCrop, RandomFlip, RandomResize  # noqa: E402
 
 CROP = 512
 

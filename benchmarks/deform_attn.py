@@ -21,7 +21,7 @@ from paired import paired
 from torch import Tensor
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
-from vitdense.ops.deform_attn import Grids, deform_attn, route_of
+from vitdense.ops.deform_attn.function import Grids, deform_attn, route_of
 
 HEADS, CHANNELS, POINTS = 8, 32, 4
 PYRAMID = [(80, 80), (40, 40), (20, 20), (10, 10)]

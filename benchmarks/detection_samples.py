@@ -24,10 +24,10 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from paired import paired  # noqa: E402
 
-from vitdense.data.coco import CocoDetection  # noqa: E402
-from vitdense.data.scales import LargeScaleJitter  # noqa: E402
-from vitdense.data.seeding import Draw, SeededDataset  # noqa: E402
-from vitdense.data.transforms import RandomFlip  # noqa: E402
+from vitdense.data.coco.dataset import CocoDetection  # noqa: E402
+from vitdense.data.sampling import Draw, SeededDataset  # noqa: E402
+from vitdense.data.transforms.common import RandomFlip  # noqa: E402
+from vitdense.data.transforms.detection import LargeScaleJitter  # noqa: E402
 
 SIDE = 1024
 MEAN, STD = np.float32([123.7, 116.3, 103.5]), np.float32([58.4, 57.1, 57.4])

@@ -19,7 +19,7 @@ from paired import paired
 from torch import Tensor, nn
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, ResNetConfig
 
-from vitdense.heads.deformable_detr import DeformableDetrHead
+from vitdense.heads.detr.deformable_detr import DeformableDetrHead
 from vitdense.ops.boxes import scales_of, to_xyxy
 from vitdense.tasks.detection import DetectionTask
 from vitdense.types import Features, QueryOutputs, Target

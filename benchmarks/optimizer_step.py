@@ -21,7 +21,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from vitdense.backbones.vit import ViT
-from vitdense.engine.optim import Group, LayerDecay, build_optimizer
+from vitdense.train.optim import Group, LayerDecay, build_optimizer
 
 RECIPE = dict(type=AdamW, lr=1e-4, weight_decay=0.05)
 

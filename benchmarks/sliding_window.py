@@ -20,7 +20,7 @@ from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
 from vitdense.heads.linear import LinearHead
 from vitdense.networks.shared import SharedNetwork
-from vitdense.ops.tiles import Network, Tiler
+from vitdense.test_time.sliding_window import Network, Tiler
 
 SIDE, WINDOW, STRIDE, CLASSES = 1024, 512, 341, 150
 

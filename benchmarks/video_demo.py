@@ -22,15 +22,15 @@ from paired import paired
 
 from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
-from vitdense.demo import Demo, Options
 from vitdense.heads.linear import LinearHead
-from vitdense.inference import Predictor
-from vitdense.inputs import Input, OutputNames
+from vitdense.inference.demo import Demo, Options
+from vitdense.inference.inputs import Input, OutputNames
+from vitdense.inference.predictor import Predictor
+from vitdense.inference.video import VideoReader, VideoWriter
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.semantic import SemanticTask
 from vitdense.types import Batch, Meta, Target
-from vitdense.video import VideoReader, VideoWriter
 
 SIDE = 512
 CLASSES = [f'thing {index}' for index in range(19)]

@@ -7,10 +7,10 @@ from torch.nn import functional
 
 from vitdense.errors import ConfigError
 from vitdense.model import DenseModel, Preprocessor
-from vitdense.ops.tiles import Tiler
-from vitdense.ops.tta import TestTimeAugmentation
 from vitdense.tasks.losses import CrossEntropy, Dice, Focal, OhemCrossEntropy
 from vitdense.tasks.semantic import SemanticTask
+from vitdense.test_time.sliding_window import Tiler
+from vitdense.test_time.tta import TestTimeAugmentation
 from vitdense.types import IGNORE, Batch, Meta, PixelOutputs, SemanticMap, Target
 
 CLASSES = {'semantic': ['sky', 'road', 'car']}

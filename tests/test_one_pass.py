@@ -16,23 +16,23 @@ from vitdense.adapters.plain import PlainMaps
 from vitdense.adapters.pyramid import SimplePyramid
 from vitdense.adapters.reassemble import Reassemble
 from vitdense.backbones.vit import ViT
-from vitdense.demo import Demo, Options
-from vitdense.engine.console import start_logging
 from vitdense.heads.classify import ClassHead
-from vitdense.heads.deformable_detr import DeformableDetrHead
+from vitdense.heads.detr.deformable_detr import DeformableDetrHead
 from vitdense.heads.dpt import DPTHead
 from vitdense.heads.linear import LinearHead
-from vitdense.inference import Predictor
-from vitdense.inputs import OutputNames, find_inputs
+from vitdense.inference.demo import Demo, Options
+from vitdense.inference.inputs import OutputNames, find_inputs
+from vitdense.inference.predictor import Predictor
+from vitdense.inference.video import VideoWriter
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.registry import build
-from vitdense.stopwatch import timed
+from vitdense.reporting.console import start_logging
 from vitdense.tasks.classification import ClassificationTask
 from vitdense.tasks.detection import DetectionTask
 from vitdense.tasks.semantic import SemanticTask
+from vitdense.timing import timed
 from vitdense.types import ImageClass, Instances, SemanticMap
-from vitdense.video import VideoWriter
 
 SHAPES = ['circle', 'square', 'triangle']
 CLASSES = {'labels': SHAPES, 'semantic': ['background', *SHAPES], 'image_label': SHAPES}

@@ -7,8 +7,8 @@ from PIL import Image
 
 from vitdense.types import IGNORE, ImageClass, Instances, SemanticMap, Target
 from vitdense.visualize import contact_sheet, draw, draw_target, palette, plot_curves
-from vitdense.visualize.boxes import box_width, draw_boxes
-from vitdense.visualize.pictures import boundaries
+from vitdense.visualize.draw import boundaries
+from vitdense.visualize.draw_boxes import box_width, draw_boxes
 from vitdense.visualize.text import Row, add_legend, font, percent, plate_size, readable_on, shorten
 
 META = {
@@ -317,7 +317,7 @@ def test_masks_are_outlined_where_a_map_is_painted():
 
 def spied_rows(work) -> list:
     """Return the rows of the legend that `work` draws."""
-    from vitdense.visualize import pictures
+    from vitdense.visualize import draw as pictures
 
     seen, original = [], pictures.add_legend
     pictures.add_legend = lambda img, rows, *rest: seen.extend(rows) or original(img, rows, *rest)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from vitdense.engine.commandline import Parser, positive, run
+from vitdense.commands.parser import Parser, positive, run
 
 
 def parser() -> Parser:
@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     from pathlib import Path  # heavy from here on: after the arguments are known to be right
 
-    from vitdense import benchmarking
-    from vitdense.engine.config import load_config
-    from vitdense.engine.console import start_logging
+    from vitdense.commands import benchmark as benchmarking
+    from vitdense.config.load import load_config
+    from vitdense.reporting.console import start_logging
 
     start_logging(None)
     model = benchmarking.model_of(load_config(args.config, args.cfg_options or ()), num_classes=args.num_classes)

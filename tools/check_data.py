@@ -16,11 +16,11 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitdense.engine.commandline import Parser, count, positive, run
+from vitdense.commands.parser import Parser, count, positive, run
 
 if TYPE_CHECKING:
-    from vitdense.data.checking import Finding, Report
-    from vitdense.data.layouts import Part
+    from vitdense.commands.check_data import Finding, Report
+    from vitdense.data.files.layouts import Part
 
 WRONG = 3  # exit code of data that cannot be used as it is
 
@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     from pathlib import Path  # heavy from here on: after the arguments are known to be right
 
-    from vitdense.data.layouts import parts_of
-    from vitdense.engine.console import start_logging
+    from vitdense.data.files.layouts import parts_of
+    from vitdense.reporting.console import start_logging
 
     start_logging(None)
     data, images = Path(args.data), None if args.images is None else Path(args.images)
@@ -74,10 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def look(part: Part, labels: dict[str, Any], args: Namespace, *, alone: bool) -> Report:
     """Return the report about one part. Among several, one that cannot be read at all is a finding."""
-    from vitdense.data.checking import Finding, Report, check_coco, check_folders, check_labels
-    from vitdense.engine.console import progress
-    from vitdense.engine.resources import cpu_count
+    from vitdense.commands.check_data import Finding, Report, check_coco, check_folders, check_labels
+    from vitdense.device import cpu_count
     from vitdense.errors import DataError
+    from vitdense.reporting.console import progress
 
     with progress('checking') as tell:
         common: dict[str, Any] = dict(threads=args.workers or cpu_count(), tell=tell, value_range=args.value_range)
@@ -96,7 +96,7 @@ def look(part: Part, labels: dict[str, Any], args: Namespace, *, alone: bool) ->
 
 def say_part(part: Part) -> None:
     """Print which part a report is about."""
-    from vitdense.engine.console import console
+    from vitdense.reporting.console import console
 
     images = '' if part.images is None else f', images in {part.images}'
     console().print(f'\n{part.data}{images}', style='bold')
@@ -114,8 +114,8 @@ def check_folder(images: Any) -> None:
 
 def show(report: Report, shown: int) -> None:
     """Print what was looked at, the classes, and what is wrong."""
-    from vitdense.engine.console import console, print_table
-    from vitdense.engine.progress import fold
+    from vitdense.reporting.console import console, print_table
+    from vitdense.reporting.progress import fold
 
     for name, value in report.facts:
         console().print(f'{name}: {value}')
@@ -153,7 +153,7 @@ def lines_of(findings: Sequence[Finding], shown: int) -> tuple[list[str], int]:
 
 def write(reports: Mapping[str, Report], path: Any) -> None:
     """Write the reports as json: of one part as it is, of several by their files and folders."""
-    from vitdense.engine.history import write_json
+    from vitdense.reporting.history import write_json
 
     contents = {
         name: {

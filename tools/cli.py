@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import vitdense
-from vitdense.engine.commandline import run
+from vitdense.commands.parser import run
 from vitdense.errors import ConfigError, did_you_mean
 
 TOOLS = {

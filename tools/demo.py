@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdense.engine.commandline import Parser, positive, run
+from vitdense.commands.parser import Parser, positive, run
 from vitdense.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vitdense.demo import Demo
-    from vitdense.inference import Predictor
+    from vitdense.inference.demo import Demo
+    from vitdense.inference.predictor import Predictor
 
 SHOWN = 40  # rows of the summary
 
@@ -84,10 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if args.show:
         check_display()
-    from vitdense.demo import Demo, Options
-    from vitdense.engine.console import progress, start_logging
-    from vitdense.fonts import VARIABLE, check_font
-    from vitdense.inputs import OutputNames, find_inputs
+    from vitdense.inference.demo import Demo, Options
+    from vitdense.inference.inputs import OutputNames, find_inputs
+    from vitdense.reporting.console import progress, start_logging
+    from vitdense.visualize.fonts import VARIABLE, check_font
 
     start_logging(None)
     if args.font:
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def load_predictor(args: argparse.Namespace) -> Predictor:
-    from vitdense.inference import Predictor, load
+    from vitdense.inference.predictor import Predictor, load
 
     options: dict[str, Any] = {'device': args.device, 'amp': args.amp, 'batch_size': args.batch, 'tile': args.tile}
     if args.max_pixels:
@@ -164,7 +164,7 @@ def _installed(name: str) -> bool:
 
 def report(demo: Demo, out: Path) -> None:
     """Print what was found, where the time went, and where the answers are."""
-    from vitdense.engine.console import console, print_table
+    from vitdense.reporting.console import console, print_table
     from vitdense.visualize.text import shorten
 
     rows = [

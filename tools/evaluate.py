@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitdense.engine.commandline import Parser, label_pair, positive, run
+from vitdense.commands.parser import Parser, label_pair, positive, run
 
 
 def parser() -> Parser:
@@ -65,7 +65,7 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Score as `argv` says."""
     args = vars(parser().parse_args(argv))
-    import vitdense.engine.evaluation as evaluation  # heavy: after the arguments are known to be right
+    import vitdense.commands.evaluate as evaluation  # heavy: after the arguments are known to be right
 
     if args.pop('kind') == 'coco':
         evaluation.evaluate_coco(args.pop('ground_truth'), args.pop('results'), **args)

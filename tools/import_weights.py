@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitdense.engine.commandline import Parser, positive, run
+from vitdense.commands.parser import Parser, positive, run
 
 
 def parser() -> Parser:
@@ -38,9 +38,9 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Import as `argv` says."""
     args = parser().parse_args(argv)
-    from vitdense.engine import importing  # heavy: after the arguments are known to be right
-    from vitdense.engine.config import load_config
-    from vitdense.engine.console import console, start_logging
+    from vitdense.config.load import load_config
+    from vitdense.convert import import_weights as importing
+    from vitdense.reporting.console import console, start_logging
 
     start_logging(None)
     published = importing.find_family(args.family)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitdense.engine.commandline import Parser, run
+from vitdense.commands.parser import Parser, run
 
 
 def parser() -> Parser:
@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         made.error('two heads have one name')
     if (args.split is None) == (args.out is None) or bool(heads) != (args.out is not None):
         made.error('give --head NAME=PATH (one or more) and --out DIR, or --split DIR')
-    from vitdense.engine.console import console, start_logging  # heavy: after the arguments are known to be right
-    from vitdense.engine.merging import merge_heads, split_heads
+    from vitdense.multihead.merge import merge_heads, split_heads
+    from vitdense.reporting.console import console, start_logging  # heavy: after the arguments are known to be right
 
     start_logging(None)
     if args.split is not None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitdense.engine.commandline import Parser, count, positive, rate, run
+from vitdense.commands.parser import Parser, count, positive, rate, run
 
 
 def parser() -> Parser:
@@ -39,8 +39,8 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Probe as `argv` says."""
     args = parser().parse_args(argv)
-    from vitdense.engine.config import load_config  # heavy: after the arguments are known to be right
-    from vitdense.engine.probing import probe
+    from vitdense.config.load import load_config  # heavy: after the arguments are known to be right
+    from vitdense.probing.probe import probe
 
     probe(
         load_config(args.config, args.cfg_options or (), workers=args.workers),

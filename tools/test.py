@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitdense.engine.commandline import Parser, count, run
+from vitdense.commands.parser import Parser, count, run
 
 
 def parser() -> Parser:
@@ -45,9 +45,9 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate as `argv` says."""
     args = parser().parse_args(argv)
-    import vitdense.engine.testing as testing  # heavy: after the arguments are known to be right
-    from vitdense.engine.config import load_config
-    from vitdense.engine.run_folder import config_and_checkpoint
+    import vitdense.commands.test as testing  # heavy: after the arguments are known to be right
+    from vitdense.checkpoints.run_folder import config_and_checkpoint
+    from vitdense.config.load import load_config
 
     config, checkpoint = config_and_checkpoint(args.config, args.checkpoint)
     options = [f'amp={args.amp}'] if args.amp else []

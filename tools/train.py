@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitdense.engine.commandline import Parser, count, run
+from vitdense.commands.parser import Parser, count, run
 
 
 def parser() -> Parser:
@@ -53,8 +53,8 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as `argv` says."""
     args = parser().parse_args(argv)
-    import vitdense.engine.training as training  # heavy: after the arguments are known to be right
-    from vitdense.engine.config import load_config
+    import vitdense.commands.train as training  # heavy: after the arguments are known to be right
+    from vitdense.config.load import load_config
 
     options = training.read_options(args.cfg_options, seed=args.seed, amp=args.amp)
     cfg = load_config(args.config, options, workers=args.workers)

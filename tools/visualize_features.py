@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitdense.engine.commandline import Parser, positive, run
+from vitdense.commands.parser import Parser, positive, run
 from vitdense.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from vitdense.backbones.vit import ViT
-    from vitdense.inputs import Input
+    from vitdense.inference.inputs import Input
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -57,11 +57,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    from vitdense.engine.console import console, start_logging
-    from vitdense.engine.resources import read_device
-    from vitdense.features import FeaturePictures
-    from vitdense.inference import as_tensor, write_picture
-    from vitdense.inputs import OutputNames, find_inputs
+    from vitdense.device import read_device
+    from vitdense.inference.feature_maps import FeaturePictures
+    from vitdense.inference.inputs import OutputNames, find_inputs
+    from vitdense.inference.predictor import as_tensor, write_picture
+    from vitdense.reporting.console import console, start_logging
 
     start_logging(None)
     out = Path(args.out)
@@ -87,7 +87,7 @@ def load_vit(args: argparse.Namespace) -> ViT:
 
     if args.name is not None:
         return ViT(args.name, pretrained=args.weights or True)
-    from vitdense.engine.model_folder import read_model_folder
+    from vitdense.checkpoints.model_folder import read_model_folder
 
     model, _ = read_model_folder(args.model)
     found = next((module for module in model.network.modules() if isinstance(module, ViT)), None)

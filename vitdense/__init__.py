@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vitdense.inference import Predictor, load
+    from vitdense.inference.predictor import Predictor, load
 
 __version__ = '0.1.0'
 __all__ = ['Predictor', '__version__', 'load']
@@ -38,7 +38,7 @@ _complete_environment()
 
 def __getattr__(name: str):
     if name in ('load', 'Predictor'):  # torch is imported when it is needed, so that `--help` is immediate
-        from vitdense import inference
+        from vitdense.inference import predictor as inference
 
         return getattr(inference, name)
     raise AttributeError(f"module 'vitdense' has no attribute '{name}'")

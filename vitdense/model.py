@@ -15,10 +15,10 @@ from torch.nn import functional
 
 from vitdense.errors import ConfigError
 from vitdense.layers.loss_weights import FixedWeights
-from vitdense.ops.found_objects import original_objects, read_objects
 from vitdense.ops.padding import region_sizes
 from vitdense.registry import build, resolve
-from vitdense.stopwatch import NETWORK, timed
+from vitdense.test_time.merged_objects import original_objects, read_objects
+from vitdense.timing import NETWORK, timed
 from vitdense.types import Batch, LabelOutputs, Meta, ObjectOutputs, Outputs, Prediction, SemanticMap, Target
 
 

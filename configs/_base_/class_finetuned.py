@@ -5,12 +5,12 @@ from torch.optim import AdamW
 
 from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
-from vitdense.engine.optim import LayerDecay
 from vitdense.heads.classify import ClassHead
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.ops.mixing import ImageMixing
 from vitdense.tasks.classification import ClassificationTask
+from vitdense.train.optim import LayerDecay
 
 model = dict(
     type=DenseModel,

@@ -4,11 +4,11 @@ from torch.optim import SGD
 
 from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
-from vitdense.engine.optim import LayerDecay
 from vitdense.heads.classify import ClassHead
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.classification import ClassificationTask
+from vitdense.train.optim import LayerDecay
 
 model = dict(
     type=DenseModel,

@@ -4,12 +4,12 @@ from torch.optim import AdamW
 
 from vitdense.adapters.projector import Projector
 from vitdense.backbones.vit import ViT
-from vitdense.engine.optim import LayerDecay
-from vitdense.heads.deformable_detr import DeformableDetrHead
+from vitdense.heads.detr.deformable_detr import DeformableDetrHead
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.detection import DetectionTask
 from vitdense.tasks.detection_losses import Focal
+from vitdense.train.optim import LayerDecay
 
 model = dict(
     type=DenseModel,

@@ -4,12 +4,12 @@ from torch.optim import AdamW
 
 from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
-from vitdense.engine.optim import LayerDecay
-from vitdense.heads.detr import DetrHead
+from vitdense.heads.detr.detr import DetrHead
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.detection import DetectionTask
 from vitdense.tasks.detection_losses import SoftmaxCrossEntropy
+from vitdense.train.optim import LayerDecay
 
 model = dict(
     type=DenseModel,

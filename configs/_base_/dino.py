@@ -5,12 +5,12 @@ from torch.optim import AdamW
 from vitdense.adapters.pyramid import SimplePyramid
 from vitdense.backbones.vit import ViT
 from vitdense.backbones.windows import Windows
-from vitdense.engine.optim import LayerDecay
-from vitdense.heads.deformable_detr import DeformableDetrHead
+from vitdense.heads.detr.deformable_detr import DeformableDetrHead
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.denoising import Denoising
 from vitdense.tasks.detection import DetectionTask
+from vitdense.train.optim import LayerDecay
 
 model = dict(
     type=DenseModel,

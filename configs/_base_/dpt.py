@@ -4,11 +4,11 @@ from torch.optim import AdamW
 
 from vitdense.adapters.reassemble import Reassemble
 from vitdense.backbones.vit import ViT
-from vitdense.engine.optim import LayerDecay
 from vitdense.heads.dpt import DPTHead
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.semantic import SemanticTask
+from vitdense.train.optim import LayerDecay
 
 model = dict(
     type=DenseModel,

@@ -6,12 +6,12 @@ The masks of these blocks need `custom_hooks = [dict(type=MaskAnnealingHook)]` i
 from torch.optim import AdamW
 
 from vitdense.backbones.vit import ViT
-from vitdense.engine.optim import LayerDecay
 from vitdense.model import DenseModel
 from vitdense.networks.eomt import EoMT
-from vitdense.ops.tiles import Tiler
 from vitdense.tasks.mask_losses import MaskLoss
 from vitdense.tasks.masks import MaskSemanticTask
+from vitdense.test_time.sliding_window import Tiler
+from vitdense.train.optim import LayerDecay
 
 model = dict(
     type=DenseModel,

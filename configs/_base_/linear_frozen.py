@@ -4,12 +4,12 @@ from torch.optim import AdamW
 
 from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
-from vitdense.engine.optim import LayerDecay
 from vitdense.heads.linear import LinearHead
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
-from vitdense.ops.tiles import Tiler
 from vitdense.tasks.semantic import SemanticTask
+from vitdense.test_time.sliding_window import Tiler
+from vitdense.train.optim import LayerDecay
 
 model = dict(
     type=DenseModel,

@@ -16,7 +16,7 @@ with read_base():
     from .real_time_detr import *
     from .runtime import *
 
-from vitdense.data.transforms import ResizeTo
+from vitdense.data.transforms.common import ResizeTo
 
 model.network.backbone.update(
     name='deit_tiny_patch16_224',

@@ -9,13 +9,13 @@ from torch.optim import AdamW
 from torchvision.transforms.v2 import RandomResizedCrop
 
 from vitdense.backbones.vit import ViT
-from vitdense.data.pictures import Pictures
-from vitdense.data.transforms import RandomFlip, ResizeTo
-from vitdense.engine.optim import LayerDecay
+from vitdense.data.transforms.common import RandomFlip, ResizeTo
+from vitdense.data.unlabelled import Pictures
 from vitdense.metrics.reconstruction import ReconstructionError
 from vitdense.model import DenseModel
 from vitdense.networks.mae import MaskedAutoencoder
 from vitdense.tasks.reconstruction import ReconstructionTask
+from vitdense.train.optim import LayerDecay
 
 data_root = 'data/imagenet'
 

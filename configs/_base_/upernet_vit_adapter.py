@@ -5,12 +5,12 @@ from torch.optim import AdamW
 from vitdense.adapters.plain import BackboneMaps
 from vitdense.adapters.vit_adapter import ViTAdapter
 from vitdense.backbones.vit import ViT
-from vitdense.engine.optim import LayerDecay
 from vitdense.heads.upernet import UPerNetHead
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
-from vitdense.ops.tiles import Tiler
 from vitdense.tasks.semantic import SemanticTask
+from vitdense.test_time.sliding_window import Tiler
+from vitdense.train.optim import LayerDecay
 
 model = dict(
     type=DenseModel,

@@ -21,10 +21,10 @@ with read_base():
     from .._base_.eomt import *
     from .._base_.runtime import *
 
-from vitdense.data.transforms import Pad
-from vitdense.engine.annealing import MaskAnnealingHook
+from vitdense.data.transforms.common import Pad
 from vitdense.tasks.mask_losses import MaskLoss
 from vitdense.tasks.masks import InstanceTask
+from vitdense.train.mask_annealing import MaskAnnealingHook
 
 model.network.backbone.update(img_size=640)
 model.network.update(num_queries=200, name='det')

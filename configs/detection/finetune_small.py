@@ -32,9 +32,9 @@ with read_base():
     from .._base_.runtime import *
     from .._base_.small_detector import *
 
-from vitdense.data.transforms import ResizeTo
-from vitdense.engine.freezing import UnfreezeHook
+from vitdense.data.transforms.common import ResizeTo
 from vitdense.tasks.detection_losses import Focal
+from vitdense.train.unfreezing import UnfreezeHook
 
 model.network.branches.det.head.update(dense_proposals=True, mixed_selection=False, selected_content=True)
 model.tasks.det.update(classification=dict(type=Focal, weight=2.0))

@@ -19,7 +19,7 @@ with read_base():
     from .._base_.runtime import *
     from .._base_.small_detector import *
 
-from vitdense.data.transforms import ResizeTo
+from vitdense.data.transforms.common import ResizeTo
 
 train_dataloader.dataset.update(transforms=[dict(type=ResizeTo, size=320)], num_images=8, drop_empty=True)
 val_dataloader.dataset.update(

@@ -20,7 +20,7 @@ with read_base():
     from .._base_.real_time_detr import *
     from .._base_.runtime import *
 
-from vitdense.data.transforms import ResizeTo
+from vitdense.data.transforms.common import ResizeTo
 
 model.network.branches.det.head.update(num_decoder_layers=2)
 train_dataloader.update(batch_size=4)

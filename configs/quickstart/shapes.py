@@ -15,11 +15,11 @@ with read_base():
     from .._base_.shapes_detector import *
 
 from vitdense.adapters.plain import PlainMaps
-from vitdense.data.transforms import RandomFlip
+from vitdense.data.transforms.common import RandomFlip
 from vitdense.heads.classify import ClassHead
 from vitdense.heads.linear import LinearHead
 from vitdense.metrics.accuracy import Accuracy
-from vitdense.metrics.coco import CocoAP
+from vitdense.metrics.average_precision import CocoAP
 from vitdense.metrics.miou import MeanIoU
 from vitdense.tasks.classification import ClassificationTask
 from vitdense.tasks.semantic import SemanticTask

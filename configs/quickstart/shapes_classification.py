@@ -15,12 +15,12 @@ with read_base():
 
 from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
-from vitdense.engine.optim import LayerDecay
 from vitdense.heads.classify import ClassHead
 from vitdense.metrics.accuracy import Accuracy
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.classification import ClassificationTask
+from vitdense.train.optim import LayerDecay
 
 model = dict(
     type=DenseModel,

@@ -14,8 +14,8 @@ with read_base():
     from .._base_.shapes_detector import *
 
 from vitdense.data.shapes import ShapesScenes
-from vitdense.data.transforms import RandomFlip
-from vitdense.metrics.coco import CocoAP
+from vitdense.data.transforms.common import RandomFlip
+from vitdense.metrics.average_precision import CocoAP
 
 train_dataloader = dict(
     batch_size=16,

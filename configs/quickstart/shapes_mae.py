@@ -16,11 +16,11 @@ with read_base():
     from .._base_.runtime import *
 
 from vitdense.backbones.vit import ViT
-from vitdense.engine.optim import LayerDecay
 from vitdense.metrics.reconstruction import ReconstructionError
 from vitdense.model import DenseModel
 from vitdense.networks.mae import MaskedAutoencoder
 from vitdense.tasks.reconstruction import ReconstructionTask
+from vitdense.train.optim import LayerDecay
 
 model = dict(
     type=DenseModel,

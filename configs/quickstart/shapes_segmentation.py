@@ -15,12 +15,12 @@ with read_base():
 
 from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
-from vitdense.engine.optim import LayerDecay
 from vitdense.heads.linear import LinearHead
 from vitdense.metrics.miou import MeanIoU
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.semantic import SemanticTask
+from vitdense.train.optim import LayerDecay
 
 model = dict(
     type=DenseModel,

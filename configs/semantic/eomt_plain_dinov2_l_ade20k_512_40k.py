@@ -22,9 +22,9 @@ with read_base():
     from .._base_.eomt import *
     from .._base_.runtime import *
 
-from vitdense.data.scales import LargeScaleJitter
-from vitdense.data.transforms import ColorJitter, RandomFlip, ResizeShortSide
-from vitdense.engine.annealing import MaskAnnealingHook
+from vitdense.data.transforms.common import ColorJitter, RandomFlip, ResizeShortSide
+from vitdense.data.transforms.detection import LargeScaleJitter
+from vitdense.train.mask_annealing import MaskAnnealingHook
 
 train_dataloader.dataset.transforms = [
     dict(type=ColorJitter, brightness=32 / 255, contrast=0.5, saturation=0.5, hue=18 / 360),

@@ -24,8 +24,8 @@ with read_base():
     from .._base_.linear_frozen import *
     from .._base_.runtime import *
 
-from vitdense.data.scales import LargeScaleJitter
-from vitdense.data.transforms import ColorJitter, RandomFlip, ResizeShortSide
+from vitdense.data.transforms.common import ColorJitter, RandomFlip, ResizeShortSide
+from vitdense.data.transforms.detection import LargeScaleJitter
 
 model.network.backbone.update(name='vit_base_patch14_dinov2.lvd142m', patch_size=16, frozen=False)
 model.network.branches.sem.adapter.update(normed=False)

@@ -18,7 +18,7 @@ from mmengine.config import read_base
 with read_base():
     from .linear_plain_dinov2_s_ade20k_512_40k import *
 
-from vitdense.ops.tta import TestTimeAugmentation
+from vitdense.test_time.tta import TestTimeAugmentation
 
 model.network.branches.sem.adapter.update(layers=(-4, -3, -2, -1), concat=True)
 model.tiler.update(size=640, stride=427)

@@ -10,9 +10,9 @@ from pathlib import Path
 from PIL import Image
 
 import vitdense
-from vitdense.engine.config import load_config
+from vitdense.config.load import load_config
 from vitdense.registry import build
-from vitdense.visualize.pictures import draw, enlarge
+from vitdense.visualize.draw import draw, enlarge
 from vitdense.visualize.sheets import arrange
 
 SCENES = (2, 9, 11)  # of the 200

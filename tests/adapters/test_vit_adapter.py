@@ -8,12 +8,12 @@ from torch.nn import functional
 from vitdense.adapters.plain import BackboneMaps, PlainMaps
 from vitdense.adapters.vit_adapter import ReadingViTAdapter, ViTAdapter
 from vitdense.backbones.vit import ViT
-from vitdense.engine.optim import LayerDecay
 from vitdense.errors import ConfigError
 from vitdense.heads.classify import ClassHead
 from vitdense.heads.linear import LinearHead
 from vitdense.networks.shared import SharedNetwork
 from vitdense.registry import build
+from vitdense.train.optim import LayerDecay
 
 SMALL = dict(depth=4, embed_dim=24, num_heads=2)
 LEAN = dict(prior_channels=4, num_heads=3, num_points=2)

@@ -7,7 +7,7 @@ import timm
 
 from vitdense.backbones.hub_names import plain_name, timm_name
 from vitdense.backbones.vit import ViT
-from vitdense.engine.descriptions import check_recipes
+from vitdense.checkpoints.descriptions import check_recipes
 from vitdense.errors import CheckpointError, ConfigError
 
 NAMES = {

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from tests.backbones.test_windows import padded
 from tests.heads.from_transformers import randomise, relative_error
-from vitdense.backbones.attention import attention_rows
+from vitdense.backbones.attention_maps import attention_rows
 from vitdense.backbones.relative import RelativeBias
 from vitdense.backbones.tokens import Tokens
 from vitdense.backbones.vit import ViT

@@ -14,8 +14,8 @@ from vitdense.adapters.reassemble import Reassemble
 from vitdense.adapters.spatial_tuning import SpatialTuning
 from vitdense.adapters.vit_adapter import ReadingViTAdapter, ViTAdapter
 from vitdense.backbones.vit import ViT
-from vitdense.heads.deformable_detr import DeformableDetrHead
-from vitdense.heads.detr import DetrHead
+from vitdense.heads.detr.deformable_detr import DeformableDetrHead
+from vitdense.heads.detr.detr import DetrHead
 from vitdense.heads.dpt import DPTHead
 from vitdense.heads.linear import LinearHead
 from vitdense.heads.upernet import UPerNetHead

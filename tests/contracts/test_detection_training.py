@@ -7,9 +7,9 @@ from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
 from vitdense.data.collate import collate
 from vitdense.data.shapes import ShapesScenes
-from vitdense.heads.deformable_detr import DeformableDetrHead
-from vitdense.heads.detr import DetrHead
-from vitdense.metrics.coco import CocoAP
+from vitdense.heads.detr.deformable_detr import DeformableDetrHead
+from vitdense.heads.detr.detr import DetrHead
+from vitdense.metrics.average_precision import CocoAP
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.denoising import Denoising

@@ -8,7 +8,7 @@ from PIL import Image
 
 from vitdense.data.label_check import LabelsSeen
 from vitdense.data.mixture import Mixture
-from vitdense.data.segmaps import SegmentationMaps
+from vitdense.data.segmentation import SegmentationMaps
 from vitdense.errors import DataError
 
 TWO = ['ground', 'box']

@@ -10,11 +10,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from vitdense.data.collate import collate
-from vitdense.data.images import UnreadablePicture
+from vitdense.data.files.images import UnreadablePicture
 from vitdense.data.mixture import Mixture, MixtureSampler, join_metainfo
-from vitdense.data.seeding import Draw, InfiniteSampler, SeededDataset, worker_init
+from vitdense.data.sampling import Draw, InfiniteSampler, SeededDataset, worker_init
 from vitdense.data.shapes import ShapesScenes
-from vitdense.data.transforms import RandomCrop, RandomFlip
+from vitdense.data.transforms.common import RandomCrop, RandomFlip
 from vitdense.errors import ConfigError
 from vitdense.ops.mixing import ImageMixing
 from vitdense.types import Batch, Meta, Sample, Target

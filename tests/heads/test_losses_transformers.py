@@ -8,19 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from tests.backbones.test_vit_transformers import our_names
-from tests.engine.test_importing import lw_pair as lw_model
-from tests.engine.test_importing import rf_pair as rf_model
+from tests.convert.test_import_weights import lw_pair as lw_model
+from tests.convert.test_import_weights import rf_pair as rf_model
+from tests.heads.detr.test_detr_transformers import DETR, Given, deformable_pair, maps_of, our_deformable_weights
+from tests.heads.detr.test_detr_transformers import PLANE as DETR_SIZE
+from tests.heads.detr.test_real_time_transformers import PLANE as REAL_TIME_SIZE
+from tests.heads.detr.test_real_time_transformers import (
+    Seen,
+    head_weights,
+    lw_config,
+    lw_detr,
+    our_head,
+    rf_pair,
+    tiny_lw,
+)
 from tests.heads.from_transformers import gradient_error, gradients_of, relative_error, translate
-from tests.heads.test_detr_transformers import DETR, Given, deformable_pair, maps_of, our_deformable_weights
-from tests.heads.test_detr_transformers import PLANE as DETR_SIZE
 from tests.heads.test_dpt_transformers import ADAPTER, HEAD, our_parts, renamed, their_model
-from tests.heads.test_real_time_transformers import PLANE as REAL_TIME_SIZE
-from tests.heads.test_real_time_transformers import Seen, head_weights, lw_config, lw_detr, our_head, rf_pair, tiny_lw
 from vitdense.adapters.pyramid import LayerPyramid
 from vitdense.backbones.vit import ViT
-from vitdense.engine.imports import LW_DETR, RF_DETR, load_published
-from vitdense.engine.imports import translate as import_names
-from vitdense.heads.detr import DetrHead
+from vitdense.convert.families import LW_DETR, RF_DETR, load_published
+from vitdense.convert.families import translate as import_names
+from vitdense.heads.detr.detr import DetrHead
 from vitdense.heads.upernet import UPerNetHead
 from vitdense.networks.shared import SharedNetwork
 from vitdense.ops.boxes import to_xyxy

@@ -6,21 +6,21 @@ from torch import nn
 
 from vitdense.backbones.vit import ViT
 from vitdense.backbones.windows import Windows
-from vitdense.data.coco import CocoDetection
+from vitdense.data.coco.dataset import CocoDetection
 from vitdense.data.collate import collate
-from vitdense.data.scales import LargeScaleJitter
 from vitdense.data.shapes import ShapesScenes
-from vitdense.data.transforms import ResizeShortSide
+from vitdense.data.transforms.common import ResizeShortSide
+from vitdense.data.transforms.detection import LargeScaleJitter
 from vitdense.errors import ConfigError
-from vitdense.metrics.coco import CocoAP
+from vitdense.metrics.average_precision import CocoAP
 from vitdense.metrics.miou import MeanIoU
 from vitdense.model import DenseModel
 from vitdense.networks.eomt import EoMT
-from vitdense.ops.label_strips import LabelStrips
-from vitdense.ops.tiles import Tiler
 from vitdense.tasks.mask_losses import MaskLoss
 from vitdense.tasks.mask_matching import MaskMatcher
 from vitdense.tasks.masks import InstanceTask, MaskSemanticTask
+from vitdense.test_time.sliding_window import Tiler
+from vitdense.test_time.streamed_labels import LabelStrips
 from vitdense.types import Meta
 
 SMALL = dict(depth=3, embed_dim=48, num_heads=3)

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from vitdense.engine.config import load_config
-from vitdense.engine.model_folder import without_pretrained
+from vitdense.checkpoints.model_folder import without_pretrained
+from vitdense.config.load import load_config
 from vitdense.registry import build, resolve
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from transformers.models.rt_detr.modeling_rt_detr import get_contrastive_denoisi
 
 from tests.heads.from_transformers import relative_error
 from tests.tasks.test_detection_losses import boxes_cxcywh, peer, scene
-from vitdense.heads.queries import who_sees_whom
+from vitdense.heads.detr.queries import who_sees_whom
 from vitdense.tasks.denoising import SMALLEST, Denoising
 from vitdense.tasks.detection import DetectionTask
 from vitdense.tasks.detection_losses import IouAware, SoftmaxCrossEntropy, Varifocal

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tools import check_data, evaluate
-from vitdense.engine import commandline
+from vitdense.commands import parser as commandline
 
 BOXES = [[10, 10, 30, 20], [40, 30, 20, 25]]
 

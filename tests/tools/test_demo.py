@@ -20,18 +20,18 @@ from PIL import Image
 from tools.demo import found
 from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
-from vitdense.engine.commandline import run
-from vitdense.engine.model_folder import save_model_folder
-from vitdense.heads.detr import DetrHead
+from vitdense.checkpoints.model_folder import save_model_folder
+from vitdense.commands.parser import run
+from vitdense.heads.detr.detr import DetrHead
 from vitdense.heads.linear import LinearHead
-from vitdense.inference import Predictor
+from vitdense.inference.predictor import Predictor
+from vitdense.inference.video import VideoReader, VideoWriter, count_frames
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.registry import build
 from vitdense.tasks.detection import DetectionTask
 from vitdense.tasks.detection_losses import SoftmaxCrossEntropy
 from vitdense.tasks.semantic import SemanticTask
-from vitdense.video import VideoReader, VideoWriter, count_frames
 
 DEMO = Path(__file__).resolve().parents[2] / 'tools' / 'demo.py'
 CLASSES = ['sky', 'grass', 'straße']

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitdense.engine import commandline
+from vitdense.commands import parser as commandline
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (

@@ -24,8 +24,8 @@ from vitdense.backbones.hub_names import plain_name
 from vitdense.backbones.position_tables import Sizes, table_grid
 from vitdense.backbones.timm_models import check_img_size, check_timm_args, make_model
 from vitdense.errors import CheckpointError, ConfigError
+from vitdense.storage.weights import State, load_weights, open_checkpoint, read_weights
 from vitdense.types import Classifier
-from vitdense.weights import State, load_weights, open_checkpoint, read_weights
 
 logger = logging.getLogger('vitdense')
 

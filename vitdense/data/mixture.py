@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from vitdense.data.seeding import Draw, InfiniteSampler
+from vitdense.data.sampling import Draw, InfiniteSampler
 from vitdense.errors import ConfigError, did_you_mean
 from vitdense.registry import build, takes
 from vitdense.types import Sample

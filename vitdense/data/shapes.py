@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torchvision import tv_tensors
 
-from vitdense.data.transforms import Pipeline
+from vitdense.data.transforms.common import Pipeline
 from vitdense.errors import ConfigError
 from vitdense.types import Meta, Sample, Target
 

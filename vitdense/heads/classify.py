@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from vitdense.errors import ConfigError
 from vitdense.ops.padding import map_extents, rectangles, resize, zero_padding
+from vitdense.storage.weights import load_weights
 from vitdense.types import Classifier, ClassLayer, ClassOutputs, Features
-from vitdense.weights import load_weights
 
 Pool = Literal['token', 'average', 'both', 'attention']
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from vitdense.ops.deform_attn import Grids, deform_attn
+from vitdense.ops.deform_attn.function import Grids, deform_attn
 
 
 class DeformableAttention(nn.Module):

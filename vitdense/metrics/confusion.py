@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vitdense.fonts import announce, new_figure, one_line, plot_style, save_plot
+from vitdense.visualize.fonts import announce, new_figure, one_line, plot_style, save_plot
 
 
 def write_confusion(

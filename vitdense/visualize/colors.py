@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vitdense.fonts import announce
+from vitdense.visualize.fonts import announce
 
 GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5))  # radians; steps of it never fall on an old hue
 GREY = (128, 128, 128)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vitdense.fonts import new_figure, one_line, plot_style, save_plot
+from vitdense.visualize.fonts import new_figure, one_line, plot_style, save_plot
 
 CROWDED = 8  # metrics of a head that share a panel; more are split by what they measure (AP, AR)
 COLUMNS = 3

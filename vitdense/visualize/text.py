@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitdense.fonts import Face, Run, first_face, font, load, runs
+from vitdense.visualize.fonts import Face, Run, first_face, font, load, runs
 
 INK, FAINT, PAPER = (235, 235, 235), (150, 150, 150), (24, 24, 24)
 MAX_NAME = 20  # characters of a class name in a legend

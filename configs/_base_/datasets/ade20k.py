@@ -6,8 +6,15 @@ antialiased. This is the pipeline of mmsegmentation (configs/_base_/datasets/ade
 whose padding follows the normalisation) and of what was trained with it: DINOv2, ViT-Adapter, MAE with UPerNet, DPT.
 """
 
-from vitdense.data.segmaps import SegmentationMaps
-from vitdense.data.transforms import Pad, PhotometricDistortion, RandomCrop, RandomFlip, RandomResize, ResizeShortSide
+from vitdense.data.segmentation import SegmentationMaps
+from vitdense.data.transforms.common import (
+    Pad,
+    PhotometricDistortion,
+    RandomCrop,
+    RandomFlip,
+    RandomResize,
+    ResizeShortSide,
+)
 from vitdense.metrics.miou import MeanIoU
 
 data_root = 'data/ADEChallengeData2016'

@@ -1,7 +1,7 @@
 """CamVid in the SegNet layout: 367 + 101 driving scenes of 480 x 360, 11 classes, raw label 11 is ignored."""
 
-from vitdense.data.segmaps import SegmentationMaps
-from vitdense.data.transforms import PhotometricDistortion, RandomCrop, RandomFlip, RandomResize
+from vitdense.data.segmentation import SegmentationMaps
+from vitdense.data.transforms.common import PhotometricDistortion, RandomCrop, RandomFlip, RandomResize
 from vitdense.metrics.miou import MeanIoU
 
 data_root = 'data/camvid'

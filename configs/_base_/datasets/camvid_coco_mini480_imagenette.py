@@ -6,15 +6,15 @@ and one is of Imagenette; each is prepared and validated as in the config of its
 
 from torchvision.transforms.v2 import RandomResizedCrop
 
-from vitdense.data.coco import CocoDetection
-from vitdense.data.crops import EvaluationCrop
-from vitdense.data.folders import ImageFolders
+from vitdense.data.classification import ImageFolders
+from vitdense.data.coco.dataset import CocoDetection
 from vitdense.data.mixture import Mixture
-from vitdense.data.scales import MultiScaleCrop
-from vitdense.data.segmaps import SegmentationMaps
-from vitdense.data.transforms import PhotometricDistortion, RandomCrop, RandomFlip, RandomResize, ResizeTo
+from vitdense.data.segmentation import SegmentationMaps
+from vitdense.data.transforms.common import PhotometricDistortion, RandomCrop, RandomFlip, RandomResize, ResizeTo
+from vitdense.data.transforms.detection import MultiScaleCrop
+from vitdense.data.transforms.evaluation_crop import EvaluationCrop
 from vitdense.metrics.accuracy import Accuracy
-from vitdense.metrics.coco import CocoAP
+from vitdense.metrics.average_precision import CocoAP
 from vitdense.metrics.miou import MeanIoU
 
 data_root = 'data'

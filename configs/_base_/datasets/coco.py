@@ -4,10 +4,10 @@ Training pictures are flipped, often cropped, and resized to a short side of 480
 pictures keep their aspect ratio with a short side of 800. What a batch adds to fill up is known as padding.
 """
 
-from vitdense.data.coco import CocoDetection
-from vitdense.data.scales import MultiScaleCrop
-from vitdense.data.transforms import RandomFlip, ResizeShortSide
-from vitdense.metrics.coco import CocoAP
+from vitdense.data.coco.dataset import CocoDetection
+from vitdense.data.transforms.common import RandomFlip, ResizeShortSide
+from vitdense.data.transforms.detection import MultiScaleCrop
+from vitdense.metrics.average_precision import CocoAP
 
 data_root = 'data/coco'
 

@@ -5,12 +5,12 @@ and resized to a short side of 384 ... 640; one is of ADE20K, resized by 0.5 ...
 Each is validated by its own metric.
 """
 
-from vitdense.data.coco import CocoDetection
+from vitdense.data.coco.dataset import CocoDetection
 from vitdense.data.mixture import Mixture
-from vitdense.data.scales import MultiScaleCrop
-from vitdense.data.segmaps import SegmentationMaps
-from vitdense.data.transforms import PhotometricDistortion, RandomCrop, RandomFlip, RandomResize, ResizeShortSide
-from vitdense.metrics.coco import CocoAP
+from vitdense.data.segmentation import SegmentationMaps
+from vitdense.data.transforms.common import PhotometricDistortion, RandomCrop, RandomFlip, RandomResize, ResizeShortSide
+from vitdense.data.transforms.detection import MultiScaleCrop
+from vitdense.metrics.average_precision import CocoAP
 from vitdense.metrics.miou import MeanIoU
 
 data_root = 'data'

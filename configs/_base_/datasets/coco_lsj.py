@@ -4,10 +4,10 @@ Training pictures are flipped, resized by 0.1 ... 2.0 of 1024 and cut or filled 
 keep their aspect ratio with a long side of 1024.
 """
 
-from vitdense.data.coco import CocoDetection
-from vitdense.data.scales import LargeScaleJitter
-from vitdense.data.transforms import RandomFlip, ResizeShortSide
-from vitdense.metrics.coco import CocoAP
+from vitdense.data.coco.dataset import CocoDetection
+from vitdense.data.transforms.common import RandomFlip, ResizeShortSide
+from vitdense.data.transforms.detection import LargeScaleJitter
+from vitdense.metrics.average_precision import CocoAP
 
 data_root = 'data/coco'
 

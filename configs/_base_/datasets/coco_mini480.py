@@ -1,9 +1,9 @@
 """336 + 206 pictures of COCO 2017 with a long side of 480, and all of its 80 classes: to try detectors on."""
 
-from vitdense.data.coco import CocoDetection
-from vitdense.data.scales import MultiScaleCrop
-from vitdense.data.transforms import RandomFlip, ResizeShortSide
-from vitdense.metrics.coco import CocoAP
+from vitdense.data.coco.dataset import CocoDetection
+from vitdense.data.transforms.common import RandomFlip, ResizeShortSide
+from vitdense.data.transforms.detection import MultiScaleCrop
+from vitdense.metrics.average_precision import CocoAP
 
 data_root = 'data/coco_mini480'
 

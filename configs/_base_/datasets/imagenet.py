@@ -6,9 +6,9 @@ nearest that torchvision has to timm's rand-m9-mstd0.5-inc1); validation picture
 
 from torchvision.transforms.v2 import RandAugment, RandomResizedCrop
 
-from vitdense.data.crops import EvaluationCrop
-from vitdense.data.folders import ImageFolders
-from vitdense.data.transforms import RandomFlip
+from vitdense.data.classification import ImageFolders
+from vitdense.data.transforms.common import RandomFlip
+from vitdense.data.transforms.evaluation_crop import EvaluationCrop
 from vitdense.metrics.accuracy import Accuracy
 
 data_root = 'data/imagenet'

@@ -5,9 +5,9 @@ Any size of it will do (160, 320, full): crops are of 224 pixels.
 
 from torchvision.transforms.v2 import RandomResizedCrop
 
-from vitdense.data.crops import EvaluationCrop
-from vitdense.data.folders import ImageFolders
-from vitdense.data.transforms import RandomFlip
+from vitdense.data.classification import ImageFolders
+from vitdense.data.transforms.common import RandomFlip
+from vitdense.data.transforms.evaluation_crop import EvaluationCrop
 from vitdense.metrics.accuracy import Accuracy
 
 data_root = 'data/imagenette160'

@@ -1,0 +1,196 @@
+"""Every config builds, trains one step and predicts with a tiny ViT in its place, and survives a dump and a reload."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitdense.config.load import dump_config, load_config, named_sections
+from vitdense.data.collate import collate
+from vitdense.model import DenseModel
+from vitdense.registry import build
+from vitdense.train.loaders import build_dataset
+from vitdense.types import ImageClass, Instances, Reconstruction, SemanticMap
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAVES = sorted(
+    str(path.relative_to(ROOT)) for path in (ROOT / 'configs').rglob('*.py') if not {'_base_'} & set(path.parts)
+)
+LEAVES = [leaf for leaf in LEAVES if not leaf.endswith('__init__.py')]
+
+
+def shrink(transforms: list[dict], sizes: dict[str, dict]) -> None:
+    """Give the named transforms small sizes."""
+    for transform in transforms:
+        kind = transform['type'] if isinstance(transform['type'], str) else transform['type'].__name__
+        transform.update(sizes.get(kind.rsplit('.')[-1], {}))
+
+
+def write_pair(root: Path, dataset: dict, height: int = 48, width: int = 64) -> None:
+    """Write one picture and its labels where `dataset` looks for them, and let it make small pictures."""
+    generator = np.random.default_rng(0)
+    for folder in (root / dataset['images'], root / dataset['labels']):
+        folder.mkdir(parents=True, exist_ok=True)
+    picture = generator.integers(0, 255, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(root / dataset['images'] / 'one.jpg')
+    labels = generator.integers(0, 4, (height, width), dtype=np.uint8)
+    Image.fromarray(labels).save(root / dataset['labels'] / 'one.png')
+    small = {'RandomResize': dict(scale=(512, 128)), 'RandomCrop': dict(size=(128, 128))}
+    shrink(dataset.get('transforms', []), small | {'ResizeShortSide': dict(size=128)})
+
+
+def write_folders(root: Path, dataset: dict) -> None:
+    """Write pictures of two classes where `dataset` looks for them, and let it cut small squares."""
+    for shade, synset in enumerate(['n01440764', 'n03000684']):
+        folder = root / dataset['folder'] / synset
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (64, 48), (100 * shade, 50, 200)).save(folder / 'one.jpg')
+    dataset['transforms'][0]['size'] = 112  # a multiple of patches of 14 and of 16
+
+
+def write_coco(root: Path, dataset: dict) -> None:
+    """Write a picture with two objects where `dataset` looks for it, and let it make small pictures."""
+    generator = np.random.default_rng(0)
+    (root / dataset['images']).mkdir(parents=True, exist_ok=True)
+    (root / dataset['annotations']).parent.mkdir(parents=True, exist_ok=True)
+    picture = generator.integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(root / dataset['images'] / 'one.jpg')
+    boxes = [[4, 6, 20, 30], [30, 10, 25, 25]]
+    content = {
+        'images': [{'id': 7, 'file_name': 'one.jpg', 'height': 48, 'width': 64}],
+        'categories': [{'id': number, 'name': f'class {number}'} for number in (1, 3, 9)],
+        'annotations': [
+            {
+                'id': row,
+                'image_id': 7,
+                'category_id': 3**row,
+                'bbox': box,
+                'area': box[2] * box[3],
+                'iscrowd': 0,
+                'segmentation': [[box[0], box[1], box[0] + box[2], box[1], box[0] + box[2], box[1] + box[3]]],
+            }
+            for row, box in enumerate(boxes, start=1)
+        ],
+    }
+    (root / dataset['annotations']).write_text(json.dumps(content))
+    small = {'MultiScaleCrop': dict(sizes=[64], before=[64], crop=(48, 64)), 'ResizeShortSide': dict(size=64)}
+    shrink(dataset['transforms'], small | {'ResizeTo': dict(size=64), 'LargeScaleJitter': dict(size=64)})
+
+
+def writer_of(dataset: dict):
+    return write_folders if 'folder' in dataset else write_coco if 'annotations' in dataset else write_pair
+
+
+def recipes_of(*sections: dict) -> list[dict]:
+    """Return the recipes of all data sets, those of mixtures and of several validation sets one by one."""
+    recipes = [each['dataset'] for section in sections for each in named_sections(section).values()]
+    return [part for recipe in recipes for part in recipe.get('datasets', {'': recipe}).values()]
+
+
+def small(leaf: str, root: Path):
+    """Load a leaf and put a tiny random ViT of the same family and depth into it."""
+    cfg = load_config(str(ROOT / leaf))
+    backbone = cfg.model.network.backbone
+    vit = backbone.get('vit', backbone)
+    if 'quickstart' not in leaf:
+        vit.pretrained = False
+        width = 48 if vit is backbone else 96  # what 16 heads of an adapter divide, and half of it
+        vit.timm_args = dict(vit.get('timm_args') or {}, embed_dim=width, num_heads=3)
+        for recipe in recipes_of(cfg.train_dataloader, cfg.val_dataloader):
+            home = root / recipe.get('root', '')
+            writer_of(recipe)(home, recipe)
+            (home / 'classes.txt').write_text('sky\nbuilding\nroad\ntree\n')
+        for branch in cfg.model.network.get('branches', {}).values():
+            branch.head.pop('pretrained', None)
+            if 'UPerNet' in str(branch.head.type):
+                branch.head.update(channels=32, aux_channels=16)
+            if 'Detr' in str(branch.head.type):  # as many options, fewer queries
+                branch.head.update(num_queries=20, hidden=32, **({'groups': 2} if 'groups' in branch.head else {}))
+        if cfg.model.get('tiler'):
+            cfg.model.tiler.update(size=128, stride=85)  # still several windows
+        cfg.data_root = str(root)
+    return cfg
+
+
+@pytest.mark.parametrize('leaf', LEAVES)
+def test_config_builds_trains_and_predicts(leaf: str, tmp_path: Path) -> None:
+    cfg = small(leaf, tmp_path)
+    train = build_dataset(cfg.train_dataloader.dataset, root=cfg.get('data_root'))
+    sections = named_sections(cfg.val_dataloader).values()
+    vals = [build_dataset(section.dataset, root=cfg.get('data_root'))[0] for section in sections]
+    model = build(cfg.model, classes=train.metainfo['classes'])
+
+    model.train()
+    firsts = [0, *getattr(train, 'ends', [0])[:-1]]  # one of each part of a mixture
+    batch = model.data_preprocessor(collate([train[row] for row in (*firsts, 0)]), True)
+    loss, log = model.parse_losses(model(*batch, mode='loss'))
+    assert torch.isfinite(loss)
+    loss.backward()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert trained
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in trained)
+
+    model.eval()
+    with torch.inference_mode():
+        for val in vals:
+            (answers,) = model.val_step(collate([val]))
+            check_answers(answers, model, val.meta.orig_size)
+
+
+def check_answers(answers: dict, model: DenseModel, size: tuple[int, int]) -> None:
+    """Every task answers, in the original `size` of the picture."""
+    assert answers and set(answers) == set(model.tasks)
+    for head, answer in answers.items():
+        if isinstance(answer, ImageClass):
+            assert tuple(answer.scores.shape) == (len(model.head_classes[head]),)
+        if isinstance(answer, SemanticMap):
+            assert tuple(answer.labels.shape) == tuple(size)
+        if isinstance(answer, Reconstruction):
+            assert tuple(answer.image.shape[1:]) == tuple(answer.hidden.shape) == tuple(size)
+        if isinstance(answer, Instances):
+            assert len(answer.boxes) and answer.boxes.isfinite().all() and answer.boxes.max() <= max(size)
+
+
+@pytest.mark.parametrize('leaf', LEAVES)
+def test_config_survives_dump_and_reload(leaf: str, tmp_path: Path) -> None:
+    cfg = load_config(str(ROOT / leaf))
+    dump_config(cfg, tmp_path / 'first.py')
+    dump_config(load_config(str(tmp_path / 'first.py')), tmp_path / 'second.py')
+    assert (tmp_path / 'first.py').read_text() == (tmp_path / 'second.py').read_text()
+
+
+@pytest.mark.parametrize('leaf', LEAVES)
+def test_leaf_is_tested_as_it_is_validated(leaf: str) -> None:
+    cfg = load_config(str(ROOT / leaf))
+    assert cfg.test_dataloader == cfg.val_dataloader and cfg.test_evaluator == cfg.val_evaluator
+    sections = [named_sections(cfg[key]).values() for key in ('val_dataloader', 'test_dataloader')]
+    val, test = [[section.dataset for section in each] for each in sections]
+    assert all(one is not other for one, other in zip(val, test, strict=True))
+
+
+def test_no_config_repeats_a_section() -> None:
+    """An absent test section is that of validation, also after a leaf has changed the latter."""
+    for path in (ROOT / 'configs').rglob('*.py'):
+        assert 'test_dataloader =' not in path.read_text() and 'test_evaluator =' not in path.read_text(), path
+
+
+@pytest.mark.parametrize('leaf', LEAVES)
+def test_leaf_says_how_it_runs_and_what_it_aims_at(leaf: str) -> None:
+    text = (ROOT / leaf).read_text()
+    docstring = text.split('"""')[1]
+    assert f'python tools/train.py {leaf}' in docstring
+    assert 'Aims at' in docstring or 'No published number' in docstring
+
+
+@pytest.mark.parametrize(('family', 'weight'), [('deformable', 2.0), ('dino', 1.0), ('real_time', 1.0)])
+def test_detectors_weigh_the_class_loss_as_published(family: str, weight: float) -> None:
+    """2 in Deformable-DETR's own code, 1 in those of DINO and LW-DETR."""
+    leaves = [leaf for leaf in LEAVES if leaf.startswith(f'configs/detection/{family}_')]
+    assert leaves
+    for leaf in leaves:
+        task = build(load_config(str(ROOT / leaf)).model.tasks.det, num_classes=80)
+        assert task.classification.weight == weight, leaf
+        assert (task.l1_weight, task.giou_weight) == (5.0, 2.0), leaf

@@ -1,0 +1,152 @@
+"""Which parameter learns how fast, and what weight decay spares."""
+
+from __future__ import annotations
+
+import pytest
+from timm.optim import param_groups_layer_decay
+from torch import nn
+
+from vitdense.backbones.vit import ViT
+from vitdense.errors import ConfigError
+from vitdense.train.optim import LayerDecay, build_optimizer, group_rows
+
+
+def vit(**options) -> ViT:
+    return ViT('vit_tiny_patch16_224', img_size=32, timm_args=dict(embed_dim=24, depth=3, num_heads=2), **options)
+
+
+class Network(nn.Module):
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.network = nn.Module()
+        self.network.backbone = vit(**options)
+        self.network.head = nn.Sequential(nn.BatchNorm2d(24), nn.Conv2d(24, 4, 1))
+
+
+def by_name(model: nn.Module, groups) -> dict[str, tuple[float, bool]]:
+    return {name: (group.lr, group.decayed) for group in groups for name in group.names}
+
+
+def test_every_trained_parameter_is_in_one_group_and_groups_are_few():
+    model = Network()
+    groups = LayerDecay(decay=0.65).groups(model)
+    names = [name for group in groups for name in group.names]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+    assert len({(group.lr, group.decayed) for group in groups}) == len(groups) == 2 * 5  # 3 blocks and both ends
+
+
+def test_layers_decay_as_in_beit_and_as_timm_counts_them():
+    """The published definition: layer k of a ViT of depth d learns at decay ** (d + 1 - k)."""
+    model = Network()
+    found = by_name(model, LayerDecay(decay=0.5, no_decay=('norm', 'bias', 'pos_embed', 'cls_token')).groups(model))
+    prefix = 'network.backbone.model.'
+    assert found[f'{prefix}patch_embed.proj.weight'] == (0.5**4, True)
+    assert found[f'{prefix}pos_embed'] == (0.5**4, False)
+    assert found[f'{prefix}blocks.0.mlp.fc1.weight'] == (0.5**3, True)
+    assert found[f'{prefix}blocks.2.norm1.weight'] == (0.5**1, False)
+    assert found[f'{prefix}norm.weight'] == (1.0, False)
+    assert found['network.head.1.weight'] == (1.0, True) and found['network.head.0.weight'] == (1.0, False)
+
+    timm_model = model.network.backbone.model
+    theirs = {}
+    names = {id(parameter): name for name, parameter in timm_model.named_parameters()}
+    for group in param_groups_layer_decay(timm_model, layer_decay=0.5, no_weight_decay_list=('pos_embed', 'cls_token')):
+        for parameter in group['params']:
+            theirs[prefix + names[id(parameter)]] = group['lr_scale']
+    # timm puts the final norm into the last block's layer, and so is one factor higher below it
+    norm = {f'{prefix}norm.weight', f'{prefix}norm.bias'}
+    assert {found[name][0] / scale for name, scale in theirs.items() if name not in norm} == {0.5}
+    assert {theirs[name] for name in norm} == {1.0}
+
+
+def test_published_recipes_can_be_said():
+    frozen = Network(frozen=True)  # R1, R2: a linear head on a frozen backbone, weight decay everywhere
+    groups = LayerDecay(no_decay=()).groups(frozen)
+    assert [(group.lr, group.decayed) for group in groups] == [(1.0, True)]
+    assert sum(len(group.names) for group in groups) == 4
+
+    model = Network()  # R8c: the encoder flat at a tenth, weight decay on every parameter
+    groups = LayerDecay(backbone_lr=0.1, no_decay=()).groups(model)
+    assert sorted((group.lr, group.decayed) for group in groups) == [(0.1, True), (1.0, True)]
+
+    groups = LayerDecay(head_lr=10).groups(model)  # R7: the head at ten times the rate
+    assert {group.lr for group in groups} == {1.0, 10.0}
+
+    found = by_name(model, LayerDecay(lr_of={'attn': 0.1}).groups(model))
+    assert found['network.backbone.model.blocks.1.attn.qkv.weight'][0] == pytest.approx(0.1)
+    with pytest.raises(ConfigError, match="did you mean 'attn'"):
+        LayerDecay(lr_of={'atn': 0.1}).groups(model)
+
+
+def test_layer_scale_is_spared():
+    model = nn.Module()
+    model.backbone = ViT(
+        'vit_tiny_patch16_224', img_size=32, timm_args=dict(embed_dim=24, depth=1, num_heads=2, init_values=1e-5)
+    )
+    found = by_name(model, LayerDecay().groups(model))
+    assert found['backbone.model.blocks.0.ls1.gamma'] == (1.0, False)
+
+
+def test_the_optimizer_keeps_full_rates_and_is_fused():
+    groups = LayerDecay(decay=0.5).groups(Network())
+    optimizer = build_optimizer(dict(type='torch.optim.AdamW', lr=2e-3, weight_decay=0.05), groups)
+    assert optimizer.defaults['fused'] is True
+    assert max(group['base_lr'] for group in optimizer.param_groups) == 2e-3
+    assert {group['weight_decay'] for group in optimizer.param_groups} == {0.0, 0.05}
+    build_optimizer(dict(type='torch.optim.SGD', lr=0.1, momentum=0.9), groups)
+    with pytest.raises(ConfigError, match='no learning rate'):
+        build_optimizer(dict(type='torch.optim.AdamW'), groups)
+    with pytest.raises(ConfigError, match='nothing to train'):
+        build_optimizer(dict(type='torch.optim.AdamW', lr=1), [])
+    with pytest.raises(ConfigError, match="did you mean 'betas'"):
+        build_optimizer(dict(type='torch.optim.AdamW', lr=1, beta=(0, 1)), groups)
+
+
+def test_the_printed_table():
+    rows = group_rows(LayerDecay(decay=0.5).groups(Network()), 1e-3, 0.05)
+    assert rows == [
+        ('embedding', '6.25e-05', '18.43 k', '168'),
+        ('block 0', '0.000125', '6.91 k', '312'),
+        ('block 1', '0.00025', '6.91 k', '312'),
+        ('block 2', '0.0005', '6.91 k', '312'),
+        ('final norm, head.0, head.1', '0.001', '96', '100'),
+    ]
+    flat = group_rows(LayerDecay().groups(Network()), 1e-3, 0.05)
+    assert [row[0] for row in flat] == ['embedding, blocks 0-2, final norm, head.0, head.1']
+
+
+def test_a_frozen_backbone_is_not_in_the_table():
+    rows = group_rows(LayerDecay(decay=0.5).groups(Network(frozen=True)), 1e-3, 0.0)
+    assert rows == [('head.0, head.1', '0.001', '0', '148')]
+
+
+def test_a_rate_can_belong_to_parts_that_follow_each_other():
+    """LW-DETR and RF-DETR: names with 'transformer.decoder' learn at lr_component_decay, other norms do not."""
+    model = Network()
+    model.network.decoder = nn.ModuleDict(dict(norm=nn.LayerNorm(4), layers=nn.ModuleList([nn.LayerNorm(4)])))
+    model.network.other = nn.ModuleDict(dict(norm=nn.LayerNorm(4)))
+    found = by_name(model, LayerDecay(lr_of={'layers': 0.5, 'decoder.norm': 0.7}).groups(model))
+    assert found['network.decoder.norm.weight'][0] == 0.7 and found['network.decoder.layers.0.weight'][0] == 0.5
+    assert found['network.other.norm.weight'][0] == found['network.backbone.model.norm.weight'][0] == 1.0
+    with pytest.raises(ConfigError, match='norm.decoder'):
+        LayerDecay(lr_of={'norm.decoder': 0.7}).groups(model)
+
+
+def test_weight_decay_can_spare_other_parts_of_the_vit_than_of_the_rest():
+    model = Network()
+    found = by_name(model, LayerDecay(no_decay=(), backbone_no_decay=('norm', 'bias', 'pos_embed')).groups(model))
+    prefix = 'network.backbone.model.'
+    spared = {name for name, (_, decayed) in found.items() if not decayed}
+    assert {f'{prefix}pos_embed', f'{prefix}norm.weight', f'{prefix}blocks.0.attn.qkv.bias'} <= spared
+    assert all(name.startswith(prefix) for name in spared) and f'{prefix}cls_token' not in spared
+    assert found['network.head.0.weight'][1] and found['network.head.1.bias'][1]
+
+
+def test_full_blocks_count_layers_as_eomt_does():
+    """The last blocks learn at the full rate, the others at a decay for each block above, embeddings like the first."""
+    model = Network()
+    found = by_name(model, LayerDecay(decay=0.5, full_blocks=1, backbone_lr=0.8).groups(model))
+    rates = {name.removeprefix('network.backbone.model.'): rate for name, (rate, _) in found.items()}
+    assert [rates[f'blocks.{block}.attn.qkv.weight'] for block in range(3)] == pytest.approx([0.8 / 4, 0.8 / 2, 1.0])
+    assert rates['patch_embed.proj.weight'] == rates['pos_embed'] == pytest.approx(0.8 / 4)
+    assert rates['norm.weight'] == rates['network.head.1.weight'] == 1.0

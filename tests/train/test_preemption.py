@@ -1,0 +1,112 @@
+"""Signals stop a run where they find it, and all processes of a run together."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import distributed
+
+from vitdense.checkpoints.run import find_checkpoint, read_checkpoint
+from vitdense.train.preemption import PreemptionHook, StopRequest, obey_signals
+
+
+class SendAt:
+    """A hook that sends the process a signal before a step."""
+
+    priority = 'NORMAL'
+
+    def __init__(self, step: int, number: int) -> None:
+        self.step, self.number = step, number
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if batch_idx == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def test_a_closed_terminal_saves_and_leaves(trainer, tmp_path):
+    runner = trainer('run')
+    runner._hooks.insert(0, SendAt(2, signal.SIGHUP))
+    with pytest.raises(SystemExit) as left:
+        runner.train()
+    assert left.value.code == 129
+    assert read_checkpoint(find_checkpoint(tmp_path / 'run'))['step'] == 3
+
+
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with obey_signals() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.signal == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_stop_while_data_is_awaited_saves_the_steps_that_are_done(trainer, tmp_path):
+    runner = trainer('run', ('schedule.val_interval=8',))
+    dataset = runner._train_dataloader.dataset.dataset.dataset
+    seen = []
+
+    class Stop:
+        """Stands in for the data: the seventh image never comes, but a signal does."""
+
+        def __getitem__(self, index):
+            seen.append(index)
+            if len(seen) == 7:
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise AssertionError('the wait should have ended')
+            return dataset[index]
+
+        def __len__(self):
+            return len(dataset)
+
+        def __getattr__(self, name):
+            return getattr(dataset, name)
+
+    runner._train_dataloader.dataset.dataset.dataset = Stop()
+    with pytest.raises(SystemExit) as left:
+        runner.train()
+    assert left.value.code == 143
+    assert read_checkpoint(find_checkpoint(tmp_path / 'run'))['step'] == 3
+
+
+def validate(rank: int, folder: str, answers) -> None:
+    """A validation of two ranks, one of which has a batch less; the second one is asked to stop at its first."""
+    os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
+    distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    saved, request = [], StopRequest()
+    runner = SimpleNamespace(
+        device=torch.device('cpu'),
+        val_dataloader=range(4 - rank),
+        train_loop=SimpleNamespace(iter=5),
+        saving=SimpleNamespace(save=saved.append),
+    )
+    hook = PreemptionHook(request)
+    hook.before_val_epoch(runner)
+    for row in range(4 - rank):
+        hook.after_val_batch(runner, row)  # nobody asks: all go to their ends
+    hook.before_val_epoch(runner)
+    try:
+        for row in range(4 - rank):
+            if rank == 1 and row == 1:
+                request.ask(signal.SIGTERM, None)
+            hook.after_val_batch(runner, row)
+    except SystemExit as left:
+        answers.put((rank, row, left.code, len(saved)))
+
+
+def test_several_processes_leave_a_validation_together(tmp_path):
+    context = multiprocessing.get_context('fork')
+    answers = context.Queue()
+    ranks = [context.Process(target=validate, args=(rank, str(tmp_path), answers)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(timeout=60)
+        rank.kill()
+    assert sorted(answers.get(timeout=5) for _ in ranks) == [(0, 1, 143, 1), (1, 1, 143, 1)]

@@ -1,0 +1,232 @@
+"""A model by itself: `model.json` (data only) and `model.safetensors`. Loading one never runs code that it brings.
+
+`model.json` holds `format` 1, the `recipe` of the model with dotted types, `classes` ({field: names}), `palette`,
+`category_ids` (of the annotation file, where it has some), the evaluation `transforms`, `mean` and `std`, the version
+of vitdense, and the SHA-256 of the weights. Types are looked up only among the parts of vitdense and torchvision's v2
+transforms.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import vitdense
+from vitdense.checkpoints.descriptions import (
+    FORMAT,
+    broken,
+    check_facts,
+    check_recipes,
+    described_weights,
+    read_description,
+    without_pretrained,
+)
+from vitdense.checkpoints.image_sizes import sizes_in, with_sizes
+from vitdense.checkpoints.limits import limited
+from vitdense.checkpoints.omitted_weights import borrows, complete, without_lora
+from vitdense.checkpoints.run import read_checkpoint, sha256_of, sync_folder, write_text
+from vitdense.config.load import load_config, named_sections, picture_recipe
+from vitdense.config.text import model_in
+from vitdense.data.transforms.common import Pipeline
+from vitdense.errors import CheckpointError, DiskError
+from vitdense.layers.lora import merge_lora
+from vitdense.model import DenseModel
+from vitdense.registry import build
+from vitdense.storage.weights import load_weights, read_weights, save_weights
+
+WEIGHTS = 'model.safetensors'
+METAINFO = ('classes', 'palette', 'category_ids')  # what a model remembers of its data
+CONTENT = ('recipe', 'classes', 'transforms')  # what model.json holds at the least
+
+
+def save_model_folder(
+    folder: str | Path,
+    recipe: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    *,
+    metainfo: Mapping[str, Any],
+    transforms: Sequence[Mapping[str, Any]] = (),
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model folder; it appears under its name only when it is whole.
+
+    `recipe` is a config's `model`, `state` its weights, `metainfo` what the data set says (`METAINFO`),
+    `transforms` the recipes of the evaluation transforms. `facts` are added to the json file as they are. Raises
+    DiskError.
+    """
+    folder = Path(folder)
+    temporary = folder.with_name(f'{folder.name}.tmp.{os.getpid()}')
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process of the same number
+    content = {
+        'format': FORMAT,
+        'vitdense': vitdense.__version__,
+        'recipe': without_pretrained(recipe),
+        'classes': metainfo.get('classes', {}),
+        'palette': metainfo.get('palette', {}),
+        'category_ids': metainfo.get('category_ids', {}),
+        'transforms': list(transforms),
+        'licence': 'The weights follow the licences of their pretraining and of the data they were trained on.',
+        **(facts or {}),
+    }
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        save_weights(temporary / WEIGHTS, state)
+        content['weights'] = {'file': WEIGHTS, 'sha256': sha256_of(temporary / WEIGHTS)}
+        write_text(temporary / 'model.json', json.dumps(content, indent=1, allow_nan=False, default=list) + '\n')
+        _put_in_place(temporary, folder)
+    except OSError as error:
+        raise DiskError(
+            f"could not write the model folder '{folder.name}'",
+            where=str(folder),
+            why=str(error),
+            fix='make room on the disk or choose another folder',
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Give a finished folder its name; the one that had it goes away after that. Raises OSError, also for a file."""
+    old = folder.with_name(f'{folder.name}.old.{os.getpid()}')
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, 'a file stands in its place', str(folder))
+        os.replace(folder, old)
+    try:
+        os.replace(temporary, folder)
+    except OSError:
+        if old.exists():
+            os.replace(old, folder)
+        raise
+    sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_model_folder(folder: str | Path) -> tuple[DenseModel, dict[str, Any]]:
+    """Return the model of a folder with its weights, and the content of `model.json`.
+
+    Raises CheckpointError when a file is missing or damaged, or when a recipe names anything but parts of vitdense
+    and torchvision's v2 transforms.
+    """
+    path = model_folder_of(folder) / 'model.json'
+    info = read_description(path, CONTENT)
+    check_recipes([info['recipe'], info['transforms']], path)
+    weights = described_weights(path, info)
+    state = read_weights(weights)
+    with limited(state, path):
+        model = build(info['recipe'], classes=info['classes'])
+        Pipeline(info['transforms'])
+    if not isinstance(model, DenseModel):
+        raise broken(path, 'the recipe is not a model', f'it makes a {type(model).__name__}')
+    load_weights(model, state, where=str(weights))
+    return model, info
+
+
+def model_folder_of(path: str | Path) -> Path:
+    """Return the model folder that `path` names: itself, or the one in the work directory of a run."""
+    path = Path(path)
+    inside = path / 'model'
+    return inside if (inside / 'model.json').is_file() and not (path / 'model.json').is_file() else path
+
+
+def read_checkpoint_model(config: str | Path, checkpoint: str | Path) -> tuple[DenseModel, dict[str, Any]]:
+    """Return the model of a config file with the weights of a checkpoint, and the same facts as `read_model_folder`.
+
+    `checkpoint` is a .pth of a run, a model folder, or weights (.safetensors, .pth) of the whole model. Classes are
+    those that the checkpoint remembers, else those of the config's test data. Raises ConfigError, CheckpointError.
+    """
+    from vitdense.train.evaluation_sets import AllPictures
+    from vitdense.train.loaders import build_dataset
+
+    cfg = load_config(config)
+    state, facts = read_state(checkpoint)
+    metainfo = facts.get('metainfo')
+    content = cfg.to_dict()
+    if not metainfo:
+        section = content.get('test_dataloader') or content.get('val_dataloader') or content['train_dataloader']
+        datasets = [
+            build_dataset(each['dataset'], root=cfg.get('data_root')) for each in named_sections(section).values()
+        ]
+        metainfo = AllPictures(datasets).metainfo
+    recipe = with_sizes(cfg.model.to_dict(), facts.get('sizes', {}))
+    borrowed = facts.get('borrowed')
+    model = build_trained(recipe, metainfo['classes'], state, where=str(checkpoint), borrowed=borrowed)
+    merge_lora(model)  # nothing learns any more
+    data = picture_recipe(content)
+    return model, {
+        'recipe': without_lora(without_pretrained(recipe)),
+        'classes': metainfo['classes'],
+        'palette': metainfo.get('palette', {}),
+        'category_ids': metainfo.get('category_ids', {}),
+        'transforms': list(data.get('transforms') or []),
+        'value_range': data.get('value_range'),
+    }
+
+
+def build_trained(
+    recipe: Mapping[str, Any],
+    classes: Mapping[str, Sequence[str]],
+    state: Mapping[str, Tensor],
+    *,
+    where: str,
+    borrowed: Mapping[str, Any] | None = None,
+) -> DenseModel:
+    """Return the model of a recipe with the weights `state`, read from the file `where`.
+
+    They are weights of the whole model, but for what is `borrowed` from its pretrained file, and with LoRA merged or
+    not; or, where every head takes the classifier of the checkpoint over, a published file of that (names of timm),
+    which the backbone then reads. Raises CheckpointError when they do not fit.
+    """
+    if not any(name.endswith('.lora_a') for name in state):
+        recipe = without_lora(recipe)
+    if reads_classifier(recipe) and not any('network.' in name for name in state):
+        network = {**recipe['network'], 'backbone': {**recipe['network']['backbone'], 'pretrained': where}}
+        return build({**recipe, 'network': network}, classes=classes)
+    model = build(recipe if borrows(recipe, borrowed) else without_pretrained(recipe), classes=classes)
+    load_weights(model, complete(state, borrowed, model, where=where), where=where)
+    return model
+
+
+def reads_classifier(recipe: Mapping[str, Any]) -> bool:
+    """Whether the pretrained weights of a model recipe are all it needs: each head takes the classifier over."""
+    network = recipe.get('network')
+    branches = network.get('branches') if isinstance(network, Mapping) else None
+    heads = [branch.get('head') for branch in (branches or {}).values()]
+    return bool(heads) and all(isinstance(head, Mapping) and head.get('pretrained') for head in heads)
+
+
+def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights at `path` and what the file says about them (`metainfo`, `step`, `averaged`, ...).
+
+    `path` is a checkpoint of a run (the averaged weights are taken where there are any), a model folder, or a file
+    of weights. Raises CheckpointError.
+    """
+    path = model_folder_of(path)
+    if path.is_dir():
+        info = read_description(path / 'model.json', CONTENT)
+        weights = described_weights(path / 'model.json', info)
+        facts = {'metainfo': {key: info.get(key, {}) for key in METAINFO}, 'sizes': sizes_in(info['recipe'])}
+        return read_weights(weights), facts
+    if path.suffix == '.safetensors' or not path.is_file():
+        return read_weights(path), {}
+    try:
+        content = read_checkpoint(path)
+    except CheckpointError as error:
+        if 'checksum' in error.message:
+            raise
+        return read_weights(path), {}  # weights of other programs; it refuses what is not safe
+    facts = {
+        key: value for key, value in content.items() if key in ('metainfo', 'step', 'metrics', 'classes', 'borrowed')
+    }
+    check_facts(facts, path)
+    facts['averaged'] = 'training_state_dict' in content or 'ema_updates' in content
+    facts['sizes'] = sizes_in(model_in(content))
+    return content['state_dict'], facts

@@ -1,0 +1,35 @@
+"""What a command line means that names the folder of a run, or something in it, in place of a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitdense.checkpoints.run import find_checkpoint
+from vitdense.errors import ConfigError
+
+
+def config_and_checkpoint(config: str, checkpoint: str | None) -> tuple[str, str | None]:
+    """Return the config and the checkpoint that `tools/test.py CONFIG [CHECKPOINT]` is about.
+
+    In place of both stands the folder of a run, its model folder, or one of its checkpoints: the config is then the
+    `config.py` of the run, and the checkpoint what is named, or else the best one of the run. Raises ConfigError.
+    """
+    path = Path(config)
+    is_model = (path / 'model.json').is_file()
+    if not path.is_dir() and (checkpoint is not None or path.suffix not in ('.pth', '.safetensors')):
+        return config, checkpoint
+    run = path if path.is_dir() and not is_model else path.parent
+    if not (run / 'config.py').is_file() or not any((run / name).exists() for name in ('log.txt', 'metrics.csv')):
+        what = 'a model folder describes the model, not the data' if is_model else f'{run} is no folder of a run'
+        raise ConfigError(
+            f"'{config}' is not a config",
+            where=config,
+            why=f'{what}: no config.py of a run lies there',
+            fix=f'name the config that says which data is tested, then the weights: test CONFIG.py {config}',
+        )
+    if checkpoint is None and path != run:
+        checkpoint = config
+    elif checkpoint is None:
+        found = run / 'best.pth' if (run / 'best.pth').is_file() else find_checkpoint(run)
+        checkpoint = str(found) if found else None
+    return str(run / 'config.py'), checkpoint

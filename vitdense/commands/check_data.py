@@ -1,0 +1,345 @@
+"""What is wrong with a data set, all of it at once. Files are read, never written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vitdense.data.coco.arrays import CocoArrays, CocoFacts
+from vitdense.data.coco.parse import read_coco
+from vitdense.data.files.image_check import ImagesSeen, dark_range
+from vitdense.data.files.images import LABEL_SUFFIXES, MAX_PIXELS, UnreadablePicture, label_colors, read_label_map
+from vitdense.data.files.listing import find_files
+from vitdense.data.files.opening import PICTURE_SUFFIXES
+from vitdense.data.files.pairs import list_files, match, safe_below
+from vitdense.data.files.similar_names import near_match
+from vitdense.data.label_map import LabelTable
+from vitdense.errors import DataError
+from vitdense.types import IGNORE
+
+FEW_NUMBERS = 8  # of label maps: more of them that are no class are no oversight
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong."""
+
+    kind: str
+    where: str  # an id or a file
+    reason: str
+    cause: str = ''  # the same for all findings that one change mends; '' where each has its own
+
+
+class Report(NamedTuple):
+    """What was looked at, and what was found."""
+
+    facts: list[tuple[str, str]]
+    findings: list[Finding]
+    header: tuple[str, ...]
+    classes: list[tuple[str, ...]]  # one row for each class, under `header`
+    counts: dict[str, int]  # findings by kind; not all of a kind need be listed
+    hints: Sequence[str] = ()  # what may mend many findings at once
+
+
+Tell = Callable[[int, int], None]  # how far it is: (done, of)
+
+
+def check_coco(
+    path: Path,
+    images: Path | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    value_range: tuple[float, float] | None = None,
+    threads: int = 2,
+    tell: Tell | None = None,
+) -> Report:
+    """Look at a COCO annotation file, and at the pictures below `images`. Raises DataError when it is no COCO file.
+
+    Beside what `read_coco` finds: `corners` (boxes are xyxy), `fractions` (boxes in [0, 1]), `nothing` (no image, no
+    annotation, or crowds only), `picture` (missing or unreadable), `size` (it is not what the file says),
+    `range` (images of 16 bits look like fewer; `value_range` says how many they are).
+    """
+    arrays, facts = read_coco(path, masks=True)
+    counts = Counter(facts.counts)
+    found = [Finding(kind, str(number), reason) for kind, number, reason in facts.faults]
+    if not len(arrays.segments.data):  # boxes only: nobody meant to draw masks
+        found = [finding for finding in found if finding.kind != 'hollow']
+        del counts['hollow']
+    more, seen = list(_whole_file(path, arrays, facts)), ImagesSeen(max_pixels=max_pixels, value_range=value_range)
+    if images is not None:
+        jobs = [(arrays, row, images, seen) for row in range(len(arrays.sizes))]
+        more += [finding for finding in _each(_check_picture, jobs, threads, tell) if finding]
+        more += _range(images, seen)
+    counts.update(Counter(finding.kind for finding in more))  # those of single annotations are counted already
+    told = _facts_of(arrays, facts, images) + seen.facts()
+    return Report(told, [*found, *more], *_histogram(arrays, facts), dict(counts))
+
+
+def _range(images: Path, seen: ImagesSeen) -> list[Finding]:
+    odd = dark_range(seen.brightest)
+    return [Finding('range', images.name, odd)] if odd else []
+
+
+def _whole_file(path: Path, arrays: CocoArrays, facts: CocoFacts) -> Iterator[Finding]:
+    """Yield what is wrong with a file as a whole."""
+    if facts.corners is not None:
+        reason = f'{facts.corners:.0%} of boxes leave the image if read as xywh; they fit as xyxy'
+        yield Finding('corners', path.name, reason)
+    if facts.fractions:
+        yield Finding('fractions', path.name, 'all boxes lie in [0, 1]: they look like fractions of the image')
+    if not len(arrays.sizes):
+        yield Finding('nothing', path.name, f'{path.name} lists no images')
+    if not len(arrays.ids):
+        yield Finding('nothing', path.name, f'no annotations in {path.name}')
+    elif arrays.crowd.all():
+        yield Finding('nothing', path.name, f'all {len(arrays.ids):,} annotations are crowds (iscrowd 1)')
+
+
+def check_labels(
+    labels: Path,
+    images: Path | None = None,
+    *,
+    classes: Any = None,
+    ignore: int | Sequence[int] = IGNORE,
+    reduce_zero_label: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    value_range: tuple[float, float] | None = None,
+    threads: int = 2,
+    tell: Tell | None = None,
+) -> Report:
+    """Look at the label maps below `labels`, and at the pictures of the same names below `images`.
+
+    `classes`, `ignore` and `reduce_zero_label` say what the numbers mean, as for `SegmentationMaps`; without classes
+    the numbers are only counted. Finds `label` (unreadable, or a number that is no class), `picture` (missing or
+    unreadable), `size` (not that of its picture), `match` (names without a partner), `range` (as `check_coco`) and
+    `nothing` (fewer than two classes). Raises DataError where there is no such folder.
+    """
+    files = list_files(labels, LABEL_SUFFIXES, what='label maps')
+    table = None if classes is None else LabelTable(classes, ignore=ignore, reduce_zero_label=reduce_zero_label)
+    found, partners = _partners(images, files, labels)
+    seen = ImagesSeen(max_pixels=max_pixels, value_range=value_range)
+    jobs = [(labels / name, partners.get(name), table, seen) for name in files.values()]
+    pixels, pictures, strange = Counter[int](), Counter[int](), Counter[int]()
+    for finding, numbers, unknown in _each(_check_label_map, jobs, threads, tell):
+        found += finding
+        pixels.update(numbers)
+        pictures.update(numbers.keys())
+        strange.update(unknown)
+    facts = [
+        ('label maps', f'{len(files):,}'),
+        ('pictures', 'not looked at' if images is None else f'{len(partners):,}'),
+    ]
+    facts += seen.facts()
+    found += _range(labels if images is None else images, seen)
+    present = (
+        [] if table is None else [name for k, name in enumerate(table.metainfo['classes']['semantic']) if pixels[k]]
+    )
+    if table is not None and not found and len(present) < 2:
+        reason = f'{present[0]!r} is the only class with pixels' if present else 'no pixel has a class'
+        found.append(Finding('nothing', labels.name, f'{reason}: nothing can be told apart'))
+    rows = _label_rows(pixels, pictures, table)
+    counts = dict(Counter(finding.kind for finding in found))
+    hints = _label_hints(strange, ignore)
+    return Report(facts, found, ('class', 'pixels', 'share', 'pictures'), rows, counts, hints)
+
+
+def check_folders(
+    folder: Path,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    value_range: tuple[float, float] | None = None,
+    threads: int = 2,
+    tell: Tell | None = None,
+) -> Report:
+    """Look at the images below `folder`, which lie in one folder for each class.
+
+    Finds `picture` (unreadable), `loose` (an image in no class folder), `other` (files that are not read as images),
+    `empty` (a class folder without an image) and `range` (as `check_coco`). Raises DataError where there is no such
+    folder, or no image in it.
+    """
+    files, left_out = find_files(folder, what='images')
+    found = [Finding('loose', name, 'it lies in no class folder') for name in files if '/' not in name]
+    others = Counter(Path(name).suffix.lower() or 'no suffix' for name in left_out)
+    found += [Finding('other', suffix, f'{count} files that are not read') for suffix, count in others.items()]
+    objects = Counter(name.split('/', 1)[0] for name in files if '/' in name)
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith('.'))
+    found += [Finding('empty', name, 'no image in this class folder') for name in classes if not objects[name]]
+    seen = ImagesSeen(max_pixels=max_pixels, value_range=value_range)
+    jobs = [(folder, name, seen) for name in files]
+    found += [finding for finding in _each(_check_file, jobs, threads, tell) if finding]
+    found += _range(folder, seen)
+    rows = [(name, f'{objects[name]:,}', f'{100 * objects[name] / len(files):.1f} %') for name in classes]
+    facts = [('images', f'{len(files):,}'), ('classes', f'{len(objects):,}'), *seen.facts()]
+    return Report(facts, found, ('class', 'images', 'share'), rows, dict(Counter(finding.kind for finding in found)))
+
+
+def _check_file(folder: Path, name: str, seen: ImagesSeen) -> Finding | None:
+    try:
+        seen.read(folder / name)
+    except DataError as error:
+        return _unreadable(name, error)
+    return None
+
+
+def _each(function: Callable[..., Any], jobs: Sequence[tuple], threads: int, tell: Tell | None) -> Iterator[Any]:
+    """Yield `function(*job)` for every job, in order; decoders let other threads work."""
+    with ThreadPoolExecutor(threads) as pool:
+        for done, answer in enumerate(pool.map(lambda job: function(*job), jobs), 1):
+            if tell is not None:
+                tell(done, len(jobs))
+            yield answer
+
+
+# ------------------------------------------------------------------------------------------------------------- COCO
+
+
+def _check_picture(arrays: CocoArrays, row: int, images: Path, seen: ImagesSeen) -> Finding | None:
+    name, number = arrays.file_names[row], json.loads(arrays.image_ids[row])
+    if '\\' in name:
+        return None  # a finding of its own
+    try:
+        path = safe_below(images, name, where=f'image {number}')
+        img = seen.read(path)
+    except DataError as error:
+        near = near_match(images, name) if isinstance(error, UnreadablePicture) and not os.path.exists(path) else ''
+        return _unreadable(str(number), error, near)
+    size, stated = tuple(img.shape[-2:]), tuple(arrays.sizes[row].tolist())
+    if stated == (0, 0):
+        return Finding('size', str(number), f'{name}: the file does not say its width and height')
+    if size == stated:
+        return None
+    turned = '; an EXIF flag was ignored when it was annotated' if size == stated[::-1] else ''
+    return Finding('size', str(number), f'{name}: (H, W) {size}, but the annotation file says {stated}{turned}')
+
+
+def _unreadable(where: str, error: DataError, more: str = '') -> Finding:
+    return Finding('picture', where, f'{error.message}: {error.why}{"; " if more else ""}{more}'.replace('\n', ' '))
+
+
+def _facts_of(arrays: CocoArrays, facts: CocoFacts, images: Path | None) -> list[tuple[str, str]]:
+    empty = int((np.diff(arrays.starts) == 0).sum())
+    drawn = int((np.diff(arrays.segments.ends, prepend=0) > 0).sum())
+    ids = facts.category_ids
+    root = '' if facts.root is None else f'; id {facts.root} only groups the others: no object has it, no class'
+    gaps = '' if ids == list(range(ids[0], ids[0] + len(ids))) else ', with gaps'
+    return [
+        ('pictures', f'{len(arrays.sizes):,}' + ('' if images else ' (not looked at: no folder given)')),
+        ('pictures without annotations', f'{empty:,}'),
+        ('annotations', f'{len(arrays.ids):,}'),
+        ('crowds', f'{int(arrays.crowd.sum()):,}'),
+        ('with segmentation', f'{drawn:,}'),
+        ('categories', f'{len(ids)}, ids {ids[0]} ... {ids[-1]}{gaps}{root}'),
+    ]
+
+
+def _histogram(arrays: CocoArrays, facts: CocoFacts) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return header and rows of the table of classes."""
+    picture = np.repeat(np.arange(len(arrays.sizes)), np.diff(arrays.starts))
+    rows = []
+    for label, (number, name) in enumerate(zip(facts.category_ids, facts.names, strict=True)):
+        if number == facts.root:
+            continue
+        mine = arrays.labels == label
+        objects = int((mine & ~arrays.crowd).sum())
+        share = objects / max(1, int((~arrays.crowd).sum()))
+        seen = len(np.unique(picture[mine]))
+        rows.append(
+            (
+                name,
+                str(number),
+                f'{objects:,}',
+                f'{100 * share:.1f} %',
+                f'{seen:,}',
+                f'{int(mine.sum()) - objects:,}',
+            )
+        )
+    return ('class', 'id', 'objects', 'share', 'pictures', 'crowds'), rows
+
+
+# ------------------------------------------------------------------------------------------------------- label maps
+
+
+def _partners(images: Path | None, files: Mapping[str, str], labels: Path) -> tuple[list[Finding], dict[str, Path]]:
+    """Return what has no partner, and `{label file: picture}`."""
+    if images is None:
+        return [], {}
+    pictures = list_files(images, PICTURE_SUFFIXES, what='pictures')
+    try:
+        pairs = match(pictures, files, where=str(labels))
+    except DataError:
+        pairs = {key: (name, files[key]) for key, name in pictures.items() if key in files}
+    there = {name for name, _ in pairs.values()}
+    matched = {label: images / name for name, label in pairs.values()}
+    found = [Finding('match', name, 'no label map') for name in pictures.values() if name not in there]
+    return found + [Finding('match', name, 'no picture') for name in files.values() if name not in matched], matched
+
+
+def _check_label_map(
+    path: Path, picture: Path | None, table: LabelTable | None, seen: ImagesSeen
+) -> tuple[list[Finding], dict[int, int], list[int]]:
+    """Return the findings, how many pixels have each class (or each number, without a table), and unknown numbers."""
+    found: list[Finding] = []
+    try:
+        raw = read_label_map(path, max_pixels=seen.options['max_pixels']).numpy()
+    except DataError as error:
+        return [Finding('label', path.name, f'{error.message}: {error.why}')], {}, []
+    if picture is not None:
+        found += _compare(path, picture, raw.shape, seen)
+    if table is not None:
+        found += _renumbered(raw, path, table, seen)
+        try:
+            raw = table.apply(raw, path)
+        except DataError as error:
+            unknown = [number for number in np.unique(raw).tolist() if number not in table.lookup]
+            cause = error.message.removeprefix(f'{path.name}: ')
+            return [*found, Finding('label', path.name, error.message, cause)], {}, unknown
+    numbers, counts = np.unique(raw, return_counts=True)
+    return found, dict(zip(numbers.tolist(), counts.tolist(), strict=True)), []
+
+
+def _renumbered(raw: np.ndarray, path: Path, table: LabelTable, seen: ImagesSeen) -> list[Finding]:
+    try:
+        table.check_palette(raw, path, label_colors(path, max_pixels=seen.options['max_pixels']))
+    except DataError as error:
+        return [Finding('label', path.name, f'{error.message}: {error.why}')]
+    return []
+
+
+def _compare(path: Path, picture: Path, shape: tuple[int, ...], seen: ImagesSeen) -> Iterable[Finding]:
+    try:
+        size = tuple(seen.read(picture).shape[-2:])
+    except DataError as error:
+        return [Finding('picture', picture.name, f'{error.message}: {error.why}')]
+    if size == shape:
+        return []
+    return [Finding('size', path.name, f'labels of (H, W) {tuple(shape)} for a picture of {size}')]
+
+
+def _label_hints(strange: Counter[int], ignore: int | Sequence[int]) -> list[str]:
+    """Return what to try where a few numbers that are no class are in label maps."""
+    if not strange or len(strange) > FEW_NUMBERS:
+        return []
+    ignored = [ignore] if isinstance(ignore, int) else list(ignore)
+    words = ', '.join(f'{number} (in {count:,} files)' for number, count in sorted(strange.items()))
+    return [f'if {words} is no class: --ignore {" ".join(map(str, dict.fromkeys([*ignored, *sorted(strange)])))}']
+
+
+def _label_rows(pixels: Counter[int], pictures: Counter[int], table: LabelTable | None) -> list[tuple[str, ...]]:
+    total = max(1, sum(pixels.values()))
+    names = None if table is None else table.metainfo['classes']['semantic']
+    numbers = sorted(pixels) if names is None else [*range(len(names)), *([IGNORE] if IGNORE in pixels else [])]
+    return [
+        (
+            str(number) if names is None else 'ignored' if number == IGNORE else names[number],
+            f'{pixels[number]:,}',
+            f'{100 * pixels[number] / total:.1f} %',
+            f'{pictures[number]:,}',
+        )
+        for number in numbers
+    ]

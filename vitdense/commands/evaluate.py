@@ -1,0 +1,212 @@
+"""What `tools/evaluate.py` does with its arguments: score saved predictions of any origin, without a model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitdense.checkpoints.run import make_folder
+from vitdense.commands.coco_records import number, refuse_unknown_sizes, truth_of
+from vitdense.commands.coco_results import read_results
+from vitdense.data.class_names import read_classes
+from vitdense.data.coco.arrays import CocoFacts
+from vitdense.data.coco.cache import open_coco
+from vitdense.data.coco.faults import refuse_faults, refuse_no_images, remarks
+from vitdense.data.files.images import LABEL_SUFFIXES, read_label_map
+from vitdense.data.files.pairs import list_files, match
+from vitdense.data.label_check import LabelsSeen
+from vitdense.data.label_map import LabelTable
+from vitdense.errors import ConfigError, DataError, NumericsError
+from vitdense.metrics.average_precision import CocoAP
+from vitdense.metrics.coco_curves import LIMIT, Engine, IouType
+from vitdense.metrics.miou import MeanIoU
+from vitdense.reporting.console import start_logging
+from vitdense.reporting.history import write_json
+from vitdense.reporting.progress import print_metrics
+from vitdense.types import IGNORE, Batch, Meta, SemanticMap, Target
+
+logger = logging.getLogger('vitdense')
+
+
+def evaluate_coco(
+    ground_truth: str | Path,
+    results: str | Path,
+    *,
+    iou_type: IouType = 'bbox',
+    engine: Engine = 'pycocotools',
+    max_detections: int = LIMIT,
+    ignore_unknown: bool = False,
+    work_dir: str | Path | None = None,
+) -> dict[str, float | None]:
+    """Return COCO's twelve numbers of a results file, print them, and write `metrics.json` into `work_dir`.
+
+    They are pycocotools' own, to the last digit; a number without any object to find is None. The best
+    `max_detections` predictions of an image and class count. With `ignore_unknown` predictions of categories that the
+    annotation file does not have are left out, as in pycocotools. Annotations that pycocotools would stumble over are
+    errors. Raises DataError, NumericsError when predictions are not finite.
+    """
+    truth_path, results_path = Path(ground_truth), Path(results)
+    metric = CocoAP(iou_type=iou_type, engine=engine, max_detections=max_detections)
+    base = _start(work_dir)
+    arrays, facts = open_coco(truth_path, masks=iou_type == 'segm')
+    refuse_faults(truth_path, facts, but=('name',))
+    refuse_no_images(truth_path, arrays)
+    _log_facts(truth_path, facts)
+    numbering, rows = number(arrays, facts)
+    metric.dataset_meta = {'classes': {'labels': facts.names}, 'category_ids': {'labels': facts.category_ids}}
+    if iou_type == 'segm':
+        refuse_unknown_sizes(truth_path, arrays)
+    truth = truth_of(arrays, numbering, rows, iou_type, truth_path)
+    found = read_results(results_path, numbering, iou_type, ignore_unknown=ignore_unknown)
+    try:
+        scores = metric.score(truth, found, len(rows))
+    except NumericsError as error:  # the file may come from any program: its row is the place, not a training
+        odd = ~(np.isfinite(found.boxes).all(axis=1) & np.isfinite(found.scores))
+        image = list(numbering.images)[int(found.image[np.argmax(odd)])]
+        raise NumericsError(
+            error.message,
+            where=f'{results_path}, first for image_id {image}',
+            why=error.why,
+            fix='remove these rows, or mend the program that wrote them; a score would mean nothing',
+        ) from None
+    title = f'{len(rows)} images, {len(truth.image)} objects, {len(found.image)} predictions'
+    metrics = _finish(metric, scores, base, title)
+    if metric.remark:
+        logger.warning(metric.remark)  # once more, beside the score
+    return metrics
+
+
+def _log_facts(path: Path, facts: CocoFacts) -> None:
+    """Say what is odd about an annotation file."""
+    text = remarks(facts, evaluation=True)
+    if text:
+        logger.warning('%s: %s', path.name, text)
+    if facts.counts.get('double'):
+        logger.warning(
+            '%s: objects of one id all count; pycocotools counts the last of them in place of each', path.name
+        )
+    if facts.corners is not None:
+        logger.warning('%s: %.0f %% of boxes leave the image; is it xyxy?', path.name, 100 * facts.corners)
+    if facts.fractions:
+        logger.warning('%s: all boxes lie in [0, 1]; are they fractions of the image?', path.name)
+
+
+def evaluate_semantic(
+    labels: str | Path,
+    predictions: str | Path,
+    *,
+    num_classes: int,
+    ignore: int = IGNORE,
+    reduce_zero_label: bool = False,
+    label_map: Mapping[int, int] | None = None,
+    classes: Sequence[str] | str | Path | None = None,
+    work_dir: str | Path | None = None,
+) -> dict[str, float | None]:
+    """Return mIoU and its kin of a folder of predicted label maps; print them, and write `metrics.json`.
+
+    Every label map below `labels` needs a prediction of the same name and size below `predictions`. Both hold numbers
+    of classes from 0; `ignore` in the labels does not count. With `reduce_zero_label` the labels (not the predictions)
+    have 0 for "no class" and 1 ... K for the classes; `label_map` says which class each of their numbers is, as in
+    `SegmentationMaps`. `classes` are names as `read_classes` takes them. Classes that occur in none of the labels are
+    named beside the score. Raises DataError.
+    """
+    names = [f'class {index}' for index in range(num_classes)]
+    if classes is not None:
+        names = list(read_classes(classes).values())
+    if len(names) != num_classes:
+        raise ConfigError(
+            f'{len(names)} names for {num_classes} classes',
+            where='--classes, --num-classes',
+            why='every class has one name',
+            fix='give as many names as classes, or leave the names out',
+        )
+    table = None
+    if label_map is not None:
+        kept = None if ignore in label_map else ignore
+        table, ignore = LabelTable(names, label_map=label_map, reduce_zero_label=reduce_zero_label, ignore=kept), IGNORE
+    metric, seen = MeanIoU(classes=names, ignore=ignore), LabelsSeen(names)
+    base = _start(work_dir)
+    pairs = _pairs(Path(labels), Path(predictions))
+    for truth_path, found_path in pairs.values():
+        raw, found = read_label_map(truth_path), read_label_map(found_path)
+        truth = _reduced(raw, ignore) if reduce_zero_label and table is None else raw
+        if table is not None:
+            truth = torch.from_numpy(table.apply(raw.numpy(), truth_path))
+        _count(metric, truth, found, truth_path, found_path)
+        if num_classes <= IGNORE:  # 16-bit labels of more classes are not counted
+            seen.add(raw.numpy(), np.where(truth.numpy() == ignore, IGNORE, truth.numpy()).astype(np.uint8))
+    scores = {name.rpartition('/')[2]: value for name, value in metric.evaluate(len(pairs)).items()}
+    if base is not None:
+        metric.save_confusion(base)
+    metrics = _finish(metric, scores, base, f'{len(pairs)} images')
+    seen.say(logger, str(labels), len(pairs))  # beside the score
+    return metrics
+
+
+def _count(metric: MeanIoU, truth: Tensor, found: Tensor, truth_path: Path, found_path: Path) -> None:
+    """Count one pair of label maps. Raises DataError when they do not fit each other or the classes."""
+    if truth.shape != found.shape:
+        raise DataError(
+            f'{found_path.name}: (H, W) {tuple(found.shape)} for labels of {tuple(truth.shape)}',
+            where=f'{found_path} and {truth_path}',
+            why='predictions are compared pixel by pixel',
+            fix='save the predictions in the original size of the pictures',
+        )
+    batch = Batch(truth[None], [Target(semantic=truth)], [Meta(truth_path.stem, str(truth_path))])
+    try:
+        metric.process(batch, [{metric.head: SemanticMap(found)}])
+    except ConfigError as error:
+        raise DataError(
+            f'{found_path.name}: {error.message}',
+            where=str(found_path),
+            why=f'--num-classes says that there are {len(metric.classes)}',
+            fix='correct --num-classes; predictions are class numbers from 0',
+        ) from None
+
+
+def _start(work_dir: str | Path | None) -> Path | None:
+    base = None if work_dir is None else Path(work_dir)
+    if base is not None:
+        make_folder(base)
+    start_logging(base)
+    return base
+
+
+def _finish(metric: Any, scores: dict[str, float], base: Path | None, title: str) -> dict[str, float | None]:
+    """Print the scores, write them, and return them under their full names; None where there is none."""
+    metrics = {f'{metric.prefix}/{name}': scores.get(name) for name in metric.names}
+    print_metrics([metric], metrics, title=title)
+    if base is not None:
+        write_json(base / 'metrics.json', metrics)
+        logger.info('scores: %s', base / 'metrics.json')
+    return metrics
+
+
+def _pairs(labels: Path, predictions: Path) -> dict[str, tuple[Path, Path]]:
+    """Return `{name: (label file, prediction file)}`. Raises DataError when a prediction is missing."""
+    truth = list_files(labels, LABEL_SUFFIXES, what='label maps')
+    found = list_files(predictions, LABEL_SUFFIXES, what='predictions')
+    try:
+        pairs = match(truth, found, where=f'{labels} and {predictions}')
+    except DataError as error:
+        missing = [name for key, name in truth.items() if key not in found]
+        raise DataError(
+            f'{len(missing)} of {len(truth)} label maps have no prediction, such as {", ".join(missing[:3])}',
+            where=error.where,
+            why='a score over a part of the pictures is not the score of all',
+            fix='predict all pictures; a prediction has the path of its label map, without the ending',
+        ) from None
+    return {key: (labels / one, predictions / other) for key, (one, other) in pairs.items()}
+
+
+def _reduced(truth: Tensor, ignore: int) -> Tensor:
+    """Return labels 1 ... K as 0 ... K - 1, and 0 as `ignore`."""
+    numbers = truth.numpy().astype(np.int32)
+    moved = np.where((numbers == 0) | (numbers == ignore), ignore, numbers - 1)
+    return torch.from_numpy(moved.astype(np.uint8) if moved.max(initial=0) < 256 else moved)

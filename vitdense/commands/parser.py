@@ -1,0 +1,165 @@
+"""What all command-line tools share: options that help when misspelt, and errors as one block with an exit code.
+
+Nothing heavy is imported here, so that `--help` is immediate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import math
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from vitdense.config.option_names import suggestion
+from vitdense.errors import ConfigError, ResourceError, VitDenseError
+
+INTERRUPTED = 130  # exit code after Ctrl-C, by the convention of shells
+
+
+def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> NoReturn:
+    """Call `main(argv)` and leave the program with its answer (None: 0), or with the exit code of its error.
+
+    A VitDenseError becomes its block on stderr; with VITDENSE_DEBUG=1 the traceback is shown as well. Other errors are
+    bugs and keep their traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # what a terminal cannot show, such as a name that is no text, is escaped
+            stream.reconfigure(errors='backslashreplace')
+    try:
+        code = main(argv) or 0
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        code = 0
+    except (VitDenseError, ImportError) as error:
+        code = _explain(error)
+    try:
+        sys.stdout.flush()
+    except OSError:  # the reader has left, or the disk is full: nobody gets the rest, and Python must not try again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def tool_command(tool: str, *words: object) -> str:
+    """Return the command line that runs another tool, as this one was started: `python tools/test.py ...`, or
+    `vitdense test ...`. Words are quoted for a shell.
+    """
+    script = Path(sys.argv[0])
+    spec = importlib.util.find_spec('vitdense.tools')
+    homes = [Path(home).resolve() for home in spec.submodule_search_locations or ()] if spec else []
+    if script.parent.resolve() in homes and script.name != 'cli.py':
+        start = [_python(), str(script.with_name(f'{tool}.py'))]
+    else:
+        name = tool.replace('_', '-')
+        start = ['vitdense', name] if shutil.which('vitdense') else [_python(), '-m', 'vitdense.tools.cli', name]
+    return shlex.join([*start, *map(str, words)])
+
+
+def _python() -> str:
+    """Return `python` where a shell finds this Python by that name, else its path.
+
+    One environment has several names of its Python, as `bin/python` and `bin/python3`; which of them started this
+    process does not matter. Two environments may share the binary behind those names, so the folder is compared.
+    """
+    found = shutil.which('python')
+    same = found is not None and Path(found).parent.resolve() == Path(sys.executable).parent.resolve()
+    return 'python' if same else sys.executable
+
+
+def count(text: str) -> int:
+    """Return the whole number from 0 on that an argument is, for `type=` of argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 0 on')
+    return int(text)
+
+
+def rate(text: str) -> float:
+    """Return the finite number above 0 that an argument is, for `type=` of argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number above 0')
+    return value
+
+
+def positive(text: str) -> int:
+    """Return the whole number above 0 that an argument is, for `type=` of argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
+    return int(text)
+
+
+def label_pair(text: str) -> tuple[int, int]:
+    """Return the number and the class of an argument `NUMBER:CLASS`, for `type=` of argparse."""
+    number, _, index = text.partition(':')
+    if not (number.isdecimal() and index.isdecimal()):
+        raise argparse.ArgumentTypeError(f'{text!r} is not NUMBER:CLASS, such as 255:1')
+    return int(number), int(index)
+
+
+def _explain(error: VitDenseError | ImportError) -> int:
+    """Print the block of an error and return its exit code. An ImportError that is not about OpenCV goes on."""
+    if os.environ.get('VITDENSE_DEBUG') == '1':
+        import traceback
+
+        traceback.print_exc()
+    if isinstance(error, ImportError):
+        error = opencv_error(error)
+    print(error, file=sys.stderr)
+    return error.exit_code
+
+
+def opencv_error(error: ImportError) -> ResourceError:
+    """Return what to do when OpenCV cannot be imported; any other ImportError is raised again."""
+    libraries = ('libGL', 'libxcb', 'libgthread', 'libglib')
+    if error.name != 'cv2' and not any(library in str(error) for library in libraries):
+        raise error
+    return ResourceError(
+        'OpenCV cannot be imported',
+        where='import cv2',
+        why=str(error),
+        fix='apt-get install libgl1 libglib2.0-0 libxcb1; or, where you may not install system packages,\n'
+        'pip uninstall -y opencv-python && pip install opencv-python-headless',
+    )
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ConfigError with the nearest option, and which takes no abbreviations."""
+
+    def __init__(self, **options: object) -> None:
+        options.setdefault('formatter_class', argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        """Return the parsed arguments. Raises ConfigError for wrong ones."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = [name for parser in self._all() for action in parser._actions for name in action.option_strings]
+            word = next((word for word in unknown if word.startswith('-')), unknown[0]).split('=')[0]
+            self.error(f'unknown argument {word}{suggestion(word, known) if word.startswith("-") else ""}')
+        return parsed
+
+    def _all(self) -> list[argparse.ArgumentParser]:
+        """Return this parser and those of its commands."""
+        groups = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return [self, *(parser for group in groups for parser in group.choices.values())]
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(
+            message,
+            where=self.prog,
+            why=self.format_usage().strip(),
+            fix=f'see {self.prog} --help for what can be given',
+        )

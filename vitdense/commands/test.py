@@ -1,0 +1,181 @@
+"""What `tools/test.py` does with its arguments: evaluate a checkpoint, and write scores, predictions and overlays."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.dist import all_gather_object, is_main_process
+from mmengine.hooks import Hook
+from PIL import Image
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vitdense import visualize
+from vitdense.checkpoints.run import make_folder, steps_in, write_text
+from vitdense.commands.output_paths import OutputPaths
+from vitdense.metrics.coco_columns import category_ids, results_of
+from vitdense.metrics.confusion import save_confusions
+from vitdense.reporting.console import console, start_logging
+from vitdense.reporting.history import finite, write_json
+from vitdense.reporting.progress import evaluated, print_metrics
+from vitdense.reporting.run_images import on_cpu, shown_picture
+from vitdense.train.build import make_tester
+from vitdense.train.compile import explained
+from vitdense.train.evaluation_sets import set_name
+from vitdense.train.loaders import close_loaders
+from vitdense.train.runner import choose_device, leave_processes, start_processes
+from vitdense.types import Batch, ImageClass, Instances, Meta, SemanticMap
+
+logger = logging.getLogger('vitdense')
+
+
+def test(
+    cfg: Config,
+    checkpoint: str | Path | None,
+    *,
+    work_dir: str | Path | None = None,
+    out: str | Path | None = None,
+    show_dir: str | Path | None = None,
+    device: str | None = None,
+    tta: bool = False,
+    compiled: bool = False,
+    skip_bad_eval: bool = False,
+) -> dict[str, float | int | None]:
+    """Evaluate `checkpoint` (None: the published weights) on the config's test data; return the scores, which are also
+    in `metrics.json`.
+
+    Scores go to `work_dir`, or to `out`, or to `test` in the config's work directory; a work directory that holds a
+    training run keeps its own scores and gets a folder `test`. `out` also gets the predictions: label maps as
+    `HEAD/PATH.png`, with the path of the image below its data set and the numbers of the classes **as trained** (with
+    `reduce_zero_label` class 0 is the file's label 1), objects of all images as `HEAD/results.json`, COCO's results
+    format with the category ids of the annotation file (and `HEAD/results_segm.json` where there are masks), or the
+    five best classes of every image, in the file of that name. `show_dir` gets images with the predictions drawn on
+    them as `PATH.jpg`. In both, each of several test sets, and each data set of a mixture, has a folder of its own.
+    `compiled` compiles the network. `skip_bad_eval` leaves unreadable images out; how many is said beside the scores,
+    and is `skipped_images` among them.
+    """
+    base = _scores_folder(cfg, work_dir, out)
+    start_processes(choose_device(device))
+    start_logging(base)
+    hook = PredictionHook(out and Path(out), show_dir and Path(show_dir))
+    given = dict(device=device, tta=tta, compiled=compiled, skip_bad_eval=skip_bad_eval)
+    runner = make_tester(cfg, base, checkpoint, **given, hooks=(hook,))
+    try:
+        with explained():
+            metrics = finite(runner.test())
+    finally:
+        hook.close()
+        close_loaders()
+    if is_main_process():
+        evaluators = runner.test_evaluator.metrics
+        total = len(runner.test_dataloader.dataset)
+        title = evaluated(metrics, total) or f'{total} pictures'
+        print_metrics(evaluators, metrics, title=title)
+        save_confusions(evaluators, base)
+        for folder in {base, Path(out) if out else base}:
+            write_json(folder / 'metrics.json', metrics)
+            logger.info('scores: %s', folder / 'metrics.json')
+    leave_processes(runner)
+    return metrics
+
+
+def _scores_folder(cfg: Config, work_dir: str | Path | None, out: str | Path | None) -> Path:
+    """Return the folder for the scores, and make it; it is never that of a training run."""
+    if out and not work_dir:
+        folder = Path(out)
+    else:
+        folder = Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(cfg.filename).stem)
+        if not work_dir or steps_in(folder) or (folder / 'metrics.csv').exists():
+            folder = folder / 'test'
+    make_folder(folder)
+    return folder
+
+
+class PredictionHook(Hook):
+    """Show how far the test is, and write every picture's prediction into the folders that are given."""
+
+    priority = 'LOW'
+
+    def __init__(self, out: Path | None, show_dir: Path | None) -> None:
+        self.out = out
+        self.show_dir = show_dir
+        self._paths: OutputPaths | None = None
+        self._rows: dict[str, list[list[dict]]] = {}  # by file: the rows of each picture of this rank
+        self._bar: Progress | None = None
+        self._task: Any = None
+
+    def before_test_epoch(self, runner: Any) -> None:
+        if is_main_process() and console().is_terminal:
+            parts = TextColumn('test'), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
+            self._bar = Progress(*parts, console=console())
+            self._task = self._bar.add_task('test', total=len(runner.test_dataloader))
+            self._bar.start()
+
+    def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if self.out or self.show_dir:
+            self._write(runner, data_batch, outputs)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=batch_idx + 1)
+
+    def after_test_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
+        if not self.out:
+            return
+        ranks = all_gather_object(self._rows)
+        for file in sorted({file for rows in ranks for file in rows} if is_main_process() else ()):
+            turns = zip_longest(*(rows.get(file, ()) for rows in ranks), fillvalue=())  # ranks took turns
+            merged = [row for pictures in turns for row in chain.from_iterable(pictures)]
+            (self.out / file).parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.out / file, json.dumps(merged, allow_nan=False) + '\n')
+            logger.info('%d predictions: %s', len(merged), self.out / file)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _write(self, runner: Any, batch: Batch, outputs: list[dict[str, Any]]) -> None:
+        if self._paths is None:
+            self._paths = OutputPaths(runner.test_dataloader)
+        for img, meta, prediction in zip(batch.imgs, batch.metas, outputs, strict=True):
+            prediction = on_cpu(prediction)
+            folder, name = self._paths.place(meta, set_name(runner.test_dataloader))
+            for head, record in prediction.items() if self.out else ():
+                if isinstance(record, SemanticMap):
+                    write_labels(record, self._paths.writable(self.out / folder / head / f'{name}.png'))
+                if isinstance(record, Instances):
+                    ids = category_ids(runner.metainfo, runner.network_model.tasks[head].field)
+                    self._keep(folder / head, meta, record, ids)
+                if isinstance(record, ImageClass):
+                    names = runner.network_model.head_classes.get(head, ())
+                    row = {'image_id': meta.image_id, **best_classes(record, names)}
+                    self._rows.setdefault(f'{folder / head}/results.json', []).append([row])
+            if self.show_dir:
+                picture = shown_picture(img, meta, prediction)
+                path = self._paths.writable(self.show_dir / folder / f'{name}.jpg')
+                Image.fromarray(visualize.draw(picture, prediction, runner.metainfo)).save(path, quality=92)
+
+    def _keep(self, folder: Path, meta: Meta, record: Instances, ids: list[int | None]) -> None:
+        """Keep the rows of one picture; masks go to a file of their own."""
+        for file, masks in (('results.json', False), ('results_segm.json', True)):
+            if not masks or record.masks is not None:
+                rows = results_of(record, meta.image_id, ids, masks=masks)
+                self._rows.setdefault(f'{folder}/{file}', []).append(rows)
+
+
+def best_classes(record: ImageClass, names: Sequence[str], most: int = 5) -> dict[str, list]:
+    """Return the names and scores of the best classes, best first."""
+    best = record.scores.topk(min(most, len(record.scores)))
+    classes = [names[index] if index < len(names) else f'class {index}' for index in best.indices.tolist()]
+    return {'classes': classes, 'scores': [round(score, 6) for score in best.values.tolist()]}
+
+
+def write_labels(record: SemanticMap, path: Path) -> None:
+    """Write a label map as a PNG of 8 bits, or 16 where there are more than 256 classes."""
+    labels = record.labels.numpy()
+    Image.fromarray(labels.astype(np.uint8 if labels.dtype == np.uint8 else np.uint16)).save(path)

@@ -1,0 +1,271 @@
+"""What `tools/train.py` does with its arguments: prepare a work directory, train, and hand over the results."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+
+from vitdense.checkpoints.model_folder import save_model_folder
+from vitdense.checkpoints.omitted_weights import self_contained
+from vitdense.checkpoints.run import find_checkpoint, make_folder, read_checkpoint, steps_in, sweep
+from vitdense.commands.memory import check_fit
+from vitdense.commands.parser import tool_command
+from vitdense.config.load import picture_recipe
+from vitdense.device import peak_memory
+from vitdense.errors import CheckpointError, ConfigError, DiskError, ResourceError
+from vitdense.multihead.add_head import ask_for_head
+from vitdense.multihead.head_files import save_head, take_head
+from vitdense.reporting.console import console, start_logging
+from vitdense.reporting.run_images import write_sample
+from vitdense.storage.weights import save_weights
+from vitdense.train.build import make_trainer
+from vitdense.train.compile import explained
+from vitdense.train.evaluation_sets import first_dataset
+from vitdense.train.loaders import close_loaders
+from vitdense.train.preemption import leave_on_signal
+from vitdense.train.resume import read_resumable
+from vitdense.train.runner import DenseRunner, choose_device, leave_processes, start_processes
+from vitdense.train.work_dir import (
+    ENCODER,
+    bring_history,
+    locked,
+    move_aside,
+    move_later,
+    refuse_files_in_the_way,
+)
+
+logger = logging.getLogger('vitdense')
+
+
+def train(
+    cfg: Config,
+    *,
+    work_dir: str | Path | None = None,
+    resume: str | None = None,
+    weights: str | None = None,
+    add_head: str | None = None,
+    device: str | None = None,
+    compiled: bool = False,
+    skip_bad_eval: bool = False,
+) -> DenseRunner:
+    """Train the config and return the runner, with everything in the work directory that a run leaves.
+
+    `work_dir` defaults to the config's, else to `work_dirs/` and the name of the config file. `resume` is the path of
+    a checkpoint or of a work directory, or 'auto' for the newest whole checkpoint of `work_dir`; without one there the
+    run starts at the beginning. Without `resume`, what an earlier run left is moved to `earlier-N/` once the parts of
+    the new one fit each other. `compiled` compiles the network. `add_head` names the branch of the config that alone is
+    trained, on the model that `weights` lead to (see `vitdense.multihead.add_head`). `skip_bad_eval` leaves unreadable
+    images out of validations, counted beside the scores.
+
+    A folder belongs to one run at a time: ConfigError while another one works in it.
+    """
+    cfg, weights = ask_for_head(cfg, add_head, weights)
+    _refuse_both(resume, weights if add_head is None else None)
+    start_processes(choose_device(device))
+    folder = Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(cfg.filename).stem)
+    make_folder(folder)
+    start_logging(None, keep=True)
+    with leave_on_signal(), locked(folder):
+        refuse_files_in_the_way(folder)
+        if is_main_process():
+            sweep(folder)
+        checkpoint = _find(resume, folder)
+        content = None if checkpoint is None else read_resumable(checkpoint)
+        if content is not None:
+            logger.info('going on from %s, step %d', checkpoint, content['step'])
+        elif resume:
+            logger.info('no checkpoint in %s: starting at the beginning', folder)
+        given = dict(device=device, checkpoint=content, weights=weights, compiled=compiled, skip_bad_eval=skip_bad_eval)
+        clear = partial(_make_place, folder, checkpoint, content, resume=resume is not None)
+        runner = make_trainer(cfg, folder, **given, clear=clear)
+        try:
+            with explained():
+                runner.train()
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(error, runner) from error
+        if is_main_process():
+            finish(runner)
+    leave_processes(runner)
+    return runner
+
+
+def _refuse_both(resume: str | None, weights: str | None) -> None:
+    if resume is not None and weights is not None:
+        raise ConfigError(
+            '--resume and --weights exclude each other',
+            where=f'--resume --weights {weights}',
+            why='a run that goes on has the weights of its checkpoint',
+            fix='leave --weights out to go on, or --resume to start anew with these weights',
+        )
+
+
+def _make_place(folder: Path, checkpoint: Path | None, content: Mapping[str, Any] | None, *, resume: bool) -> None:
+    """Move what does not belong to the run at hand out of its work directory, and begin its log file."""
+    moved = None
+    if is_main_process():
+        if content is not None and checkpoint.parent.resolve() == folder.resolve():
+            moved = move_later(folder, content['step'])
+        elif content is not None:
+            moved = move_aside(folder)
+            bring_history(checkpoint.parent, folder, content['step'])
+        elif not resume or steps_in(folder):  # with --resume: damaged ones
+            moved = move_aside(folder)
+    start_logging(folder)
+    if moved is not None:
+        what = f'checkpoints after step {content["step"]} were' if content is not None else 'an earlier run was'
+        logger.info('%s moved to %s; --resume goes on with a run', what, moved)
+
+
+def out_of_memory(error: BaseException, runner: DenseRunner) -> ResourceError:
+    """Return what to do when the device is full."""
+    return ResourceError(
+        f'out of memory on {runner.device}',
+        where=f'step {runner.iter + 1}, batches of {runner.train_dataloader.batch_size}',
+        why=str(error).splitlines()[0],
+        fix='lower train_dataloader.batch_size and raise optim_wrapper.accumulative_counts as much; or\n'
+        '+model.network.backbone.checkpointing=True, which trades time for memory',
+    )
+
+
+def _find(resume: str | None, folder: Path) -> Path | None:
+    """Return the checkpoint to go on from. Raises CheckpointError for a path that leads to none."""
+    if resume is None:
+        return None
+    if resume == 'auto':
+        return find_checkpoint(folder)
+    path = Path(resume)
+    found = find_checkpoint(path) if path.is_dir() else path
+    if found is None or not found.is_file():
+        why = 'the folder holds no whole checkpoint step_*.pth' if path.is_dir() else 'there is no such file'
+        if (path / 'model.json').is_file():
+            why = f'it is a model folder, which holds weights only: start anew with them by --weights {resume}'
+        raise CheckpointError(
+            f"no checkpoint at '{resume}'",
+            where=f'--resume {resume}',
+            why=why,
+            fix='give a step_*.pth or the work directory of a run; --resume alone looks into the work directory',
+        )
+    return found
+
+
+def finish(runner: DenseRunner) -> None:
+    """Write the model folder of the best (or else the last) weights, and say which commands to run next.
+
+    A network that pretrains an encoder also leaves that, as `encoder.safetensors` in timm's names. Raises DiskError.
+    """
+    best = runner.folder / 'best.pth' if runner.history.best else None
+    content = runner.state() if best is None else read_checkpoint(best)
+    try:
+        if not runner.config_written:
+            runner.dump_config()
+        _save_model(runner, content)
+        say_next(runner, best or steps_in(runner.folder)[0])
+    except OSError as error:
+        raise DiskError(
+            'the last files of the run could not be written',
+            where=str(runner.folder),
+            why=str(error),
+            fix='make room on the disk, then --resume: the checkpoints are whole, only the last files are missing',
+        ) from error
+
+
+def _save_model(runner: DenseRunner, content: Mapping[str, Any]) -> None:
+    folder, cfg = runner.folder, runner.cfg.to_dict()
+    data = picture_recipe(cfg)
+    transforms, value_range = data.get('transforms') or [], data.get('value_range')
+    network = runner.network_model.network
+    recipe, state = self_contained(runner.network_model, cfg['model'], content['state_dict'])
+    added = cfg.get('add_head')
+    if added:
+        given = dict(recipe=recipe, state=state, metainfo=content['metainfo'], transforms=transforms)
+        path = save_head(folder / 'heads', take_head(runner.network_model, added['name'], **given))
+        logger.info('the head by itself: %s', path)
+        transforms = added['transforms']  # the old heads keep theirs
+    save_model_folder(
+        folder / 'model',
+        recipe,
+        state,
+        metainfo=content['metainfo'],
+        transforms=transforms,
+        facts={'mean': list(network.mean), 'std': list(network.std), 'step': content['step']}
+        | ({'value_range': list(value_range)} if value_range else {}),
+    )
+    if hasattr(network, 'encoder_weights'):
+        state = {name.removeprefix('network.'): value for name, value in content['state_dict'].items()}
+        save_weights(folder / ENCODER, network.encoder_weights(state))
+
+
+def say_next(runner: DenseRunner, checkpoint: Path) -> None:
+    """Print the scores and the exact commands that test the model and run it on a picture."""
+    folder = runner.folder
+    loader = runner.val_dataloader if runner.val_loop is not None else runner.train_dataloader
+    sample = write_sample(first_dataset(loader), folder / 'sample.png')
+    best = runner.history.best
+    if best:
+        scores = ', '.join(f'{key} {value:.4f}' for key, value in best.items() if isinstance(value, float))
+        logger.info('best at step %d: %s', best['step'], scores)
+    logger.info('everything is in %s; next:', folder)
+    if runner.cfg.get('test_dataloader') and runner.cfg.get('test_evaluator'):
+        logger.info('  %s', tool_command('test', folder / 'config.py', checkpoint))
+    if (folder / ENCODER).exists():
+        option = f'model.network.backbone.pretrained={folder / ENCODER}'
+        logger.info('  %s', tool_command('train', 'CONFIG', '--cfg-options', option))
+    logger.info('  %s', tool_command('demo', sample, '--model', folder / 'model', '--out', folder / 'demo'))
+
+
+def dry_run(
+    cfg: Config,
+    *,
+    weights: str | None = None,
+    add_head: str | None = None,
+    device: str | None = None,
+    compiled: bool = False,
+) -> dict[str, Any]:
+    """Build everything, train a worst-case step and a usual one, predict one validation batch; print time and memory.
+
+    Nothing is kept. Raises ResourceError with what to change where the worst case does not fit into memory.
+    """
+    cfg, weights = ask_for_head(cfg, add_head, weights)
+    start_logging(None)
+    with tempfile.TemporaryDirectory(prefix='vitdense-') as folder:
+        start = time.perf_counter()
+        runner = make_trainer(cfg, folder, device=device, weights=weights, compiled=compiled)
+        logging.getLogger(runner.experiment_name).handlers.clear()
+        runner._train_loop = loop = runner.build_train_loop(runner._train_loop)
+        runner.optim_wrapper = wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        wrapper.initialize_count_status(runner.model, 0, 1)
+        with explained():
+            check_fit(runner, wrapper)
+        wrapper.initialize_count_status(runner.model, 0, 1)
+        built = time.perf_counter()
+        runner.model.train()
+        with explained():
+            losses = runner.model.train_step(next(iter(loop.dataloader)), wrapper)
+        times = {'build and worst case': built - start, 'training step': time.perf_counter() - built}
+        if runner.val_loop is not None:
+            began = time.perf_counter()
+            runner.model.eval()
+            batch = next(iter(runner.val_dataloader))
+            with torch.no_grad():
+                runner.val_evaluator.process(runner.model.val_step(batch), batch)
+            times['validation batch'] = time.perf_counter() - began
+        words = ', '.join(f'{name} {seconds:.2f} s' for name, seconds in times.items())
+        values = {key: float(value.detach()) for key, value in losses.items()}
+        console().print(f'dry run: loss {values["loss"]:.4f}; {words}; at most {peak_memory(runner.device)}')
+        close_loaders()
+        return {'losses': values, 'seconds': times}
+
+
+def read_options(cfg_options: Sequence[str] | None, **given: Any) -> list[str]:
+    """Return `--cfg-options` with the tool's own flags (seed, amp) as options ahead of them."""
+    options = [f'{key}={value}' for key, value in given.items() if value is not None]
+    return [*options, *(cfg_options or ())]

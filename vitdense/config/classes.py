@@ -1,0 +1,49 @@
+"""The classes of a config whose data need not be there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.config import Config
+
+from vitdense.data.class_names import read_classes, read_palette
+from vitdense.errors import ConfigError, DataError
+from vitdense.train.loaders import build_dataset
+
+FIELDS = ('labels', 'semantic', 'image_label')
+
+
+def metainfo_of(cfg: Config, *, num_classes: int | None = None) -> dict[str, Any]:
+    """Return the metainfo (`classes`, ...) of a config's data, of its file names of classes, or `num_classes` made up.
+
+    Raises ConfigError where nobody knows how many classes there are.
+    """
+    if num_classes is not None:
+        return {'classes': dict.fromkeys(FIELDS, [f'class {number}' for number in range(num_classes)])}
+    recipe = section_of(cfg).get('dataset') or {}
+    try:
+        return build_dataset(recipe, root=cfg.get('data_root')).metainfo
+    except (DataError, ConfigError) as error:
+        names = _named(recipe.get('classes'))
+        if names is None:
+            raise ConfigError(
+                'the number of classes is not known',
+                where=str(cfg.filename),
+                why=f'the data is not there ({error.message}), and the config does not name the classes',
+                fix='give --num-classes K',
+            ) from error
+        return {'classes': dict.fromkeys(FIELDS, names), 'palette': dict.fromkeys(FIELDS, read_palette(None, names))}
+
+
+def section_of(cfg: Config) -> Mapping[str, Any]:
+    """Return the loader section that says how pictures are evaluated; empty where there is none."""
+    content = cfg.to_dict()
+    return content.get('test_dataloader') or content.get('val_dataloader') or content.get('train_dataloader') or {}
+
+
+def _named(classes: Any) -> Sequence[str] | None:
+    try:
+        return list(read_classes(classes).values())
+    except (ConfigError, TypeError):
+        return None

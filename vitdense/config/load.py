@@ -1,0 +1,177 @@
+"""Config files: what may stand in one, how it is read, changed from the command line, and written down.
+
+A config is new-style mmengine Python (`with read_base(): ...`). **It is code and it runs when it is read**: load only
+configs that you would run as a program. What it leaves behind is data only: numbers, words, lists, dicts, and classes
+under the key `type`. Rules: no `def` and no calls but `dict(...)` and methods of dicts; a class stands only at `type`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from vitdense.config.checks import LOADERS, check_config, check_keys
+from vitdense.config.locate import find_config, read_config
+from vitdense.config.overrides import apply_options
+from vitdense.config.schema import (
+    AddHeadSection,
+    CheckpointSection,
+    ConfigFile,
+    EarlyStoppingSection,
+    EmaSection,
+    OptimSection,
+    ScheduleSection,
+)
+from vitdense.config.sections import FOLLOWS
+from vitdense.errors import ConfigError
+
+KEYS = tuple(field.name for field in fields(ConfigFile))
+# Sections whose defaults are filled in: wherever they are, and everywhere.
+COMPLETED = {
+    'optim_wrapper': OptimSection,
+    'schedule': ScheduleSection,
+    'checkpoint': CheckpointSection,
+    'ema': EmaSection,
+    'early_stopping': EarlyStoppingSection,
+    'add_head': AddHeadSection,
+}
+FILLED = ('ema', 'early_stopping', 'add_head', 'loggers', 'seed', 'amp', 'custom_hooks', 'sample_pictures')
+
+
+def load_config(path: str | Path, options: Sequence[str] = (), *, workers: int | None = None) -> Config:
+    """Return the config at `path`, completed with defaults, changed by `options` and checked.
+
+    `path` may also be `configs/...` of the installed package. `options` are `K=V` words (see
+    `vitdense.config.overrides`); `workers` is the number of workers of every loader. In the result every class is
+    written as its dotted path, so that it can be copied, dumped and compared, and no two sections share an object.
+    A test section that is absent, or the same as that of validation, is a copy of the latter as `options` leave it.
+
+    Raises ConfigError, naming the file, for a file that cannot be read, an unknown key (with the nearest match), a
+    `type` that cannot be imported, and a value that its key or the argument of its part does not allow.
+    """
+    path = find_config(path)
+    content = read_config(path, KEYS)
+    check_keys(content, str(path))
+    _complete(content)
+    spelt = _apply(content, options)
+    _complete(content)  # options may have brought sections
+    for _, section in loader_sections(content):
+        if workers is not None and isinstance(section, dict):
+            section['num_workers'] = workers
+    check_config(content, str(path), spelt)
+    _check_sets(content, str(path))
+    cfg = Config(content)
+    object.__setattr__(cfg, '_filename', str(path))
+    return cfg
+
+
+def _apply(content: dict[str, Any], options: Sequence[str]) -> dict[str, str]:
+    """Apply the options; those of test sections come last, to what the others have made of validation's.
+
+    Returns the values of the options as they are spelt, by key.
+    """
+    for test, val in FOLLOWS.items():
+        if test in content and content[test] == content.get(val):
+            del content[test]
+    of_test = [option.lstrip('+').startswith(tuple(FOLLOWS)) for option in options]
+    spelt = apply_options(content, [option for option, late in zip(options, of_test, strict=True) if not late])
+    for test, val in FOLLOWS.items():
+        if content.get(val) is not None and test not in content:
+            content[test] = copy.deepcopy(content[val])
+            spelt |= {key.replace(val, test, 1): text for key, text in spelt.items() if key.startswith(val)}
+    return spelt | apply_options(content, [option for option, late in zip(options, of_test, strict=True) if late])
+
+
+def named_sections(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the loaders of a config's loader section by name: several, or one whose name is ''."""
+    return {'': section} if 'dataset' in section else dict(section)
+
+
+def picture_recipe(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe of the data set whose transforms prepare pictures for the model.
+
+    It is that of `test_dataloader`, else of `val_dataloader`, else of `train_dataloader`, the first of several.
+    """
+    section = content.get('test_dataloader') or content.get('val_dataloader') or content['train_dataloader']
+    recipe = next(iter(named_sections(section).values()))['dataset']
+    parts = recipe.get('datasets')  # of a mixture
+    return next(iter(parts.values())) if isinstance(parts, Mapping) else recipe
+
+
+def dump_config(cfg: Config | Mapping[str, Any], path: str | Path) -> None:
+    """Write `cfg` as a Python file that `load_config` reads back to the same config. Nothing is imported there."""
+    Path(path).write_text(config_text(cfg), encoding='utf-8')
+
+
+def config_text(cfg: Config | Mapping[str, Any]) -> str:
+    """Return the text that `dump_config` writes."""
+    content = cfg.to_dict() if isinstance(cfg, Config) else cfg
+    return ''.join(f'{key} = {_source(value, 0)}\n' for key, value in content.items())
+
+
+def _source(value: Any, depth: int) -> str:
+    """Return `value` as Python source, broken into lines where it is long."""
+    if isinstance(value, Mapping) and all(isinstance(key, str) and key.isidentifier() for key in value):
+        parts, ends = [f'{key}={_source(item, depth + 1)}' for key, item in value.items()], ('dict(', ')')
+    elif isinstance(value, Mapping):
+        parts, ends = [f'{key!r}: {_source(item, depth + 1)}' for key, item in value.items()], ('{', '}')
+    elif isinstance(value, list | tuple):
+        parts, ends = (
+            [_source(item, depth + 1) for item in value],
+            ('[', ']') if isinstance(value, list) else ('(', ')'),
+        )
+    else:
+        return repr(value)
+    line = ends[0] + ', '.join(parts) + (',' if isinstance(value, tuple) and len(parts) == 1 else '') + ends[1]
+    if len(line) + 4 * depth <= 100 and '\n' not in line:
+        return line
+    indent = '    ' * (depth + 1)
+    return ends[0] + '\n' + ''.join(f'{indent}{part},\n' for part in parts) + '    ' * depth + ends[1]
+
+
+def _complete(content: dict[str, Any]) -> None:
+    """Fill in defaults, so that every option can be named and the dumped config says everything."""
+    for name in FILLED:
+        content.setdefault(name, getattr(ConfigFile, name))
+    for key, kind in COMPLETED.items():
+        if isinstance(content.get(key), dict):
+            missing = [field for field in fields(kind) if field.name not in content[key]]
+            content[key].update({field.name: field.default for field in missing if field.default is not MISSING})
+
+
+def loader_sections(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every loader section with its key; of several sets the sections are `val_dataloader.NAME`."""
+    for key in LOADERS:
+        section = content.get(key)
+        if isinstance(section, dict) and section:
+            several = key != 'train_dataloader' and 'dataset' not in section
+            yield from ((f'{key}.{name}', item) for name, item in section.items()) if several else [(key, section)]
+
+
+def _check_sets(content: dict[str, Any], file: str) -> None:
+    """Raise ConfigError unless evaluators are named as the sets that they score."""
+    for kind in ('val', 'test'):
+        section, metrics = content.get(f'{kind}_dataloader') or {}, content.get(f'{kind}_evaluator') or ()
+        sets = list(named_sections(section)) if section else ['']
+        named = list(metrics) if isinstance(metrics, Mapping) else ['']
+        if section and set(sets) != set(named):
+            form = ', '.join(f'{name}=[...]' for name in sets)
+            raise ConfigError(
+                f'{kind}_evaluator does not fit {kind}_dataloader',
+                where=file,
+                why=f'the sets are {", ".join(sets) if section and sets != [""] else "one without a name"}, '
+                f'the evaluators {", ".join(named) if named != [""] else "one list"}',
+                fix=f'write {kind}_evaluator = ' + (f'dict({form})' if sets != [''] else '[dict(type=...)]'),
+            )
+        if section and not metrics:
+            raise ConfigError(
+                f'{kind}_dataloader has no metric',
+                where=f'{file}: {kind}_evaluator',
+                why='the predictions would be made, and not scored',
+                fix=f'write {kind}_evaluator = [dict(type=...)], or {kind}_dataloader = None',
+            )

@@ -1,0 +1,191 @@
+"""Published checkpoints of the same architectures: where they are, under which licence, and which tensor means which.
+
+A `Published` says where checkpoints come from, under which licence, and how to translate them; `load_weights` with its
+`convert` then refuses whatever is not covered to the last number.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitdense.convert import key_rules as names
+from vitdense.convert.deltas import add_base, base_state, check_base
+from vitdense.convert.key_rules import Rule
+from vitdense.convert.renaming import packed, rename
+from vitdense.storage.weights import Coverage, State, load_weights
+
+COCO_ROWS = 91  # of classifiers whose rows are COCO's category ids, 0 ... 90
+COCO_UNUSED = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # ids without a category
+COCO_IDS = tuple(number for number in range(COCO_ROWS) if number not in COCO_UNUSED)
+
+
+class Published(NamedTuple):
+    """A family of published checkpoints."""
+
+    name: str
+    source: str  # where the files are
+    licence: str  # of the weights
+    rules: Sequence[Rule]  # applied one after another to every name
+    free: bool = True  # whether the licence is known and lets anybody use the weights
+    evidence: str = ''  # where the licence is stated
+    unused: Sequence[str] = ()  # patterns of names that no answer depends on
+    coco: bool = False  # classifiers may have a row for each of COCO's category ids
+    base: str | None = None  # checkpoints may be differences: from which backbone
+    note: str = ''  # in what our answers differ from theirs
+
+
+VIT_ADAPTER = Published(
+    'ViT-Adapter, UPerNet on DeiT or AugReg',
+    source='https://github.com/czczup/ViT-Adapter (segmentation)',
+    licence='Apache-2.0',
+    evidence='LICENSE of the repository, which says nothing else about its weights',
+    rules=names.VIT_ADAPTER,
+)
+DINOV2_LINEAR = Published(
+    'DINOv2, linear segmentation head',
+    source='https://github.com/facebookresearch/dinov2 (backbone, and head of ADE20K, VOC or Cityscapes)',
+    licence='Apache-2.0',
+    evidence='README of the repository: code and weights are released under Apache-2.0',
+    rules=names.DINOV2_LINEAR,
+    unused=(r'(^|\.)mask_token$',),
+    note='Positions are resampled by the rule of timm, without the offset of 0.1 cells of the original code.',
+)
+MAE_UPERNET = Published(
+    'MAE, UPerNet of mmsegmentation',
+    source='https://github.com/open-mmlab/mmsegmentation (configs/mae)',
+    licence='CC-BY-NC-4.0 (the pretrained MAE they were trained from; mmsegmentation itself is Apache-2.0)',
+    evidence='LICENSE of https://github.com/facebookresearch/mae',
+    free=False,
+    rules=names.MAE_UPERNET,
+    unused=(r'\.relative_position_index$',),
+)
+EOMT = Published(
+    'EoMT on DINOv2',
+    source='https://huggingface.co/tue-mps',
+    licence='MIT (backbone: Apache-2.0)',
+    evidence='model cards of tue-mps, LICENSE of https://github.com/tue-mps/eomt',
+    rules=names.EOMT,
+    unused=(r'^criterion\.', r'pixel_(mean|std)$', r'(^|\.)mask_token$', r'^rope_embeddings\.inv_freq$'),
+)
+EOMT_DINOV3 = EOMT._replace(
+    name='EoMT on DINOv3',
+    licence='MIT, and the DINOv3 License of Meta for the backbone',
+    evidence='model cards of tue-mps; the DINOv3 License has conditions of its own',
+    free=False,
+    rules=names.EOMT_DINOV3,
+    base='DINOv3 of the same size, as transformers, timm (*_qkvb) or its authors name the tensors\n'
+    '(for EoMT-L https://huggingface.co/facebook/dinov3-vitl16-pretrain-lvd1689m)',
+)
+RF_DETR = Published(
+    'RF-DETR (nano, small, medium, base, large)',
+    source='https://github.com/roboflow/rf-detr, and https://huggingface.co/Roboflow',
+    licence='Apache-2.0 (not the XL and 2XL models of rfdetr_plus: PML 1.0)',
+    evidence='table of pretrained models of the documentation of rf-detr',
+    rules=names.RF_DETR,
+    unused=(r'(^|\.)mask_token$', r'(^|\.)_kp_active_mask$'),  # of keypoints, which these models have not
+    coco=True,
+)
+LW_DETR = Published(
+    'LW-DETR',
+    source='https://huggingface.co/xbsu/LW-DETR, and https://huggingface.co/AnnaZhang',
+    licence='Apache-2.0',
+    evidence='model card of xbsu/LW-DETR',
+    rules=names.LW_DETR,
+    coco=True,
+)
+FAMILIES = {
+    'dinov2-linear': DINOV2_LINEAR,
+    'mae-upernet': MAE_UPERNET,
+    'vit-adapter': VIT_ADAPTER,
+    'eomt': EOMT,
+    'eomt-dinov3': EOMT_DINOV3,
+    'rf-detr': RF_DETR,
+    'lw-detr': LW_DETR,
+}
+
+
+def load_published(
+    network: nn.Module,
+    state: Mapping[str, Tensor],
+    published: Published,
+    *,
+    where: str,
+    base: Mapping[str, Tensor] | None = None,
+) -> Coverage:
+    """Fill `network` with a published checkpoint `state`, completely or not at all, and return what matched.
+
+    The network is that of the family, with branches 'sem' or 'det'. For `VIT_ADAPTER` it is a `SharedNetwork` of
+    UPerNet on a `ViTAdapter`, whose ViT is made with `timm_args=dict(class_token=False, final_norm=False,
+    init_values=1.0)`: theirs have LayerScale, but neither of the others. Models without class token resample the table
+    of positions to each picture by a bicubic rule that differs from timm's; here the table is brought to the grid of
+    the network's own table by their rule, so that with `img_size=512` windows of 512 get exactly their positions.
+    Classifiers with a row for each of COCO's 91 category ids give the rows of the 80 categories to a head of 80
+    classes. Differences (`EOMT_DINOV3`) are added to the weights `base` of the backbone.
+
+    Raises CheckpointError when anything is missing, left over or of another shape, and for differences without `base`.
+    `where` names the source.
+    """
+    wanted = network.state_dict()
+    check_base(state, published, where=where, has_base=base is not None)
+    added = {} if base is None else base_state(network, base, published, where=where)
+
+    def convert(trial: State) -> State:
+        return add_base(translate(trial, published, wanted), added) if added else translate(trial, published, wanted)
+
+    return load_weights(network, state, where=where, convert=convert)
+
+
+def translate(state: Mapping[str, Tensor], published: Published, wanted: Mapping[str, Tensor]) -> State:
+    """Return a published `state` under our names, in the layouts of the tensors `wanted` (a network's state)."""
+    dispensable = [re.compile(pattern) for pattern in published.unused]
+    kept = {name: value for name, value in state.items() if not any(each.search(name) for each in dispensable)}
+    ours = packed({rename(name, published.rules): value for name, value in kept.items()}, wanted)
+    ours = _samplers(ours)
+    for name, value in ours.items():
+        place = wanted.get(name)
+        if name.endswith('.pos_embed') and place is not None:
+            ours[name] = _positions(value, place)
+        elif published.coco and '.class_predictors.' in name and value.shape[0] == COCO_ROWS:
+            if place is not None and place.shape[0] == len(COCO_IDS):
+                ours[name] = value[list(COCO_IDS)]
+        elif name.endswith('attn_mask_probs') and place is not None:
+            ours[name] = value.view(place.shape)
+    return ours
+
+
+def _samplers(state: State) -> State:
+    """Name the layers of a projector's samplers: a row of several keeps their numbers, a single one is itself."""
+    rows = {name.partition('.layers.1.')[0] for name in state if '.samplers.' in name and '.layers.1.' in name}
+    ours = {}
+    for name, value in state.items():
+        place, found, rest = name.partition('.layers.')
+        if found and '.samplers.' in place:
+            name = f'{place}.{rest}' if place in rows else f'{place}.{rest.removeprefix("0.")}'
+        ours[name] = value
+    return ours
+
+
+def _positions(table: Tensor, place: Tensor) -> Tensor:
+    """Return published positions, (1, N, C) or (N, C), as ours are; a square is resampled where the grids differ."""
+    table = table[None] if table.ndim == 2 else table
+    ahead = table.shape[1] - math.isqrt(table.shape[1]) ** 2  # prefix tokens
+    if table.shape == place.shape or math.isqrt(place.shape[1]) ** 2 != place.shape[1] or ahead > 1:
+        return table
+    side = math.isqrt(place.shape[1])
+    return _resample(table[:, ahead:], (side, side))
+
+
+def _resample(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return positions (1, s * s, C) of a square as those of `grid` (h, w): bicubic, without antialiasing."""
+    side = math.isqrt(table.shape[1])
+    if (side, side) == tuple(grid):
+        return table
+    plane = table.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, s * s, C) -> (1, C, s, s)
+    plane = functional.interpolate(plane, size=grid, mode='bicubic', align_corners=False)
+    return plane.flatten(2).transpose(1, 2)

@@ -1,0 +1,187 @@
+"""From a published checkpoint to a model folder: a working model without training one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+from vitdense.checkpoints.model_folder import save_model_folder, without_pretrained
+from vitdense.checkpoints.run import sha256_of, write_text
+from vitdense.config.classes import metainfo_of, section_of
+from vitdense.convert.families import COCO_IDS, FAMILIES, Published, load_published, rename
+from vitdense.data.class_names import read_palette
+from vitdense.errors import CheckpointError, ConfigError, did_you_mean
+from vitdense.registry import build
+from vitdense.storage.weight_sets import split_key
+from vitdense.storage.weights import Coverage, State, read_weights
+
+CARD = 'README.md'
+
+
+def import_weights(
+    family: str,
+    files: Sequence[str | Path],
+    cfg: Config,
+    folder: str | Path,
+    *,
+    num_classes: int | None = None,
+    accept_licence: bool = False,
+    base: str | Path | None = None,
+) -> Coverage:
+    """Write the model folder of published weights, and return what matched: everything.
+
+    `family` is one of `FAMILIES`; `files` are its checkpoint, or its parts (a backbone and a head). `cfg` is our config
+    of the same architecture: it gives the model, the transforms of evaluation and the classes, for which its data
+    need not be there (`metainfo_of`; COCO's own names where a family has them). Checkpoints that are differences (EoMT
+    on DINOv3) need the file `base` of the pretrained backbone, to which they are added. Source, licence and checksums
+    stand in `model.json`, and in the model card README.md.
+
+    Raises ConfigError for an unknown family, and for a licence that is not free or not known, unless `accept_licence`;
+    CheckpointError, with the names, when a tensor is missing or left over.
+    """
+    published = find_family(family)
+    check_licence(published, accepted=accept_licence)
+    state = read_parts(files)
+    metainfo = _metainfo(cfg, published, num_classes)
+    recipe = fitted(without_pretrained(cfg.to_dict()['model']), state, published)
+    model = build(recipe, classes=metainfo['classes'])
+    coverage = load_published(
+        model.network,
+        state,
+        published,
+        where=', '.join(Path(file).name for file in files),
+        base=None if base is None else read_weights(base),
+    )
+    facts = origin(family, published, files if base is None else [*files, base])
+    network = model.network
+    save_model_folder(
+        folder,
+        recipe,
+        model.state_dict(),
+        metainfo=metainfo,
+        transforms=section_of(cfg).get('dataset', {}).get('transforms') or [],
+        facts={
+            'mean': list(network.mean),
+            'std': list(network.std),
+            'licence': published.licence,
+            'published': facts,
+        },
+    )
+    write_text(Path(folder) / CARD, card(facts, coverage))
+    return coverage
+
+
+def find_family(name: str) -> Published:
+    """Return the family of this name. Raises ConfigError."""
+    if name not in FAMILIES:
+        raise ConfigError(
+            f"no family of published weights is called '{name}'{did_you_mean(name, FAMILIES)}",
+            where='FAMILY',
+            why=f'known are {", ".join(FAMILIES)}',
+            fix='choose one of these',
+        )
+    return FAMILIES[name]
+
+
+def check_licence(published: Published, *, accepted: bool) -> None:
+    """Raise ConfigError for weights that not everybody may use, or whose licence nobody states, unless `accepted`."""
+    if published.free or accepted:
+        return
+    raise ConfigError(
+        f'the licence of these weights has conditions: {published.licence or "unknown"}',
+        where=published.source,
+        why=published.evidence or 'no licence could be established: without one, nobody may use them',
+        fix='read the licence, and add --accept-licence if you may use the weights under it',
+    )
+
+
+def read_parts(files: Sequence[str | Path]) -> State:
+    """Return the tensors of all files together. Raises CheckpointError when two files have one of the same name."""
+    state: State = {}
+    for file in files:
+        part = read_weights(file)
+        double = sorted(set(part) & set(state))
+        if double:
+            raise CheckpointError(
+                f'two files have a tensor called {double[0]}',
+                where=str(file),
+                why='files of one model are parts of it: a backbone and a head',
+                fix='give the files of one model only',
+            )
+        state |= part
+    return state
+
+
+def _metainfo(cfg: Config, published: Published, num_classes: int | None) -> dict[str, Any]:
+    if not published.coco or num_classes is not None:
+        return metainfo_of(cfg, num_classes=num_classes)
+    by_id = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta['categories']
+    labels = [by_id[number] for number in COCO_IDS]
+    return {
+        'classes': {'labels': labels},
+        'palette': {'labels': read_palette(None, labels)},
+        'category_ids': {'labels': list(COCO_IDS)},
+    }
+
+
+def fitted(recipe: dict[str, Any], state: Mapping[str, Tensor], published: Published) -> dict[str, Any]:
+    """Return the recipe with the ViT of the published weights: without a final norm where they have none, with a table
+    of positions of their size where they have a class token (others are resampled as they come), and inside a
+    ViT-Adapter without LayerScale where they have none.
+    """
+    backbone = recipe['network'].get('backbone')
+    if not isinstance(backbone, Mapping):
+        return recipe
+    inner = 'vit' in backbone
+    vit = dict(backbone['vit'] if inner else backbone)
+    place = 'backbone.vit.model.' if inner else 'backbone.model.'
+    found = {rename(theirs, published.rules): value for theirs, value in state.items()}
+    table, kernel = found.get(f'{place}pos_embed'), found.get(f'{place}patch_embed.proj.weight')
+    has_token = table is not None and kernel is not None and f'{place}cls_token' in found
+    if has_token and not _has_grid(vit.get('img_size'), kernel.shape[-1], table.shape[-2]):
+        vit['img_size'] = round(table.shape[-2] ** 0.5) * kernel.shape[-1]
+    if kernel is not None and f'{place}norm.weight' not in found:
+        vit['timm_args'] = {**(vit.get('timm_args') or {}), 'final_norm': False}
+    if inner and kernel is not None and f'{place}blocks.0.ls1.gamma' not in found:
+        vit['timm_args'] = {**(vit.get('timm_args') or {}), 'init_values': None}
+    return {**recipe, 'network': {**recipe['network'], 'backbone': {**backbone, 'vit': vit} if inner else vit}}
+
+
+def _has_grid(img_size: int | Sequence[int] | None, patch: int, count: int) -> bool:
+    """Whether images of this size have the grid of a table with `count` positions, up to five of prefix tokens."""
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size or (0, 0)
+    return 0 <= count - (height // patch) * (width // patch) <= 5
+
+
+def origin(family: str, published: Published, files: Sequence[str | Path]) -> dict[str, Any]:
+    """Return where weights come from, for the model card."""
+    return {
+        'family': family,
+        'name': published.name,
+        'source': published.source,
+        'licence': published.licence or 'unknown',
+        'licence_stated_in': published.evidence or 'nowhere that could be found',
+        'note': published.note,
+        'files': [{'name': path.name, 'sha256': sha256_of(path)} for path, _ in map(split_key, files)],
+    }
+
+
+def card(facts: Mapping[str, Any], coverage: Coverage) -> str:
+    """Return the text of a model card."""
+    files = '\n'.join(f'- `{file["name"]}`, SHA-256 `{file["sha256"]}`' for file in facts['files'])
+    note = f'- {facts["note"]}\n' if facts['note'] else ''
+    return (
+        f'# {facts["name"]}\n\n'
+        f'Published weights under the names of vitdense; {coverage}.\n\n'
+        f'- Source: {facts["source"]}\n'
+        f'- Licence of the weights: {facts["licence"]}\n'
+        f'- Where that is stated: {facts["licence_stated_in"]}\n'
+        f'- The data that they were trained on has terms of its own.\n'
+        f'{note}\n'
+        f'Made from:\n\n{files}\n'
+    )

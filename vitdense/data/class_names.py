@@ -1,0 +1,171 @@
+"""Class names and colours: from a list, from a file, or made up."""
+
+from __future__ import annotations
+
+import colorsys
+import csv
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitdense.data.files.listing import read_text
+from vitdense.data.known_class_names import NAMES, PALETTES
+from vitdense.errors import ConfigError, did_you_mean
+
+HERE = Path()
+Color = tuple[int, int, int]
+_GOLDEN_ANGLE = 0.618034  # of the colour circle: neighbours in the list lie far apart on it
+
+
+def read_classes(classes: Sequence[str] | Mapping[int, str] | str | Path, *, root: Path = HERE) -> dict[int, str]:
+    """Return `{label in the files: class name}`, in the order of the classes.
+
+    `classes` is a list of names, a map {label: name}, the name of a well-known data set ('ade20k', 'camvid',
+    'cityscapes', 'voc'), or a file below `root`: `.txt` with one name per line, `.csv` with a column `Name` (of
+    synonyms 'door;double door' the first counts, as in ADE20K's objectInfo150.csv), `.json` or `.yaml` with a list or
+    a map, at the top or under `classes` or `names`. Raises ConfigError for anything else, and for double names.
+    """
+    where = 'classes'
+    if isinstance(classes, (str, Path)):
+        where = f'classes={str(classes)!r}'
+        classes = NAMES.get(str(classes)) or _read(root / classes, where)
+    names = _as_map(classes, where)
+    double = sorted(name for name, count in Counter(names.values()).items() if count > 1)
+    if double or not names:
+        raise ConfigError(
+            f'class names appear twice: {double}' if double else 'no class names',
+            where=where,
+            why='results are reported, saved and compared by class name',
+            fix='give every class one name of its own',
+        )
+    return names
+
+
+def read_palette(
+    palette: Sequence[Sequence[int]] | str | Path | None, names: Sequence[str], *, root: Path = HERE
+) -> list[list[int]]:
+    """Return one colour [r, g, b] for each class name.
+
+    `palette` is a list, a file as `read_classes` reads, or the name of a well-known data set. None: the data set's own
+    colours where the names are exactly those of a well-known one, else made up.
+    """
+    if palette is None:
+        known = next((PALETTES[key] for key in PALETTES if list(NAMES[key]) == list(names)), None)
+        return [list(color) for color in known or distinct_colors(len(names))]
+    where = 'palette'
+    if isinstance(palette, (str, Path)):
+        where = f'palette={str(palette)!r}'
+        palette = PALETTES.get(str(palette)) or _read(root / palette, where)
+    if isinstance(palette, str) or not isinstance(palette, (Mapping, Sequence)):
+        raise ConfigError(
+            f'{palette!r} is no palette',
+            where=where,
+            why='a palette is a list of colours, or a map from class names to colours',
+            fix='write [[128, 64, 128], ...], one colour per class',
+        )
+    colors = [as_color(color, where) for color in (palette.values() if isinstance(palette, Mapping) else palette)]
+    if len(colors) != len(names):
+        raise ConfigError(
+            f'{len(colors)} colours for {len(names)} classes',
+            where=where,
+            why='the palette holds one colour per class, in the order of the classes',
+            fix='add or remove colours, or leave the palette out: colours are then made up',
+        )
+    return [list(color) for color in colors]
+
+
+def distinct_colors(count: int) -> list[list[int]]:
+    """Return `count` colours [r, g, b] that are easy to tell apart; a class keeps its colour when classes are added."""
+    colors = []
+    for index in range(count):
+        value = (1.0, 0.75, 0.55)[index // 2 % 3]
+        saturation = (0.85, 0.55)[index % 2]
+        rgb = colorsys.hsv_to_rgb(0.6 + index * _GOLDEN_ANGLE, saturation, value)
+        colors.append([round(channel * 255) for channel in rgb])
+    return colors
+
+
+def as_color(color: Any, where: str) -> Color:
+    """Return (r, g, b) of a sequence, or of a string such as '128, 64, 0'. Raises ConfigError."""
+    if isinstance(color, str):
+        color = color.replace(',', ' ').split()
+    try:
+        red, green, blue = (int(channel) for channel in color)
+        if not all(0 <= channel <= 255 for channel in (red, green, blue)):
+            raise ValueError('each number lies in 0..255')
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f'{color!r} is not a colour',
+            where=where,
+            why=str(error),
+            fix='write colours as [red, green, blue] with whole numbers 0..255',
+        ) from error
+    return red, green, blue
+
+
+def _as_map(classes: Any, where: str) -> dict[int, str]:
+    if isinstance(classes, Mapping):
+        classes = classes.get('classes', classes.get('names', classes))
+    try:
+        if isinstance(classes, str):
+            raise TypeError(f'it is one word, {classes[:40]!r}')
+        if isinstance(classes, Mapping):
+            return {label: str(classes[key]) for label, key in sorted((int(key), key) for key in classes)}
+        return {label: str(name) for label, name in enumerate(classes)}
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            'not a list of class names',
+            where=where,
+            why=str(error),
+            fix="write a list such as ['road', 'car'], or a map such as {0: 'road', 7: 'car'}",
+        ) from error
+
+
+def _read(path: Path, where: str) -> Any:
+    """Return what a small text file holds: a list of lines, the first synonyms of a table, or parsed json / yaml."""
+    try:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f'cannot read {path.name}{did_you_mean(path.name, NAMES)}',
+            where=where,
+            why=str(error),
+            fix=f'give the path of a UTF-8 text file, or one of: {", ".join(NAMES)}',
+        ) from error
+    try:
+        if path.suffix == '.txt':
+            return [line.strip() for line in text.splitlines() if line.strip()]
+        if path.suffix == '.csv':
+            return _first_synonyms([row['Name'] for row in csv.DictReader(text.splitlines())])
+        if path.suffix == '.json':
+            return json.loads(text)
+        if path.suffix in ('.yaml', '.yml'):
+            import yaml  # needed for this format only
+
+            return yaml.safe_load(text)
+    except Exception as error:  # each parser has errors of its own
+        raise ConfigError(
+            f'cannot understand {path.name}: {type(error).__name__}',
+            where=where,
+            why=str(error),
+            fix='a .csv needs a column Name; .json and .yaml hold a list or a map',
+        ) from error
+    raise ConfigError(
+        f'{path.name}: unknown kind of file',
+        where=where,
+        why='names and colours are read from .txt, .csv, .json and .yaml',
+        fix='rename or convert the file',
+    )
+
+
+def _first_synonyms(rows: list[str]) -> list[str]:
+    """Return the first synonym of each row, numbered from its second use on ('screen', 'screen (2)' in ADE20K)."""
+    firsts = [row.split(';')[0].strip() for row in rows]
+    uses: Counter[str] = Counter()
+    names = []
+    for name in firsts:
+        uses[name] += 1
+        names.append(name if uses[name] == 1 else f'{name} ({uses[name]})')
+    return names

@@ -1,0 +1,268 @@
+"""One folder for each class, or a list of pictures and their classes: ImageNet, and your own."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+from vitdense.arguments import interval
+from vitdense.data.files import images as decoding
+from vitdense.data.files.image_check import look_for_oddities, spaced
+from vitdense.data.files.listing import Found, as_text, count_endings, find_files, read_text, say_found
+from vitdense.data.files.opening import PICTURE_SUFFIXES
+from vitdense.data.files.pairs import safe_below
+from vitdense.data.files.similar_names import missing_files, near_match
+from vitdense.data.transforms.common import Pipeline
+from vitdense.data.wordnet import class_vocabulary
+from vitdense.errors import DataError, did_you_mean
+from vitdense.types import Meta, Sample, Target
+
+logger = logging.getLogger('vitdense')
+
+
+class ImageFolders:
+    """Pictures below `folder`, which starts at `root` (a config gives its `data_root`), with one label each.
+
+    The class of a picture is the first folder on its way (`cat/a.jpg`, `cat/more/b.jpg`). With `split` it is what a
+    text file says, one line for each picture: its path below `folder`, a tab or a space, and the class (its name, its
+    folder's name, or its number); a line without class takes the folder's. With `multi_label` a line names any number
+    of classes, separated by commas, and the label is (K,) float32 with 1 for those.
+
+    `classes` says which classes there are and in which order: by default the folders that hold pictures, sorted;
+    'imagenet1k', the 1000 of ILSVRC 2012 in the order of its classifiers; a WordNet file (`n01440764 tench, Tinca
+    tinca` in each line); or a list, or a file as `vocabularies.read_classes` takes it. `wordnet` ('imagenet1k' or such
+    a file) gives folders that are called by WordNet ids readable names. `value_range` is that of `images.read_image`;
+    `follow_links` takes what links lead to from elsewhere as well.
+
+    Raises ConfigError or DataError at construction for missing folders, lists that cannot be read, folders or lines of
+    an unknown class, and class folders with files of which none is a picture; UnreadablePicture in `__getitem__` for
+    files that cannot be used.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        root: str | Path = '',
+        classes: Sequence[str] | Mapping[int, str] | str | Path | None = None,
+        wordnet: str | Path | None = None,
+        split: str | Path | None = None,
+        multi_label: bool = False,
+        transforms: Sequence[Callable | dict] = (),
+        name: str = '',
+        max_pixels: int = decoding.MAX_PIXELS,
+        value_range: tuple[float, float] | None = None,
+        follow_links: bool = False,
+    ) -> None:
+        root = Path(root)
+        self.folder = root / folder
+        self.name = name or self.folder.name
+        self.max_pixels = max_pixels
+        self.value_range = interval(value_range, 'ImageFolders.value_range')
+        self.follow_links = follow_links
+        self.multi_label = multi_label
+        self.pipeline = Pipeline(transforms)
+        self._listed = split is not None
+        found = _walk_folders(self.folder, follow_links) if split is None else None
+        lines = [(file, as_text(file.split('/', 1)[0])) for file in found.files] if found else _read_lines(root / split)
+        words = {word for _, words in lines for word in self._words(words)}
+        names, self._number = class_vocabulary(classes, wordnet, sorted(words, key=_in_order), root=root)
+        self.metainfo: dict[str, Any] = {'classes': {'image_label': names}}
+        self._labels = self._read_labels(lines, names, split)
+        # arrays, not lists: workers share them, while counting references would copy a million words into each
+        self._files = np.array([os.fsencode(file) for file, _ in lines])
+        if found:
+            self._check_folders(found, every=classes is None)
+            say_found(logger, self.name, 'pictures', self.folder, found)
+        else:
+            logger.info('%s: %d pictures listed in %s', self.name, len(self), split)
+        self._say_missing(names)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Sample:
+        file = os.fsdecode(self._files[index].item())
+        path = self._below(file, str(self.folder)) if self._listed else self.folder / file
+        img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels, value_range=self.value_range))
+        size = (img.shape[-2], img.shape[-1])
+        meta = Meta(file, str(path), self.name, size, size)
+        return self.pipeline(Sample(img, Target(image_label=self._label(index)), meta))
+
+    def image_files(self) -> tuple[Path, list[str]]:
+        """Return the folder of the images and the path of each below it, in the order of the data set."""
+        return self.folder, [os.fsdecode(file) for file in self._files.tolist()]
+
+    def paths(self) -> Iterator[Path]:
+        """Yield every file that the data set reads, in its order."""
+        folder, files = self.image_files()
+        return (folder / file for file in files)
+
+    def missing(self) -> list[str]:
+        """Return the files of a list that are not there."""
+        return missing_files(self.folder, self._files.tolist()) if self._listed else []
+
+    def check(self, limit: int | None = 64, *, training: bool = False) -> int:
+        """Look for `limit` files of a list, evenly spaced (None: all), and return how many were looked for.
+
+        Raises DataError that names up to ten files that are not there, and, for `training`, where pictures of fewer
+        than two classes are there: nothing can be learnt from them.
+        """
+        rows = spaced(len(self), limit)
+        if self._listed:
+            self._refuse_missing(rows)
+        paths = (self.folder / os.fsdecode(self._files[row].item()) for row in rows)
+        look_for_oddities(paths, self.value_range, logger, self.name)
+        if training and not self.multi_label:
+            self._refuse_one_class()
+        return len(rows) if self._listed else 0
+
+    def _refuse_missing(self, rows: Sequence[int]) -> None:
+        files = [os.fsdecode(self._files[row].item()) for row in rows]
+        missing = [file for file in files if not self._below(file, 'split').is_file()]
+        if not missing:
+            return
+        near = near_match(self.folder, missing[0])
+        raise DataError(
+            f'{len(missing)} of {len(rows)} pictures of the list are not there, such as {", ".join(missing[:10])}',
+            where=str(self.folder),
+            why='a line begins with the path of a picture below the folder' + (f'; {near}' if near else ''),
+            fix='correct the list, or the folder that its paths start at',
+        )
+
+    def _refuse_one_class(self) -> None:
+        seen = np.unique(self._labels)
+        if len(seen) > 1:
+            return
+        names = self.metainfo['classes']['image_label']
+        raise DataError(
+            f'all {len(self)} pictures are of one class, {names[int(seen[0])]!r}',
+            where=str(self.folder),
+            why='there is nothing to tell apart: the loss is 0 and every answer is right, whatever is learnt'
+            + ('; the folders of the classes may lie one folder further down' if len(names) == 1 else ''),
+            fix='give the folder that holds one folder for each class, with pictures of at least two',
+        )
+
+    def _below(self, file: str, where: str) -> Path:
+        return safe_below(self.folder, file, where=where, follow_links=self.follow_links)
+
+    def _check_folders(self, found: Found, *, every: bool) -> None:
+        """Raise DataError for class folders with files of which none is a picture; warn of those without any file."""
+        with os.scandir(self.folder) as entries:
+            folders = {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.')}
+        empty = sorted(folders - {file.split('/', 1)[0] for file in found.files})
+        others = {name: [file for file in found.left_out if file.startswith(f'{name}/')] for name in empty}
+        full = [name for name in empty if others[name] and (every or name in self._number)]
+        if full:
+            raise DataError(
+                f'no pictures in {len(full)} of {len(folders)} class folders, such as {full[0]!r}',
+                where=str(self.folder / full[0]),
+                why=f'there are {count_endings(others[full[0]])} files, such as {others[full[0]][0]}; pictures end in '
+                f'{" ".join(PICTURE_SUFFIXES)}',
+                fix='rename or convert the files, or move the folder away if it is no class',
+            )
+        if empty:
+            text = '%s: no pictures in %d of %d folders, such as %s: they are no classes'
+            logger.warning(text, self.name, len(empty), len(folders), empty[0])
+
+    def _label(self, index: int) -> Tensor:
+        label = self._labels[index]
+        if not self.multi_label:
+            return torch.tensor(int(label))
+        shares = torch.zeros(len(self.metainfo['classes']['image_label']))
+        shares[[int(number) for number in label.split(b',') if number]] = 1
+        return shares
+
+    def _read_labels(self, lines: Sequence[tuple[str, str]], names: Sequence[str], split: Any) -> np.ndarray:
+        """Return the class number of each line, or their numbers as text: b'3,17'."""
+        if not self.multi_label:
+            return np.array([self._class_of(word, file, names, split) for file, word in lines])
+        return np.array(
+            [
+                ','.join(str(self._class_of(word, file, names, split)) for word in self._words(words))
+                for file, words in lines
+            ],
+            dtype=bytes,
+        )
+
+    def _words(self, words: str) -> list[str]:
+        return [word.strip() for word in words.split(',') if word.strip()] if self.multi_label else [words]
+
+    def _class_of(self, word: str, file: str, names: Sequence[str], split: Any) -> int:
+        number = self._number.get(word)
+        if number is None and split is not None and word.isdecimal() and int(word) < len(names):
+            number = int(word)
+        if number is None:
+            raise DataError(
+                f"'{word}' is no class{did_you_mean(word, self._number)}",
+                where=f'{split or self.folder}: {file}',
+                why=f'there are {len(names)} classes, such as {", ".join(names[:3])}',
+                fix='call the folder as the class is called, or add the class to classes=',
+            )
+        return number
+
+    def _say_missing(self, names: Sequence[str]) -> None:
+        if self.multi_label:
+            return
+        seen = np.bincount(self._labels, minlength=len(names)) > 0
+        if not seen.all():
+            text = 'no pictures of %d of the %d classes in %s, such as %s'
+            logger.info(text, (~seen).sum(), len(names), self.folder, names[int(np.argmin(seen))])
+
+
+def _in_order(word: str) -> tuple[int, str]:
+    """Sort numbers as numbers, before words."""
+    return (int(word), '') if word.isdecimal() else (10**9, word)
+
+
+def _walk_folders(folder: Path, follow_links: bool) -> Found:
+    """Return every picture below `folder`; all of them lie in the folder of a class. Raises DataError."""
+    found = find_files(folder, follow_links=follow_links)
+    loose = [file for file in found.files if '/' not in file]
+    if loose:
+        raise DataError(
+            f'{len(loose)} pictures lie in no class folder, such as {loose[0]}',
+            where=str(folder),
+            why='a picture lies in the folder of its class',
+            fix="sort them into folders, one for each class, or list them with their classes: split='train.txt'",
+        )
+    return found
+
+
+def _read_lines(path: Path) -> list[tuple[str, str]]:
+    """Return (path, class) of every line of a list. Raises DataError."""
+    try:
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f'cannot read the list {path.name}', where=str(path), why=str(error), fix='check the path'
+        ) from None
+    pairs = [_split_line(line.strip(), f'{path} line {number}') for number, line in enumerate(lines, 1) if line.strip()]
+    if not pairs:
+        raise DataError('the list is empty', where=str(path), why='no line holds a name', fix='list one picture a line')
+    return pairs
+
+
+def _split_line(line: str, where: str) -> tuple[str, str]:
+    """Return (path, class): split at the tab, else at the last space behind the picture's suffix, else the folder."""
+    file, _, word = line.partition('\t')
+    if not word and not line.lower().endswith(PICTURE_SUFFIXES):
+        file, _, word = line.rpartition(' ')
+    if not word and '/' in line:
+        file, word = line, line.split('/', 1)[0]
+    if not word or not file:
+        raise DataError(
+            f'{line!r} names no class',
+            where=where,
+            why='a line is a picture, a tab or a space, and its class; or a picture in the folder of its class',
+            fix='write for example: cat/0001.jpg, or 0001.jpg, a tab and cat',
+        )
+    return file.strip(), word.strip()

@@ -1,0 +1,341 @@
+"""COCO's annotation files: boxes, labels, crowds and masks of objects."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+from vitdense.arguments import interval
+from vitdense.data.class_names import read_classes, read_palette
+from vitdense.data.coco.arrays import inside, is_empty
+from vitdense.data.coco.cache import open_coco
+from vitdense.data.coco.faults import (
+    learnable,
+    nothing_to_learn,
+    refuse_faults,
+    refuse_layout,
+    refuse_no_images,
+    remarks,
+)
+from vitdense.data.files import images as decoding
+from vitdense.data.files.image_check import look_for_oddities, spaced
+from vitdense.data.files.pairs import safe_below
+from vitdense.data.files.similar_names import missing_files
+from vitdense.data.transforms.common import Pipeline
+from vitdense.errors import ConfigError, DataError, did_you_mean
+from vitdense.ops.masks import masks_of_runs, runs_of
+from vitdense.types import Meta, Sample, Target
+
+_logger = logging.getLogger('vitdense')
+
+
+class CocoDetection:
+    """Pictures below `images` with the objects of the COCO file `annotations`; both paths start at `root`.
+
+    Labels are the rows of the categories in the order of their ids (COCO's own 80 have gaps up to 90), or of `classes`
+    (names, or a file with them): then the objects of other categories are left out. `metainfo` has the names, made-up
+    colours and, for results, the `category_ids`.
+
+    In training, boxes are cut at the borders of the picture, those that have less than a pixel there are dropped, and
+    the log tells how many. With `evaluation` transforms touch only the picture; the target is what the file says, in
+    float64, so that scores are those of the file. Crowds (`iscrowd`) are in both: no task may take them for an object
+    to find. Pictures without objects stay, unless `drop_empty`. `num_images` takes the first that many of what is left:
+    a head that cannot learn a few pictures by heart is broken.
+
+    `masks` asks for the objects' masks, from polygons or run lengths. An object without a mask that can be used is an
+    error, or, with `skip_unmasked`, a reason to leave its picture out; a crowd without one is its box.
+
+    A category that only groups the others (the first of Roboflow's exports), which no annotation has, is no class.
+
+    A picture whose size is not what the file says is an error (`check_sizes=False` looks the other way), as is one
+    that lies outside of `images`. `cache` is described at `coco_cache.open_coco`.
+
+    Raises DataError at construction when the file is none, or holds boxes that are no numbers, categories that do not
+    exist, corners in place of sizes, or no object to learn from; ConfigError for classes that it does not have.
+    """
+
+    def __init__(
+        self,
+        annotations: str | Path,
+        images: str | Path,
+        *,
+        root: str | Path = '',
+        classes: Sequence[str] | str | Path | None = None,
+        masks: bool = False,
+        skip_unmasked: bool = False,
+        drop_empty: bool = False,
+        num_images: int | None = None,
+        check_sizes: bool = True,
+        transforms: Sequence[Callable | dict] = (),
+        evaluation: bool = False,
+        name: str = '',
+        cache: str | Path | bool = True,
+        max_pixels: int = decoding.MAX_PIXELS,
+        value_range: tuple[float, float] | None = None,
+        follow_links: bool = False,
+    ) -> None:
+        root = Path(root)
+        self.path, self.images = root / annotations, root / images
+        self.name = name or self.images.name
+        self.masks, self.evaluation = masks, evaluation
+        self.check_sizes, self.max_pixels = check_sizes, max_pixels
+        self.value_range = interval(value_range, 'CocoDetection.value_range')
+        self.follow_links = follow_links
+        self.pipeline = Pipeline(transforms)
+        if not self.images.is_dir():
+            raise DataError(
+                f'no folder of pictures: {self.images}',
+                where=str(self.images),
+                why='it does not exist, or is no folder',
+                fix='correct images=..., or data_root=... of the config; relative paths start where the command runs',
+            )
+        self._arrays, self._facts = open_coco(self.path, masks=masks, cache=cache)
+        refuse_faults(self.path, self._facts, but=('segmentation',) if skip_unmasked else ())
+        refuse_layout(self.path, self._facts)
+        refuse_no_images(self.path, self._arrays)
+        ids, names = self._facts.category_ids, self._facts.names
+        self._ids = {name: number for number, name in zip(ids, names, strict=True) if number != self._facts.root}
+        self._names = list(self._ids) if classes is None else list(read_classes(classes, root=root).values())
+        self._choose(self._names)
+        self._rows = self._pictures(drop_empty, skip_unmasked)[:num_images]
+        if not evaluation:
+            self._refuse_nothing(all_used=classes is None and len(self._rows) == len(self._arrays.sizes))
+        self._log_remarks()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        row = int(self._rows[index])
+        path = self._file(row)
+        img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels, value_range=self.value_range))
+        size = (img.shape[-2], img.shape[-1])
+        self._check_size(row, size, path)
+        meta = Meta(self.image_id(row), str(path), self.name, size, size)
+        target = self._target(row, size)
+        if self.evaluation:
+            return self.pipeline(Sample(img, Target(), meta))._replace(target=target)
+        return self.pipeline(Sample(img, target, meta))
+
+    def image_files(self) -> tuple[Path, list[str]]:
+        """Return the folder of the images and the path of each below it, in the order of the data set."""
+        return self.images, [self._arrays.file_names[row] for row in self._rows.tolist()]
+
+    def extent(self) -> tuple[list[tuple[int, int]], int]:
+        """Return the sizes (H, W) that pictures have, and the largest number of objects in one."""
+        sizes = np.unique(self._arrays.sizes[self._rows], axis=0)
+        counts = np.diff(self._arrays.starts)[self._rows]
+        return [tuple(size) for size in sizes.tolist() if min(size) > 0], int(counts.max(initial=0))
+
+    def object_counts(self, *, of_one_class: bool = False) -> np.ndarray:
+        """Return for each image (N,) how many objects of the classes there are to find in it, crowds left out.
+
+        With `of_one_class`, of the class that has most of them. In training objects without a pixel do not count.
+        """
+        chosen = self._chosen() & (~self._arrays.crowd if self.evaluation else learnable(self._arrays))
+        image = self._images_of_annotations()[chosen]
+        if not of_one_class:
+            return np.bincount(image, minlength=len(self._arrays.sizes))[self._rows]
+        most = np.zeros(len(self._arrays.sizes), np.int64)
+        count = len(self._names) + 1
+        cells, counts = np.unique(image * count + self._label_of[self._arrays.labels[chosen]], return_counts=True)
+        np.maximum.at(most, cells // count, counts)
+        return most[self._rows]
+
+    def missing(self) -> list[str]:
+        """Return the files of the data set that are not there."""
+        data, ends = self._arrays.file_names.data.tobytes(), self._arrays.file_names.ends
+        starts = np.append(0, ends[:-1])[self._rows].tolist()
+        return missing_files(self.images, (data[i:j] for i, j in zip(starts, ends[self._rows].tolist(), strict=True)))
+
+    def _refuse_nothing(self, *, all_used: bool) -> None:
+        """Raise DataError when there is no object to learn from in the images and of the classes that are used."""
+        if self._facts.usable if all_used else self.object_counts().any():
+            return
+        used = np.isin(self._images_of_annotations(), self._rows) & self._chosen()
+        raise nothing_to_learn(self.path, self._arrays, chosen=int(used.sum()))
+
+    def _chosen(self) -> np.ndarray:
+        """Return (A,) bool: the annotations of the classes that are used."""
+        return self._label_of[self._arrays.labels] >= 0
+
+    def _images_of_annotations(self) -> np.ndarray:
+        return np.repeat(np.arange(len(self._arrays.sizes)), np.diff(self._arrays.starts))
+
+    def image_id(self, row: int) -> int | str:
+        """Return the id of a picture of the file."""
+        return json.loads(self._arrays.image_ids[row])
+
+    def adopt(self, classes: Mapping[str, Sequence[str]]) -> None:
+        """Number the labels as another data set does, by name: two files of one task may have ids of their own.
+
+        `classes` is `{field: names}` of the other. Raises ConfigError when it lacks a class that this one has.
+        """
+        names = list(classes.get('labels', self._names))
+        unknown = [name for name in self._names if name not in names]
+        if unknown:
+            raise ConfigError(
+                f"{len(unknown)} classes are not among those of training, such as '{unknown[0]}'"
+                + did_you_mean(unknown[0], names),
+                where=str(self.path),
+                why=f'there are {len(names)} classes: {", ".join(names[:8])}{", ..." if len(names) > 8 else ""}',
+                fix='use the same category names in both files, or say which to use: classes=[...]',
+            )
+        self._choose(names, missing=True)
+
+    def check(self, limit: int | None = 64, *, training: bool = False) -> int:
+        """Look at the size of `limit` pictures, evenly spaced (None: all), and return how many were looked at.
+
+        Meant for the start of a run. Raises DataError for a size that is not what the file says.
+        """
+        rows = [int(self._rows[index]) for index in spaced(len(self), limit)]
+        look_for_oddities((self._file(row) for row in rows), self.value_range, _logger, self.name)
+        for row in rows:
+            path = self._file(row)
+            try:
+                self._check_size(row, decoding.image_size(path, max_pixels=self.max_pixels), path)
+            except decoding.UnreadablePicture:
+                continue  # a bad picture has its own policy (SeededDataset)
+        return len(rows)
+
+    def _file(self, row: int) -> Path:
+        """Return the path of a picture. Raises DataError for one that leads out of the folder."""
+        name, where = self._arrays.file_names[row], f'{self.path} image {self.image_id(row)}'
+        return safe_below(self.images, name, where=where, follow_links=self.follow_links)
+
+    def _choose(self, names: Sequence[str], *, missing: bool = False) -> None:
+        """Set labels and `metainfo` so that label k is `names[k]`."""
+        ids = self._ids
+        strange = [name for name in names if name not in ids and not missing]
+        if strange:
+            raise ConfigError(
+                f"the file has no category '{strange[0]}'{did_you_mean(strange[0], ids)}",
+                where=f'{self.path}, classes',
+                why=f'its categories are {", ".join(list(ids)[:12])}{", ..." if len(ids) > 12 else ""}',
+                fix='choose among them, or leave classes out to take all',
+            )
+        numbers = {name: label for label, name in enumerate(names)}
+        by_row = zip(self._facts.category_ids, self._facts.names, strict=True)
+        labels = [-1 if number == self._facts.root else numbers.get(name, -1) for number, name in by_row]
+        self._label_of = np.array(labels, np.int64)
+        self.metainfo: dict[str, Any] = {
+            'classes': {'labels': list(names)},
+            'palette': {'labels': read_palette(None, names)},
+            'category_ids': {'labels': [ids.get(name) for name in names]},
+        }
+
+    def _pictures(self, drop_empty: bool, skip_unmasked: bool) -> np.ndarray:
+        """Return the rows of the pictures to use, as the options say."""
+        arrays = self._arrays
+        if not drop_empty and not self.masks:
+            return np.arange(len(arrays.sizes))
+        picture = self._images_of_annotations()
+        keep = np.ones(len(arrays.sizes), bool)
+        chosen = self._chosen() & ~arrays.crowd
+        if drop_empty:
+            good = chosen & learnable(arrays)
+            keep = np.bincount(picture[good], minlength=len(keep)) > 0
+        if self.masks:
+            bare = chosen & (np.diff(arrays.segments.ends, prepend=0) == 0)
+            keep[picture[bare]] = False
+            if bare.any() and not skip_unmasked:
+                raise DataError(
+                    f'{int(bare.sum())} of {len(bare)} annotations have no segmentation',
+                    where=f'{self.path}, such as annotation {arrays.name(int(bare.argmax()))}',
+                    why='masks=True asks for the mask of every object',
+                    fix='leave masks out, or write skip_unmasked=True to leave out the pictures of such objects',
+                )
+        if not keep.any():
+            raise DataError(
+                'no picture is left',
+                where=str(self.path),
+                why=f'the file lists {len(keep)} pictures; drop_empty and skip_unmasked leave none of them',
+                fix='check the file with tools/check_data.py, or leave these options out',
+            )
+        if not keep.all():
+            _logger.info('%s: %d of %d pictures are left out', self.name, int((~keep).sum()), len(keep))
+        return np.flatnonzero(keep)
+
+    def _target(self, row: int, size: tuple[int, int]) -> Target:
+        """Return the objects of a picture: as in the file for evaluation, fit to learn from for training."""
+        arrays = self._arrays
+        rows = np.arange(arrays.starts[row], arrays.starts[row + 1])
+        rows = rows[self._label_of[arrays.labels[rows]] >= 0]
+        if not self._facts.annotated:
+            return Target()
+        if self.evaluation:
+            boxes = arrays.boxes[rows] + np.pad(arrays.boxes[rows, :2], ((0, 0), (2, 0)))  # x, y, w, h -> x, y, x2, y2
+        else:
+            boxes = inside(arrays.boxes[rows], np.tile(size, (len(rows), 1)))
+            rows, boxes = rows[~is_empty(boxes)], boxes[~is_empty(boxes)].astype(np.float32)
+        with np.errstate(over='ignore'):
+            area = arrays.areas[rows] if self.evaluation else arrays.areas[rows].astype(np.float32)
+        return Target(
+            boxes=tv_tensors.BoundingBoxes(torch.from_numpy(boxes), format='XYXY', canvas_size=size),
+            labels=torch.from_numpy(self._label_of[arrays.labels[rows]]),
+            masks=tv_tensors.Mask(self._masks(rows, size)) if self.masks else None,
+            iscrowd=torch.from_numpy(arrays.crowd[rows]),
+            area=torch.from_numpy(area),
+            annotation_ids=torch.from_numpy(arrays.ids[rows]),
+        )
+
+    def _masks(self, rows: np.ndarray, size: tuple[int, int]) -> Tensor:
+        """Return (N, H, W) bool."""
+        runs = []
+        for row in rows.tolist():
+            text = self._arrays.segments[row]
+            x, y, width, height = self._arrays.boxes[row].tolist()
+            box = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+            try:
+                runs.append(runs_of(json.loads(text) if text else box, size))
+            except ValueError as error:  # the file was looked through, but with sizes of its own
+                raise DataError(
+                    f'annotation {self._arrays.name(row)}: {error}',
+                    where=str(self.path),
+                    why='its segmentation does not fit the picture',
+                    fix='check the file with tools/check_data.py',
+                ) from None
+        return masks_of_runs(runs, size)
+
+    def _check_size(self, row: int, size: tuple[int, int], path: Path) -> None:
+        stated = tuple(self._arrays.sizes[row].tolist())
+        if stated == size or stated == (0, 0) or not self.check_sizes:
+            return
+        turned = stated == size[::-1]
+        raise DataError(
+            f'{path.name}: (H, W) {size}, but the annotation file says {stated}',
+            where=f'{self.path} image {self.image_id(row)}',
+            why='boxes drawn on a picture of another size do not lie on the objects'
+            + ('; it looks turned: an EXIF flag was ignored when it was annotated' if turned else ''),
+            fix='annotate the picture as it is (upright), correct width and height, or write check_sizes=False if the '
+            'boxes are right all the same',
+        )
+
+    def summary(self) -> str:
+        """Return in a few words how many images and objects there are."""
+        used = self._chosen() & ~self._arrays.crowd
+        used &= np.isin(self._images_of_annotations(), self._rows)
+        counts = np.bincount(self._label_of[self._arrays.labels[used]], minlength=len(self._names))
+        absent = [name for name, count in zip(self._names, counts.tolist(), strict=True) if not count]
+        text = f'{len(self):,} images, {int(counts.sum()):,} objects of {len(self._names) - len(absent)} classes'
+        if absent and self._facts.annotated:
+            text += f'; no object of {", ".join(absent[:5])}{", ..." if len(absent) > 5 else ""}'
+        return text
+
+    def _log_remarks(self) -> None:
+        """Say what is put right, and what cannot be used."""
+        text = remarks(self._facts, evaluation=self.evaluation)
+        if text:
+            _logger.warning('%s: %s', self.path.name, text)
+        if self._facts.root is not None:
+            name = dict(zip(self._facts.category_ids, self._facts.names, strict=True))[self._facts.root]
+            text = "%s: category '%s' (id %d) is left out: no object has it, it only groups the others"
+            _logger.info(text, self.path.name, name, self._facts.root)

@@ -1,0 +1,84 @@
+"""What about the images of a data set may be wrong without any sign: unknown bits in 16-bit files, hidden turns."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from vitdense.data.files.images import MAX_PIXELS, UnreadablePicture, read_header, read_levels
+
+DEEP = 8  # images of 16 bits that are decoded, at most
+
+
+def spaced(length: int, limit: int | None) -> list[int]:
+    """Return `limit` rows of a data set, evenly spaced; all for None."""
+    return np.linspace(0, length - 1, length if limit is None else min(limit, length)).astype(int).tolist()
+
+
+def dark_range(brightest: Sequence[int]) -> str:
+    """Return what is odd about 16-bit images with these largest numbers, in words; '' where nothing is.
+
+    Cameras and scanners of 10, 12 or 14 bits store their numbers in 16 bits as they are: read as 16 bits, such images
+    are black.
+    """
+    top = max(brightest, default=0)
+    bits = next((bits for bits in (8, 10, 12, 14) if top < 2**bits), None)
+    if bits is None or not top:
+        return ''
+    return f'16-bit images whose brightest value is {top}: {bits} bits? then value_range=(0, {2**bits - 1})'
+
+
+def look_for_oddities(
+    paths: Iterable[Path], value_range: tuple[float, float] | None, logger: logging.Logger, name: str
+) -> None:
+    """Warn of images that look like fewer bits in 16, and of EXIF turns that no comparison of sizes can find."""
+    turned, brightest, looked = [], [], 0
+    for path in paths:
+        try:
+            header = read_header(path)
+            if header.bits == 16 and value_range is None and len(brightest) < DEEP:
+                top = read_levels(path).brightest
+                brightest += [] if top is None else [top]  # None: the file says its range
+        except UnreadablePicture:
+            continue  # a bad image has its own policy (SeededDataset)
+        looked += 1
+        if header.turn in (2, 3, 4):
+            turned.append(path.name)
+    odd = dark_range(brightest)
+    if odd:
+        logger.warning('%s: %s', name, odd)
+    if turned:
+        text = (
+            '%s: EXIF turns %d of %d images by 180 degrees or mirrors them, such as %s: they are read upright, and '
+            'their labels must have been drawn so'
+        )
+        logger.warning(text, name, len(turned), looked, turned[0])
+
+
+class ImagesSeen:
+    """Reads images, in any number of threads, and keeps what their files say beside the pixels."""
+
+    def __init__(self, *, max_pixels: int = MAX_PIXELS, value_range: tuple[float, float] | None = None) -> None:
+        self.options = {'max_pixels': max_pixels, 'value_range': value_range}
+        self.brightest: list[int] = []  # of files of 16 bits
+        self.turned: list[str] = []  # by 180 degrees, or mirrored
+
+    def read(self, path: Path) -> Tensor:
+        """Return what `read_image` returns. Raises UnreadablePicture."""
+        if read_header(path, max_pixels=self.options['max_pixels']).turn in (2, 3, 4):
+            self.turned.append(path.name)
+        image, brightest = read_levels(path, **self.options)
+        if brightest is not None:
+            self.brightest.append(brightest)
+        return image
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Return what is worth a look, though it may be right."""
+        if not self.turned:
+            return []
+        words = f'{len(self.turned):,}, such as {min(self.turned)}: what was drawn on them must have been drawn upright'
+        return [('turned by 180 degrees or mirrored by EXIF, which no size can show', words)]

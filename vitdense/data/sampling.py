@@ -1,0 +1,203 @@
+"""Same seed, same batches: for any number of workers, after any resume.
+
+A sampler yields `Draw(epoch, index)`; `SeededDataset` seeds every source of randomness from (seed, epoch, index) for
+the time of one draw, so a sample depends on nothing else: not on the worker, not on what was drawn before.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, NoReturn
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from vitdense.arguments import MAX_BAD_FRACTION, within
+from vitdense.data.files.images import UnreadablePicture
+from vitdense.errors import ConfigError, DataError
+from vitdense.types import Sample
+
+_MOST_IN_A_ROW = 20
+_logger = logging.getLogger('vitdense')
+
+
+class Draw(NamedTuple):
+    """One draw of a sampler."""
+
+    epoch: int
+    index: int
+
+
+class InfiniteSampler(Sampler):
+    """Draw for ever: one permutation of the data set after the other, each a function of (seed, epoch) alone.
+
+    The ranks of a distributed run take turns. `start` is the number of draws this rank has made already: a resumed
+    run begins there, and nothing that is skipped is read. `shuffle=False` keeps the order of the data set.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+    ) -> None:
+        _check_length(length, rank, world_size)
+        self.length, self.seed, self.shuffle = length, seed, shuffle
+        self.rank, self.world_size, self.start = rank, world_size, start
+
+    def __iter__(self) -> Iterator[Draw]:
+        position = self.start * self.world_size + self.rank
+        epoch, order = -1, None
+        while True:
+            if position // self.length != epoch:
+                epoch = position // self.length
+                order = self.order(epoch)
+            yield Draw(epoch, int(order[position % self.length]))
+            position += self.world_size
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the indices of one epoch in the order in which they are drawn."""
+        if not self.shuffle:
+            return np.arange(self.length)
+        return np.random.default_rng([self.seed, epoch]).permutation(self.length)
+
+
+class EvaluationSampler(Sampler):
+    """Draw every index exactly once over all ranks, in order, without padding: ranks may differ by one sample."""
+
+    def __init__(self, length: int, *, rank: int = 0, world_size: int = 1) -> None:
+        _check_length(length, rank, world_size)
+        self.indices = range(rank, length, world_size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Draw]:
+        return (Draw(0, index) for index in self.indices)
+
+
+class SeededDataset(Dataset):
+    """Give `dataset[index]` with torch, numpy and random seeded from (seed, epoch, index), and restored afterwards.
+
+    With `tolerate` (training) a picture that cannot be decoded is logged once and replaced by another, chosen by the
+    same seed from the same part of a mixture; after 20 in a row, or when more than `max_bad_fraction` of the data set
+    (one picture is always allowed) turned out bad, DataError. Broken or wrong *labels* always raise. Without `tolerate`
+    (evaluation) everything raises: a test set never shrinks silently. With `skip` such an image is logged and counted
+    before that, for a loader that leaves it out.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        seed: int = 0,
+        *,
+        tolerate: bool = True,
+        skip: bool = False,
+        max_bad_fraction: float = MAX_BAD_FRACTION,
+    ) -> None:
+        within(max_bad_fraction, 0, 1, 'max_bad_fraction')
+        self.dataset = dataset
+        self.seed = seed
+        self.tolerate = tolerate
+        self.skip = skip
+        self.max_bad_fraction = max_bad_fraction
+        # shared by the workers, so that each file is logged once per run and the fraction counts all of them
+        self._bad = torch.zeros(len(dataset) if tolerate or skip else 0, dtype=torch.bool).share_memory_()
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        return self.dataset.metainfo
+
+    @property
+    def num_bad(self) -> int:
+        """How many pictures were found to be unreadable so far, by all workers."""
+        return int(self._bad.sum())
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw | int) -> Sample:
+        epoch, index = draw if isinstance(draw, tuple) else (0, draw)
+        start, stop = self.dataset.span(index) if hasattr(self.dataset, 'span') else (0, len(self.dataset))
+        for attempt in range(_MOST_IN_A_ROW):
+            numbers = self.seed, epoch, index - start, attempt  # in a mixture a data set draws as it does alone
+            try:
+                with seeded(*numbers):
+                    return self.dataset[index]
+            except UnreadablePicture as error:
+                if not self.tolerate:
+                    self._refuse(index, error)
+                self._note(index, error)
+            index = start + int(np.random.default_rng(numbers).integers(stop - start))
+        raise DataError(
+            f'{_MOST_IN_A_ROW} unreadable pictures in a row',
+            where=f'draw {tuple(draw) if isinstance(draw, tuple) else draw} of {type(self.dataset).__name__}',
+            why='single bad pictures are replaced, but this looks like a broken data set or a lost disk',
+            fix='see the warnings above for the files, repair or remove them',
+        )
+
+    def _refuse(self, index: int, error: UnreadablePicture) -> NoReturn:
+        if self.skip and not self._bad[index]:
+            self._bad[index] = True
+            _logger.warning('unreadable image is not evaluated: %s (%s)', error.where, error.message)
+        fix = f'{error.fix}; or leave such images out, counted beside the score: --skip-bad-eval'
+        raise UnreadablePicture(error.message, where=error.where, why=error.why, fix=fix) from error
+
+    def _note(self, index: int, error: UnreadablePicture) -> None:
+        if not self._bad[index]:
+            self._bad[index] = True
+            _logger.warning('unreadable picture replaced by another: %s (%s)', error.where, error.message)
+        if self.num_bad > max(1, self.max_bad_fraction * len(self)):
+            raise DataError(
+                f'{self.num_bad} of {len(self)} pictures are unreadable',
+                where=error.where,
+                why=f'more than {self.max_bad_fraction:.1%} are bad; the last one: {error.message}. {error.why}',
+                fix='repair or remove the files named in the warnings, or allow more of them: '
+                '--cfg-options +train_dataloader.max_bad_fraction=0.05',
+            )
+
+
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Seed torch (CPU), numpy and random from `numbers`; on leaving, all three continue as if nothing happened."""
+    words = np.random.SeedSequence(numbers).generate_state(4)
+    generator = torch.random.default_generator  # not torch.manual_seed, which would reset the accelerator's as well
+    states = generator.get_state(), np.random.get_state(), random.getstate()
+    generator.manual_seed(int(words[0]) << 32 | int(words[1]))
+    np.random.seed(words[2])
+    random.seed(int(words[3]))
+    try:
+        yield
+    finally:
+        generator.set_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+def worker_init(worker_id: int) -> None:
+    """Keep a DataLoader worker to one thread: more workers, not more threads, use more cores."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+def _check_length(length: int, rank: int, world_size: int) -> None:
+    if length <= 0:
+        raise ConfigError(
+            'the data set is empty', where='sampler', why=f'length = {length}', fix='check the paths of the data set'
+        )
+    if not 0 <= rank < world_size:
+        raise ConfigError(
+            f'rank {rank} of {world_size} processes',
+            where='sampler',
+            why='ranks count from 0 to world_size - 1',
+            fix='give the rank and world size of this process',
+        )

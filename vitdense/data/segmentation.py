@@ -1,0 +1,223 @@
+"""A folder of pictures and a folder of label maps: ADE20K, Cityscapes, PASCAL VOC, CamVid, and your own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+from vitdense.arguments import interval
+from vitdense.data.files import images as decoding
+from vitdense.data.files.image_check import look_for_oddities, spaced
+from vitdense.data.files.opening import PICTURE_SUFFIXES
+from vitdense.data.files.pairs import find_pairs, list_files, read_split
+from vitdense.data.label_check import LabelsSeen
+from vitdense.data.label_map import LabelTable
+from vitdense.data.transforms.common import Pipeline
+from vitdense.errors import DataError
+from vitdense.types import Meta, Sample, Target
+
+logger = logging.getLogger('vitdense')
+
+
+class SegmentationMaps:
+    """Pictures below `images`, matched by their relative path with label maps below `labels`.
+
+    All paths start at `root` (a config gives its `data_root`). `classes` and `palette` are lists, files, or names such
+    as 'ade20k' (`vocabularies.read_classes`); a missing palette is made up.
+
+    What the numbers in the label files mean: number k is class k; with `reduce_zero_label` 0 is ignored and k is class
+    k - 1 (ADE20K); `label_map={number: class index}` says it in a table (255 or None: ignored); a map of classes
+    {number: name} is such a table as well. `ignore` is one number, or several, that stand for no class (a class whose
+    own number is ignored is left out); by default it is 255, unless the `label_map` gives 255 a class. With
+    `colored_labels` the label files hold the colours of the palette instead (`ignore` may then name colours, too), and
+    a `label_map` has colours (r, g, b) for keys. Any other number in a file is an error that names file and numbers.
+
+    `image_suffix` and `label_suffix` say which files count and what is taken off their names for matching (found by
+    itself where the names agree). In one folder, files that end in `label_suffix` are label maps. `split` is a text
+    file that lists the pictures to use. `value_range` is that of `images.read_image`; `follow_links` takes what links
+    lead to from elsewhere as well. Without `labels` the data set holds pictures only, for prediction.
+
+    With `evaluation` the transforms touch only the picture, and `target.semantic` stays as on disk.
+
+    Raises ConfigError or DataError at construction for missing folders, pictures without label, names that occur
+    twice and tables that do not fit; UnreadablePicture or DataError in `__getitem__` for files that cannot be used.
+    """
+
+    def __init__(
+        self,
+        images: str | Path,
+        labels: str | Path | None = None,
+        *,
+        root: str | Path = '',
+        classes: Sequence[str] | Mapping[int, str] | str | Path | None = None,
+        palette: Sequence[Sequence[int]] | str | Path | None = None,
+        image_suffix: str | None = None,
+        label_suffix: str | None = None,
+        label_map: Mapping[Any, int | None] | None = None,
+        colored_labels: bool = False,
+        reduce_zero_label: bool = False,
+        ignore: int | Sequence[int | Sequence[int]] | None = None,
+        transforms: Sequence[Callable | dict] = (),
+        evaluation: bool = False,
+        name: str = '',
+        split: str | Path | None = None,
+        max_pixels: int = decoding.MAX_PIXELS,
+        value_range: tuple[float, float] | None = None,
+        follow_links: bool = False,
+    ) -> None:
+        root = Path(root)
+        self.images = root / images
+        self.labels = None if labels is None else root / labels
+        self.name = name or self.images.name
+        self.evaluation = evaluation
+        self.max_pixels = max_pixels
+        self.value_range = interval(value_range, 'SegmentationMaps.value_range')
+        self.pipeline = Pipeline(transforms)
+        self.table = LabelTable(
+            classes,
+            palette=palette,
+            label_map=label_map,
+            colored=colored_labels,
+            reduce_zero_label=reduce_zero_label,
+            ignore=ignore,
+            root=root,
+            needed=labels is not None,
+        )
+        self.metainfo = self.table.metainfo
+        files = _files(
+            self.images,
+            self.labels,
+            image_suffix=image_suffix,
+            label_suffix=label_suffix,
+            split=None if split is None else root / split,
+            follow_links=follow_links,
+            name=self.name,
+        )
+        self.seen: LabelsSeen | None = None  # what `check` saw
+        self._keys = list(files)
+        self._files = list(files.values())
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> Sample:
+        path = self.images / self._files[index][0]
+        img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels, value_range=self.value_range))
+        size = (img.shape[-2], img.shape[-1])
+        semantic = None if self.labels is None else tv_tensors.Mask(self._read_labels(index, size))
+        meta = Meta(self._keys[index], str(path), self.name, size, size)
+        target = Target(semantic=semantic)
+        if self.evaluation:
+            return self.pipeline(Sample(img, Target(), meta))._replace(target=target)
+        return self.pipeline(Sample(img, target, meta))
+
+    def image_files(self) -> tuple[Path, list[str]]:
+        """Return the folder of the images and the path of each below it, in the order of the data set."""
+        return self.images, [image for image, _ in self._files]
+
+    def paths(self) -> Iterator[Path]:
+        """Yield every file that the data set reads, pictures before their label maps, in its order."""
+        for picture, labels in self._files:
+            yield self.images / picture
+            if self.labels is not None:
+                yield self.labels / labels
+
+    def check(self, limit: int | None = 64, *, training: bool = False) -> int:
+        """Look at `limit` label files, evenly spaced (None: all), and return how many were looked at.
+
+        Meant for the start of a run: it finds wrong tables before an hour of training does. The log tells which
+        classes are in none of them and what is ignored. Raises DataError that lists up to ten files with labels out of
+        range or with a size that is not the picture's, and, for `training`, where fewer than two classes have pixels
+        (then all label files are looked at).
+        """
+        if self.labels is None:
+            return 0
+        rows = spaced(len(self), limit)
+        self.seen = LabelsSeen(self.metainfo['classes']['semantic'], colored=self.table.colors is not None)
+        look_for_oddities(self._heads(rows), self.value_range, logger, self.name)
+        self._refuse_faults(rows)
+        self.seen.say(logger, self.name, len(self))
+        if training and len(self.seen.present) < 2:
+            self._look_further(set(rows))
+            self.seen.refuse(str(self.labels))
+        return len(rows)
+
+    def _refuse_faults(self, rows: Iterable[int]) -> None:
+        faults: list[DataError] = []
+        for row in rows:
+            try:
+                self._look(row)
+            except decoding.UnreadablePicture:
+                continue  # a bad picture has its own policy (SeededDataset)
+            except DataError as error:
+                faults.append(error)
+            if len(faults) == 10:
+                break
+        if faults:
+            raise DataError(
+                '\n'.join(fault.message for fault in faults),
+                where=str(self.labels),
+                why=faults[0].why,
+                fix=faults[0].fix,
+            )
+
+    def _look(self, row: int) -> None:
+        """Count what one label file holds. Raises DataError for what is wrong with it."""
+        size = decoding.image_size(self.images / self._files[row][0], max_pixels=self.max_pixels)
+        path = self.labels / self._files[row][1]
+        raw = self._read_numbers(row, size)
+        self.seen.add(raw, self.table.apply(raw, path))
+        self.table.check_palette(raw, path, decoding.label_colors(path, max_pixels=self.max_pixels))
+
+    def _look_further(self, done: set[int]) -> None:
+        """Look at the other label files until two classes were seen."""
+        if len(self.seen.names) < 2:
+            return
+        for row in range(len(self)):
+            if row not in done:
+                self._refuse_faults([row])
+            if len(self.seen.present) > 1:
+                return
+
+    def _heads(self, rows: Iterable[int]) -> Iterator[Path]:
+        return (self.images / self._files[row][0] for row in rows)
+
+    def _read_numbers(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        """Return (H, W) numbers of a label file. Raises DataError when it does not have the `size` of its picture."""
+        path = self.labels / self._files[index][1]
+        raw = decoding.read_label_map(path, colors=self.table.colors, max_pixels=self.max_pixels)
+        if tuple(raw.shape) != size:
+            turned = tuple(raw.shape) == (size[1], size[0])
+            raise DataError(
+                f'{path.name}: labels of (H, W) {tuple(raw.shape)} for a picture of {size}',
+                where=f'{path} and {self.images / self._files[index][0]}',
+                why='the picture was turned upright by its EXIF flag, the labels were drawn on the unturned one'
+                if turned
+                else 'every pixel of the picture has one label',
+                fix='store picture and labels in one orientation' if turned else 'export the labels at full size',
+            )
+        return raw.numpy()
+
+    def _read_labels(self, index: int, size: tuple[int, int]) -> Tensor:
+        """Return (H, W) uint8 class indices or IGNORE."""
+        numbers = self._read_numbers(index, size)
+        return torch.from_numpy(self.table.apply(numbers, self.labels / self._files[index][1]))
+
+
+def _files(images: Path, labels: Path | None, *, split: Path | None, **options: Any) -> dict[str, tuple[str, str]]:
+    """Return `{key: (picture, label file)}`; the label file is '' where there are no labels."""
+    if labels is not None:
+        return find_pairs(images, labels, split=split, **options)
+    suffix, links, later = options['image_suffix'], options['follow_links'], split is not None
+    suffixes = PICTURE_SUFFIXES if suffix is None else (suffix,)
+    common = dict(follow_links=links, checked_later=later and not links, say=options['name'])
+    files = list_files(images, suffixes, what='pictures', **common)
+    files = read_split(split, files, images, follow_links=links) if later else files
+    return {key: (name, '') for key, name in files.items()}

@@ -1,0 +1,141 @@
+"""Geometry of one Sample: picture, boxes, masks and semantic map move together.
+
+`target` fields are torchvision tv_tensors (`BoundingBoxes` XYXY, `Mask`), as the data sets give them. Masks move by
+nearest neighbour with half-pixel centres, so that they stay on the pixels of the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional
+
+from vitdense.data.files.opening import MAX_PIXELS, unreadable
+from vitdense.types import IGNORE, Sample, Target
+
+
+def resize(sample: Sample, size: tuple[int, int], *, antialias: bool = True) -> Sample:
+    """Resize to `size` (H, W). Without `antialias` a smaller picture is sampled, not averaged (as OpenCV does).
+
+    Raises UnreadablePicture for a size of more than `MAX_PIXELS`: a narrow picture with a given short side.
+    """
+    if size[0] * size[1] > max(MAX_PIXELS, sample.img.shape[-2] * sample.img.shape[-1]):
+        height, width = sample.img.shape[-2:]
+        raise unreadable(
+            sample.meta.path or f'image {sample.meta.image_id}',
+            f'{width} x {height} pixels would become {size[1]} x {size[0]}',
+            f'that is more than {MAX_PIXELS / 1e6:g} Mpx: the picture is too narrow for this resize',
+            'remove the picture, or bound the long side (max_size)',
+        )
+    if tuple(sample.img.shape[-2:]) == tuple(size):
+        return sample
+    target = sample.target
+    return sample._replace(
+        img=resize_picture(sample.img, size, antialias=antialias),
+        target=target._replace(
+            boxes=_if_there(functional.resize, target.boxes, size=list(size)),
+            masks=_if_there(_nearest, target.masks, size=size),
+            semantic=_if_there(_nearest, target.semantic, size=size),
+        ),
+    )
+
+
+def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
+    """Cut out a window that lies inside the picture. Objects without a pixel in it are dropped."""
+    if (top, left, height, width) == (0, 0, *sample.img.shape[-2:]):
+        return sample
+    window = {'top': top, 'left': left, 'height': height, 'width': width}
+    cut = _each_field(sample, functional.crop, **window)
+    return cut._replace(target=drop_empty(cut.target))
+
+
+def pad(sample: Sample, size: tuple[int, int], *, fill: int = 0) -> Sample:
+    """Pad at the right and the bottom up to `size` (H, W); what is added is ignored in the semantic map."""
+    height, width = sample.img.shape[-2:]
+    bottom, right = max(size[0] - height, 0), max(size[1] - width, 0)
+    if not bottom and not right:
+        return sample
+    border = [0, 0, right, bottom]  # torchvision's order: left, top, right, bottom
+    array = cv2.copyMakeBorder(
+        as_array(sample.img), 0, bottom, 0, right, borderType=cv2.BORDER_CONSTANT, value=(fill, fill, fill)
+    )
+    target = sample.target
+    return sample._replace(
+        img=as_picture(array),
+        target=target._replace(
+            boxes=_if_there(functional.pad, target.boxes, padding=border),
+            masks=_if_there(functional.pad, target.masks, padding=border),
+            semantic=_if_there(functional.pad, target.semantic, padding=border, fill=IGNORE),
+        ),
+    )
+
+
+def flip(sample: Sample) -> Sample:
+    """Mirror left and right."""
+    return _each_field(sample, functional.horizontal_flip)
+
+
+def drop_empty(target: Target) -> Target:
+    """Drop objects whose box has no area, or whose mask has no pixel left; all per-object fields together."""
+    if target.boxes is None and target.masks is None:
+        return target
+    keeps = []
+    if target.boxes is not None:
+        keeps.append((target.boxes[:, 2:] > target.boxes[:, :2]).all(1))
+    if target.masks is not None:  # a polygon may reach a pixel farther than its box, and a box farther than it
+        keeps.append(target.masks.flatten(1).any(1))
+    keep = torch.stack(keeps).all(0)
+    if bool(keep.all()):
+        return target
+    fields = ('boxes', 'labels', 'masks', 'iscrowd', 'area', 'annotation_ids')
+    return target._replace(**{name: _if_there(_rows, getattr(target, name), keep=keep) for name in fields})
+
+
+def resize_picture(img: Tensor, size: tuple[int, int], *, antialias: bool = True) -> tv_tensors.Image:
+    """Resize a (3, H, W) uint8 picture bilinearly, half-pixel centres."""
+    height, width = img.shape[-2:]
+    if (height, width) == tuple(size):
+        return tv_tensors.Image(img)
+    if size[0] >= height and size[1] >= width:  # nothing to average: OpenCV gives the same within one gray level
+        return as_picture(cv2.resize(as_array(img), (size[1], size[0]), interpolation=cv2.INTER_LINEAR))
+    picture = as_picture(np.ascontiguousarray(as_array(img)))  # torch is fast on whole channels-last memory only
+    return functional.resize(picture, list(size), antialias=antialias)
+
+
+def as_array(img: Tensor) -> np.ndarray:
+    """Return (3, H, W) as (H, W, 3) numpy rows that OpenCV reads; a view when memory lies channels last."""
+    array = img.permute(1, 2, 0).as_subclass(Tensor).numpy()
+    return array if array.strides[1:] == (3, 1) else np.ascontiguousarray(array)
+
+
+def as_picture(array: np.ndarray) -> tv_tensors.Image:
+    """Return (H, W, 3) numpy as a (3, H, W) tv_tensor, without a copy."""
+    return tv_tensors.Image(torch.from_numpy(array).permute(2, 0, 1))
+
+
+def _each_field(sample: Sample, function: Callable, **arguments: object) -> Sample:
+    target = sample.target
+    moved = {name: _if_there(function, getattr(target, name), **arguments) for name in ('boxes', 'masks', 'semantic')}
+    return sample._replace(img=function(sample.img, **arguments), target=target._replace(**moved))
+
+
+def _if_there(function: Callable, field: Tensor | None, **arguments: object) -> Tensor | None:
+    return None if field is None else function(field, **arguments)
+
+
+def _rows(field: Tensor, keep: Tensor) -> Tensor:
+    return tv_tensors.wrap(field[keep], like=field) if isinstance(field, tv_tensors.TVTensor) else field[keep]
+
+
+def _nearest(mask: Tensor, size: tuple[int, int]) -> tv_tensors.Mask:
+    """Resize (..., H, W) labels: output pixel i reads input pixel floor((i + 0.5) * H / h)."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * (old / new)).astype(np.int64) for new, old in zip(size, mask.shape[-2:], strict=True)
+    )
+    array = mask.as_subclass(Tensor).numpy()
+    return tv_tensors.Mask(torch.from_numpy(array.take(rows, axis=-2).take(columns, axis=-1)))

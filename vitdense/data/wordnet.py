@@ -1,0 +1,71 @@
+"""Which classes the folders of a classification data set are, and what WordNet calls them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vitdense.data.class_names import read_classes
+from vitdense.data.files.listing import read_text
+from vitdense.data.timm_info import imagenet_synsets
+from vitdense.errors import ConfigError
+
+IMAGENET = 'imagenet1k'
+_LINE = re.compile(r'([nvar]\d{8})[\s,]+(.+)')  # WordNet id: part of speech and offset
+
+
+def class_vocabulary(
+    classes: Sequence[str] | Mapping[int, str] | str | Path | None,
+    wordnet: str | Path | None,
+    found: Sequence[str],
+    *,
+    root: Path,
+) -> tuple[list[str], dict[str, int]]:
+    """Return the names of the classes, and {folder, id or name: number}. `found` are the words that the data has.
+
+    See `ImageFolders` for what `classes` and `wordnet` may be. Raises ConfigError.
+    """
+    table = _read_wordnet(classes, root) if isinstance(classes, str | Path) else None
+    if classes is None:
+        ids = list(found)
+    elif table is not None:
+        ids = list(table)
+    else:
+        ids = list(read_classes(classes, root=root).values())
+    if wordnet is not None:
+        table = _read_wordnet(wordnet, root)
+        if table is None:
+            raise ConfigError(
+                f'{wordnet} is no WordNet file',
+                where=f'wordnet={str(wordnet)!r}',
+                why='its lines are an id and synonyms, such as: n01440764 tench, Tinca tinca',
+                fix=f"give such a file, or '{IMAGENET}'; a plain list of names is classes=",
+            )
+    firsts = {key: synonyms.split(',')[0].strip() for key, synonyms in (table or {}).items()}
+    names = _told_apart(ids, [firsts.get(key, key) for key in ids])
+    return names, {word: number for words in (names, ids) for number, word in enumerate(words)}
+
+
+def _told_apart(ids: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the names; one that occurs twice ('crane', the bird and the machine) gets its id behind it."""
+    counts = Counter(names)
+    return [name if counts[name] == 1 else f'{name} ({key})' for key, name in zip(ids, names, strict=True)]
+
+
+def _read_wordnet(source: str | Path, root: Path) -> dict[str, str] | None:
+    """Return {id: synonyms} in the order of a WordNet file; None where it is none. Raises ConfigError."""
+    if str(source) == IMAGENET:
+        return imagenet_synsets()
+    path = root / source
+    if path.suffix != '.txt' or not path.is_file():
+        return None
+    try:
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f'cannot read {path.name}', where=str(path), why=str(error), fix='store it as a UTF-8 text file'
+        ) from None
+    matches = [_LINE.fullmatch(line) for line in lines]
+    return {match[1]: match[2] for match in matches} if matches and all(matches) else None

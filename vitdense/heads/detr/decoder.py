@@ -1,0 +1,93 @@
+"""The decoder of Deformable-DETR and its heirs, with the predictors of classes and boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitdense.heads.detr.attention import Perceptron
+from vitdense.heads.detr.levels import Levels
+from vitdense.heads.detr.position import rows_first, sine_boxes
+from vitdense.heads.detr.predictors import BoxPredictor, BoxStep, class_predictor
+from vitdense.heads.detr.queries import Queries
+from vitdense.heads.detr.transformer import DecoderLayer
+from vitdense.layers.deform_attention import DeformableAttention
+from vitdense.types import ClassLayer
+
+
+class DeformableDecoder(nn.Module):
+    """`num_layers` layers in which queries see each other and a few points of every level (Zhu et al. 2021, 4.1).
+
+    Options are those of `DeformableDetrHead`. A refining layer steps from the box that the layer before predicted (in
+    DINO's own code the references of the next layer are predicted before the final norm, the answers after it; here
+    both are the same box).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_layers: int,
+        num_classes: int,
+        step: BoxStep,
+        *,
+        attention: dict[str, Any],
+        layer: dict[str, Any],
+        anchors: bool,
+        refine: bool,
+        look_forward_twice: bool,
+        shared_predictors: bool,
+        final_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.channels, self.step = channels, step
+        self.refine, self.look_forward_twice = refine, look_forward_twice
+        self.layers = nn.ModuleList(
+            DecoderLayer(channels, DeformableAttention(channels, **attention), **layer) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(channels) if final_norm else nn.Identity()
+        self.position_encoder = Perceptron(2 * channels, channels, channels, num_layers=2) if anchors else None
+        num_predictors = 1 if shared_predictors else num_layers
+        self.class_predictors = nn.ModuleList(class_predictor(channels, num_classes) for _ in range(num_predictors))
+        self.class_layers = tuple(ClassLayer(f'class_predictors.{index}') for index in range(num_predictors))
+        self.box_predictors = nn.ModuleList(BoxPredictor(channels) for _ in range(num_predictors))
+
+    def forward(
+        self, queries: Queries, levels: Levels, *, groups: int = 1, mask: Tensor | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return logits (B, Q, num_classes) and boxes (B, Q, 4) cxcywh of every layer in training, else of the last.
+
+        `groups` and `mask` say which queries see each other, as in `DecoderLayer`.
+        """
+        x, references, positions = queries.content, queries.references, queries.positions
+        start = references  # what the next box is a step from: `references`, with a gradient to look forward twice
+        ratios = levels.ratios()[:, None]  # (B or 1, 1, L, 2)
+        answers = []
+        for index, layer in enumerate(self.layers):
+            if self.position_encoder is not None and (index == 0 or self.refine):
+                positions = self._encode(references)
+            places = references[:, :, None] * ratios.repeat(1, 1, 1, references.shape[-1] // 2)  # (B, Q, L, 2 or 4)
+            x = layer(x, positions, (places, levels.tokens, levels.grids, levels.valid), mask=mask, groups=groups)
+            answered = self.training or index + 1 == len(self.layers)
+            if not (answered or self.refine):
+                continue
+            seen = self.norm(x)
+            deltas = _of(self.box_predictors, index)(seen)
+            boxes = self.step(start, deltas)
+            if answered:
+                answers.append((_of(self.class_predictors, index)(seen), boxes))
+            if self.refine:
+                # the gradient of the next layer reaches these deltas, not the boxes that they refine
+                start = self.step(references, deltas) if self.look_forward_twice else boxes.detach()
+                references = start.detach()
+        return answers
+
+    def _encode(self, references: Tensor) -> Tensor:
+        """Return the positions (B, Q, C) of queries that are boxes (B, Q, 4) (DAB-DETR, equations 2 and 3)."""
+        encoded = sine_boxes(rows_first(references), self.channels // 2)
+        return self.position_encoder(encoded.to(self.position_encoder.linears[0].weight.dtype))
+
+
+def _of(predictors: Sequence[nn.Module], index: int) -> nn.Module:
+    return predictors[min(index, len(predictors) - 1)]  # one for each layer, or one for all

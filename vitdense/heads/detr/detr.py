@@ -1,0 +1,108 @@
+"""DETR: detection as the prediction of a set, with a plain encoder-decoder transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vitdense.errors import ConfigError
+from vitdense.heads.detr.attention import Attention
+from vitdense.heads.detr.position import sine_positions
+from vitdense.heads.detr.predictors import BoxPredictor
+from vitdense.heads.detr.transformer import DecoderLayer, EncoderLayer
+from vitdense.ops.padding import map_extents, rectangles, region_sizes, resize
+from vitdense.types import ClassLayer, DenoisingHints, Features, QueryOutputs
+
+
+class DetrHead(nn.Module):
+    """The encoder-decoder with learned queries of DETR (Carion et al. 2020), on maps of one stride.
+
+    The cells of the map attend to each other in `num_encoder_layers` layers; then `num_queries` learned queries, the
+    same for every picture, attend to each other and to the cells in `num_decoder_layers` layers. Each query answers
+    with `num_classes` + 1 logits, the last of which means: no object, and with a box. Where the adapter gives several
+    maps, each has a 1x1 convolution of its own and their sum, on the grid of map `level`, is read.
+
+    In training `aux` holds the answers after every earlier decoder layer.
+    """
+
+    class_layers = (ClassLayer('class_predictor', num_extra=1),)
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        strides: Sequence[float],
+        num_classes: int,
+        *,
+        channels: int = 256,
+        num_encoder_layers: int = 6,
+        num_decoder_layers: int = 6,
+        num_queries: int = 100,
+        num_heads: int = 8,
+        hidden: int = 2048,
+        dropout: float = 0.1,
+        level: int = -1,
+    ) -> None:
+        super().__init__()
+        self.strides = tuple(strides)
+        self.num_classes = num_classes
+        self.level = level
+        self.projections = nn.ModuleList(nn.Conv2d(width, channels, kernel_size=1) for width in in_channels)
+        settings = dict(num_heads=num_heads, hidden=hidden, dropout=dropout)
+        self.encoder = nn.ModuleList(EncoderLayer(channels, **settings) for _ in range(num_encoder_layers))
+        self.decoder = nn.ModuleList(
+            DecoderLayer(channels, Attention(channels, num_heads, dropout=dropout), **settings)
+            for _ in range(num_decoder_layers)
+        )
+        self.norm = nn.LayerNorm(channels)
+        self.num_queries = num_queries
+        self.queries = nn.Parameter(torch.randn(num_queries, channels))
+        self.class_predictor = nn.Linear(channels, num_classes + 1)
+        self.box_predictor = BoxPredictor(channels, zero=False)
+
+    def forward(self, features: Features, hints: DenoisingHints | None = None) -> QueryOutputs:
+        """Read `features.maps`; return logits (B, Q, num_classes + 1) and boxes (B, Q, 4).
+
+        Raises ConfigError for hints, which learned queries cannot answer.
+        """
+        if hints is not None:
+            raise ConfigError(
+                'DetrHead cannot answer denoising queries',
+                where='DetectionTask(denoising=)',
+                why='its queries are learned and do not start from boxes',
+                fix='remove denoising from the task, or use DeformableDetrHead(denoising=True)',
+            )
+        x, extents = self._join(features)
+        positions = sine_positions(x, x.shape[1], extents)  # (B or 1, S, C)
+        mask = None if extents is None else rectangles(extents, tuple(x.shape[-2:])).flatten(1)[:, None, None]
+        sizes = region_sizes(features.valid, x, features.size)
+        x = x.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, S, C)
+        for layer in self.encoder:
+            x = layer(x, positions, mask)
+        answers = [self._answer(seen, sizes) for seen in self._decode(x, positions, mask)]
+        return answers[-1]._replace(aux=tuple(answers[:-1]))
+
+    def _join(self, features: Features) -> tuple[Tensor, Tensor | None]:
+        """Return the sum of all projected maps (B, C, h, w) on the grid of one, and its extents."""
+        size = tuple(features.maps[self.level].shape[-2:])
+        x = 0
+        for given, stride, project in zip(features.maps, self.strides, self.projections, strict=True):
+            extents = map_extents(features.valid, stride, tuple(given.shape[-2:]))
+            x = x + resize(project(given), size, extents)
+        return x, map_extents(features.valid, self.strides[self.level], size)
+
+    def _decode(self, cells: Tensor, positions: Tensor, mask: Tensor | None) -> list[Tensor]:
+        """Return the normalised queries (B, Q, C) after every layer in training, after the last one otherwise."""
+        placed = cells + positions
+        x = placed.new_zeros(placed.shape[0], *self.queries.shape)
+        seen = []
+        for index, layer in enumerate(self.decoder):
+            x = layer(x, self.queries, (placed, cells, mask))
+            if self.training or index + 1 == len(self.decoder):
+                seen.append(self.norm(x))
+        return seen
+
+    def _answer(self, queries: Tensor, sizes: Tensor) -> QueryOutputs:
+        boxes = self.box_predictor(queries).sigmoid()
+        return QueryOutputs(self.class_predictor(queries), boxes=boxes, sizes=sizes)

@@ -1,0 +1,241 @@
+"""Where the queries of a detector begin: learned, selected among the cells of the picture, or told by hints."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitdense.heads.detr.levels import Levels
+from vitdense.heads.detr.position import sine_boxes
+from vitdense.heads.detr.predictors import BoxPredictor, BoxStep, class_predictor
+from vitdense.types import ClassLayer, DenoisingHints, QueryOutputs
+
+SILENT = -20.0  # logit of a cell that may not propose: a probability that no loss can feel
+SMALLEST = 0.05  # side of the boxes that cells of the finest level start from, as a share of the picture
+MARGIN = 0.01  # cells whose middle is nearer to the edge than this do not propose
+
+
+class Queries(NamedTuple):
+    """What a decoder starts from."""
+
+    content: Tensor  # (B, Q, C)
+    references: Tensor  # (B, Q, 2) points or (B, Q, 4) cxcywh, in [0, 1] of each picture
+    positions: Tensor | None  # (B, Q, C); None: encoded from `references`
+
+
+class LearnedQueries(nn.Module):
+    """Queries that are the same for every picture.
+
+    Without `anchors`, learned positions from which a linear layer reads points (Deformable-DETR, Zhu et al. 2021,
+    section 4.1); with `anchors`, learned boxes (DAB-DETR, Liu et al. 2022, section 4.2).
+    """
+
+    def __init__(self, channels: int, num_queries: int, groups: int, *, anchors: bool) -> None:
+        super().__init__()
+        self.num_queries = num_queries
+        self.content = nn.Parameter(torch.randn(num_queries * groups, channels))
+        self.anchors = nn.Parameter(torch.rand(num_queries * groups, 4).logit(eps=1e-3)) if anchors else None
+        self.positions = None if anchors else nn.Parameter(torch.randn(num_queries * groups, channels))
+        self.points = None if anchors else nn.Linear(channels, 2)
+        if self.points is not None:
+            nn.init.xavier_uniform_(self.points.weight)
+            nn.init.zeros_(self.points.bias)
+
+    def forward(self, levels: Levels, groups: int) -> tuple[Queries, None]:
+        """Return the queries of the first `groups` groups, and no proposals."""
+        shape = (levels.tokens.shape[0], -1, -1)
+        rows = slice(self.num_queries * groups)
+        content = self.content[rows].expand(shape)
+        if self.anchors is not None:
+            return Queries(content, self.anchors[rows].float().sigmoid().expand(shape), None), None
+        positions = self.positions[rows]
+        points = self.points(positions).float().sigmoid()
+        return Queries(content, points.expand(shape), positions.expand(shape)), None
+
+
+class BoxEncoding(nn.Module):
+    """The sine encoding of boxes through a linear layer and a norm: positions, and `with_content` also content."""
+
+    def __init__(self, channels: int, *, with_content: bool) -> None:
+        super().__init__()
+        self.channels = channels
+        self.linear = nn.Linear(2 * channels, channels * (2 if with_content else 1))
+        self.norm = nn.LayerNorm(self.linear.out_features)
+        nn.init.xavier_uniform_(self.linear.weight)
+
+    def forward(self, boxes_cxcywh: Tensor) -> tuple[Tensor, ...]:
+        """Return positions (B, Q, C), and content (B, Q, C) where there is some, of boxes (B, Q, 4)."""
+        encoded = sine_boxes(boxes_cxcywh, self.channels // 2)  # (B, Q, 2 * C)
+        return self.norm(self.linear(encoded.to(self.linear.weight.dtype))).split(self.channels, dim=-1)
+
+
+class SelectedQueries(nn.Module):
+    """Queries that start at the cells where a first stage finds most (two-stage Deformable-DETR, appendix A.4).
+
+    Every cell proposes a class and a box, a step from its middle and a size that doubles from level to level; the
+    `num_queries` best begin in the decoder where they propose. `content` says what they hold there: 'encoded', the
+    encoding of their box (Deformable-DETR); 'learned', the same for every picture, by rank (the mixed selection of
+    DINO, Zhang et al. 2022, section 3.4); 'selected', the feature of their cell (pure query selection, ibid.).
+    `anchors` leaves positions to the decoder, which encodes the references itself. `learned_steps` adds a learned step
+    to each proposal, by rank (LW-DETR). Each group has a first stage of its own, trained by the same cells.
+
+    Cells of padding, and those whose middle is within 1 % of the picture's edge, do not propose. Where fewer cells may
+    propose than queries are wanted, the rest of the queries starts from the whole picture.
+
+    Proposals, in training only, have one logit when `class_agnostic`, else `num_classes`; they are over every cell when
+    `dense`, else over the selected cells; group after group. A cell that may not propose has logits of `SILENT` and an
+    empty box.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        num_queries: int,
+        groups: int,
+        step: BoxStep,
+        *,
+        class_agnostic: bool,
+        dense: bool,
+        content: Literal['encoded', 'learned', 'selected'],
+        anchors: bool,
+        learned_steps: bool,
+    ) -> None:
+        super().__init__()
+        self.num_queries, self.dense, self.step = num_queries, dense, step
+        self.transforms = nn.ModuleList(
+            nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels)) for _ in range(groups)
+        )
+        for linear, _ in self.transforms:
+            nn.init.xavier_uniform_(linear.weight)
+        num_logits = 1 if class_agnostic else num_classes
+        self.class_predictors = nn.ModuleList(class_predictor(channels, num_logits) for _ in range(groups))
+        predictors = () if class_agnostic else range(groups)
+        self.class_layers = tuple(ClassLayer(f'class_predictors.{group}') for group in predictors)
+        self.box_predictors = nn.ModuleList(BoxPredictor(channels) for _ in range(groups))
+        self.content_kind = content
+        rows = num_queries * groups
+        self.content = nn.Parameter(torch.randn(rows, channels)) if content == 'learned' else None
+        self.steps = nn.Parameter(torch.zeros(rows, 4)) if learned_steps else None
+        self.encoding = None
+        if not anchors or content == 'encoded':
+            self.encoding = BoxEncoding(channels, with_content=content == 'encoded')
+        self.anchors = anchors
+
+    def forward(self, levels: Levels, groups: int) -> tuple[Queries, QueryOutputs | None]:
+        """Return the queries of the first `groups` groups, and in training the proposals that they were chosen from."""
+        starts, may_propose = starting_boxes(levels)
+        chosen = [self._propose(group, levels.tokens, starts, may_propose) for group in range(groups)]
+        references, features, logits, boxes = (
+            None if parts[0] is None else torch.cat(parts, dim=1) for parts in zip(*chosen, strict=True)
+        )
+        if self.steps is not None:
+            references = self.step(references, self.steps[: references.shape[1]].float())
+        proposals = QueryOutputs(logits, boxes=boxes, groups=groups) if self.training else None
+        return self._queries(references, features), proposals
+
+    def positions_of(self, boxes_cxcywh: Tensor) -> Tensor | None:
+        """Return the positions (B, Q, C) of queries that start from boxes (B, Q, 4); None where the decoder encodes."""
+        return None if self.anchors else self.encoding(boxes_cxcywh)[0]
+
+    def _propose(
+        self, group: int, tokens: Tensor, starts: Tensor, may_propose: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Return references (B, Q, 4) and features (B, Q, C) of the best cells, and logits and boxes of proposals."""
+        predict_boxes = self.box_predictors[group]
+        x = self.transforms[group](tokens)
+        logits = self.class_predictors[group](x)  # (B, S, num_logits)
+        rows, found = self._best(logits.detach().amax(-1).masked_fill(~may_propose, float('-inf')))
+        starts = starts.expand(x.shape[0], -1, -1)
+        features = _rows(x, rows)
+        if self.training and self.dense:
+            everywhere = self.step(starts, predict_boxes(x))
+            boxes = _rows(everywhere, rows)
+            logits, proposed = _silenced(logits, everywhere, may_propose.expand(x.shape[:2]))
+        else:
+            boxes = self.step(_rows(starts, rows), predict_boxes(features))
+            logits, proposed = _silenced(_rows(logits, rows), boxes, found) if self.training else (None, None)
+        boxes, lost = boxes.detach(), ~found[..., None]
+        whole = torch.cat([boxes[..., :2].masked_fill(lost, 0.5), boxes[..., 2:].masked_fill(lost, 1.0)], dim=-1)
+        return whole, features.detach().masked_fill(lost, 0.0), logits, proposed
+
+    def _best(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows (B, Q) of the best of `scores` (B, S), and whether there was something to choose."""
+        num_cells = scores.shape[1]
+        if num_cells < self.num_queries:
+            scores = functional.pad(scores, (0, self.num_queries - num_cells), value=float('-inf'))
+        best, rows = scores.topk(self.num_queries)
+        return rows.clamp(max=num_cells - 1), best > float('-inf')
+
+    def _queries(self, references: Tensor, features: Tensor) -> Queries:
+        encoded = (None, None) if self.encoding is None else self.encoding(references)
+        contents = {'selected': features, 'encoded': encoded[-1]}
+        if self.content is not None:
+            contents['learned'] = self.content[: references.shape[1]].expand(references.shape[0], -1, -1)
+        return Queries(contents[self.content_kind], references, None if self.anchors else encoded[0])
+
+
+class NoisedQueries(nn.Module):
+    """Queries made of hints: noised boxes, and an embedding of the noised class (DN-DETR, Li et al. 2022, section 4.2).
+
+    The embedding has `num_classes` + 1 rows, as in DINO; the last one is that of filler.
+    """
+
+    class_layers = (ClassLayer('labels', num_extra=1),)
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.labels = nn.Embedding(num_classes + 1, channels)
+
+    def forward(self, queries: Queries, hints: DenoisingHints | None, positions: Tensor | None) -> Queries:
+        """Return `queries` with those of `hints`, at `positions`, behind them."""
+        if hints is None:  # distributed training waits for a gradient of every parameter
+            return queries._replace(content=queries.content + 0.0 * self.labels.weight.sum())
+        filler = self.labels.num_embeddings - 1
+        content = self.labels(hints.labels.masked_fill(hints.objects < 0, filler))
+        return Queries(
+            torch.cat([queries.content, content], dim=1),
+            torch.cat([queries.references, hints.boxes.float()], dim=1),
+            None if positions is None else torch.cat([queries.positions, positions], dim=1),
+        )
+
+
+def who_sees_whom(num_queries: int, groups: int, hints: DenoisingHints) -> Tensor:
+    """Return the mask (B, 1, Q, Q) bool of self-attention, True = sees, of queries with those of `hints` behind them.
+
+    A query sees its own of `groups` groups of `num_queries`; a noised one its own group of noised queries and the first
+    group of the others, which see no noised one: what they would see holds the answer (DN-DETR, section 4.4). Nobody
+    but itself sees filler.
+    """
+    num_noised, device = hints.labels.shape[1], hints.labels.device
+    own = torch.arange(num_queries * groups, device=device) // num_queries
+    noised = torch.arange(num_noised, device=device) // (num_noised // hints.groups) + groups
+    group = torch.cat([own, noised])
+    sees = (group[:, None] == group) | ((group[:, None] >= groups) & (group == 0))  # (Q, Q)
+    real = torch.cat([(hints.objects >= 0).new_ones(len(hints.objects), len(own)), hints.objects >= 0], dim=1)
+    itself = torch.eye(len(group), dtype=torch.bool, device=device)
+    return ((sees & real[:, None]) | itself)[:, None]
+
+
+def starting_boxes(levels: Levels) -> tuple[Tensor, Tensor]:
+    """Return the boxes (B or 1, S, 4) cxcywh that cells start from, and (B or 1, S) whether they may propose."""
+    centers = levels.centers()
+    sizes = [
+        torch.full((height * width, 2), min(SMALLEST * 2**level, 16 * SMALLEST), device=centers.device)
+        for level, (height, width) in enumerate(levels.grids)
+    ]
+    may_propose = ((centers > MARGIN) & (centers < 1 - MARGIN)).all(-1)  # the middles of padding are beyond 1
+    return torch.cat([centers, torch.cat(sizes).expand_as(centers)], dim=-1), may_propose
+
+
+def _rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Return (B, Q, C): the `rows` (B, Q) of `x` (B, S, C)."""
+    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def _silenced(logits: Tensor, boxes: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `logits` and `boxes` with an answer that no loss feels where `heard` (B, N) is False."""
+    return logits.masked_fill(~heard[..., None], SILENT), boxes.masked_fill(~heard[..., None], 0.0)

@@ -1,0 +1,329 @@
+"""Look at many inputs: pictures with a reader ahead and a writer behind, videos frame by frame; keep a record."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from torch import Tensor
+
+from vitdense.data.files.images import UnreadablePicture
+from vitdense.errors import DataError
+from vitdense.inference.demo_records import classes_of, mean, numbers, objects, write_json
+from vitdense.inference.demo_skips import InputGuard, out_of_memory
+from vitdense.inference.inputs import Input, OutputNames
+from vitdense.inference.predictor import Predictor, Result
+from vitdense.inference.video import Frame, VideoReader, VideoWriter
+from vitdense.inference.video_files import is_video
+from vitdense.types import SemanticMap
+from vitdense.visualize.image_files import write_picture
+
+logger = logging.getLogger('vitdense')
+
+AHEAD = 4  # pictures that are read before, and written after, the one the model sees
+LARGE = 40_000_000  # pixels; a model that looks at such a picture as a whole needs very much memory
+
+
+class Options(NamedTuple):
+    """What to do with the answers."""
+
+    alpha: float = 0.5  # opacity of regions
+    legend: bool = True
+    min_score: float = 0.3  # objects below it are neither drawn nor counted
+    labels: bool = False  # also write label maps as PNG
+    batch: int = 1  # pictures or frames that go through the network together
+    save_video: bool = True
+    video_format: str = '.mp4'
+    fps: float | None = None  # of the written video; None: that of the source
+    max_frames: int | None = None
+    show: bool = False  # in a window
+
+
+class Demo:
+    """Runs `predictor` on inputs and keeps what came out.
+
+    `entries` has one dict for each input that worked and `skipped` one for each that did not, as `results.json` shows
+    them; `stages` adds up the seconds of each stage over `count` pictures and frames, `parts` those of the backbone and
+    of each head within them, and `seconds` is the time that passed. Loading, drawing and writing run in threads beside
+    the network.
+    """
+
+    def __init__(self, predictor: Predictor, names: OutputNames, options: Options | None = None) -> None:
+        self.predictor = predictor
+        self.names = names
+        self.options = options or Options()
+        self.entries: list[dict[str, Any]] = []
+        self._guard = InputGuard()
+        self.skipped = self._guard.skipped
+        self.stages: Counter[str] = Counter()
+        self.parts: Counter[str] = Counter()
+        self.count = 0
+        self.seconds = 0.0
+        self._videos: list[Input] = []
+        self._stopped = False  # the user closed the window
+
+    def look(self, inputs: Sequence[Input], *, tell: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Look at all `inputs`. `tell(done, total)` is called as work goes on; total 0: nobody knows.
+
+        An input that cannot be read, or whose output cannot be written, is skipped with one warning. Raises its error
+        when it is the only one, and an error of the kind of the first one when none worked.
+        """
+        start = time.perf_counter()
+        self._guard.only = len(inputs) == 1
+        images = [item for item in inputs if item.kind == 'picture']
+        self._videos = [item for item in inputs if item.kind in ('video', 'camera')]
+        try:
+            for item in inputs:
+                if item.error is not None:
+                    self._guard.skip(item, item.error)
+            self._pictures(images, tell)
+            for item in self._videos:
+                self._guarded(item, partial(self._video, item, tell))
+        finally:
+            self.seconds += time.perf_counter() - start
+        if not self.entries and not self._stopped:
+            self._guard.raise_nothing(len(inputs))
+
+    def save(self, path: Path) -> None:
+        """Write everything that is known to a json file. Raises DiskError."""
+        content = {
+            'results': self.entries,
+            'classes': classes_of(self.predictor.metainfo),
+            'skipped': self.skipped,
+            'count': self.count,
+            'seconds': round(self.seconds, 3),
+            'stages_seconds': {stage: round(seconds, 4) for stage, seconds in self.stages.items()},
+            'parts_seconds': {part: round(seconds, 4) for part, seconds in self.parts.items()},
+        }
+        write_json(path, content)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or the exit code of the first input that was skipped for another reason than its content."""
+        return self._guard.exit_code
+
+    def _guarded(self, item: Input, work: Callable[[], Any]) -> Any:
+        return None if self._stopped else self._guard.run(item, work)
+
+    # ------------------------------------------------------------------------------------------------ pictures
+
+    def _pictures(self, items: Sequence[Input], tell: Callable[[int, int], None]) -> None:
+        pending: deque[tuple[Input, Future]] = deque()
+        with ThreadPoolExecutor(1, 'read') as reading, ThreadPoolExecutor(1, 'write') as writing:
+            loaded = self._loaded(_ahead(items, partial(reading.submit, self._load), AHEAD + self.options.batch))
+            for group in _groups(loaded, self.options.batch):
+                for (item, _, seconds), result in zip(group, self._predict(group), strict=True):
+                    if result is not None:
+                        result = replace(result, path=str(item.source), times={**result.times, 'load': seconds})
+                        pending.append((item, writing.submit(self._write_picture, item, result)))
+                while len(pending) > AHEAD:
+                    self._note_picture(*pending.popleft())
+                    tell(self.count + len(self.skipped), len(items))
+            while pending:
+                self._note_picture(*pending.popleft())
+                tell(self.count + len(self.skipped), len(items))
+
+    def _predict(self, group: Sequence[tuple[Input, Tensor, float]]) -> list[Result | None]:
+        """Return the results of images that go through the network together; None for one that is skipped.
+
+        Where that fails, each image is tried alone.
+        """
+        if len(group) > 1:
+            try:
+                return self.predictor([img for _, img, _ in group])
+            except (DataError, MemoryError, RuntimeError) as error:
+                if not (isinstance(error, DataError) or out_of_memory(error)):
+                    raise
+        return [self._guarded(item, partial(self.predictor, img)) for item, img, _ in group]
+
+    def _loaded(self, futures: Iterable[tuple[Input, Future]]) -> Iterator[tuple[Input, Tensor, float]]:
+        for item, future in futures:
+            loaded = self._guarded(item, future.result)
+            if loaded is not None:
+                yield (item, *loaded)
+
+    def _load(self, item: Input) -> tuple[Tensor, float] | None:
+        """Return an image and the seconds that reading took; None for a video with the suffix of an image."""
+        start = time.perf_counter()
+        try:
+            img = self.predictor.read(item.source)
+        except UnreadablePicture:
+            if not is_video(item.source):
+                raise
+            self._videos.append(item._replace(kind='video'))
+            return None
+        if img.shape[-2] * img.shape[-1] > LARGE and self.predictor.model.tiler is None:
+            logger.warning(
+                '%s has %.0f Mpx and the model looks at it as a whole; --tile SIZE looks at it in windows',
+                item.name,
+                img.shape[-2] * img.shape[-1] / 1e6,
+            )
+        return img, time.perf_counter() - start
+
+    def _write_picture(self, item: Input, result: Result) -> tuple[dict[str, Any], np.ndarray]:
+        start = time.perf_counter()
+        picture = self._draw(result)
+        drawn = time.perf_counter()
+        suffix = '.jpg' if item.source.suffix.lower() in ('.jpg', '.jpeg') else '.png'
+        path = write_picture(picture, self.names.name(item, suffix))
+        labels = self._write_labels(item, result) if self.options.labels else {}
+        times = {**result.times, 'draw': drawn - start, 'write': time.perf_counter() - drawn}
+        entry = {
+            'file': str(item.source),
+            'kind': 'picture',
+            'output': str(path),
+            **({'labels': labels} if labels else {}),
+            'size': list(result.image.shape[:2]),
+            'heads': numbers(result, self.options.min_score),
+            **objects(result, self.options.min_score),
+            'ms': {stage: round(1000 * seconds, 2) for stage, seconds in times.items()},
+            'ms_parts': {part: round(1000 * seconds, 2) for part, seconds in result.parts.items()},
+        }
+        return entry, picture
+
+    def _write_labels(self, item: Input, result: Result) -> dict[str, str]:
+        """Write the label map of every semantic head as PNG (8 bits, 16 above 255 classes); return the paths."""
+        paths = {}
+        for head, prediction in result.predictions.items():
+            if isinstance(prediction, SemanticMap):
+                labels = prediction.labels.numpy()
+                labels = labels if labels.dtype == np.uint8 else labels.astype(np.uint16)
+                paths[head] = str(write_picture(labels, self.names.name(item, '.png', tag=f'_{head}')))
+        return paths
+
+    def _note_picture(self, item: Input, written: Future) -> None:
+        noted = self._guarded(item, written.result)
+        if noted is None:
+            return
+        entry, picture = noted
+        self.entries.append(entry)
+        self.count += 1
+        self.stages.update({stage: value / 1000 for stage, value in entry['ms'].items()})
+        self.parts.update({part: value / 1000 for part, value in entry['ms_parts'].items()})
+        if self.options.show:
+            self._show(picture, entry['file'], wait=0)
+
+    # -------------------------------------------------------------------------------------------------- videos
+
+    def _video(self, item: Input, tell: Callable[[int, int], None]) -> None:
+        frames: list[dict[str, Any]] = []
+        interrupted = False
+        start = time.perf_counter()
+        with VideoReader(item.source) as reader, contextlib.ExitStack() as stack:
+            writer = None
+            try:
+                for frame, result in self._answers(reader):
+                    frames.append({'seconds': round(frame.seconds, 6)} | self._found(result))
+                    if self.options.save_video and writer is None:
+                        writer = stack.enter_context(self._writer(item, reader, result))
+                    if writer is not None:
+                        writer.write(partial(self._draw_timed, result))
+                    if self.options.show:
+                        self._show(self._draw(result), item.name, wait=1)
+                    tell(len(frames), reader.announced if len(frames) <= reader.announced else 0)
+                    if self._stopped:
+                        break
+            except KeyboardInterrupt:
+                interrupted = True  # what was seen so far is finished and kept
+        self._note_video(item, reader, frames, writer, time.perf_counter() - start)
+        if interrupted and not reader.is_camera:
+            raise KeyboardInterrupt  # of a camera it is the way to stop
+
+    def _answers(self, reader: VideoReader) -> Iterator[tuple[Frame, Result]]:
+        batch = 1 if reader.is_camera else self.options.batch
+        for group in _groups(self._timed(itertools.islice(reader, self.options.max_frames)), batch):
+            results = self.predictor([frame.image for frame in group])
+            for result in results:
+                self.stages.update({stage: seconds for stage, seconds in result.times.items() if stage != 'load'})
+                self.parts.update(result.parts)
+            yield from zip(group, results, strict=True)
+
+    def _writer(self, item: Input, reader: VideoReader, first: Result) -> VideoWriter:
+        path = self.names.name(item, self.options.video_format)
+        return VideoWriter(path, self._draw(first).shape[:2], self.options.fps or reader.fps)
+
+    def _timed(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+        """Pass frames on and count the time spent waiting for them as loading."""
+        frames = iter(frames)
+        while True:
+            start = time.perf_counter()
+            frame = next(frames, None)
+            self.stages['load'] += time.perf_counter() - start
+            if frame is None:
+                return
+            yield frame
+
+    def _draw_timed(self, result: Result) -> np.ndarray:
+        start = time.perf_counter()
+        picture = self._draw(result)
+        self.stages['draw'] += time.perf_counter() - start
+        return picture
+
+    def _note_video(
+        self,
+        item: Input,
+        reader: VideoReader,
+        frames: list[dict[str, Any]],
+        writer: VideoWriter | None,
+        seconds: float,
+    ) -> None:
+        self.count += len(frames)
+        entry = {
+            'file': str(item.source),
+            'kind': item.kind,
+            'output': None if writer is None else str(writer.path),
+            'size': list(reader.size),
+            'fps': reader.fps,
+            **({} if writer is None else {'output_fps': writer.fps}),
+            'announced': reader.announced,
+            'read': len(frames),
+            'undecodable': reader.skipped,
+            'heads': mean(frames),
+            'ms': {'all': round(1000 * seconds / max(1, len(frames)), 2)},
+            'frames': frames,
+        }
+        self.entries.append(entry)
+        if reader.announced != len(frames) and self.options.max_frames is None and not reader.is_camera:
+            logger.warning('%s: %s', reader.name, reader.report())
+
+    def _found(self, result: Result) -> dict[str, Any]:
+        return numbers(result, self.options.min_score) | objects(result, self.options.min_score)
+
+    # ------------------------------------------------------------------------------------------------- drawing
+
+    def _draw(self, result: Result) -> np.ndarray:
+        return result.draw(alpha=self.options.alpha, legend=self.options.legend, min_score=self.options.min_score)
+
+    def _show(self, picture: np.ndarray, title: str, *, wait: int) -> None:
+        """Show a picture in the window; q and Escape end the demo, any other key goes on."""
+        cv2.imshow('vitdense', cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        cv2.setWindowTitle('vitdense', title)
+        if cv2.waitKey(wait) & 0xFF in (ord('q'), 27):
+            self._stopped = True
+
+
+def _ahead(items: Iterable[Input], submit: Callable[[Input], Future], count: int) -> Iterator[tuple[Input, Future]]:
+    """Yield `(item, future)` in order, with `count` items submitted ahead of the one that is waited for."""
+    pending: deque[tuple[Input, Future]] = deque()
+    for item in items:
+        pending.append((item, submit(item)))
+        if len(pending) > count:
+            yield pending.popleft()
+    yield from pending
+
+
+def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    items = iter(items)
+    while group := list(itertools.islice(items, size)):
+        yield group

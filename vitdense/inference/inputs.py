@@ -1,0 +1,185 @@
+"""What a user names on a command line - pictures, folders, globs, videos, cameras -, and names for the answers."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from vitdense.data.files.opening import PICTURE_SUFFIXES, begins_like_image
+from vitdense.errors import ConfigError
+from vitdense.inference.video_files import VIDEO_SUFFIXES, is_video, opens_as_video
+
+logger = logging.getLogger('vitdense')
+
+
+class Input(NamedTuple):
+    """One thing to look at."""
+
+    kind: Literal['picture', 'video', 'camera', 'unusable']
+    source: Path | int  # a file, or the number of a camera
+    relative: Path = Path()  # the file below the folder or pattern that led to it; of a file its name
+    error: ConfigError | None = None  # why it is unusable
+
+    @property
+    def name(self) -> str:
+        return f'camera {self.source}' if self.kind == 'camera' else self.source.name
+
+
+def find_inputs(words: Sequence[str], *, outside: Path | None = None) -> list[Input]:
+    """Return what `words` name, each thing once, folders sorted and with their subfolders.
+
+    A word is a file, a folder, a pattern (`*`, `?`, `[...]`, `**`), or the number of a camera. Images and videos are
+    told apart by suffix, and files of other suffixes by content; what is neither is left out of folders and patterns,
+    counted and named in the log. Nothing is taken from inside the folder `outside` (where answers go), unless the word
+    itself leads there. A word that names nothing is an 'unusable' input; ConfigError is raised where no word names
+    anything.
+    """
+    found: dict[object, Input] = {}
+    for word in words:
+        for item in list(_named_by(word, outside)) or [_nothing(word)]:
+            found.setdefault(item.source if item.kind == 'camera' else item.source.resolve(), item)
+    items = list(found.values())
+    if all(item.kind == 'unusable' for item in items):
+        raise items[0].error
+    return items
+
+
+def _named_by(word: str, outside: Path | None) -> Iterator[Input]:
+    path, camera = Path(word), re.fullmatch(r'(?:/dev/video)?([0-9]+)', word)
+    if path.is_dir():
+        files = sorted(_walk(path))
+    elif path.is_file():
+        yield Input(_kind_of(path, by_content=True) or 'picture', path, Path(path.name))
+        return
+    elif camera:
+        yield Input('camera', int(camera[1]))
+        return
+    else:
+        files = sorted(Path(file) for file in glob.glob(word, recursive=True))
+    if outside is not None and not _folder_of(path).is_relative_to(outside.resolve()):
+        files = [file for file in files if not file.resolve().is_relative_to(outside.resolve())]
+    left_out = []
+    for file in files:
+        kind = _kind_of(file)
+        if kind is not None:
+            yield Input(kind, file, _below(file, path))
+        elif not file.is_dir():
+            left_out.append(str(file.relative_to(path) if path.is_dir() else file))
+    if left_out and (path.is_dir() or glob.has_magic(word)):
+        names = ', '.join(left_out[:5]) + (f' and {len(left_out) - 5} more' if len(left_out) > 5 else '')
+        logger.info('%s: left out, neither image nor video: %d files, %s', word, len(left_out), names)
+
+
+def _kind_of(file: Path, *, by_content: bool = False) -> Literal['picture', 'video'] | None:
+    """Return what a file is: by its suffix, else, or first, by its content; None for what is neither."""
+    if not file.is_file():  # a pipe or a device may never end
+        return None
+    suffix = file.suffix.lower()
+    listed = 'picture' if suffix in PICTURE_SUFFIXES else 'video' if suffix in VIDEO_SUFFIXES else None
+    if listed and not by_content:
+        return listed
+    if is_video(file):
+        return 'video'
+    if begins_like_image(file):
+        return 'picture'
+    return listed or ('video' if by_content and opens_as_video(file) else None)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield all files below a folder; links to folders are followed, each folder is visited once."""
+    visited: set[str] = set()
+
+    def warn(error: OSError) -> None:
+        logger.warning('%s: a folder that cannot be read is left out: %s', error.filename, error.strerror)
+
+    for home, folders, names in os.walk(folder, followlinks=True, onerror=warn):
+        real = os.path.realpath(home)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        yield from (Path(home, name) for name in names)
+
+
+def _folder_of(path: Path) -> Path:
+    """Return the folder below which a folder or a pattern looks."""
+    plain = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
+    return Path(*plain).resolve()
+
+
+def _below(file: Path, word: Path) -> Path:
+    """Return `file` as seen from the folder below which `word` looks; its name when a link or `..` led elsewhere."""
+    file, folder = file.resolve(), _folder_of(word)
+    return file.relative_to(folder) if file.is_relative_to(folder) else Path(file.name)
+
+
+def _nothing(word: str) -> Input:
+    """Return the input that says why `word` names nothing."""
+    path = Path(word)
+    if path.is_dir():
+        why = f'no file in the folder is an image ({" ".join(PICTURE_SUFFIXES)}) or a video'
+    elif path.exists():
+        why = 'it is no regular file: a pipe or a device may never end'
+    elif glob.has_magic(word):
+        why = 'no image or video fits the pattern'
+    else:
+        why = 'there is no such file' + ('' if path.is_absolute() else f' in {Path.cwd()}')
+    error = ConfigError(
+        f"'{word}' names no picture, video or camera",
+        where=word,
+        why=why,
+        fix='give pictures, videos, folders, patterns in quotes ("photos/*.jpg"), or a camera number (0)',
+    )
+    return Input('unusable', path, error=error)
+
+
+class OutputNames:
+    """Names of answers under `folder`: they keep subfolders, never meet, and never hit an input.
+
+    A file from a named folder keeps its place below it; files of one name from different places are told apart by the
+    folders in which they differ.
+    """
+
+    def __init__(self, folder: Path, inputs: Sequence[Input]) -> None:
+        self.folder = folder
+        self._taken = {_same(item.source.resolve()) for item in inputs if isinstance(item.source, Path)}
+        self._places: dict[Path, Path] = {}
+        same_name: dict[str, list[Path]] = {}
+        for item in inputs:
+            if isinstance(item.source, Path):
+                same_name.setdefault(_same(item.relative), []).append(item.source.resolve())
+                self._places[item.source.resolve()] = item.relative.parent
+        for files in same_name.values():
+            if len(files) > 1:
+                root = os.path.commonpath([file.parent for file in files])
+                self._places |= {file: file.parent.relative_to(root) for file in files}
+        below = {folder / each for place in self._places.values() for each in (place, *place.parents)}
+        self._taken |= {_same(each.resolve()) for each in below}  # a folder for outputs is no name of a file
+
+    def name(self, item: Input, suffix: str, *, tag: str = '') -> Path:
+        """Return a free path for `item` that ends in `tag` and `suffix`; every call takes a new one."""
+        original = item.source.resolve() if isinstance(item.source, Path) else Path(f'camera{item.source}')
+        place = self.folder / self._places.get(original, Path())
+        stems = [original.stem + tag, original.name.replace('.', '_') + tag, original.stem + tag + '_overlay']
+        stems += [f'{stems[-1]}_{number}' for number in range(2, 1000)]
+        for stem in stems:
+            path = place / f'{stem}{suffix}'
+            if _same(path.resolve()) not in self._taken:
+                self._taken.add(_same(path.resolve()))
+                return path
+        raise ConfigError(
+            f'no free name for the answer to {original.name}',
+            where=str(place),
+            why='a thousand names are taken',
+            fix='choose another folder with --out',
+        )
+
+
+def _same(path: Path) -> str:
+    return str(path).casefold()  # some file systems do not tell a.JPG from a.jpg

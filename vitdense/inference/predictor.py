@@ -1,0 +1,352 @@
+"""From a picture to a typed result: `predictor = load(model_dir)`, `result = predictor('picture.jpg')`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+from vitdense.arguments import interval
+from vitdense.data.files.bit_depth import stretch
+from vitdense.data.files.images import from_pil, read_image
+from vitdense.data.files.opening import MAX_PIXELS
+from vitdense.data.transforms.common import Pipeline
+from vitdense.device import choose_precision, read_device
+from vitdense.errors import ConfigError, DataError
+from vitdense.inference.options import (
+    arithmetic,
+    device_name,
+    folder_name,
+    refuse_unknown,
+    whole_number,
+)
+from vitdense.test_time.sliding_window import Tiler
+from vitdense.timing import NETWORK, Stopwatch, is_compiled, parts_of
+from vitdense.types import Batch, ImageClass, Instances, Meta, Prediction, Reconstruction, Sample, SemanticMap, Target
+from vitdense.visualize import draw
+from vitdense.visualize.image_files import write_picture
+from vitdense.visualize.text import percent
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vitdense.model import DenseModel
+
+    Picture = str | Path | Image.Image | np.ndarray | Tensor
+
+STAGES = ('load', 'preprocess', 'network', 'postprocess')
+_PIL_DECODING = threading.Lock()  # a PIL image is decoded at its first use, and threads may share one
+
+
+@dataclass(frozen=True)
+class Result:
+    """One picture and what the model says about it."""
+
+    image: np.ndarray  # (H, W, 3) uint8 RGB, upright
+    predictions: Mapping[str, Prediction]  # {head: prediction}, on the CPU, in the picture's own size
+    metainfo: Mapping[str, Any] = field(default_factory=dict)  # classes, palette, head_fields: see `visualize.draw`
+    times: Mapping[str, float] = field(default_factory=dict)  # seconds by stage; of a batch: this picture's share
+    parts: Mapping[str, float] = field(default_factory=dict)  # of the backbone and of each head, unless compiled
+    path: str = ''  # where the picture came from, when it was a file
+
+    def __getitem__(self, head: str) -> Prediction:
+        return self.predictions[head]
+
+    def draw(self, *, alpha: float = 0.5, legend: bool = True, min_score: float = 0.3) -> np.ndarray:
+        """Return the picture with the predictions on it, (H', W', 3) uint8 RGB; see `vitdense.visualize.draw`."""
+        return draw(self.image, self.predictions, self.metainfo, alpha=alpha, legend=legend, min_score=min_score)
+
+    def save(self, path: str | Path, **options: Any) -> Path:
+        """Write what `draw(**options)` gives to `path` and return it; folders are made.
+
+        Raises ConfigError when the suffix is no picture format, DiskError when the file cannot be written.
+        """
+        return write_picture(self.draw(**options), path)
+
+    def summary(self, *, min_score: float = 0.3) -> dict[str, dict[str, float]]:
+        """Return `{head: {class name: number}}`, largest first.
+
+        The number is the share of pixels of a semantic map, the score of an image class, the count of instances of at
+        least `min_score` (a whole number); of a
+        reconstruction it is `{'error': ...}`, with normalised patches the share of their variance that is missed.
+        """
+        return {head: self._numbers(head, min_score) for head in self.predictions}
+
+    def objects(self, *, min_score: float = 0.3) -> dict[str, list[dict[str, Any]]]:
+        """Return `{head: [{'name', 'class_id', 'score', 'box'}, ...]}` of all heads that find instances, best first.
+
+        `class_id` is the number of the class from 0; `category_id`, where the model knows it, that of the annotation
+        file. `box` is [left, top, right, bottom] in pixels. Instances below `min_score` are left out.
+        """
+        heads = [head for head, prediction in self.predictions.items() if isinstance(prediction, Instances)]
+        return {head: self._objects(head, min_score) for head in heads}
+
+    def __str__(self) -> str:
+        parts = []
+        for head, numbers in self.summary().items():
+            counted = isinstance(self[head], Instances)
+            shown = [f'{name} {value if counted else percent(value)}' for name, value in list(numbers.items())[:5]]
+            parts.append(f'{head}: ' + (', '.join(shown) or 'nothing'))
+        return '; '.join(parts)
+
+    def _numbers(self, head: str, min_score: float) -> dict[str, float]:
+        prediction = self[head]
+        if isinstance(prediction, Reconstruction):
+            return {'error': float(prediction.error)}
+        if isinstance(prediction, ImageClass):
+            values = prediction.scores.double().tolist()
+        elif isinstance(prediction, SemanticMap):
+            values = (prediction.labels.flatten().bincount().double() / max(1, prediction.labels.numel())).tolist()
+        else:
+            values = prediction.labels[prediction.scores >= min_score].bincount().tolist()
+        names = class_names(self.metainfo, head, prediction, len(values))
+        ranked = sorted(range(len(values)), key=lambda index: -values[index])
+        return {names[index]: values[index] for index in ranked if values[index] > 0}
+
+    def _objects(self, head: str, min_score: float) -> list[dict[str, Any]]:
+        found = self[head]
+        names = class_names(self.metainfo, head, found, int(found.labels.max()) + 1 if len(found.labels) else 0)
+        classes = class_list(self.metainfo, head, names)
+        keep = found.scores >= min_score
+        columns = (found.labels[keep].tolist(), found.scores[keep].tolist(), found.boxes[keep].tolist())
+        return [{**classes[label], 'score': score, 'box': box} for label, score, box in zip(*columns, strict=True)]
+
+
+def load(model_dir: str | Path, **options: Any) -> Predictor:
+    """Return the predictor of a model folder (`model.json`, `model.safetensors`), as training leaves one.
+
+    `options` go to `Predictor`: `device`, `amp`, `batch_size`, `max_pixels`, `tile`, `value_range` (by default that of
+    the data which the model was validated with). Loading runs no code of the
+    folder. Raises CheckpointError when the folder is not whole, ConfigError for options that cannot be.
+    """
+    from vitdense.checkpoints.model_folder import read_model_folder
+
+    refuse_unknown(options, OPTIONS, where='vitdense.load')
+    model, info = read_model_folder(folder_name(model_dir))
+    options = {'value_range': info.get('value_range'), **options}
+    return Predictor(model, transforms=info['transforms'], metainfo=_metainfo(info), **options)
+
+
+class Predictor:
+    """Runs a trained model on pictures of any size.
+
+    `transforms` are the evaluation transforms the model was validated with: parts or recipes, `Sample -> Sample`.
+    `metainfo` is `{'classes': {field: names}, 'palette': {field: rgb}}`; classes default to the model's own.
+    `device` defaults to the first GPU, else the CPU. `amp` is the arithmetic of the network: 'bf16', 'fp16' (CUDA),
+    'off' (float32), or 'auto': bf16 where a probe of the hardware finds it faster. `batch_size` bounds how many
+    pictures of a list, or windows of a picture, go through the network at a time; `max_pixels` bounds the size of a
+    picture file. With `tile`, pictures are looked at in their own pixels, without `transforms`, in windows of that
+    side every two thirds of it: for pictures of any size, in bounded memory (`Tiler`, accumulate='labels').
+    `value_range` (low, high) says which numbers are black and white in files and arrays of more than 8 bits whose range
+    is not known: 12 bits stored in 16, or floats.
+    """
+
+    def __init__(
+        self,
+        model: DenseModel,
+        *,
+        transforms: Sequence[Callable[[Sample], Sample] | dict] = (),
+        metainfo: Mapping[str, Any] | None = None,
+        device: str | torch.device | None = None,
+        amp: Literal['auto', 'bf16', 'fp16', 'off'] = 'auto',
+        batch_size: int = 8,
+        max_pixels: int = MAX_PIXELS,
+        tile: int | None = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> None:
+        self.batch_size = whole_number(batch_size, 'batch_size')
+        self.max_pixels = whole_number(max_pixels, 'max_pixels')
+        self.value_range = interval(value_range, 'value_range')
+        self.device = read_device(device_name(device))
+        precision = choose_precision(arithmetic(amp), self.device)
+        if tile is not None:
+            model.tiler = _tiler(whole_number(tile, 'tile'), self.batch_size, model.network.divisor)
+        self.model = model.to(self.device).eval()
+        self.model.amp = precision.dtype
+        self.transforms = Pipeline(() if tile is not None else transforms)
+        fields = {name: task.field for name, task in model.tasks.items()}
+        self.metainfo = {'classes': model.classes, **(metainfo or {}), 'head_fields': fields}
+
+    def __call__(self, image: Picture | Sequence[Picture]) -> Result | list[Result]:
+        """Return the `Result` of a picture, or a list of them for a list.
+
+        A picture is a path, a PIL image (turned upright by its EXIF tag), an RGB array (H, W, 3) uint8 - a grey (H, W)
+        one and one with alpha (H, W, 4) are understood -, or a (3, H, W) uint8 tensor. Pictures of a list that have
+        one size after the transforms go through the network together; the answers keep the order of the list.
+
+        Raises DataError for anything that is not a picture, naming the file.
+        """
+        if not isinstance(image, list | tuple):
+            return self._run([self._prepare(image)])[0]
+        prepared = [self._prepare(item) for item in image]
+        results: list[Result | None] = [None] * len(prepared)
+        for rows in _equal_sizes([item.sample.meta.size for item in prepared], self.batch_size):
+            for row, result in zip(rows, self._run([prepared[row] for row in rows]), strict=True):
+                results[row] = result
+        return results
+
+    def read(self, image: Picture) -> Tensor:
+        """Return any kind of picture as the predictor reads it: (3, H, W) uint8 RGB on the CPU. Raises DataError."""
+        return as_tensor(image, max_pixels=self.max_pixels, value_range=self.value_range)
+
+    def _prepare(self, image: Picture) -> _Prepared:
+        start = time.perf_counter()
+        img = self.read(image)
+        loaded = time.perf_counter()
+        path = str(image) if isinstance(image, str | Path) else ''
+        size = tuple(img.shape[-2:])
+        sample = Sample(tv_tensors.Image(img), Target(), Meta(image_id=path, path=path, orig_size=size, size=size))
+        sample = self.transforms(sample)
+        times = {'load': loaded - start, 'preprocess': time.perf_counter() - loaded}
+        return _Prepared(img, sample, times)
+
+    @classmethod
+    def from_config(cls, config: str | Path, checkpoint: str | Path, **options: Any) -> Predictor:
+        """Return the predictor of a config file and a checkpoint that was trained with it.
+
+        The transforms are those of the config's test data, the classes those that the checkpoint remembers. `options`
+        go to `Predictor`. **The config is code and runs.** Raises ConfigError, CheckpointError.
+        """
+        from vitdense.checkpoints.model_folder import read_checkpoint_model
+
+        refuse_unknown(options, OPTIONS, where='Predictor.from_config')
+        model, info = read_checkpoint_model(config, checkpoint)
+        options = {'value_range': info.get('value_range'), **options}
+        return cls(model, transforms=info['transforms'], metainfo=_metainfo(info), **options)
+
+    @torch.inference_mode()
+    def _run(self, items: Sequence[_Prepared]) -> list[Result]:
+        """Answer pictures of one size. Times of shared work are divided by their number."""
+        start = self._now()
+        imgs = torch.stack([item.sample.img.as_subclass(Tensor) for item in items])
+        metas = [item.sample.meta for item in items]
+        batch = self.model.data_preprocessor(Batch(imgs, [item.sample.target for item in items], metas), False)
+        ready = self._now()
+        watch, network = Stopwatch(self._now), self.model.network
+        with watch.running(), watch.watching(parts_of(network)):
+            answers = self.model(*batch, mode='predict')
+        answers = [{head: _on_cpu(prediction) for head, prediction in answer.items()} for answer in answers]
+        done = self._now()
+        inside = watch.seconds.pop(NETWORK)
+        shared = {'preprocess': ready - start, 'network': inside, 'postprocess': done - ready - inside}
+        parts = {} if is_compiled(network) else watch.seconds
+        spent = {name: seconds / len(items) for name, seconds in parts.items()}
+        results = []
+        for item, answer in zip(items, answers, strict=True):
+            times = {stage: item.times.get(stage, 0.0) + shared.get(stage, 0.0) / len(items) for stage in STAGES}
+            image = np.ascontiguousarray(item.image.permute(1, 2, 0).numpy())  # (3, H, W) -> (H, W, 3)
+            results.append(Result(image, answer, self.metainfo, times, spent, item.sample.meta.path))
+        return results
+
+    def _now(self) -> float:
+        """Return the time in seconds once the device has done its work."""
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+OPTIONS = [name for name in Predictor.__init__.__kwdefaults__ if name not in ('transforms', 'metainfo')]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    image: Tensor  # (3, H, W) uint8, as it came
+    sample: Sample  # after the transforms
+    times: Mapping[str, float]
+
+
+def as_tensor(
+    image: Picture, *, max_pixels: int = MAX_PIXELS, value_range: tuple[float, float] | None = None
+) -> Tensor:
+    """Return any kind of picture as (3, H, W) uint8 RGB on the CPU. Raises DataError for what is none.
+
+    `value_range` (low, high) says what is black and white where that is not known: see `read_image`.
+    """
+    if isinstance(image, str | Path):
+        return read_image(image, max_pixels=max_pixels, value_range=value_range)
+    if isinstance(image, Tensor):
+        if image.ndim == 3 and image.shape[0] == 3 and image.dtype == torch.uint8 and image.numel():
+            return image.as_subclass(Tensor).detach().cpu()
+        raise _no_picture(f'a tensor of shape {tuple(image.shape)} and {image.dtype}', 'a (3, H, W) uint8 tensor')
+    if isinstance(image, np.ndarray):
+        return _from_array(image, value_range)
+    if hasattr(image, 'getexif') and hasattr(image, 'convert'):  # a PIL image, without importing PIL to ask
+        with _PIL_DECODING:
+            return from_pil(image, value_range=value_range)
+    raise _no_picture(f'an object of type {type(image).__name__}', 'a path, a PIL image, an array or a tensor')
+
+
+def class_names(metainfo: Mapping[str, Any], head: str, prediction: Prediction, at_least: int) -> list[str]:
+    """Return the names of the classes that `head` predicts; a class without a name is called by its number."""
+    kind = {SemanticMap: 'semantic', ImageClass: 'image_label'}.get(type(prediction), 'labels')
+    name = (metainfo.get('head_fields') or {}).get(head, kind)
+    names = list((metainfo.get('classes') or {}).get(name) or ())
+    return names + [f'class {index}' for index in range(len(names), at_least)]
+
+
+def class_list(metainfo: Mapping[str, Any], head: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return `[{'name', 'class_id'}, ...]` of the classes of `head`, with the `category_id` where there is one."""
+    field = (metainfo.get('head_fields') or {}).get(head, 'labels')
+    ids = list((metainfo.get('category_ids') or {}).get(field) or ())
+    ids += [None] * (len(names) - len(ids))
+    rows = ({'name': name, 'class_id': number, 'category_id': ids[number]} for number, name in enumerate(names))
+    return [{key: value for key, value in row.items() if value is not None} for row in rows]
+
+
+def _from_array(array: np.ndarray, value_range: tuple[float, float] | None) -> Tensor:
+    if array.dtype != np.uint8 and value_range is not None and array.dtype.kind in 'uif':
+        array = stretch(array, value_range)
+    if array.dtype != np.uint8:
+        wanted = 'an (H, W, 3) uint8 array with values 0..255, RGB, or value_range=(low, high) to the predictor'
+        raise _no_picture(f'an array of {array.dtype}', wanted)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
+        raise _no_picture(f'an array of shape {array.shape}', 'an (H, W, 3) uint8 array; of (3, H, W) give a tensor')
+    array = np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., :3]
+    return torch.from_numpy(np.array(array)).permute(2, 0, 1)  # a copy: (H, W, 3) -> (3, H, W)
+
+
+def _no_picture(what: str, wanted: str) -> DataError:
+    return DataError(
+        f'{what} is not a picture',
+        where='predictor(image)',
+        why='guessing its range or its layout would give wrong answers without a word',
+        fix=f'give {wanted}',
+    )
+
+
+def _tiler(tile: int, batch_size: int, divisor: int) -> Tiler:
+    if tile < 2 * divisor:
+        raise ConfigError(
+            f'windows of {tile} pixels are too small',
+            where='tile',
+            why=f'the network looks at cells of {divisor} pixels',
+            fix='give a side near the size of the pictures it was trained on, such as tile=512',
+        )
+    return Tiler(tile, max(tile * 2 // 3, 1), batch=batch_size, accumulate='labels', even=True, divisor=divisor)
+
+
+def _metainfo(info: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: info[key] for key in ('classes', 'palette', 'category_ids') if info.get(key)}
+
+
+def _on_cpu(prediction: Prediction) -> Prediction:
+    return type(prediction)(*(value.cpu() if isinstance(value, Tensor) else value for value in prediction))
+
+
+def _equal_sizes(sizes: Sequence[tuple[int, int]], most: int) -> Iterator[list[int]]:
+    """Yield the rows of equal sizes, at most `most` together."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, size in enumerate(sizes):
+        groups.setdefault(size, []).append(row)
+    for rows in groups.values():
+        yield from (rows[start : start + most] for start in range(0, len(rows), most))

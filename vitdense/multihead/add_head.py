@@ -1,0 +1,192 @@
+"""Add a head to a trained model: its backbone and its heads rest, the new one learns, old answers stay as they are.
+
+The trained model brings backbone, heads and test-time strategy; of the config's `model` only the new branch, its task
+and `augment` are read, so that the config of a single task will do.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+from torch import Tensor
+
+from vitdense.checkpoints.descriptions import check_recipes, read_description, without_pretrained
+from vitdense.checkpoints.model_folder import CONTENT, METAINFO, model_folder_of, read_state
+from vitdense.checkpoints.omitted_weights import complete
+from vitdense.checkpoints.run import read_checkpoint
+from vitdense.config.load import picture_recipe
+from vitdense.config.text import read_config_text
+from vitdense.errors import CheckpointError, ConfigError, did_you_mean
+from vitdense.model import DenseModel
+from vitdense.multihead.merge import check_strategy, field_of, with_branch, with_vocabulary
+from vitdense.storage.weights import load_weights
+
+logger = logging.getLogger('vitdense')
+
+
+class Trained(NamedTuple):
+    """A trained model, as files describe it."""
+
+    where: str
+    recipe: dict[str, Any] | None  # None: the file holds weights only, and the config must describe all of the model
+    state: Mapping[str, Tensor]
+    borrowed: Mapping[str, Any] | None
+    metainfo: dict[str, Any]
+    transforms: list[Any] | None  # recipes for evaluation
+
+
+def ask_for_head(cfg: Config, name: str | None, weights: str | None) -> tuple[Config, str | None]:
+    """Return the config with what `--add-head NAME --weights PATH` say as its `add_head`, and the `weights` left over.
+
+    Raises ConfigError when the config has no such branch, or nobody says which trained model gets it.
+    """
+    section = cfg.to_dict().get('add_head') or {}
+    if name is None and not section:
+        return cfg, weights
+    section = {
+        'name': name or section.get('name'),
+        'weights': weights or section.get('weights'),
+        'transforms': section.get('transforms'),
+    }
+    model = cfg.to_dict().get('model') or {}
+    branches = (model.get('network') or {}).get('branches') or {}
+    if section['name'] not in branches or section['name'] not in model['tasks']:
+        raise ConfigError(
+            f"the config has no branch '{section['name']}'{did_you_mean(str(section['name']), branches)}",
+            where=f'--add-head {section["name"]}, {cfg.filename}',
+            why=f'its branches are: {", ".join(branches) or "none"}',
+            fix='name the branch of model.network.branches that is to be added, and give it a task of the same name',
+        )
+    if not section['weights']:
+        raise ConfigError(
+            f"nothing says which trained model gets the head '{section['name']}'",
+            where='--add-head',
+            why='a head is added to a backbone that other heads read already',
+            fix='add --weights WORK_DIR/model, or add_head = dict(name=..., weights=...) to the config',
+        )
+    content = {**cfg.to_dict(), 'add_head': section}
+    asked = Config(content)
+    object.__setattr__(asked, '_filename', cfg.filename)
+    return asked, None
+
+
+def read_trained(path: str | Path) -> Trained:
+    """Return the trained model at `path`: a model folder, a work directory, a checkpoint or a file of weights.
+
+    No code in the files is run: their types are looked up among the parts of vitdense. Raises CheckpointError.
+    """
+    path = model_folder_of(path)
+    state, facts = read_state(path)
+    metainfo = facts.get('metainfo') or {}
+    if path.is_dir():
+        info = read_description(path / 'model.json', CONTENT)
+        recipe, transforms = info['recipe'], list(info['transforms'])
+    elif 'config' in (content := read_checkpoint(path) if facts else {}):
+        recipe, transforms = _recipes_in(content['config'], path)
+    else:
+        return Trained(str(path), None, state, None, metainfo, None)
+    try:
+        check_recipes([recipe, transforms], path / 'model.json' if path.is_dir() else path)
+    except CheckpointError as error:
+        fix = 'for parts of your own give a plain file of weights, and a config that describes the whole model'
+        raise CheckpointError(error.message, where=error.where, why=error.why, fix=fix) from error
+    return Trained(str(path), recipe, state, facts.get('borrowed'), metainfo, transforms)
+
+
+def _recipes_in(text: Any, path: Path) -> tuple[dict[str, Any], list[Any]]:
+    """Return the recipes of model and evaluation transforms in the config of a checkpoint; no part of them loads
+    weights of its own. Raises CheckpointError.
+    """
+    try:
+        content = read_config_text(text)
+        recipe = without_pretrained(content['model'])
+        transforms = without_pretrained(list(picture_recipe(content).get('transforms') or ()))
+        if not isinstance(recipe, dict) or not isinstance(recipe.get('network'), dict):
+            raise ValueError('its model has no network')
+    except Exception as error:  # text from anywhere
+        raise CheckpointError(
+            'the checkpoint does not say what model it is of',
+            where=str(path),
+            why=f'its config cannot be read: {type(error).__name__}: {(str(error).splitlines() or [""])[0][:200]}',
+            fix='give the folder model/ of the run, or a plain file of weights and a config of the whole model',
+        ) from error
+    return recipe, transforms
+
+
+def with_head(cfg: Config, trained: Trained) -> Config:
+    """Return the config with the model that is trained: all of `trained`, and the branch that `cfg.add_head` names.
+
+    Raises ConfigError when the trained model has a head of that name, or cannot have one.
+    """
+    content = cfg.to_dict()
+    name, model = content['add_head']['name'], content['model']
+    transforms = list(picture_recipe(content).get('transforms') or ())
+    if trained.recipe is not None:
+        where = f'--add-head {name}, {trained.where}'
+        branch, task = model['network']['branches'][name], model['tasks'][name]
+        if trained.transforms is not None:
+            check_strategy(name, transforms, model.get('tiler'), trained.transforms, trained.recipe.get('tiler'))
+        augment = {'augment': model['augment']} if model.get('augment') else {}
+        recipe = _with_pretrained(trained, model) if trained.borrowed else trained.recipe
+        model = with_branch(recipe, name, branch, task, where=where) | augment
+        transforms = trained.transforms
+    else:
+        model = without_pretrained(model)  # the file holds all weights
+    section = {**content['add_head'], 'transforms': transforms}
+    made = Config({**content, 'model': model, 'add_head': section})
+    object.__setattr__(made, '_filename', cfg.filename)
+    return made
+
+
+def _with_pretrained(trained: Trained, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe of a model that builds on pretrained weights, with those that the config names: a checkpoint
+    never says where to look for any. Raises CheckpointError when the config names none.
+    """
+    backbone, theirs = model['network'].get('backbone') or {}, trained.recipe['network'].get('backbone') or {}
+    pretrained = backbone.get('vit', backbone).get('pretrained')
+    if not pretrained:
+        raise CheckpointError(
+            f'the checkpoint builds on {len(trained.borrowed)} pretrained tensors that it does not hold',
+            where=trained.where,
+            why='LoRA checkpoints hold only what was trained; the file itself is not asked where the rest is',
+            fix='give the folder model/ of that run, which holds everything; or set\n'
+            'model.network.backbone.pretrained in the config to the weights that it was trained from',
+        )
+    inner = {**theirs.get('vit', theirs), 'pretrained': pretrained}
+    whole = {**theirs, 'vit': inner} if 'vit' in theirs else inner
+    return {**trained.recipe, 'network': {**trained.recipe['network'], 'backbone': whole}}
+
+
+def joint_metainfo(cfg: Config, trained: Trained, metainfo: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `metainfo` of the new head's data with the classes that the trained heads know.
+
+    Raises ConfigError when both name other classes of a field that is read already.
+    """
+    if not trained.metainfo:
+        return dict(metainfo)
+    fields = {name: field_of(task) for name, task in cfg.to_dict()['model']['tasks'].items()}
+    added = fields.pop(cfg.add_head.name)
+    known = {key: (metainfo.get(key) or {}).get(added) for key in METAINFO}
+    old = {key: dict(trained.metainfo.get(key) or {}) for key in METAINFO}
+    joint = with_vocabulary(old, set(fields.values()), added, known, where=f'--add-head {cfg.add_head.name}')
+    return {**metainfo, **joint}
+
+
+def take_over(model: DenseModel, cfg: Config, trained: Trained, *, load: bool) -> None:
+    """Give a model the weights of the trained one, unless a resumed run has them (`load` False), and let those rest.
+
+    Raises CheckpointError when anything but the new head is missing.
+    """
+    name = cfg.add_head.name
+    if load:
+        state = complete(trained.state, trained.borrowed, model, where=trained.where)
+        if trained.recipe is not None:
+            state = {key: value for key, value in state.items() if key.startswith('network.')}
+        load_weights(model, state, where=trained.where, partial=[name])
+    model.network.learn_only(name)
+    others = [other for other in model.network.names if other != name]
+    logger.info("the head '%s' learns; the backbone and %s rest", name, ', '.join(others) or 'nothing else')

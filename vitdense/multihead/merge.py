@@ -1,0 +1,151 @@
+"""Several heads on one backbone: combine a model folder with heads that were trained elsewhere on the same backbone."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vitdense.checkpoints.limits import limited
+from vitdense.checkpoints.model_folder import METAINFO, read_model_folder, save_model_folder
+from vitdense.errors import CheckpointError, ConfigError
+from vitdense.model import DenseModel
+from vitdense.multihead.head_files import Head, check_backbone, fingerprint, read_head, save_head, take_head
+from vitdense.registry import build, resolve
+from vitdense.storage.weights import load_weights
+
+logger = logging.getLogger('vitdense')
+LASTING = ('type', 'network', 'tasks', 'tiler', 'tta')  # keys of a model recipe that say what it answers
+
+
+def merge_heads(base: str | Path, heads: Mapping[str, str | Path], out: str | Path) -> DenseModel:
+    """Write the model folder `out`: that of `base` with `heads` (`{name: path}`) beside its own, and return its model.
+
+    A path is a head file or a model folder with a head of that name. What `base` answers stays the same to the bit: its
+    test-time strategy and evaluation transforms are those of the result, and a warning says which heads were validated
+    with others.
+
+    Raises CheckpointError for damaged files and heads of another backbone, ConfigError for a name that is taken and for
+    two vocabularies of one field, DiskError.
+    """
+    model, info = read_model_folder(base)
+    recipe = info['recipe']
+    state = {name: value for name, value in model.state_dict().items() if name.startswith('network.')}
+    own = fingerprint(model, recipe, state)
+    metainfo = {key: dict(info.get(key) or {}) for key in METAINFO}
+    read = {task.field for task in model.tasks.values()}
+    for name, path in heads.items():
+        where = f'--head {name}={path}'
+        head = read_head(path, name)
+        check_backbone(head, own, where=where)
+        check_strategy(head.name, head.transforms, head.tiler, info['transforms'], recipe.get('tiler'))
+        metainfo = with_vocabulary(metainfo, read, head.field, head.metainfo, where=where)
+        recipe = with_branch(recipe, name, head.branch, head.task, where=where)
+        state |= weights_of(head)
+        read.add(head.field)
+    with limited(state, Path(base) / 'model.json'):
+        merged = build(recipe, classes=metainfo['classes'])
+    load_weights(merged, state, where=str(out))
+    facts = {'mean': list(merged.network.mean), 'std': list(merged.network.std)}
+    facts |= {key: info[key] for key in ('value_range',) if key in info}
+    save_model_folder(out, recipe, state, metainfo=metainfo, transforms=info['transforms'], facts=facts)
+    return merged
+
+
+def split_heads(base: str | Path, out: str | Path) -> list[Path]:
+    """Write every head of a model folder to a file of its own in the folder `out`, and return their json files."""
+    model, info = read_model_folder(base)
+    given = dict(recipe=info['recipe'], state=model.state_dict(), metainfo=info, transforms=info['transforms'])
+    return [save_head(out, take_head(model, name, **given)) for name in model.network.names]
+
+
+def with_branch(
+    recipe: Mapping[str, Any], name: str, branch: Mapping[str, Any], task: Mapping[str, Any], *, where: str
+) -> dict[str, Any]:
+    """Return a model recipe with one more branch, and nothing but what decides answers (`LASTING`).
+
+    Raises ConfigError when the network has no branches, or has one of that name.
+    """
+    network = recipe['network']
+    if not network.get('branches'):
+        raise ConfigError(
+            'the trained model takes no further heads',
+            where=where,
+            why=f'{network.get("type")} has no branches: its head is not apart from its backbone',
+            fix='give a model whose network is a SharedNetwork',
+        )
+    if name in network['branches']:
+        raise ConfigError(
+            f"the trained model has a head '{name}' already",
+            where=where,
+            why=f'its heads are: {", ".join(network["branches"])}',
+            fix='give the new head another name; to train the old one on, use --weights without --add-head',
+        )
+    lasting = {key: recipe[key] for key in LASTING if key in recipe}
+    branches = {**network['branches'], name: branch}
+    return {
+        **lasting,
+        'network': {**network, 'branches': branches},
+        'tasks': {**recipe['tasks'], name: task},
+    }
+
+
+def field_of(task: Mapping[str, Any]) -> str:
+    """Return the field of `Target` that the task of a recipe reads."""
+    kind = resolve(task.get('type'))
+    parameter = inspect.signature(kind).parameters.get('field')
+    return task.get('field', kind.field if parameter is None else parameter.default)
+
+
+def with_vocabulary(
+    metainfo: Mapping[str, Any], read: set[str], field: str, known: Mapping[str, Any], *, where: str
+) -> dict[str, Any]:
+    """Return `metainfo` with what is `known` of the classes of `field`.
+
+    `read` are the fields that other heads read. Raises ConfigError when they know other classes of this one.
+    """
+    ours, theirs = (metainfo.get('classes') or {}).get(field), known.get('classes')
+    if field in read and ours is not None and theirs is not None and list(ours) != list(theirs):
+        raise ConfigError(
+            f"the heads have different classes of '{field}'",
+            where=where,
+            why=f'the model has {len(ours)} ({", ".join(ours[:3])}, ...), '
+            f'the new head {len(theirs)} ({", ".join(theirs[:3])}, ...)',
+            fix='one model has one vocabulary for each field of targets: train the head with the same classes',
+        )
+    added = {key: {**(metainfo.get(key) or {}), field: known[key]} for key in METAINFO if known.get(key) is not None}
+    return {**metainfo, **added}
+
+
+def weights_of(head: Head) -> dict[str, Tensor]:
+    """Return the weights of a head under the names that a model has for them."""
+    places = {'adapter': f'network.adapters.{head.name}', 'head': f'network.heads.{head.name}'}
+    split = {name: name.partition('.') for name in head.state}
+    unknown = [name for name, (part, _, _) in split.items() if part not in places]
+    if unknown:
+        raise CheckpointError(
+            f"the file of the head '{head.name}' holds other weights",
+            where=head.name,
+            why=f'{unknown[0]} is neither adapter.* nor head.*',
+            fix='give a file that --add-head or merge-heads wrote',
+        )
+    return {f'{places[part]}.{rest}': head.state[name] for name, (part, _, rest) in split.items()}
+
+
+def check_strategy(name: str, transforms: Any, tiler: Any, base_transforms: Sequence[Any], base_tiler: Any) -> None:
+    """Warn when the head `name` was validated in another way than the model it joins."""
+    pairs = (('transforms', list(transforms or ()), list(base_transforms)), ('tiler', tiler, base_tiler))
+    for what, theirs, ours in pairs:
+        if _plain(theirs) != _plain(ours):
+            logger.warning('%s was validated with %s %s; the model keeps %s', name, what, theirs, ours)
+
+
+def _plain(value: Any) -> Any:
+    """Return a recipe whose tuples are lists: json knows no other."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

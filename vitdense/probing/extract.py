@@ -1,0 +1,145 @@
+"""Which features a probe reads: those that stand before the linear layer of the config's head."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitdense.errors import ConfigError, did_you_mean
+from vitdense.heads.classify import ClassHead
+from vitdense.heads.linear import LinearHead
+from vitdense.model import DenseModel
+from vitdense.ops.padding import resize
+from vitdense.probing.feature_cache import Record
+from vitdense.registry import resolve
+from vitdense.types import Batch, Features
+
+OWN = ('pretrained', 'partial_weights', 'patch_size', 'img_size', 'timm_args', 'lora', 'stem', 'windows')
+
+
+class Reader:
+    """Makes records of batches: what the head of the branch `name` of `model` would read.
+
+    `whole` says that they are of whole pictures, in float32; else they are maps, in half precision.
+    """
+
+    def __init__(self, model: DenseModel, name: str) -> None:
+        self.model, self.name = model, name
+        self.task = model.tasks[name]
+        head = model.network.heads[name]
+        self.whole = isinstance(head, ClassHead)
+        self.weights: dict[str, Tensor] = model.network.backbone.state_dict()
+        self.device = next(model.network.backbone.parameters()).device
+        self.dim = head.classifier.weight.shape[1]
+        model.network.heads[name] = _Before(head)
+
+    @torch.inference_mode()
+    def read(self, batch: Batch) -> list[Record]:
+        """Return the records of a batch in its order. Pictures of one size run together, so that none is padded."""
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for row, meta in enumerate(batch.metas):
+            groups[meta.size].append(row)
+        records: dict[int, Record] = {}
+        for (height, width), rows in groups.items():
+            imgs, metas = batch.imgs[rows][..., :height, :width], [batch.metas[row] for row in rows]
+            targets = [batch.targets[row] for row in rows]
+            ready = self.model.data_preprocessor(Batch(imgs, targets, metas))
+            seen = self.model(ready.imgs, valid=ready.valid)[self.name].float().cpu()
+            plane = tuple(ready.imgs.shape[-2:])
+            for row, values in zip(rows, seen, strict=True):
+                records[row] = self._record(values, batch.targets[row], plane, (height, width))
+        return [records[row] for row in range(len(batch.metas))]
+
+    def _record(self, values: Tensor, target: Any, plane: tuple[int, int], size: tuple[int, int]) -> Record:
+        truth = getattr(target, self.task.field)
+        if truth is None or (self.whole and truth.ndim):
+            raise ConfigError(
+                'a picture without one label' if self.whole else 'a picture without a label map',
+                where=f'{self.task.field} of the data set',
+                why='a probe learns from one class for each picture (or pixel)',
+                fix='probe with labelled pictures of one class each',
+            )
+        if self.whole:
+            return Record(values, truth.long(), (1, 1), plane, size)
+        grid = tuple(values.shape[-2:])
+        cells = values.flatten(1).T.contiguous().half()  # (C, h, w) -> (h * w, C)
+        return Record(cells, truth, grid, plane, size)
+
+
+class _Before(nn.Module):
+    """Stands in the place of a head and answers with what the head reads."""
+
+    def __init__(self, head: ClassHead | LinearHead) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: Features) -> Tensor:
+        if isinstance(self.head, ClassHead):
+            return self.head.embed(features)
+        size = tuple(features.maps[0].shape[-2:])
+        return torch.cat([resize(x, size, None) for x in features.maps], dim=1)
+
+
+def choose_branch(recipe: Mapping[str, Any], name: str | None) -> str:
+    """Return the branch to probe: `name`, or the first whose head is linear. Raises ConfigError where there is none."""
+    network = (recipe.get('model') or {}).get('network') or {}
+    branches = network.get('branches') or {}
+    linear = [key for key, branch in branches.items() if resolve(branch['head']['type']) in (ClassHead, LinearHead)]
+    if linear and (name is None or name in linear):
+        return name or linear[0]
+    raise ConfigError(
+        f"the branch '{name}' cannot be probed{did_you_mean(name, linear)}"
+        if name
+        else 'the config has no linear head',
+        where='model.network.branches',
+        why=f'a probe takes the place of a ClassHead or a LinearHead; those are: {", ".join(linear) or "none"}',
+        fix=f'write --branch {linear[0]}' if linear else 'probe a config such as configs/semantic/linear_plain_...',
+    )
+
+
+def check_probeable(model: DenseModel, name: str) -> None:
+    """Raise ConfigError when something between backbone and linear layer has to be trained."""
+    network = model.network
+    head = network.heads[name]
+    trained = 'the adapter' if next(network.adapters[name].parameters(), None) is not None else ''
+    if isinstance(head, ClassHead) and head.pool == 'attention':
+        trained = "the pooling (pool='attention')"
+    if trained:
+        raise ConfigError(
+            f'{trained} of this config has weights of its own',
+            where=f'model.network.branches.{name}',
+            why='features are probed as the backbone makes them; weights that nobody trained would only blur them',
+            fix="use adapter=dict(type=PlainMaps), and pool='token', 'average' or 'both' in a ClassHead",
+        )
+
+
+def with_backbone(
+    recipe: Mapping[str, Any], backbones: Sequence[str], weights: Sequence[str]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return (label, recipe of a backbone) for every backbone to probe. Raises ConfigError for a word without name."""
+    if not backbones and not weights:
+        return [(_label(recipe.get('name', 'backbone'), recipe.get('pretrained', '')), dict(recipe))]
+    found = [(_label(recipe.get('name', 'backbone'), file), {**recipe, 'pretrained': file}) for file in weights]
+    for word in backbones:
+        name, _, file = word.partition('=')
+        if not name:
+            raise ConfigError(
+                f"'{word}' names no backbone",
+                where='--backbones',
+                why="a backbone is timm's name, or NAME=FILE with weights of one's own",
+                fix='write --backbones vit_tiny_patch16_224=WEIGHTS.safetensors',
+            )
+        rest = {key: value for key, value in recipe.items() if key not in OWN}
+        found.append((_label(name, file or True), {**rest, 'name': name, 'pretrained': file or True}))
+    return found
+
+
+def _label(name: str, source: Any) -> str:
+    if isinstance(source, bool) or not source:
+        return name if source else f'{name}, random'
+    return f'{name}, {Path(source).name}'

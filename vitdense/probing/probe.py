@@ -1,0 +1,267 @@
+"""What `tools/probe.py` does with its arguments: how good the features of backbones are, without training them.
+
+Every backbone sees each picture once; nearest neighbours and linear layers then work on what is kept of it
+(`vitdense.probing.feature_cache`). Pictures for training pass through the transforms of evaluation, as the others do.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.config import Config
+from torch.utils.data import Dataset
+
+from vitdense.checkpoints.run import make_folder
+from vitdense.data.mixture import check_classes
+from vitdense.device import choose_precision, torch_threads
+from vitdense.errors import ConfigError
+from vitdense.probing import classifiers as classes
+from vitdense.probing import segment as pixels
+from vitdense.probing.extract import Reader, check_probeable, choose_branch, with_backbone
+from vitdense.probing.feature_cache import PART, FeatureCache, features_of, files_key, key_of, weights_key
+from vitdense.registry import build, takes
+from vitdense.reporting.console import print_table, progress, start_logging
+from vitdense.reporting.history import finite, write_json
+from vitdense.train.loaders import adopt_classes, build_dataset, num_workers
+from vitdense.train.runner import choose_device, seed_everything
+from vitdense.train.start import build_model
+from vitdense.types import Batch, ImageClass, Meta, Target
+
+HEADS = ('knn', 'linear')
+STEPS = {'image_label': 1000, 'semantic': 400}
+logger = logging.getLogger('vitdense')
+
+
+class Settings(NamedTuple):
+    """What does not depend on the backbone."""
+
+    heads: tuple[str, ...]
+    rates: tuple[float, ...]
+    steps: int
+    device: torch.device
+    work_dir: Path
+
+
+def probe(
+    cfg: Config,
+    *,
+    heads: Sequence[str] | None = None,
+    backbones: Sequence[str] = (),
+    weights: Sequence[str] = (),
+    branch: str | None = None,
+    rates: Sequence[float] = (),
+    steps: int | None = None,
+    work_dir: str | Path | None = None,
+    device: str | None = None,
+) -> list[dict[str, Any]]:
+    """Probe each backbone on the config's data; print one table; return its rows, which are also in `probe.json`.
+
+    `backbones` are names of timm, each with `=FILE` for weights of one's own; `weights` are files for the config's
+    backbone; with neither the config's backbone is probed as it is. `heads` are 'knn' and 'linear' (default: all that
+    the task allows; label maps have no 'knn'). `branch` chooses among several heads of the config. `rates` are the
+    learning rates of the linear head: the best on a tenth of the training pictures, held out, is then trained on all.
+
+    Scores are those of the config's `test_evaluator`, in [0, 1]. Raises ConfigError, DataError, CheckpointError.
+    """
+    folder = Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(cfg.filename).stem / 'probe')
+    make_folder(folder)
+    start_logging(folder)
+    recipe = cfg.to_dict()
+    name = choose_branch(recipe, branch)
+    candidates = with_backbone(recipe['model']['network']['backbone'], backbones, weights)
+    rows: list[dict[str, Any]] = []
+    for label, backbone in candidates:
+        content = {**recipe, 'model': single_branch(recipe['model'], name, backbone)}
+        with_model = _Probe(Config(content), name, choose_device(device))
+        settings = with_model.settings(heads, rates, steps, folder)
+        for row in with_model.rows(settings):
+            rows.append({'backbone': label, 'pretrained': str(backbone.get('pretrained', False)), **row})
+            write_json(folder / 'probe.json', {'config': str(cfg.filename), 'branch': name, 'rows': rows})
+    _print(rows, title=f'{name}: {Path(cfg.filename).stem}')
+    logger.info('scores: %s', folder / 'probe.json')
+    return rows
+
+
+def single_branch(model: Mapping[str, Any], name: str, backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe of a model with the branch `name` alone, on `backbone`, at rest and without windows."""
+    network = {**model['network'], 'backbone': dict(backbone), 'branches': {name: model['network']['branches'][name]}}
+    rest = {key: value for key, value in model.items() if key not in ('tiler', 'tta', 'augment')}
+    return {**rest, 'network': network, 'tasks': {name: model['tasks'][name]}}
+
+
+class _Probe:
+    """One backbone on the data of a config."""
+
+    def __init__(self, cfg: Config, name: str, device: torch.device) -> None:
+        self.recipe, self.name, self.seed = cfg.to_dict(), name, cfg.get('seed', 0)
+        self.sections = {part: self.recipe[f'{part}_dataloader'] for part in ('train', 'test')}
+        self.data = probe_data(self.sections, root=cfg.get('data_root'))
+        seed_everything(self.seed)
+        model = build_model(cfg, self.data['train'].metainfo, pretrained=True)
+        check_probeable(model, name)
+        torch.set_num_threads(torch_threads(num_workers(self.sections['test'])))
+        precision = choose_precision('off' if cfg.get('amp', 'auto') == 'auto' else cfg.amp, device)
+        model.amp = precision.dtype
+        self.task = model.tasks[name]
+        self.num_classes = len(model.head_classes[name])
+        self.reader = Reader(model.to(device).eval(), name)
+        weights = weights_key(self.reader.weights)
+        self.model_key = [weights, self.recipe['model']['network'], str(precision.dtype), self.seed]
+
+    def settings(
+        self, heads: Sequence[str] | None, rates: Sequence[float], steps: int | None, folder: Path
+    ) -> Settings:
+        """Return the settings with what the task takes for granted. Raises ConfigError for heads it cannot have."""
+        whole = self.reader.whole
+        usual = classes.RATES if whole else pixels.RATES
+        return Settings(
+            tuple(heads or (HEADS if whole else HEADS[1:])),
+            tuple(rates or usual),
+            steps or STEPS['image_label' if whole else 'semantic'],
+            self.reader.device,
+            folder,
+        )
+
+    def rows(self, settings: Settings) -> list[dict[str, Any]]:
+        """Return a row for each head. Raises ConfigError for heads that the task cannot have."""
+        check_heads(settings.heads, whole=self.reader.whole)
+        began = time.perf_counter()
+        caches = {part: self.features(part) for part in ('train', 'test')}
+        facts = {'dim': self.reader.dim, 'seconds_features': round(time.perf_counter() - began, 1)}
+        make = self._class_rows if self.reader.whole else self._pixel_rows
+        return [{**facts, **row} for row in make(caches, settings)]
+
+    def features(self, part: str) -> FeatureCache:
+        """Return the features of the pictures for `part`."""
+        dataset, section = self.data[part], self.sections[part]
+        files = files_key(dataset.paths()) if hasattr(dataset, 'paths') else len(dataset)
+        size = 4 * PART if self.reader.whole else PART  # maps are large
+        key = key_of(self.model_key, section['dataset'], self._root(), files, size)
+        with progress(f'features, {part}', len(dataset)) as tell:
+            return features_of(dataset, section, self.reader.read, key=key, seed=self.seed, part=size, tell=tell)
+
+    def _root(self) -> str:
+        return str(Path(self.recipe.get('data_root') or '').resolve())
+
+    def _metrics(self) -> list[Any]:
+        """Return the metrics of the config that read this branch, told the names of the classes."""
+        made = [build(dict(metric)) for metric in self.recipe.get('test_evaluator') or ()]
+        made = [metric for metric in made if getattr(metric, 'head', None) == self.name]
+        for metric in made:
+            metric.dataset_meta = self.data['test'].metainfo
+        if not made:
+            raise ConfigError(
+                f"no metric reads the branch '{self.name}'",
+                where='test_evaluator',
+                why='a probe is scored as a test is',
+                fix=f"add dict(type=Accuracy, head='{self.name}'), or MeanIoU for label maps",
+            )
+        return made
+
+    def _class_rows(self, caches: Mapping[str, FeatureCache], settings: Settings) -> list[dict[str, Any]]:
+        (train, labels), (test, truth) = (caches[part].table() for part in ('train', 'test'))
+        train, labels, test = (value.to(settings.device) for value in (train, labels, test))
+        rows = []
+        if 'knn' in settings.heads:
+            found = classes.neighbour_scores(train, labels, test, self.num_classes)
+            rows += [{'head': 'knn', 'k': k, **self._class_scores(scores, truth)} for k, scores in found.items()]
+        if 'linear' in settings.heads:
+            began = time.perf_counter()
+            facts = dict(steps=settings.steps, seed=self.seed)
+            rate, held = classes.choose_rate(train, labels, self.num_classes, rates=settings.rates, **facts)
+            fit = classes.fit_linear(train, labels, self.num_classes, rates=[rate], **facts)
+            scores = self._class_scores(fit.logits(test)[0].softmax(-1), truth)
+            sweep = {f'{one:g}': share for one, share in zip(settings.rates, held, strict=True)}
+            rows.append({'head': 'linear', 'lr': rate, **scores, 'held_out': sweep, 'seconds': _since(began)})
+        return rows
+
+    def _class_scores(self, scores: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
+        metrics = self._metrics()
+        targets = [Target(**{self.task.field: label}) for label in truth]
+        metas = [Meta(index) for index in range(len(truth))]
+        answers = [{self.name: ImageClass(row)} for row in scores.cpu()]
+        for metric in metrics:
+            metric.process(Batch(torch.empty(0), targets, metas), answers)
+        return finite({key: value for metric in metrics for key, value in metric.evaluate(len(truth)).items()})
+
+    def _pixel_rows(self, caches: Mapping[str, FeatureCache], settings: Settings) -> list[dict[str, Any]]:
+        began = time.perf_counter()
+        train, test = caches['train'], caches['test']
+        pixels.check_cells(train[0])
+        with progress('linear head', settings.steps) as tell:
+            made = pixels.PixelProbe(
+                self.recipe['model']['network']['branches'][self.name]['head'],
+                train,
+                self.task,
+                self.num_classes,
+                name=self.name,
+                batch_size=self.sections['train'].get('batch_size', 8),
+                steps=settings.steps,
+                seed=self.seed,
+                device=settings.device,
+                tell=tell,
+            )
+            rate, held = made.choose_rate(settings.rates, self._metrics())
+            head = made.fit([rate], range(len(train)))[0]
+        scores = finite(made.scores(head, test, range(len(test)), self._metrics()))
+        sweep = {f'{one:g}': score for one, score in held.items()}
+        return [{'head': 'linear', 'lr': rate, **scores, 'held_out': sweep, 'seconds': _since(began)}]
+
+
+def probe_data(sections: Mapping[str, Mapping[str, Any]], *, root: str | None) -> dict[str, Dataset]:
+    """Return the data sets for training and test, both with the transforms of the test; their recipes change in
+    `sections`. Raises ConfigError for a data set without transforms of its own, and for classes that differ.
+    """
+    for part, section in sections.items():
+        if not takes(section['dataset'], 'transforms'):
+            raise ConfigError(
+                'the data set has no transforms of its own',
+                where=f'{part}_dataloader.dataset',
+                why='a probe sees the pictures for training as it sees those of the test',
+                fix='probe with a config of one data set that says transforms=[...]',
+            )
+    sections['train']['dataset']['transforms'] = sections['test']['dataset'].get('transforms', ())
+    made = {part: build_dataset(section['dataset'], root=root) for part, section in sections.items()}
+    adopt_classes(made['test'], made['train'].metainfo)
+    check_classes(made['train'].metainfo, made['test'].metainfo, where='train_dataloader, test_dataloader')
+    return made
+
+
+def check_heads(heads: Sequence[str], *, whole: bool) -> None:
+    """Raise ConfigError for heads that are unknown, or that the task does not have."""
+    unknown = [head for head in heads if head not in HEADS]
+    if unknown or ('knn' in heads and not whole):
+        raise ConfigError(
+            f"the probe has no head '{unknown[0]}'" if unknown else "label maps have no head 'knn'",
+            where='--heads',
+            why=f'the heads are {", ".join(HEADS)}' if unknown else 'every cell would be a neighbour: millions of them',
+            fix=f'write --heads {",".join(HEADS) if whole else "linear"}',
+        )
+
+
+def _since(began: float) -> float:
+    return round(time.perf_counter() - began, 1)
+
+
+def _print(rows: Sequence[Mapping[str, Any]], *, title: str) -> None:
+    """Print all rows as one table: a line for each backbone and head."""
+    keys = list(dict.fromkeys(key for row in rows for key in row if '/' in key))
+    header = ['backbone', 'dim', 'head', *(key.rpartition('/')[2] for key in keys), 'lr', 'features, s', 'head, s']
+    lines = [
+        [
+            row['backbone'],
+            str(row['dim']),
+            f'knn, k = {row["k"]}' if row['head'] == 'knn' else row['head'],
+            *(f'{row[key]:.4f}' if row.get(key) is not None else '' for key in keys),
+            f'{row["lr"]:g}' if 'lr' in row else '',
+            f'{row["seconds_features"]:.1f}',
+            f'{row["seconds"]:.1f}' if 'seconds' in row else '',
+        ]
+        for row in rows
+    ]
+    print_table(title, header, lines)

@@ -1,0 +1,284 @@
+"""Run a network on overlapping windows of a picture and blend what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vitdense.errors import ConfigError
+from vitdense.ops.padding import picture_sizes
+from vitdense.test_time.merged_objects import join_windows
+from vitdense.test_time.overlap import Corner, Windows
+from vitdense.test_time.streamed_labels import GridLogits, LabelStrips, MaskLogits
+from vitdense.types import ClassOutputs, LabelOutputs, MaskScores, Meta, ObjectOutputs, Outputs, PixelOutputs
+
+Network = Callable[[Tensor, Tensor | None], dict[str, Outputs]]
+
+
+class Tiler:
+    """Sliding windows of `size` pixels every `stride` pixels; where windows overlap, their logits are averaged.
+
+    Called as `tiler(network, imgs, valid)` with a network `(imgs, valid) -> {name: Outputs}`; it answers as the
+    network would, about whole pictures. A side of a picture that is shorter than the window is taken whole. Pictures
+    of different sizes in one batch are taken one by one, each without its padding.
+
+    * `batch`: how many windows of each picture go through the network together.
+    * `even`: spread the windows evenly from border to border. By default they lie at multiples of the stride and the
+      last one is moved back to end at the border, as in mmsegmentation.
+    * `accumulate`: 'pixels' resizes the logits of a window to its pixels and averages there. 'logits' averages on the
+      network's own grid, which takes little memory for large pictures; its windows are made of whole cells of
+      `divisor` pixels (size rounded up, positions rounded down). 'labels' gives the labels that 'pixels' leads to, as
+      `LabelOutputs`, and keeps little more than the network's own logits of two rows of windows: for pictures whose
+      logits do not fit into memory. It has to be told the `metas` of the pictures.
+    * `divisor`: the network takes multiples of it. With 'pixels', a window that is none (512 pixels for patch 14) is
+      padded with zeros at the right and the bottom, and the logits of the padding are dropped.
+
+    Logits of `ClassOutputs` are averaged over the windows. Objects (`ObjectOutputs`) are joined across the borders of
+    windows, see `join_windows`. Other outputs have no average: ConfigError.
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        stride: int | tuple[int, int],
+        *,
+        batch: int = 1,
+        accumulate: Literal['pixels', 'logits', 'labels'] = 'pixels',
+        even: bool = False,
+        divisor: int = 1,
+    ) -> None:
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.stride = (stride, stride) if isinstance(stride, int) else tuple(stride)
+        self.batch = batch
+        self.accumulate = accumulate
+        self.even = even
+        self.divisor = divisor
+        _check(self)
+
+    @property
+    def streams(self) -> bool:
+        """Whether it answers with labels, and has to be told the `metas`."""
+        return self.accumulate == 'labels'
+
+    @torch.no_grad()
+    def __call__(
+        self, network: Network, imgs: Tensor, valid: Tensor | None = None, *, metas: Sequence[Meta] = ()
+    ) -> dict[str, Outputs]:
+        """Return the blended outputs for `imgs (B, 3, H, W)`; `PixelOutputs.size` is (H, W). No gradients."""
+        if valid is not None:
+
+            def alone(row: int, img: Tensor) -> dict[str, Outputs]:
+                return self(network, img, metas=metas[row : row + 1])
+
+            return one_by_one(alone, imgs, valid, divisor=self.divisor)
+        if self.streams and len(metas) != len(imgs):
+            raise ValueError(f'labels of {len(imgs)} pictures need as many metas, got {len(metas)}')
+        windows = self.windows(tuple(imgs.shape[-2:]))
+        sums: dict[str, _Sum] = {}
+        for start in range(0, len(windows.corners), self.batch):
+            corners = windows.corners[start : start + self.batch]
+            crops = torch.cat([_crop(imgs, corner, windows.size) for corner in corners])
+            # less than a cell of padding, so that no whole cell of the grid is padding
+            crops = functional.pad(crops, (0, -windows.size[1] % self.divisor, 0, -windows.size[0] % self.divisor))
+            for name, answer in network(crops, None).items():
+                if name not in sums:
+                    sums[name] = self._sum(name, answer, windows, imgs, metas)
+                sums[name].add(answer, corners)
+        return {name: total.mean() for name, total in sums.items()}
+
+    def windows(self, plane: tuple[int, int]) -> Windows:
+        """Return the windows of a picture of `plane` (H, W) pixels."""
+        cell = self.divisor if self.accumulate == 'logits' else 1
+        if plane[0] % cell or plane[1] % cell:
+            raise ValueError(f'a picture of {plane} pixels is not padded to multiples of {cell}')
+        size = tuple(min(-(-side // cell) * cell, whole) for side, whole in zip(self.size, plane, strict=True))
+        tops, lefts = (
+            [start // cell * cell for start in _starts(whole, side, stride, even=self.even)]
+            for whole, side, stride in zip(plane, size, self.stride, strict=True)
+        )
+        return Windows(size, tops, lefts)
+
+    def _sum(self, name: str, answer: Outputs, windows: Windows, imgs: Tensor, metas: Sequence[Meta]) -> _Sum:
+        plane = tuple(imgs.shape[-2:])
+        if isinstance(answer, ClassOutputs):
+            return _ClassSum(len(windows.corners))
+        if isinstance(answer, ObjectOutputs):
+            return _ObjectSum(windows, plane)
+        if not isinstance(answer, PixelOutputs | MaskScores if self.streams else PixelOutputs):
+            refuse_outputs(name, answer, where='model.tiler', fix='leave the tiler out and test on whole pictures')
+        if self.streams:
+            return _LabelSum([LabelStrips(windows, plane, meta) for meta in metas])
+        cells = windows.size if self.accumulate == 'pixels' else tuple(answer.logits.shape[-2:])
+        return _PixelSum(answer.logits, windows, cells, plane=plane)
+
+
+class _PixelSum:
+    """Adds up logits of windows on one grid that covers the picture; a window is `cells` (h, w) of it."""
+
+    def __init__(self, logits: Tensor, windows: Windows, cells: tuple[int, int], plane: tuple[int, int]) -> None:
+        tops, lefts = (
+            [_scaled(start, *ratio) for start in starts]
+            for starts, ratio in zip((windows.tops, windows.lefts), zip(cells, windows.size, strict=True), strict=True)
+        )
+        self.windows = Windows(cells, tops, lefts)
+        self.corners = dict(zip(windows.corners, self.windows.corners, strict=True))  # from pixels to cells
+        self.plane = plane
+        self.resized = tuple(cells) == tuple(windows.size)
+        self.total: Tensor | None = None
+        self.shape = [_scaled(*side) for side in zip(plane, cells, windows.size, strict=True)]
+
+    def add(self, answer: PixelOutputs, corners: list[Corner]) -> None:
+        for logits, corner in zip(answer.logits.chunk(len(corners)), corners, strict=True):
+            if self.total is None:
+                self.total = logits.new_zeros(*logits.shape[:2], *self.shape, dtype=torch.float32)
+            if self.resized:
+                logits = functional.interpolate(logits.float(), answer.size, mode='bilinear', align_corners=False)
+                logits = _crop(logits, (0, 0), self.windows.size)
+            _crop(self.total, self.corners[corner], self.windows.size).add_(logits)
+
+    def mean(self) -> PixelOutputs:
+        """Return the mean, divided in place."""
+        return PixelOutputs(self.total.div_(self.windows.counts(self.shape).to(self.total.device)), self.plane)
+
+
+class _ClassSum:
+    """Adds up logits of windows."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.total: Tensor | float = 0.0
+
+    def add(self, answer: ClassOutputs, corners: list[Corner]) -> None:
+        self.total = self.total + answer.logits.float().unflatten(0, (len(corners), -1)).sum(0)
+
+    def mean(self) -> ClassOutputs:
+        return ClassOutputs(self.total / self.number)
+
+
+class _LabelSum:
+    """Labels what no later window sees, for every picture."""
+
+    def __init__(self, strips: Sequence[LabelStrips]) -> None:
+        self.strips = strips
+
+    def add(self, answer: PixelOutputs | MaskScores, corners: list[Corner]) -> None:
+        if isinstance(answer, MaskScores):
+            windows = [MaskLogits(*pair, answer.plane) for pair in zip(*answer[:2], strict=True)]
+        else:
+            windows = [GridLogits(logits.float(), answer.size) for logits in answer.logits]
+        for window, (corner, strips) in zip(windows, product(corners, self.strips), strict=True):
+            strips.add(window, corner)
+
+    def mean(self) -> LabelOutputs:
+        return LabelOutputs(tuple(strips.labels for strips in self.strips))
+
+
+class _ObjectSum:
+    """Collects the objects of windows."""
+
+    def __init__(self, windows: Windows, plane: tuple[int, int]) -> None:
+        self.windows, self.plane = windows, plane
+        self.found: list = []  # of the pictures of a batch, window by window
+
+    def add(self, answer: ObjectOutputs, corners: list[Corner]) -> None:
+        self.found += answer.objects
+
+    def mean(self) -> ObjectOutputs:
+        number = len(self.found) // len(self.windows.corners)
+        pictures = (self.found[row::number] for row in range(number))
+        corners, size = self.windows.corners, self.windows.size
+        return ObjectOutputs(tuple(join_windows(found, corners, size, self.plane) for found in pictures))
+
+
+_Sum = _PixelSum | _ClassSum | _LabelSum | _ObjectSum
+
+
+def one_by_one(
+    run: Callable[[int, Tensor], dict[str, Outputs]], imgs: Tensor, valid: Tensor, *, divisor: int
+) -> dict[str, Outputs]:
+    """Run each picture alone, without its padding, and put the outputs together as those of one padded batch.
+
+    `valid (B, H, W)` is True on pictures, which lie at the top left; `run` gets the row of each and the picture, with
+    sides rounded up to `divisor`. Beyond a picture the logits repeat its edge, so that they can be resized.
+    """
+    plane = tuple(imgs.shape[-2:])
+    sizes = [
+        [min(-(-side // divisor) * divisor, whole) for side, whole in zip(size, plane, strict=True)]
+        for size in picture_sizes(valid).tolist()
+    ]
+    answers = [
+        run(row, img[None, :, : size[0], : size[1]]) for row, (img, size) in enumerate(zip(imgs, sizes, strict=True))
+    ]
+    return {name: _joined([answer[name] for answer in answers], plane) for name in answers[0]}
+
+
+def _joined(answers: list[Outputs], plane: tuple[int, int]) -> Outputs:
+    if isinstance(answers[0], ClassOutputs):
+        return ClassOutputs(torch.cat([answer.logits for answer in answers]))
+    if isinstance(answers[0], LabelOutputs | ObjectOutputs):
+        return type(answers[0])(tuple(each for answer in answers for each in answer[0]))
+    padded = []
+    for logits, size, _ in answers:
+        height, width = (
+            _scaled(whole, cells, side) - cells
+            for whole, cells, side in zip(plane, logits.shape[-2:], size, strict=True)
+        )
+        padded.append(functional.pad(logits, (0, width, 0, height), mode='replicate'))
+    return PixelOutputs(torch.cat(padded), plane)
+
+
+def refuse_outputs(name: str, answer: Outputs, *, where: str, fix: str) -> None:
+    """Raise the ConfigError about outputs that have no average."""
+    raise ConfigError(
+        f"the answers of '{name}' are {type(answer).__name__}, which have no average",
+        where=where,
+        why='only logits of pixels and of whole pictures can be averaged',
+        fix=fix,
+    )
+
+
+def _starts(whole: int, window: int, stride: int, *, even: bool) -> list[int]:
+    """Return where windows begin on one axis."""
+    number = -(-(whole - window) // stride) + 1
+    if even and number > 1:
+        return [index * (whole - window) // (number - 1) for index in range(number)]
+    return [min(index * stride, whole - window) for index in range(number)]
+
+
+def _crop(x: Tensor, corner: Corner, size: tuple[int, int]) -> Tensor:
+    return x[..., corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
+
+
+def _scaled(pixels: int, cells: int, window: int) -> int:
+    """Return how many cells `pixels` are, where `window` pixels are `cells` cells."""
+    if pixels * cells % window:
+        raise ConfigError(
+            f'{pixels} pixels are no whole number of cells of {window / cells:g} pixels',
+            where='Tiler(accumulate=)',
+            why="with 'logits', windows must begin and pictures must end between two cells of the network's grid",
+            fix="write accumulate='pixels', or choose sides that are multiples of the cells",
+        )
+    return pixels * cells // window
+
+
+def _check(tiler: Tiler) -> None:
+    pairs_fit = len(tiler.size) == len(tiler.stride) == 2
+    if not pairs_fit or not all(0 < step <= side for step, side in zip(tiler.stride, tiler.size, strict=True)):
+        raise ConfigError(
+            f'windows of {tiler.size} every {tiler.stride} pixels do not cover a picture',
+            where='Tiler(size, stride)',
+            why='both are one number or (H, W), in pixels, and a stride longer than the window leaves gaps',
+            fix=f'choose a stride between 1 and the size, such as {tuple(side * 2 // 3 for side in tiler.size)}',
+        )
+    if tiler.accumulate not in ('pixels', 'logits', 'labels') or tiler.batch < 1 or tiler.divisor < 1:
+        raise ConfigError(
+            f'accumulate={tiler.accumulate!r}, batch={tiler.batch}, divisor={tiler.divisor} is no way to tile',
+            where='Tiler',
+            why="accumulate is 'pixels', 'logits' or 'labels'; batch and divisor are at least 1",
+            fix="write Tiler(size, stride, batch=1, accumulate='pixels')",
+        )

@@ -1,0 +1,161 @@
+"""Labels of a large picture from the logits of its windows, without ever holding the logits of its plane.
+
+What is kept are the logits of windows as the network gave them, on its own grid (of queries with masks: their classes
+and masks), until the rows that they cover are labelled. A strip of rows that no later window sees is resized, added up
+and compared a few classes at a time. The sums are those of `Tiler(accumulate='pixels')`, in the same order, so the
+labels are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vitdense.ops.mask_labels import class_scores, resize_axis
+from vitdense.ops.upsample import Taps, axis_taps, labels_of, refuse_non_finite, resized_plane, running_argmax
+from vitdense.test_time.overlap import Windows
+from vitdense.types import Meta
+
+BLOCK_NUMBERS = 1 << 25  # logits of a strip that are added up together: 128 MiB
+MOST_CLASSES = 16  # that are added up together
+
+
+class GridLogits(NamedTuple):
+    """Logits of a window on the network's own grid."""
+
+    logits: Tensor  # (K, h, w) float32
+    size: tuple[int, int]  # (H, W) of the pixels that they cover, padding included
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.logits)
+
+    fewest, most = 1, MOST_CLASSES  # classes asked for together: every call resizes the whole window
+
+    def rows(self, classes: slice, first: int, last: int) -> Tensor:
+        """Return the logits (k, last - first, W) of some classes in some rows."""
+        full = functional.interpolate(self.logits[None, classes], self.size, mode='bilinear', align_corners=False)[0]
+        return full[:, first:last]
+
+
+class MaskLogits(NamedTuple):
+    """Scores of a window as a product: those of `MaskScores`, of one picture."""
+
+    probs: Tensor  # (Q, K) float32
+    masks: Tensor  # (Q, h, w) float32
+    size: tuple[int, int]  # (H, W) of the pixels that the masks cover, padding included
+
+    @property
+    def num_classes(self) -> int:
+        return self.probs.shape[1]
+
+    fewest = most = property(lambda self: self.num_classes)  # together: every call resizes all masks, in its rows only
+
+    def rows(self, classes: slice, first: int, last: int) -> Tensor:
+        """Return the scores (k, last - first, W) of some classes in some rows."""
+        rows, columns = (axis_taps(*axis) for axis in zip(self.masks.shape[-2:], *[self.size] * 3, strict=True))
+        cells, weights = rows.cells[first:last], rows.weights[first:last]
+        top, bottom = int(cells.min()), int(cells.max()) + 1
+        wide = resize_axis(self.masks[:, top:bottom], columns.cells, columns.weights, axis=2)
+        return class_scores(self.probs[:, classes], resize_axis(wide, cells - top, weights, axis=1))
+
+
+class LabelStrips:
+    """The labels (H, W) of one picture of `meta`, whose `plane` (H, W) is covered by `windows`.
+
+    `add` takes the windows row by row, as `Windows.corners` has them; after the last one `labels` is whole. The answer
+    is that of: resize the logits of each window to its pixels, average where windows overlap, crop to
+    `meta.unpadded_size`, resize to `meta.orig_size`, argmax.
+    """
+
+    def __init__(self, windows: Windows, plane: tuple[int, int], meta: Meta) -> None:
+        self.windows, self.plane = windows, plane
+        self.crop, self.out = tuple(meta.unpadded_size), tuple(meta.orig_size)
+        self.resized = self.crop != self.out
+        self.rows, self.columns = (
+            axis_taps(*axis) if self.resized else _same(axis[2])
+            for axis in zip(plane, plane, self.crop, self.out, strict=True)
+        )
+        self.counts = windows.counts(plane)
+        self.seen: dict[tuple[int, int], GridLogits | MaskLogits] = {}
+        self.done = 0  # rows of the answer
+        self.labels: Tensor | None = None
+
+    def add(self, window: GridLogits | MaskLogits, corner: tuple[int, int]) -> None:
+        """Take what was said about the window at `corner`. Raises NumericsError for what is not finite."""
+        # a view would keep the logits of its whole batch
+        window = window._make(part.detach().clone() if isinstance(part, Tensor) else part for part in window)
+        for part in window[:-1]:
+            refuse_non_finite(part)
+        self.seen[corner] = window
+        if self.labels is None:
+            device = window[0].device
+            self.labels = torch.empty(self.out, dtype=labels_of(window.num_classes, device).dtype, device=device)
+        top, left = corner
+        if left == self.windows.lefts[-1]:
+            later = [start for start in self.windows.tops if start > top]
+            self._label(later[0] if later else self.plane[0])
+
+    def _label(self, stop: int) -> None:
+        """Label the rows of the answer that read nothing from row `stop` on, and forget what is done."""
+        last = self.rows.cells.amax(1)
+        end = int((last < stop).sum())
+        while self.done < end:
+            top = int(self.rows.cells[self.done].min())
+            fits = int((last[self.done : end] < top + self._height()).sum())
+            rows = slice(self.done, self.done + max(fits, 1))
+            self.labels[rows] = self._strip(Taps(self.rows.cells[rows], self.rows.weights[rows]))
+            self.done = rows.stop
+        needed = int(self.rows.cells[self.done].min()) if self.done < len(last) else self.plane[0]
+        self.seen = {corner: kept for corner, kept in self.seen.items() if corner[0] + self.windows.size[0] > needed}
+
+    def _height(self) -> int:
+        """Return how many rows of the plane a strip has, so that the fewest classes of it fit into the block."""
+        window = next(iter(self.seen.values()))
+        return max(BLOCK_NUMBERS // (self.plane[1] * window.fewest), 2)
+
+    def _strip(self, rows: Taps) -> Tensor:
+        """Return the labels of some rows of the answer."""
+        top, bottom = int(rows.cells.min()), int(rows.cells.max()) + 1
+        planes = self._planes(top, bottom)
+        device = self.labels.device
+        if self.resized:
+            there = Taps((rows.cells - top).to(device), rows.weights.to(device))
+            columns = Taps(*(part.to(device) for part in self.columns))
+            planes = (resized_plane(plane, there, columns) for plane in planes)
+        else:
+            planes = (plane[:, : self.crop[1]] for plane in planes)
+        num_classes = next(iter(self.seen.values())).num_classes
+        return running_argmax(planes, labels_of(num_classes, device))
+
+    def _planes(self, top: int, bottom: int) -> Iterator[Tensor]:
+        """Yield the mean logits (bottom - top, W) of every class in some rows of the plane."""
+        window = next(iter(self.seen.values()))
+        num_classes = window.num_classes
+        width, counts = self.plane[1], self.counts[top:bottom].to(self.labels.device)
+        step = min(max(BLOCK_NUMBERS // ((bottom - top) * width), window.fewest), window.most)
+        for start in range(0, num_classes, step):
+            block = slice(start, min(start + step, num_classes))
+            total = torch.zeros(block.stop - start, bottom - top, width, device=self.labels.device)
+            for corner, window in self.seen.items():
+                self._add_window(total, top, corner, window, block)
+            yield from total.div_(counts)
+
+    def _add_window(
+        self, total: Tensor, top: int, corner: tuple[int, int], window: GridLogits | MaskLogits, classes: slice
+    ) -> None:
+        """Add those rows of a window that lie in `total`, which begins at row `top` of the plane."""
+        height, width = self.windows.size
+        first, last = max(top, corner[0]), min(top + total.shape[1], corner[0] + height)
+        if first < last:
+            part = window.rows(classes, first - corner[0], last - corner[0])[..., :width]
+            total[:, first - top : last - top, corner[1] : corner[1] + width].add_(part)
+
+
+def _same(length: int) -> Taps:
+    """Return the map of an axis to itself."""
+    return Taps(torch.arange(length)[:, None], torch.ones(length, 1))

@@ -1,0 +1,201 @@
+"""Data loaders: seeded draws, workers that survive signals, and errors that keep their kind across processes."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+from torch.utils.data import DataLoader, Dataset
+
+from vitdense.data.collate import collate
+from vitdense.data.files.images import UnreadablePicture
+from vitdense.data.mixture import rooted
+from vitdense.data.sampling import EvaluationSampler, InfiniteSampler, SeededDataset
+from vitdense.device import cpu_count
+from vitdense.errors import VitDenseError
+from vitdense.registry import build, takes
+from vitdense.train.data_checks import max_bad_fraction
+from vitdense.train.preemption import waiting_for_data
+from vitdense.train.workers import (
+    PackedBatch,
+    check_workers,
+    explained,
+    pack,
+    start_worker,
+    started_workers,
+    stop,
+    workers_that_fit,
+)
+
+
+def build_dataset(recipe: Mapping[str, Any], *, root: str | None = None) -> Dataset:
+    """Return the data set of a loader's `dataset` recipe; its `root` starts at the config's `data_root`.
+
+    It is called as the folder `root`, unless the recipe has a `name`.
+    """
+    recipe = rooted(recipe, root)
+    named = root is not None and takes(recipe, 'root') and takes(recipe, 'name')
+    return build(recipe, **({'name': Path(recipe['root']).absolute().name} if named else {}))
+
+
+def adopt_classes(dataset: Dataset, metainfo: Mapping[str, Any]) -> None:
+    """Let a data set whose files have numbers of their own count its classes as `metainfo` does, by name."""
+    if hasattr(dataset, 'adopt'):
+        dataset.adopt(metainfo['classes'])
+
+
+def train_loader(
+    section: Mapping[str, Any], dataset: Dataset, *, seed: int, rank: int, world_size: int, start: int, pin_memory: bool
+) -> DataLoader:
+    """Return the endless loader of training batches; `start` is the number of samples this rank has drawn before."""
+    place = dict(seed=seed, rank=rank, world_size=world_size, start=start)
+    if hasattr(dataset, 'sampler'):  # a mixture: who is drawn depends on more than a length
+        sampler = dataset.sampler(batch_size=section.get('batch_size', 1), **place)
+    else:
+        sampler = InfiniteSampler(len(dataset), **place)
+    # single unreadable pictures are replaced, and counted
+    seeded = SeededDataset(dataset, seed, max_bad_fraction=max_bad_fraction(section))
+    return _loader(section, seeded, sampler, pin_memory=pin_memory, share=0.6)
+
+
+def evaluation_loader(
+    section: Mapping[str, Any],
+    dataset: Dataset,
+    *,
+    seed: int,
+    rank: int,
+    world_size: int,
+    pin_memory: bool,
+    skip_bad: bool = False,
+) -> DataLoader:
+    """Return the loader that gives every image exactly once over all ranks.
+
+    An image that cannot be decoded is an error; with `skip_bad` it is left out and counted (`dataset.num_bad`), and
+    instead of a batch without any other image comes None.
+    """
+    sampler = EvaluationSampler(len(dataset), rank=rank, world_size=world_size)
+    seeded = SeededDataset(dataset, seed, tolerate=False, skip=skip_bad)
+    return _loader(section, seeded, sampler, pin_memory=pin_memory, share=0.4, skip_bad=skip_bad)
+
+
+def num_workers(section: Mapping[str, Any]) -> int:
+    """Return how many workers a loader gets: what the config says, at most one for each processor."""
+    return min(section.get('num_workers', 2), cpu_count())
+
+
+def _loader(
+    section: Mapping[str, Any],
+    dataset: SeededDataset,
+    sampler: Any,
+    *,
+    pin_memory: bool,
+    share: float,
+    skip_bad: bool = False,
+) -> DataLoader:
+    size = section.get('batch_size', 1)
+    workers = workers_that_fit(num_workers(section), size, lambda: dataset[next(iter(sampler))], share=share)
+    return TypedErrorLoader(
+        CarryErrors(dataset),
+        batch_size=size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=partial(pack, collate_readable if skip_bad else collate_or_error),
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        worker_init_fn=start_worker if workers else None,
+    )
+
+
+class CarryErrors(Dataset):
+    """A data set that returns a VitDenseError as an item: raised in a worker, it would arrive as text only."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        return self.dataset.metainfo
+
+    @property
+    def num_bad(self) -> int:
+        """How many images were found to be unreadable so far, by the workers of this process."""
+        return self.dataset.num_bad
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Any) -> Any:
+        try:
+            return self.dataset[draw]
+        except VitDenseError as error:
+            return error
+
+
+def collate_or_error(samples: list[Any]) -> Any:
+    """Return the batch of `samples`, or the first error among them."""
+    errors = [sample for sample in samples if isinstance(sample, VitDenseError)]
+    return errors[0] if errors else collate(samples)
+
+
+def collate_readable(samples: list[Any]) -> Any:
+    """Return the batch of what could be decoded, None where nothing could, or the first other error."""
+    readable = [sample for sample in samples if not isinstance(sample, UnreadablePicture)]
+    return collate_or_error(readable) if readable else None
+
+
+_END = object()
+_open: WeakSet[TypedErrorLoader] = WeakSet()
+
+
+def close_loaders() -> None:
+    """End the workers of all loaders. They ignore SIGTERM, so nobody else can."""
+    atexit.unregister(close_loaders)
+    for loader in list(_open):
+        stop(loader._current)
+        loader._iterator = loader._batches = None
+
+
+class TypedErrorLoader(DataLoader):
+    """A DataLoader that raises the errors that its workers met, and says what a dead worker usually means.
+
+    A wait for a batch ends when the run is asked to stop (see `vitdense.train.preemption`).
+    """
+
+    _batches: Any = None  # the iterator at hand
+
+    def __iter__(self) -> Iterator[Any]:
+        _open.add(self)
+        atexit.register(close_loaders)  # before multiprocessing's own, which would wait for the workers
+        if self._iterator is not None:  # workers are kept from one validation to the next
+            check_workers(self._workers(), self._where)
+        with self._explained(), started_workers(), waiting_for_data():
+            batches = self._batches = super().__iter__()
+        while True:
+            check_workers(self._workers(), self._where)
+            with self._explained(), waiting_for_data():
+                batch = next(batches, _END)
+                batch = batch.open() if isinstance(batch, PackedBatch) else batch
+            if batch is _END:
+                return
+            if isinstance(batch, VitDenseError):
+                raise batch
+            yield batch
+
+    def _explained(self) -> Any:
+        return explained(self._workers, self._where)
+
+    def _workers(self) -> list[Any]:
+        """The worker processes; none where the main process loads."""
+        return getattr(self._current, '_workers', [])
+
+    @property
+    def _current(self) -> Any:
+        return self._batches if self._iterator is None else self._iterator
+
+    @property
+    def _where(self) -> str:
+        return f'{type(self.dataset.dataset.dataset).__name__} with {self.num_workers} workers'

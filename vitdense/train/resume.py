@@ -1,0 +1,220 @@
+"""Going on from a checkpoint: whether it is one to go on from, and what a changed config changes.
+
+The model (weights, classes, shapes), the optimizer's kind and moments, and which parameters its groups hold come from
+the checkpoint; a config that contradicts them is refused. Everything else counts as the config says: the schedule, the
+learning rate, weight decay, betas and other settings of the optimizer, the factors of its groups, clipping, batch size,
+data, seed, averaging, validation and saving. What of that has changed is said.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from vitdense.checkpoints.run import read_checkpoint
+from vitdense.config.text import config_in
+from vitdense.errors import CheckpointError, ConfigError
+from vitdense.model import DenseModel
+from vitdense.registry import resolve
+from vitdense.storage.weights import read_weights
+from vitdense.train.batch_size import Batches, compare_batches
+from vitdense.train.optim import Group, build_optimizer, config_groups
+
+logger = logging.getLogger('vitdense')
+MOST = 20  # changed values that are listed
+ABSENT = object()  # in place of a value that a config does not give
+QUIET = ('work_dir', 'num_workers')  # keys whose change changes nothing
+WHOLE = ('step', 'drawn', 'batch_size', 'world_size')  # whole numbers of a checkpoint
+CONTENT = (*WHOLE, 'validation_pending', 'classes', 'amp', 'state_dict', 'optimizer', 'scaler', 'counts')
+ANEW = 'resume with the config of that run (config.py in its work directory), or start anew with --weights CHECKPOINT'
+
+
+def read_resumable(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint that a run can go on from.
+
+    Raises CheckpointError for any other file, with what can be done with it.
+    """
+    try:
+        content = read_checkpoint(path)
+    except CheckpointError as error:
+        raise _foreign(path, error) from error
+    missing = [key for key in CONTENT if key not in content]
+    missing += [key for key in WHOLE if key in content and not isinstance(content[key], int)]
+    if missing:
+        why = (
+            'it holds the best weights, without the state of the run' if path.name == 'best.pth' else 'it holds weights'
+        )
+        raise _no_run(path, f'{why}: {", ".join(missing)} are missing')
+    return content
+
+
+def _no_run(path: Path, why: str, more: str = '') -> CheckpointError:
+    return CheckpointError(
+        f"'{path.name}' is no checkpoint that a run can go on from",
+        where=f'--resume {path}',
+        why=why,
+        fix=f'start anew with its weights: --weights {path}{more}; or resume from a step_*.pth of a run',
+    )
+
+
+def _foreign(path: Path, error: CheckpointError) -> CheckpointError:
+    """Return what to say about a file that is no checkpoint of vitdense but may hold weights; else `error`."""
+    try:
+        if 'checksum' in error.message or not read_weights(path):
+            return error
+        wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path) if path.suffix != '.safetensors' else []
+    except (CheckpointError, RuntimeError, ValueError, OSError):
+        return error
+    if any(name.startswith('mmengine.') for name in wanted):
+        more = ' (where they are weights of this model), or its ViT with model.network.backbone.pretrained=...'
+        return _no_run(
+            path, 'it is a checkpoint of mmengine (mmdet, mmseg, ...), whose state is that of its runner', more
+        )
+    return _no_run(path, 'it holds weights of another program, or weights alone')
+
+
+def check_resumable(checkpoint: Mapping[str, Any], model: DenseModel, batches: Batches) -> None:
+    """Raise ConfigError unless the checkpoint is of this model; say what its batches were where they are others now."""
+    ours, theirs = ({key: list(names) for key, names in one.items()} for one in (model.classes, checkpoint['classes']))
+    differences = [
+        f'{key}: checkpoint {theirs.get(key)}, config {ours.get(key)}'
+        for key in sorted({*ours, *theirs})
+        if ours.get(key) != theirs.get(key)
+    ]
+    wanted, given = model.state_dict(), checkpoint['state_dict']
+    differences += [
+        f'{name}: checkpoint {_shape(given.get(name))}, config {_shape(wanted.get(name))}'
+        for name in dict.fromkeys([*wanted, *given])
+        if _shape(given.get(name)) != _shape(wanted.get(name))
+    ]
+    if differences:
+        raise _refused('the checkpoint is of another model', differences)
+    accumulated = checkpoint.get('accumulative_counts', batches.accumulated)  # older checkpoints do not say
+    num_processes = checkpoint['world_size']
+    before = Batches(checkpoint['batch_size'] * num_processes, accumulated, num_processes)
+    if before != batches:
+        text, changed = compare_batches(before, batches)
+        logger.log(logging.WARNING if changed else logging.INFO, text)
+
+
+def check_config(checkpoint: Mapping[str, Any], cfg: Config, model: DenseModel) -> None:
+    """Raise ConfigError where the optimizer of the config cannot go on from the checkpoint; say what has changed."""
+    section = cfg.to_dict()['optim_wrapper']
+    groups = config_groups(section, model, split_backbone=bool(cfg.schedule.backbone_warmup_iters))
+    check_optimizer(checkpoint, section['optimizer'], groups)
+    say_changes(checkpoint, cfg)
+
+
+def check_optimizer(checkpoint: Mapping[str, Any], recipe: Mapping[str, Any], groups: Sequence[Group]) -> None:
+    """Raise ConfigError unless the optimizer `recipe` over `groups` can take over the checkpoint's moments."""
+    section = config_in(checkpoint).get('optim_wrapper')
+    before = section['optimizer']['type'] if isinstance(section, dict) else recipe['type']
+    if before != recipe['type'] and resolve(before) is not resolve(recipe['type']):
+        difference = f'checkpoint {before}, config {recipe["type"]}'
+        raise _refused("the optimizer is not the checkpoint's", [f'{difference}: its moments mean something else'])
+    saved = checkpoint['optimizer']
+    differences = _group_differences(checkpoint.get('parameter_groups'), saved, groups)
+    if differences:
+        raise _refused("the optimizer's groups are not those of the checkpoint", differences)
+    found = {key for state in saved['state'].values() for key in state}
+    lacking = sorted(_moments(recipe) - found) if found else []
+    if lacking:
+        why = f'the checkpoint has no {", ".join(lacking)}, which the config asks the optimizer for'
+        raise _refused("the optimizer's settings are not those of the checkpoint", [why])
+
+
+def _group_differences(names: Sequence[Sequence[str]] | None, saved: Any, groups: Sequence[Group]) -> list[str]:
+    ours = [group.names for group in groups]
+    if names is None:  # a checkpoint of an older version: counts and shapes must do
+        sizes = [len(group['params']) for group in saved['param_groups']]
+        shapes = {row: parameter.shape for row, parameter in enumerate(p for group in groups for p in group.parameters)}
+        fits = sizes == [len(group) for group in ours] and all(
+            value.shape == shapes.get(row)
+            for row, state in saved['state'].items()
+            for value in state.values()
+            if isinstance(value, torch.Tensor) and value.ndim
+        )
+        return [] if fits else [f'parameters by group: checkpoint {sizes}, config {[len(group) for group in ours]}']
+    before, now = ({name for group in each for name in group} for each in (names, ours))
+    differences = [f'{name}: trained in the checkpoint, frozen in the config' for name in sorted(before - now)]
+    differences += [f'{name}: frozen in the checkpoint, trained in the config' for name in sorted(now - before)]
+    if not differences and [set(group) for group in names] != [set(group) for group in ours]:
+        counts = [', '.join(str(len(group)) for group in each) for each in (names, ours)]
+        differences = [f'parameters by group (frozen parts, layer decay): checkpoint {counts[0]}; config {counts[1]}']
+    return differences
+
+
+def _moments(recipe: Mapping[str, Any]) -> set[str]:
+    """Return the names of what this optimizer remembers of a parameter."""
+    parameter = nn.Parameter(torch.zeros(2, 2))
+    parameter.grad = torch.zeros(2, 2)
+    try:
+        optimizer = build_optimizer(recipe, [Group(1.0, True, ['weight'], [parameter], [''])])
+        optimizer.step()
+    except (RuntimeError, TypeError, ValueError):  # one that needs more than this, such as a closure
+        return set()
+    return set(optimizer.state[parameter])
+
+
+def _refused(message: str, differences: Sequence[str]) -> ConfigError:
+    more = f'\n... and {len(differences) - 3} more' if len(differences) > 3 else ''
+    why = '\n'.join(text[:160] for text in differences[:3]) + more
+    return ConfigError(message, where='--resume', why=why, fix=ANEW)
+
+
+def say_changes(checkpoint: Mapping[str, Any], cfg: Config) -> None:
+    """Say which values of the config are not those that the checkpoint was trained with: they count from here on."""
+    before, now = config_in(checkpoint), cfg.to_dict()
+    if not before:
+        return
+    changes = [f'  {key}: {old} -> {new}' for key, old, new in _differences(before, now, '')]
+    if changes:
+        more = [f'  ... and {len(changes) - MOST} more'] if len(changes) > MOST else []
+        step = checkpoint['step']
+        logger.info('changed in the config, in effect from step %d on:\n%s', step, '\n'.join(changes[:MOST] + more))
+    if before.get('seed') != now.get('seed'):
+        logger.warning(
+            'the seed was %s and is %s now: the samples come in another order, some twice and some not in this epoch',
+            before.get('seed'),
+            now.get('seed'),
+        )
+    averaged = 'ema_updates' in checkpoint
+    if averaged and not now.get('ema'):
+        logger.warning('weights were averaged (ema) and are not now: the average of the checkpoint is not used')
+    if not averaged and now.get('ema'):
+        logger.warning('weights are averaged (ema) now and were not: the average begins at those of the checkpoint')
+
+
+def _differences(before: Any, now: Any, key: str) -> Iterator[tuple[str, str, str]]:
+    """Yield `(key path, before, now)` of what differs between two configs."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in dict.fromkeys([*before, *now]):
+            if name not in QUIET:
+                path = f'{key}.{name}' if key else str(name)
+                yield from _differences(before.get(name, ABSENT), now.get(name, ABSENT), path)
+    elif not _same(before, now):
+        yield key, _short(before), _short(now)
+
+
+def _same(before: Any, now: Any) -> bool:
+    """Compare two values of configs, lists and tuples alike."""
+    if isinstance(before, list | tuple) and isinstance(now, list | tuple):
+        return len(before) == len(now) and all(map(_same, before, now))
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return before.keys() == now.keys() and all(_same(before[key], now[key]) for key in before)
+    return before == now
+
+
+def _short(value: Any) -> str:
+    text = 'not given' if value is ABSENT else repr(value)
+    return text if len(text) <= 60 else f'{text[:57]}...'
+
+
+def _shape(value: torch.Tensor | None) -> str:
+    return 'nothing' if value is None else str(tuple(value.shape))

@@ -1,0 +1,288 @@
+"""Draw what a model answered, or what a data set says, on a picture. Tensors in, (H, W, 3) uint8 RGB arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitdense.types import IGNORE, ImageClass, Instances, Prediction, Reconstruction, SemanticMap, Target
+from vitdense.visualize.colors import GREY, Vocabulary
+from vitdense.visualize.draw_boxes import draw_boxes
+from vitdense.visualize.reconstruction import triptych
+from vitdense.visualize.text import Row, add_legend, font_size, line_width, percent, plate
+
+FIELDS = {SemanticMap: 'semantic', Instances: 'labels', ImageClass: 'image_label'}
+SMALL = 320  # a picture whose longest side is below is enlarged where text must fit
+LIKELY = 5  # classes of a whole picture that a legend lists, from 1 % on
+LINE = (255, 255, 255)  # boundaries between regions
+
+
+def draw(
+    img: Tensor | np.ndarray,
+    predictions: Mapping[str, Prediction],
+    metainfo: Mapping[str, Any] | None = None,
+    *,
+    alpha: float = 0.5,
+    legend: bool = True,
+    min_score: float = 0.3,
+) -> np.ndarray:
+    """Return the picture with `predictions` (`{head: Prediction}`, in the picture's own size) drawn on it.
+
+    `img` is (3, H, W) or (H, W, 3) uint8 RGB. `metainfo` is `{'classes': {field: names}, 'palette': {field: rgb}}`
+    as data sets give it; a head reads the field of its kind (`semantic`, `labels`, `image_label`) unless
+    `metainfo['head_fields']` (`{head: field}`) says otherwise. `alpha` is the opacity of regions in [0, 1];
+    objects below `min_score` are left out.
+
+    With a legend the picture grows by a panel at its right, whose width depends on the picture's size and the class
+    names alone, and small pictures are enlarged by a whole factor. Without one the size is that of `img`.
+    A reconstruction has no legend: it stands at the right of what the model was shown, or alone.
+    """
+    painted = [item for item in predictions.values() if isinstance(item, Reconstruction)]
+    if painted:
+        return _reconstruction(img, painted[0], legend=legend)
+    scene = _Scene(img, alpha=alpha, legend=legend)
+    order = (SemanticMap, Instances, ImageClass)  # regions first, words last
+    for name, prediction in sorted(predictions.items(), key=lambda item: order.index(type(item[1]))):
+        field = ((metainfo or {}).get('head_fields') or {}).get(name, FIELDS[type(prediction)])
+        if isinstance(prediction, SemanticMap):
+            labels = array(prediction.labels)
+            scene.semantic(labels, Vocabulary.of(metainfo, field, at_least=_num_classes(labels)))
+        elif isinstance(prediction, Instances):
+            scene.instances(prediction, metainfo, field, min_score)
+        else:
+            scores = array(prediction.scores)
+            names = Vocabulary.of(metainfo, field, at_least=len(scores)).names
+            likely = [index for index in scores.argsort()[::-1][:LIKELY] if scores[index] >= 0.01] or [scores.argmax()]
+            rows = [Row(names[index], None, float(scores[index])) for index in likely]
+            scene.headline(f'{rows[0].name} {percent(rows[0].share)}', names, rows)
+    return scene.finish()
+
+
+def draw_target(
+    img: Tensor | np.ndarray,
+    target: Target,
+    metainfo: Mapping[str, Any] | None = None,
+    *,
+    alpha: float = 0.5,
+    legend: bool = True,
+) -> np.ndarray:
+    """Return the picture with all that `target` knows about it; pixels that nobody labelled are hatched in grey.
+
+    Arguments and size as in `draw`.
+    """
+    scene = _Scene(img, alpha=alpha, legend=legend)
+    if target.semantic is not None:
+        labels = array(target.semantic).astype(np.int16)
+        at_least = _num_classes(labels[labels != IGNORE])
+        scene.semantic(labels, Vocabulary.of(metainfo, 'semantic', at_least=at_least), ignore=True)
+    if target.boxes is not None:
+        labels = np.zeros(len(target.boxes), np.int64) if target.labels is None else array(target.labels)
+        vocabulary = Vocabulary.of(metainfo, 'labels', at_least=_num_classes(labels))
+        crowd = np.zeros(len(labels), bool) if target.iscrowd is None else array(target.iscrowd)
+        names = [vocabulary.names[label] + ' (crowd)' * bool(many) for label, many in zip(labels, crowd, strict=True)]
+        if target.masks is not None:
+            scene.masks(array(target.masks), vocabulary.colors[labels])
+        scene.boxes(array(target.boxes), labels, names, vocabulary)
+    if target.image_label is not None:
+        names = Vocabulary.of(metainfo, 'image_label').names
+        scene.headline(_label_words(array(target.image_label), names), names)
+    return scene.finish()
+
+
+def array(value: Tensor | np.ndarray) -> np.ndarray:
+    """Return a tensor of any device as a numpy array."""
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+
+
+def as_picture(img: Tensor | np.ndarray) -> np.ndarray:
+    """Return (H, W, 3) uint8 of a (3, H, W) tensor or an (H, W, 3) array. Raises ValueError for anything else."""
+    picture = array(img)
+    if isinstance(img, Tensor) and picture.ndim == 3 and picture.shape[0] == 3:
+        picture = picture.transpose(1, 2, 0)
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        raise ValueError(
+            f'a picture is a (3, H, W) uint8 tensor or an (H, W, 3) uint8 array, '
+            f'got {tuple(img.shape)} {picture.dtype}; bring normalised pictures back to 0..255 first'
+        )
+    return np.ascontiguousarray(picture)
+
+
+def enlarge(picture: np.ndarray, factor: int) -> np.ndarray:
+    """Return (H * factor, W * factor, ...): every pixel becomes a square."""
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1) if factor > 1 else picture
+
+
+def boundaries(labels: np.ndarray, width: int = 1) -> np.ndarray:
+    """Return (H, W) bool, True on pixels whose neighbour above or at the left (up to `width` away) is different."""
+    edge = np.zeros(labels.shape, bool)
+    for step in range(1, min(width + 1, *labels.shape)):
+        edge[step:] |= labels[step:] != labels[:-step]
+        edge[:, step:] |= labels[:, step:] != labels[:, :-step]
+    return edge
+
+
+def outlines(labels: np.ndarray, width: int = 1) -> np.ndarray:
+    """Return (H, W) bool, True on pixels with another label up to `width` away above, below, at the left or right."""
+    return boundaries(labels, width) | boundaries(labels[::-1, ::-1], width)[::-1, ::-1]
+
+
+class _Scene:
+    """A picture that is being drawn on, and the legend that grows with it."""
+
+    def __init__(self, img: Tensor | np.ndarray, *, alpha: float, legend: bool) -> None:
+        if not 0 <= alpha <= 1:
+            raise ValueError(f'alpha is an opacity in [0, 1], got {alpha}')
+        picture = as_picture(img)
+        self.size = picture.shape[:2]  # (H, W) of the coordinates that come in
+        self.factor = max(1, -(-SMALL // max(1, *self.size))) if legend else 1
+        self.picture = enlarge(picture, self.factor) if self.factor > 1 else picture.copy()
+        self.alpha = alpha
+        self.legend = legend
+        self.sections: dict[str, list[Row]] = {}  # rows of the legend, by what they are about
+        self.names: list[str] = []
+        self.words: list[str] = []  # about the whole picture
+        self.text = font_size(*self.picture.shape[:2])
+        self.line = line_width(*self.picture.shape[:2])
+
+    def semantic(self, labels: np.ndarray, vocabulary: Vocabulary, *, ignore: bool = False) -> None:
+        """Paint (H, W) class numbers and list the classes that are there with their share of all pixels."""
+        self._check(labels)
+        count, num_classes = _counts(labels), len(vocabulary)
+        shares = count / max(1, labels.size)
+        self.names += vocabulary.names
+        rows = self._section('regions')
+        rows += [
+            Row(vocabulary.names[index], vocabulary.colors[index], shares[index])
+            for index in np.flatnonzero(count[:num_classes])
+        ]
+        labels = enlarge(labels, self.factor)
+        white, kind = num_classes, np.uint8 if num_classes < 253 and labels.dtype == np.uint8 else np.int16
+        colors = np.concatenate([vocabulary.colors, np.array([LINE, GREY, (70, 70, 70)], np.uint8)])
+        painted = np.where(boundaries(labels, max(1, self.line // 2)), kind(white), labels)
+        if ignore and len(count) > IGNORE and count[IGNORE]:
+            rows.append(Row('ignored', GREY, shares[IGNORE], hatched=True))
+            painted = np.where(labels == IGNORE, num_classes + 1 + self._hatch(), painted)
+        self._paint(painted, colors)
+
+    def instances(self, found: Instances, metainfo: Mapping[str, Any] | None, field: str, min_score: float) -> None:
+        """Draw the objects of at least `min_score`, the best on top."""
+        scores = array(found.scores)
+        keep = np.flatnonzero(scores >= min_score)
+        labels = array(found.labels)[keep]
+        vocabulary = Vocabulary.of(metainfo, field, at_least=_num_classes(labels))
+        names = [
+            f'{vocabulary.names[label]} {percent(score)}' for label, score in zip(labels, scores[keep], strict=True)
+        ]
+        if found.masks is not None:
+            self.masks(array(found.masks)[keep], vocabulary.colors[labels])
+        self.boxes(array(found.boxes)[keep], labels, names, vocabulary)
+
+    def masks(self, masks: np.ndarray, colors: np.ndarray) -> None:
+        """Tint and outline (N, H, W) masks in their (N, 3) colors, first on top; a semantic map keeps its colours."""
+        if not len(masks):
+            return
+        self._check(masks[0])
+        owner = np.full(self.size, len(masks), np.int32)
+        for index in range(len(masks) - 1, -1, -1):
+            owner[masks[index]] = index
+        owner = enlarge(owner, self.factor)
+        outside, table = owner == len(masks), np.concatenate([colors, np.array([GREY], np.uint8)])
+        outline = outlines(owner, self.line) & ~outside
+        if 'regions' not in self.sections:  # a painted map is not painted over
+            self._paint(owner, table, keep=outside)
+        self.picture[outline] = table[owner[outline]]
+
+    def boxes(self, boxes: np.ndarray, labels: np.ndarray, names: Sequence[str], vocabulary: Vocabulary) -> None:
+        """Draw (N, 4) xyxy boxes of (N,) `labels` with their names, the first on top, and list the classes."""
+        size = max(10, round(self.text * 0.85))
+        self.picture = draw_boxes(self.picture, boxes * self.factor, names, vocabulary.colors[labels], size=size)
+        self.names += vocabulary.names
+        self._section('objects').extend(
+            Row(vocabulary.names[index], vocabulary.colors[index], count=int((labels == index).sum()))
+            for index in np.unique(labels)
+        )
+
+    def headline(self, words: str, names: Sequence[str], rows: Sequence[Row] | None = None) -> None:
+        """Say something about the whole picture: `words` on it, or `rows` in the legend."""
+        self.names += names
+        self.words.append(words)
+        self._section('image').extend([Row(words, None)] if rows is None else rows)
+
+    def finish(self) -> np.ndarray:
+        """Return the picture, with its legend or, without one, with the headlines in its upper left corner."""
+        from PIL import Image
+
+        rows = self._rows()
+        if self.legend and (rows or self.names):
+            return add_legend(self.picture, rows, tuple(self.names), self.text)
+        if self.words:
+            canvas = Image.fromarray(self.picture)
+            for line, text in enumerate(self.words):
+                plate(canvas, (0, (line + 1) * self.text * 1.5), text, color=(0, 0, 0), size=self.text)
+            self.picture = np.asarray(canvas)
+        return self.picture
+
+    def _section(self, name: str) -> list[Row]:
+        return self.sections.setdefault(name, [])
+
+    def _rows(self) -> list[Row]:
+        """Return the rows of all sections, the picture first, each under its name where there is more than one."""
+        order = sorted(self.sections, key=('image', 'regions', 'objects').index)
+        headings = len(order) > 1
+        return [
+            row
+            for name in order
+            for row in [*([Row(name, None, heading=True)] if headings else []), *self.sections[name]]
+        ]
+
+    def _check(self, labels: np.ndarray) -> None:
+        if labels.shape != self.size:
+            raise ValueError(f'the picture is {self.size} (H, W), what is drawn on it is {labels.shape}')
+
+    def _hatch(self) -> np.ndarray:
+        """Return (H, W) int16 of slanted stripes: 0 and 1."""
+        height, width = self.picture.shape[:2]
+        stripe = max(3, 2 * self.line)
+        slant = np.arange(height, dtype=np.int32)[:, None] + np.arange(width, dtype=np.int32)
+        return (slant // stripe % 2).astype(np.int16)
+
+    def _paint(self, painted: np.ndarray, colors: np.ndarray, keep: np.ndarray | None = None) -> None:
+        """Blend `colors[painted]` over the picture: a table look-up and one pass of OpenCV."""
+        if len(colors) <= 256:
+            table = np.zeros((256, 1, 3), np.uint8)
+            table[: len(colors), 0] = colors
+            layer = cv2.applyColorMap(painted.astype(np.uint8, copy=False), table)
+        else:
+            layer = np.take(colors, painted, axis=0)
+        blended = cv2.addWeighted(self.picture, 1 - self.alpha, layer, self.alpha, 0)
+        self.picture = blended if keep is None else np.where(keep[..., None], self.picture, blended)
+
+
+def _reconstruction(img: Tensor | np.ndarray, made: Reconstruction, *, legend: bool) -> np.ndarray:
+    picture, painted = as_picture(img), as_picture(made.image)
+    if not legend:
+        return painted
+    factor = max(1, -(-SMALL // max(1, *picture.shape[:2])))
+    return enlarge(triptych(picture, painted, array(made.hidden)), factor)
+
+
+def _counts(labels: np.ndarray) -> np.ndarray:
+    """Return how many pixels each label has; torch counts bytes as they are, numpy would widen them first."""
+    return torch.from_numpy(np.ascontiguousarray(labels)).flatten().bincount().numpy()
+
+
+def _num_classes(labels: np.ndarray) -> int:
+    return int(labels.max()) + 1 if labels.size else 0
+
+
+def _label_words(label: np.ndarray, names: Sequence[str]) -> str:
+    """Return the name of one class number, or the names of the three largest entries of a soft or multi-label."""
+    largest = (
+        [int(label)] if label.ndim == 0 else [int(index) for index in label.argsort()[::-1][:3] if label[index] > 0]
+    )
+    return ', '.join(names[index] if index < len(names) else f'class {index}' for index in largest) or 'no label'
