@@ -153,7 +153,7 @@ def lines_of(findings: Sequence[Finding], shown: int) -> tuple[list[str], int]:
 
 def write(reports: Mapping[str, Report], path: Any) -> None:
     """Write the reports as json: of one part as it is, of several by their files and folders."""
-    from vitdense.reporting.history import write_json
+    from vitdense.storage.atomic import write_json
 
     contents = {
         name: {

@@ -142,3 +142,13 @@ def bfloat16_gain(kind: str) -> float:
         turns = [(seconds(None), seconds(torch.bfloat16)) for _ in range(5)]
     plain, halved = (min(times) for times in zip(*turns[1:], strict=True))  # the first turn is a warm-up
     return plain / halved
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Return the device of this process: `name`, else the GPU of its rank, else the CPU. Raises ConfigError."""
+    rank = int(os.environ.get('LOCAL_RANK', 0))
+    device = read_device(name)
+    if device.type == 'cuda':
+        device = torch.device('cuda', rank if device.index is None else device.index)
+        torch.cuda.set_device(device)
+    return device

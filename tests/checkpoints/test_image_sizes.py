@@ -9,10 +9,12 @@ from safetensors.torch import save_file
 
 from tests.conftest import CONFIG
 from vitdense.checkpoints.image_sizes import sizes_in, with_sizes
-from vitdense.checkpoints.model_folder import read_checkpoint_model, read_model_folder
+from vitdense.checkpoints.model_folder import read_model_folder
 from vitdense.checkpoints.run import read_checkpoint
 from vitdense.commands.train import train
-from vitdense.config.load import config_text, load_config
+from vitdense.config.dump import config_text
+from vitdense.config.load import load_config
+from vitdense.inference.from_config import read_checkpoint_model
 from vitdense.train.build import make_tester, make_trainer
 
 SLIM = dict(embed_dim=24, depth=2, num_heads=2)

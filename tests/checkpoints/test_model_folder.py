@@ -7,9 +7,10 @@ import json
 import pytest
 import torch
 
-from vitdense.checkpoints.model_folder import read_checkpoint_model, read_model_folder, read_state, save_model_folder
+from vitdense.checkpoints.model_folder import read_model_folder, read_state, save_model_folder
 from vitdense.config.load import load_config
 from vitdense.errors import CheckpointError
+from vitdense.inference.from_config import read_checkpoint_model
 from vitdense.registry import build
 
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from vitdense.backbones.vit import ViT
-from vitdense.checkpoints.model_folder import read_checkpoint_model, read_model_folder
+from vitdense.checkpoints.model_folder import read_model_folder
 from vitdense.checkpoints.omitted_weights import describe_borrowed, self_contained
 from vitdense.checkpoints.run import read_checkpoint
 from vitdense.commands.train import train
 from vitdense.config.load import load_config
 from vitdense.errors import CheckpointError
+from vitdense.inference.from_config import read_checkpoint_model
 from vitdense.storage.weights import save_weights
 from vitdense.train.build import make_tester
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import vitdense.commands.memory as fitting
+from vitdense.commands.dry_run import dry_run
 from vitdense.commands.memory import Measured, Proposal, does_not_fit, propose
-from vitdense.commands.train import dry_run
 from vitdense.config.load import load_config
 from vitdense.errors import ResourceError
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from vitdense.tools.cli import dispatch
 
-from vitdense.commands.parser import Parser, opencv_error, run, tool_command
+from vitdense.commands.parser import Parser, opencv_error, run
 from vitdense.config.load import load_config
 from vitdense.config.option_names import KNOWN_AS, SIZE
 from vitdense.errors import ConfigError, DataError
+from vitdense.reporting.next_commands import tool_command
 
 
 def leave(main, argv=()) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vitdense.config.load import config_text, dump_config, find_config, load_config
+from vitdense.config.dump import config_text, dump_config
+from vitdense.config.load import find_config, load_config
 from vitdense.config.overrides import apply_options, parse_value
 from vitdense.errors import ConfigError
 

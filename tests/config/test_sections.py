@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from mmengine.config import Config
 
-from vitdense.config.load import dump_config, load_config
+from vitdense.config.dump import dump_config
+from vitdense.config.load import load_config
 from vitdense.errors import ConfigError
 
 VAL = """

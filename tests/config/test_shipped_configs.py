@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from vitdense.config.load import dump_config, load_config, named_sections
+from vitdense.config.dump import dump_config
+from vitdense.config.load import load_config, named_sections
+from vitdense.data.build import build_dataset
 from vitdense.data.collate import collate
 from vitdense.model import DenseModel
 from vitdense.registry import build
-from vitdense.train.loaders import build_dataset
 from vitdense.types import ImageClass, Instances, Reconstruction, SemanticMap
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,8 @@ from timm.data import ImageNetInfo, create_transform, resolve_data_config
 from torch import nn
 
 from vitdense.commands.test import test as run_test
-from vitdense.config.load import dump_config, load_config
+from vitdense.config.dump import dump_config
+from vitdense.config.load import load_config
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.inference.predictor import Predictor
 from vitdense.types import ImageClass

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from vitdense.data.class_names import join_metainfo
 from vitdense.data.collate import collate
 from vitdense.data.files.images import UnreadablePicture
-from vitdense.data.mixture import Mixture, MixtureSampler, join_metainfo
+from vitdense.data.mixture import Mixture, MixtureSampler
 from vitdense.data.sampling import Draw, InfiniteSampler, SeededDataset, worker_init
 from vitdense.data.shapes import ShapesScenes
 from vitdense.data.transforms.common import RandomCrop, RandomFlip

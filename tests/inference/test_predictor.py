@@ -19,7 +19,8 @@ from vitdense.config.load import load_config
 from vitdense.data.transforms.common import ResizeShortSide
 from vitdense.errors import CheckpointError, ConfigError, DataError, DiskError
 from vitdense.heads.linear import LinearHead
-from vitdense.inference.predictor import OPTIONS, Predictor, Result, as_tensor
+from vitdense.inference.predictor import OPTIONS, Predictor, as_tensor
+from vitdense.inference.result import Result
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.registry import build

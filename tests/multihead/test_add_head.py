@@ -16,7 +16,8 @@ import vitdense
 from tests.conftest import CONFIG
 from vitdense.checkpoints.model_folder import read_model_folder, save_model_folder
 from vitdense.checkpoints.run import read_checkpoint
-from vitdense.commands.train import dry_run, train
+from vitdense.commands.dry_run import dry_run
+from vitdense.commands.train import train
 from vitdense.config.load import load_config
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.multihead.add_head import ask_for_head

@@ -3,8 +3,15 @@
 import torch
 from torch.nn import functional
 
-from vitdense.ops.layout import channels_last
-from vitdense.ops.padding import hold_edges, map_extents, picture_sizes, resize, whole_cells, zero_padding
+from vitdense.ops.padding import (
+    channels_last,
+    hold_edges,
+    map_extents,
+    picture_sizes,
+    resize,
+    whole_cells,
+    zero_padding,
+)
 
 
 def rectangle(height: int, width: int, plane: tuple[int, int]) -> torch.Tensor:

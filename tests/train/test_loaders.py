@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from vitdense.data.mixture import check_classes
+from vitdense.data.class_names import check_classes
 from vitdense.device import _cgroup_quota, choose_precision, cpu_count, torch_threads
 from vitdense.errors import ConfigError, DataError, ResourceError
 from vitdense.train.loaders import close_loaders, evaluation_loader, train_loader

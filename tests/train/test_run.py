@@ -17,10 +17,11 @@ from vitdense.checkpoints.run import read_checkpoint
 from vitdense.errors import ConfigError
 from vitdense.reporting import run_images as artifacts
 from vitdense.reporting import trackers
-from vitdense.reporting.history import finite, read_rows
+from vitdense.reporting.history import read_rows
 from vitdense.reporting.progress import fold
 from vitdense.reporting.run_images import share
-from vitdense.train.runner import leave_processes
+from vitdense.storage.atomic import finite
+from vitdense.train.processes import leave_processes
 
 
 def test_files_of_a_run(trainer, tmp_path):

@@ -11,8 +11,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from vitdense.layers.blocks import BatchNorm2d
-from vitdense.ops.layout import channels_last
-from vitdense.ops.padding import map_extents, zero_padding
+from vitdense.ops.padding import channels_last, map_extents, zero_padding
 from vitdense.types import Features, LayerRequest
 
 NORMS = {'layer': LayerNorm2d, 'batch': BatchNorm2d}

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitdense.layers.blocks import BatchNorm2d
-from vitdense.ops.layout import channels_last
-from vitdense.ops.padding import map_extents, zero_padding
+from vitdense.ops.padding import channels_last, map_extents, zero_padding
 from vitdense.types import Features, LayerRequest
 
 SCALES = (4.0, 2.0, 1.0, 0.5)  # of the ViT's grid, fine to coarse: strides 4, 8, 16, 32 for patches of 16

@@ -11,8 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitdense.adapters.interaction import Cells, Extractor, init_weights
 from vitdense.layers.blocks import BatchNorm2d, ConvBlock
-from vitdense.ops.layout import channels_last
-from vitdense.ops.padding import map_extents, zero_padding
+from vitdense.ops.padding import channels_last, map_extents, zero_padding
 from vitdense.ops.resample import restride
 
 STRIDES = (4.0, 8.0, 16.0, 32.0)

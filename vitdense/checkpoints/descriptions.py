@@ -15,9 +15,9 @@ from typing import Any
 
 from vitdense.arguments import interval
 from vitdense.backbones.hub_names import plain_name
-from vitdense.checkpoints.run import sha256_of
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.registry import resolve
+from vitdense.storage.atomic import sha256_of
 
 FORMAT = 1
 RECIPES = ('recipe', 'transforms', 'branch', 'task', 'tiler')  # keys of a description whose values are recipes

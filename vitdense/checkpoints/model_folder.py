@@ -28,17 +28,16 @@ from vitdense.checkpoints.descriptions import (
     read_description,
     without_pretrained,
 )
-from vitdense.checkpoints.image_sizes import sizes_in, with_sizes
+from vitdense.checkpoints.image_sizes import sizes_in
 from vitdense.checkpoints.limits import limited
 from vitdense.checkpoints.omitted_weights import borrows, complete, without_lora
-from vitdense.checkpoints.run import read_checkpoint, sha256_of, sync_folder, write_text
-from vitdense.config.load import load_config, named_sections, picture_recipe
+from vitdense.checkpoints.run import read_checkpoint
 from vitdense.config.text import model_in
 from vitdense.data.transforms.common import Pipeline
 from vitdense.errors import CheckpointError, DiskError
-from vitdense.layers.lora import merge_lora
 from vitdense.model import DenseModel
 from vitdense.registry import build
+from vitdense.storage.atomic import sha256_of, sync_folder, write_text
 from vitdense.storage.weights import load_weights, read_weights, save_weights
 
 WEIGHTS = 'model.safetensors'
@@ -135,40 +134,6 @@ def model_folder_of(path: str | Path) -> Path:
     path = Path(path)
     inside = path / 'model'
     return inside if (inside / 'model.json').is_file() and not (path / 'model.json').is_file() else path
-
-
-def read_checkpoint_model(config: str | Path, checkpoint: str | Path) -> tuple[DenseModel, dict[str, Any]]:
-    """Return the model of a config file with the weights of a checkpoint, and the same facts as `read_model_folder`.
-
-    `checkpoint` is a .pth of a run, a model folder, or weights (.safetensors, .pth) of the whole model. Classes are
-    those that the checkpoint remembers, else those of the config's test data. Raises ConfigError, CheckpointError.
-    """
-    from vitdense.train.evaluation_sets import AllPictures
-    from vitdense.train.loaders import build_dataset
-
-    cfg = load_config(config)
-    state, facts = read_state(checkpoint)
-    metainfo = facts.get('metainfo')
-    content = cfg.to_dict()
-    if not metainfo:
-        section = content.get('test_dataloader') or content.get('val_dataloader') or content['train_dataloader']
-        datasets = [
-            build_dataset(each['dataset'], root=cfg.get('data_root')) for each in named_sections(section).values()
-        ]
-        metainfo = AllPictures(datasets).metainfo
-    recipe = with_sizes(cfg.model.to_dict(), facts.get('sizes', {}))
-    borrowed = facts.get('borrowed')
-    model = build_trained(recipe, metainfo['classes'], state, where=str(checkpoint), borrowed=borrowed)
-    merge_lora(model)  # nothing learns any more
-    data = picture_recipe(content)
-    return model, {
-        'recipe': without_lora(without_pretrained(recipe)),
-        'classes': metainfo['classes'],
-        'palette': metainfo.get('palette', {}),
-        'category_ids': metainfo.get('category_ids', {}),
-        'transforms': list(data.get('transforms') or []),
-        'value_range': data.get('value_range'),
-    }
 
 
 def build_trained(

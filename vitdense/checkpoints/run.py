@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import logging
 import os
 import shutil
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor
 
 from vitdense.errors import CheckpointError, DiskError, FullDiskError, some
+from vitdense.storage.atomic import _human, free_bytes, sha256_of, sync_folder, write_text
 from vitdense.storage.weight_files import check_tensors, load_pickle, why_unreadable
 
 logger = logging.getLogger('vitdense')
@@ -77,22 +77,6 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         ) from error
 
 
-def free_bytes(folder: Path) -> int:
-    """Return the free bytes of the disk under `folder`; 0 where it cannot be asked."""
-    try:
-        return shutil.disk_usage(folder).free
-    except OSError:
-        return 0
-
-
-def _human(size: float) -> str:
-    for unit in ('B', 'kB', 'MB'):
-        if size < 1000:
-            return f'{size:.0f} {unit}'
-        size /= 1000
-    return f'{size:.1f} GB'
-
-
 def bytes_of(content: Any) -> int:
     """Return about how many bytes the tensors of `content` take."""
     if isinstance(content, Tensor):
@@ -102,62 +86,6 @@ def bytes_of(content: Any) -> int:
     if isinstance(content, list | tuple):
         return sum(bytes_of(item) for item in content)
     return 64
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder for results, unless it is there. Raises DiskError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(
-            f"cannot make the folder '{path}'", where=str(path), why=str(error), fix='choose a folder you may write to'
-        ) from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically. Raises OSError; then the file is as it was before."""
-    temporary = path.with_name(f'{path.name}.tmp.{os.getpid()}')
-    try:
-        with open(temporary, 'w', encoding='utf-8', newline='') as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def try_write_text(path: Path, text: str, *, warn: bool = True) -> bool:
-    """Write a small text file that is not worth a run: a failure is a warning. Return whether it was written."""
-    try:
-        write_text(path, text)
-    except OSError as error:
-        if warn:
-            logger.warning('%s: %s not written; going on', disk_problem(error), path.name)
-        return False
-    return True
-
-
-def disk_problem(error: OSError) -> str:
-    """Return in a few words what is wrong with the disk."""
-    return 'disk full' if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def checksum_fits(path: Path) -> bool | None:
@@ -341,3 +269,13 @@ def to_cpu(value: Any) -> Any:
 def non_finite(state: Mapping[str, Tensor]) -> list[str]:
     """Return the names of the tensors of `state` that are not finite."""
     return [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+
+
+def read_best(folder: Path) -> dict[str, Any] | None:
+    """Return the metrics and the step of `best.pth`; None where there is none, or a damaged one."""
+    try:
+        content = read_checkpoint(folder / 'best.pth')
+    except CheckpointError:
+        return None
+    best = content.get('best')
+    return dict(best) if isinstance(best, dict) and isinstance(best.get('step'), int) else None

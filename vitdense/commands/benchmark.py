@@ -23,7 +23,7 @@ from vitdense.inference.predictor import Predictor
 from vitdense.model import DenseModel
 from vitdense.registry import build
 from vitdense.reporting.console import console, print_table
-from vitdense.reporting.history import write_json
+from vitdense.storage.atomic import write_json
 from vitdense.timing import Stopwatch
 from vitdense.train.compile import compile_network, explained
 from vitdense.visualize.fonts import new_figure

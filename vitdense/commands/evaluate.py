@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitdense.checkpoints.run import make_folder
 from vitdense.commands.coco_records import number, refuse_unknown_sizes, truth_of
 from vitdense.commands.coco_results import read_results
 from vitdense.data.class_names import read_classes
@@ -27,8 +26,8 @@ from vitdense.metrics.average_precision import CocoAP
 from vitdense.metrics.coco_curves import LIMIT, Engine, IouType
 from vitdense.metrics.miou import MeanIoU
 from vitdense.reporting.console import start_logging
-from vitdense.reporting.history import write_json
 from vitdense.reporting.progress import print_metrics
+from vitdense.storage.atomic import make_folder, write_json
 from vitdense.types import IGNORE, Batch, Meta, SemanticMap, Target
 
 logger = logging.getLogger('vitdense')

@@ -17,19 +17,20 @@ from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vitdense import visualize
-from vitdense.checkpoints.run import make_folder, steps_in, write_text
+from vitdense.checkpoints.run import steps_in
 from vitdense.commands.output_paths import OutputPaths
+from vitdense.device import choose_device
 from vitdense.metrics.coco_columns import category_ids, results_of
 from vitdense.metrics.confusion import save_confusions
 from vitdense.reporting.console import console, start_logging
-from vitdense.reporting.history import finite, write_json
 from vitdense.reporting.progress import evaluated, print_metrics
 from vitdense.reporting.run_images import on_cpu, shown_picture
+from vitdense.storage.atomic import finite, make_folder, write_json, write_text
 from vitdense.train.build import make_tester
 from vitdense.train.compile import explained
 from vitdense.train.evaluation_sets import set_name
 from vitdense.train.loaders import close_loaders
-from vitdense.train.runner import choose_device, leave_processes, start_processes
+from vitdense.train.processes import leave_processes, start_processes
 from vitdense.types import Batch, ImageClass, Instances, Meta, SemanticMap
 
 logger = logging.getLogger('vitdense')

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,24 +14,24 @@ from mmengine.dist import is_main_process
 
 from vitdense.checkpoints.model_folder import save_model_folder
 from vitdense.checkpoints.omitted_weights import self_contained
-from vitdense.checkpoints.run import find_checkpoint, make_folder, read_checkpoint, steps_in, sweep
-from vitdense.commands.memory import check_fit
-from vitdense.commands.parser import tool_command
+from vitdense.checkpoints.run import find_checkpoint, read_checkpoint, steps_in, sweep
 from vitdense.config.load import picture_recipe
-from vitdense.device import peak_memory
+from vitdense.device import choose_device
 from vitdense.errors import CheckpointError, ConfigError, DiskError, ResourceError
 from vitdense.multihead.add_head import ask_for_head
 from vitdense.multihead.head_files import save_head, take_head
-from vitdense.reporting.console import console, start_logging
+from vitdense.reporting.console import start_logging
+from vitdense.reporting.next_commands import tool_command
 from vitdense.reporting.run_images import write_sample
+from vitdense.storage.atomic import make_folder
 from vitdense.storage.weights import save_weights
 from vitdense.train.build import make_trainer
 from vitdense.train.compile import explained
 from vitdense.train.evaluation_sets import first_dataset
-from vitdense.train.loaders import close_loaders
 from vitdense.train.preemption import leave_on_signal
+from vitdense.train.processes import leave_processes, start_processes
 from vitdense.train.resume import read_resumable
-from vitdense.train.runner import DenseRunner, choose_device, leave_processes, start_processes
+from vitdense.train.runner import DenseRunner
 from vitdense.train.work_dir import (
     ENCODER,
     bring_history,
@@ -220,49 +218,6 @@ def say_next(runner: DenseRunner, checkpoint: Path) -> None:
         option = f'model.network.backbone.pretrained={folder / ENCODER}'
         logger.info('  %s', tool_command('train', 'CONFIG', '--cfg-options', option))
     logger.info('  %s', tool_command('demo', sample, '--model', folder / 'model', '--out', folder / 'demo'))
-
-
-def dry_run(
-    cfg: Config,
-    *,
-    weights: str | None = None,
-    add_head: str | None = None,
-    device: str | None = None,
-    compiled: bool = False,
-) -> dict[str, Any]:
-    """Build everything, train a worst-case step and a usual one, predict one validation batch; print time and memory.
-
-    Nothing is kept. Raises ResourceError with what to change where the worst case does not fit into memory.
-    """
-    cfg, weights = ask_for_head(cfg, add_head, weights)
-    start_logging(None)
-    with tempfile.TemporaryDirectory(prefix='vitdense-') as folder:
-        start = time.perf_counter()
-        runner = make_trainer(cfg, folder, device=device, weights=weights, compiled=compiled)
-        logging.getLogger(runner.experiment_name).handlers.clear()
-        runner._train_loop = loop = runner.build_train_loop(runner._train_loop)
-        runner.optim_wrapper = wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-        wrapper.initialize_count_status(runner.model, 0, 1)
-        with explained():
-            check_fit(runner, wrapper)
-        wrapper.initialize_count_status(runner.model, 0, 1)
-        built = time.perf_counter()
-        runner.model.train()
-        with explained():
-            losses = runner.model.train_step(next(iter(loop.dataloader)), wrapper)
-        times = {'build and worst case': built - start, 'training step': time.perf_counter() - built}
-        if runner.val_loop is not None:
-            began = time.perf_counter()
-            runner.model.eval()
-            batch = next(iter(runner.val_dataloader))
-            with torch.no_grad():
-                runner.val_evaluator.process(runner.model.val_step(batch), batch)
-            times['validation batch'] = time.perf_counter() - began
-        words = ', '.join(f'{name} {seconds:.2f} s' for name, seconds in times.items())
-        values = {key: float(value.detach()) for key, value in losses.items()}
-        console().print(f'dry run: loss {values["loss"]:.4f}; {words}; at most {peak_memory(runner.device)}')
-        close_loaders()
-        return {'losses': values, 'seconds': times}
 
 
 def read_options(cfg_options: Sequence[str] | None, **given: Any) -> list[str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
 
+from vitdense.data.build import build_dataset
 from vitdense.data.class_names import read_classes, read_palette
 from vitdense.errors import ConfigError, DataError
-from vitdense.train.loaders import build_dataset
+from vitdense.registry import resolve
 
 FIELDS = ('labels', 'semantic', 'image_label')
 
@@ -47,3 +49,10 @@ def _named(classes: Any) -> Sequence[str] | None:
         return list(read_classes(classes).values())
     except (ConfigError, TypeError):
         return None
+
+
+def field_of(task: Mapping[str, Any]) -> str:
+    """Return the field of `Target` that the task of a recipe reads."""
+    kind = resolve(task.get('type'))
+    parameter = inspect.signature(kind).parameters.get('field')
+    return task.get('field', kind.field if parameter is None else parameter.default)

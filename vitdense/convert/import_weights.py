@@ -11,12 +11,12 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from vitdense.checkpoints.model_folder import save_model_folder, without_pretrained
-from vitdense.checkpoints.run import sha256_of, write_text
 from vitdense.config.classes import metainfo_of, section_of
 from vitdense.convert.families import COCO_IDS, FAMILIES, Published, load_published, rename
 from vitdense.data.class_names import read_palette
 from vitdense.errors import CheckpointError, ConfigError, did_you_mean
 from vitdense.registry import build
+from vitdense.storage.atomic import sha256_of, write_text
 from vitdense.storage.weight_sets import split_key
 from vitdense.storage.weights import Coverage, State, read_weights
 

@@ -169,3 +169,30 @@ def _first_synonyms(rows: list[str]) -> list[str]:
         uses[name] += 1
         names.append(name if uses[name] == 1 else f'{name} ({uses[name]})')
     return names
+
+
+def join_metainfo(first: Mapping[str, Any], second: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """Return both `metainfo`, joined field by field. Raises ConfigError unless they name the same classes in both."""
+    check_classes(first, second, where=where)
+    joined = dict(first)
+    for key, value in second.items():
+        both = isinstance(value, Mapping) and isinstance(joined.get(key, {}), Mapping)
+        joined[key] = {**value, **joined.get(key, {})} if both else joined.get(key, value)
+    return joined
+
+
+def check_classes(first: Mapping[str, Any], second: Mapping[str, Any], *, where: str) -> None:
+    """Raise ConfigError unless two `metainfo` name the same classes, in the same order, for the fields of both."""
+    ours, theirs = first['classes'], second['classes']
+    for field in sorted(set(ours) & set(theirs)):
+        one, other = list(ours[field]), list(theirs[field])
+        if one == other:
+            continue
+        row = next((row for row, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
+        detail = f'class {row}: {one[row]!r} against {other[row]!r}' if row is not None else 'one list is longer'
+        raise ConfigError(
+            f"the classes of '{field}' are not the same",
+            where=where,
+            why=f'{len(one)} against {len(other)} classes; {detail}',
+            fix='give both the same classes in the same order',
+        )

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
+from vitdense.data.class_names import join_metainfo
 from vitdense.data.sampling import Draw, InfiniteSampler
 from vitdense.errors import ConfigError, did_you_mean
 from vitdense.registry import build, takes
@@ -184,33 +185,6 @@ def check_labels(dataset: Any, *, training: bool) -> None:
     if hasattr(dataset, 'check'):
         knows = 'training' in inspect.signature(dataset.check).parameters  # a data set of the user's may not
         dataset.check(**({'training': training} if knows else {}))
-
-
-def join_metainfo(first: Mapping[str, Any], second: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """Return both `metainfo`, joined field by field. Raises ConfigError unless they name the same classes in both."""
-    check_classes(first, second, where=where)
-    joined = dict(first)
-    for key, value in second.items():
-        both = isinstance(value, Mapping) and isinstance(joined.get(key, {}), Mapping)
-        joined[key] = {**value, **joined.get(key, {})} if both else joined.get(key, value)
-    return joined
-
-
-def check_classes(first: Mapping[str, Any], second: Mapping[str, Any], *, where: str) -> None:
-    """Raise ConfigError unless two `metainfo` name the same classes, in the same order, for the fields of both."""
-    ours, theirs = first['classes'], second['classes']
-    for field in sorted(set(ours) & set(theirs)):
-        one, other = list(ours[field]), list(theirs[field])
-        if one == other:
-            continue
-        row = next((row for row, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
-        detail = f'class {row}: {one[row]!r} against {other[row]!r}' if row is not None else 'one list is longer'
-        raise ConfigError(
-            f"the classes of '{field}' are not the same",
-            where=where,
-            why=f'{len(one)} against {len(other)} classes; {detail}',
-            fix='give both the same classes in the same order',
-        )
 
 
 def _named(part: Any, name: str, root: str | Path | None) -> Any:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitdense.layers.blocks import ConvBlock, Norm, norm_of
-from vitdense.ops.layout import channels_last
-from vitdense.ops.padding import hold_edges, map_extents, resize, zero_padding
+from vitdense.ops.padding import channels_last, hold_edges, map_extents, resize, zero_padding
 from vitdense.ops.resample import apply_separable, corner_weights
 from vitdense.types import ClassLayer, Features, PixelOutputs
 

@@ -23,7 +23,8 @@ from vitdense.errors import DataError
 from vitdense.inference.demo_records import classes_of, mean, numbers, objects, write_json
 from vitdense.inference.demo_skips import InputGuard, out_of_memory
 from vitdense.inference.inputs import Input, OutputNames
-from vitdense.inference.predictor import Predictor, Result
+from vitdense.inference.predictor import Predictor
+from vitdense.inference.result import Result
 from vitdense.inference.video import Frame, VideoReader, VideoWriter
 from vitdense.inference.video_files import is_video
 from vitdense.types import SemanticMap

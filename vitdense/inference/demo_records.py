@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdense.errors import DiskError
-from vitdense.inference.predictor import Result, class_list
+from vitdense.inference.result import Result, class_list
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -27,10 +27,10 @@ from vitdense.checkpoints.descriptions import (
     without_pretrained,
 )
 from vitdense.checkpoints.model_folder import METAINFO, read_model_folder
-from vitdense.checkpoints.run import sha256_of, write_text
 from vitdense.errors import CheckpointError, ConfigError, DiskError, did_you_mean
 from vitdense.model import DenseModel
 from vitdense.registry import resolve
+from vitdense.storage.atomic import sha256_of, write_text
 from vitdense.storage.weights import read_weights, save_weights
 
 CONTENT = ('branch', 'task', 'field', 'classes', 'transforms', 'backbone')  # what NAME.json holds at the least

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from vitdense.checkpoints.model_folder import METAINFO, read_model_folder, save_
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.model import DenseModel
 from vitdense.multihead.head_files import Head, check_backbone, fingerprint, read_head, save_head, take_head
-from vitdense.registry import build, resolve
+from vitdense.registry import build
 from vitdense.storage.weights import load_weights
 
 logger = logging.getLogger('vitdense')
@@ -92,13 +91,6 @@ def with_branch(
         'network': {**network, 'branches': branches},
         'tasks': {**recipe['tasks'], name: task},
     }
-
-
-def field_of(task: Mapping[str, Any]) -> str:
-    """Return the field of `Target` that the task of a recipe reads."""
-    kind = resolve(task.get('type'))
-    parameter = inspect.signature(kind).parameters.get('field')
-    return task.get('field', kind.field if parameter is None else parameter.default)
 
 
 def with_vocabulary(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vitdense.backbones.vit import ViT
 from vitdense.errors import ConfigError, DataError
-from vitdense.layers.transformer import TransformerBlock
 from vitdense.registry import build
 from vitdense.types import ReconstructionOutputs
 
@@ -60,7 +61,8 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_embed = nn.Linear(self.backbone.embed_dim, decoder_channels)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_channels))
         self.decoder_blocks = nn.ModuleList(
-            TransformerBlock(decoder_channels, num_heads=decoder_heads) for _ in range(decoder_depth)
+            Block(decoder_channels, decoder_heads, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
+            for _ in range(decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(decoder_channels, eps=1e-6)
         self.decoder_pred = nn.Linear(decoder_channels, self.patch_size**2 * 3)

@@ -22,9 +22,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vitdense.data.coco.cache import cache_folder
 from vitdense.data.sampling import SeededDataset
 from vitdense.errors import DataError, DiskError
+from vitdense.storage.atomic import cache_folder
 from vitdense.storage.weights import save_weights
 from vitdense.train.loaders import CarryErrors, TypedErrorLoader, close_loaders, collate_or_error, num_workers
 from vitdense.train.workers import pack

@@ -16,9 +16,9 @@ import torch
 from mmengine.config import Config
 from torch.utils.data import Dataset
 
-from vitdense.checkpoints.run import make_folder
-from vitdense.data.mixture import check_classes
-from vitdense.device import choose_precision, torch_threads
+from vitdense.data.build import adopt_classes, build_dataset
+from vitdense.data.class_names import check_classes
+from vitdense.device import choose_device, choose_precision, torch_threads
 from vitdense.errors import ConfigError
 from vitdense.probing import classifiers as classes
 from vitdense.probing import segment as pixels
@@ -26,9 +26,9 @@ from vitdense.probing.extract import Reader, check_probeable, choose_branch, wit
 from vitdense.probing.feature_cache import PART, FeatureCache, features_of, files_key, key_of, weights_key
 from vitdense.registry import build, takes
 from vitdense.reporting.console import print_table, progress, start_logging
-from vitdense.reporting.history import finite, write_json
-from vitdense.train.loaders import adopt_classes, build_dataset, num_workers
-from vitdense.train.runner import choose_device, seed_everything
+from vitdense.storage.atomic import finite, make_folder, write_json
+from vitdense.train.loaders import num_workers
+from vitdense.train.processes import seed_everything
 from vitdense.train.start import build_model
 from vitdense.types import Batch, ImageClass, Meta, Target
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -19,9 +17,9 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from torch import Tensor
 
-from vitdense.checkpoints.run import disk_problem, try_write_text, write_text
+from vitdense.checkpoints.run import read_best
 from vitdense.errors import ConfigError, did_you_mean
-from vitdense.train.work_dir import read_best
+from vitdense.storage.atomic import disk_problem, finite, json_text, try_write_text
 
 logger = logging.getLogger('vitdense')
 Row = dict[str, float | int | None]
@@ -182,25 +180,6 @@ def _seen(key: str, outputs: Mapping[str, Tensor]) -> Tensor | int:
     name, _, kind = key.partition('.')
     share = outputs.get(f'{name}.labelled')
     return 1 if share is None or kind in ('labelled', 'weight') else (share > 0).float()
-
-
-def finite(row: Mapping[str, Any]) -> Row:
-    """Return `row` with plain Python numbers; what is not finite is None."""
-    numbers = {key: value.item() if hasattr(value, 'item') else value for key, value in row.items()}
-    return {
-        key: value if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)) else None
-        for key, value in numbers.items()
-    }
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write valid JSON (no NaN), atomically. Raises OSError."""
-    write_text(path, json_text(content))
-
-
-def json_text(content: Mapping[str, Any]) -> str:
-    """Return valid JSON (no NaN) for a file."""
-    return json.dumps(content, indent=2, allow_nan=False) + '\n'
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vitdense.arguments import check_range
 from vitdense.ops.boxes import to_cxcywh, to_xyxy
-from vitdense.tasks.arguments import check_range
 from vitdense.tasks.matching import NOTHING, Truth
 from vitdense.types import DenoisingHints
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitdense.arguments import check_names, check_range
 from vitdense.errors import ConfigError
 from vitdense.ops.boxes import iou, scales_of, to_original, to_xyxy
 from vitdense.registry import build
-from vitdense.tasks.arguments import check_names, check_range
 from vitdense.tasks.denoising import Denoising
 from vitdense.tasks.detection_losses import Focal, box_losses
 from vitdense.tasks.losses import share_of_count

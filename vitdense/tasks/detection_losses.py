@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vitdense.arguments import check_range
 from vitdense.ops.boxes import generalized_iou, to_xyxy
-from vitdense.tasks.arguments import check_range
 from vitdense.tasks.losses import share_of_count
 from vitdense.tasks.matching import IGNORED
 

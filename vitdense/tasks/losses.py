@@ -17,8 +17,8 @@ from torch import Tensor, distributed
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
+from vitdense.arguments import check_choice, check_range
 from vitdense.errors import ConfigError
-from vitdense.tasks.arguments import check_choice, check_range
 from vitdense.types import IGNORE
 
 

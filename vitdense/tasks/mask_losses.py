@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vitdense.arguments import check_range
 from vitdense.errors import ConfigError
 from vitdense.registry import build
-from vitdense.tasks.arguments import check_range
 from vitdense.tasks.detection_losses import SoftmaxCrossEntropy
 from vitdense.tasks.losses import share_of_count
 from vitdense.tasks.mask_matching import MaskAnswers, MaskMatcher, MaskTruth, sizes_of

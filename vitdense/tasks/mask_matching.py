@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vitdense.arguments import check_range
 from vitdense.ops.masks import sample_points
-from vitdense.tasks.arguments import check_range
 from vitdense.tasks.matching import assign, sane
 from vitdense.types import IGNORE, QueryOutputs, Target
 

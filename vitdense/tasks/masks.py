@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitdense.arguments import check_names, check_range
 from vitdense.errors import DataError
 from vitdense.ops.mask_labels import class_scores, labels_of_masks, log_scores, resize_masks
 from vitdense.ops.masks import boxes_of_masks
 from vitdense.ops.upsample import full_resolution_labels
-from vitdense.tasks.arguments import check_names, check_range
 from vitdense.tasks.detection import rows_of
 from vitdense.tasks.mask_losses import as_losses
 from vitdense.tasks.mask_matching import MaskTruth

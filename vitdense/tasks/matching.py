@@ -13,9 +13,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
+from vitdense.arguments import check_choice, check_range
 from vitdense.errors import NumericsError
 from vitdense.ops.boxes import generalized_iou, scales_of, to_cxcywh, to_xyxy
-from vitdense.tasks.arguments import check_choice, check_range
 from vitdense.types import QueryOutputs, Target
 
 NOTHING = -1  # what a query answers for that is assigned to no object: it must say that there is nothing

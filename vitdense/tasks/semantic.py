@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vitdense.arguments import check_names
 from vitdense.errors import ConfigError
 from vitdense.ops.upsample import full_resolution_labels
 from vitdense.registry import build
-from vitdense.tasks.arguments import check_names
 from vitdense.tasks.losses import CrossEntropy
 from vitdense.types import IGNORE, Meta, PixelOutputs, SemanticMap, Target
 

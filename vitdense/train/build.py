@@ -13,10 +13,11 @@ from torch.utils.data import Dataset
 
 from vitdense.checkpoints.image_sizes import with_sizes
 from vitdense.checkpoints.model_folder import build_trained, read_state, reads_classifier
-from vitdense.checkpoints.run import make_folder
 from vitdense.config.load import named_sections
-from vitdense.data.mixture import check_classes, check_labels
-from vitdense.device import Precision, choose_precision, torch_threads
+from vitdense.data.build import AllPictures, adopt_classes, build_dataset
+from vitdense.data.class_names import check_classes
+from vitdense.data.mixture import check_labels
+from vitdense.device import Precision, choose_device, choose_precision, torch_threads
 from vitdense.errors import ConfigError
 from vitdense.model import DenseModel
 from vitdense.multihead.add_head import joint_metainfo, read_trained, take_over, with_head
@@ -25,6 +26,7 @@ from vitdense.reporting.history import HistoryHook, check_metric_early
 from vitdense.reporting.progress import ProgressHook
 from vitdense.reporting.run_images import PictureHook
 from vitdense.reporting.trackers import TrackerHook
+from vitdense.storage.atomic import make_folder
 from vitdense.train import start as starting
 from vitdense.train.batch_size import Batches, describe_rate, share_batches
 from vitdense.train.compile import compile_network
@@ -37,17 +39,13 @@ from vitdense.train.data_checks import (
     refuse_missing,
 )
 from vitdense.train.ema import EmaHook
-from vitdense.train.evaluation_sets import AllPictures, all_metrics, build_evaluators, evaluation_parts
+from vitdense.train.evaluation_sets import all_metrics, build_evaluators, evaluation_parts
 from vitdense.train.hooks import CheckpointHook, EarlyStoppingHook, StepHook
-from vitdense.train.loaders import (
-    adopt_classes,
-    build_dataset,
-    num_workers,
-    train_loader,
-)
+from vitdense.train.loaders import num_workers, train_loader
 from vitdense.train.loops import EvaluationLoop, IterationLoop
+from vitdense.train.processes import seed_everything, start_processes
 from vitdense.train.resume import check_config
-from vitdense.train.runner import DenseRunner, choose_device, seed_everything, start_processes
+from vitdense.train.runner import DenseRunner
 from vitdense.train.schedule import Schedule, make_schedule
 
 logger = logging.getLogger('vitdense')

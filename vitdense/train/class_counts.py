@@ -9,8 +9,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from vitdense.config.classes import field_of
 from vitdense.errors import ConfigError
-from vitdense.multihead.merge import field_of
 
 SHOWN = 20  # names of classes
 

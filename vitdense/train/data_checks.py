@@ -12,10 +12,10 @@ import numpy as np
 from mmengine.dist import is_main_process
 
 from vitdense.arguments import MAX_BAD_FRACTION
-from vitdense.commands.parser import tool_command
 from vitdense.data.files.similar_names import near_match
 from vitdense.errors import DataError
 from vitdense.metrics.average_precision import too_many_objects
+from vitdense.reporting.next_commands import tool_command
 
 logger = logging.getLogger('vitdense')
 

@@ -7,14 +7,13 @@ In a config a loader section with `dataset` is one set; else it is `{name: secti
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import reduce
 from typing import Any
 
 from mmengine.evaluator import Evaluator
 from torch.utils.data import DataLoader, Dataset
 
 from vitdense.config.load import named_sections
-from vitdense.data.mixture import join_metainfo
+from vitdense.data.build import AllPictures
 from vitdense.registry import build
 from vitdense.train.loaders import evaluation_loader
 from vitdense.types import Batch
@@ -39,27 +38,6 @@ class LoaderSet:
     def dataset(self) -> AllPictures:
         """The pictures of all loaders."""
         return AllPictures([loader.dataset for loader in self.loaders.values()])
-
-
-class AllPictures:
-    """The number of pictures of several data sets, and their `metainfo` joined."""
-
-    def __init__(self, datasets: Sequence[Dataset]) -> None:
-        self.datasets = list(datasets)
-
-    def __len__(self) -> int:
-        return sum(len(dataset) for dataset in self.datasets)
-
-    @property
-    def num_bad(self) -> int:
-        """How many images of all sets were found to be unreadable so far, by the workers of this process."""
-        return sum(dataset.num_bad for dataset in self.datasets)
-
-    @property
-    def metainfo(self) -> dict[str, Any]:
-        """What all of them say; of a key that is no dict, what the first says."""
-        found = [dataset.metainfo for dataset in self.datasets]
-        return reduce(lambda first, second: join_metainfo(first, second, where='evaluation'), found)
 
 
 class SetEvaluator(Evaluator):

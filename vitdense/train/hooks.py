@@ -12,18 +12,10 @@ import torch
 from mmengine.dist import get_rank, is_main_process
 from mmengine.hooks import Hook
 
-from vitdense.checkpoints.run import (
-    POINTER,
-    bytes_of,
-    delete_older,
-    make_room,
-    non_finite,
-    sweep,
-    try_write_text,
-    write_checkpoint,
-)
+from vitdense.checkpoints.run import POINTER, bytes_of, delete_older, make_room, non_finite, sweep, write_checkpoint
 from vitdense.errors import DiskError, FullDiskError, NumericsError, VitDenseError
 from vitdense.reporting.history import check_metric, mean_of, metric_names
+from vitdense.storage.atomic import try_write_text
 from vitdense.train.schedule import Schedule
 
 logger = logging.getLogger('vitdense')

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
@@ -13,11 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitdense.data.collate import collate
 from vitdense.data.files.images import UnreadablePicture
-from vitdense.data.mixture import rooted
 from vitdense.data.sampling import EvaluationSampler, InfiniteSampler, SeededDataset
 from vitdense.device import cpu_count
 from vitdense.errors import VitDenseError
-from vitdense.registry import build, takes
 from vitdense.train.data_checks import max_bad_fraction
 from vitdense.train.preemption import waiting_for_data
 from vitdense.train.workers import (
@@ -30,22 +27,6 @@ from vitdense.train.workers import (
     stop,
     workers_that_fit,
 )
-
-
-def build_dataset(recipe: Mapping[str, Any], *, root: str | None = None) -> Dataset:
-    """Return the data set of a loader's `dataset` recipe; its `root` starts at the config's `data_root`.
-
-    It is called as the folder `root`, unless the recipe has a `name`.
-    """
-    recipe = rooted(recipe, root)
-    named = root is not None and takes(recipe, 'root') and takes(recipe, 'name')
-    return build(recipe, **({'name': Path(recipe['root']).absolute().name} if named else {}))
-
-
-def adopt_classes(dataset: Dataset, metainfo: Mapping[str, Any]) -> None:
-    """Let a data set whose files have numbers of their own count its classes as `metainfo` does, by name."""
-    if hasattr(dataset, 'adopt'):
-        dataset.adopt(metainfo['classes'])
 
 
 def train_loader(

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
-import random
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
@@ -24,11 +20,12 @@ from torch import nn
 
 import vitdense
 from vitdense.checkpoints.omitted_weights import describe_borrowed
-from vitdense.checkpoints.run import to_cpu, try_write_text
-from vitdense.config.load import config_text
-from vitdense.device import Precision, read_device
+from vitdense.checkpoints.run import to_cpu
+from vitdense.config.dump import config_text
+from vitdense.device import Precision
 from vitdense.reporting.console import ignore_errors, print_table
 from vitdense.reporting.history import HistoryHook
+from vitdense.storage.atomic import try_write_text
 from vitdense.train.hooks import CheckpointHook
 from vitdense.train.loaders import close_loaders
 from vitdense.train.optim import build_optimizer, config_groups, group_rows
@@ -242,40 +239,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value.tolist() if hasattr(value, 'tolist') else value
-
-
-def seed_everything(seed: int) -> None:
-    """Seed torch, numpy and random, so that the same config makes the same weights."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-def choose_device(name: str | None) -> torch.device:
-    """Return the device of this process: `name`, else the GPU of its rank, else the CPU. Raises ConfigError."""
-    rank = int(os.environ.get('LOCAL_RANK', 0))
-    device = read_device(name)
-    if device.type == 'cuda':
-        device = torch.device('cuda', rank if device.index is None else device.index)
-        torch.cuda.set_device(device)
-    return device
-
-
-def start_processes(device: torch.device) -> tuple[int, int]:
-    """Join the processes that torchrun started, if it did; return (rank, world size)."""
-    if 'RANK' in os.environ and int(os.environ.get('WORLD_SIZE', 1)) > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
-    return get_dist_info()
-
-
-def leave_processes(runner: DenseRunner | None = None) -> None:
-    """Part from the other processes, if there are any; the model of `runner` loses the wrapper of distributed training.
-
-    The wrapper keeps the group alive, and with it threads that may still hold tensors of the last exchange. One that
-    lets go of them while Python is ending aborts the whole process, after all its work was done.
-    """
-    if torch.distributed.is_initialized():
-        if runner is not None:
-            runner.model = runner.network_model
-        gc.collect()
-        torch.distributed.destroy_process_group()

@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process
 
-from vitdense.checkpoints.run import disk_problem, read_checkpoint, steps_after, steps_in
-from vitdense.errors import CheckpointError, ConfigError, DiskError, VitDenseError
+from vitdense.checkpoints.run import read_best, steps_after, steps_in
+from vitdense.errors import ConfigError, DiskError, VitDenseError
+from vitdense.storage.atomic import disk_problem
 
 logger = logging.getLogger('vitdense')
 LOCK = '.lock'
@@ -164,16 +164,6 @@ def bring_history(source: Path, folder: Path, step: int) -> None:
     except OSError as error:
         (folder / 'best.pth').unlink(missing_ok=True)
         logger.warning('%s: the history of %s is not copied; going on', disk_problem(error), source)
-
-
-def read_best(folder: Path) -> dict[str, Any] | None:
-    """Return the metrics and the step of `best.pth`; None where there is none, or a damaged one."""
-    try:
-        content = read_checkpoint(folder / 'best.pth')
-    except CheckpointError:
-        return None
-    best = content.get('best')
-    return dict(best) if isinstance(best, dict) and isinstance(best.get('step'), int) else None
 
 
 def _move(folder: Path, paths: Sequence[Path]) -> Path:

@@ -13,8 +13,7 @@ from torch import Tensor
 from vitdense.types import IGNORE, ImageClass, Instances, Prediction, Reconstruction, SemanticMap, Target
 from vitdense.visualize.colors import GREY, Vocabulary
 from vitdense.visualize.draw_boxes import draw_boxes
-from vitdense.visualize.reconstruction import triptych
-from vitdense.visualize.text import Row, add_legend, font_size, line_width, percent, plate
+from vitdense.visualize.text import PAPER, Row, add_legend, font_size, line_width, percent, plate
 
 FIELDS = {SemanticMap: 'semantic', Instances: 'labels', ImageClass: 'image_label'}
 SMALL = 320  # a picture whose longest side is below is enlarged where text must fit
@@ -286,3 +285,13 @@ def _label_words(label: np.ndarray, names: Sequence[str]) -> str:
         [int(label)] if label.ndim == 0 else [int(index) for index in label.argsort()[::-1][:3] if label[index] > 0]
     )
     return ', '.join(names[index] if index < len(names) else f'class {index}' for index in largest) or 'no label'
+
+
+def triptych(picture: np.ndarray, painted: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Return `picture`, the same with its `hidden` pixels grey, and `painted` side by side, with gaps between them.
+
+    `picture` and `painted` are (H, W, 3) uint8, `hidden` is (H, W) bool.
+    """
+    shown = np.where(hidden[..., None], np.array(GREY, np.uint8), picture)
+    gap = np.full((picture.shape[0], max(2, picture.shape[1] // 64), 3), PAPER, np.uint8)
+    return np.concatenate([picture, gap, shown, gap, painted], axis=1)

@@ -9,8 +9,9 @@ import torch
 
 from vitdense.data.coco import cache as coco_cache
 from vitdense.data.coco.arrays import Texts
-from vitdense.data.coco.cache import cache_folder, open_coco
+from vitdense.data.coco.cache import open_coco
 from vitdense.data.coco.parse import read_coco
+from vitdense.storage.atomic import cache_folder
 
 
 def content(label='a'):

@@ -8,14 +8,14 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from vitdense.data.build import adopt_classes, build_dataset
+from vitdense.data.class_names import check_classes
 from vitdense.data.collate import collate
-from vitdense.data.mixture import check_classes
 from vitdense.errors import ConfigError
 from vitdense.heads.linear import LinearHead
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.detection import DetectionTask
-from vitdense.train.loaders import adopt_classes, build_dataset
 
 BASES = Path(__file__).resolve().parents[3] / 'configs/_base_/datasets'
 

@@ -22,6 +22,7 @@ import numpy as np
 from vitdense.data.coco.arrays import CocoArrays, CocoFacts, Texts
 from vitdense.data.coco.parse import read_coco
 from vitdense.errors import DataError
+from vitdense.storage.atomic import cache_folder
 
 MAGIC = b'vitdense coco 3\n'
 LEAST = 8_000_000  # bytes; a smaller annotation file is read in less than a second
@@ -63,12 +64,6 @@ def open_coco(
         _logger.info('no cache for %s: %s', path.name, error)
         return arrays, facts
     return _open(place, path) or (arrays, facts)
-
-
-def cache_folder() -> Path:
-    """Return the folder for caches, which need not exist."""
-    own, base = os.environ.get('VITDENSE_CACHE'), os.environ.get('XDG_CACHE_HOME')
-    return Path(own).expanduser() if own else Path(base or '~/.cache').expanduser() / 'vitdense'
 
 
 def _name(path: Path, masks: bool) -> str:

@@ -1,0 +1,49 @@
+"""A trained model from a config and a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vitdense.checkpoints.descriptions import (
+    without_pretrained,
+)
+from vitdense.checkpoints.image_sizes import with_sizes
+from vitdense.checkpoints.model_folder import build_trained, read_state
+from vitdense.checkpoints.omitted_weights import without_lora
+from vitdense.config.load import load_config, named_sections, picture_recipe
+from vitdense.layers.lora import merge_lora
+from vitdense.model import DenseModel
+
+
+def read_checkpoint_model(config: str | Path, checkpoint: str | Path) -> tuple[DenseModel, dict[str, Any]]:
+    """Return the model of a config file with the weights of a checkpoint, and the same facts as `read_model_folder`.
+
+    `checkpoint` is a .pth of a run, a model folder, or weights (.safetensors, .pth) of the whole model. Classes are
+    those that the checkpoint remembers, else those of the config's test data. Raises ConfigError, CheckpointError.
+    """
+    from vitdense.data.build import AllPictures, build_dataset
+
+    cfg = load_config(config)
+    state, facts = read_state(checkpoint)
+    metainfo = facts.get('metainfo')
+    content = cfg.to_dict()
+    if not metainfo:
+        section = content.get('test_dataloader') or content.get('val_dataloader') or content['train_dataloader']
+        datasets = [
+            build_dataset(each['dataset'], root=cfg.get('data_root')) for each in named_sections(section).values()
+        ]
+        metainfo = AllPictures(datasets).metainfo
+    recipe = with_sizes(cfg.model.to_dict(), facts.get('sizes', {}))
+    borrowed = facts.get('borrowed')
+    model = build_trained(recipe, metainfo['classes'], state, where=str(checkpoint), borrowed=borrowed)
+    merge_lora(model)  # nothing learns any more
+    data = picture_recipe(content)
+    return model, {
+        'recipe': without_lora(without_pretrained(recipe)),
+        'classes': metainfo['classes'],
+        'palette': metainfo.get('palette', {}),
+        'category_ids': metainfo.get('category_ids', {}),
+        'transforms': list(data.get('transforms') or []),
+        'value_range': data.get('value_range'),
+    }
