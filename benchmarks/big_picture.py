@@ -24,7 +24,7 @@ from vitdense.inference.predictor import Predictor
 from vitdense.model import DenseModel
 from vitdense.networks.eomt import EoMT
 from vitdense.networks.shared import SharedNetwork
-from vitdense.tasks.masks import MaskSemanticTask
+from vitdense.tasks.mask_classification import MaskSemanticTask
 from vitdense.tasks.semantic import SemanticTask
 
 BAR = 2.5  # GB

@@ -27,7 +27,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ['tests/tasks/test_detection.py', 'tests/tasks/test_detection_losses.py']
 TASKS += ['tests/tasks/test_losses_transformers.py', 'tests/tasks/test_matching.py', 'tests/tasks/test_denoising.py']
-MASKS = ['tests/tasks/test_masks.py', 'tests/tasks/test_masks_transformers.py']
+MASKS = ['tests/tasks/test_mask_classification.py', 'tests/tasks/test_mask_classification_transformers.py']
 MASKS += ['tests/networks/test_eomt_transformers.py', 'tests/ops/test_mask_points.py']
 PARALLEL = {'tests/tasks/test_losses.py'}  # whose tests of several processes run too
 RECIPE = 'tests/recipes/test_recipes.py::test_a_config_follows_its_published_recipe'
@@ -39,7 +39,7 @@ TESTS = {  # file of the package, or config -> its tests
     'vitdense/tasks/matching.py': [TASKS[3], *TASKS[:3]],
     'vitdense/tasks/mask_losses.py': MASKS,
     'vitdense/tasks/mask_matching.py': MASKS,
-    'vitdense/tasks/masks.py': MASKS,
+    'vitdense/tasks/mask_classification.py': MASKS,
     'vitdense/tasks/semantic.py': ['tests/tasks/test_semantic.py', 'tests/heads/test_losses_transformers.py'],
     'vitdense/tasks/classification.py': ['tests/tasks/test_classification.py'],
     'vitdense/tasks/reconstruction.py': ['tests/networks/test_mae.py'],

@@ -20,13 +20,13 @@ import torch
 from paired import paired
 
 from vitdense.backbones.vit import ViT
-from vitdense.backbones.windows import Windows
+from vitdense.backbones.windows import WindowPartition
 
 LAYERS = [(-1, True)]
 SIDES = (256, 384, 512, 768, 1024, 1280, 1536)
 
 
-def make(name: str, windows: Windows | None) -> ViT:
+def make(name: str, windows: WindowPartition | None) -> ViT:
     torch.manual_seed(0)
     return ViT(name, windows=windows, frozen=True)
 
@@ -67,10 +67,10 @@ def slope(seconds: dict[int, float]) -> float:
     return statistics.linear_regression(*zip(*points, strict=True)).slope
 
 
-def windows_of(arguments: argparse.Namespace, count: int) -> Windows:
+def windows_of(arguments: argparse.Namespace, count: int) -> WindowPartition:
     if arguments.split:
-        return Windows(split=arguments.split, global_blocks=count)
-    return Windows(size=arguments.size, global_blocks=count)
+        return WindowPartition(split=arguments.split, global_blocks=count)
+    return WindowPartition(size=arguments.size, global_blocks=count)
 
 
 def main() -> None:

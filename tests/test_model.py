@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from vitdense.errors import ConfigError
 from vitdense.model import DenseModel, Preprocessor
-from vitdense.tasks.losses import CrossEntropy, Dice, Focal, OhemCrossEntropy
+from vitdense.tasks.losses import CrossEntropy, Dice, OhemCrossEntropy, PixelFocal
 from vitdense.tasks.semantic import SemanticTask
 from vitdense.test_time.sliding_window import Tiler
 from vitdense.test_time.tta import TestTimeAugmentation
@@ -95,7 +95,7 @@ def test_branches_and_tasks_must_have_the_same_names():
 
 
 def test_losses_are_named_after_their_branch_and_nothing_else_is_called_loss():
-    parts = [CrossEntropy(), Dice(), Focal(), OhemCrossEntropy(min_kept=10)]
+    parts = [CrossEntropy(), Dice(), PixelFocal(), OhemCrossEntropy(min_kept=10)]
     model = _model({'sem': SemanticTask(losses=parts), 'coarse': SemanticTask()}, aux=True)
     losses = _losses(model, _batch((16, 24), (16, 24)))
     sem = {'loss_ce', 'loss_dice', 'loss_focal', 'loss_ohem', 'loss_aux', 'acc'}

@@ -1,4 +1,4 @@
-"""Report what is wrong with a data set, without changing anything.
+"""DataReport what is wrong with a data set, without changing anything.
 
     python tools/check_data.py instances_train2017.json train2017
     python tools/check_data.py annotations/training images/training --classes ade20k --reduce-zero-label
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from vitdense.commands.parser import Parser, count, positive, run
 
 if TYPE_CHECKING:
-    from vitdense.commands.check_data import Finding, Report
+    from vitdense.commands.check_data import DataReport, Finding
     from vitdense.data.files.layouts import Part
 
 WRONG = 3  # exit code of data that cannot be used as it is
@@ -72,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return WRONG if any(report.findings for report in reports.values()) else 0
 
 
-def look(part: Part, labels: dict[str, Any], args: Namespace, *, alone: bool) -> Report:
+def look(part: Part, labels: dict[str, Any], args: Namespace, *, alone: bool) -> DataReport:
     """Return the report about one part. Among several, one that cannot be read at all is a finding."""
-    from vitdense.commands.check_data import Finding, Report, check_coco, check_folders, check_labels
+    from vitdense.commands.check_data import DataReport, Finding, check_coco, check_folders, check_labels
     from vitdense.device import cpu_count
     from vitdense.errors import DataError
     from vitdense.reporting.console import progress
@@ -91,7 +91,7 @@ def look(part: Part, labels: dict[str, Any], args: Namespace, *, alone: bool) ->
             if alone:
                 raise
             finding = Finding('file', part.data.name, f'{error.message}: {error.why}')
-            return Report([], [finding], ('class',), [], {'file': 1})
+            return DataReport([], [finding], ('class',), [], {'file': 1})
 
 
 def say_part(part: Part) -> None:
@@ -112,7 +112,7 @@ def check_folder(images: Any) -> None:
         )
 
 
-def show(report: Report, shown: int) -> None:
+def show(report: DataReport, shown: int) -> None:
     """Print what was looked at, the classes, and what is wrong."""
     from vitdense.reporting.console import console, print_table
     from vitdense.reporting.progress import fold
@@ -151,7 +151,7 @@ def lines_of(findings: Sequence[Finding], shown: int) -> tuple[list[str], int]:
     return lines, told
 
 
-def write(reports: Mapping[str, Report], path: Any) -> None:
+def write(reports: Mapping[str, DataReport], path: Any) -> None:
     """Write the reports as json: of one part as it is, of several by their files and folders."""
     from vitdense.storage.atomic import write_json
 

@@ -6,7 +6,7 @@ from torch.optim import AdamW
 from vitdense.adapters.plain import BackboneMaps
 from vitdense.adapters.vit_adapter import ViTAdapter
 from vitdense.backbones.vit import ViT
-from vitdense.backbones.windows import Windows
+from vitdense.backbones.windows import WindowPartition
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
@@ -25,7 +25,7 @@ model = dict(
                 name='deit_small_patch16_224.fb_in1k',
                 pretrained=True,
                 drop_path=0.2,
-                windows=dict(type=Windows, size=14, global_blocks=4),
+                windows=dict(type=WindowPartition, size=14, global_blocks=4),
                 # LayerScale that begins at 1 where the file has none (mmdet_custom/models/backbones/base/vit.py)
                 partial_weights=('ls1', 'ls2'),
                 timm_args=dict(class_token=False, init_values=1.0),

@@ -4,7 +4,7 @@ from torch.optim import AdamW
 
 from vitdense.adapters.pyramid import SimplePyramid
 from vitdense.backbones.vit import ViT
-from vitdense.backbones.windows import Windows
+from vitdense.backbones.windows import WindowPartition
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
@@ -21,7 +21,7 @@ model = dict(
             name='vit_base_patch16_224.mae',
             pretrained=True,
             drop_path=0.1,
-            windows=dict(type=Windows, size=14, global_blocks=(2, 5, 8, 11)),
+            windows=dict(type=WindowPartition, size=14, global_blocks=(2, 5, 8, 11)),
             timm_args=dict(class_token=False),
         ),
         branches=dict(

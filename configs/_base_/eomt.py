@@ -8,8 +8,8 @@ from torch.optim import AdamW
 from vitdense.backbones.vit import ViT
 from vitdense.model import DenseModel
 from vitdense.networks.eomt import EoMT
+from vitdense.tasks.mask_classification import MaskSemanticTask
 from vitdense.tasks.mask_losses import MaskLoss
-from vitdense.tasks.masks import MaskSemanticTask
 from vitdense.test_time.sliding_window import Tiler
 from vitdense.train.optim import LayerDecay
 

@@ -14,7 +14,7 @@ from torch.optim import AdamW
 
 from vitdense.adapters.projector import Projector
 from vitdense.backbones.vit import ViT
-from vitdense.backbones.windows import Windows
+from vitdense.backbones.windows import WindowPartition
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
@@ -31,7 +31,7 @@ model = dict(
             name='vit_small_patch14_dinov2.lvd142m',
             pretrained=True,
             patch_size=16,
-            windows=dict(type=Windows, split=2, global_blocks=(3, 6, 9), prefix='each'),
+            windows=dict(type=WindowPartition, split=2, global_blocks=(3, 6, 9), prefix='each'),
         ),
         branches=dict(
             det=dict(

@@ -22,8 +22,8 @@ with read_base():
     from .._base_.runtime import *
 
 from vitdense.data.transforms.common import Pad
+from vitdense.tasks.mask_classification import InstanceTask
 from vitdense.tasks.mask_losses import MaskLoss
-from vitdense.tasks.masks import InstanceTask
 from vitdense.train.mask_annealing import MaskAnnealingHook
 
 model.network.backbone.update(img_size=640)

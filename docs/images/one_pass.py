@@ -12,7 +12,7 @@ from PIL import Image
 import vitdense
 from vitdense.config.load import load_config
 from vitdense.registry import build
-from vitdense.visualize.draw import draw, enlarge
+from vitdense.visualize.predictions import draw, enlarge
 from vitdense.visualize.sheets import arrange
 
 SCENES = (2, 9, 11)  # of the 200

@@ -10,7 +10,7 @@ from vitdense.backbones.attention_maps import attention_rows
 from vitdense.backbones.relative import RelativeBias
 from vitdense.backbones.tokens import Tokens
 from vitdense.backbones.vit import ViT
-from vitdense.backbones.windows import Windows
+from vitdense.backbones.windows import WindowPartition
 from vitdense.errors import ConfigError
 from vitdense.types import LayerRequest
 
@@ -132,6 +132,6 @@ def test_layers_are_counted_and_what_cannot_be_is_refused() -> None:
     vit = make()
     assert vit.layer_of('model.blocks.1.relative_bias.table') == 2
     with pytest.raises(ConfigError, match='relative bias and windows'):
-        make(windows=Windows(size=2, global_blocks=1))
+        make(windows=WindowPartition(size=2, global_blocks=1))
     with pytest.raises(ConfigError, match='part of the patches'):
         vit.keep(vit.embed(torch.randn(1, 3, 64, 64)), torch.tensor([[0, 3]]))

@@ -7,7 +7,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitdense.backbones.vit import Tokens, ViT
-from vitdense.backbones.windows import ImageDropPath, Windows
+from vitdense.backbones.windows import ImageDropPath, WindowPartition
 from vitdense.errors import ConfigError
 from vitdense.registry import build
 from vitdense.types import LayerRequest
@@ -23,17 +23,17 @@ FAMILIES = {
 }
 EVERY = [LayerRequest(index, False) for index in range(3)] + [LayerRequest(3, True)]
 MODES = {
-    'size': Windows(size=3, global_blocks=(2,)),
-    'oblong': Windows(size=(2, 4), global_blocks=1),
-    'split': Windows(split=2, global_blocks=(-2,)),
-    'split-oblong': Windows(split=(3, 2), global_blocks=()),
-    'each': Windows(split=2, global_blocks=(0, 2), prefix='each'),
-    'each-size': Windows(size=(3, 2), global_blocks=(1, 3), prefix='each'),
+    'size': WindowPartition(size=3, global_blocks=(2,)),
+    'oblong': WindowPartition(size=(2, 4), global_blocks=1),
+    'split': WindowPartition(split=2, global_blocks=(-2,)),
+    'split-oblong': WindowPartition(split=(3, 2), global_blocks=()),
+    'each': WindowPartition(split=2, global_blocks=(0, 2), prefix='each'),
+    'each-size': WindowPartition(size=(3, 2), global_blocks=(1, 3), prefix='each'),
 }
 ONE_WINDOW = [
-    Windows(size=64, global_blocks=1),
-    Windows(split=1, global_blocks=0),
-    Windows(split=1, global_blocks=2, prefix='each'),
+    WindowPartition(size=64, global_blocks=1),
+    WindowPartition(split=1, global_blocks=0),
+    WindowPartition(split=1, global_blocks=2, prefix='each'),
 ]
 every_family = pytest.mark.parametrize('name', FAMILIES)
 every_mode = pytest.mark.parametrize('windows', MODES.values(), ids=MODES)
@@ -60,7 +60,7 @@ def padded(sizes: list[tuple[int, int]], patch: int) -> tuple[Tensor, Tensor]:
 
 @every_family
 @pytest.mark.parametrize('windows', ONE_WINDOW, ids=str)
-def test_one_window_is_global_attention(name: str, windows: Windows) -> None:
+def test_one_window_is_global_attention(name: str, windows: WindowPartition) -> None:
     windowed, plain = make(name, windows=windows), make(name)
     batches = [(torch.randn(2, 3, 5 * plain.patch_size, 3 * plain.patch_size), None)]
     batches.append(padded([(5, 3), (2, 6), (4, 4)], plain.patch_size))
@@ -73,7 +73,7 @@ def test_one_window_is_global_attention(name: str, windows: Windows) -> None:
 
 @every_family
 @every_mode
-def test_a_padded_batch_answers_as_the_single_pictures(name: str, windows: Windows) -> None:
+def test_a_padded_batch_answers_as_the_single_pictures(name: str, windows: WindowPartition) -> None:
     vit = make(name, windows=windows)
     patch = vit.patch_size
     sizes = [(7, 4), (5, 9), (2, 2), (1, 6)]
@@ -151,13 +151,15 @@ def in_loops(vit: ViT, tokens: Tokens, windows: list[tuple[slice, slice]]) -> li
 @pytest.mark.parametrize(
     ('windows', 'cells', 'grid'),
     [
-        (Windows(size=(3, 2), global_blocks=(2,)), (3, 2), (7, 4)),  # the last row of windows is cut short
-        (Windows(split=3, global_blocks=(2,)), (2, 3), (6, 8)),
-        (Windows(split=3, global_blocks=(2,), prefix='each'), (2, 3), (6, 8)),
+        (WindowPartition(size=(3, 2), global_blocks=(2,)), (3, 2), (7, 4)),  # the last row of windows is cut short
+        (WindowPartition(split=3, global_blocks=(2,)), (2, 3), (6, 8)),
+        (WindowPartition(split=3, global_blocks=(2,), prefix='each'), (2, 3), (6, 8)),
     ],
     ids=['size', 'split', 'each'],
 )
-def test_equals_loops_over_windows_in_float64(name: str, windows: Windows, cells: tuple[int, int], grid) -> None:
+def test_equals_loops_over_windows_in_float64(
+    name: str, windows: WindowPartition, cells: tuple[int, int], grid
+) -> None:
     vit = make(name, windows=windows).double()
     imgs = torch.randn(2, 3, grid[0] * vit.patch_size, grid[1] * vit.patch_size, dtype=torch.float64)
     slices = [
@@ -173,7 +175,7 @@ def test_equals_loops_over_windows_in_float64(name: str, windows: Windows, cells
 
 
 def test_what_is_read_in_between_changes_nothing_behind_it() -> None:
-    vit = make('vit_small_patch14_reg4_dinov2', windows=Windows(size=2, global_blocks=(3,)))
+    vit = make('vit_small_patch14_reg4_dinov2', windows=WindowPartition(size=2, global_blocks=(3,)))
     imgs = torch.randn(1, 3, 56, 70)
     with torch.no_grad():
         whole, last = vit(imgs, layers=EVERY), vit(imgs, layers=EVERY[-1:])
@@ -187,7 +189,7 @@ def test_windows_are_cut_once_before_a_run_of_blocks_and_joined_once_after_it(mo
     for verb in ('cut', 'join'):
         work = getattr(Layout, verb)
         monkeypatch.setattr(Layout, verb, lambda *args, verb=verb, work=work: (calls.append(verb), work(*args))[1])
-    make('vit_tiny_patch16_224', windows=Windows(size=2, global_blocks=(2,)))(
+    make('vit_tiny_patch16_224', windows=WindowPartition(size=2, global_blocks=(2,)))(
         torch.randn(1, 3, 64, 64), layers=[(3, 0)]
     )
     assert calls == ['cut', 'join', 'cut', 'join']
@@ -208,7 +210,7 @@ class LargestTensor(TorchDispatchMode):
 
 def test_no_attention_matrix_is_made() -> None:
     """Of 1024 tokens in 3 heads it would have 3 M numbers; the hidden layer of the MLP has 0.2 M."""
-    vit = make('vit_tiny_patch16_224', windows=Windows(size=6, global_blocks=(3,)))
+    vit = make('vit_tiny_patch16_224', windows=WindowPartition(size=6, global_blocks=(3,)))
     imgs, valid = padded([(32, 32), (30, 20)], 16)
     with torch.no_grad(), LargestTensor() as largest:
         vit(imgs, valid, layers=EVERY)
@@ -229,7 +231,7 @@ def test_stochastic_depth_is_drawn_per_picture_and_repeated_over_its_windows() -
 def test_one_window_draws_as_global_attention_does(name: str) -> None:
     imgs = torch.randn(4, 3, 64, 64)
     answers = []
-    for windows in (None, Windows(split=1, global_blocks=0)):
+    for windows in (None, WindowPartition(split=1, global_blocks=0)):
         vit = make(name, windows=windows, drop_path=0.5).train()
         torch.manual_seed(3)
         answers.append(vit(imgs, layers=EVERY).layers[-1])
@@ -273,11 +275,11 @@ class Exported(nn.Module):
 @pytest.mark.parametrize(
     ('name', 'windows'),
     [
-        ('vit_small_patch14_reg4_dinov2', Windows(size=3, global_blocks=(1,))),
-        pytest.param('vit_tiny_patch16_224', Windows(split=2, global_blocks=(1,)), marks=pytest.mark.slow),
+        ('vit_small_patch14_reg4_dinov2', WindowPartition(size=3, global_blocks=(1,))),
+        pytest.param('vit_tiny_patch16_224', WindowPartition(split=2, global_blocks=(1,)), marks=pytest.mark.slow),
     ],
 )
-def test_exports_with_free_batch_and_picture_size(name: str, windows: Windows) -> None:
+def test_exports_with_free_batch_and_picture_size(name: str, windows: WindowPartition) -> None:
     """For all pictures that are larger than a window."""
     model = Exported(ViT(name, windows=windows, frozen=True, timm_args=SLIM | {'depth': 2}))
     patch = model.vit.patch_size
@@ -290,7 +292,7 @@ def test_exports_with_free_batch_and_picture_size(name: str, windows: Windows) -
 
 
 def test_an_export_for_one_size_has_no_masks_where_windows_fit() -> None:
-    model = Exported(make('vit_tiny_patch16_224', windows=Windows(split=2, global_blocks=(-1,)), frozen=True))
+    model = Exported(make('vit_tiny_patch16_224', windows=WindowPartition(split=2, global_blocks=(-1,)), frozen=True))
     imgs = torch.randn(1, 3, 64, 96)
     program = torch.export.export(model, (imgs,))
     torch.testing.assert_close(program.module()(imgs), model(imgs), atol=1e-5, rtol=1e-5)
@@ -299,7 +301,7 @@ def test_an_export_for_one_size_has_no_masks_where_windows_fit() -> None:
 
 
 def test_attention_masks_belong_to_global_blocks() -> None:
-    vit = make('vit_tiny_patch16_224', windows=Windows(size=2, global_blocks=(2, 3)))
+    vit = make('vit_tiny_patch16_224', windows=WindowPartition(size=2, global_blocks=(2, 3)))
     tokens = vit.embed(torch.randn(1, 3, 64, 64))
     mask = torch.ones(1, 1, 17, 17, dtype=torch.bool)
     with pytest.raises(ConfigError, match='blocks 1 to 3 run with an attention mask'):
@@ -308,14 +310,14 @@ def test_attention_masks_belong_to_global_blocks() -> None:
 
 
 def test_a_part_of_the_patches_has_no_windows() -> None:
-    vit = make('vit_tiny_patch16_224', windows=Windows(size=2, global_blocks=(3,)))
+    vit = make('vit_tiny_patch16_224', windows=WindowPartition(size=2, global_blocks=(3,)))
     with pytest.raises(ConfigError, match='part of the patches'):
         vit.keep(vit.embed(torch.randn(1, 3, 64, 64)), torch.tensor([[0, 3]]))
 
 
 def test_inserted_queries_stand_in_every_window() -> None:
     """A query sees all windows, and is averaged over them; one that nobody listens to leaves the patches alone."""
-    vit = make('vit_small_patch16_dinov3', windows=Windows(split=2, global_blocks=(3,)))
+    vit = make('vit_small_patch16_dinov3', windows=WindowPartition(split=2, global_blocks=(3,)))
     tokens, queries = vit.embed(torch.randn(2, 3, 64, 64)), torch.randn(2, 3, 48)
     with torch.no_grad():
         run = vit.run(vit.insert(tokens, queries))
@@ -327,7 +329,7 @@ def test_inserted_queries_stand_in_every_window() -> None:
 
 def test_which_blocks_are_global() -> None:
     def chosen(depth: int, choice) -> list[int]:
-        return sorted(frozenset(range(depth)) - Windows(size=8, global_blocks=choice).blocks(depth))
+        return sorted(frozenset(range(depth)) - WindowPartition(size=8, global_blocks=choice).blocks(depth))
 
     assert chosen(12, 4) == [2, 5, 8, 11]  # as ViTDet has them
     assert chosen(24, 4) == [5, 11, 17, 23]
@@ -344,10 +346,10 @@ def test_which_blocks_are_global() -> None:
 )
 def test_windows_that_cannot_be(given: dict) -> None:
     with pytest.raises(ConfigError):
-        build(dict(type=Windows, **given))
+        build(dict(type=WindowPartition, **given))
 
 
 def test_a_recipe_makes_the_windows_of_a_vit() -> None:
-    recipe = dict(type='vitdense.backbones.windows.Windows', split=4, global_blocks=(-1,))
+    recipe = dict(type='vitdense.backbones.windows.WindowPartition', split=4, global_blocks=(-1,))
     vit = ViT('vit_tiny_patch16_224', windows=recipe, timm_args=SLIM)
-    assert vit.windows == Windows(split=4, global_blocks=(-1,))
+    assert vit.windows == WindowPartition(split=4, global_blocks=(-1,))

@@ -28,7 +28,7 @@ from vitdense.storage.weights import load_weights
 from vitdense.tasks.classification import ClassificationTask
 from vitdense.tasks.denoising import Denoising
 from vitdense.tasks.detection import DetectionTask
-from vitdense.tasks.masks import InstanceTask, MaskSemanticTask
+from vitdense.tasks.mask_classification import InstanceTask, MaskSemanticTask
 from vitdense.tasks.semantic import SemanticTask
 from vitdense.train.build import make_trainer
 

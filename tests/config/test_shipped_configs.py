@@ -10,8 +10,8 @@ from PIL import Image
 
 from vitdense.config.dump import dump_config
 from vitdense.config.load import load_config, named_sections
-from vitdense.data.build import build_dataset
 from vitdense.data.collate import collate
+from vitdense.data.datasets import build_dataset
 from vitdense.model import DenseModel
 from vitdense.registry import build
 from vitdense.types import ImageClass, Instances, Reconstruction, SemanticMap

@@ -13,7 +13,7 @@ from tools.import_weights import main
 from vitdense.adapters.plain import PlainMaps
 from vitdense.adapters.projector import Projector
 from vitdense.backbones.vit import ViT
-from vitdense.backbones.windows import Windows
+from vitdense.backbones.windows import WindowPartition
 from vitdense.checkpoints.model_folder import without_pretrained
 from vitdense.config.load import load_config
 from vitdense.convert.families import (
@@ -189,7 +189,7 @@ def rf_pair(num_labels: int, num_classes: int, *, split: int = 1) -> tuple[nn.Mo
         'vit_small_patch14_dinov2',
         patch_size=16,
         img_size=64,
-        windows=Windows(split=split, global_blocks=(1,), prefix='each') if split > 1 else None,
+        windows=WindowPartition(split=split, global_blocks=(1,), prefix='each') if split > 1 else None,
         timm_args=dict(embed_dim=24, depth=3, num_heads=3),
     )
     adapter = dict(type=Projector, layers=(0, 2), channels=32, num_blocks=2)
@@ -207,7 +207,7 @@ def lw_pair(width: int, *, split: int) -> tuple[nn.Module, SharedNetwork]:
     config = LwDetrConfig(backbone_config=backbone, projector_scale_factors=[2.0, 0.5], num_labels=5, **SIZES)
     theirs = modeling.LwDetrForObjectDetection(config)
     arguments = dict(embed_dim=width, depth=2, num_heads=2, class_token=False, final_norm=False, init_values=0.1)
-    windows = Windows(split=split, global_blocks=(1,)) if split > 1 else None
+    windows = WindowPartition(split=split, global_blocks=(1,)) if split > 1 else None
     vit = ViT('vit_tiny_patch16_224', img_size=64, windows=windows, timm_args=arguments)
     adapter = dict(
         type=Projector, layers=(0, 1), channels=32, num_blocks=2, scales=(2.0, 0.5), norm='batch', normed=False
@@ -376,7 +376,7 @@ def test_configs_have_the_tensors_of_the_published_sizes(family, size):
         ours = translate(state, published, wanted)
     assert {name: value.shape for name, value in ours.items()} == {name: v.shape for name, v in wanted.items()}
     vit = recipe['network']['backbone']
-    windows = Windows(**{key: value for key, value in vit['windows'].items() if key != 'type'})
+    windows = WindowPartition(**{key: value for key, value in vit['windows'].items() if key != 'type'})
     theirs = config.backbone_config
     blocks = theirs.window_block_indexes if family == 'rf' else theirs.window_block_indices
     assert windows.blocks(vit.get('timm_args', {}).get('depth', 12)) == {block for block in blocks if block < 12}

@@ -112,7 +112,7 @@ def test_wrong_numbers_and_a_frozen_vit_are_errors() -> None:
 
 
 @pytest.mark.parametrize(
-    'windows', [None, dict(type='vitdense.backbones.windows.Windows', size=2, global_blocks=(-1,))]
+    'windows', [None, dict(type='vitdense.backbones.windows.WindowPartition', size=2, global_blocks=(-1,))]
 )
 def test_recomputed_blocks_give_the_same_gradient(windows: dict | None) -> None:
     gradients = []

@@ -229,7 +229,7 @@ def other_weights(backbone: dict, state: dict) -> None:
 
 
 def windows(backbone: dict, state: dict) -> None:
-    backbone['windows'] = dict(type='vitdense.backbones.windows.Windows', split=2, global_blocks=[1])
+    backbone['windows'] = dict(type='vitdense.backbones.windows.WindowPartition', split=2, global_blocks=[1])
 
 
 def other_patches(backbone: dict, state: dict) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vitdense.backbones.vit import ViT
-from vitdense.backbones.windows import Windows
+from vitdense.backbones.windows import WindowPartition
 from vitdense.data.coco.dataset import CocoDetection
 from vitdense.data.collate import collate
 from vitdense.data.shapes import ShapesScenes
@@ -16,9 +16,9 @@ from vitdense.metrics.average_precision import CocoAP
 from vitdense.metrics.miou import MeanIoU
 from vitdense.model import DenseModel
 from vitdense.networks.eomt import EoMT
+from vitdense.tasks.mask_classification import InstanceTask, MaskSemanticTask
 from vitdense.tasks.mask_losses import MaskLoss
 from vitdense.tasks.mask_matching import MaskMatcher
-from vitdense.tasks.masks import InstanceTask, MaskSemanticTask
 from vitdense.test_time.sliding_window import Tiler
 from vitdense.test_time.streamed_labels import LabelStrips
 from vitdense.types import Meta
@@ -118,7 +118,7 @@ def test_what_cannot_be_is_an_error() -> None:
         network(num_blocks=9)
     with pytest.raises(ConfigError, match='classes of'):
         network(name='other')
-    vit = ViT('vit_tiny_patch16_224', windows=Windows(size=4, global_blocks=1), timm_args=SMALL)
+    vit = ViT('vit_tiny_patch16_224', windows=WindowPartition(size=4, global_blocks=1), timm_args=SMALL)
     with pytest.raises(ConfigError, match='attend within windows'):
         EoMT(vit, num_blocks=2, num_classes={'sem': 2})
 

@@ -8,9 +8,9 @@ from transformers import EomtConfig, EomtDinov3Config, EomtDinov3ForUniversalSeg
 from tests.heads.from_transformers import gradient_error, gradients_of
 from vitdense.backbones.vit import ViT
 from vitdense.networks.eomt import EoMT
+from vitdense.tasks.mask_classification import InstanceTask
 from vitdense.tasks.mask_losses import MaskLoss
 from vitdense.tasks.mask_matching import MaskMatcher
-from vitdense.tasks.masks import InstanceTask
 from vitdense.types import Target
 
 FACTS = dict(

@@ -6,7 +6,7 @@ from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
 from vitdense.errors import ConfigError
-from vitdense.tasks.losses import CrossEntropy, Dice, Focal, OhemCrossEntropy
+from vitdense.tasks.losses import CrossEntropy, Dice, OhemCrossEntropy, PixelFocal
 from vitdense.types import IGNORE
 
 PARTS = [
@@ -14,8 +14,8 @@ PARTS = [
     CrossEntropy(average='all', class_weights=(1, 2, 0.5, 1, 3), label_smoothing=0.1),
     Dice(),
     Dice(smooth=0, exponent=2, over='batch', absent=True),
-    Focal(gamma=0.5),
-    Focal(alpha=0.25, form='sigmoid'),
+    PixelFocal(gamma=0.5),
+    PixelFocal(alpha=0.25, form='sigmoid'),
     OhemCrossEntropy(min_kept=5),
     OhemCrossEntropy(average='all'),
 ]
@@ -79,12 +79,12 @@ def test_average_over_all_divides_by_every_pixel(logits, labels):
 
 def test_softmax_focal_by_hand():
     logits = torch.log(torch.tensor([0.7, 0.2, 0.1])).view(1, 3, 1, 1)
-    loss = Focal(gamma=2, alpha=0.5)(logits, torch.tensor([[[1]]]))
+    loss = PixelFocal(gamma=2, alpha=0.5)(logits, torch.tensor([[[1]]]))
     assert loss.item() == pytest.approx(0.5 * 0.8**2 * -torch.log(torch.tensor(0.2)).item(), rel=1e-5)
 
 
 def test_focal_with_gamma_zero_is_cross_entropy(logits, labels):
-    assert torch.allclose(Focal(gamma=0)(logits, labels), CrossEntropy()(logits, labels))
+    assert torch.allclose(PixelFocal(gamma=0)(logits, labels), CrossEntropy()(logits, labels))
 
 
 def test_sigmoid_focal_equals_torchvision_over_labelled_pixels(logits, labels):
@@ -92,7 +92,7 @@ def test_sigmoid_focal_equals_torchvision_over_labelled_pixels(logits, labels):
     chosen = logits.movedim(1, -1)[valid]  # (N, K)
     truth = functional.one_hot(labels[valid], 5).float()
     theirs = sigmoid_focal_loss(chosen, truth, alpha=0.25, gamma=2, reduction='sum') / valid.sum()
-    assert torch.allclose(Focal(alpha=0.25, form='sigmoid')(logits, labels), theirs)
+    assert torch.allclose(PixelFocal(alpha=0.25, form='sigmoid')(logits, labels), theirs)
 
 
 def test_dice_by_hand():
@@ -131,7 +131,7 @@ def test_absent_classes_count_when_asked(logits):
 
 def test_perfect_answers_cost_nothing(labels):
     logits = functional.one_hot(labels.where(labels != IGNORE, 0), 5).movedim(-1, 1) * 100.0
-    for part in (CrossEntropy(), Dice(smooth=0), Focal(), OhemCrossEntropy(min_kept=3)):
+    for part in (CrossEntropy(), Dice(smooth=0), PixelFocal(), OhemCrossEntropy(min_kept=3)):
         assert part(logits, labels).item() == pytest.approx(0, abs=1e-6)
 
 
@@ -165,7 +165,7 @@ def test_ohem_keeps_all_when_there_are_few(logits, labels):
         lambda: CrossEntropy(average='mean'),
         lambda: CrossEntropy(label_smoothing=2),
         lambda: Dice(exponent=3),
-        lambda: Focal(gamma=-1),
+        lambda: PixelFocal(gamma=-1),
         lambda: OhemCrossEntropy(threshold=7),
     ],
 )
@@ -185,7 +185,7 @@ def _own_picture(rank):
     logits, labels = torch.randn(2, 5, 6, 7), torch.randint(0, 5, (2, 6, 7))
     labels[1, 2:] = IGNORE  # the ranks do not have the same number of labels
     mine = logits[rank : rank + 1].requires_grad_()
-    for part in (CrossEntropy(), Focal(), Dice()):
+    for part in (CrossEntropy(), PixelFocal(), Dice()):
         part(mine, labels[rank : rank + 1]).backward()
     return mine.grad.tolist()
 
@@ -196,7 +196,7 @@ def test_two_ranks_give_the_gradient_of_one_batch(run_ranks):
     logits, labels = torch.randn(2, 5, 6, 7), torch.randint(0, 5, (2, 6, 7))
     labels[1, 2:] = IGNORE
     logits.requires_grad_()
-    sum(part(logits, labels) for part in (CrossEntropy(), Focal(), Dice())).backward()
+    sum(part(logits, labels) for part in (CrossEntropy(), PixelFocal(), Dice())).backward()
     mean = torch.tensor([grads[0][0], grads[1][0]]) / 2  # distributed training averages over ranks
     assert torch.allclose(mean, logits.grad, rtol=1e-5, atol=1e-7)
 

@@ -18,7 +18,7 @@ from vitdense.data.transforms.common import (
 from vitdense.errors import ConfigError
 from vitdense.metrics.average_precision import CocoAP
 from vitdense.model import DenseModel, Preprocessor
-from vitdense.tasks.masks import InstanceTask, MaskSemanticTask
+from vitdense.tasks.mask_classification import InstanceTask, MaskSemanticTask
 from vitdense.tasks.semantic import SemanticTask
 from vitdense.test_time.sliding_window import Tiler
 from vitdense.types import IGNORE, Meta, PixelOutputs, QueryOutputs, Sample, Target

@@ -27,7 +27,7 @@ CPU = torch.device('cpu')
 VARIANTS = {
     'plain': (),
     'windows': (
-        "+model.network.backbone.windows=dict(type='vitdense.backbones.windows.Windows',size=2,global_blocks=1)",
+        "+model.network.backbone.windows=dict(type='vitdense.backbones.windows.WindowPartition',size=2,global_blocks=1)",
     ),
     'lora': ("+model.network.backbone.lora=dict(type='vitdense.layers.lora.Lora',rank=2)",),
     'frozen': ('+model.network.backbone.frozen=True',),

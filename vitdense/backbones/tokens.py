@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitdense.backbones.windows import Layout, Windows, not_rotated
+from vitdense.backbones.windows import Layout, WindowPartition, not_rotated
 
 
 class Tokens(NamedTuple):
@@ -27,7 +27,7 @@ class Tokens(NamedTuple):
         return self.x.shape[1] - self.grid[0] * self.grid[1] if self.layout is None else self.layout.num_lead
 
 
-def cut(tokens: Tokens, windows: Windows, layout: Layout | None = None) -> Tokens:
+def cut(tokens: Tokens, windows: WindowPartition, layout: Layout | None = None) -> Tokens:
     """Return whole tokens cut into windows, by the `layout` of such tokens where it is known. Tokens before the patches
     are repeated into every window.
     """

@@ -23,7 +23,7 @@ from vitdense.backbones.pretrained import create, read_classifier
 from vitdense.backbones.relative import add_bias, run_biased
 from vitdense.backbones.stem import check_stem, set_stem
 from vitdense.backbones.tokens import Tokens, cut, insert, join_masks, keep, own_grids, whole, without_padding
-from vitdense.backbones.windows import Windows, draw_per_image, run_merged, run_windows
+from vitdense.backbones.windows import WindowPartition, draw_per_image, run_merged, run_windows
 from vitdense.errors import ConfigError, DataError
 from vitdense.layers.lora import Lora
 from vitdense.registry import build
@@ -45,8 +45,8 @@ class ViT(nn.Module):
 
     `drop_path` is the rate of stochastic depth in the last block, growing linearly from 0. `frozen` keeps weights,
     evaluation mode and the absence of a graph, whatever `train()` says; `amp='bf16'` then runs it under autocast.
-    `checkpointing` recomputes blocks in the backward pass to save memory. `windows`, a `Windows` or its recipe, lets
-    most blocks attend within windows. `lora`, a `Lora` or its recipe, freezes all but corrections of low rank of its
+    `checkpointing` recomputes blocks in the backward pass to save memory. `windows`, a `WindowPartition` or its recipe,
+    lets most blocks attend within windows. `lora`, a `Lora` or its recipe, freezes all but low-rank corrections of its
     linear layers. `stem='conv'` embeds pictures by convolutions (`ConvStem`), with which a ViT learns from scratch in
     far fewer steps. `relative_bias` lets every block learn a bias for each offset between two patches (`RelativeBias`),
     as mmsegmentation's MAE does. `timm_args` go to `timm.create_model`.
@@ -72,7 +72,7 @@ class ViT(nn.Module):
         frozen: bool = False,
         checkpointing: bool = False,
         amp: Literal['bf16'] | None = None,
-        windows: Windows | dict | None = None,
+        windows: WindowPartition | dict | None = None,
         lora: Lora | dict | None = None,
         stem: Literal['patch', 'conv'] = 'patch',
         relative_bias: bool = False,
@@ -103,7 +103,7 @@ class ViT(nn.Module):
         self.has_cls = self.model.cls_token is not None
         self.mean, self.std = (tuple(self.model.pretrained_cfg[key]) for key in ('mean', 'std'))
         self._rotates = isinstance(self.model, eva.Eva)  # whose blocks take a rotation
-        self.windows: Windows | None = build(windows)
+        self.windows: WindowPartition | None = build(windows)
         self._windowed = self.windows.blocks(self.depth) if self.windows is not None else frozenset()
         for index in self._windowed:
             draw_per_image(self.model.blocks[index])
@@ -218,7 +218,7 @@ class ViT(nn.Module):
         self, tokens: Tokens, start: int = 0, stop: int | None = None, *, attn_mask: Tensor | None = None
     ) -> Tokens:
         """Run the blocks [start, stop). `attn_mask`, bool (True = may attend) or added to the scores, broadcasts to
-        (B, heads, N, N); padding stays hidden. Windows are put together again behind the last block.
+        (B, heads, N, N); padding stays hidden. WindowPartition are put together again behind the last block.
 
         Raises ConfigError for an `attn_mask` where blocks attend within windows.
         """
@@ -226,7 +226,7 @@ class ViT(nn.Module):
         if attn_mask is not None and not self._windowed.isdisjoint(range(start, stop)):
             raise ConfigError(
                 f'the blocks {start} to {stop - 1} run with an attention mask, but some attend within windows',
-                where='ViT(windows=Windows(global_blocks=...))',
+                where='ViT(windows=WindowPartition(global_blocks=...))',
                 why='a mask over all tokens has no meaning inside a window',
                 fix=f'make them global: global_blocks that contain {start} ... {stop - 1}',
             )

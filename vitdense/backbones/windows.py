@@ -19,7 +19,7 @@ Side = int | torch.SymInt
 
 
 @dataclass(frozen=True)
-class Windows:
+class WindowPartition:
     """Which blocks of a ViT attend within windows, and what a window is (ViTDet, arXiv 2203.16527, section 3).
 
     `size` is the side of a window in cells of the grid, or (rows, columns); `split` cuts the grid of each picture into
@@ -63,7 +63,7 @@ class Windows:
         if any(not 0 <= index < depth for index in chosen):
             raise ConfigError(
                 f'a ViT of {depth} blocks does not have the global blocks {self.global_blocks}',
-                where='Windows(global_blocks=...)',
+                where='WindowPartition(global_blocks=...)',
                 why=f'blocks count from 0 to {depth - 1}, or from the end, -1 to {-depth}',
                 fix='name blocks that exist, or say how many are global',
             )

@@ -22,14 +22,14 @@ FIX = (
 )
 
 
-class Row(NamedTuple):
+class ClassRow(NamedTuple):
     """Where the weights of one class come from."""
 
     name: str
     source: int | None  # row in the trained model; None: the class is new
 
 
-def match_classes(wanted: Sequence[str], trained: Sequence[str]) -> list[Row]:
+def match_classes(wanted: Sequence[str], trained: Sequence[str]) -> list[ClassRow]:
     """Return for each of the classes `wanted` the row of the same name among those `trained`.
 
     A name that is not there in the same letters is looked for without regard to case and to spaces, hyphens and
@@ -42,7 +42,7 @@ def match_classes(wanted: Sequence[str], trained: Sequence[str]) -> list[Row]:
     counts = Counter(map(_plain, {*left})), Counter(map(_plain, {*open_}))
     loose = {_plain(name): exact[name] for name in left if counts[0][_plain(name)] == 1}
     rows |= {name: loose[_plain(name)] for name in open_ if counts[1][_plain(name)] == 1 and _plain(name) in loose}
-    return [Row(name, rows.get(name)) for name in wanted]
+    return [ClassRow(name, rows.get(name)) for name in wanted]
 
 
 def _plain(name: str) -> str:
@@ -96,7 +96,7 @@ def _names(trained: Mapping[str, Sequence[str]], field: str) -> Sequence[str] | 
     return trained.get(field) or (next(iter(trained.values())) if len(trained) == 1 else None)
 
 
-def _moved(trained: Tensor, own: Tensor, rows: Sequence[Row], num_extra: int) -> Tensor:
+def _moved(trained: Tensor, own: Tensor, rows: Sequence[ClassRow], num_extra: int) -> Tensor:
     """Return `own`, with the rows of known classes and the `num_extra` last ones from `trained`."""
     moved = own.detach().clone().to(trained.dtype)
     for row, (_, source) in enumerate(rows):
@@ -125,7 +125,7 @@ def _check_rows(head: str, parameters: Mapping[str, tuple[Tensor, Tensor]], wher
     )
 
 
-def _report(head: str, rows: Sequence[Row], known: Sequence[str], where: str) -> None:
+def _report(head: str, rows: Sequence[ClassRow], known: Sequence[str], where: str) -> None:
     taken = {row.source for row in rows}
     kinds = {
         'kept': [row.name for row in rows if row.source is not None and known[row.source] == row.name],

@@ -19,13 +19,13 @@ from vitdense.errors import CheckpointError, ConfigError
 from vitdense.registry import resolve
 from vitdense.storage.atomic import sha256_of
 
-FORMAT = 1
+FORMAT = 2  # 1: parts lay in other modules
 RECIPES = ('recipe', 'transforms', 'branch', 'task', 'tiler')  # keys of a description whose values are recipes
 MAX_BYTES = 10_000_000  # of a description
 MAX_DEPTH = 30  # of recipes inside each other
 MAX_NUMBER = 1_000_000  # of a whole number in a recipe
 MAX_SIDE = 8192  # pixels: numbers in recipes of transforms, tiler and test-time augmentation
-ROOMS = (
+ALLOWED_MODULES = (
     'vitdense.model',
     'vitdense.networks',
     'vitdense.backbones',
@@ -34,6 +34,7 @@ ROOMS = (
     'vitdense.layers',
     'vitdense.tasks',
     'vitdense.ops',
+    'vitdense.test_time',
     'vitdense.data.transforms.common',
     'vitdense.data.transforms.evaluation_crop',
     'torchvision.transforms.v2',
@@ -266,11 +267,13 @@ def _check_part(key: str, part: Mapping[str, Any], path: Path) -> None:
     if 'type' not in part:
         return
     kind = part['type']
-    allowed = isinstance(kind, str) and any(kind.startswith(f'{room}.') for room in ROOMS)
+    allowed = isinstance(kind, str) and any(kind.startswith(f'{module}.') for module in ALLOWED_MODULES)
     try:
         found = resolve(kind) if allowed else None
     except ConfigError as error:
         raise broken(path, error.message, 'it may come from a newer version of vitdense') from error
-    # a module of ours also holds what it imports: only classes that live in our rooms count
-    if not isinstance(found, type) or not any(f'{found.__module__}.'.startswith(f'{room}.') for room in ROOMS):
+    # a module of ours also holds what it imports: only classes that are defined in ours count
+    if not isinstance(found, type) or not any(
+        f'{found.__module__}.'.startswith(f'{module}.') for module in ALLOWED_MODULES
+    ):
         raise broken(path, f'{key}.type is {kind!r}', 'a model is made of parts of vitdense only')

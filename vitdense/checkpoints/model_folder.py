@@ -32,7 +32,7 @@ from vitdense.checkpoints.image_sizes import sizes_in
 from vitdense.checkpoints.limits import limited
 from vitdense.checkpoints.omitted_weights import borrows, complete, without_lora
 from vitdense.checkpoints.run import read_checkpoint
-from vitdense.config.text import model_in
+from vitdense.config.from_text import model_in
 from vitdense.data.transforms.common import Pipeline
 from vitdense.errors import CheckpointError, DiskError
 from vitdense.model import DenseModel

@@ -35,7 +35,7 @@ PARTS = {'backbone': 'backbone', 'adapters': 'adapter', 'heads': 'head'}  # of a
 Size = tuple[int, int]  # (H, W)
 
 
-class Row(NamedTuple):
+class BenchmarkRow(NamedTuple):
     """What pictures of one size cost."""
 
     size: Size
@@ -45,13 +45,13 @@ class Row(NamedTuple):
     peak: int  # bytes: of the process, or of what torch reserved on a GPU
 
 
-class Report(NamedTuple):
+class BenchmarkReport(NamedTuple):
     """The costs of a model."""
 
     device: str
     batch: int
     parameters: dict[str, int]  # by part of the network, and in total
-    rows: list[Row]
+    rows: list[BenchmarkRow]
 
 
 def benchmark(
@@ -63,7 +63,7 @@ def benchmark(
     compiled: bool = False,
     batch: int = 1,
     repeat: int = 5,
-) -> Report:
+) -> BenchmarkReport:
     """Measure `model` on pictures of `sizes` (H, W), which the network sees as they are, without a tiler.
 
     JPEG files are read, normalised, answered in batches of `batch`, brought to their own size and drawn, `repeat` times
@@ -86,10 +86,10 @@ def benchmark(
                 runs = [_run(predictor, paths, split=not compiled) for _ in range(repeat + 2)][2:]
             ms = {stage: 1000 * median(times[stage] for times in runs) for stage in runs[0]}
             answered = sum(value for stage, value in ms.items() if stage not in ('load', 'draw'))
-            rows.append(Row(size, count, ms, 1000 / answered, peak_bytes(predictor.device)))
+            rows.append(BenchmarkRow(size, count, ms, 1000 / answered, peak_bytes(predictor.device)))
     name = torch.cuda.get_device_name(predictor.device) if predictor.device.type == 'cuda' else 'CPU'
     threads = '' if predictor.device.type == 'cuda' else f', {torch.get_num_threads()} threads'
-    return Report(f'{name}{threads}', batch, count_parameters(model.network), rows)
+    return BenchmarkReport(f'{name}{threads}', batch, count_parameters(model.network), rows)
 
 
 def count_parameters(network: nn.Module) -> dict[str, int]:
@@ -174,7 +174,7 @@ def model_of(cfg: Any, *, num_classes: int | None = None) -> DenseModel:
     return build(recipe, classes=metainfo_of(cfg, num_classes=num_classes)['classes'])
 
 
-def show(report: Report) -> None:
+def show(report: BenchmarkReport) -> None:
     """Print the report as tables."""
     rows = [(part, f'{count / 1e6:,.2f} M') for part, count in report.parameters.items()]
     print_table(f'parameters; on {report.device}, batches of {report.batch}', ('part', 'number'), rows)
@@ -193,7 +193,7 @@ def show(report: Report) -> None:
     print_table('a picture', header, cells)
 
 
-def save(report: Report, folder: Path) -> None:
+def save(report: BenchmarkReport, folder: Path) -> None:
     """Write `benchmark.json` and `benchmark.png` to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     content = report._asdict() | {'rows': [row._asdict() | {'size': list(row.size)} for row in report.rows]}
@@ -202,7 +202,7 @@ def save(report: Report, folder: Path) -> None:
     console().print(f'written: {folder}/benchmark.json, {folder}/benchmark.png')
 
 
-def plot(report: Report, path: Path) -> None:
+def plot(report: BenchmarkReport, path: Path) -> None:
     """Draw the time of each stage, the throughput and the memory over the number of pixels."""
     rows = sorted(report.rows, key=lambda row: row.size[0] * row.size[1])
     pixels = [row.size[0] * row.size[1] / 1e6 for row in rows]

@@ -36,7 +36,7 @@ class Finding(NamedTuple):
     cause: str = ''  # the same for all findings that one change mends; '' where each has its own
 
 
-class Report(NamedTuple):
+class DataReport(NamedTuple):
     """What was looked at, and what was found."""
 
     facts: list[tuple[str, str]]
@@ -58,7 +58,7 @@ def check_coco(
     value_range: tuple[float, float] | None = None,
     threads: int = 2,
     tell: Tell | None = None,
-) -> Report:
+) -> DataReport:
     """Look at a COCO annotation file, and at the pictures below `images`. Raises DataError when it is no COCO file.
 
     Beside what `read_coco` finds: `corners` (boxes are xyxy), `fractions` (boxes in [0, 1]), `nothing` (no image, no
@@ -78,7 +78,7 @@ def check_coco(
         more += _range(images, seen)
     counts.update(Counter(finding.kind for finding in more))  # those of single annotations are counted already
     told = _facts_of(arrays, facts, images) + seen.facts()
-    return Report(told, [*found, *more], *_histogram(arrays, facts), dict(counts))
+    return DataReport(told, [*found, *more], *_histogram(arrays, facts), dict(counts))
 
 
 def _range(images: Path, seen: ImagesSeen) -> list[Finding]:
@@ -112,7 +112,7 @@ def check_labels(
     value_range: tuple[float, float] | None = None,
     threads: int = 2,
     tell: Tell | None = None,
-) -> Report:
+) -> DataReport:
     """Look at the label maps below `labels`, and at the pictures of the same names below `images`.
 
     `classes`, `ignore` and `reduce_zero_label` say what the numbers mean, as for `SegmentationMaps`; without classes
@@ -146,7 +146,7 @@ def check_labels(
     rows = _label_rows(pixels, pictures, table)
     counts = dict(Counter(finding.kind for finding in found))
     hints = _label_hints(strange, ignore)
-    return Report(facts, found, ('class', 'pixels', 'share', 'pictures'), rows, counts, hints)
+    return DataReport(facts, found, ('class', 'pixels', 'share', 'pictures'), rows, counts, hints)
 
 
 def check_folders(
@@ -156,7 +156,7 @@ def check_folders(
     value_range: tuple[float, float] | None = None,
     threads: int = 2,
     tell: Tell | None = None,
-) -> Report:
+) -> DataReport:
     """Look at the images below `folder`, which lie in one folder for each class.
 
     Finds `picture` (unreadable), `loose` (an image in no class folder), `other` (files that are not read as images),
@@ -176,7 +176,9 @@ def check_folders(
     found += _range(folder, seen)
     rows = [(name, f'{objects[name]:,}', f'{100 * objects[name] / len(files):.1f} %') for name in classes]
     facts = [('images', f'{len(files):,}'), ('classes', f'{len(objects):,}'), *seen.facts()]
-    return Report(facts, found, ('class', 'images', 'share'), rows, dict(Counter(finding.kind for finding in found)))
+    return DataReport(
+        facts, found, ('class', 'images', 'share'), rows, dict(Counter(finding.kind for finding in found))
+    )
 
 
 def _check_file(folder: Path, name: str, seen: ImagesSeen) -> Finding | None:

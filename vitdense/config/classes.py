@@ -8,8 +8,8 @@ from typing import Any
 
 from mmengine.config import Config
 
-from vitdense.data.build import build_dataset
 from vitdense.data.class_names import read_classes, read_palette
+from vitdense.data.datasets import build_dataset
 from vitdense.errors import ConfigError, DataError
 from vitdense.registry import resolve
 

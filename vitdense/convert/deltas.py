@@ -5,19 +5,15 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from vitdense.backbones.pretrained import DISPENSABLE, timm_names
-from vitdense.convert.key_rules import DINOV3
+from vitdense.convert.key_rules import DINOV3, Published
 from vitdense.convert.renaming import packed, rename
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.storage.weights import State, load_weights
-
-if TYPE_CHECKING:
-    from vitdense.convert.families import Published
 
 BACKBONE = 'backbone.model.'
 _NORM = re.compile(r'^(?!.*upscale).*\b(layer)?norm\d?\.weight$')  # of the backbone, in anybody's names

@@ -8,36 +8,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vitdense.convert import key_rules as names
 from vitdense.convert.deltas import add_base, base_state, check_base
-from vitdense.convert.key_rules import Rule
+from vitdense.convert.key_rules import Published
 from vitdense.convert.renaming import packed, rename
 from vitdense.storage.weights import Coverage, State, load_weights
 
 COCO_ROWS = 91  # of classifiers whose rows are COCO's category ids, 0 ... 90
 COCO_UNUSED = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # ids without a category
 COCO_IDS = tuple(number for number in range(COCO_ROWS) if number not in COCO_UNUSED)
-
-
-class Published(NamedTuple):
-    """A family of published checkpoints."""
-
-    name: str
-    source: str  # where the files are
-    licence: str  # of the weights
-    rules: Sequence[Rule]  # applied one after another to every name
-    free: bool = True  # whether the licence is known and lets anybody use the weights
-    evidence: str = ''  # where the licence is stated
-    unused: Sequence[str] = ()  # patterns of names that no answer depends on
-    coco: bool = False  # classifiers may have a row for each of COCO's category ids
-    base: str | None = None  # checkpoints may be differences: from which backbone
-    note: str = ''  # in what our answers differ from theirs
 
 
 VIT_ADAPTER = Published(

@@ -12,7 +12,8 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from vitdense.checkpoints.model_folder import save_model_folder, without_pretrained
 from vitdense.config.classes import metainfo_of, section_of
-from vitdense.convert.families import COCO_IDS, FAMILIES, Published, load_published, rename
+from vitdense.convert.families import COCO_IDS, FAMILIES, load_published, rename
+from vitdense.convert.key_rules import Published
 from vitdense.data.class_names import read_palette
 from vitdense.errors import CheckpointError, ConfigError, did_you_mean
 from vitdense.registry import build

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 Rule = tuple[str, str | Callable[[re.Match], str]]  # a regular expression for a part of a name, and what replaces it
 
@@ -170,3 +171,18 @@ LW_DETR: tuple[Rule, ...] = (  # the authors' names, and those of transformers
     *_PROJECTOR,
     *_DECODER,
 )
+
+
+class Published(NamedTuple):
+    """A family of published checkpoints."""
+
+    name: str
+    source: str  # where the files are
+    licence: str  # of the weights
+    rules: Sequence[Rule]  # applied one after another to every name
+    free: bool = True  # whether the licence is known and lets anybody use the weights
+    evidence: str = ''  # where the licence is stated
+    unused: Sequence[str] = ()  # patterns of names that no answer depends on
+    coco: bool = False  # classifiers may have a row for each of COCO's category ids
+    base: str | None = None  # checkpoints may be differences: from which backbone
+    note: str = ''  # in what our answers differ from theirs

@@ -22,7 +22,7 @@ def read_checkpoint_model(config: str | Path, checkpoint: str | Path) -> tuple[D
     `checkpoint` is a .pth of a run, a model folder, or weights (.safetensors, .pth) of the whole model. Classes are
     those that the checkpoint remembers, else those of the config's test data. Raises ConfigError, CheckpointError.
     """
-    from vitdense.data.build import AllPictures, build_dataset
+    from vitdense.data.datasets import AllPictures, build_dataset
 
     cfg = load_config(config)
     state, facts = read_state(checkpoint)

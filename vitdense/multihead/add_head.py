@@ -19,8 +19,8 @@ from vitdense.checkpoints.model_folder import CONTENT, METAINFO, model_folder_of
 from vitdense.checkpoints.omitted_weights import complete
 from vitdense.checkpoints.run import read_checkpoint
 from vitdense.config.classes import field_of
+from vitdense.config.from_text import read_config_text
 from vitdense.config.load import picture_recipe
-from vitdense.config.text import read_config_text
 from vitdense.errors import CheckpointError, ConfigError, did_you_mean
 from vitdense.model import DenseModel
 from vitdense.multihead.merge import check_strategy, with_branch, with_vocabulary

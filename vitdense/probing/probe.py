@@ -16,8 +16,8 @@ import torch
 from mmengine.config import Config
 from torch.utils.data import Dataset
 
-from vitdense.data.build import adopt_classes, build_dataset
 from vitdense.data.class_names import check_classes
+from vitdense.data.datasets import adopt_classes, build_dataset
 from vitdense.device import choose_device, choose_precision, torch_threads
 from vitdense.errors import ConfigError
 from vitdense.probing import classifiers as classes

@@ -115,7 +115,7 @@ class Dice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Focal:
+class PixelFocal:
     """Cross-entropy that forgets easy pixels, averaged over the labelled ones.
 
     `-alpha_t * (1 - p_t) ** gamma * log(p_t)`: Lin et al. 2017 (RetinaNet), equation 5. In the 'sigmoid' form every
@@ -131,10 +131,10 @@ class Focal:
     form: Literal['softmax', 'sigmoid'] = 'softmax'
 
     def __post_init__(self) -> None:
-        check_choice('Focal(form=)', self.form, ('softmax', 'sigmoid'))
-        check_range('Focal(gamma=)', self.gamma, 0.0, float('inf'))
+        check_choice('PixelFocal(form=)', self.form, ('softmax', 'sigmoid'))
+        check_range('PixelFocal(gamma=)', self.gamma, 0.0, float('inf'))
         if self.alpha is not None:
-            check_range('Focal(alpha=)', self.alpha, 0.0, 1.0)
+            check_range('PixelFocal(alpha=)', self.alpha, 0.0, 1.0)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         valid = labels != IGNORE

@@ -11,8 +11,8 @@ from torch import Tensor
 Corner = tuple[int, int]  # (top, left)
 
 
-class Windows(NamedTuple):
-    """Windows of `size` (H, W), one at every combination of `tops` and `lefts`."""
+class WindowGrid(NamedTuple):
+    """WindowGrid of `size` (H, W), one at every combination of `tops` and `lefts`."""
 
     size: tuple[int, int]
     tops: list[int]

@@ -13,7 +13,7 @@ from torch.nn import functional
 from vitdense.errors import ConfigError
 from vitdense.ops.padding import picture_sizes
 from vitdense.test_time.merged_objects import join_windows
-from vitdense.test_time.overlap import Corner, Windows
+from vitdense.test_time.overlap import Corner, WindowGrid
 from vitdense.test_time.streamed_labels import GridLogits, LabelStrips, MaskLogits
 from vitdense.types import ClassOutputs, LabelOutputs, MaskScores, Meta, ObjectOutputs, Outputs, PixelOutputs
 
@@ -91,7 +91,7 @@ class Tiler:
                 sums[name].add(answer, corners)
         return {name: total.mean() for name, total in sums.items()}
 
-    def windows(self, plane: tuple[int, int]) -> Windows:
+    def windows(self, plane: tuple[int, int]) -> WindowGrid:
         """Return the windows of a picture of `plane` (H, W) pixels."""
         cell = self.divisor if self.accumulate == 'logits' else 1
         if plane[0] % cell or plane[1] % cell:
@@ -101,9 +101,9 @@ class Tiler:
             [start // cell * cell for start in _starts(whole, side, stride, even=self.even)]
             for whole, side, stride in zip(plane, size, self.stride, strict=True)
         )
-        return Windows(size, tops, lefts)
+        return WindowGrid(size, tops, lefts)
 
-    def _sum(self, name: str, answer: Outputs, windows: Windows, imgs: Tensor, metas: Sequence[Meta]) -> _Sum:
+    def _sum(self, name: str, answer: Outputs, windows: WindowGrid, imgs: Tensor, metas: Sequence[Meta]) -> _Sum:
         plane = tuple(imgs.shape[-2:])
         if isinstance(answer, ClassOutputs):
             return _ClassSum(len(windows.corners))
@@ -120,12 +120,12 @@ class Tiler:
 class _PixelSum:
     """Adds up logits of windows on one grid that covers the picture; a window is `cells` (h, w) of it."""
 
-    def __init__(self, logits: Tensor, windows: Windows, cells: tuple[int, int], plane: tuple[int, int]) -> None:
+    def __init__(self, logits: Tensor, windows: WindowGrid, cells: tuple[int, int], plane: tuple[int, int]) -> None:
         tops, lefts = (
             [_scaled(start, *ratio) for start in starts]
             for starts, ratio in zip((windows.tops, windows.lefts), zip(cells, windows.size, strict=True), strict=True)
         )
-        self.windows = Windows(cells, tops, lefts)
+        self.windows = WindowGrid(cells, tops, lefts)
         self.corners = dict(zip(windows.corners, self.windows.corners, strict=True))  # from pixels to cells
         self.plane = plane
         self.resized = tuple(cells) == tuple(windows.size)
@@ -181,7 +181,7 @@ class _LabelSum:
 class _ObjectSum:
     """Collects the objects of windows."""
 
-    def __init__(self, windows: Windows, plane: tuple[int, int]) -> None:
+    def __init__(self, windows: WindowGrid, plane: tuple[int, int]) -> None:
         self.windows, self.plane = windows, plane
         self.found: list = []  # of the pictures of a batch, window by window
 

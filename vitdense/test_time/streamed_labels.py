@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from vitdense.ops.mask_labels import class_scores, resize_axis
 from vitdense.ops.upsample import Taps, axis_taps, labels_of, refuse_non_finite, resized_plane, running_argmax
-from vitdense.test_time.overlap import Windows
+from vitdense.test_time.overlap import WindowGrid
 from vitdense.types import Meta
 
 BLOCK_NUMBERS = 1 << 25  # logits of a strip that are added up together: 128 MiB
@@ -67,12 +67,12 @@ class MaskLogits(NamedTuple):
 class LabelStrips:
     """The labels (H, W) of one picture of `meta`, whose `plane` (H, W) is covered by `windows`.
 
-    `add` takes the windows row by row, as `Windows.corners` has them; after the last one `labels` is whole. The answer
-    is that of: resize the logits of each window to its pixels, average where windows overlap, crop to
+    `add` takes the windows row by row, as `WindowGrid.corners` has them; after the last one `labels` is whole. They
+    equal: resize the logits of each window to its pixels, average where windows overlap, crop to
     `meta.unpadded_size`, resize to `meta.orig_size`, argmax.
     """
 
-    def __init__(self, windows: Windows, plane: tuple[int, int], meta: Meta) -> None:
+    def __init__(self, windows: WindowGrid, plane: tuple[int, int], meta: Meta) -> None:
         self.windows, self.plane = windows, plane
         self.crop, self.out = tuple(meta.unpadded_size), tuple(meta.orig_size)
         self.resized = self.crop != self.out

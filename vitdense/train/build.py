@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from vitdense.checkpoints.image_sizes import with_sizes
 from vitdense.checkpoints.model_folder import build_trained, read_state, reads_classifier
 from vitdense.config.load import named_sections
-from vitdense.data.build import AllPictures, adopt_classes, build_dataset
 from vitdense.data.class_names import check_classes
+from vitdense.data.datasets import AllPictures, adopt_classes, build_dataset
 from vitdense.data.mixture import check_labels
 from vitdense.device import Precision, choose_device, choose_precision, torch_threads
 from vitdense.errors import ConfigError

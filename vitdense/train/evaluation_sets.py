@@ -13,7 +13,7 @@ from mmengine.evaluator import Evaluator
 from torch.utils.data import DataLoader, Dataset
 
 from vitdense.config.load import named_sections
-from vitdense.data.build import AllPictures
+from vitdense.data.datasets import AllPictures
 from vitdense.registry import build
 from vitdense.train.loaders import evaluation_loader
 from vitdense.types import Batch

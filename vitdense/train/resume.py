@@ -18,7 +18,7 @@ from mmengine.config import Config
 from torch import nn
 
 from vitdense.checkpoints.run import read_checkpoint
-from vitdense.config.text import config_in
+from vitdense.config.from_text import config_in
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.model import DenseModel
 from vitdense.registry import resolve

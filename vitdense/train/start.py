@@ -15,7 +15,7 @@ from vitdense.checkpoints.image_sizes import decided_sizes, sizes_in, with_sizes
 from vitdense.checkpoints.limits import limited
 from vitdense.checkpoints.model_folder import without_pretrained
 from vitdense.checkpoints.omitted_weights import borrows, complete
-from vitdense.config.text import model_in
+from vitdense.config.from_text import model_in
 from vitdense.model import DenseModel
 from vitdense.multihead.add_head import Trained
 from vitdense.registry import build

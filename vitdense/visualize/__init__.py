@@ -2,8 +2,8 @@
 
 from vitdense.visualize.colors import palette
 from vitdense.visualize.curves import plot_curves
-from vitdense.visualize.draw import draw, draw_target
 from vitdense.visualize.features import heat_map, principal_colors
+from vitdense.visualize.predictions import draw, draw_target
 from vitdense.visualize.sheets import arrange, contact_sheet
 
 __all__ = [

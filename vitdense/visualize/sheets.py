@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from vitdense.visualize.draw import as_picture, enlarge
+from vitdense.visualize.predictions import as_picture, enlarge
 from vitdense.visualize.text import INK, PAPER, shorten, write_text
 
 SHEET_WIDTH = 1920  # pixels; a sheet is about as wide as a screen

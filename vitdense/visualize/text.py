@@ -14,7 +14,7 @@ INK, FAINT, PAPER = (235, 235, 235), (150, 150, 150), (24, 24, 24)
 MAX_NAME = 20  # characters of a class name in a legend
 
 
-class Row(NamedTuple):
+class LegendRow(NamedTuple):
     """One line of a legend."""
 
     name: str
@@ -133,7 +133,7 @@ def legend_width(names: tuple[str, ...], size: int) -> int:
     return int(longest + values + 4.0 * size) // 2 * 2
 
 
-def add_legend(img: np.ndarray, rows: Sequence[Row], names: tuple[str, ...], size: int) -> np.ndarray:
+def add_legend(img: np.ndarray, rows: Sequence[LegendRow], names: tuple[str, ...], size: int) -> np.ndarray:
     """Return (H', W', 3): the picture with `rows` on a dark panel at its right.
 
     The panel is as wide as the longest of `names` asks for, and as high as the picture (of a flat picture: high enough
@@ -146,7 +146,7 @@ def add_legend(img: np.ndarray, rows: Sequence[Row], names: tuple[str, ...], siz
     if len(rows) > room:
         rows = [row for row in rows if not row.heading]
     if len(rows) > room:
-        rows = [*_largest(rows, room - 1), Row(f'+ {len(rows) - room + 1} more', None)]
+        rows = [*_largest(rows, room - 1), LegendRow(f'+ {len(rows) - room + 1} more', None)]
     for line, row in enumerate(rows):
         top = step // 3 + line * step
         color = None if row.color is None else tuple(int(value) for value in row.color)
@@ -160,7 +160,7 @@ def add_legend(img: np.ndarray, rows: Sequence[Row], names: tuple[str, ...], siz
     return np.concatenate([img, panel], axis=1)
 
 
-def _largest(rows: Sequence[Row], count: int) -> list[Row]:
+def _largest(rows: Sequence[LegendRow], count: int) -> list[LegendRow]:
     """Return the `count` rows of the largest shares and counts in their old order; headings stay."""
 
     def weight(line: int) -> float:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from vitdense.data.build import adopt_classes, build_dataset
 from vitdense.data.class_names import check_classes
 from vitdense.data.collate import collate
+from vitdense.data.datasets import adopt_classes, build_dataset
 from vitdense.errors import ConfigError
 from vitdense.heads.linear import LinearHead
 from vitdense.model import DenseModel

@@ -37,7 +37,7 @@ _JPEG_END = b'\xff\xd9'
 _START_OF_SCAN = 0xDA
 
 
-class Levels(NamedTuple):
+class DecodedImage(NamedTuple):
     """An image, and the largest number that a file of 16 bits holds."""
 
     image: Tensor  # (3, H, W) uint8 RGB
@@ -63,7 +63,7 @@ def read_image(
 
 def read_levels(
     path: str | Path, *, max_pixels: int = MAX_PIXELS, value_range: tuple[float, float] | None = None
-) -> Levels:
+) -> DecodedImage:
     """Return what `read_image` returns, with the largest number in a file of 16 bits."""
     value_range = interval(value_range, 'value_range')
     source = image_source(path)
@@ -75,7 +75,7 @@ def read_levels(
             array = stretch(_deep_color(source, picture, path), value_range)
         if array is None:
             array, brightest = _rgb_array(picture, path, value_range)
-    return Levels(torch.from_numpy(array).permute(2, 0, 1), brightest)  # (H, W, 3) -> (3, H, W)
+    return DecodedImage(torch.from_numpy(array).permute(2, 0, 1), brightest)  # (H, W, 3) -> (3, H, W)
 
 
 def from_pil(picture: Image.Image, *, value_range: tuple[float, float] | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitdense.heads.detr.attention import Perceptron
-from vitdense.heads.detr.levels import Levels
+from vitdense.heads.detr.levels import FeatureLevels
 from vitdense.heads.detr.position import rows_first, sine_boxes
 from vitdense.heads.detr.predictors import BoxPredictor, BoxStep, class_predictor
 from vitdense.heads.detr.queries import Queries
@@ -54,7 +54,7 @@ class DeformableDecoder(nn.Module):
         self.box_predictors = nn.ModuleList(BoxPredictor(channels) for _ in range(num_predictors))
 
     def forward(
-        self, queries: Queries, levels: Levels, *, groups: int = 1, mask: Tensor | None = None
+        self, queries: Queries, levels: FeatureLevels, *, groups: int = 1, mask: Tensor | None = None
     ) -> list[tuple[Tensor, Tensor]]:
         """Return logits (B, Q, num_classes) and boxes (B, Q, 4) cxcywh of every layer in training, else of the last.
 

@@ -14,7 +14,7 @@ from vitdense.ops.padding import map_extents, rectangles, whole_map, zero_paddin
 from vitdense.types import Features
 
 
-class Levels(NamedTuple):
+class FeatureLevels(NamedTuple):
     """Tokens of L maps, fine to coarse, each row by row; S is the number of all their cells."""
 
     maps: tuple[Tensor, ...]  # (B, C, h_i, w_i)
@@ -86,7 +86,7 @@ class LevelProjection(nn.Module):
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)
 
-    def forward(self, features: Features) -> Levels:
+    def forward(self, features: Features) -> FeatureLevels:
         """Return the levels of `features.maps`."""
         maps, extents = [], []
         for index, stride in enumerate(self.strides):
@@ -99,7 +99,7 @@ class LevelProjection(nn.Module):
         if features.valid is not None:
             inside = [rectangles(extent, x.shape[-2:]).flatten(1) for x, extent in zip(maps, extents, strict=True)]
             valid = torch.cat(inside, dim=1)
-        return Levels(tuple(maps), tokens, tuple(extents), valid)
+        return FeatureLevels(tuple(maps), tokens, tuple(extents), valid)
 
     def _level(self, index: int, source: Tensor, stride: float, features: Features) -> tuple[Tensor, Tensor | None]:
         """Return the map of a level and its extents, made of the map `source`."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitdense.heads.detr.levels import Levels
+from vitdense.heads.detr.levels import FeatureLevels
 from vitdense.heads.detr.position import sine_boxes
 from vitdense.heads.detr.predictors import BoxPredictor, BoxStep, class_predictor
 from vitdense.types import ClassLayer, DenoisingHints, QueryOutputs
@@ -44,7 +44,7 @@ class LearnedQueries(nn.Module):
             nn.init.xavier_uniform_(self.points.weight)
             nn.init.zeros_(self.points.bias)
 
-    def forward(self, levels: Levels, groups: int) -> tuple[Queries, None]:
+    def forward(self, levels: FeatureLevels, groups: int) -> tuple[Queries, None]:
         """Return the queries of the first `groups` groups, and no proposals."""
         shape = (levels.tokens.shape[0], -1, -1)
         rows = slice(self.num_queries * groups)
@@ -125,7 +125,7 @@ class SelectedQueries(nn.Module):
             self.encoding = BoxEncoding(channels, with_content=content == 'encoded')
         self.anchors = anchors
 
-    def forward(self, levels: Levels, groups: int) -> tuple[Queries, QueryOutputs | None]:
+    def forward(self, levels: FeatureLevels, groups: int) -> tuple[Queries, QueryOutputs | None]:
         """Return the queries of the first `groups` groups, and in training the proposals that they were chosen from."""
         starts, may_propose = starting_boxes(levels)
         chosen = [self._propose(group, levels.tokens, starts, may_propose) for group in range(groups)]
@@ -220,7 +220,7 @@ def who_sees_whom(num_queries: int, groups: int, hints: DenoisingHints) -> Tenso
     return ((sees & real[:, None]) | itself)[:, None]
 
 
-def starting_boxes(levels: Levels) -> tuple[Tensor, Tensor]:
+def starting_boxes(levels: FeatureLevels) -> tuple[Tensor, Tensor]:
     """Return the boxes (B or 1, S, 4) cxcywh that cells start from, and (B or 1, S) whether they may propose."""
     centers = levels.centers()
     sizes = [

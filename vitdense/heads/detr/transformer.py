@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitdense.heads.detr.attention import AddNorm, Attention, FeedForward
-from vitdense.heads.detr.levels import Levels
+from vitdense.heads.detr.levels import FeatureLevels
 from vitdense.heads.detr.position import sine_positions
 from vitdense.layers.deform_attention import DeformableAttention
 
@@ -70,7 +70,7 @@ class DeformableEncoderLayer(nn.Module):
         self.add1 = AddNorm(dim, dropout=dropout)
         self.feed_forward = FeedForward(dim, hidden, dropout=dropout)
 
-    def forward(self, x: Tensor, positions: Tensor, references: Tensor, levels: Levels) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, references: Tensor, levels: FeatureLevels) -> Tensor:
         """Map `x` (B, S, C), the tokens of `levels`, whose middles are `references` (B, S, L, 2)."""
         seen = self.self_attn(x + positions, references, x, levels.grids, levels.valid)
         return self.feed_forward(self.add1(x, seen))
@@ -90,7 +90,7 @@ class DeformableEncoder(nn.Module):
         self.level_embed = nn.Parameter(torch.randn(num_levels, dim))
         self.layers = nn.ModuleList(DeformableEncoderLayer(dim, **layer) for _ in range(num_layers))
 
-    def forward(self, levels: Levels) -> Levels:
+    def forward(self, levels: FeatureLevels) -> FeatureLevels:
         """Return `levels` with other tokens; its maps stay what they were."""
         x = levels.tokens
         positions = self._positions(levels)
@@ -100,7 +100,7 @@ class DeformableEncoder(nn.Module):
             x = layer(x, positions, references, levels)
         return levels._replace(tokens=x)
 
-    def _positions(self, levels: Levels) -> Tensor:
+    def _positions(self, levels: FeatureLevels) -> Tensor:
         """Return (B or 1, S, C) what is added to tokens when they ask."""
         channels = self.level_embed.shape[1]
         positions = [

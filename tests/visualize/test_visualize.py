@@ -7,9 +7,9 @@ from PIL import Image
 
 from vitdense.types import IGNORE, ImageClass, Instances, SemanticMap, Target
 from vitdense.visualize import contact_sheet, draw, draw_target, palette, plot_curves
-from vitdense.visualize.draw import boundaries
 from vitdense.visualize.draw_boxes import box_width, draw_boxes
-from vitdense.visualize.text import Row, add_legend, font, percent, plate_size, readable_on, shorten
+from vitdense.visualize.predictions import boundaries
+from vitdense.visualize.text import LegendRow, add_legend, font, percent, plate_size, readable_on, shorten
 
 META = {
     'classes': {'semantic': ['road', 'sky'], 'labels': ['car', 'bus'], 'image_label': ['day', 'night']},
@@ -91,7 +91,7 @@ def test_more_than_255_classes():
 
 def test_a_long_legend_keeps_the_largest_and_counts_the_rest():
     picture = np.zeros((100, 50, 3), np.uint8)
-    rows = [Row(f'class {index}', palette(20)[index], (index + 1) / 210) for index in range(20)]
+    rows = [LegendRow(f'class {index}', palette(20)[index], (index + 1) / 210) for index in range(20)]
     drawn = add_legend(picture, rows, tuple(row.name for row in rows), 12)
     present = [(drawn == row.color).all(-1).any() for row in rows]
     assert drawn.shape[0] == 100 and present == [False] * sum(not here for here in present) + [True] * sum(present)
@@ -317,7 +317,7 @@ def test_masks_are_outlined_where_a_map_is_painted():
 
 def spied_rows(work) -> list:
     """Return the rows of the legend that `work` draws."""
-    from vitdense.visualize import draw as pictures
+    from vitdense.visualize import predictions as pictures
 
     seen, original = [], pictures.add_legend
     pictures.add_legend = lambda img, rows, *rest: seen.extend(rows) or original(img, rows, *rest)

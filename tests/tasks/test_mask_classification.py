@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitdense.errors import ConfigError, DataError, NumericsError
+from vitdense.tasks.mask_classification import InstanceTask, MaskSemanticTask
 from vitdense.tasks.mask_losses import MaskLoss
 from vitdense.tasks.mask_matching import MaskAnswers, MaskMatcher, MaskTruth
-from vitdense.tasks.masks import InstanceTask, MaskSemanticTask
 from vitdense.types import IGNORE, Meta, PixelOutputs, QueryOutputs, Target
 
 CLASSES = 4

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vitdense.tasks.masks import InstanceTask, MaskSemanticTask
+from vitdense.tasks.mask_classification import InstanceTask, MaskSemanticTask
 from vitdense.types import Meta, QueryOutputs
 
 SIDE = 384  # to which transformers enlarges every mask first

@@ -13,7 +13,7 @@ from torch import Tensor
 from vitdense.types import IGNORE, ImageClass, Instances, Prediction, Reconstruction, SemanticMap, Target
 from vitdense.visualize.colors import GREY, Vocabulary
 from vitdense.visualize.draw_boxes import draw_boxes
-from vitdense.visualize.text import PAPER, Row, add_legend, font_size, line_width, percent, plate
+from vitdense.visualize.text import PAPER, LegendRow, add_legend, font_size, line_width, percent, plate
 
 FIELDS = {SemanticMap: 'semantic', Instances: 'labels', ImageClass: 'image_label'}
 SMALL = 320  # a picture whose longest side is below is enlarged where text must fit
@@ -57,7 +57,7 @@ def draw(
             scores = array(prediction.scores)
             names = Vocabulary.of(metainfo, field, at_least=len(scores)).names
             likely = [index for index in scores.argsort()[::-1][:LIKELY] if scores[index] >= 0.01] or [scores.argmax()]
-            rows = [Row(names[index], None, float(scores[index])) for index in likely]
+            rows = [LegendRow(names[index], None, float(scores[index])) for index in likely]
             scene.headline(f'{rows[0].name} {percent(rows[0].share)}', names, rows)
     return scene.finish()
 
@@ -142,7 +142,7 @@ class _Scene:
         self.picture = enlarge(picture, self.factor) if self.factor > 1 else picture.copy()
         self.alpha = alpha
         self.legend = legend
-        self.sections: dict[str, list[Row]] = {}  # rows of the legend, by what they are about
+        self.sections: dict[str, list[LegendRow]] = {}  # rows of the legend, by what they are about
         self.names: list[str] = []
         self.words: list[str] = []  # about the whole picture
         self.text = font_size(*self.picture.shape[:2])
@@ -156,7 +156,7 @@ class _Scene:
         self.names += vocabulary.names
         rows = self._section('regions')
         rows += [
-            Row(vocabulary.names[index], vocabulary.colors[index], shares[index])
+            LegendRow(vocabulary.names[index], vocabulary.colors[index], shares[index])
             for index in np.flatnonzero(count[:num_classes])
         ]
         labels = enlarge(labels, self.factor)
@@ -164,7 +164,7 @@ class _Scene:
         colors = np.concatenate([vocabulary.colors, np.array([LINE, GREY, (70, 70, 70)], np.uint8)])
         painted = np.where(boundaries(labels, max(1, self.line // 2)), kind(white), labels)
         if ignore and len(count) > IGNORE and count[IGNORE]:
-            rows.append(Row('ignored', GREY, shares[IGNORE], hatched=True))
+            rows.append(LegendRow('ignored', GREY, shares[IGNORE], hatched=True))
             painted = np.where(labels == IGNORE, num_classes + 1 + self._hatch(), painted)
         self._paint(painted, colors)
 
@@ -202,15 +202,15 @@ class _Scene:
         self.picture = draw_boxes(self.picture, boxes * self.factor, names, vocabulary.colors[labels], size=size)
         self.names += vocabulary.names
         self._section('objects').extend(
-            Row(vocabulary.names[index], vocabulary.colors[index], count=int((labels == index).sum()))
+            LegendRow(vocabulary.names[index], vocabulary.colors[index], count=int((labels == index).sum()))
             for index in np.unique(labels)
         )
 
-    def headline(self, words: str, names: Sequence[str], rows: Sequence[Row] | None = None) -> None:
+    def headline(self, words: str, names: Sequence[str], rows: Sequence[LegendRow] | None = None) -> None:
         """Say something about the whole picture: `words` on it, or `rows` in the legend."""
         self.names += names
         self.words.append(words)
-        self._section('image').extend([Row(words, None)] if rows is None else rows)
+        self._section('image').extend([LegendRow(words, None)] if rows is None else rows)
 
     def finish(self) -> np.ndarray:
         """Return the picture, with its legend or, without one, with the headlines in its upper left corner."""
@@ -226,17 +226,17 @@ class _Scene:
             self.picture = np.asarray(canvas)
         return self.picture
 
-    def _section(self, name: str) -> list[Row]:
+    def _section(self, name: str) -> list[LegendRow]:
         return self.sections.setdefault(name, [])
 
-    def _rows(self) -> list[Row]:
+    def _rows(self) -> list[LegendRow]:
         """Return the rows of all sections, the picture first, each under its name where there is more than one."""
         order = sorted(self.sections, key=('image', 'regions', 'objects').index)
         headings = len(order) > 1
         return [
             row
             for name in order
-            for row in [*([Row(name, None, heading=True)] if headings else []), *self.sections[name]]
+            for row in [*([LegendRow(name, None, heading=True)] if headings else []), *self.sections[name]]
         ]
 
     def _check(self, labels: np.ndarray) -> None:

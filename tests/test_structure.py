@@ -1,0 +1,174 @@
+"""The structure of the package as rules: who imports whom, how large a folder may be, which names may repeat."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / 'vitdense'
+FILES = sorted(path for path in PACKAGE.rglob('*.py') if path.name != '__init__.py')
+BASIC = {'types', 'errors', 'registry', 'arguments', 'timing', 'device', 'storage'}
+PARTS = {'ops', 'layers'}
+MAY_IMPORT = {  # folder or file of the package -> the others that it may import, besides BASIC
+    **{name: set() for name in ('types', 'errors', 'timing', 'storage')},
+    'registry': set(),
+    'arguments': set(),
+    'device': set(),
+    'ops': set(),
+    'layers': {'ops'},
+    'backbones': PARTS,
+    'adapters': PARTS,
+    'heads': PARTS,
+    'networks': PARTS | {'backbones'},
+    'tasks': {'ops'},
+    'test_time': {'ops'},
+    'model': PARTS | {'test_time'},
+    'visualize': set(),
+    'metrics': {'ops', 'visualize'},
+    'data': {'ops'},
+    'config': {'data'},
+    'checkpoints': {'backbones', 'config', 'data', 'layers', 'model'},
+    'reporting': {'checkpoints', 'metrics', 'visualize'},
+    'train': {'checkpoints', 'config', 'data', 'metrics', 'model', 'reporting'},
+    'multihead': {'backbones', 'checkpoints', 'config', 'model'},
+    'convert': {'backbones', 'checkpoints', 'config', 'data'},
+    'probing': {'data', 'heads', 'model', 'ops', 'reporting', 'train'},
+    'inference': {'backbones', 'checkpoints', 'config', 'data', 'layers', 'model', 'test_time', 'visualize'},
+    'commands': {
+        'checkpoints', 'config', 'convert', 'data', 'inference', 'metrics', 'model', 'multihead', 'ops', 'probing',
+        'reporting', 'test_time', 'train', 'visualize',
+    },
+    '__init__': {'inference'},
+}  # fmt: skip
+ALSO = {  # one file that may import one more folder
+    ('adapters/vit_adapter.py', 'backbones'),  # it interacts with the ViT, so it wraps it
+    ('train/build.py', 'multihead'),  # --add-head is one of the ways in which a run begins
+    ('train/start.py', 'multihead'),
+}
+USERS_OF_MMENGINE = {'registry', 'model', 'metrics', 'inference', 'config', 'checkpoints', 'reporting', 'train'}
+USERS_OF_MMENGINE |= {'multihead', 'convert', 'probing', 'commands'}
+USERS_OF_TIMM_MODELS = {'backbones', 'networks/mae.py', 'data/timm_info.py'}
+REPEATED_STEMS = {'classification', 'detection', 'reconstruction', 'masks'}  # a task, its data set, its metric
+WITHOUT_SUBJECT = {'util', 'utils', 'misc', 'core', 'helpers', 'necks', 'engine'}
+MOST_LINES = 2500  # of a folder, without the folders below it
+MOST_FILES = 8  # in the package itself
+
+
+def room_of(path: Path) -> str:
+    """Return the folder of the package that a file is in, or the file itself."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
+def imports(source: str) -> Iterator[str]:
+    """Yield the dotted name of everything imported anywhere in `source`, inside functions too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, 'imports are absolute'
+            yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def breaches(file: str, name: str) -> Iterator[str]:
+    """Yield what is wrong with `file` (a path below the package) importing `name`."""
+    room = Path(file).parts[0].removesuffix('.py')
+    top, *rest = name.split('.')
+    if top == 'mmengine' and room not in USERS_OF_MMENGINE:
+        yield f'{room} must work without mmengine'
+    if top == 'timm' and rest[:1] != ['layers'] and not {room, file} & USERS_OF_TIMM_MODELS:
+        yield f'only backbones know the models of timm, not {file}'
+    if top in ('tools', 'configs') or (top == 'vitdense' and rest[:1] in (['tools'], ['configs'])):
+        yield f'nothing in the library imports {name}'
+    elif top == 'vitdense' and rest and rest[0] in MAY_IMPORT and rest[0] != room:
+        allowed = MAY_IMPORT[room] | (BASIC if room not in BASIC else BASIC - {'registry', 'device'})
+        if rest[0] not in allowed and (file, rest[0]) not in ALSO:
+            yield f'{room} imports {rest[0]}'
+
+
+@pytest.mark.parametrize('path', [*FILES, PACKAGE / '__init__.py'], ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_imports_what_its_folder_may(path):
+    room = room_of(path)
+    assert room in MAY_IMPORT, f'{room} is not in the table: add it, with as few imports as it needs'
+    file = path.relative_to(PACKAGE).as_posix()
+    assert [fault for name in imports(path.read_text()) for fault in breaches(file, name)] == []
+
+
+@pytest.mark.parametrize(
+    ('file', 'line'),
+    [
+        ('heads/linear.py', 'from vitdense.backbones.vit import ViT'),
+        ('tasks/semantic.py', 'from vitdense.heads.linear import LinearHead'),
+        ('data/segmentation.py', 'import vitdense.model'),
+        ('test_time/sliding_window.py', 'def late():\n    from vitdense.tasks.semantic import SemanticTask'),
+        ('heads/linear.py', 'from mmengine.model import BaseModule'),
+        ('tasks/semantic.py', 'import mmengine'),
+        ('adapters/plain.py', 'from vitdense.backbones.vit import ViT'),
+        ('heads/linear.py', 'import timm.models'),
+        ('train/hooks.py', 'from vitdense.configs.quickstart import shapes'),
+        ('train/hooks.py', 'from vitdense.probing.probe import probe'),
+        ('inference/predictor.py', 'from vitdense.train.runner import DenseRunner'),
+        ('checkpoints/run.py', 'from vitdense.train.runner import DenseRunner'),
+        ('storage/weights.py', 'from vitdense.registry import build'),
+    ],
+)
+def test_the_table_catches_what_it_forbids(file, line):
+    assert [fault for name in imports(line) for fault in breaches(file, name)]
+
+
+def test_no_file_is_imported_in_a_circle():
+    names = {'.'.join(('vitdense', *path.relative_to(PACKAGE).with_suffix('').parts)): path for path in FILES}
+    graph = {name: _targets(path, set(names)) - {name} for name, path in names.items()}
+    while leaves := [name for name, targets in graph.items() if not targets & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert sorted(graph) == [], 'these import each other, or one that does'
+
+
+def _targets(path: Path, names: set[str]) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found |= {node.module} | {f'{node.module}.{alias.name}' for alias in node.names}
+    return found & names
+
+
+def test_a_folder_has_one_subject():
+    lines, files = Counter(), Counter()
+    for path in PACKAGE.rglob('*.py'):
+        lines[path.parent] += len(path.read_text().splitlines())
+        files[path.parent] += path.name != '__init__.py'
+        assert not {path.stem, *path.relative_to(PACKAGE).parts} & WITHOUT_SUBJECT, path
+    large = {str(folder.relative_to(ROOT)): count for folder, count in lines.items() if count > MOST_LINES}
+    assert large == {}
+    assert files[PACKAGE] <= MOST_FILES
+
+
+def test_no_file_and_no_class_has_the_name_of_another():
+    stems = Counter(path.stem for path in FILES)
+    assert {stem for stem, count in stems.items() if count > 1} <= REPEATED_STEMS
+    classes = Counter(
+        node.name
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and not node.name.startswith('_')
+    )
+    assert {name for name, count in classes.items() if count > 1} == set()
+
+
+def test_the_tests_mirror_the_package():
+    folders = {path.parent.relative_to(PACKAGE).as_posix() for path in FILES} - {'.'}
+    elsewhere = {'tools', 'recipes', 'contracts'}  # programs, published recipes, all parts with each other
+    ours = {path.parent.relative_to(ROOT / 'tests').as_posix() for path in (ROOT / 'tests').rglob('test_*.py')} - {'.'}
+    assert ours - folders == elsewhere
+
+
+def test_the_registry_imports_mmengine_only_when_it_builds_a_recipe():
+    top_level = ast.parse((PACKAGE / 'registry.py').read_text()).body
+    lines = [ast.unparse(node) for node in top_level if isinstance(node, ast.ImportFrom | ast.Import)]
+    names = [name for line in lines for name in imports(line)]
+    assert names and not [name for name in names if name.startswith('mmengine')]
