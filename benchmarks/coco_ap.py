@@ -1,6 +1,6 @@
-"""P8: COCO AP of 5,000 pictures with 100 predictions each, against pycocotools.
+"""P8: COCO AP of 5,000 images with 100 predictions each, against pycocotools.
 
-    python benchmarks/coco_ap.py [--rounds 7] [--pictures 5000] [--engine fast]
+    python benchmarks/coco_ap.py [--rounds 7] [--images 5000] [--engine fast]
 
 The peer is what everybody runs: `COCO.loadRes` on rows of results, `COCOeval.evaluate` and `accumulate`; building its
 index of the annotations is not timed. Ours begins with `Target` and `Instances` records, as a validation does. The
@@ -30,13 +30,13 @@ from vitdense.metrics.coco_columns import results_of, truth_columns  # noqa: E40
 from vitdense.types import Batch, Instances, Meta, Target  # noqa: E402
 
 CLASSES, FOUND = 80, 100
-Picture = tuple[Target, Meta, Instances]
+Image = tuple[Target, Meta, Instances]
 
 
-def make_pictures(count: int) -> list[Picture]:
-    """Pictures with about 7 objects, as in COCO, and 100 predictions: near the objects, and anywhere."""
+def make_images(count: int) -> list[Image]:
+    """Images with about 7 objects, as in COCO, and 100 predictions: near the objects, and anywhere."""
     rng = np.random.default_rng(0)
-    pictures = []
+    images = []
     for number in range(count):
         objects = int(rng.poisson(7.3))
         corner = rng.uniform(0, 400, (objects, 2))
@@ -57,16 +57,16 @@ def make_pictures(count: int) -> list[Picture]:
         )
         order = rng.permutation(FOUND)
         answer = torch.from_numpy(found[order]).float(), torch.from_numpy(scores).float()
-        pictures.append(
+        images.append(
             (target, Meta(number + 1, dataset='drawn'), Instances(*answer, torch.from_numpy(found_labels[order])))
         )
-    return pictures
+    return images
 
 
-def index_of(pictures: list[Picture]) -> COCO:
+def index_of(images: list[Image]) -> COCO:
     """The annotations as pycocotools holds them."""
     annotations = []
-    for target, meta, _ in pictures:
+    for target, meta, _ in images:
         rows = zip(
             truth_columns([target]).boxes.tolist(),
             target.labels.tolist(),
@@ -79,7 +79,7 @@ def index_of(pictures: list[Picture]) -> COCO:
             annotations.append(record | dict(iscrowd=int(crowd)))
     known = COCO()
     known.dataset = dict(
-        images=[dict(id=meta.image_id) for _, meta, _ in pictures],
+        images=[dict(id=meta.image_id) for _, meta, _ in images],
         categories=[dict(id=number + 1) for number in range(CLASSES)],
         annotations=annotations,
     )
@@ -91,14 +91,14 @@ def index_of(pictures: list[Picture]) -> COCO:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--rounds', type=int, default=7, help='paired rounds')
-    parser.add_argument('--pictures', type=int, default=5000)
+    parser.add_argument('--images', type=int, default=5000)
     parser.add_argument('--engine', choices=('pycocotools', 'fast'), default='fast', help='what our metric uses')
     options = parser.parse_args()
     torch.set_num_threads(1)
-    pictures = make_pictures(options.pictures)
-    known = index_of(pictures)
+    images = make_images(options.images)
+    known = index_of(images)
     ids = range(1, CLASSES + 1)
-    rows = [row for _, meta, found in pictures for row in results_of(found, meta.image_id, ids)]
+    rows = [row for _, meta, found in images for row in results_of(found, meta.image_id, ids)]
     names = [f'class {number}' for number in range(CLASSES)]
     img = torch.zeros(1, 3, 1, 1)
 
@@ -111,15 +111,15 @@ def main() -> None:
 
     def ours() -> CocoAP:
         metric = CocoAP(classes=names, engine=options.engine)
-        for target, meta, found in pictures:
+        for target, meta, found in images:
             metric.process(Batch(img, [target], [meta]), [{'det': found}])
-        metric.evaluate(len(pictures))
+        metric.evaluate(len(images))
         return metric
 
     expected, curves = pycocotools().eval, ours()._curves
     assert np.array_equal(curves.precision, expected['precision'])
     assert np.array_equal(curves.recall, expected['recall'])
-    text = f'{options.pictures} pictures x {FOUND} predictions, {options.engine}'
+    text = f'{options.images} images x {FOUND} predictions, {options.engine}'
     print(f'{text}: {paired(pycocotools, ours, options.rounds, warmup=0)}', flush=True)
 
 

@@ -1,6 +1,6 @@
 """P11: opening the annotations of a training set of COCO's size, against pycocotools' index.
 
-    python benchmarks/coco_index.py [--rounds 7] [--pictures 118287] [--boxes 860000] [--polygons]
+    python benchmarks/coco_index.py [--rounds 7] [--images 118287] [--boxes 860000] [--polygons]
 
 The file is drawn: boxes, areas and, with --polygons, an outline for each object (about COCO's 450 MB). `warm open` is
 `CocoDetection(...)`, with the file in its cache and all of its checks, against `COCO(file)`. `growth` is the private
@@ -37,20 +37,20 @@ from vitdense.data.coco.dataset import CocoDetection  # noqa: E402
 MIB = 2**20
 
 
-def write_file(path: Path, pictures: int, boxes: int, polygons: bool) -> None:
+def write_file(path: Path, num_images: int, boxes: int, polygons: bool) -> None:
     """Write an annotation file like instances_train2017.json."""
     rng = np.random.default_rng(0)
     sides = rng.gamma(2, 50, (boxes, 2)).clip(4, 300)
     corners = rng.uniform(0, 1, (boxes, 2)) * ([640, 480] - sides.clip(max=470))
     columns = np.concatenate([corners, sides], 1).round(2).tolist()
-    picture, category = np.sort(rng.integers(0, pictures, boxes)).tolist(), rng.integers(1, 81, boxes).tolist()
+    image, category = np.sort(rng.integers(0, num_images, boxes)).tolist(), rng.integers(1, 81, boxes).tolist()
     outline = (np.stack([np.cos(t := np.linspace(0, 6.2, 24)), np.sin(t)], 1) / 2 + 0.5).reshape(-1)
     with open(path, 'w') as file:
-        images = [dict(id=k, file_name=f'{k:012d}.jpg', width=640, height=480) for k in range(pictures)]
+        images = [dict(id=k, file_name=f'{k:012d}.jpg', width=640, height=480) for k in range(num_images)]
         categories = [dict(id=k, name=f'class {k}') for k in range(1, 81)]
         file.write(f'{{"images": {json.dumps(images)}, "categories": {json.dumps(categories)}, "annotations": [')
         for row, (x, y, w, h) in enumerate(columns):
-            record = dict(id=row + 1, image_id=picture[row], category_id=category[row], iscrowd=0)
+            record = dict(id=row + 1, image_id=image[row], category_id=category[row], iscrowd=0)
             record |= dict(bbox=[x, y, w, h], area=round(w * h * 0.7, 4))
             if polygons:
                 record['segmentation'] = [(outline * np.tile([w, h], 24) + np.tile([x, y], 24)).round(2).tolist()]
@@ -83,7 +83,7 @@ def growth_in_a_fork(read_all: Callable[[], float]) -> tuple[float, float]:
 
 
 def sum_of_arrays(arrays: CocoArrays) -> float:
-    """Read every annotation, picture by picture."""
+    """Read every annotation, image by image."""
     total = 0.0
     for row in range(len(arrays.sizes)):
         mine = slice(arrays.starts[row], arrays.starts[row + 1])
@@ -102,13 +102,13 @@ def sum_of_index(known: COCO) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--rounds', type=int, default=7, help='paired rounds')
-    parser.add_argument('--pictures', type=int, default=118_287)
+    parser.add_argument('--images', type=int, default=118_287)
     parser.add_argument('--boxes', type=int, default=860_000)
     parser.add_argument('--polygons', action='store_true', help='with segmentations, which both keep')
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'instances.json'
-        write_file(path, options.pictures, options.boxes, options.polygons)
+        write_file(path, options.images, options.boxes, options.polygons)
         time.sleep(SETTLED / 1e9 + 0.1)  # a file that has just changed would be compared by content
         start = time.perf_counter()
         arrays, _ = open_coco(path, masks=options.polygons, cache=folder)

@@ -2,7 +2,7 @@
 
     python benchmarks/compiled.py [--rounds 7] [--size 512] [--amp]
 
-A ViT-S/16 with SimplePyramid and UPerNet (150 classes, 256 channels), random weights, one picture, one torch thread:
+A ViT-S/16 with SimplePyramid and UPerNet (150 classes, 256 channels), random weights, one image, one torch thread:
 inference, and forward with backward of the mean square of the logits. Answers and gradients of both are compared before
 anything is timed. The first compiled call, which compiles, is told apart. There is no bar: on a CPU most of the time is
 spent in the matrix products, which are the same.
@@ -28,7 +28,7 @@ from vitdense.networks.shared import SharedNetwork
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--rounds', type=int, default=7, help='paired rounds')
-    parser.add_argument('--size', type=int, default=512, help='side of the square picture in pixels')
+    parser.add_argument('--size', type=int, default=512, help='side of the square image in pixels')
     parser.add_argument('--amp', action='store_true', help='bf16 autocast')
     arguments = parser.parse_args()
     torch.manual_seed(0)

@@ -1,11 +1,11 @@
-"""Reading pictures and making training samples, on one core: our data path against the usual ones.
+"""Reading images and making training samples, on one core: our data path against the usual ones.
 
-    python benchmarks/decoding.py PICTURES LABELS [--rounds 9]
+    python benchmarks/decoding.py IMAGES LABELS [--rounds 9]
 
 `decode` compares `read_image` with Pillow's `convert('RGB')`. `sample` compares the ADE20K training recipe (decode,
 resize 2048 x 512 by 0.5 ... 2.0, crop 512 with category cap, flip, photometric distortion) with the same recipe written
 on OpenCV and float32 NumPy, step by step as mmsegmentation runs it, and with Pillow and tensors normalised to float32
-in the worker. PICTURES and LABELS are folders of matching names; any number of ADE20K pairs will do.
+in the worker. IMAGES and LABELS are folders of matching names; any number of ADE20K pairs will do.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from paired import paired  # noqa: E402
 
 from vitdense.data.files.images import read_image  # noqa: E402
 from vitdense.data.sampling import Draw, SeededDataset  # noqa: E402
-from vitdense.data.segmentation import SegmentationMaps  # noqa: E402
+from vitdense.data.segmentation import SegmentationDataset  # noqa: E402
 from vitdense.data.transforms.common import PhotometricDistortion, RandomCrop, RandomFlip, RandomResize  # noqa: E402
 
 CROP = 512
 
 
-def opencv_sample(picture: str, labels: str, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """One sample as mmsegmentation's pipeline makes it: OpenCV, whole-picture resize, float32 colours."""
-    img = cv2.imdecode(np.fromfile(picture, np.uint8), cv2.IMREAD_COLOR)
+def opencv_sample(image: str, labels: str, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """One sample as mmsegmentation's pipeline makes it: OpenCV, whole-image resize, float32 colours."""
+    img = cv2.imdecode(np.fromfile(image, np.uint8), cv2.IMREAD_COLOR)
     raw = np.array(Image.open(labels))
     semantic = np.where(raw == 0, 255, raw - 1).astype(np.uint8)
     ratio = rng.uniform(0.5, 2.0)
@@ -83,9 +83,9 @@ def float_distortion(img: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return scaled(img, alpha=contrast) if not contrast_first and contrast != 1 else img
 
 
-def pillow_sample(picture: str, labels: str, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def pillow_sample(image: str, labels: str, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """One sample with Pillow, normalised to float32 in the worker."""
-    img, semantic = Image.open(picture).convert('RGB'), Image.open(labels)
+    img, semantic = Image.open(image).convert('RGB'), Image.open(labels)
     ratio = rng.uniform(0.5, 2.0)
     factor = min(2048 * ratio / max(img.size), 512 * ratio / min(img.size))
     size = int(img.width * factor + 0.5), int(img.height * factor + 0.5)
@@ -103,7 +103,7 @@ def pillow_sample(picture: str, labels: str, rng: np.random.Generator) -> tuple[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('pictures', type=Path)
+    parser.add_argument('images', type=Path)
     parser.add_argument('labels', type=Path)
     parser.add_argument('--rounds', type=int, default=9)
     parser.add_argument('--calls', type=int, default=30, help='samples per round')
@@ -112,12 +112,12 @@ def main() -> None:
     cv2.setNumThreads(0)
 
     recipe = [RandomResize(), RandomCrop(size=CROP), RandomFlip(), PhotometricDistortion()]
-    dataset = SegmentationMaps(
-        options.pictures, options.labels, classes='ade20k', reduce_zero_label=True, transforms=recipe
+    dataset = SegmentationDataset(
+        options.images, options.labels, classes='ade20k', reduce_zero_label=True, transforms=recipe
     )
-    pictures = [str(path) for path in sorted(options.pictures.iterdir())]
+    images = [str(path) for path in sorted(options.images.iterdir())]
     labels = [str(path) for path in sorted(options.labels.iterdir())]
-    pairs = list(zip(pictures, labels, strict=True))
+    pairs = list(zip(images, labels, strict=True))
 
     def over(function, items):
         turn = itertools.cycle(items)
@@ -125,8 +125,8 @@ def main() -> None:
 
     seeded, numbers, rng = SeededDataset(dataset, 0), itertools.count(), np.random.default_rng(0)
     ours = over(lambda index: seeded[Draw(next(numbers), index)], range(len(dataset)))
-    decode = over(read_image, pictures)
-    plain = over(lambda path: np.asarray(Image.open(path).convert('RGB')), pictures)
+    decode = over(read_image, images)
+    plain = over(lambda path: np.asarray(Image.open(path).convert('RGB')), images)
     times = {'rounds': options.rounds, 'calls': options.calls}
     print('decode, against Pillow:          ', paired(plain, decode, **times))
     print('sample, against the OpenCV recipe:', paired(over(lambda p: opencv_sample(*p, rng), pairs), ours, **times))

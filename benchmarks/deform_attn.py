@@ -2,10 +2,10 @@
 
     python benchmarks/deform_attn.py [--rounds 9] [--device cpu|cuda] [--places near|anywhere] [--threads 1]
 
-Eight heads of 32 channels and four points, on the pyramid of a 640 x 640 picture (strides 8 to 64). Four shapes: 300
+Eight heads of 32 channels and four points, on the pyramid of a 640 x 640 image (strides 8 to 64). Four shapes: 300
 decoder queries; the full encoder, where every cell asks; ViT-Adapter's extractor (the cells of strides 8, 16 and 32
 read the ViT's map) and injector (the ViT's cells read the three maps). Places lie near the asking cell, as in a trained
-network (`near`), or all over the picture (`anywhere`). Answers and gradients are compared before anything is timed.
+network (`near`), or all over the image (`anywhere`). Answers and gradients are compared before anything is timed.
 Bars on a CPU, one thread: forward >= 2.5x / 4x / 6x for 300 queries / encoder / extractor (P1), forward and backward
 >= 1.4x for the worst of the four (P2). On a GPU: forward >= 3x, forward and backward >= 2x (G2).
 """
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cpu or cuda')
     parser.add_argument('--places', choices=('near', 'anywhere'), default='near', help='where queries look')
     parser.add_argument('--threads', type=int, default=1, help='torch threads on a CPU')
-    parser.add_argument('--batch', type=int, help='pictures: 1 on a CPU, 4 on a GPU')
+    parser.add_argument('--batch', type=int, help='images: 1 on a CPU, 4 on a GPU')
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)

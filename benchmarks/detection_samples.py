@@ -1,9 +1,9 @@
 """P9, detection: training samples of large-scale jitter at 1024, per second and core, against resize, crop and pad.
 
-    python benchmarks/detection_samples.py ANNOTATIONS.json PICTURES [--rounds 7]
+    python benchmarks/detection_samples.py ANNOTATIONS.json IMAGES [--rounds 7]
 
 Ours is `CocoDetection` with `RandomFlip` and `LargeScaleJitter`: what stays is cut out first, and only that is resized.
-The peers do what detectron2's recipe does step by step: the whole picture is resized (Pillow, bilinear), cut, filled up
+The peers do what detectron2's recipe does step by step: the whole image is resized (Pillow, bilinear), cut, filled up
 and flipped, its boxes with it; one of them also normalises to float32, as is usual in a worker. Sizes and scales are
 drawn from the same ranges; decoding is part of the work. One core. Bar: >= 2.5x.
 """
@@ -35,11 +35,11 @@ MEAN, STD = np.float32([123.7, 116.3, 103.5]), np.float32([58.4, 57.1, 57.4])
 
 def step_by_step(path: str, boxes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """One sample by resize, crop, pad and flip: (1024, 1024, 3) uint8, and the boxes that are left."""
-    picture = Image.open(path).convert('RGB')
-    factor = rng.uniform(0.1, 2.0) * SIDE / max(picture.size)
-    size = max(round(picture.width * factor), 1), max(round(picture.height * factor), 1)
-    img = np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
-    boxes = boxes * np.tile(np.float32(size) / np.float32(picture.size), 2)
+    image = Image.open(path).convert('RGB')
+    factor = rng.uniform(0.1, 2.0) * SIDE / max(image.size)
+    size = max(round(image.width * factor), 1), max(round(image.height * factor), 1)
+    img = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+    boxes = boxes * np.tile(np.float32(size) / np.float32(image.size), 2)
     left, top = (int(rng.integers(max(side - SIDE, 0) + 1)) for side in size)
     img = img[top : top + SIDE, left : left + SIDE]
     boxes = (boxes - np.float32([left, top, left, top])).clip(0, np.tile(img.shape[1::-1], 2))
@@ -59,20 +59,20 @@ def as_float(sample: tuple[np.ndarray, np.ndarray]) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('annotations', type=Path)
-    parser.add_argument('pictures', type=Path)
+    parser.add_argument('images', type=Path)
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--calls', type=int, default=40, help='samples of a round')
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 
-    plain = CocoDetection(options.annotations, options.pictures)
+    plain = CocoDetection(options.annotations, options.images)
     facts = [
         (sample.meta.path, sample.target.boxes.numpy())
         for sample in (plain[row] for row in range(min(len(plain), 200)))
     ]
     ours = SeededDataset(
-        CocoDetection(options.annotations, options.pictures, transforms=[RandomFlip(), LargeScaleJitter(size=SIDE)]), 0
+        CocoDetection(options.annotations, options.images, transforms=[RandomFlip(), LargeScaleJitter(size=SIDE)]), 0
     )
     rng, numbers, turn = np.random.default_rng(0), itertools.count(), itertools.cycle(facts)
 

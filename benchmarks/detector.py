@@ -49,8 +49,8 @@ RENAMED = {  # theirs -> ours, in this order
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--rounds', type=int, default=7, help='paired rounds')
-    parser.add_argument('--size', type=int, default=640, help='side of the square pictures in pixels')
-    parser.add_argument('--batch', type=int, default=2, help='pictures of a training step')
+    parser.add_argument('--size', type=int, default=640, help='side of the square images in pixels')
+    parser.add_argument('--batch', type=int, default=2, help='images of a training step')
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -78,7 +78,7 @@ class Detector(nn.Module):
 
 
 class Seen(nn.Module):
-    """A backbone that has seen its picture already."""
+    """A backbone that has seen its image already."""
 
     def __init__(self, features: list[tuple[Tensor, Tensor]]) -> None:
         super().__init__()

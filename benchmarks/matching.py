@@ -1,9 +1,9 @@
-"""P10: Hungarian matching of 16 pictures x 900 queries x 100 objects, against transformers' matcher.
+"""P10: Hungarian matching of 16 images x 900 queries x 100 objects, against transformers' matcher.
 
     python benchmarks/matching.py [--rounds 7]
 
 Both compute the costs of class (focal), L1 and GIoU and solve the assignment; the assignments are compared before
-anything is timed. A batch of two pictures, and 7 objects a picture (COCO's mean), are shown beside. One torch thread.
+anything is timed. A batch of two images, and 7 objects an image (COCO's mean), are shown beside. One torch thread.
 Bar: >= 20x on 16 x 900 x 100.
 """
 
@@ -28,9 +28,9 @@ def boxes_cxcywh(*shape: int) -> Tensor:
 def scene(batch: int, queries: int, objects: int) -> tuple[Answers, Truth]:
     total = batch * objects
     answers = Answers(1.5 * torch.randn(1, batch, queries, CLASSES) - 2, boxes_cxcywh(1, batch, queries))
-    pictures = torch.arange(batch).repeat_interleave(objects)
+    images = torch.arange(batch).repeat_interleave(objects)
     crowd = torch.zeros(total, dtype=torch.bool)
-    return answers, Truth(torch.randint(CLASSES, (total,)), boxes_cxcywh(total), pictures, crowd, (objects,) * batch)
+    return answers, Truth(torch.randint(CLASSES, (total,)), boxes_cxcywh(total), images, crowd, (objects,) * batch)
 
 
 def main() -> None:
@@ -53,9 +53,9 @@ def main() -> None:
             return ours([answers], truth)[0][0]
 
         rows = mine()
-        for picture, (queries, objects) in enumerate(peer()):
-            assert torch.equal(rows[picture, queries], objects + truth.starts[picture])
-            assert (rows[picture] >= 0).sum() == len(queries)
+        for image, (queries, objects) in enumerate(peer()):
+            assert torch.equal(rows[image, queries], objects + truth.starts[image])
+            assert (rows[image] >= 0).sum() == len(queries)
         print(f'{size[0]} x {size[1]} x {size[2]}: {paired(peer, mine, rounds)}', flush=True)
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/miou_counting.py [--rounds 7]
 
-Pictures of 512 x 683 (ADE20K) and 2048 x 1024 (Cityscapes) with 150 classes, 5 % ignored pixels, predictions right at
-four pixels of five. mmsegmentation takes three `histc` of a picture (intersection, prediction, truth); torchmetrics
+Images of 512 x 683 (ADE20K) and 2048 x 1024 (Cityscapes) with 150 classes, 5 % ignored pixels, predictions right at
+four pixels of five. mmsegmentation takes three `histc` of an image (intersection, prediction, truth); torchmetrics
 keeps a confusion matrix by bincount. The counts are compared before anything is timed. One torch thread.
 Bars: >= 15x mmsegmentation's formula, >= 8x torchmetrics.
 """
@@ -31,7 +31,7 @@ def three_histograms(truth: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Ten
     return tuple(torch.histc(plane.float(), bins=CLASSES, min=0, max=CLASSES - 1) for plane in planes)
 
 
-def pictures(height: int, width: int) -> tuple[Tensor, Tensor]:
+def images(height: int, width: int) -> tuple[Tensor, Tensor]:
     coarse = torch.randint(0, CLASSES, (1, 1, height // 32 + 1, width // 32 + 1)).float()
     truth = torch.nn.functional.interpolate(coarse, (height, width)).byte()[0, 0]
     labels = torch.where(torch.rand(height, width) < 0.8, truth, torch.randint_like(truth, CLASSES))
@@ -46,7 +46,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     for size in ((512, 683), (1024, 2048)):
-        truth, labels = pictures(*size)
+        truth, labels = images(*size)
         metric = MulticlassConfusionMatrix(CLASSES, ignore_index=IGNORE, validate_args=False)
         wide = truth.long()[None], labels.long()[None]  # the types that the peers are handed in their own pipelines
         counts = torch.from_numpy(count_pairs(truth, labels, CLASSES))

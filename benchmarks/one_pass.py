@@ -3,7 +3,7 @@
     python benchmarks/one_pass.py [--rounds 7] [--size 512]
 
 The real-time detection preset (ViT-S with patches of 16 and 2 x 2 windows, projector, 300 queries, 3 decoder layers),
-and a linear segmentation head and a linear class head on the same ViT. Random weights, float32, one picture, one torch
+and a linear segmentation head and a linear class head on the same ViT. Random weights, float32, one image, one torch
 thread, times of the processor. Before anything is timed the joint answers are compared with those of the single models.
 Bars: joint <= 1.25 x the slowest single model, and less than half of the three together.
 """
@@ -31,7 +31,7 @@ NUM_CLASSES = dict(det=80, sem=150, cls=1000)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--rounds', type=int, default=7, help='paired rounds')
-    parser.add_argument('--size', type=int, default=512, help='side of the square picture in pixels')
+    parser.add_argument('--size', type=int, default=512, help='side of the square image in pixels')
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)

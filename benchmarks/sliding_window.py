@@ -1,8 +1,8 @@
-"""P14: a picture of 1024 x 1024 in windows of 512 every 341 pixels, against mmsegmentation's loop.
+"""P14: an image of 1024 x 1024 in windows of 512 every 341 pixels, against mmsegmentation's loop.
 
     python benchmarks/sliding_window.py [--rounds 7] [--network vit_small_patch16_224]
 
-The peer pads the logits of every window to the whole picture and adds whole pictures; ours adds windows in place. Both
+The peer pads the logits of every window to the whole image and adds whole images; ours adds windows in place. Both
 call the same network (a ViT with a linear head of 150 classes) and give identical logits. `windows alone` is the time
 of the network without any blending. One torch thread. Bar: >= 1.45x.
 """
@@ -26,7 +26,7 @@ SIDE, WINDOW, STRIDE, CLASSES = 1024, 512, 341, 150
 
 
 def loop(network: Network, imgs: Tensor) -> Tensor:
-    """The sliding window of mmsegmentation: every window padded to the picture, and a map of counts."""
+    """The sliding window of mmsegmentation: every window padded to the image, and a map of counts."""
     height, width = imgs.shape[-2:]
     total = imgs.new_zeros(len(imgs), CLASSES, height, width)
     count = imgs.new_zeros(len(imgs), 1, height, width)

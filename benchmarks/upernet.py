@@ -52,7 +52,7 @@ RENAMED = {  # theirs -> ours, in this order
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--rounds', type=int, default=7, help='paired rounds')
-    parser.add_argument('--size', type=int, default=512, help='side of the square picture in pixels')
+    parser.add_argument('--size', type=int, default=512, help='side of the square image in pixels')
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)

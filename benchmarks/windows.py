@@ -1,4 +1,4 @@
-"""P12: a ViT-S on large pictures, most blocks within windows, against the same ViT with global attention.
+"""P12: a ViT-S on large images, most blocks within windows, against the same ViT with global attention.
 
     python benchmarks/windows.py [--rounds 7] [--sizes 1024 1536] [--size 16 | --split 4]
 
@@ -48,10 +48,10 @@ def fit(arguments: argparse.Namespace) -> None:
     for count in (*arguments.global_blocks, None):
         vit = make(arguments.network, None if count is None else windows_of(arguments, count))
         seconds: dict[int, list[float]] = {side: [] for side in SIDES}
-        pictures = {side: torch.randn(1, 3, side, side) for side in SIDES}
-        vit(pictures[SIDES[0]], layers=LAYERS)
+        images = {side: torch.randn(1, 3, side, side) for side in SIDES}
+        vit(images[SIDES[0]], layers=LAYERS)
         for _ in range(arguments.rounds):
-            for side, imgs in pictures.items():
+            for side, imgs in images.items():
                 start = time.thread_time()
                 vit(imgs, layers=LAYERS)
                 seconds[side].append(time.thread_time() - start)
@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--rounds', type=int, default=7, help='paired rounds')
     parser.add_argument('--network', default='vit_small_patch16_224', help='name of a ViT of timm')
-    parser.add_argument('--sizes', type=int, nargs='+', default=(1024, 1536), help='sides of the pictures')
+    parser.add_argument('--sizes', type=int, nargs='+', default=(1024, 1536), help='sides of the images')
     parser.add_argument('--size', type=int, default=16, help='side of a window in cells')
     parser.add_argument('--split', type=int, help='windows along each side instead')
     parser.add_argument('--global-blocks', type=int, nargs='+', default=(4, 2), help='how many blocks stay global')

@@ -1,4 +1,4 @@
-"""Fixtures for all tests. Real pictures and weights lie in `shared/` beside the checkout; else those tests skip."""
+"""Fixtures for all tests. Real images and weights lie in `shared/` beside the checkout; else those tests skip."""
 
 import logging
 import os
@@ -109,7 +109,7 @@ optim_wrapper = dict(
 schedule = dict(max_iters=8, val_interval=4, warmup_iters=1)
 checkpoint = dict(interval=4, keep=2, best='sem/mIoU', rule='greater')
 ema = dict(momentum=0.1)
-sample_pictures = 0
+sample_images = 0
 """
 
 

@@ -75,7 +75,7 @@ def test_padding_is_zero_after_normalisation_even_within_a_cell():
         assert torch.allclose(data.imgs[row, :, :height, :width], expected, atol=1e-5)
 
 
-def test_valid_marks_pictures_when_a_whole_cell_is_empty():
+def test_valid_marks_images_when_a_whole_cell_is_empty():
     data = Preprocessor((0.5,) * 3, (0.2,) * 3, divisor=8)(_batch((16, 10), (5, 24)))
     assert data.valid.shape == (2, 16, 24)
     assert data.valid[0, :, :10].all() and not data.valid[0, :, 10:].any()
@@ -150,7 +150,7 @@ def test_all_ignored_and_unlabelled_batches_are_finite():
         assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in model.parameters())
 
 
-def test_predictions_have_the_original_size_for_pictures_of_any_size():
+def test_predictions_have_the_original_size_for_images_of_any_size():
     orig_sizes = [(30, 47), (9, 20), (64, 64)]
     model, batch = _model(), _batch((16, 24), (13, 17), (24, 24), orig_sizes=orig_sizes)
     answers = model.val_step(batch)
@@ -164,7 +164,7 @@ def test_predictions_have_the_original_size_for_pictures_of_any_size():
         assert torch.equal(answer['sem'].labels.long(), full.argmax(1)[0])
 
 
-def test_a_drawn_picture_comes_back_in_place():
+def test_a_drawn_image_comes_back_in_place():
     """The network repeats colours: what is drawn top left must be labelled top left, in every size."""
     model = _model()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Boxes, a segmentation and a class of one picture or video cost one evaluation of the backbone."""
+"""Boxes, a segmentation and a class of one image or video cost one evaluation of the backbone."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def calls(model) -> Counter[str]:
 
 
 def scene(height: int = 64, width: int = 80) -> np.ndarray:
-    picture = np.random.default_rng(0).integers(0, 80, (height, width, 3), dtype=np.uint8)
-    return np.ascontiguousarray(cv2.circle(picture, (30, 30), 14, (220, 180, 40), -1))
+    image = np.random.default_rng(0).integers(0, 80, (height, width, 3), dtype=np.uint8)
+    return np.ascontiguousarray(cv2.circle(image, (30, 30), 14, (220, 180, 40), -1))
 
 
 def test_plain_pyramid_and_reassembled_branches_are_one_call_of_the_vit(model, calls):
@@ -110,12 +110,12 @@ def test_the_demo_shows_everything_from_one_pass(model, calls, tmp_path):
     demo = Demo(Predictor(model, device='cpu', amp='off'), OutputNames(tmp_path / 'out', inputs), Options(min_score=0))
     demo.look(inputs)
     demo.save(tmp_path / 'results.json')
-    assert calls['vit'] == calls['block 3'] == demo.count == 4  # a picture and three frames
-    picture, video = json.loads((tmp_path / 'results.json').read_text())['results']
-    for heads, objects in ((picture['heads'], picture['objects']), (video['heads'], video['frames'][0]['objects'])):
+    assert calls['vit'] == calls['block 3'] == demo.count == 4  # an image and three frames
+    image, video = json.loads((tmp_path / 'results.json').read_text())['results']
+    for heads, objects in ((image['heads'], image['objects']), (video['heads'], video['frames'][0]['objects'])):
         assert list(heads) == ['det', 'sem', 'cls', 'dpt'] and len(objects['det']) == 12
-    assert set(picture['ms_parts']) == set(demo.parts) == {'backbone', 'det', 'sem', 'cls', 'dpt'}
-    drawn = cv2.imread(picture['output'])
+    assert set(image['ms_parts']) == set(demo.parts) == {'backbone', 'det', 'sem', 'cls', 'dpt'}
+    drawn = cv2.imread(image['output'])
     assert drawn.shape[0] >= 64 and Path(video['output']).stat().st_size > 0
 
 

@@ -14,7 +14,7 @@ from vitdense.types import Batch, Meta, Sample, Target
 
 
 def sample() -> Sample:
-    """A 4 x 6 picture with two boxes; the left one is 2 x 3 pixels, its mask and semantic map say the same."""
+    """A 4 x 6 image with two boxes; the left one is 2 x 3 pixels, its mask and semantic map say the same."""
     masks = torch.zeros(2, 4, 6, dtype=torch.bool)
     masks[0, 0:3, 0:2] = True
     masks[1, 2:4, 3:6] = True
@@ -45,7 +45,7 @@ def same(a, b) -> bool:
     return a == b
 
 
-def test_a_flip_moves_picture_boxes_and_masks_together_and_keeps_the_rest():
+def test_a_flip_moves_image_boxes_and_masks_together_and_keeps_the_rest():
     before, after = sample(), v2.RandomHorizontalFlip(p=1.0)(sample())
     assert type(after) is Sample and type(after.target) is Target and type(after.meta) is Meta
     assert torch.equal(after.img, before.img.flip(-1))

@@ -1,9 +1,9 @@
-"""Say what a model costs: parameters, FLOPs, the time of every stage, throughput and memory, over picture sizes.
+"""Say what a model costs: parameters, FLOPs, the time of every stage, throughput and memory, over image sizes.
 
     python tools/benchmark.py configs/semantic/linear_plain_dinov2_s_ade20k_512_40k.py --size 512 1024
     python tools/benchmark.py CONFIG --size 480x640 --compile --amp bf16 --device cuda
 
-Weights are random and pictures are drawn, so neither weights nor data need be there. The network sees pictures of the
+Weights are random and images are drawn, so neither weights nor data need be there. The network sees images of the
 sizes given, whole. Prints a table and writes benchmark.json and benchmark.png.
 """
 
@@ -22,7 +22,7 @@ def parser() -> Parser:
     made.add_argument(
         '--size', type=_size, nargs='+', default=[(512, 512)], metavar='S', help='sides, or HxW (default: 512)'
     )
-    made.add_argument('--batch', type=positive, default=1, metavar='N', help='pictures in a batch (%(default)s)')
+    made.add_argument('--batch', type=positive, default=1, metavar='N', help='images in a batch (%(default)s)')
     made.add_argument('--repeat', type=positive, default=5, metavar='N', help='runs that count (%(default)s)')
     made.add_argument('--compile', action='store_true', help='compile the network with torch.compile')
     made.add_argument(

@@ -29,7 +29,7 @@ def parser() -> Parser:
     """Return the parser of the tool's arguments."""
     made = Parser(prog='check_data.py', description=__doc__)
     made.add_argument('data', metavar='DATA', help='a COCO annotation file, or a folder: label maps, class folders')
-    made.add_argument('images', metavar='IMAGES', nargs='?', help='the folder of the pictures')
+    made.add_argument('images', metavar='IMAGES', nargs='?', help='the folder of the images')
     made.add_argument('--classes', metavar='C', help='label maps: names in a file, or ade20k, cityscapes, voc, camvid')
     made.add_argument('--num-classes', type=positive, metavar='K', help='label maps: how many classes, without names')
     made.add_argument('--ignore', type=int, nargs='+', default=[255], metavar='V', help='label maps: what is no class')
@@ -43,7 +43,7 @@ def parser() -> Parser:
     )
     made.add_argument('--shown', type=count, default=50, metavar='N', help='findings of a kind to print (%(default)s)')
     made.add_argument('--out', metavar='FILE', help='write all findings and counts to this json file')
-    made.add_argument('--workers', type=positive, metavar='N', help='threads that read pictures')
+    made.add_argument('--workers', type=positive, metavar='N', help='threads that read images')
     return made
 
 
@@ -103,13 +103,11 @@ def say_part(part: Part) -> None:
 
 
 def check_folder(images: Any) -> None:
-    """Raise DataError when the folder of pictures is none: every picture would be missing."""
+    """Raise DataError when the folder of images is none: every image would be missing."""
     from vitdense.errors import DataError
 
     if images is not None and not images.is_dir():
-        raise DataError(
-            f'no folder of pictures: {images}', where='IMAGES', why='it does not exist', fix='check the path'
-        )
+        raise DataError(f'no folder of images: {images}', where='IMAGES', why='it does not exist', fix='check the path')
 
 
 def show(report: DataReport, shown: int) -> None:

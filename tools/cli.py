@@ -13,7 +13,7 @@ from vitdense.errors import ConfigError, did_you_mean
 TOOLS = {
     'train': 'train a model',
     'test': 'evaluate a checkpoint',
-    'demo': 'run a model on pictures and video',
+    'demo': 'run a model on images and video',
     'merge-heads': 'combine heads that share a backbone',
     'evaluate': 'score saved predictions, without a model',
     'benchmark': 'say what a model costs',

@@ -1,10 +1,10 @@
-"""Run a trained model on pictures, folders, patterns, videos and cameras.
+"""Run a trained model on images, folders, patterns, videos and cameras.
 
     python tools/demo.py photos/ street.mp4 --model work_dirs/shapes/model --out overlays
     python tools/demo.py 0 --config CONFIG --checkpoint best.pth --show
     python tools/demo.py aerial.tif --model work_dirs/shapes/model --tile 512
 
-Every picture or video gets an overlay with a legend under --out; results.json says what was found where, and when.
+Every image or video gets an overlay with a legend under --out; results.json says what was found where, and when.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SHOWN = 40  # rows of the summary
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog='demo.py', description=__doc__)
     add = parser.add_argument
-    add('inputs', nargs='+', metavar='INPUT', help='picture, folder, "pattern", video file, or camera number (0)')
+    add('inputs', nargs='+', metavar='INPUT', help='image, folder, "pattern", video file, or camera number (0)')
     add('--model', metavar='DIR', help='a model folder, as training leaves one')
     add('--config', metavar='C', help='a config file, with --checkpoint')
     add('--checkpoint', metavar='W', help='a checkpoint that was trained with --config')
@@ -42,13 +42,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=positive,
         default=1,
         metavar='N',
-        help='pictures or frames that go through the network together',
+        help='images or frames that go through the network together',
     )
-    add('--tile', type=positive, metavar='SIZE', help='look at large pictures in windows of SIZE x SIZE pixels')
+    add('--tile', type=positive, metavar='SIZE', help='look at large images in windows of SIZE x SIZE pixels')
     add('--tta', action='store_true', help="use the model's test-time augmentation (scales and flips)")
     add('--alpha', type=_share, default=0.5, help='opacity of regions, 0 ... 1 (default: %(default)s)')
     add('--min-score', type=_share, default=0.3, metavar='S', help='leave out objects below (default: %(default)s)')
-    add('--legend', action=argparse.BooleanOptionalAction, default=True, help='draw class names beside the picture')
+    add('--legend', action=argparse.BooleanOptionalAction, default=True, help='draw class names beside the image')
     add('--font', metavar='FILE', help='font for class names (default: one of the system that has their letters)')
     add('--labels', action='store_true', help='also write label maps as PNG (class numbers)')
     add('--show', action='store_true', help='show the answers in a window; q ends')
@@ -63,7 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add('--fps', type=float, metavar='F', help='frame rate of written videos (default: that of the source)')
     add('--max-frames', type=positive, metavar='N', help='stop a video or camera after N frames')
-    add('--max-pixels', type=positive, metavar='N', help='refuse larger pictures (default: 180,000,000)')
+    add('--max-pixels', type=positive, metavar='N', help='refuse larger images (default: 180,000,000)')
     add(
         '--value-range',
         type=float,
@@ -184,15 +184,15 @@ def report(demo: Demo, out: Path) -> None:
         (stage, f'{1000 * seconds / max(1, demo.count):.1f}', f'{100 * seconds / total:.0f} %')
         for stage, seconds in demo.stages.items()
     ]
-    print_table('time of a picture (load, draw and write run beside the network)', ('stage', 'ms', 'share'), stages)
+    print_table('time of an image (load, draw and write run beside the network)', ('stage', 'ms', 'share'), stages)
     parts = [
         (part, f'{1000 * seconds / max(1, demo.count):.1f}', f'{100 * seconds / total:.0f} %')
         for part, seconds in demo.parts.items()
     ]
     if parts:
         print_table('the one pass of the backbone, and each head with its task', ('part', 'ms', 'share'), parts)
-    pictures = f'{demo.count} picture{"s" * (demo.count != 1)}'
-    words = f'{pictures} in {demo.seconds:.1f} s ({demo.count / max(demo.seconds, 1e-9):.1f} a second)'
+    images = f'{demo.count} image{"s" * (demo.count != 1)}'
+    words = f'{images} in {demo.seconds:.1f} s ({demo.count / max(demo.seconds, 1e-9):.1f} a second)'
     skipped = f', {len(demo.skipped)} skipped' if demo.skipped else ''
     console().print(f'{words}{skipped}; answers in {out}/')
 

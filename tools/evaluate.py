@@ -20,7 +20,7 @@ def parser() -> Parser:
     made = Parser(prog='evaluate.py', description=__doc__)
     kinds = made.add_subparsers(dest='kind', metavar='KIND', required=True, help='coco or semantic')
     coco = kinds.add_parser('coco', help='score a COCO results file')
-    coco.add_argument('ground_truth', metavar='GROUND_TRUTH.json', help='COCO annotations of the pictures')
+    coco.add_argument('ground_truth', metavar='GROUND_TRUTH.json', help='COCO annotations of the images')
     coco.add_argument('results', metavar='RESULTS.json', help='a list of image_id, category_id, bbox, score')
     coco.add_argument('--iou-type', choices=('bbox', 'segm'), default='bbox', help='compare boxes or masks')
     coco.add_argument(

@@ -9,7 +9,7 @@
 
 CONFIG is ours of the same architecture. Every tensor must find its place: what is missing or left over is listed, and
 nothing is written. Source and licence are printed, and kept in the folder; weights that not everybody may use need
---accept-licence. Then: python tools/demo.py PICTURE --model DIR
+--accept-licence. Then: python tools/demo.py IMAGE --model DIR
 """
 
 from __future__ import annotations

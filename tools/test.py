@@ -27,7 +27,7 @@ def parser() -> Parser:
     )
     made.add_argument('--work-dir', metavar='D', help='where scores go (default: work_dirs/NAME_OF_CONFIG/test)')
     made.add_argument('--out', metavar='D', help='write label maps (numbers of classes as trained) and scores here')
-    made.add_argument('--show-dir', metavar='D', help='write pictures with the predictions drawn on them here')
+    made.add_argument('--show-dir', metavar='D', help='write images with the predictions drawn on them here')
     made.add_argument('--tta', action='store_true', help="average over the scales and flips of the config's model.tta")
     made.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: the first GPU, else cpu)')
     made.add_argument('--amp', choices=('bf16', 'fp16', 'off'), help='arithmetic (default: bf16 where a probe gains)')

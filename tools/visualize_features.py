@@ -3,7 +3,7 @@
     python tools/visualize_features.py photos/ --name vit_small_patch14_dinov2 --weights dinov2.safetensors
     python tools/visualize_features.py cat.jpg --model work_dirs/shapes/model --kind attention --layers 5 11
 
-Components are those of all pictures of one call together, so a colour means the same in each. Attention is that of the
+Components are those of all images of one call together, so a colour means the same in each. Attention is that of the
 class token, or of the patch at --query.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog='visualize_features.py', description=__doc__)
     add = parser.add_argument
-    add('inputs', nargs='+', metavar='IMAGE', help='picture, folder, or "pattern"')
+    add('inputs', nargs='+', metavar='IMAGE', help='image, folder, or "pattern"')
     add('--model', metavar='DIR', help='a model folder, as training leaves one')
     add('--name', metavar='N', help="timm's name of a ViT, such as vit_small_patch14_dinov2")
     add('--weights', metavar='FILE', help='weights for --name (default: those that timm publishes)')
@@ -45,7 +45,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar=('LOW', 'HIGH'),
         help='what is black and white in images of more than 8 bits (0 4095 for 12)',
     )
-    add('--out', default='work_dirs/features', metavar='D', help='folder for the pictures (default: %(default)s)')
+    add('--out', default='work_dirs/features', metavar='D', help='folder for the images (default: %(default)s)')
     add('--device', help='cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)')
     args = parser.parse_args(argv)
     if (args.model is None) == (args.name is None) or (args.weights is not None and args.name is None):
@@ -58,16 +58,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     from vitdense.device import read_device
-    from vitdense.inference.feature_maps import FeaturePictures
+    from vitdense.inference.feature_maps import FeatureImages
     from vitdense.inference.inputs import OutputNames, find_inputs
-    from vitdense.inference.predictor import as_tensor, write_picture
+    from vitdense.inference.predictor import as_tensor, write_image
     from vitdense.reporting.console import console, start_logging
 
     start_logging(None)
     out = Path(args.out)
-    inputs = pictures_only(find_inputs(args.inputs, outside=out))
+    inputs = images_only(find_inputs(args.inputs, outside=out))
     names = OutputNames(out, inputs)
-    maker = FeaturePictures(load_vit(args), size=args.size, device=read_device(args.device))
+    maker = FeatureImages(load_vit(args), size=args.size, device=read_device(args.device))
     if args.kind == 'pca':
         sheets = iter(
             maker.components([as_tensor(item.source, value_range=args.value_range) for item in inputs], args.layers)
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for item in inputs
         )
     for item, sheet in zip(inputs, sheets, strict=True):
-        console().print(str(write_picture(sheet, names.name(item, '.png', tag=f'_{args.kind}'))))
+        console().print(str(write_image(sheet, names.name(item, '.png', tag=f'_{args.kind}'))))
 
 
 def load_vit(args: argparse.Namespace) -> ViT:
@@ -101,20 +101,20 @@ def load_vit(args: argparse.Namespace) -> ViT:
     return found
 
 
-def pictures_only(inputs: Sequence[Input]) -> list[Input]:
-    """Return the pictures among `inputs`. Raises ConfigError where there is none, or one is unusable."""
+def images_only(inputs: Sequence[Input]) -> list[Input]:
+    """Return the images among `inputs`. Raises ConfigError where there is none, or one is unusable."""
     for item in inputs:
         if item.error is not None:
             raise item.error
-    pictures = [item for item in inputs if item.kind == 'picture']
-    if not pictures:
+    images = [item for item in inputs if item.kind == 'image']
+    if not images:
         raise ConfigError(
-            f'{inputs[0].name} is no picture',
+            f'{inputs[0].name} is no image',
             where='IMAGE',
-            why='features are shown of pictures, not of videos and cameras',
-            fix='give pictures, folders with pictures, or patterns in quotes ("photos/*.jpg")',
+            why='features are shown of images, not of videos and cameras',
+            fix='give images, folders with images, or patterns in quotes ("photos/*.jpg")',
         )
-    return pictures
+    return images
 
 
 def _pixel(text: str) -> tuple[int, int]:

@@ -50,7 +50,7 @@ class ConfigError(VitDenseError):
 
 
 class DataError(VitDenseError):
-    """A picture, a label or a data set that cannot be used."""
+    """An image, a label or a data set that cannot be used."""
 
     kind = 'data'
     exit_code = 3

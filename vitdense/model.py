@@ -27,7 +27,7 @@ class Preprocessor(BaseDataPreprocessor):
 
     `mean` and `std` are those of the checkpoint, of RGB values in [0, 1]. Padding is zero *after* normalisation and
     lies at the right and the bottom (that of a transform only where it says so, see `Pad`); `valid` is set only when
-    some picture leaves a whole cell of `divisor` pixels empty. In training `augment`, `Batch -> Batch`, changes what
+    some image leaves a whole cell of `divisor` pixels empty. In training `augment`, `Batch -> Batch`, changes what
     comes out.
     """
 
@@ -65,7 +65,7 @@ class Preprocessor(BaseDataPreprocessor):
 
 
 def _valid_pixels(sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Tensor:
-    """Return (B, H, W) bool, True inside each picture."""
+    """Return (B, H, W) bool, True inside each image."""
     heights, widths = torch.tensor(sizes, device=device).unbind(1)
     rows = torch.arange(padded[0], device=device) < heights[:, None]  # (B, H)
     columns = torch.arange(padded[1], device=device) < widths[:, None]  # (B, W)
@@ -77,7 +77,7 @@ class DenseModel(BaseModel):
 
     `network` is `(imgs, valid, hints=None) -> {name: Outputs}` with the facts `names`, `divisor`, `mean` and `std`;
     `tasks` maps the same names to tasks. A network that can leave branches out says in `learning` which ones train, and
-    takes `names`: a step then runs only those for which some picture of its batch has labels. `classes` is
+    takes `names`: a step then runs only those for which some image of its batch has labels. `classes` is
     `{field: names}` as data sets give it (`semantic`, `labels`, `image_label`).
 
     `tiler` runs the network on overlapping windows at test time; `tta` runs it on several scales and flips and
@@ -140,7 +140,7 @@ class DenseModel(BaseModel):
         valid: Tensor | None = None,
         mode: Literal['tensor', 'loss', 'predict'] = 'tensor',
     ) -> dict[str, Outputs] | dict[str, Tensor] | list[dict[str, Prediction]]:
-        """Run one preprocessed batch: raw outputs, losses by name, or one `{head: Prediction}` for each picture."""
+        """Run one preprocessed batch: raw outputs, losses by name, or one `{head: Prediction}` for each image."""
         if mode == 'loss':
             return self._loss(imgs, targets, metas, valid)
         if mode == 'predict':
@@ -217,7 +217,7 @@ class DenseModel(BaseModel):
         return [{name: answers[name][row] for name in answers} for row in range(len(metas))]
 
     def _strategy(self, metas: Sequence[Meta]) -> Callable[[Tensor, Tensor | None], dict[str, Outputs]]:
-        """Return how pictures are looked at: as a whole, in windows, in several views."""
+        """Return how images are looked at: as a whole, in windows, in several views."""
         augmented = self.tta is not None and self.use_tta
         if self.tiler is None and not augmented:
             return self._run
@@ -244,7 +244,7 @@ class DenseModel(BaseModel):
 
 
 def _read(task: Any, outputs: Outputs, metas: Sequence[Meta]) -> list[Prediction]:
-    """Return the predictions of all pictures; those that were read on the way only get their original size."""
+    """Return the predictions of all images; those that were read on the way only get their original size."""
     if isinstance(outputs, LabelOutputs):
         return [SemanticMap(labels) for labels in outputs.labels]
     if isinstance(outputs, ObjectOutputs):
@@ -272,7 +272,7 @@ def _weights(part: Any, names: Sequence[str]) -> nn.Module:
 
 
 def _labelled(task: Any, targets: Sequence[Target]) -> float:
-    """Return the share of pictures that are labelled for `task`; it is 1 for tasks that read no labels."""
+    """Return the share of images that are labelled for `task`; it is 1 for tasks that read no labels."""
     known = [not task.field or getattr(target, task.field) is not None for target in targets]
     return sum(known) / len(known)
 

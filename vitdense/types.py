@@ -5,7 +5,7 @@ carry them as they are. Shapes are written here, once. Three rules hold everywhe
 
 * `len(target)` counts *fields*, and `target[keep]` does not filter objects: index the fields.
 * A record is immutable; `record._replace(field=value)` is the one spelling of change.
-* Sizes are `(H, W)`, pictures are RGB, `boxes` are xyxy in absolute pixels of the picture at hand.
+* Sizes are `(H, W)`, images are RGB, `boxes` are xyxy in absolute pixels of the image at hand.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ IGNORE = 255  # the value of a semantic pixel that nobody labelled; it never ent
 
 
 class Target(NamedTuple):
-    """What is known about one picture. A field is None when nobody labelled it; empty means: nothing there."""
+    """What is known about one image. A field is None when nobody labelled it; empty means: nothing there."""
 
     boxes: Tensor | None = None  # (N, 4) float32 xyxy, pixels (float64 in evaluation, where a file is not rounded)
     labels: Tensor | None = None  # (N,) int64 in [0, num_classes)
@@ -32,7 +32,7 @@ class Target(NamedTuple):
 
 
 class Meta(NamedTuple):
-    """Where a picture came from and how large it was."""
+    """Where an image came from and how large it was."""
 
     image_id: int | str
     path: str = ''
@@ -49,7 +49,7 @@ class Meta(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One picture with its truth, as a data set gives it."""
+    """One image with its truth, as a data set gives it."""
 
     img: Tensor  # (3, H, W) uint8 RGB
     target: Target
@@ -57,7 +57,7 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B pictures padded at the right and the bottom to one size."""
+    """B images padded at the right and the bottom to one size."""
 
     imgs: Tensor  # (B, 3, H, W): uint8 RGB from `collate`, float32 normalised after `Preprocessor`
     targets: Sequence[Target]  # B records, not padded
@@ -102,7 +102,7 @@ class ClassLayer(NamedTuple):
 
 
 class ClassOutputs(NamedTuple):
-    """Answers about whole pictures."""
+    """Answers about whole images."""
 
     logits: Tensor  # (B, num_classes)
 
@@ -116,14 +116,14 @@ class PixelOutputs(NamedTuple):
 
 
 class DenoisingHints(NamedTuple):
-    """Noised objects that a detector must restore, as D extra queries of each picture; training only.
+    """Noised objects that a detector must restore, as D extra queries of each image; training only.
 
-    The queries of a picture are `groups` times the same number of rows. A query sees its own group only.
+    The queries of an image are `groups` times the same number of rows. A query sees its own group only.
     """
 
     labels: Tensor  # (B, D) int64 noised class in [0, num_classes)
-    boxes: Tensor  # (B, D, 4) cxcywh in [0, 1] of each picture, noised
-    objects: Tensor  # (B, D) int64 row of the object in the picture's target; -1: the query is filler
+    boxes: Tensor  # (B, D, 4) cxcywh in [0, 1] of each image, noised
+    objects: Tensor  # (B, D) int64 row of the object in the image's target; -1: the query is filler
     positive: Tensor  # (B, D) bool, True: restore the object; False: say that there is nothing
     groups: int = 1
 
@@ -132,7 +132,7 @@ class QueryOutputs(NamedTuple):
     """Answers of Q object queries."""
 
     class_logits: Tensor  # (B, Q, num_classes); heads that are trained with softmax add a last column: no object
-    boxes: Tensor | None = None  # (B, Q, 4) cxcywh in [0, 1] of each picture, whose size is in `sizes`
+    boxes: Tensor | None = None  # (B, Q, 4) cxcywh in [0, 1] of each image, whose size is in `sizes`
     sizes: Tensor | None = None  # (B, 2) float32 (height, width) in input pixels of the region that `boxes` measure
     mask_logits: Tensor | None = None  # (B, Q, h, w)
     aux: tuple[QueryOutputs, ...] = ()  # outputs of earlier decoder layers, same shapes
@@ -168,40 +168,40 @@ class ReconstructionOutputs(NamedTuple):
 
 
 class LabelOutputs(NamedTuple):
-    """Labels that were read window by window, of pictures whose logits would not fit into memory."""
+    """Labels that were read window by window, of images whose logits would not fit into memory."""
 
-    labels: tuple[Tensor, ...]  # B maps (H, W) uint8 (int16 above 255 classes), each in its picture's original size
+    labels: tuple[Tensor, ...]  # B maps (H, W) uint8 (int16 above 255 classes), each in its image's original size
 
 
 class ObjectOutputs(NamedTuple):
-    """Objects that were read before they are joined with those of other windows or views of the same pictures."""
+    """Objects that were read before they are joined with those of other windows or views of the same images."""
 
     objects: tuple[Instances, ...]  # B records; boxes, and masks where there are some, in pixels of the input plane
 
 
 class ImageClass(NamedTuple):
-    """Predicted label of one picture."""
+    """Predicted label of one image."""
 
     scores: Tensor  # (num_classes,) float32
 
 
 class SemanticMap(NamedTuple):
-    """Predicted label of every pixel of one picture."""
+    """Predicted label of every pixel of one image."""
 
-    labels: Tensor  # (H, W) uint8 (int16 above 255 classes), in the picture's original size
+    labels: Tensor  # (H, W) uint8 (int16 above 255 classes), in the image's original size
 
 
 class Instances(NamedTuple):
-    """Predicted objects of one picture, best first."""
+    """Predicted objects of one image, best first."""
 
-    boxes: Tensor  # (N, 4) float32 xyxy in pixels of the original picture
+    boxes: Tensor  # (N, 4) float32 xyxy in pixels of the original image
     scores: Tensor  # (N,) float32 in [0, 1]
     labels: Tensor  # (N,) int64
     masks: Tensor | None = None  # (N, H, W) bool
 
 
 class Reconstruction(NamedTuple):
-    """What a masked autoencoder made of one picture, in the picture's original size."""
+    """What a masked autoencoder made of one image, in the image's original size."""
 
     image: Tensor  # (3, H, W) uint8 RGB: what was seen as it is, what was hidden as it was painted
     hidden: Tensor  # (H, W) bool

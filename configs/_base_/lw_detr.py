@@ -1,4 +1,4 @@
-"""LW-DETR (arXiv 2406.03459) of every size: the real-time detector on its own ViTs, pictures of 640 x 640, COCO.
+"""LW-DETR (arXiv 2406.03459) of every size: the real-time detector on its own ViTs, images of 640 x 640, COCO.
 
 The ViTs have 12 heads, no class token and no final norm, and attend within 4 x 4 windows except in the named blocks.
 Sizes and rates are those of the scripts of https://github.com/Atten4Vis/LW-DETR. Weight decay spares the ViT's norms,

@@ -1,8 +1,8 @@
-"""Masked autoencoding of ImageNet-1k pictures: the recipe of MAE (He et al. 2022, arXiv 2111.06377, appendix A), labels
+"""Masked autoencoding of ImageNet-1k images: the recipe of MAE (He et al. 2022, arXiv 2111.06377, appendix A), labels
 unused.
 
-`data/imagenet` holds pictures below train/ and val/, in folders of any kind. Training pictures are random crops of 224
-pixels, mirrored, and nothing else (paper, table 1e); validation pictures are squeezed to 224 x 224.
+`data/imagenet` holds images below train/ and val/, in folders of any kind. Training images are random crops of 224
+pixels, mirrored, and nothing else (paper, table 1e); validation images are squeezed to 224 x 224.
 """
 
 from torch.optim import AdamW
@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import RandomResizedCrop
 
 from vitdense.backbones.vit import ViT
 from vitdense.data.transforms.common import RandomFlip, ResizeTo
-from vitdense.data.unlabelled import Pictures
+from vitdense.data.unlabelled import ImageDataset
 from vitdense.metrics.reconstruction import ReconstructionError
 from vitdense.model import DenseModel
 from vitdense.networks.mae import MaskedAutoencoder
@@ -36,7 +36,7 @@ train_dataloader = dict(
     batch_size=4096,
     num_workers=12,
     dataset=dict(
-        type=Pictures,
+        type=ImageDataset,
         folder='train',
         transforms=[
             dict(type=RandomResizedCrop, size=224, scale=(0.2, 1.0), interpolation=3),  # 3: bicubic
@@ -47,14 +47,14 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=128,
     num_workers=8,
-    dataset=dict(type=Pictures, folder='val', transforms=[dict(type=ResizeTo, size=224)]),
+    dataset=dict(type=ImageDataset, folder='val', transforms=[dict(type=ResizeTo, size=224)]),
 )
 val_evaluator = [dict(type=ReconstructionError, head='mae')]
 optim_wrapper = dict(
-    optimizer=dict(type=AdamW, lr=2.4e-3, betas=(0.9, 0.95), weight_decay=0.05),  # 1.5e-4 for 256 pictures
+    optimizer=dict(type=AdamW, lr=2.4e-3, betas=(0.9, 0.95), weight_decay=0.05),  # 1.5e-4 for 256 images
     groups=dict(type=LayerDecay, no_decay=('norm', 'bias')),
     clip_grad=None,
     accumulative_counts=1,
 )
-# 313 steps of 4096 pictures make an epoch
+# 313 steps of 4096 images make an epoch
 schedule = dict(max_epochs=800, val_interval=20, warmup_iters=40 * 313, warmup_ratio=0.0, decay='cosine')

@@ -3,7 +3,7 @@
     python tools/train.py configs/classification/class_finetuned_mae_b_imagenet_224_100ep.py
 
 Aims at 83.66 top-1 (facebookresearch/mae, FINETUNE.md; four seeds: 83.57 +- 0.08). Recipe: the average of the tokens,
-layer norm and a linear layer drawn from N(0, 2e-5); AdamW 2e-3 (5e-4 for 256 pictures), weight decay 0.05, layer decay
+layer norm and a linear layer drawn from N(0, 2e-5); AdamW 2e-3 (5e-4 for 256 images), weight decay 0.05, layer decay
 0.65, drop path 0.1, 5 epochs of warm-up, cosine to 1e-6, 100 epochs of batches of 1024; RandAugment, mixup 0.8, cutmix
 1.0, erasing 0.25, label smoothing 0.1.
 

@@ -2,7 +2,7 @@
 
     python tools/train.py configs/classification/class_finetuned_vit_ti_imagenette_224.py
 
-Aims at 0.97 top-1 of 10 classes on 300 validation pictures, with 600 to train on, in about 10 minutes on 2 CPU cores.
+Aims at 0.97 top-1 of 10 classes on 300 validation images, with 600 to train on, in about 10 minutes on 2 CPU cores.
 There is no published number. Layer decay 0.75, drop path 0.1, mixup 0.8, cutmix 1.0, label smoothing 0.1, averaged
 weights. Without network, put a local file in place of the hub's:
 --cfg-options model.network.backbone.pretrained=WEIGHTS.safetensors data_root=IMAGENETTE

@@ -3,9 +3,9 @@
     python tools/train.py configs/classification/class_linear_dinov2_s_imagenet_224_10ep.py
 
 Aims at 81.1 top-1 (facebookresearch/dinov2, README.md), the best of 52 classifiers: class tokens of the last 1 or 4
-layers, with or without the average of the last map, at 13 learning rates from 1e-5 to 0.1 (for 256 pictures). This is
+layers, with or without the average of the last map, at 13 learning rates from 1e-5 to 0.1 (for 256 images). This is
 one of them: 4 layers with the average, 5e-3. SGD with momentum 0.9, no weight decay, cosine to zero, 12 500 steps of
-1024 pictures; random crops and mirror images.
+1024 images; random crops and mirror images.
 
 Cost: about 5 hours on one 24 GB GPU.
 """

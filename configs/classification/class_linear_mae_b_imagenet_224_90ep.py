@@ -3,7 +3,7 @@
     python tools/train.py configs/classification/class_linear_mae_b_imagenet_224_90ep.py
 
 Aims at 67.8 top-1 (facebookresearch/mae, FINETUNE.md). Recipe: batch norm without gains and a linear layer on the class
-token; LARS 6.4 (0.1 for 256 pictures), no weight decay, 10 epochs of warm-up, cosine to zero, 90 epochs of batches of
+token; LARS 6.4 (0.1 for 256 images), no weight decay, 10 epochs of warm-up, cosine to zero, 90 epochs of batches of
 16 384; random crops and mirror images. timm's LARS adapts the bias as well, which the published code does not.
 
 One update is 16 batches of 1024 images, which the processes share, each with batch statistics of its own (published:

@@ -2,7 +2,7 @@
 
     python tools/train.py configs/classification/class_linear_vit_ti_imagenette_224.py
 
-Aims at 0.97 top-1 of 10 classes on 300 validation pictures, with 600 to train on, in about 3 minutes on 2 CPU cores.
+Aims at 0.97 top-1 of 10 classes on 300 validation images, with 600 to train on, in about 3 minutes on 2 CPU cores.
 There is no published number. Without network, put a local file in place of the hub's:
 --cfg-options model.network.backbone.pretrained=WEIGHTS.safetensors data_root=IMAGENETTE
 """

@@ -5,7 +5,7 @@
 No published number for this pair (Deformable-DETR's own, with two stages and a ResNet-50, reaches 46.2 AP). Recipe:
 four layers projected to strides 8, 16 and 32 and one level coarser; 300 queries, box refinement; AdamW 1e-4, layer
 decay 0.7 in the ViT (ViT-Adapter's for DINOv2-S), sampling offsets at a tenth, weight decay 1e-4, gradients clipped at
-0.1, 50 epochs of 16 pictures with DETR's sizes, a tenth of the rate after 40.
+0.1, 50 epochs of 16 images with DETR's sizes, a tenth of the rate after 40.
 
 Cost: about two days on eight 24 GB GPUs (`torchrun --nproc_per_node 8`: two images each).
 """

@@ -6,7 +6,7 @@ No published number for this pair: ViT-Adapter's own is 46.0 AP with Mask R-CNN 
 (detection/configs/mask_rcnn of it) for what is shared: windows of 14 x 14 cells but for four global blocks, no class
 token, LayerScale that begins at 1 where the weights have none, the ViT's last map added to every level, drop path 0.1;
 AdamW 1e-4, weight decay 0.05, no layer decay, no weight decay for norms, biases, levels and positions, 500 steps of
-warm-up, 36 epochs of 16 pictures with DETR's sizes and crops, a tenth of the rate after 27 and 33. The detector is
+warm-up, 36 epochs of 16 images with DETR's sizes and crops, a tenth of the rate after 27 and 33. The detector is
 Deformable-DETR's on strides 8, 16, 32 and one coarser, gradients clipped at 0.1.
 
 Differs from the source in: images are not cut to 1024 x 1024.

@@ -1,22 +1,22 @@
-"""A few hundred pictures of your own: a small two-stage detector on a ViT-Ti/16 that rests first and then learns too.
+"""A few hundred images of your own: a small two-stage detector on a ViT-Ti/16 that rests first and then learns too.
 
     python tools/train.py configs/detection/finetune_small.py
 
-One GPU, or a CPU and some patience. As it is, it trains on 336 pictures of COCO; for your own give the folder and two
+One GPU, or a CPU and some patience. As it is, it trains on 336 images of COCO; for your own give the folder and two
 annotation files:
 --cfg-options data_root=FOLDER train_dataloader.dataset.annotations=TRAIN.json train_dataloader.dataset.images=TRAIN
 val_dataloader.dataset.annotations=VAL.json val_dataloader.dataset.images=VAL
 Without network, put a local file in place of the hub's: model.network.backbone.pretrained=WEIGHTS.safetensors
-On a GPU a larger ViT and larger pictures are worth it: model.network.backbone.name=vit_small_patch16_dinov3.lvd1689m
+On a GPU a larger ViT and larger images are worth it: model.network.backbone.name=vit_small_patch16_dinov3.lvd1689m
 
 No published number. Recipe: strides 8, 16 and 32 of four layers; two decoder layers and no encoder; 100 queries, each
 with the feature of its cell, and 150 for denoising; every cell proposes all classes, and every object trains four
 proposals; class loss with Deformable-DETR's weight, 2. AdamW 1e-3, ViT at a fifth of it with layer decay 0.8, gradients
-clipped at 1.0, 2000 steps of 4 pictures made square with sides of 192 ... 256, the ViT at rest for the first 100.
+clipped at 1.0, 2000 steps of 4 images made square with sides of 192 ... 256, the ViT at rest for the first 100.
 Squares do not fill up batches with padding.
 For a GPU and larger data: more steps, and sides of 448 ... 640.
 
-Expect little of so few pictures and steps. AP on the 206 pictures for validation, 80 classes, seeds 0 ... 7:
+Expect little of so few images and steps. AP on the 206 images for validation, 80 classes, seeds 0 ... 7:
 0.0329 / 0.0298 / 0.0337 / 0.0376 / 0.0295 / 0.0245 / 0.0314 / 0.0321; with a ViT at rest throughout
 (model.network.backbone.frozen=True custom_hooks=[]) 0.0314 / 0.0279 / 0.0205 / 0.0244 / 0.0225 / 0.0231 / 0.0259 /
 0.0280. The means differ by 0.0060, seeds by 0.0038 and 0.0035 (standard deviations): every seed gains, but three seeds

@@ -1,8 +1,8 @@
-"""Eight pictures of COCO, learned by heart: a detector that cannot do this is broken.
+"""Eight images of COCO, learned by heart: a detector that cannot do this is broken.
 
     python tools/train.py configs/detection/overfit_small.py
 
-It is scored on the pictures that it learns, so its numbers say nothing about others. To see whether annotations of your
+It is scored on the images that it learns, so its numbers say nothing about others. To see whether annotations of your
 own can be learned, give the folder and the file: --cfg-options data_root=FOLDER
 train_dataloader.dataset.annotations=TRAIN.json train_dataloader.dataset.images=TRAIN
 val_dataloader.dataset.annotations=TRAIN.json val_dataloader.dataset.images=TRAIN

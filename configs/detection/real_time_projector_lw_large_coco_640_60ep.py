@@ -1,4 +1,4 @@
-"""LW-DETR large: ten blocks of width 384, maps of strides 8 and 32; pictures of 640 x 640, COCO.
+"""LW-DETR large: ten blocks of width 384, maps of strides 8 and 32; images of 640 x 640, COCO.
 
     python tools/train.py configs/detection/real_time_projector_lw_large_coco_640_60ep.py
 

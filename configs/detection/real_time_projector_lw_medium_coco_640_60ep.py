@@ -1,4 +1,4 @@
-"""LW-DETR medium: ten blocks of width 384; pictures of 640 x 640, COCO.
+"""LW-DETR medium: ten blocks of width 384; images of 640 x 640, COCO.
 
     python tools/train.py configs/detection/real_time_projector_lw_medium_coco_640_60ep.py
 

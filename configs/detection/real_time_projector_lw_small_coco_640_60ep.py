@@ -1,4 +1,4 @@
-"""LW-DETR small: ten blocks of width 192; pictures of 640 x 640, COCO.
+"""LW-DETR small: ten blocks of width 192; images of 640 x 640, COCO.
 
     python tools/train.py configs/detection/real_time_projector_lw_small_coco_640_60ep.py
 

@@ -1,4 +1,4 @@
-"""LW-DETR tiny: six blocks of width 192, 100 queries; pictures of 640 x 640, COCO.
+"""LW-DETR tiny: six blocks of width 192, 100 queries; images of 640 x 640, COCO.
 
     python tools/train.py configs/detection/real_time_projector_lw_tiny_coco_640_60ep.py
 

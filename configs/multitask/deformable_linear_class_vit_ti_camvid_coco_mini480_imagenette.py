@@ -2,7 +2,7 @@
 
     python tools/train.py configs/multitask/deformable_linear_class_vit_ti_camvid_coco_mini480_imagenette.py
 
-No published number. Recipe: 3000 batches of 8 pictures of one data set each: 1000 of CamVid, 1500 of COCO, 500 of
+No published number. Recipe: 3000 batches of 8 images of one data set each: 1000 of CamVid, 1500 of COCO, 500 of
 Imagenette. Every cell of the maps proposes all classes. AdamW 1e-3, ViT at a tenth of it with layer decay 0.8, the
 linear head at twice; gradients of the ViT and of each branch clipped at 1.0. The best checkpoint is that of the mean of
 mIoU, AP and top-1. After 1200 batches: mIoU 0.566, AP 0.021, top-1 0.980 (seed 0); the README has each task alone, for

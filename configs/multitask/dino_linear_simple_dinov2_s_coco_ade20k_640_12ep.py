@@ -4,9 +4,9 @@
 
 No published number. Recipe: DINO's two-stage detector, whose decoder layers share their predictors, on one simple
 feature pyramid (patches of 16, strides 4 ... 64), a linear head with layer norm on another; AdamW 1e-4, ViT at a tenth
-of it, gradients of the ViT and of each branch clipped at 0.1, 135 000 batches of 16 pictures of one data set each: 12
+of it, gradients of the ViT and of each branch clipped at 0.1, 135 000 batches of 16 images of one data set each: 12
 epochs of COCO, 36 of ADE20K. The best checkpoint is that of the mean of AP and mIoU. Heads have no batch normalisation:
-it would see the pictures of both data sets in training.
+it would see the images of both data sets in training.
 
 With one process a batch of 16 images is of one data set; with several, each takes its share of the 16 from a data set
 of its own, so that a batch has both. For both in every update of one process set optim_wrapper.accumulative_counts=3.

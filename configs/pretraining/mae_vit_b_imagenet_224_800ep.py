@@ -11,7 +11,7 @@ and schedule.warmup_iters, which counts batches, by N.
 
 The encoder is left as encoder.safetensors, in timm's names: model.network.backbone.pretrained=FILE loads it.
 
-Cost: not measured; 1.0e9 pictures through a quarter of the ViT and the decoder.
+Cost: not measured; 1.0e9 images through a quarter of the ViT and the decoder.
 """
 
 from mmengine.config import read_base

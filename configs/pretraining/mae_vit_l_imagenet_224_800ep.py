@@ -5,7 +5,7 @@
 Aims at 85.4 % top-1 after fine-tuning (MAE, https://arxiv.org/abs/2111.06377, table 1d, "pixel (w/ norm)"). Recipe
 as in mae_vit_b_imagenet_224_800ep.py, in two batches of 2048 images, 256 on each of 8 GPUs.
 
-Cost: not measured; 1.0e9 pictures through a quarter of the ViT and the decoder.
+Cost: not measured; 1.0e9 images through a quarter of the ViT and the decoder.
 """
 
 from mmengine.config import read_base

@@ -34,7 +34,7 @@ model = dict(
             timm_args=dict(embed_dim=128, depth=3, num_heads=4),
         ),
         mask_ratio=0.75,
-        norm_pix=False,  # these pictures are flat colours with noise: normalised, most of a patch would be noise
+        norm_pix=False,  # these images are flat colours with noise: normalised, most of a patch would be noise
         decoder_channels=64,
         decoder_depth=1,
         decoder_heads=4,

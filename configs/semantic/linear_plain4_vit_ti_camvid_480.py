@@ -2,7 +2,7 @@
 
     python tools/train.py configs/semantic/linear_plain4_vit_ti_camvid_480.py
 
-Aims at 0.55 mIoU on the 101 validation pictures in under 10 minutes on 2 CPU cores. There is no published number.
+Aims at 0.55 mIoU on the 101 validation images in under 10 minutes on 2 CPU cores. There is no published number.
 """
 
 from mmengine.config import read_base

@@ -2,7 +2,7 @@
 
     python tools/train.py configs/semantic/linear_plain_vit_ti_camvid_480.py
 
-Aims at 0.50 mIoU on the 101 validation pictures in under 10 minutes on 2 CPU cores. There is no published number.
+Aims at 0.50 mIoU on the 101 validation images in under 10 minutes on 2 CPU cores. There is no published number.
 Without network, put a local file in place of the hub's:
 --cfg-options model.network.backbone.pretrained=WEIGHTS.safetensors data_root=CAMVID
 """

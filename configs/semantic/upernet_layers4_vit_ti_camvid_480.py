@@ -2,7 +2,7 @@
 
     python tools/train.py configs/semantic/upernet_layers4_vit_ti_camvid_480.py
 
-Aims at 0.64 mIoU on the 101 validation pictures in under 40 minutes on 2 CPU cores. There is no published number.
+Aims at 0.64 mIoU on the 101 validation images in under 40 minutes on 2 CPU cores. There is no published number.
 """
 
 from mmengine.config import read_base

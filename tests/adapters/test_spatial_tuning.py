@@ -54,7 +54,7 @@ def test_equal_to_transformers(pair, size):
 
 @pytest.mark.parametrize('patch', [14, 16])
 def test_any_grid_runs(patch):
-    """Transformers' encoder needs a multiple of 32 pixels; a map of stride s covers the picture with whole cells."""
+    """Transformers' encoder needs a multiple of 32 pixels; a map of stride s covers the image with whole cells."""
     ours = SpatialTuning(24, patch, channels=20, detail_channels=6)
     features = Features(layers=tuple(torch.randn(2, 24, 5, 3) for _ in range(3)))
     maps = ours(features, torch.randn(2, 3, 5 * patch, 3 * patch)).maps

@@ -93,7 +93,7 @@ def read_map(values: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def deformable(
     queries: Tensor, pixels: Tensor, maps: list[Tensor], strides: list[int], weights: dict, name: str, heads: int
 ) -> Tensor:
-    """Equation 2 of Deformable DETR for one picture: `queries` (n, C) at `pixels`, `maps` (C, h, w)."""
+    """Equation 2 of Deformable DETR for one image: `queries` (n, C) at `pixels`, `maps` (C, h, w)."""
     shape = (len(queries), heads, len(maps), -1)
     offsets = linear(queries, weights, f'{name}.sampling_offsets').view(*shape, 2)
     shares = linear(queries, weights, f'{name}.attention_weights').view(*shape[:2], -1).softmax(-1).view(shape)
@@ -139,7 +139,7 @@ def vit_at(x: Tensor, stride: int, patch: int, size: tuple[int, int]) -> Tensor:
 
 
 def reference(adapter: ViTAdapter, img: Tensor) -> list[Tensor]:
-    """The whole ViT-Adapter for one picture (3, H, W)."""
+    """The whole ViT-Adapter for one image (3, H, W)."""
     vit, patch = adapter.vit, adapter.patch_size
     weights = {name.removeprefix('pyramid.'): value for name, value in adapter.state_dict().items()}
     heads = adapter.injectors[0].attn.num_heads

@@ -180,14 +180,14 @@ def test_what_timm_downloads_is_loaded_strictly(monkeypatch: pytest.MonkeyPatch)
         slim(pretrained=True)
 
 
-def picture(shared: Path, side: int, vit: ViT) -> torch.Tensor:
+def image(shared: Path, side: int, vit: ViT) -> torch.Tensor:
     path = sorted((shared / 'imagenette160').glob('*/*/*.[jJ]*'))[0]
     img = pil_to_tensor(Image.open(path).convert('RGB').resize((side, side)))[None] / 255
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (vit.mean, vit.std))
     return (img - mean) / std
 
 
-def test_real_vit_tiny_classifies_real_pictures_through_our_pass(shared: Path) -> None:
+def test_real_vit_tiny_classifies_real_images_through_our_pass(shared: Path) -> None:
     """The class token that leaves the last norm, read by the checkpoint's own classifier."""
     path = shared / 'weights' / 'vit_tiny_patch16_224_fp16.safetensors'
     vit = ViT('vit_tiny_patch16_224', pretrained=path, frozen=True)
@@ -205,13 +205,13 @@ def test_real_vit_tiny_classifies_real_pictures_through_our_pass(shared: Path) -
 
 
 def test_real_dinov2_sees_the_same_at_patch_16_as_at_14(shared: Path) -> None:
-    """The same grid over the picture at 14/16 of its size: maps must agree (FlexiViT's promise)."""
+    """The same grid over the image at 14/16 of its size: maps must agree (FlexiViT's promise)."""
     path = shared / 'weights' / 'dinov2_vits14_fp16.safetensors'
     native, resampled = (
         ViT('vit_small_patch14_dinov2', pretrained=path, frozen=True, patch_size=size) for size in (None, 16)
     )
     assert native.model.blocks[0].ls1.gamma.abs().max() < 5
     assert resampled.model.pos_embed.shape == (1, 1 + 37 * 37, 384)
-    maps = [vit(picture(shared, side, vit), layers=LAST).layers[0] for vit, side in ((native, 224), (resampled, 256))]
+    maps = [vit(image(shared, side, vit), layers=LAST).layers[0] for vit, side in ((native, 224), (resampled, 256))]
     assert maps[0].shape == maps[1].shape == (1, 384, 16, 16)
     assert functional.cosine_similarity(*maps, dim=1).mean() > 0.9

@@ -83,7 +83,7 @@ def test_blocks_answer_as_those_of_beit(grid: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'vit_small_patch16_dinov3', 'vit_base_patch16_siglip_224'])
-def test_a_padded_batch_answers_as_the_single_pictures(name: str) -> None:
+def test_a_padded_batch_answers_as_the_single_images(name: str) -> None:
     vit = make(name)
     sizes = [(4, 4), (3, 5), (1, 2)]
     imgs, valid = padded(sizes, 16)

@@ -1,4 +1,4 @@
-"""The convolutional stem: a ViT with it is a ViT, and padding does not reach the picture."""
+"""The convolutional stem: a ViT with it is a ViT, and padding does not reach the image."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_every_parameter_learns_and_the_stem_is_the_lowest_layer():
     assert len(stem) == 3 * 2 * 3 + 2 and {backbone.layer_of(name) for name in stem} == {0}
 
 
-def test_a_padded_batch_answers_as_the_single_picture():
+def test_a_padded_batch_answers_as_the_single_image():
     backbone = vit()
     backbone(torch.rand(4, 3, 64, 64), layers=[(-1, True)])  # running statistics that are not the first ones
     backbone.eval()

@@ -16,7 +16,7 @@ FAMILIES = {
     'vit_tiny_patch16_224': SLIM,  # AugReg: class token with a position of its own
     'vit_small_patch14_dinov2': SLIM,  # LayerScale, patch 14
     'vit_small_patch14_reg4_dinov2': SLIM,  # registers, prefix without positions
-    'vit_small_patch16_dinov3': SLIM,  # RoPE in coordinates of the picture's own grid, no table
+    'vit_small_patch16_dinov3': SLIM,  # RoPE in coordinates of the image's own grid, no table
     'deit3_small_patch16_224': SLIM,
     'deit_tiny_distilled_patch16_224': SLIM,  # two prefix tokens of their own
     'vit_base_patch16_siglip_224': NARROW,  # no prefix, pooled by attention
@@ -73,7 +73,7 @@ def padded(sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize('name', FAMILIES)
-def test_a_padded_batch_answers_as_the_single_pictures(name: str) -> None:
+def test_a_padded_batch_answers_as_the_single_images(name: str) -> None:
     vit = make(name)
     patch = vit.patch_size
     sizes = [(5 * patch, 3 * patch), (4 * patch, 6 * patch), (2 * patch, 2 * patch + 3)]  # the last ends within a cell
@@ -124,7 +124,7 @@ def test_layers_that_do_not_exist_are_an_error() -> None:
             vit(torch.randn(1, 3, 32, 32), layers=[(index, True)])
 
 
-def test_pictures_that_do_not_divide_into_patches_are_an_error() -> None:
+def test_images_that_do_not_divide_into_patches_are_an_error() -> None:
     vit = make('vit_small_patch14_dinov2')
     with pytest.raises(DataError, match='30 x 28 pixels do not divide into patches of 14 x 14'):
         vit(torch.randn(1, 3, 30, 28), layers=[(-1, True)])
@@ -192,9 +192,9 @@ def test_remembered_positions_are_those_of_the_weights(name: str) -> None:
         frozen(imgs, layers=[(-1, True)])
         free(imgs, layers=[(-1, True)])
     frozen.load_state_dict(free.state_dict())
-    for pictures in (imgs, wide, imgs):
-        answer = free(pictures, layers=[(-1, True)]).layers[0]
-        torch.testing.assert_close(frozen(pictures, layers=[(-1, True)]).layers[0], answer, atol=1e-6, rtol=1e-6)
+    for images in (imgs, wide, imgs):
+        answer = free(images, layers=[(-1, True)]).layers[0]
+        torch.testing.assert_close(frozen(images, layers=[(-1, True)]).layers[0], answer, atol=1e-6, rtol=1e-6)
         answer.sum().backward()  # nothing made under inference mode came back
     assert torch.equal(
         copy.deepcopy(frozen)(imgs, layers=[(-1, True)]).layers[0], frozen(imgs, layers=[(-1, True)]).layers[0]
@@ -306,7 +306,7 @@ def test_exports_and_leaves_no_trace(name: str) -> None:
     torch.testing.assert_close(program(imgs), Exported(vit)(imgs), atol=1e-5, rtol=1e-5)
 
 
-def test_exports_with_free_batch_and_picture_size() -> None:
+def test_exports_with_free_batch_and_image_size() -> None:
     vit = make('vit_small_patch14_reg4_dinov2')
     batch, height, width = (torch.export.Dim(name, min=2, max=64) for name in ('batch', 'height', 'width'))
     shapes = ({0: batch, 2: 14 * height, 3: 14 * width},)

@@ -1,4 +1,4 @@
-"""Windowed attention: equal to global attention at one window, to single pictures when padded, and to plain loops."""
+"""Windowed attention: equal to global attention at one window, to single images when padded, and to plain loops."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ SLIM = dict(depth=4, embed_dim=48, num_heads=3)
 FAMILIES = {
     'vit_tiny_patch16_224': SLIM,
     'vit_small_patch14_reg4_dinov2': SLIM,
-    'vit_small_patch16_dinov3': SLIM,  # RoPE in coordinates of the picture's own grid
+    'vit_small_patch16_dinov3': SLIM,  # RoPE in coordinates of the image's own grid
     'vit_base_patch16_siglip_224': SLIM,  # no prefix: a window of padding has nothing to look at
     'vit_small_patch16_rope_mixed_224': SLIM,
     'eva02_tiny_patch14_224': SLIM,
@@ -50,7 +50,7 @@ def make(name: str, **arguments) -> ViT:
 
 
 def padded(sizes: list[tuple[int, int]], patch: int) -> tuple[Tensor, Tensor]:
-    """Pictures of `sizes` cells on one canvas; the padding holds noise."""
+    """Images of `sizes` cells on one canvas; the padding holds noise."""
     canvas = [max(size[axis] for size in sizes) * patch for axis in (0, 1)]
     imgs, valid = torch.randn(len(sizes), 3, *canvas), torch.zeros(len(sizes), *canvas, dtype=torch.bool)
     for row, (height, width) in enumerate(sizes):
@@ -73,7 +73,7 @@ def test_one_window_is_global_attention(name: str, windows: WindowPartition) -> 
 
 @every_family
 @every_mode
-def test_a_padded_batch_answers_as_the_single_pictures(name: str, windows: WindowPartition) -> None:
+def test_a_padded_batch_answers_as_the_single_images(name: str, windows: WindowPartition) -> None:
     vit = make(name, windows=windows)
     patch = vit.patch_size
     sizes = [(7, 4), (5, 9), (2, 2), (1, 6)]
@@ -118,7 +118,7 @@ def rotate(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
 
 
 def in_loops(vit: ViT, tokens: Tokens, windows: list[tuple[slice, slice]]) -> list[Tensor]:
-    """Run all blocks with loops over pictures and windows; the patches (B, h, w, C) behind each block."""
+    """Run all blocks with loops over images and windows; the patches (B, h, w, C) behind each block."""
     prefix, (height, width) = vit.num_prefix_tokens, tokens.grid
     lead = [[row[:prefix].clone() for _ in windows] for row in tokens.x]
     maps = tokens.x[:, prefix:].unflatten(1, tokens.grid).clone()
@@ -218,7 +218,7 @@ def test_no_attention_matrix_is_made() -> None:
     assert largest.size <= 2 * 1025 * 4 * 48 * padding_of_windows
 
 
-def test_stochastic_depth_is_drawn_per_picture_and_repeated_over_its_windows() -> None:
+def test_stochastic_depth_is_drawn_per_image_and_repeated_over_its_windows() -> None:
     drop = ImageDropPath(0.5).train()
     drop.windows = 3
     kept = drop(torch.ones(4 * 3, 2, 5)).unflatten(0, (4, 3))
@@ -279,8 +279,8 @@ class Exported(nn.Module):
         pytest.param('vit_tiny_patch16_224', WindowPartition(split=2, global_blocks=(1,)), marks=pytest.mark.slow),
     ],
 )
-def test_exports_with_free_batch_and_picture_size(name: str, windows: WindowPartition) -> None:
-    """For all pictures that are larger than a window."""
+def test_exports_with_free_batch_and_image_size(name: str, windows: WindowPartition) -> None:
+    """For all images that are larger than a window."""
     model = Exported(ViT(name, windows=windows, frozen=True, timm_args=SLIM | {'depth': 2}))
     patch = model.vit.patch_size
     batch, height, width = (torch.export.Dim(name, min=1, max=64) for name in ('batch', 'height', 'width'))

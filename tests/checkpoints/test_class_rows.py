@@ -172,7 +172,7 @@ RUN = """
 from torch.optim import AdamW
 from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
-from vitdense.data.segmentation import SegmentationMaps
+from vitdense.data.segmentation import SegmentationDataset
 from vitdense.heads.linear import LinearHead
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
@@ -181,7 +181,7 @@ from vitdense.tasks.semantic import SemanticTask
 seed = 0
 data_root = '.'
 amp = 'off'
-sample_pictures = 0
+sample_images = 0
 model = dict(
     type=DenseModel,
     network=dict(
@@ -193,7 +193,7 @@ model = dict(
     tasks=dict(sem=dict(type=SemanticTask)),
 )
 train_dataloader = dict(batch_size=2, num_workers=0, dataset=dict(
-    type=SegmentationMaps, images='images', labels='labels', classes=CLASSES))
+    type=SegmentationDataset, images='images', labels='labels', classes=CLASSES))
 optim_wrapper = dict(optimizer=dict(type=AdamW, lr=1e-3))
 schedule = dict(max_iters=1, val_interval=1)
 """

@@ -243,15 +243,15 @@ def evil(tmp_path: Path) -> Callable[..., Path]:
 def test_a_checkpoint_never_asks_for_other_weights(evil: Callable[..., Path], tmp_path: Path, no_network: None) -> None:
     text = evil.content['config'].replace("name='vit_tiny", "pretrained=True,name='vit_tiny")
     assert 'pretrained=True' in text
-    borrowed = {'network.backbone.model.cls_token': [0.0, 0.0]}
+    omitted = {'network.backbone.model.cls_token': [0.0, 0.0]}
     (tmp_path / 'b.py').write_text(CONFIG.replace('sem=', 'two=').replace("head='sem'", "head='two'"))
     cfg = load_config(tmp_path / 'b.py', [*SHORT, "checkpoint.best='two/mIoU'"])
-    cfg, _ = ask_for_head(cfg, 'two', str(evil(config=text, borrowed=borrowed)))
+    cfg, _ = ask_for_head(cfg, 'two', str(evil(config=text, omitted=omitted)))
     with pytest.raises(CheckpointError, match='builds on 1 pretrained tensors that it does not hold'):
         make_trainer(cfg, tmp_path / 'two', device='cpu')
     cfg = load_config(tmp_path / 'a.py', ['+model.network.backbone.pretrained=True', *SHORT])
     with pytest.raises(CheckpointError, match='builds on 1 pretrained tensors'):  # and the config has no LoRA
-        make_trainer(cfg, tmp_path / 'c', device='cpu', checkpoint=torch.load(evil(borrowed=borrowed)))
+        make_trainer(cfg, tmp_path / 'c', device='cpu', checkpoint=torch.load(evil(omitted=omitted)))
 
 
 @pytest.mark.parametrize('text', [None, 3, 'x = ', 'model = 3', 'a\0b', '(' * 5000, 'model = dict(network=None)'])
@@ -279,9 +279,9 @@ def test_building_within_limits_gives_the_same_numbers() -> None:
         {'metainfo': {'classes': {'semantic': 3}}},
         {'metainfo': {'classes': {'semantic': [1, 2]}}},
         {'metainfo': {'classes': {'semantic': ['a']}, 'palette': 3}},
-        {'borrowed': 3},
-        {'borrowed': {1: [0.0, 0.0]}},
-        {'borrowed': {'a': 'x'}},
+        {'omitted_weights': 3},
+        {'omitted_weights': {1: [0.0, 0.0]}},
+        {'omitted_weights': {'a': 'x'}},
         {'state_dict': 3},
         {'state_dict': {}},
         {'state_dict': {1: torch.ones(1)}},

@@ -9,7 +9,7 @@ import torch
 
 from vitdense.backbones.vit import ViT
 from vitdense.checkpoints.model_folder import read_model_folder
-from vitdense.checkpoints.omitted_weights import describe_borrowed, self_contained
+from vitdense.checkpoints.omitted_weights import describe_omitted, self_contained
 from vitdense.checkpoints.run import read_checkpoint
 from vitdense.commands.train import train
 from vitdense.config.load import load_config
@@ -51,7 +51,7 @@ def test_checkpoints_hold_what_was_trained_and_nothing_else(trainer, options, tm
     content = read_checkpoint(tmp_path / 'run' / 'step_000008.pth')
     buffers = {name for name, _ in runner.network_model.named_buffers()}
     assert trained <= set(content['state_dict']) <= trained | buffers
-    assert set(content['borrowed']) == set(runner.network_model.state_dict()) - set(content['state_dict'])
+    assert set(content['omitted_weights']) == set(runner.network_model.state_dict()) - set(content['state_dict'])
     assert set(read_checkpoint(tmp_path / 'run' / 'best.pth')['state_dict']) == set(content['state_dict'])
     names = {name for name in trained if 'backbone' in name}
     assert len(names) == 2 * 4 * 2 and all(name.endswith(('lora_a', 'lora_b')) for name in names)
@@ -60,7 +60,7 @@ def test_checkpoints_hold_what_was_trained_and_nothing_else(trainer, options, tm
 def test_without_pretrained_weights_nothing_can_be_left_out(trainer, tmp_path):
     runner = trainer('run', (LORA, 'schedule.max_iters=1', 'schedule.val_interval=1', 'schedule.warmup_iters=0'))
     runner.train()
-    assert set(runner.state()['state_dict']) == set(runner.network_model.state_dict()) and not runner.borrowed
+    assert set(runner.state()['state_dict']) == set(runner.network_model.state_dict()) and not runner.omitted
 
 
 def test_stopped_and_resumed_equals_uninterrupted(trainer, options, tmp_path):
@@ -73,7 +73,7 @@ def test_stopped_and_resumed_equals_uninterrupted(trainer, options, tmp_path):
     for key in ('state_dict', 'training_state_dict'):
         assert whole[key].keys() == parts[key].keys()
         assert all(torch.equal(value, parts[key][name]) for name, value in whole[key].items())
-    assert whole['borrowed'] == parts['borrowed']
+    assert whole['omitted_weights'] == parts['omitted_weights']
 
 
 def test_a_run_leaves_a_merged_model_that_needs_no_other_file(config_file, options, pretrained, tmp_path, one_thread):
@@ -122,6 +122,6 @@ def test_other_pretrained_weights_are_refused(trainer, options, config_file, pre
         assert 'blocks.1.mlp.fc1.weight' in caught.value.why
     shutil.copy(tmp_path / 'kept', pretrained)
     runner = trainer('again', options, weights=checkpoint)
-    assert describe_borrowed(runner.network_model) == content['borrowed']
+    assert describe_omitted(runner.network_model) == content['omitted_weights']
     state = runner.network_model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in content['state_dict'].items())

@@ -71,8 +71,8 @@ def test_every_stage_is_timed_and_written(tmp_path):
     save(report, tmp_path)
     content = json.loads((tmp_path / 'benchmark.json').read_text())
     assert [row['size'] for row in content['rows']] == [[32, 48], [64, 64]]
-    with Image.open(tmp_path / 'benchmark.png') as picture:
-        assert picture.size[0] > 500
+    with Image.open(tmp_path / 'benchmark.png') as image:
+        assert image.size[0] > 500
 
 
 def test_classes_come_from_the_config_or_the_command_line():

@@ -1,4 +1,4 @@
-"""A report names everything that is wrong, in pictures and labels that stay as they are."""
+"""A report names everything that is wrong, in images and labels that stay as they are."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from vitdense.errors import DataError
 
 @pytest.fixture
 def tree(tmp_path):
-    """Six good boxes with polygons on three pictures; `write(more)` adds annotations."""
+    """Six good boxes with polygons on three images; `write(more)` adds annotations."""
 
     class Tree:
         path, images = tmp_path / 'a.json', tmp_path / 'images'
@@ -45,7 +45,7 @@ def annotation(number, bbox=(10, 10, 30, 20), **more):
 def test_nothing_is_wrong_with_a_good_file(tree):
     report = check_coco(tree.write().path, tree.images)
     assert report.findings == [] and report.counts == {}
-    assert dict(report.facts)['pictures without annotations'] == '1'
+    assert dict(report.facts)['images without annotations'] == '1'
     assert dict(report.facts)['categories'] == '2, ids 4 ... 9, with gaps'
     assert report.classes == [('cat', '4', '6', '100.0 %', '2', '0'), ('dog', '9', '0', '0.0 %', '0', '0')]
 
@@ -93,7 +93,7 @@ def test_corners_and_files_without_boxes_are_found(tree):
     assert check_coco(tree.write(annotations=boxes_only).path).findings == []
 
 
-def test_pictures_are_opened_and_measured_and_never_outside(tree):
+def test_images_are_opened_and_measured_and_never_outside(tree):
     tree.write()
     content = json.loads(tree.path.read_text())
     content['images'] += [dict(id=4, file_name='../a.json', width=1, height=1), dict(id='5', file_name='5.png')]
@@ -102,7 +102,7 @@ def test_pictures_are_opened_and_measured_and_never_outside(tree):
     data = (tree.images / '3.png').read_bytes()
     (tree.images / '3.png').write_bytes(data[: len(data) // 2])
     Image.new('RGB', (60, 80)).save(tree.images / '5.png')
-    assert tree.kinds() == {('size', '2'), ('picture', '3'), ('name', '4'), ('picture', '4'), ('size', '5')}
+    assert tree.kinds() == {('size', '2'), ('image', '3'), ('name', '4'), ('image', '4'), ('size', '5')}
     reasons = {finding.where: finding.reason for finding in check_coco(tree.path, tree.images).findings}
     assert 'EXIF' in reasons['2'] and 'truncated' in reasons['3']
 
@@ -119,9 +119,9 @@ def test_the_real_file_has_one_box_too_thin(shared):
 @pytest.fixture
 def folders(tmp_path):
     for number in range(4):
-        for name, picture in (('images', Image.new('RGB', (8, 6))), ('labels', Image.new('L', (8, 6), number))):
+        for name, image in (('images', Image.new('RGB', (8, 6))), ('labels', Image.new('L', (8, 6), number))):
             (tmp_path / name).mkdir(exist_ok=True)
-            picture.save(tmp_path / name / f'{number}.png')
+            image.save(tmp_path / name / f'{number}.png')
     return tmp_path
 
 
@@ -147,7 +147,7 @@ def test_label_maps_that_are_wrong_are_listed(folders):
     assert {(finding.kind, finding.where) for finding in report.findings} == {
         ('label', '0.png'),
         ('size', '1.png'),
-        ('picture', '2.png'),
+        ('image', '2.png'),
         ('label', '3.png'),
         ('match', 'alone.png'),
         ('match', 'lonely.png'),

@@ -15,13 +15,13 @@ from vitdense.errors import ResourceError
 GIB = 2**30
 
 
-def test_memory_grows_with_the_pictures():
+def test_memory_grows_with_the_images():
     assert Measured(2, rest=4, peak=10).at(8) == 28
     assert Measured(3, rest=0, peak=10).at(1) == 4  # rounded up
 
 
 def test_what_fits_stays_as_it_is():
-    plain = Measured(2, rest=4 * GIB, peak=8 * GIB)  # 2 GiB a picture
+    plain = Measured(2, rest=4 * GIB, peak=8 * GIB)  # 2 GiB an image
     assert propose(40 * GIB, plain, batch_size=16) == [Proposal(16, 1, False, 36 * GIB)]
 
 
@@ -42,7 +42,7 @@ def test_where_one_batch_runs_out_of_memory_only_recomputing_is_left():
     assert propose(10 * GIB, None, None, batch_size=8) == []
 
 
-def test_batch_normalisation_needs_two_pictures():
+def test_batch_normalisation_needs_two_images():
     plain = Measured(2, rest=0, peak=4 * GIB)
     assert propose(3 * GIB, plain, batch_size=8, least=2) == []
     assert [found.batch_size for found in propose(3 * GIB, plain, batch_size=8)] == [1]
@@ -132,7 +132,7 @@ def config():
 def test_dry_run_tells_the_worst_case(capsys):
     dry_run(config(), device='cpu')
     out = capsys.readouterr().out
-    assert 'worst case: 4 pictures of 64 x 64' in out and 'GiB on cpu' in out and 'dry run: loss' in out
+    assert 'worst case: 4 images of 64 x 64' in out and 'GiB on cpu' in out and 'dry run: loss' in out
 
 
 def test_dry_run_refuses_what_does_not_fit(monkeypatch):
@@ -143,5 +143,5 @@ def test_dry_run_refuses_what_does_not_fit(monkeypatch):
     monkeypatch.setattr(fitting._Step, 'measure', lambda self, number: tried.append(number) or original(self, number))
     with pytest.raises(ResourceError, match='does not fit') as caught:
         dry_run(config(), device='cpu')
-    assert tried == [1, 1]  # one picture, plain and recomputed; never the whole batch
+    assert tried == [1, 1]  # one image, plain and recomputed; never the whole batch
     assert 'train_dataloader.batch_size=2 optim_wrapper.accumulative_counts=2' in caught.value.fix

@@ -14,11 +14,11 @@ from PIL import Image
 from vitdense.commands.evaluate import evaluate_semantic
 from vitdense.commands.output_paths import OutputPaths, distinct_stems
 from vitdense.commands.test import PredictionHook
-from vitdense.data.classification import ImageFolders
+from vitdense.data.classification import ClassificationDataset
 from vitdense.data.coco.dataset import CocoDetection
 from vitdense.data.mixture import Mixture
-from vitdense.data.segmentation import SegmentationMaps
-from vitdense.data.unlabelled import Pictures
+from vitdense.data.segmentation import SegmentationDataset
+from vitdense.data.unlabelled import ImageDataset
 from vitdense.errors import ConfigError
 from vitdense.metrics.confusion import save_confusions
 from vitdense.metrics.miou import MeanIoU
@@ -50,8 +50,8 @@ def found(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
 
 
-def segmentation(root: Path, **options) -> SegmentationMaps:
-    return SegmentationMaps('images', 'masks', root=root, classes=['a', 'b'], evaluation=True, **options)
+def segmentation(root: Path, **options) -> SegmentationDataset:
+    return SegmentationDataset('images', 'masks', root=root, classes=['a', 'b'], evaluation=True, **options)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_images_of_coco_keep_their_folders_and_repeated_ones_their_ids(tmp_path)
     assert [paths.place(dataset[index].meta).name for index in range(3)] == ['p/a', 'q/a_5', 'q/a_8']
 
 
-@pytest.mark.parametrize('kind', [ImageFolders, Pictures])
+@pytest.mark.parametrize('kind', [ClassificationDataset, ImageDataset])
 def test_folders_of_images(tmp_path, kind):
     write_images(tmp_path / 'in', 'cat/1.png', 'dog/1.png', 'dog/1.jpg')
     dataset = kind('in', root=tmp_path)
@@ -140,7 +140,7 @@ def test_a_data_set_that_does_not_list_its_images_is_told_apart_by_ids():
 def test_files_of_the_data_set_are_never_overwritten(tmp_path, caplog):
     write_images(tmp_path / 'images', 'f/a.jpg')
     write_images(tmp_path / 'sem', 'f/a.png')
-    dataset = SegmentationMaps('images', 'sem', root=tmp_path, classes=['a', 'b'], evaluation=True)
+    dataset = SegmentationDataset('images', 'sem', root=tmp_path, classes=['a', 'b'], evaluation=True)
     before = (tmp_path / 'sem/f/a.png').read_bytes()
     OutputPaths(loader_of(dataset)).writable(tmp_path / 'images/shown/a.jpg')
     assert 'lies in a folder of images' in caplog.text

@@ -26,7 +26,7 @@ def leave(main, argv=()) -> int:
 
 def test_exit_codes(capsys):
     def broken(argv):
-        raise DataError('bad picture', where='a.png', why='it is cut off', fix='copy it again')
+        raise DataError('bad image', where='a.png', why='it is cut off', fix='copy it again')
 
     def interrupted(argv):
         raise KeyboardInterrupt
@@ -36,7 +36,7 @@ def test_exit_codes(capsys):
     assert leave(interrupted) == 130
     assert leave(broken) == 3
     error = capsys.readouterr().err
-    assert error.endswith('error[data]: bad picture\n  where: a.png\n  why:   it is cut off\n  fix:   copy it again\n')
+    assert error.endswith('error[data]: bad image\n  where: a.png\n  why:   it is cut off\n  fix:   copy it again\n')
     assert 'Traceback' not in error
 
 
@@ -44,7 +44,7 @@ def test_debug_shows_the_traceback(capsys, monkeypatch):
     monkeypatch.setenv('VITDENSE_DEBUG', '1')
 
     def broken(argv):
-        raise DataError('bad picture', fix='copy it again')
+        raise DataError('bad image', fix='copy it again')
 
     assert leave(broken) == 3
     assert 'Traceback' in capsys.readouterr().err

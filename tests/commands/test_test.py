@@ -19,7 +19,7 @@ def loader_of(dataset):
 
 
 def looked_at(folder, image_ids, metainfo=METAINFO, masks=None):
-    """A hook that has seen pictures, each with one ant, one bee and one cow."""
+    """A hook that has seen images, each with one ant, one bee and one cow."""
     runner = SimpleNamespace(
         metainfo=metainfo,
         network_model=SimpleNamespace(tasks={'det': SimpleNamespace(field='labels')}),
@@ -58,7 +58,7 @@ def test_data_without_ids_count_from_one_and_masks_get_a_file(tmp_path):
     }
 
 
-def test_pictures_of_all_ranks_stand_in_the_order_of_the_data(tmp_path, monkeypatch):
+def test_images_of_all_ranks_stand_in_the_order_of_the_data(tmp_path, monkeypatch):
     shares = [looked_at(tmp_path, ids)[0]._rows for ids in ([0, 2, 4], [1, 3])]
     monkeypatch.setattr(testing, 'all_gather_object', lambda rows: shares)
     hook, runner = looked_at(tmp_path, [])

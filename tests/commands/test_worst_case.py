@@ -1,4 +1,4 @@
-"""How large pictures can become: no draw is larger, and some draws are as large."""
+"""How large images can become: no draw is larger, and some draws are as large."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_a_worst_batch_has_the_largest_size_and_the_most_objects():
 
 
 class Listed:
-    """A data set that knows its extent: upright and lying pictures, up to 63 objects."""
+    """A data set that knows its extent: upright and lying images, up to 63 objects."""
 
     metainfo = {'classes': {'labels': ['a', 'b']}}
 
@@ -73,11 +73,11 @@ class Listed:
         return [(20, 40), (60, 30)], 63
 
 
-def test_upright_and_lying_pictures_fill_one_plane():
+def test_upright_and_lying_images_fill_one_plane():
     batch = worst_batch(Listed(), 2)
     assert batch.imgs.shape == (2, 3, 60, 40) and len(batch.targets[0].boxes) == 63
     assert batch.targets[0].semantic is None
-    assert worst_batch(Listed(), 1).imgs.shape == (1, 3, 60, 30)  # one picture is either
+    assert worst_batch(Listed(), 1).imgs.shape == (1, 3, 60, 30)  # one image is either
 
 
 def test_of_a_mixture_every_data_set_is_asked_and_has_its_own_transforms():

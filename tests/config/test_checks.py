@@ -51,7 +51,7 @@ def error_of(config_file: Path, *options: str) -> ConfigError:
         ('early_stopping=dict(patience=3)', 'early_stopping.monitor is missing', 'a word'),
         ('early_stopping=dict(monitor="sem/mIoU",patience=0)', 'early_stopping.patience is 0', 'from 1 on'),
         ('custom_hooks=None', 'custom_hooks is None', 'a list'),
-        ('sample_pictures=many', "sample_pictures is 'many'", 'from 0 on'),
+        ('sample_images=many', "sample_images is 'many'", 'from 0 on'),
         ('loggers=tensorboard', "loggers is 'tensorboard'", 'a list'),
         ('loggers=[tensorbord]', "did you mean 'tensorboard'", "one of 'tensorboard'"),
         ('train_dataloader.dataset.transforms=None', 'train_dataloader.dataset.transforms is None', 'a list'),

@@ -31,12 +31,12 @@ def shrink(transforms: list[dict], sizes: dict[str, dict]) -> None:
 
 
 def write_pair(root: Path, dataset: dict, height: int = 48, width: int = 64) -> None:
-    """Write one picture and its labels where `dataset` looks for them, and let it make small pictures."""
+    """Write one image and its labels where `dataset` looks for them, and let it make small images."""
     generator = np.random.default_rng(0)
     for folder in (root / dataset['images'], root / dataset['labels']):
         folder.mkdir(parents=True, exist_ok=True)
-    picture = generator.integers(0, 255, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(root / dataset['images'] / 'one.jpg')
+    image = generator.integers(0, 255, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(image).save(root / dataset['images'] / 'one.jpg')
     labels = generator.integers(0, 4, (height, width), dtype=np.uint8)
     Image.fromarray(labels).save(root / dataset['labels'] / 'one.png')
     small = {'RandomResize': dict(scale=(512, 128)), 'RandomCrop': dict(size=(128, 128))}
@@ -44,7 +44,7 @@ def write_pair(root: Path, dataset: dict, height: int = 48, width: int = 64) -> 
 
 
 def write_folders(root: Path, dataset: dict) -> None:
-    """Write pictures of two classes where `dataset` looks for them, and let it cut small squares."""
+    """Write images of two classes where `dataset` looks for them, and let it cut small squares."""
     for shade, synset in enumerate(['n01440764', 'n03000684']):
         folder = root / dataset['folder'] / synset
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,12 +53,12 @@ def write_folders(root: Path, dataset: dict) -> None:
 
 
 def write_coco(root: Path, dataset: dict) -> None:
-    """Write a picture with two objects where `dataset` looks for it, and let it make small pictures."""
+    """Write an image with two objects where `dataset` looks for it, and let it make small images."""
     generator = np.random.default_rng(0)
     (root / dataset['images']).mkdir(parents=True, exist_ok=True)
     (root / dataset['annotations']).parent.mkdir(parents=True, exist_ok=True)
-    picture = generator.integers(0, 255, (48, 64, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(root / dataset['images'] / 'one.jpg')
+    image = generator.integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(image).save(root / dataset['images'] / 'one.jpg')
     boxes = [[4, 6, 20, 30], [30, 10, 25, 25]]
     content = {
         'images': [{'id': 7, 'file_name': 'one.jpg', 'height': 48, 'width': 64}],
@@ -142,7 +142,7 @@ def test_config_builds_trains_and_predicts(leaf: str, tmp_path: Path) -> None:
 
 
 def check_answers(answers: dict, model: DenseModel, size: tuple[int, int]) -> None:
-    """Every task answers, in the original `size` of the picture."""
+    """Every task answers, in the original `size` of the image."""
     assert answers and set(answers) == set(model.tasks)
     for head, answer in answers.items():
         if isinstance(answer, ImageClass):

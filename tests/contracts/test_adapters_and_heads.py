@@ -138,7 +138,7 @@ def shake(network: nn.Module) -> None:
 
 
 def parts_of(outputs: Outputs, row: int, size: tuple[int, int]) -> tuple[torch.Tensor, ...]:
-    """What is said about picture `row` of `size`: its pixels, or its queries."""
+    """What is said about image `row` of `size`: its pixels, or its queries."""
     if isinstance(outputs, PixelOutputs):
         planes = functional.interpolate(outputs.logits, size=outputs.size, mode='bilinear')
         return (planes[row, :, : size[0], : size[1]],)
@@ -146,7 +146,7 @@ def parts_of(outputs: Outputs, row: int, size: tuple[int, int]) -> tuple[torch.T
 
 
 @every_pair
-def test_a_padded_batch_answers_as_the_single_pictures(vit, adapter, head):
+def test_a_padded_batch_answers_as_the_single_images(vit, adapter, head):
     network = network_of(vit, adapter, head).eval()
     shake(network)
     cell = cell_of(network)
@@ -161,7 +161,7 @@ def test_a_padded_batch_answers_as_the_single_pictures(vit, adapter, head):
         for row, (height, width) in enumerate(sizes):
             single = network(imgs[row : row + 1, :, :height, :width])['sem']
             for part, alone in zip(parts_of(batched, row, sizes[row]), parts_of(single, 0, sizes[row]), strict=True):
-                assert (part - alone).abs().max() / alone.abs().max() < 1e-3, f'picture {row} of {sizes[row]}'
+                assert (part - alone).abs().max() / alone.abs().max() < 1e-3, f'image {row} of {sizes[row]}'
 
 
 class Logits(nn.Module):

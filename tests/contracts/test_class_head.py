@@ -27,7 +27,7 @@ def vit(request) -> ViT:
 
 @pytest.mark.parametrize('pool', ['token', 'average', 'both', 'attention'])
 @pytest.mark.parametrize('adapter', ADAPTERS)
-def test_on_every_adapter_a_padded_batch_answers_as_the_single_pictures(vit, adapter, pool):
+def test_on_every_adapter_a_padded_batch_answers_as_the_single_images(vit, adapter, pool):
     vit.requires_grad_(True).zero_grad(set_to_none=True)
     head = dict(type=ClassHead, pool=pool, norm='layer', num_heads=4, init_std=1.0)
     branch = dict(adapter=ADAPTERS[adapter], head=head)

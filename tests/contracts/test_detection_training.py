@@ -1,4 +1,4 @@
-"""Detectors train on every batch: with objects, without, or unlabelled; and they can learn pictures by heart."""
+"""Detectors train on every batch: with objects, without, or unlabelled; and they can learn images by heart."""
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def test_every_parameter_has_a_finite_gradient(head, task, targets):
 
 
 def test_two_drawings_are_learned_by_heart():
-    """The small brother of configs/detection/overfit_small.py, which does it with eight pictures of COCO."""
+    """The small brother of configs/detection/overfit_small.py, which does it with eight images of COCO."""
     torch.manual_seed(1)
     data = ShapesScenes(num_images=2, split='val', size=64, num_objects=(1, 4), radius=(7, 16), occlusion=False)
     batch, classes = collate([data[0], data[1]]), data.metainfo['classes']

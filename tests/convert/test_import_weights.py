@@ -315,7 +315,7 @@ def test_lw_detr_answers_as_transformers(width, split, authors):
     assert relative_error(got.boxes, wanted.pred_boxes) < 1e-4
 
 
-RF_SIZES = {  # the pictures of our config -> windows, outputs, patch, decoder layers (public facts of rf-detr)
+RF_SIZES = {  # the images of our config -> windows, outputs, patch, decoder layers (public facts of rf-detr)
     's_coco_384': (2, [3, 6, 9, 12], 16, 2),
     's_coco_512': (2, [3, 6, 9, 12], 16, 3),
     's_coco_576': (2, [3, 6, 9, 12], 16, 4),
@@ -409,8 +409,8 @@ def test_the_tool_writes_a_model_folder_with_a_card(tmp_path, capsys):
     text = (tmp_path / 'model' / 'README.md').read_text()
     assert 'Apache-2.0' in text and 'rule of timm' in text and info['published']['files'][1]['sha256'] in text
     predictor = load(tmp_path / 'model', device='cpu', amp='off')
-    picture = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8)
-    assert predictor(picture)['sem'].labels.shape == (60, 80)
+    image = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8)
+    assert predictor(image)['sem'].labels.shape == (60, 80)
     assert predictor.metainfo['classes']['semantic'][0] == 'wall'
     with pytest.raises(CheckpointError, match='two files have'):
         main(['dinov2-linear', files[0], *files, *where])

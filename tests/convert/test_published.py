@@ -27,26 +27,26 @@ ELSEWHERE = 'n01440764'  # tench
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A random classifier of timm that knows 1000 classes, and six pictures: four lie where it would put them."""
+    """A random classifier of timm that knows 1000 classes, and six images: four lie where it would put them."""
     model = timm.create_model('vit_tiny_patch16_224', **SMALL)
     for parameter in model.parameters():
         nn.init.normal_(parameter, mean=0.01, std=0.15)
     save_file(model.state_dict(), tmp_path / 'published.safetensors')
     generator = np.random.default_rng(0)
     for number in range(6):
-        picture = Image.fromarray(generator.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize((300, 240))
-        best = int(logits_of_timm(tmp_path, [picture])[0].argmax())
+        image = Image.fromarray(generator.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize((300, 240))
+        best = int(logits_of_timm(tmp_path, [image])[0].argmax())
         synset = ImageNetInfo().index_to_label_name(best) if number < 4 else ELSEWHERE
         (tmp_path / 'val' / synset).mkdir(parents=True, exist_ok=True)
-        picture.save(tmp_path / 'val' / synset / f'{number}.png')
+        image.save(tmp_path / 'val' / synset / f'{number}.png')
     return tmp_path
 
 
-def logits_of_timm(folder: Path, pictures: list[Image.Image]) -> torch.Tensor:
+def logits_of_timm(folder: Path, images: list[Image.Image]) -> torch.Tensor:
     model = timm.create_model('vit_tiny_patch16_224', checkpoint_path=str(folder / 'published.safetensors'), **SMALL)
     transform = create_transform(**resolve_data_config(model=model))
     with torch.no_grad():
-        return model.eval()(torch.stack([transform(picture) for picture in pictures]))
+        return model.eval()(torch.stack([transform(image) for image in images]))
 
 
 def config_of(folder: Path, *options: str):
@@ -97,17 +97,17 @@ def test_the_predictor_gives_names_and_scores(folder):
     assert Image.open(folder / 'answer.jpg').size == (300, 240)
 
 
-def test_a_picture_lists_the_likeliest_classes():
+def test_a_image_lists_the_likeliest_classes():
     metainfo = {'classes': {'image_label': ['ant', 'bee', 'cat']}}
-    picture = np.zeros((400, 400, 3), np.uint8)
-    sure = draw(picture, {'cls': ImageClass(torch.tensor([0.0, 1.0, 0.0]))}, metainfo)
-    unsure = draw(picture, {'cls': ImageClass(torch.tensor([0.3, 0.6, 0.1]))}, metainfo)
+    image = np.zeros((400, 400, 3), np.uint8)
+    sure = draw(image, {'cls': ImageClass(torch.tensor([0.0, 1.0, 0.0]))}, metainfo)
+    unsure = draw(image, {'cls': ImageClass(torch.tensor([0.3, 0.6, 0.1]))}, metainfo)
     written = [int((sheet[:, 400:] > 128).any((1, 2)).sum()) for sheet in (sure, unsure)]  # rows of pixels with letters
     assert 0 < 2 * written[0] < written[1]
 
 
 @pytest.mark.slow
-def test_real_weights_on_real_pictures(shared, tmp_path):
+def test_real_weights_on_real_images(shared, tmp_path):
     cfg = load_config(CONFIG, [f'data_root={shared / "imagenette160"}', 'amp=off'], workers=0)
     path = shared / 'weights' / 'vit_tiny_patch16_224_fp16.safetensors'
     metrics = run_test(cfg, path, out=tmp_path / 'out', device='cpu')

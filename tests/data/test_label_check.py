@@ -8,7 +8,7 @@ from PIL import Image
 
 from vitdense.data.label_check import LabelsSeen
 from vitdense.data.mixture import Mixture
-from vitdense.data.segmentation import SegmentationMaps
+from vitdense.data.segmentation import SegmentationDataset
 from vitdense.errors import DataError
 
 TWO = ['ground', 'box']
@@ -25,7 +25,7 @@ def data(tmp_path):
                 path = tmp_path / folder / kind / f'{number}.png'
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(content).save(path)
-        return SegmentationMaps('i', 'm', root=tmp_path / folder, name='mine', **{'classes': TWO, **options})
+        return SegmentationDataset('i', 'm', root=tmp_path / folder, name='mine', **{'classes': TWO, **options})
 
     return make
 
@@ -108,7 +108,7 @@ def test_a_palette_that_was_numbered_anew_is_refused(tmp_path, data):
             made.check()
         assert 'colored_labels=True' in caught.value.fix
         assert data([[0, 1, 1]], folder='y').check() == 1  # no palette was given: nothing to compare with
-        colored = SegmentationMaps(
+        colored = SegmentationDataset(
             'i', 'm', root=tmp_path / 'x', classes=TWO, palette=[[255, 0, 0], [0, 0, 255]], colored_labels=True
         )
         assert colored[0].target.semantic.tolist() == [[1, 0, 0]]

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from vitdense.data.class_names import join_metainfo
 from vitdense.data.collate import collate
-from vitdense.data.files.images import UnreadablePicture
+from vitdense.data.files.images import UnreadableImage
 from vitdense.data.mixture import Mixture, MixtureSampler
 from vitdense.data.sampling import Draw, InfiniteSampler, SeededDataset, worker_init
 from vitdense.data.shapes import ShapesScenes
@@ -21,8 +21,8 @@ from vitdense.ops.mixing import ImageMixing
 from vitdense.types import Batch, Meta, Sample, Target
 
 
-class Pictures:
-    """`length` tiny pictures that know their number; those in `bad` cannot be read."""
+class ImageDataset:
+    """`length` tiny images that know their number; those in `bad` cannot be read."""
 
     def __init__(self, length: int, name: str, *, field: str = 'semantic', names=('a', 'b'), bad=(), **given) -> None:
         self.length, self.name, self.bad, self.root = length, name, set(bad), given.get('root')
@@ -33,14 +33,14 @@ class Pictures:
 
     def __getitem__(self, index: int) -> Sample:
         if index in self.bad:
-            raise UnreadablePicture(f'{index}.jpg: truncated', where=f'/data/{index}.jpg', fix='remove it')
+            raise UnreadableImage(f'{index}.jpg: truncated', where=f'/data/{index}.jpg', fix='remove it')
         return Sample(torch.full((3, 2, 2), index, dtype=torch.uint8), Target(), Meta(index, dataset=self.name))
 
 
 def three(**given) -> Mixture:
     parts = dict(maps=5, boxes=7, labels=3)
     fields = dict(maps='semantic', boxes='labels', labels='image_label')
-    return Mixture({name: Pictures(length, name, field=fields[name]) for name, length in parts.items()}, **given)
+    return Mixture({name: ImageDataset(length, name, field=fields[name]) for name, length in parts.items()}, **given)
 
 
 def scenes(**given) -> Mixture:
@@ -144,15 +144,15 @@ def test_any_number_of_workers_gives_the_same_batches(batches):
             assert (imgs == theirs).all() and metas == more
 
 
-def test_a_bad_picture_is_replaced_from_its_own_data_set(caplog):
-    mixture = Mixture(dict(a=Pictures(50, 'a'), b=Pictures(4, 'b', bad={1})))
+def test_a_bad_image_is_replaced_from_its_own_data_set(caplog):
+    mixture = Mixture(dict(a=ImageDataset(50, 'a'), b=ImageDataset(4, 'b', bad={1})))
     seeded = SeededDataset(mixture, 0, max_bad_fraction=0.5)
     found = [seeded[Draw(epoch, 51)].meta for epoch in range(20)]
     assert {meta.dataset for meta in found} == {'b'} and {meta.image_id for meta in found} == {0, 2, 3}
 
 
 def test_recipes_get_their_name_and_their_root():
-    recipe = dict(type=Pictures, length=2)
+    recipe = dict(type=ImageDataset, length=2)
     mixture = Mixture(dict(a=dict(recipe, root='x'), b=dict(recipe, name='own')), root='/data')
     assert [dataset.name for dataset in mixture.datasets.values()] == ['a', 'own']
     scene = scenes().datasets
@@ -161,7 +161,7 @@ def test_recipes_get_their_name_and_their_root():
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="classes of 'semantic' are not the same"):
-        Mixture(dict(a=Pictures(2, 'a'), b=Pictures(2, 'b', names=('a', 'c'))))
+        Mixture(dict(a=ImageDataset(2, 'a'), b=ImageDataset(2, 'b', names=('a', 'c'))))
     with pytest.raises(ConfigError, match="weight of 'mops'.*did you mean 'maps'"):
         three(weights=dict(mops=1, boxes=1, labels=1))
     for weights in (dict(maps=0, boxes=0, labels=0), dict(maps=-1, boxes=1, labels=1), dict(maps=1, boxes=1)):
@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_mixing_touches_only_rows_with_nothing_but_an_image_label():
-    """Of a mixed batch: the pictures of the labelled-maps data set keep their pixels and their truth to the bit."""
+    """Of a mixed batch: the images of the labelled-maps data set keep their pixels and their truth to the bit."""
     maps = Target(semantic=torch.zeros(4, 4, dtype=torch.uint8))
     both = Target(semantic=torch.zeros(4, 4, dtype=torch.uint8), image_label=torch.tensor(1))
     boxes = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))

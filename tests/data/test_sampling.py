@@ -12,9 +12,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from vitdense.data.collate import collate
-from vitdense.data.files.images import UnreadablePicture
+from vitdense.data.files.images import UnreadableImage
 from vitdense.data.sampling import Draw, EvaluationSampler, InfiniteSampler, SeededDataset, seeded, worker_init
-from vitdense.data.segmentation import SegmentationMaps
+from vitdense.data.segmentation import SegmentationDataset
 from vitdense.data.shapes import ShapesScenes
 from vitdense.data.transforms.common import PhotometricDistortion, RandomCrop, RandomFlip, RandomResize
 from vitdense.errors import ConfigError, DataError, VitDenseError
@@ -115,12 +115,12 @@ def test_samplers_refuse_what_cannot_be():
             build()
 
 
-class Pictures:
+class ImageDataset:
     """Six tiny samples, some of which cannot be read."""
 
     metainfo = {'classes': {}}
 
-    def __init__(self, bad: set[int], *, length: int = 6, error: type[VitDenseError] = UnreadablePicture) -> None:
+    def __init__(self, bad: set[int], *, length: int = 6, error: type[VitDenseError] = UnreadableImage) -> None:
         self.bad, self.length, self.error = bad, length, error
 
     def __len__(self) -> int:
@@ -132,9 +132,9 @@ class Pictures:
         return Sample(torch.full((3, 2, 2), index, dtype=torch.uint8), Target(), Meta(index))
 
 
-def test_a_bad_picture_is_replaced_by_the_seed_and_logged_once(caplog):
+def test_a_bad_image_is_replaced_by_the_seed_and_logged_once(caplog):
     def indices(workers: int) -> list[int]:
-        dataset = SeededDataset(Pictures({3}), 0)
+        dataset = SeededDataset(ImageDataset({3}), 0)
         loader = DataLoader(
             dataset, sampler=InfiniteSampler(6, seed=0), num_workers=workers, collate_fn=collate, batch_size=6
         )
@@ -150,23 +150,23 @@ def test_a_bad_picture_is_replaced_by_the_seed_and_logged_once(caplog):
 
 
 def test_evaluation_never_skips():
-    with pytest.raises(UnreadablePicture):
-        SeededDataset(Pictures({3}), tolerate=False)[Draw(0, 3)]
+    with pytest.raises(UnreadableImage):
+        SeededDataset(ImageDataset({3}), tolerate=False)[Draw(0, 3)]
 
 
 def test_wrong_labels_always_stop_the_run():
     with pytest.raises(DataError) as caught:
-        SeededDataset(Pictures({3}, error=DataError))[Draw(0, 3)]
-    assert not isinstance(caught.value, UnreadablePicture)
+        SeededDataset(ImageDataset({3}, error=DataError))[Draw(0, 3)]
+    assert not isinstance(caught.value, UnreadableImage)
 
 
-def test_too_many_bad_pictures_stop_the_run():
-    dataset = SeededDataset(Pictures({0, 1, 2}, length=200))
+def test_too_many_bad_images_stop_the_run():
+    dataset = SeededDataset(ImageDataset({0, 1, 2}, length=200))
     assert dataset[Draw(0, 0)] and dataset[Draw(0, 1)]  # 1 % of 200
-    with pytest.raises(DataError, match='3 of 200 pictures are unreadable'):
+    with pytest.raises(DataError, match='3 of 200 images are unreadable'):
         dataset[Draw(0, 2)]
-    with pytest.raises(DataError, match='20 unreadable pictures in a row'):
-        SeededDataset(Pictures(set(range(50)), length=50), max_bad_fraction=1.0)[Draw(0, 0)]
+    with pytest.raises(DataError, match='20 unreadable images in a row'):
+        SeededDataset(ImageDataset(set(range(50)), length=50), max_bad_fraction=1.0)[Draw(0, 0)]
 
 
 def test_a_truncated_file_of_a_real_folder(tmp_path):
@@ -176,16 +176,16 @@ def test_a_truncated_file_of_a_real_folder(tmp_path):
             Image.fromarray(array).save(tmp_path / folder / f'{index}.png')
     bad = tmp_path / 'images/1.png'
     bad.write_bytes(bad.read_bytes()[:40])
-    dataset = SegmentationMaps(tmp_path / 'images', tmp_path / 'labels', classes=['a'])
+    dataset = SegmentationDataset(tmp_path / 'images', tmp_path / 'labels', classes=['a'])
     assert SeededDataset(dataset)[Draw(0, 1)].meta.image_id != '1'
-    with pytest.raises(UnreadablePicture, match='1.png'):
+    with pytest.raises(UnreadableImage, match='1.png'):
         SeededDataset(dataset, tolerate=False)[Draw(0, 1)]
 
 
 def test_errors_keep_their_kind_between_processes():
-    error = UnreadablePicture('a.jpg: truncated', where='/data/a.jpg', why='short', fix='remove it')
+    error = UnreadableImage('a.jpg: truncated', where='/data/a.jpg', why='short', fix='remove it')
     back = pickle.loads(pickle.dumps(error))
-    assert type(back) is UnreadablePicture and str(back) == str(error)
+    assert type(back) is UnreadableImage and str(back) == str(error)
 
 
 def test_collate_pads_right_and_bottom():

@@ -1,4 +1,4 @@
-"""Folders of pictures and labels: every layout loads, every mistake is named."""
+"""Folders of images and labels: every layout loads, every mistake is named."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 from vitdense.data.class_names import distinct_colors, read_classes, read_palette
 from vitdense.data.collate import collate
 from vitdense.data.known_class_names import NAMES, voc_colors
-from vitdense.data.segmentation import SegmentationMaps
+from vitdense.data.segmentation import SegmentationDataset
 from vitdense.data.transforms.common import RandomCrop, ResizeShortSide
 from vitdense.errors import ConfigError, DataError
 from vitdense.types import IGNORE
@@ -22,15 +22,15 @@ from vitdense.types import IGNORE
 
 @pytest.fixture
 def folders(tmp_path):
-    """Write pictures and labels {name: array}; return the two folders."""
+    """Write images and labels {name: array}; return the two folders."""
 
     def write(labels: dict[str, np.ndarray], *, image_ending='.jpg', label_ending='.png', palette=None):
         for name, array in labels.items():
-            picture = tmp_path / 'images' / (name + image_ending)
+            image = tmp_path / 'images' / (name + image_ending)
             label = tmp_path / 'labels' / (name + label_ending)
-            for path in (picture, label):
+            for path in (image, label):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((*array.shape[:2], 3), 90, np.uint8)).save(picture)
+            Image.fromarray(np.full((*array.shape[:2], 3), 90, np.uint8)).save(image)
             stored = Image.fromarray(array)
             if palette:
                 stored.putpalette(palette)
@@ -51,7 +51,7 @@ def semantic(dataset, index=0) -> torch.Tensor:
 def test_ade20k_loads_and_zero_is_ignored(shared):
     tree = shared / 'ade20k_sample'
     where = 'ADEChallengeData2016/{}/validation'
-    dataset = SegmentationMaps(
+    dataset = SegmentationDataset(
         tree / where.format('images'),
         tree / where.format('annotations'),
         classes=tree / 'objectInfo150.csv',
@@ -69,7 +69,7 @@ def test_ade20k_loads_and_zero_is_ignored(shared):
 
 def test_camvid_loads_with_eleven_ignored(shared):
     tree = shared / 'camvid'
-    dataset = SegmentationMaps(
+    dataset = SegmentationDataset(
         tree / 'images/validation', tree / 'annotations/validation', classes=tree / 'classes.txt', ignore=11
     )
     assert len(dataset) == 101 and dataset.check(limit=5) == 5
@@ -82,9 +82,9 @@ def test_camvid_loads_with_eleven_ignored(shared):
 def test_coco_ids_with_gaps_become_a_vocabulary(shared, tmp_path):
     tree = shared / 'coco_mini480'
     labels = sorted((tree / 'semantic/val2017').glob('*.png'))
-    split = tmp_path / 'labelled.txt'  # not every picture of this tree has labels
+    split = tmp_path / 'labelled.txt'  # not every image of this tree has labels
     split.write_text('\n'.join(path.stem for path in labels))
-    dataset = SegmentationMaps(
+    dataset = SegmentationDataset(
         tree / 'val2017', labels[0].parent, classes=tree / 'semantic_classes.yaml', ignore=0, split=split
     )
     names = dataset.metainfo['classes']['semantic']
@@ -99,55 +99,55 @@ def test_cityscapes_names_match_by_their_endings(folders, tmp_path):
     endings = {'image_ending': '_leftImg8bit.png', 'label_ending': '_gtFine_labelTrainIds.png'}
     images, labels = folders(names, **endings)
     classes = [f'class {index}' for index in range(19)]
-    found = SegmentationMaps(images, labels, classes=classes)  # by itself
+    found = SegmentationDataset(images, labels, classes=classes)  # by itself
     assert [found[index].meta.image_id for index in range(2)] == list(names)
     Image.new('L', (12, 8), 33).save(labels / 'aachen/aachen_000000_000019_gtFine_labelIds.png')
     suffixes = {'image_suffix': endings['image_ending'], 'label_suffix': endings['label_ending']}
-    dataset = SegmentationMaps(images, labels, classes=classes, **suffixes)
+    dataset = SegmentationDataset(images, labels, classes=classes, **suffixes)
     assert semantic(dataset).unique().tolist() == [0, 18, 255]
     with pytest.raises(DataError, match='have no label'):
-        SegmentationMaps(images, labels, classes=classes)  # two label files per picture: the ending must be given
+        SegmentationDataset(images, labels, classes=classes)  # two label files per image: the ending must be given
 
 
 def test_cityscapes_label_ids_through_a_table(folders):
     images, labels = folders({'a': labels_of(7, 8, 11, 0)})
     table = {0: 255, 7: 0, 8: 1, 11: None}
-    dataset = SegmentationMaps(images, labels, classes=['road', 'sidewalk'], label_map=table)
+    dataset = SegmentationDataset(images, labels, classes=['road', 'sidewalk'], label_map=table)
     assert semantic(dataset)[0, :4].tolist() == [0, 1, 255, 255]
 
 
 def test_voc_palette_gives_indices(folders):
     colors = [channel for index in range(256) for channel in (index * 67 % 256, index * 31 % 256, index)]
     images, labels = folders({'2007_000032': labels_of(0, 1, 15, 255)}, palette=colors)
-    dataset = SegmentationMaps(images, labels, classes=[f'{index}' for index in range(21)])
+    dataset = SegmentationDataset(images, labels, classes=[f'{index}' for index in range(21)])
     assert semantic(dataset)[0, :4].tolist() == [0, 1, 15, 255]
 
 
 def test_coloured_labels_through_the_palette(folders):
     palette = [[128, 128, 128], [128, 0, 0], [192, 192, 128]]
-    picture = np.resize(np.array([*palette, [0, 0, 0]], np.uint8), (8, 12, 3))
-    images, labels = folders({'a': picture})
+    image = np.resize(np.array([*palette, [0, 0, 0]], np.uint8), (8, 12, 3))
+    images, labels = folders({'a': image})
     options = {'classes': ['sky', 'building', 'pole'], 'palette': palette, 'colored_labels': True}
-    dataset = SegmentationMaps(images, labels, ignore=[[0, 0, 0]], **options)
+    dataset = SegmentationDataset(images, labels, ignore=[[0, 0, 0]], **options)
     assert semantic(dataset)[0, :4].tolist() == [0, 1, 2, 255]
-    merged = SegmentationMaps(
+    merged = SegmentationDataset(
         images, labels, ignore=[[0, 0, 0]], **options, label_map={(128, 128, 128): 0, '128 0 0': 1, (192, 192, 128): 1}
     )
     assert semantic(merged)[0, :4].tolist() == [0, 1, 1, 255]
     with pytest.raises(DataError, match=r'\(0, 0, 0\)'):
-        SegmentationMaps(images, labels, **options)[0]
+        SegmentationDataset(images, labels, **options)[0]
 
 
 def test_wide_labels_and_classes_by_number(folders):
     images, labels = folders({'a': np.resize(np.array([0, 1000, 26001], np.uint16), (8, 12))})
-    dataset = SegmentationMaps(images, labels, classes={0: 'void', 1000: 'a', 26001: 'b'}, ignore=0)
+    dataset = SegmentationDataset(images, labels, classes={0: 'void', 1000: 'a', 26001: 'b'}, ignore=0)
     assert dataset.metainfo['classes']['semantic'] == ['a', 'b']
     assert semantic(dataset)[0, :3].tolist() == [255, 0, 1]
 
 
 def test_labels_out_of_range_name_file_and_values(folders):
     images, labels = folders({'mask_0041': labels_of(0, 3, 255), 'mask_0042': labels_of(7, 254, 1)})
-    dataset = SegmentationMaps(images, labels, classes=['a', 'b', 'c', 'd'])
+    dataset = SegmentationDataset(images, labels, classes=['a', 'b', 'c', 'd'])
     semantic(dataset, 0)
     with pytest.raises(DataError) as caught:
         dataset[1]
@@ -159,25 +159,25 @@ def test_labels_out_of_range_name_file_and_values(folders):
 def test_a_label_of_another_size_is_an_error(folders):
     images, labels = folders({'a': labels_of(0)})
     Image.new('L', (8, 12)).save(labels / 'a.png')  # (12, 8): the other way round
-    with pytest.raises(DataError, match=r'\(12, 8\) for a picture of \(8, 12\)') as caught:
-        SegmentationMaps(images, labels, classes=['a'])[0]
+    with pytest.raises(DataError, match=r'\(12, 8\) for an image of \(8, 12\)') as caught:
+        SegmentationDataset(images, labels, classes=['a'])[0]
     assert 'EXIF' in caught.value.why
 
 
 def test_mistakes_in_folders_are_errors_at_construction(folders, tmp_path):
-    images, labels = folders({f'picture_{index}': labels_of(0) for index in range(5)})
-    with pytest.raises(DataError, match='no folder of pictures'):
-        SegmentationMaps(tmp_path / 'nowhere', labels, classes=['a'])
+    images, labels = folders({f'image_{index}': labels_of(0) for index in range(5)})
+    with pytest.raises(DataError, match='no folder of images'):
+        SegmentationDataset(tmp_path / 'nowhere', labels, classes=['a'])
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(DataError, match='no pictures in'):
-        SegmentationMaps(tmp_path / 'empty', labels, classes=['a'])
-    (labels / 'picture_3.png').unlink()
-    with pytest.raises(DataError, match='1 of 5 pictures have no label, such as picture_3.jpg'):
-        SegmentationMaps(images, labels, classes=['a'])
-    Image.new('RGB', (12, 8)).save(images / 'picture_1.png')
-    with pytest.raises(DataError, match='picture_1.jpg and picture_1.png'):
-        SegmentationMaps(images, labels, classes=['a'])
-    SegmentationMaps(images, classes=['a'], image_suffix='.jpg')
+    with pytest.raises(DataError, match='no images in'):
+        SegmentationDataset(tmp_path / 'empty', labels, classes=['a'])
+    (labels / 'image_3.png').unlink()
+    with pytest.raises(DataError, match='1 of 5 images have no label, such as image_3.jpg'):
+        SegmentationDataset(images, labels, classes=['a'])
+    Image.new('RGB', (12, 8)).save(images / 'image_1.png')
+    with pytest.raises(DataError, match='image_1.jpg and image_1.png'):
+        SegmentationDataset(images, labels, classes=['a'])
+    SegmentationDataset(images, classes=['a'], image_suffix='.jpg')
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_mistakes_in_folders_are_errors_at_construction(folders, tmp_path):
 def test_tables_that_cannot_be_right_are_config_errors(folders, options, words):
     images, labels = folders({'a': labels_of(0)})
     with pytest.raises(ConfigError) as caught:
-        SegmentationMaps(images, labels, **{'classes': ['a', 'b'], **options})
+        SegmentationDataset(images, labels, **{'classes': ['a', 'b'], **options})
     assert words in str(caught.value) and caught.value.fix
 
 
@@ -206,7 +206,7 @@ def test_split_lists_choose_and_cannot_lead_out(folders, tmp_path):
     images, labels = folders({'x/a': labels_of(0), 'x/b': labels_of(0), 'c': labels_of(0)})
     split = tmp_path / 'train.txt'
     split.write_text('x/b\nc.jpg\n\n')
-    dataset = SegmentationMaps(images, labels, classes=['a'], split=split)
+    dataset = SegmentationDataset(images, labels, classes=['a'], split=split)
     assert [dataset[index].meta.image_id for index in range(2)] == ['x/b', 'c']
     outside = tmp_path / 'secret.jpg'
     Image.new('RGB', (4, 4)).save(outside)
@@ -214,19 +214,19 @@ def test_split_lists_choose_and_cannot_lead_out(folders, tmp_path):
     for name in ('../secret.jpg', str(outside), 'link.jpg', 'http://x/a.jpg', '..\\a', 'C:/a', 'a\0b'):
         split.write_text(name)
         with pytest.raises(DataError, match='leads out'):
-            SegmentationMaps(images, labels, classes=['a'], split=split)
+            SegmentationDataset(images, labels, classes=['a'], split=split)
     split.write_text('x/d')
     with pytest.raises(DataError, match="'x/d' is in the split but not among"):
-        SegmentationMaps(images, labels, classes=['a'], split=split)
+        SegmentationDataset(images, labels, classes=['a'], split=split)
     split.write_text('x\\a')
     with pytest.raises(DataError, match='has backslashes') as caught:
-        SegmentationMaps(images, labels, classes=['a'], split=split)
+        SegmentationDataset(images, labels, classes=['a'], split=split)
     assert caught.value.fix == "write 'x/a'"
 
 
-def test_evaluation_transforms_touch_only_the_picture(folders):
+def test_evaluation_transforms_touch_only_the_image(folders):
     images, labels = folders({'a': labels_of(0, 1)})
-    dataset = SegmentationMaps(
+    dataset = SegmentationDataset(
         images, labels, classes=['a', 'b'], transforms=[ResizeShortSide(size=16)], evaluation=True, name='mine'
     )
     sample = dataset[0]
@@ -236,7 +236,7 @@ def test_evaluation_transforms_touch_only_the_picture(folders):
 
 def test_transforms_may_be_recipes_and_keep_tv_tensors(folders):
     images, labels = folders({'a': labels_of(0, 1), 'b': labels_of(1)})
-    dataset = SegmentationMaps(
+    dataset = SegmentationDataset(
         images, labels, classes=['a', 'b'], transforms=[dict(type=RandomCrop, size=4, max_category_fraction=1.0)]
     )
     sample = dataset[0]
@@ -245,9 +245,9 @@ def test_transforms_may_be_recipes_and_keep_tv_tensors(folders):
     assert batch.imgs.shape == (2, 3, 4, 4) and type(batch.targets[0].semantic) is torch.Tensor
 
 
-def test_pictures_alone_are_a_data_set_for_prediction(folders):
+def test_images_alone_are_a_data_set_for_prediction(folders):
     images, _ = folders({'a': labels_of(0)})
-    dataset = SegmentationMaps(images)
+    dataset = SegmentationDataset(images)
     assert dataset[0].target.semantic is None and dataset.metainfo['classes'] == {} and dataset.check() == 0
 
 
@@ -255,7 +255,7 @@ def test_classes_and_palette_from_files(folders, tmp_path):
     images, labels = folders({'a': labels_of(0, 1)})
     (tmp_path / 'classes.json').write_text(json.dumps({'classes': ['road', 'car']}))
     (tmp_path / 'palette.txt').write_text('255 0 0\n0, 0, 255\n')
-    dataset = SegmentationMaps(images, labels, classes=tmp_path / 'classes.json', palette=tmp_path / 'palette.txt')
+    dataset = SegmentationDataset(images, labels, classes=tmp_path / 'classes.json', palette=tmp_path / 'palette.txt')
     assert dataset.metainfo['classes']['semantic'] == ['road', 'car']
     assert dataset.metainfo['palette']['semantic'] == [[255, 0, 0], [0, 0, 255]]
 
@@ -263,10 +263,10 @@ def test_classes_and_palette_from_files(folders, tmp_path):
 def test_paths_start_at_the_root(folders, tmp_path):
     folders({'a': labels_of(0, 1)})
     (tmp_path / 'names.txt').write_text('road\ncar\n')
-    dataset = SegmentationMaps('images', 'labels', root=tmp_path, classes='names.txt')
+    dataset = SegmentationDataset('images', 'labels', root=tmp_path, classes='names.txt')
     assert dataset.metainfo['classes']['semantic'] == ['road', 'car'] and len(dataset) == 1
     with pytest.raises(ConfigError, match="did you mean 'ade20k'"):
-        SegmentationMaps('images', 'labels', root=tmp_path, classes='ade20')
+        SegmentationDataset('images', 'labels', root=tmp_path, classes='ade20')
 
 
 def test_well_known_names_and_colours(shared):
@@ -295,7 +295,7 @@ def test_user_data_is_read_only(folders, tmp_path):
         return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     before = fingerprints()
-    dataset = SegmentationMaps(images, labels, classes=['a', 'b'])
+    dataset = SegmentationDataset(images, labels, classes=['a', 'b'])
     dataset.check(), [dataset[index] for index in range(2)]
     assert fingerprints() == before
 
@@ -320,17 +320,17 @@ def test_the_table_of_the_documentation_holds(folders):
         {'classes': ['a', 'b', 'c'], 'label_map': {7: 0, 8: 1, 11: 2, 0: 255}},
         {'classes': {7: 'a', 8: 'b', 11: 'c'}, 'ignore': [0]},
     ):
-        assert semantic(SegmentationMaps(images, labels, **options))[0, :4].tolist() == [0, 1, 2, 255]
+        assert semantic(SegmentationDataset(images, labels, **options))[0, :4].tolist() == [0, 1, 2, 255]
 
 
-def test_pictures_and_labels_may_share_a_folder(tmp_path):
+def test_images_and_labels_may_share_a_folder(tmp_path):
     for name in ('a', 'b'):
         Image.new('RGB', (4, 3)).save(tmp_path / f'{name}.jpg')
         Image.new('L', (4, 3)).save(tmp_path / f'{name}.png')
     suffixes = {'image_suffix': '.jpg', 'label_suffix': '.png'}
-    assert len(SegmentationMaps(tmp_path, tmp_path, classes=['a'], **suffixes)) == 2
+    assert len(SegmentationDataset(tmp_path, tmp_path, classes=['a'], **suffixes)) == 2
     with pytest.raises(DataError, match='image_suffix') as caught:
-        SegmentationMaps(tmp_path, tmp_path, classes=['a'])
+        SegmentationDataset(tmp_path, tmp_path, classes=['a'])
     assert 'a.jpg and a.png' in caught.value.message
 
 

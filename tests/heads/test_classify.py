@@ -47,7 +47,7 @@ def test_both_is_all_class_tokens_and_the_mean_of_the_last_map():
     torch.testing.assert_close(head_of('both').embed(features), expected)
 
 
-def test_average_counts_only_the_cells_of_the_picture():
+def test_average_counts_only_the_cells_of_the_image():
     valid = torch.zeros(3, 32, 64, dtype=torch.bool)
     valid[0], valid[1, :16, :33], valid[2, :32, :16] = True, True, True  # 2 x 4, 1 x 3 and 2 x 1 cells
     features = features_of(valid=valid, layers=1)
@@ -77,10 +77,10 @@ def test_norms_stand_before_the_linear_layer():
     torch.testing.assert_close(batch(features).logits, batch.classifier(seen))
 
 
-def test_a_single_picture_cannot_train_batch_normalisation():
+def test_a_single_image_cannot_train_batch_normalisation():
     features = features_of()
     features = features._replace(cls=tuple(x[:1] for x in features.cls))
-    with pytest.raises(ConfigError, match='at least 2 pictures'):
+    with pytest.raises(ConfigError, match='at least 2 images'):
         head_of('token', norm='batch').train()(features)
 
 

@@ -1,4 +1,4 @@
-"""Heads learn four tiny pictures by heart; recipes R1, R2, R8c and R4 are expressible; auxiliary logits; errors."""
+"""Heads learn four tiny images by heart; recipes R1, R2, R8c and R4 are expressible; auxiliary logits; errors."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def pyramid(batch: int, channels: int, grid: int) -> Features:
     ],
     ids=['linear-batch', 'linear-layer', 'upernet', 'upernet-layer'],
 )
-def test_a_head_learns_four_pictures_by_heart(head):
+def test_a_head_learns_four_images_by_heart(head):
     head, features = head(), pyramid(4, 256, 8)
     target = torch.randint(0, 3, (4, 8, 8))
     optimizer = torch.optim.AdamW(head.parameters(), lr=0.02)
@@ -88,7 +88,7 @@ def test_auxiliary_logits_come_in_training_only_from_the_chosen_map():
     assert [tuple(aux.shape) for aux in lone(Features(maps=features.maps[:1], size=(64, 64))).aux] == [(2, 5, 16, 16)]
 
 
-def test_one_cell_of_one_picture_is_an_error_of_every_batch_norm():
+def test_one_cell_of_one_image_is_an_error_of_every_batch_norm():
     head, one = LinearHead((8,), (16,), 5), Features(maps=(torch.randn(1, 8, 1, 1),), size=(16, 16))
     with pytest.raises(ConfigError, match='one value per channel'):
         head(one)
@@ -96,7 +96,7 @@ def test_one_cell_of_one_picture_is_an_error_of_every_batch_norm():
     assert head.train()(Features(maps=(torch.randn(2, 8, 1, 1),), size=(16, 16))).logits.shape == (2, 5, 1, 1)
 
 
-def test_one_picture_pooled_to_one_cell_is_an_error_with_a_cure():
+def test_one_image_pooled_to_one_cell_is_an_error_with_a_cure():
     head = UPerNetHead((8,) * 4, (4, 8, 16, 32), 5, channels=8)
     with pytest.raises(ConfigError, match='one value per channel') as caught:
         head(pyramid(1, 8, 16))
@@ -110,10 +110,10 @@ def test_batch_norms_can_be_made_synchronous():
 
 
 @pytest.mark.parametrize('kind', [UPerNetHead, DPTHead])
-def test_with_layer_norm_no_picture_changes_the_answer_of_another(kind):
+def test_with_layer_norm_no_image_changes_the_answer_of_another(kind):
     head, features = kind((8,) * 4, (4, 8, 16, 32), 3, channels=8, dropout=0.0, norm='layer'), pyramid(2, 8, 8)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in head.modules())
-    alone = head(features._replace(maps=tuple(x[:1] for x in features.maps)))  # in training, one picture
+    alone = head(features._replace(maps=tuple(x[:1] for x in features.maps)))  # in training, one image
     both = head(features)
     torch.testing.assert_close(both.logits[:1], alone.logits, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(both.aux[0][:1], alone.aux[0], atol=1e-5, rtol=1e-4)

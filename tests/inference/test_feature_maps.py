@@ -1,4 +1,4 @@
-"""Pictures of features: components that can be checked by hand, and sheets from the command line."""
+"""Images of features: components that can be checked by hand, and sheets from the command line."""
 
 import importlib.util
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image
 from vitdense.backbones.vit import ViT
 from vitdense.commands.parser import run
 from vitdense.errors import ConfigError
-from vitdense.inference.feature_maps import FeaturePictures
+from vitdense.inference.feature_maps import FeatureImages
 from vitdense.visualize import heat_map, principal_colors
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'visualize_features.py'
@@ -35,7 +35,7 @@ def test_the_foreground_is_what_does_not_reach_the_border():
         assert np.array_equal(colors.front.any(-1), inside)
 
 
-def test_colours_mean_the_same_in_all_pictures():
+def test_colours_mean_the_same_in_all_images():
     maps = [blob(10, 14, at=(3, 4)), blob(9, 9, at=(2, 2))]
     first, second = principal_colors([one for one, _ in maps])
     halves = []
@@ -56,10 +56,10 @@ def test_maps_of_single_cells_have_colours(grids):
 def test_heat_is_brightest_where_attention_is():
     values = torch.zeros(4, 6)
     values[1, 2] = 1.0
-    picture = np.full((40, 60, 3), 90, np.uint8)
-    drawn = heat_map(values, picture, overlay=False)
+    image = np.full((40, 60, 3), 90, np.uint8)
+    drawn = heat_map(values, image, overlay=False)
     assert drawn.shape == (40, 60, 3) and drawn[15, 25].sum() > 600 and drawn[35, 5].sum() < 30
-    assert heat_map(values, picture)[15, 25].sum() > heat_map(values, picture)[35, 5].sum() > 0
+    assert heat_map(values, image)[15, 25].sum() > heat_map(values, image)[35, 5].sum() > 0
 
 
 def tiny(name: str = 'vit_tiny_patch16_224', **arguments) -> ViT:
@@ -67,8 +67,8 @@ def tiny(name: str = 'vit_tiny_patch16_224', **arguments) -> ViT:
 
 
 @pytest.mark.parametrize('size', [(50, 200), (120, 64), (7, 9)])
-def test_pictures_of_any_proportion(size):
-    maker = FeaturePictures(tiny(), size=64)
+def test_images_of_any_proportion(size):
+    maker = FeatureImages(tiny(), size=64)
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
     components = maker.components([image, image.flip(-1)], layers=[0, -1])
     assert len(components) == 2 and all(sheet.dtype == np.uint8 and sheet.ndim == 3 for sheet in components)
@@ -77,13 +77,13 @@ def test_pictures_of_any_proportion(size):
 
 
 def test_attention_of_a_patch_is_that_of_its_own_row(monkeypatch):
-    """Pixel (x, y) of a 30 x 60 picture, seen as 4 x 8 cells, lies in row y * 4 // 30 and column x * 8 // 60."""
+    """Pixel (x, y) of a 30 x 60 image, seen as 4 x 8 cells, lies in row y * 4 // 30 and column x * 8 // 60."""
     asked = []
     import vitdense.inference.feature_maps as features
 
     original = features.attention_rows
     monkeypatch.setattr(features, 'attention_rows', lambda *words: asked.append(words[3]) or original(*words))
-    FeaturePictures(tiny(), size=64).attention(torch.zeros(3, 30, 60, dtype=torch.uint8), query=(59, 16))
+    FeatureImages(tiny(), size=64).attention(torch.zeros(3, 30, 60, dtype=torch.uint8), query=(59, 16))
     assert asked == [[1 + 2 * 8 + 7]]
 
 
@@ -92,21 +92,21 @@ def test_blocks_run_once_up_to_the_last_layer_asked_for():
     runs = []
     for number, block in enumerate(vit.model.blocks):
         block.register_forward_hook(lambda *_, number=number: runs.append(number))
-    FeaturePictures(vit, size=64).attention(torch.zeros(3, 64, 64, dtype=torch.uint8), layers=[1, 0, -2])
+    FeatureImages(vit, size=64).attention(torch.zeros(3, 64, 64, dtype=torch.uint8), layers=[1, 0, -2])
     assert runs == [0, 1]
 
 
 def test_what_cannot_be_shown_is_refused():
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
-    maker = FeaturePictures(tiny(), size=64)
+    maker = FeatureImages(tiny(), size=64)
     with pytest.raises(ConfigError, match='layer 3'):
         maker.components([image], layers=[3])
     with pytest.raises(ConfigError, match='outside'):
         maker.attention(image, query=(64, 0))
     with pytest.raises(ConfigError, match='no class token'):
-        FeaturePictures(tiny('vit_base_patch16_siglip_224'), size=64).attention(image)
+        FeatureImages(tiny('vit_base_patch16_siglip_224'), size=64).attention(image)
     with pytest.raises(ConfigError, match='less than a patch'):
-        FeaturePictures(tiny(), size=8)
+        FeatureImages(tiny(), size=8)
 
 
 @pytest.fixture
@@ -126,13 +126,13 @@ def tool(tmp_path, capsys):
 
 def test_the_tool_on_real_weights(tool, tmp_path, shared):
     weights = shared / 'weights' / 'vit_tiny_patch16_224_fp16.safetensors'
-    pictures = sorted((shared / 'camvid' / 'images' / 'validation').glob('*.jpg'))[:2]
+    images = sorted((shared / 'camvid' / 'images' / 'validation').glob('*.jpg'))[:2]
     name = ('--name', 'vit_tiny_patch16_224', '--weights', weights, '--size', '96')
-    assert tool(*pictures, *name)[0] == 0
-    sheets = [tmp_path / 'out' / f'{path.stem}_pca.png' for path in pictures]
+    assert tool(*images, *name)[0] == 0
+    sheets = [tmp_path / 'out' / f'{path.stem}_pca.png' for path in images]
     assert all(Image.open(sheet).size[0] > 300 for sheet in sheets)
-    assert tool(pictures[0], *name, '--kind', 'attention', '--layers', '5', '-1', '--query', '100,50')[0] == 0
-    assert (tmp_path / 'out' / f'{pictures[0].stem}_attention.png').is_file()
+    assert tool(images[0], *name, '--kind', 'attention', '--layers', '5', '-1', '--query', '100,50')[0] == 0
+    assert (tmp_path / 'out' / f'{images[0].stem}_attention.png').is_file()
 
 
 def test_wrong_words_are_errors(tool, tmp_path):
@@ -142,7 +142,7 @@ def test_wrong_words_are_errors(tool, tmp_path):
         ((tmp_path / 'a.png',), '--model DIR'),
         ((tmp_path / 'a.png', '--weights', 'x.safetensors'), '--name N'),
         ((tmp_path / 'a.png', '--name', 'vit_tiny_patch16_224', '--query', '1,2'), '--kind attention'),
-        ((tmp_path / 'a.mp4', '--name', 'vit_tiny_patch16_224'), 'no picture'),
+        ((tmp_path / 'a.mp4', '--name', 'vit_tiny_patch16_224'), 'no image'),
     ):
         code, printed = tool(*words)
         assert code == 2 and hint in printed.err

@@ -22,12 +22,12 @@ def test_files_folders_patterns_and_cameras(tmp_path):
     touch(tmp_path, 'b.jpg', 'a.PNG', 'sub/c.webp', 'sub/d.mp4', 'notes.txt', 'strange.xyz')
     found = find_inputs([str(tmp_path), '0', str(tmp_path / '*.jpg'), str(tmp_path / 'strange.xyz')])
     assert [(item.kind, item.name, str(item.relative)) for item in found] == [
-        ('picture', 'a.PNG', 'a.PNG'),
-        ('picture', 'b.jpg', 'b.jpg'),  # once, although the pattern names it too
-        ('picture', 'c.webp', 'sub/c.webp'),
+        ('image', 'a.PNG', 'a.PNG'),
+        ('image', 'b.jpg', 'b.jpg'),  # once, although the pattern names it too
+        ('image', 'c.webp', 'sub/c.webp'),
         ('video', 'd.mp4', 'sub/d.mp4'),
         ('camera', 'camera 0', '.'),
-        ('picture', 'strange.xyz', 'strange.xyz'),  # the user says so
+        ('image', 'strange.xyz', 'strange.xyz'),  # the user says so
     ]
 
 
@@ -53,14 +53,14 @@ def test_other_suffixes_are_told_by_content_and_the_rest_is_counted(tmp_path, ca
     (tmp_path / 'broken.jpg').symlink_to(tmp_path / 'gone.jpg')
     os.mkfifo(tmp_path / 'pipe.mp4')
     kinds = {item.name: item.kind for item in find_inputs([str(tmp_path)])}
-    assert kinds == {'a.jfif': 'picture', 'b.3gp': 'video', 'c.bin': 'video', 'd': 'video', 'e': 'picture'}
+    assert kinds == {'a.jfif': 'image', 'b.3gp': 'video', 'c.bin': 'video', 'd': 'video', 'e': 'image'}
     assert 'left out, neither image nor video: 4 files, broken.jpg, notes.txt, pipe.mp4, ' in caplog.text
 
 
 def test_the_content_of_a_named_file_counts_more_than_its_suffix(tmp_path):
     save(tmp_path, 'a.mp4>a.jpg', 'b.png>b.mp4')
     named = find_inputs([str(tmp_path / 'a.jpg'), str(tmp_path / 'b.mp4')])
-    assert [item.kind for item in named] == ['video', 'picture']
+    assert [item.kind for item in named] == ['video', 'image']
 
 
 def test_links_to_folders_are_followed_once(tmp_path):
@@ -76,16 +76,16 @@ def test_a_word_that_names_nothing_does_not_end_the_others(tmp_path):
     os.mkfifo(tmp_path / 'pipe.png')
     words = [str(tmp_path / name) for name in ('missing.jpg', 'a.png', 'pipe.png')]
     missing, image, pipe = find_inputs([*words])
-    assert (missing.kind, image.kind, pipe.kind) == ('unusable', 'picture', 'unusable')
+    assert (missing.kind, image.kind, pipe.kind) == ('unusable', 'image', 'unusable')
     assert 'no such file' in missing.error.why and 'no regular file' in pipe.error.why
-    with pytest.raises(ConfigError, match='names no picture'):
+    with pytest.raises(ConfigError, match='names no image'):
         find_inputs([words[2]])
 
 
 def test_a_file_whose_name_is_a_number_is_a_file(tmp_path, monkeypatch):
     touch(tmp_path, '0')
     monkeypatch.chdir(tmp_path)
-    assert [item.kind for item in find_inputs(['0', '1'])] == ['picture', 'camera']
+    assert [item.kind for item in find_inputs(['0', '1'])] == ['image', 'camera']
 
 
 def test_a_name_with_brackets_is_a_file_first(tmp_path):
@@ -97,7 +97,7 @@ def test_a_name_with_brackets_is_a_file_first(tmp_path):
 def test_nothing_found_is_a_config_error(tmp_path, monkeypatch, word):
     touch(tmp_path, 'empty/notes.txt')
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match='names no picture') as caught:
+    with pytest.raises(ConfigError, match='names no image') as caught:
         find_inputs([word])
     assert caught.value.where == word
 

@@ -1,4 +1,4 @@
-"""The predictor: any kind of picture in, a typed result of the picture's own size out."""
+"""The predictor: any kind of image in, a typed result of the image's own size out."""
 
 import io
 import json
@@ -45,13 +45,13 @@ def predictor() -> Predictor:
     return Predictor(tiny_model(), device='cpu', amp='off')
 
 
-def picture(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
+def image(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
     small = np.random.default_rng(seed).integers(0, 255, (5, 7, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def test_every_kind_of_picture_gives_the_same_answer(predictor, tmp_path):
-    array = picture()
+def test_every_kind_of_image_gives_the_same_answer(predictor, tmp_path):
+    array = image()
     Image.fromarray(array).save(tmp_path / 'a.png')
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
     kinds = [array, tensor, Image.fromarray(array), tmp_path / 'a.png', str(tmp_path / 'a.png')]
@@ -66,7 +66,7 @@ def test_every_kind_of_picture_gives_the_same_answer(predictor, tmp_path):
 
 
 def test_the_answer_is_that_of_the_parts(predictor):
-    array = picture(40, 56)
+    array = image(40, 56)
     img = torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / 255
     mean, std = (
         torch.tensor(value).view(1, 3, 1, 1) for value in (predictor.model.network.mean, predictor.model.network.std)
@@ -78,7 +78,7 @@ def test_the_answer_is_that_of_the_parts(predictor):
 
 
 def test_exif_is_honoured(predictor):
-    array = picture()
+    array = image()
     turned = Image.fromarray(np.ascontiguousarray(np.rot90(array)))  # as a camera held upright stores it
     exif = turned.getexif()
     exif[0x0112] = 6
@@ -88,19 +88,19 @@ def test_exif_is_honoured(predictor):
 
 
 def test_grey_and_alpha_are_understood():
-    grey = picture()[..., 0]
+    grey = image()[..., 0]
     expected = torch.from_numpy(np.repeat(grey[None], 3, axis=0))
     assert torch.equal(as_tensor(grey), expected)
     assert torch.equal(as_tensor(grey[..., None]), expected)
-    alpha = np.concatenate([picture(), picture()[..., :1]], axis=2)
-    assert torch.equal(as_tensor(alpha), as_tensor(picture()))
+    alpha = np.concatenate([image(), image()[..., :1]], axis=2)
+    assert torch.equal(as_tensor(alpha), as_tensor(image()))
 
 
 @pytest.mark.parametrize(
     'image',
     [
-        picture().astype(np.float32) / 255,
-        picture().transpose(2, 0, 1),
+        image().astype(np.float32) / 255,
+        image().transpose(2, 0, 1),
         np.zeros((0, 4, 3), np.uint8),
         torch.zeros(3, 4, 4),
         torch.zeros(4, 4, 3, dtype=torch.uint8),
@@ -108,21 +108,21 @@ def test_grey_and_alpha_are_understood():
     ],
     ids=['float', 'channels first', 'empty', 'float tensor', 'tensor channels last', 'dict'],
 )
-def test_what_is_no_picture_is_a_data_error(predictor, image):
-    with pytest.raises(DataError, match='is not a picture') as caught:
+def test_what_is_no_image_is_a_data_error(predictor, image):
+    with pytest.raises(DataError, match='is not an image') as caught:
         predictor(image)
     assert caught.value.fix
 
 
 @pytest.mark.faults
 def test_a_broken_file_is_named(predictor, tmp_path):
-    (tmp_path / 'bad.jpg').write_bytes(b'no picture')
+    (tmp_path / 'bad.jpg').write_bytes(b'no image')
     with pytest.raises(DataError, match='bad.jpg'):
         predictor(tmp_path / 'bad.jpg')
 
 
 def test_a_list_is_batched_by_size_and_keeps_its_order(predictor):
-    arrays = [picture(40, 56, 0), picture(48, 48, 1), picture(40, 56, 2), picture(40, 56, 3)]
+    arrays = [image(40, 56, 0), image(48, 48, 1), image(40, 56, 2), image(40, 56, 3)]
     sizes = []
     handle = predictor.model.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     results = predictor(arrays)
@@ -144,12 +144,12 @@ def test_transforms_change_what_the_network_sees_not_the_answers_size():
     predictor = Predictor(tiny_model(), transforms=[dict(type=ResizeShortSide, size=64)], device='cpu', amp='off')
     seen = []
     predictor.model.network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
-    assert predictor(picture(32, 48))['sem'].labels.shape == (32, 48)
+    assert predictor(image(32, 48))['sem'].labels.shape == (32, 48)
     assert seen == [(1, 3, 64, 96)]
 
 
 def test_the_result_draws_saves_and_tells(predictor, tmp_path):
-    result = predictor(picture())
+    result = predictor(image())
     path = result.save(tmp_path / 'new' / 'overlay.png')
     assert np.array_equal(np.asarray(Image.open(path)), result.draw())
     shares = result.summary()['sem']
@@ -167,7 +167,7 @@ def test_summaries_of_the_other_kinds():
         'cls': ImageClass(torch.tensor([0.25, 0.75])),
         'det': Instances(torch.zeros(3, 4), torch.ones(3), torch.tensor([1, 1, 0])),
     }
-    result = Result(picture(), predictions, meta)
+    result = Result(image(), predictions, meta)
     assert result.summary() == {'cls': {'dog': 0.75, 'cat': 0.25}, 'det': {'bus': 2, 'car': 1}}
     assert str(result) == 'cls: dog 75 %, cat 25 %; det: bus 2, car 1'
 
@@ -175,7 +175,7 @@ def test_summaries_of_the_other_kinds():
 def test_objects_of_low_score_are_neither_counted_nor_listed():
     boxes, scores = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]), torch.tensor([0.9, 0.2])
     found = {'det': Instances(boxes, scores, torch.tensor([1, 0]))}
-    result = Result(picture(), found, {'classes': {'labels': ['car', 'bus']}})
+    result = Result(image(), found, {'classes': {'labels': ['car', 'bus']}})
     assert result.summary() == {'det': {'bus': 1}} and result.summary(min_score=0.1) == {'det': {'bus': 1, 'car': 1}}
     (bus,) = result.objects()['det']
     assert bus == {'name': 'bus', 'class_id': 1, 'score': pytest.approx(0.9), 'box': [1, 2, 3, 4]}
@@ -185,7 +185,7 @@ def test_objects_of_low_score_are_neither_counted_nor_listed():
 def test_objects_have_the_ids_of_the_annotation_file_where_the_model_knows_them():
     found = {'det': Instances(torch.zeros(3, 4), torch.ones(3), torch.tensor([1, 0, 2]))}
     names = {'classes': {'labels': ['car', 'bus']}, 'category_ids': {'labels': [3, None]}}
-    ids = [(each['class_id'], each.get('category_id')) for each in Result(picture(), found, names).objects()['det']]
+    ids = [(each['class_id'], each.get('category_id')) for each in Result(image(), found, names).objects()['det']]
     assert ids == [(1, None), (0, 3), (2, None)]  # the last is a class that nobody named
 
 
@@ -253,7 +253,7 @@ def test_a_range_is_that_of_the_validation_data_or_what_the_caller_says(tmp_path
 
 
 def test_files_that_cannot_be_written(predictor, tmp_path):
-    result = predictor(picture())
+    result = predictor(image())
     with pytest.raises(ConfigError, match="'.xyz'"):
         result.save(tmp_path / 'a.xyz')
     (tmp_path / 'file').write_text('')
@@ -263,7 +263,7 @@ def test_files_that_cannot_be_written(predictor, tmp_path):
 
 def test_the_model_is_left_in_evaluation_and_without_gradients(predictor):
     assert not predictor.model.training
-    result = predictor(picture())
+    result = predictor(image())
     assert not result['sem'].labels.requires_grad
     assert not predictor.model.network._forward_hooks and not predictor.model.network._forward_pre_hooks
 
@@ -282,7 +282,7 @@ def test_a_config_and_its_weights_answer_as_the_model_does(tmp_path):
     torch.manual_seed(1)
     model = build(cfg.model.to_dict(), classes=classes)
     save_weights(tmp_path / 'weights.safetensors', model.state_dict())
-    array = picture(64, 64)
+    array = image(64, 64)
     from_files = Predictor.from_config(config, tmp_path / 'weights.safetensors', device='cpu', amp='off')
     assert from_files.metainfo['classes'] == classes and from_files.metainfo['palette']
     expected = Predictor(model, device='cpu', amp='off')(array)
@@ -300,11 +300,11 @@ def test_what_names_no_folder_is_a_config_error(path):
         vitdense.load(path)
 
 
-def test_a_tiled_picture_is_looked_at_in_windows_of_its_own_pixels():
+def test_a_tiled_image_is_looked_at_in_windows_of_its_own_pixels():
     model, seen = tiny_model(), []
     model.network.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
     tiled = Predictor(model, transforms=[ResizeShortSide(size=16)], device='cpu', amp='off', batch_size=2, tile=32)
-    result = tiled(picture(70, 90))
+    result = tiled(image(70, 90))
     assert result['sem'].labels.shape == (70, 90) and len(result['sem'].labels.unique()) > 1
     assert seen == [(2, 3, 32, 32)] * 7 + [(1, 3, 32, 32)]  # 3 x 5 windows of 72 x 96 pixels, every 21
     with pytest.raises(ConfigError, match='windows of 8 pixels are too small'):
@@ -323,13 +323,13 @@ def test_a_pass_that_ends_while_another_thread_times_its_own(predictor):
             inside.set()
             assert first_done.wait(20)
 
-    expected = predictor(picture(seed=1))['sem'].labels, predictor(picture(seed=2))['sem'].labels
+    expected = predictor(image(seed=1))['sem'].labels, predictor(image(seed=2))['sem'].labels
     handle = predictor.model.network.backbone.model.patch_embed.register_forward_pre_hook(hold)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(predictor, picture(seed=1))
+        first = pool.submit(predictor, image(seed=1))
         while not calls:
             assert not first.done()
-        second = pool.submit(predictor, picture(seed=2))
+        second = pool.submit(predictor, image(seed=2))
         results = [first.result(20)]
         first_done.set()
         results.append(second.result(20))
@@ -345,7 +345,7 @@ def test_four_threads_get_the_predictions_of_one(options):
     model = tiny_model()
     model.network.backbone._positions.fixed = True  # tables of positions are kept, more grids than there is room for
     predictor = Predictor(model, device='cpu', amp='off', **options)
-    images = [picture(24 + 8 * row, 40, row) for row in range(20)]
+    images = [image(24 + 8 * row, 40, row) for row in range(20)]
     alone = [predictor(image)['sem'].labels for image in images]
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(predictor, images * 4))

@@ -1,4 +1,4 @@
-"""Accuracy, calibration and average precision against torchmetrics, over pictures, batches and ranks."""
+"""Accuracy, calibration and average precision against torchmetrics, over images, batches and ranks."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from vitdense.types import Batch, ImageClass, Meta, Target
 NAMES = [f'kind {index}' for index in range(8)]
 
 
-def pictures(count: int = 60, num_classes: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+def images(count: int = 60, num_classes: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     labels = torch.randint(0, num_classes, (count,), generator=generator)
     logits = torch.randn(count, num_classes, generator=generator)
@@ -36,7 +36,7 @@ def evaluated(scores, labels, **arguments) -> tuple[Accuracy, dict[str, float]]:
 def test_scores_are_those_of_torchmetrics():
     from torchmetrics.functional import classification as reference  # here: processes that this file starts need none
 
-    scores, labels = pictures()
+    scores, labels = images()
     metric, values = evaluated(scores, labels)
     for key, top_k, average in (('top1', 1, 'micro'), ('top5', 5, 'micro'), ('mean_class', 1, 'macro')):
         expected = reference.multiclass_accuracy(scores, labels, 8, average=average, top_k=top_k)
@@ -47,14 +47,14 @@ def test_scores_are_those_of_torchmetrics():
     assert torch.equal(metric.confusion, reference.multiclass_confusion_matrix(scores, labels, 8))
     per_class = reference.multiclass_accuracy(scores, labels, 8, average='none')
     assert [row.acc for row in metric.table()] == pytest.approx(per_class.tolist(), abs=1e-6)
-    assert [row.pictures for row in metric.table()] == labels.bincount(minlength=8).tolist()
+    assert [row.images for row in metric.table()] == labels.bincount(minlength=8).tolist()
 
 
 def test_calibration_by_hand():
     scores = torch.zeros(4, 8)
     scores[:, 0], scores[2:, 1] = torch.tensor([0.9, 0.9, 0.3, 0.3]), 0.1
     _, values = evaluated(scores, torch.tensor([0, 1, 0, 0]), bins=10)
-    # two pictures at 0.9 of which one is right, two at 0.3 that are both right
+    # two images at 0.9 of which one is right, two at 0.3 that are both right
     assert values['cls/ece'] == pytest.approx((2 * abs(0.9 - 0.5) + 2 * abs(0.3 - 1.0)) / 4, abs=1e-6)
 
 
@@ -71,7 +71,7 @@ def test_five_of_five_is_no_news():
     assert metric.evaluate(0).keys() == {'cls/top1', 'cls/mean_class', 'cls/ece'}
 
 
-def test_pictures_without_truth_are_skipped_and_mixtures_count_as_their_largest(caplog):
+def test_images_without_truth_are_skipped_and_mixtures_count_as_their_largest(caplog):
     scores = torch.eye(8)[[0, 1, 2]]
     metric = Accuracy(classes=NAMES)
     fill(metric, scores, [None, torch.tensor([0.3, 0.6, 0.1, 0, 0, 0, 0, 0]), torch.tensor(2)])
@@ -110,7 +110,7 @@ def test_a_long_table_lists_the_worst_classes(caplog):
 
 
 def test_the_confusion_matrix_is_saved_and_drawn(tmp_path):
-    metric, _ = evaluated(*pictures(), save_dir=tmp_path)
+    metric, _ = evaluated(*images(), save_dir=tmp_path)
     assert np.array_equal(np.load(tmp_path / 'confusion_cls.npy'), metric.confusion.numpy())
     assert (tmp_path / 'confusion_cls.csv').read_text().startswith('truth / prediction,kind 0')
     assert (tmp_path / 'confusion_cls.png').read_bytes()[:4] == b'\x89PNG'
@@ -121,7 +121,7 @@ def _several(scores: torch.Tensor) -> torch.Tensor:
 
 
 def _rank(rank: int):
-    scores, labels = pictures()
+    scores, labels = images()
     part = slice(0, 23) if rank == 0 else slice(23, None)
     accuracy, precision = Accuracy(classes=NAMES), MeanPrecision()
     fill(accuracy, scores[part], labels[part])
@@ -130,7 +130,7 @@ def _rank(rank: int):
 
 
 def test_ranks_count_together(run_ranks):
-    scores, labels = pictures()
+    scores, labels = images()
     _, expected = evaluated(scores, labels)
     precision = MeanPrecision()
     fill(precision, scores, _several(scores))
@@ -142,10 +142,10 @@ def test_ranks_count_together(run_ranks):
 def test_average_precision_is_that_of_torchmetrics():
     from torchmetrics.functional.classification import multilabel_average_precision
 
-    scores, _ = pictures()
+    scores, _ = images()
     scores = (scores * 20).round() / 20  # many ties
     truth = _several(scores)
-    truth[:, 3] = 0  # a class that no picture has
+    truth[:, 3] = 0  # a class that no image has
     metric = MeanPrecision()
     fill(metric, scores, truth)
     value = metric.evaluate(0)['cls/mAP']

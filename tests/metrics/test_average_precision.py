@@ -21,8 +21,8 @@ NAMES = ['ant', 'bee', 'cow', 'dog', 'emu']
 IDS = [1, 3, 7, 20, 90]
 
 
-def random_pictures(count=40, seed=0, size=300):
-    """Pictures of random objects, some crowds, with predictions near them and elsewhere; scores with many ties."""
+def random_images(count=40, seed=0, size=300):
+    """Images of random objects, some crowds, with predictions near them and elsewhere; scores with many ties."""
     rng = np.random.default_rng(seed)
     for number in range(count):
         objects = int(rng.integers(0, 9))
@@ -49,18 +49,18 @@ def random_pictures(count=40, seed=0, size=300):
         yield target, Meta(1000 - 7 * number, dataset='random', orig_size=(size, size)), instances
 
 
-def evaluate(pictures, metainfo=None, **options):
+def evaluate(images, metainfo=None, **options):
     metric = CocoAP(**options)
     metric.dataset_meta = metainfo or {'classes': {'labels': NAMES}, 'category_ids': {'labels': IDS}}
-    for target, meta, found in pictures:
+    for target, meta, found in images:
         metric.process(Batch(torch.zeros(1, 3, 1, 1), [target], [meta]), [{'det': found}])
-    return metric, metric.evaluate(len(pictures))
+    return metric, metric.evaluate(len(images))
 
 
-def annotations_of(pictures):
-    """The same pictures as a COCO file has them."""
+def annotations_of(images):
+    """The same images as a COCO file has them."""
     rows = []
-    for target, meta, _ in pictures:
+    for target, meta, _ in images:
         for row, box in enumerate(target.boxes.tolist()):
             record = dict(
                 id=len(rows) + 1,
@@ -76,7 +76,7 @@ def annotations_of(pictures):
                 )[row]['segmentation']
             rows.append(record)
     return dict(
-        images=[dict(id=meta.image_id, height=meta.orig_size[0], width=meta.orig_size[1]) for _, meta, _ in pictures],
+        images=[dict(id=meta.image_id, height=meta.orig_size[0], width=meta.orig_size[1]) for _, meta, _ in images],
         categories=[dict(id=number, name=name) for number, name in zip(IDS, NAMES, strict=True)],
         annotations=rows,
     )
@@ -95,8 +95,8 @@ def by_pycocotools(truth, results, iou_type='bbox'):
     return evaluation
 
 
-def results(pictures, masks=False):
-    return [row for _, meta, found in pictures for row in results_of(found, meta.image_id, IDS, masks=masks)]
+def results(images, masks=False):
+    return [row for _, meta, found in images for row in results_of(found, meta.image_id, IDS, masks=masks)]
 
 
 @pytest.fixture(params=['pycocotools', 'fast'])
@@ -108,9 +108,9 @@ def engine(request):
 
 @pytest.mark.parametrize('seed', range(3))
 def test_equals_pycocotools_to_the_last_digit(seed, engine):
-    pictures = list(random_pictures(seed=seed))
-    expected = by_pycocotools(annotations_of(pictures), results(pictures))
-    metric, scores = evaluate(pictures, engine=engine)
+    images = list(random_images(seed=seed))
+    expected = by_pycocotools(annotations_of(images), results(images))
+    metric, scores = evaluate(images, engine=engine)
     assert list(scores) == [f'det/{name}' for name in CocoAP.names]
     assert list(scores.values()) == expected.stats.tolist()
     assert np.array_equal(metric._curves.precision, expected.eval['precision'])
@@ -118,29 +118,29 @@ def test_equals_pycocotools_to_the_last_digit(seed, engine):
 
 
 def test_the_table_has_the_ap_of_each_class():
-    pictures = list(random_pictures())
-    metric, _ = evaluate(pictures)
-    precision = by_pycocotools(annotations_of(pictures), results(pictures)).eval['precision']
+    images = list(random_images())
+    metric, _ = evaluate(images)
+    precision = by_pycocotools(annotations_of(images), results(images)).eval['precision']
     rows = metric.table()
     assert [row.name for row in rows] == NAMES
     for number, row in enumerate(rows[:-1]):
         assert row.ap == precision[:, :, number, 0, 2].mean() and row.ap50 == precision[0, :, number, 0, 2].mean()
-        counted = sum(int(((target.labels == number) & ~target.iscrowd).sum()) for target, _, _ in pictures)
+        counted = sum(int(((target.labels == number) & ~target.iscrowd).sum()) for target, _, _ in images)
         assert row.objects == counted > 0
     assert rows[-1] == ('emu', None, None, None, 0)  # predicted often, and nowhere to be found: n/a
 
 
 def test_masks_equal_pycocotools(engine):
     scenes = ShapesScenes(12, split='val', size=96, radius=(5, 24))
-    pictures = []
+    images = []
     for number in range(12):
         sample = scenes[number]
         masks = sample.target.masks.roll(number % 4, 2).as_subclass(torch.Tensor)
         scores = torch.linspace(0.9, 0.1, len(masks))
         found = Instances(sample.target.boxes.as_subclass(torch.Tensor), scores, sample.target.labels, masks)
-        pictures.append((sample.target, sample.meta, found))
-    expected = by_pycocotools(annotations_of(pictures), results(pictures, masks=True), 'segm')
-    metric, scores = evaluate(pictures, iou_type='segm', engine=engine)
+        images.append((sample.target, sample.meta, found))
+    expected = by_pycocotools(annotations_of(images), results(images, masks=True), 'segm')
+    metric, scores = evaluate(images, iou_type='segm', engine=engine)
     assert 0.1 < scores['det/segm/AP'] < 1
     known = [value for value in expected.stats.tolist() if value > -1]
     assert list(scores.values()) == known and len(known) < 12  # nothing is larger than 96 x 96
@@ -148,27 +148,27 @@ def test_masks_equal_pycocotools(engine):
 
 
 def _both(rank):
-    """The numbers of a share of the pictures; then, with NaN in the boxes of one rank, what is said."""
-    scores = evaluate(list(random_pictures())[rank::2])[1]
-    pictures = [
+    """The numbers of a share of the images; then, with NaN in the boxes of one rank, what is said."""
+    scores = evaluate(list(random_images())[rank::2])[1]
+    images = [
         (target, meta._replace(image_id=2 * meta.image_id + rank), found._replace(boxes=found.boxes * factor))
-        for (target, meta, found), factor in zip(random_pictures(4), [float('nan') if rank else 1] * 4, strict=True)
+        for (target, meta, found), factor in zip(random_images(4), [float('nan') if rank else 1] * 4, strict=True)
     ]
     with pytest.raises(NumericsError) as caught:
-        evaluate(pictures)
+        evaluate(images)
     return scores, caught.value.message
 
 
 def test_two_ranks_give_the_numbers_of_one_and_refuse_together(run_ranks):
-    bad = sum(len(found.boxes) for _, _, found in random_pictures(4))
+    bad = sum(len(found.boxes) for _, _, found in random_images(4))
     message = f'{bad} non-finite boxes and 0 non-finite scores among {2 * bad} predictions'
-    assert run_ranks(_both) == [(evaluate(list(random_pictures()))[1], message)] * 2
+    assert run_ranks(_both) == [(evaluate(list(random_images()))[1], message)] * 2
 
 
 def test_infinite_scores_are_refused():
-    pictures = [(t, m, f._replace(scores=f.scores / 0)) for t, m, f in random_pictures(2)]
+    images = [(t, m, f._replace(scores=f.scores / 0)) for t, m, f in random_images(2)]
     with pytest.raises(NumericsError, match='non-finite scores'):
-        evaluate(pictures)
+        evaluate(images)
 
 
 def nothing():
@@ -176,39 +176,39 @@ def nothing():
 
 
 def test_no_prediction_is_zero_and_no_object_is_not_available(engine, caplog):
-    pictures = list(random_pictures(8))
-    _, scores = evaluate([(t, m, nothing()) for t, m, _ in pictures], engine=engine)
+    images = list(random_images(8))
+    _, scores = evaluate([(t, m, nothing()) for t, m, _ in images], engine=engine)
     assert set(scores.values()) == {0.0} and 'det/AP' in scores
     empty = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
-    metric, scores = evaluate([(empty, m, f) for _, m, f in pictures], engine=engine)
+    metric, scores = evaluate([(empty, m, f) for _, m, f in images], engine=engine)
     assert scores == {} and {row.ap for row in metric.table()} == {None}
-    crowds = [(t._replace(iscrowd=torch.ones(len(t.labels), dtype=torch.bool)), m, f) for t, m, f in pictures]
+    crowds = [(t._replace(iscrowd=torch.ones(len(t.labels), dtype=torch.bool)), m, f) for t, m, f in images]
     assert evaluate(crowds, engine=engine)[1] == {}
 
 
-def test_a_picture_without_annotations_is_skipped():
-    pictures = list(random_pictures(8))
-    _, scores = evaluate(pictures)
-    unlabelled = (Target(), Meta(5, dataset='random'), pictures[0][2])
-    assert evaluate([*pictures, unlabelled])[1] == scores
+def test_a_image_without_annotations_is_skipped():
+    images = list(random_images(8))
+    _, scores = evaluate(images)
+    unlabelled = (Target(), Meta(5, dataset='random'), images[0][2])
+    assert evaluate([*images, unlabelled])[1] == scores
 
 
 def test_what_cannot_be_right_is_an_error():
-    pictures = list(random_pictures(3))
+    images = list(random_images(3))
     with pytest.raises(DataError, match='evaluated twice'):
-        evaluate([*pictures, pictures[0]])
+        evaluate([*images, images[0]])
     with pytest.raises(ConfigError, match=r'predicted classes \[9\]'):
-        target, meta, found = pictures[0]
+        target, meta, found = images[0]
         evaluate([(target, meta, found._replace(labels=found.labels * 0 + 9))])
     with pytest.raises(DataError, match='not finite'):
-        evaluate([(pictures[0][0]._replace(area=pictures[0][0].area / 0), *pictures[0][1:])])
+        evaluate([(images[0][0]._replace(area=images[0][0].area / 0), *images[0][1:])])
     with pytest.raises(ConfigError, match='have no masks'):
-        masks = torch.zeros(len(pictures[0][0].labels), 4, 4, dtype=torch.bool)
-        evaluate([(pictures[0][0]._replace(masks=masks), *pictures[0][1:])], iou_type='segm')
+        masks = torch.zeros(len(images[0][0].labels), 4, 4, dtype=torch.bool)
+        evaluate([(images[0][0]._replace(masks=masks), *images[0][1:])], iou_type='segm')
     with pytest.raises(DataError, match='no masks to compare'):
-        evaluate(pictures, iou_type='segm')
+        evaluate(images, iou_type='segm')
     with pytest.raises(ConfigError, match='does not know the classes'):
-        evaluate(pictures, metainfo={'classes': {}})
+        evaluate(images, metainfo={'classes': {}})
     with pytest.raises(ConfigError, match='iou_type'):
         CocoAP(iou_type='keypoints')
 
@@ -238,13 +238,13 @@ def test_perfect_answers_to_drawn_scenes_score_one():
 
 @pytest.mark.parametrize('limit', [20, 300])
 def test_another_limit_is_that_of_pycocotools(limit, engine):
-    pictures = list(random_pictures())
-    metric, scores = evaluate(pictures, engine=engine, max_detections=limit)
+    images = list(random_images())
+    metric, scores = evaluate(images, engine=engine, max_detections=limit)
     with contextlib.redirect_stdout(io.StringIO()):
         known = COCO()
-        known.dataset = json.loads(json.dumps(annotations_of(pictures)))
+        known.dataset = json.loads(json.dumps(annotations_of(images)))
         known.createIndex()
-        evaluation = COCOeval(known, known.loadRes(json.loads(json.dumps(results(pictures)))), 'bbox')
+        evaluation = COCOeval(known, known.loadRes(json.loads(json.dumps(results(images)))), 'bbox')
         evaluation.params.maxDets = [1, 10, limit]
         evaluation.evaluate()
         evaluation.accumulate()

@@ -14,7 +14,7 @@ from vitdense.types import IGNORE, Batch, Meta, SemanticMap, Target
 NAMES = ['sky', 'road', 'car', 'tree', 'unicorn']
 
 
-def _pictures(count=3, classes=4, seed=0):
+def _images(count=3, classes=4, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for index in range(count):
         size = (20 + index, 31)
@@ -30,15 +30,15 @@ def _batch(truths):
     return Batch(torch.zeros(len(truths), 3, 1, 1), targets, [Meta(index) for index in range(len(truths))])
 
 
-def _evaluate(metric, pictures):
-    for truth, labels in pictures:
+def _evaluate(metric, images):
+    for truth, labels in images:
         metric.process(_batch([truth]), [{'sem': SemanticMap(labels)}])
-    return metric.evaluate(len(pictures))
+    return metric.evaluate(len(images))
 
 
-def _brute_force(pictures, num_classes):
+def _brute_force(images, num_classes):
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    for truth, labels in pictures:
+    for truth, labels in images:
         for t, p in zip(truth.flatten().tolist(), labels.flatten().tolist(), strict=True):
             if t != IGNORE:
                 confusion[t, p] += 1
@@ -46,10 +46,10 @@ def _brute_force(pictures, num_classes):
 
 
 def test_equals_brute_force():
-    pictures = list(_pictures())
+    images = list(_images())
     metric = MeanIoU(classes=NAMES[:4])
-    scores = _evaluate(metric, pictures)
-    confusion = _brute_force(pictures, 4)
+    scores = _evaluate(metric, images)
+    confusion = _brute_force(images, 4)
     assert metric.confusion.dtype == torch.int64 and torch.equal(metric.confusion, confusion)
     ious, accs, dices = [], [], []
     for k in range(4):
@@ -68,13 +68,13 @@ def test_equals_brute_force():
 
 def test_equals_torchmetrics():
     classification = pytest.importorskip('torchmetrics.classification')
-    pictures = list(_pictures())
+    images = list(_images())
     jaccard = classification.MulticlassJaccardIndex(5, ignore_index=IGNORE, average='macro')
-    for truth, labels in pictures:
+    for truth, labels in images:
         jaccard.update(labels[None].long(), truth[None].long())
-    scores = _evaluate(MeanIoU(classes=NAMES), pictures)  # nobody ever saw the fifth class
+    scores = _evaluate(MeanIoU(classes=NAMES), images)  # nobody ever saw the fifth class
     assert scores['sem/mIoU'] == pytest.approx(jaccard.compute().item(), abs=1e-6)
-    truth, labels = (torch.cat([part.flatten() for part in parts]).long() for parts in zip(*pictures, strict=True))
+    truth, labels = (torch.cat([part.flatten() for part in parts]).long() for parts in zip(*images, strict=True))
     for name, kind, average in (
         ('aAcc', classification.MulticlassAccuracy, 'micro'),
         ('mAcc', classification.MulticlassAccuracy, 'macro'),
@@ -93,9 +93,9 @@ def said(monkeypatch, caplog):
 
 
 def test_absent_class_is_left_out_and_said_so(said):
-    pictures = list(_pictures())
+    images = list(_images())
     metric = MeanIoU(classes=NAMES)
-    assert _evaluate(metric, pictures) == _evaluate(MeanIoU(classes=NAMES[:4]), pictures)
+    assert _evaluate(metric, images) == _evaluate(MeanIoU(classes=NAMES[:4]), images)
     assert metric.table()[4] == ('unicorn', None, None, 0)
     assert any('1 of 5 classes' in text and 'unicorn' in text for text in said.messages)
 
@@ -131,9 +131,9 @@ def test_without_a_second_class_there_is_no_score(said, names):
 def test_evaluate_forgets_and_classes_come_from_the_data_set():
     metric = MeanIoU()
     metric.dataset_meta = {'classes': {'semantic': NAMES[:4]}}
-    pictures = list(_pictures())
-    first = _evaluate(metric, pictures)
-    assert _evaluate(metric, pictures) == first
+    images = list(_images())
+    first = _evaluate(metric, images)
+    assert _evaluate(metric, images) == first
     assert metric.evaluate(0) == {}
 
 
@@ -144,7 +144,7 @@ def test_classes_must_be_known():
         metric.evaluate(0)
 
 
-def test_wrong_values_name_the_picture():
+def test_wrong_values_name_the_image():
     good, bad = torch.zeros(4, 4, dtype=torch.uint8), torch.full((4, 4), 7, dtype=torch.uint8)
     with pytest.raises(DataError, match=r'labels \[7\] are not in 0..3') as caught:
         count_pairs(bad, good, 4, where='a.png')
@@ -188,7 +188,7 @@ def test_many_classes_and_wide_integers():
 
 def test_counts_are_exact_where_float32_is_not(monkeypatch):
     monkeypatch.setattr(miou, 'STRIPE', 100)  # every path through the stripes, cheaply
-    truth, labels = next(_pictures(1))
+    truth, labels = next(_images(1))
     assert np.array_equal(count_pairs(truth, labels, 4), _brute_force([(truth, labels)], 4).numpy())
     monkeypatch.undo()
     assert miou.STRIPE < 2**24
@@ -198,7 +198,7 @@ def test_counts_are_exact_where_float32_is_not(monkeypatch):
 
 def test_saved_confusion_matrix(tmp_path):
     metric = MeanIoU(classes=NAMES, save_dir=tmp_path)
-    _evaluate(metric, list(_pictures()))
+    _evaluate(metric, list(_images()))
     assert np.array_equal(np.load(tmp_path / 'confusion.npy'), metric.confusion.numpy())
     with open(tmp_path / 'confusion.csv', newline='') as file:
         rows = list(csv.reader(file))
@@ -211,8 +211,8 @@ def test_built_and_run_by_the_evaluator_of_mmengine():
 
     evaluator = Evaluator([dict(type=MeanIoU), dict(type=MeanIoU, head='other')])
     evaluator.dataset_meta = {'classes': {'semantic': NAMES[:4]}}
-    pictures = list(_pictures())
-    for truth, labels in pictures:
+    images = list(_images())
+    for truth, labels in images:
         evaluator.process(
             [{'sem': SemanticMap(labels), 'other': SemanticMap(torch.zeros_like(labels))}], _batch([truth])
         )
@@ -225,20 +225,20 @@ def test_built_and_run_by_the_evaluator_of_mmengine():
 
 
 def _half(rank):
-    pictures = list(_pictures())
+    images = list(_images())
     metric = MeanIoU(classes=NAMES[:4])
-    for truth, labels in pictures[rank::2]:
+    for truth, labels in images[rank::2]:
         metric.process(_batch([truth]), [{'sem': SemanticMap(labels)}])
     first = metric.evaluate(3)
     if rank == 0:  # the other rank has nothing this time, and nobody may hang
-        metric.process(_batch([pictures[0][0]]), [{'sem': SemanticMap(pictures[0][1])}])
+        metric.process(_batch([images[0][0]]), [{'sem': SemanticMap(images[0][1])}])
     return first, metric.evaluate(1)
 
 
 def test_two_ranks_equal_one_process(run_ranks):
     answers = run_ranks(_half)
-    pictures = list(_pictures())
-    alone = _evaluate(MeanIoU(classes=NAMES[:4]), pictures), _evaluate(MeanIoU(classes=NAMES[:4]), pictures[:1])
+    images = list(_images())
+    alone = _evaluate(MeanIoU(classes=NAMES[:4]), images), _evaluate(MeanIoU(classes=NAMES[:4]), images[:1])
     assert answers == [alone, alone]
 
 

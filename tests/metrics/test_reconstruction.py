@@ -1,4 +1,4 @@
-"""ReconstructionError: a mean over pictures, and over ranks that have some or none."""
+"""ReconstructionError: a mean over images, and over ranks that have some or none."""
 
 import functools
 
@@ -13,7 +13,7 @@ def answer(error: float) -> dict[str, Reconstruction]:
     return {'mae': Reconstruction(torch.zeros(3, 2, 2), torch.zeros(2, 2).bool(), torch.tensor(error))}
 
 
-def test_pictures_count_alike_whatever_the_batches():
+def test_images_count_alike_whatever_the_batches():
     metric = ReconstructionError()
     metric.process(None, [answer(1.0), answer(2.0)])
     metric.process(None, [answer(6.0)])

@@ -151,7 +151,7 @@ def test_two_ranks_add_the_same_head_and_leave_the_old_ones_alone(home, tmp_path
     new = {name for name in first if name.startswith('network.heads.cls.')}
     learned = [name for name in new if not torch.equal(first[name], first[f'start {name}'])]
     assert 'network.heads.cls.classifier.weight' in learned
-    statistics = {name for name in new if 'running_' in name}  # of the pictures that each rank saw
+    statistics = {name for name in new if 'running_' in name}  # of the images that each rank saw
     assert all(torch.equal(first[name], second[name]) for name in new - statistics)
 
 

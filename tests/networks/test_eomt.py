@@ -1,4 +1,4 @@
-"""EoMT: padding that nobody notices, masked attention, gradients, weights, export, and a few pictures by heart."""
+"""EoMT: padding that nobody notices, masked attention, gradients, weights, export, and a few images by heart."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def network(kind: str = 'plain', num_blocks: int = 2, **options) -> EoMT:
 
 @pytest.mark.parametrize('kind', VITS)
 @pytest.mark.parametrize('shares', [(0.0, 0.0), (0.5, 1.0)])
-def test_a_padded_batch_answers_as_its_pictures_alone(kind: str, shares: tuple[float, float]) -> None:
+def test_a_padded_batch_answers_as_its_images_alone(kind: str, shares: tuple[float, float]) -> None:
     model = network(kind).eval()
     model.set_masking(shares)
     cell = model.divisor
@@ -190,13 +190,13 @@ LOSSES = MaskLoss(matcher=MaskMatcher(num_points=128), num_points=128)
 
 
 @pytest.fixture(scope='module')
-def pictures():
+def images():
     data = ShapesScenes(4, size=64, split='val', num_objects=(2, 3), radius=(9, 16), evaluation=True)
     return data.metainfo, collate([data[index] for index in range(4)])
 
 
-def test_four_pictures_are_learned_by_heart_as_instances(pictures) -> None:
-    metainfo, batch = pictures
+def test_four_images_are_learned_by_heart_as_instances(images) -> None:
+    metainfo, batch = images
     scores = []
     for steps in (2, 100):
         model = by_heart('det', InstanceTask(losses=LOSSES, top_k=10), metainfo['classes'], batch, steps)
@@ -208,8 +208,8 @@ def test_four_pictures_are_learned_by_heart_as_instances(pictures) -> None:
     assert scores[0] < 0.1 and scores[1] > 0.7
 
 
-def test_four_pictures_are_learned_by_heart_as_label_maps(pictures) -> None:
-    metainfo, batch = pictures
+def test_four_images_are_learned_by_heart_as_label_maps(images) -> None:
+    metainfo, batch = images
     model = by_heart('sem', MaskSemanticTask(losses=LOSSES), metainfo['classes'], batch, 80)
     answers = {}
     for tiler in (None, Tiler(48, 16, divisor=8), Tiler(64, 64, divisor=8)):
@@ -222,8 +222,8 @@ def test_four_pictures_are_learned_by_heart_as_label_maps(pictures) -> None:
     assert whole > 0.9 and one_window == pytest.approx(whole, abs=0.02) and windows > 0.3
 
 
-def test_real_pictures_with_polygons_and_crowds_train_and_are_scored(shared) -> None:
-    """COCO's own polygons and run lengths, jittered along with the picture; predictions in the original size."""
+def test_real_images_with_polygons_and_crowds_train_and_are_scored(shared) -> None:
+    """COCO's own polygons and run lengths, jittered along with the image; predictions in the original size."""
     facts = dict(images='val2017', root=shared / 'coco_mini480', masks=True, skip_unmasked=True, cache=False)
     where = 'annotations/instances_val2017.json'
     jitter = dict(type=LargeScaleJitter, size=96, ratio=(0.5, 1.5))

@@ -141,12 +141,12 @@ def test_which_patches_are_hidden_depends_on_the_seed_in_training_and_on_nothing
         return network(imgs)['mae'].mask
 
     assert torch.equal(masks(1), masks(1)) and not torch.equal(masks(1), masks(2))
-    assert not torch.equal(*masks(1)[:2])  # each picture its own
+    assert not torch.equal(*masks(1)[:2])  # each image its own
     network.eval()
     assert torch.equal(masks(1), masks(2)) and torch.equal(masks(1)[2:], network(imgs[2:])['mae'].mask)
 
 
-def test_pictures_of_another_size_run():
+def test_images_of_another_size_run():
     network = autoencoder().eval()
     outputs = network(torch.randn(1, 3, 32, 96))['mae']
     assert outputs.grid == (2, 6) and outputs.patches.shape == (1, 12, 768)
@@ -160,7 +160,7 @@ def test_patches_are_rows_columns_colours():
 
 
 @pytest.mark.parametrize('norm_pix', [True, False])
-def test_a_perfect_painter_gives_the_picture_back(norm_pix):
+def test_a_perfect_painter_gives_the_image_back(norm_pix):
     network = autoencoder(norm_pix=norm_pix).eval()
     pixels = torch.randint(0, 256, (1, 3, *SIZE), dtype=torch.uint8)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (network.mean, network.std))

@@ -92,7 +92,7 @@ def test_hints_reach_only_the_branch_they_are_for():
     assert network.heads['a'].hints is None
 
 
-def test_a_picture_ends_at_a_whole_cell_for_every_part():
+def test_a_image_ends_at_a_whole_cell_for_every_part():
     network = SharedNetwork(CountedBackbone(), {'a': branch(plain(0))}, num_classes=dict(a=2))
     valid = torch.zeros(1, 8, 12, dtype=torch.bool)
     valid[0, :3, :5] = True

@@ -12,7 +12,7 @@ from vitdense.types import Batch, Meta, Target
 def batch_of(count: int = 4, size=(16, 16), plane=(16, 16)) -> Batch:
     imgs = torch.zeros(count, 3, *plane)
     for row in range(count):
-        imgs[row, :, : size[0], : size[1]] = row + 1.0  # picture i is all i + 1
+        imgs[row, :, : size[0], : size[1]] = row + 1.0  # image i is all i + 1
     targets = [Target(image_label=torch.tensor(row)) for row in range(count)]
     return Batch(imgs, targets, [Meta(row, size=size) for row in range(count)])
 
@@ -21,7 +21,7 @@ def labels_of(batch: Batch) -> torch.Tensor:
     return torch.stack([target.image_label for target in batch.targets])
 
 
-def test_mixup_adds_pictures_and_labels_in_the_same_shares():
+def test_mixup_adds_images_and_labels_in_the_same_shares():
     mixed = ImageMixing(4, mixup=0.8, cutmix=0.0)(batch_of())
     labels = labels_of(mixed)
     torch.testing.assert_close(labels.sum(1), torch.ones(4))
@@ -48,7 +48,7 @@ def test_both_are_drawn_and_the_same_seed_draws_the_same():
     assert kinds == {True, False}
 
 
-def test_probability_zero_leaves_pictures_and_numbers():
+def test_probability_zero_leaves_images_and_numbers():
     mixed = ImageMixing(4, probability=0.0)(batch_of())
     assert torch.equal(mixed.imgs, batch_of().imgs)
     assert labels_of(mixed).tolist() == [0, 1, 2, 3]
@@ -75,7 +75,7 @@ def test_padding_stays_zero_and_only_equal_sizes_are_mixed():
     torch.testing.assert_close(labels[:, :2].sum(1), torch.ones(4))
 
 
-def test_erasing_draws_noise_into_a_rectangle_of_each_picture():
+def test_erasing_draws_noise_into_a_rectangle_of_each_image():
     erased = ImageMixing(4, mixup=0.0, cutmix=0.0, erase=1.0)(batch_of(size=(64, 64), plane=(64, 64)))
     assert labels_of(erased).tolist() == [0, 1, 2, 3]
     changed = (erased.imgs != batch_of(size=(64, 64), plane=(64, 64)).imgs).any(1)

@@ -6,8 +6,8 @@ from torch.nn import functional
 from vitdense.ops.padding import (
     channels_last,
     hold_edges,
+    image_sizes,
     map_extents,
-    picture_sizes,
     resize,
     whole_cells,
     zero_padding,
@@ -22,16 +22,16 @@ def rectangle(height: int, width: int, plane: tuple[int, int]) -> torch.Tensor:
 
 def test_extents_count_every_cell_that_holds_a_pixel():
     valid = torch.stack([rectangle(17, 28, (28, 56)), rectangle(28, 56, (28, 56))])
-    assert picture_sizes(valid).tolist() == [[17, 28], [28, 56]]
+    assert image_sizes(valid).tolist() == [[17, 28], [28, 56]]
     assert map_extents(valid, 14, (2, 4)).tolist() == [[2, 2], [2, 4]]
     assert map_extents(valid, 3.5, (8, 16)).tolist() == [[5, 8], [8, 16]]
     assert map_extents(valid, 28, (1, 2)).tolist() == [[1, 1], [1, 2]]
     assert map_extents(None, 14, (2, 4)) is None
 
 
-def test_whole_cells_grows_pictures_but_not_beyond_the_plane():
+def test_whole_cells_grows_images_but_not_beyond_the_plane():
     valid = torch.stack([rectangle(17, 3, (28, 30)), rectangle(28, 30, (28, 30))])
-    assert picture_sizes(whole_cells(valid, 14)).tolist() == [[28, 14], [28, 30]]
+    assert image_sizes(whole_cells(valid, 14)).tolist() == [[28, 14], [28, 30]]
 
 
 def test_zero_padding_silences_even_nan():
@@ -46,7 +46,7 @@ def test_hold_edges_repeats_the_last_row_and_column():
     assert hold_edges(x, torch.tensor([[2, 2]]))[0, 0].tolist() == [[0, 1, 1], [3, 4, 4], [3, 4, 4]]
 
 
-def test_a_resize_of_a_padded_map_equals_the_resize_of_the_picture_alone():
+def test_a_resize_of_a_padded_map_equals_the_resize_of_the_image_alone():
     x = torch.randn(2, 3, 4, 6)
     extents = torch.tensor([[4, 6], [2, 3]])
     got = resize(x, (8, 12), extents)

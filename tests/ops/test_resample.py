@@ -31,7 +31,7 @@ def test_corner_weights_are_those_of_interpolate(num_in, num_out):
     torch.testing.assert_close(weights[0], wanted, atol=1e-6, rtol=0)
 
 
-def test_cells_keep_their_places_where_a_stride_does_not_divide_the_picture():
+def test_cells_keep_their_places_where_a_stride_does_not_divide_the_image():
     """7 cells of 16 pixels are 3.5 cells of 32: each is the mean of the cells it covers, the last covers one."""
     x = torch.arange(7.0)[None, None, None].expand(1, 1, 7, 7)
     torch.testing.assert_close(restride(x, (4, 4), 2.0)[0, 0, 1], torch.tensor([0.5, 2.5, 4.5, 6.0]))
@@ -41,7 +41,7 @@ def test_cells_keep_their_places_where_a_stride_does_not_divide_the_picture():
     torch.testing.assert_close(restride(even, (24, 16), 0.25), wanted, atol=1e-6, rtol=1e-5)
 
 
-def test_cells_of_a_padded_picture_are_those_of_the_picture_alone():
+def test_cells_of_a_padded_image_are_those_of_the_image_alone():
     x = torch.randn(2, 3, 6, 5)
     before, after = torch.tensor([[5, 3], [6, 5]]), torch.tensor([[9, 6], [11, 9]])
     got = restride(x, (11, 9), 14 / 25, before, after)
@@ -50,7 +50,7 @@ def test_cells_of_a_padded_picture_are_those_of_the_picture_alone():
 
 
 @pytest.mark.parametrize('scale', [1, 2, 3, 6])
-def test_pooling_counts_only_the_cells_of_each_picture(scale):
+def test_pooling_counts_only_the_cells_of_each_image(scale):
     x = torch.randn(3, 4, 12, 10)
     extents = torch.tensor([[12, 10], [7, 5], [4, 2]])
     rows = pooling_weights(scale, 12, used_in=extents[:, 0])

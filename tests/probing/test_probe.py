@@ -48,7 +48,7 @@ def test_neighbours_vote_by_their_cosine(k):
         np.testing.assert_allclose(scores[row], votes / votes.sum(), atol=1e-4)
 
 
-def test_a_picture_of_a_class_without_neighbours_scores_nothing_there():
+def test_a_image_of_a_class_without_neighbours_scores_nothing_there():
     train, labels = torch.tensor([[1.0, 0], [0.9, 0.1]]), torch.tensor([1, 1])
     scores = probing_classes.neighbour_scores(train, labels, torch.tensor([[1.0, 1]]), 3, neighbours=[2])[2]
     assert scores.tolist() == [[0, 1, 0]]
@@ -87,7 +87,7 @@ def test_every_rate_is_trained_as_numpy_trains_it_alone():
         np.testing.assert_allclose(logits[row], reference(test), atol=1e-4)
 
 
-def test_the_rate_is_chosen_on_pictures_that_were_held_out():
+def test_the_rate_is_chosen_on_images_that_were_held_out():
     train, labels = clouds(200)
     rates, steps = (1e-5, 0.01, 0.1), 60
     chosen, shares = probing_classes.choose_rate(
@@ -104,7 +104,7 @@ def test_the_rate_is_chosen_on_pictures_that_were_held_out():
 
 
 class Seer:
-    """Makes records and counts the pictures; it fails before it has seen more than `most`."""
+    """Makes records and counts the images; it fails before it has seen more than `most`."""
 
     def __init__(self, most: int = 10**6) -> None:
         self.most, self.seen = most, 0
@@ -127,7 +127,7 @@ def look(see, count=150, key='key'):
 def test_an_interrupted_pass_goes_on_behind_its_last_whole_part(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         look(Seer(most=140))
-    assert len(list((tmp_path / 'cache').rglob('part-*.safetensors'))) == 2  # of 64 pictures each
+    assert len(list((tmp_path / 'cache').rglob('part-*.safetensors'))) == 2  # of 64 images each
     see = Seer()
     table = look(see).table()
     assert see.seen == 150 - 128
@@ -173,7 +173,7 @@ def test_keys_follow_what_features_follow_from(tmp_path):
     assert (
         key_of({'type': 'A', 'x': (1, 2)}) == key_of({'x': [1, 2], 'type': 'A'}) != key_of({'type': 'A', 'x': (2, 1)})
     )
-    file = tmp_path / 'picture'
+    file = tmp_path / 'image'
     file.write_text('one')
     before = files_key([file])
     file.write_text('longer')

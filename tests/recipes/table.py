@@ -24,7 +24,7 @@ TABLE = ROOT / 'configs' / 'recipes.toml'
 # Numbers that change no result, or only how often it is measured and saved
 EXEMPT = (
     'seed',
-    'sample_pictures',
+    'sample_images',
     'checkpoint',
     'test_dataloader',
     'val_dataloader.batch_size',

@@ -46,10 +46,10 @@ def test_binary_cross_entropy_is_that_of_timm(smoothing):
     expected = functional.binary_cross_entropy_with_logits(LOGITS, several * (1 - smoothing) + smoothing / 3)
     losses = losses_of(task, several)
     torch.testing.assert_close(losses['loss_bce'], expected)
-    assert losses['acc'] == pytest.approx(2 / 3)  # a picture in which nothing is true cannot be right
+    assert losses['acc'] == pytest.approx(2 / 3)  # an image in which nothing is true cannot be right
 
 
-def test_pictures_without_a_label_are_left_out():
+def test_images_without_a_label_are_left_out():
     logits = LOGITS.clone().requires_grad_()
     losses = losses_of(ClassificationTask(), [None, NUMBERS[1], None], logits)
     torch.testing.assert_close(losses['loss_ce'], functional.cross_entropy(LOGITS[1:2], NUMBERS[1:2]))

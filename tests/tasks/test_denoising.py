@@ -1,4 +1,4 @@
-"""Denoising: groups of noised objects that a picture of its own truth can be read from."""
+"""Denoising: groups of noised objects that an image of its own truth can be read from."""
 
 import pytest
 import torch
@@ -13,9 +13,9 @@ COUNTS = (3, 0, 5)
 
 @pytest.fixture
 def truth() -> Truth:
-    pictures = torch.arange(3).repeat_interleave(torch.tensor(COUNTS))
+    images = torch.arange(3).repeat_interleave(torch.tensor(COUNTS))
     boxes = torch.cat([0.4 + 0.2 * torch.rand(8, 2), 0.1 + 0.2 * torch.rand(8, 2)], dim=-1)
-    return Truth(torch.arange(8), boxes, pictures, torch.zeros(8, dtype=torch.bool), COUNTS)
+    return Truth(torch.arange(8), boxes, images, torch.zeros(8, dtype=torch.bool), COUNTS)
 
 
 def test_groups_hold_every_object_twice(truth):

@@ -75,7 +75,7 @@ def test_every_parameter_has_a_finite_gradient(part, targets):
         assert losses['loss_l1'] == losses['loss_giou'] == losses['loss_denoising'] == 0 < losses['loss_class']
 
 
-def test_unlabelled_pictures_do_not_count():
+def test_unlabelled_images_do_not_count():
     model, task, labelled = Queries(), DetectionTask(proposals_per_object=2), [target_of(3), EMPTY]
     alone = losses_of(model, task, labelled)
     among = losses_of(model, task, [labelled[0], Target(), labelled[1]])
@@ -139,7 +139,7 @@ def test_a_rank_without_boxes_trains_with_the_others(run_ranks):
 
 
 METAS = [
-    Meta(1, size=(48, 64), orig_size=(96, 256)),  # its region is whole cells: larger than the picture
+    Meta(1, size=(48, 64), orig_size=(96, 256)),  # its region is whole cells: larger than the image
     Meta(2, size=(64, 32), orig_size=(64, 32)),
 ]
 REGIONS = torch.tensor([[64.0, 64.0], [64.0, 32.0]])
@@ -155,7 +155,7 @@ def test_predictions_are_the_best_pairs_in_original_pixels():
     assert found[0].labels[:2].tolist() == [1, 0] and torch.allclose(
         found[0].scores[:2], torch.tensor([3.0, 1]).sigmoid()
     )
-    # (24, 16, 40, 48) in pixels of the input; the picture is 48 x 64 of them, the original 96 x 256
+    # (24, 16, 40, 48) in pixels of the input; the image is 48 x 64 of them, the original 96 x 256
     assert found[0].boxes[0].tolist() == [96, 32, 160, 96]
     assert torch.allclose(found[1].boxes[0], torch.tensor([22.4, 0, 32, 64]))
     assert (found[0].scores.diff() <= 0).all()

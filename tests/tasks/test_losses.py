@@ -115,13 +115,13 @@ def _soft_dice(logits, labels, smooth):
     return (1 - dice)[truth.sum(0) > 0].mean()
 
 
-def test_dice_over_batch_and_over_pictures(logits, labels):
+def test_dice_over_batch_and_over_images(logits, labels):
     labels = labels.where(labels != 3, 0)  # class 3 does not occur
     assert torch.allclose(Dice(over='batch')(logits, labels), _soft_dice(logits, labels, 1.0))
-    pictures = torch.stack([_soft_dice(logits[i : i + 1], labels[i : i + 1], 1.0) for i in range(2)])
+    images = torch.stack([_soft_dice(logits[i : i + 1], labels[i : i + 1], 1.0) for i in range(2)])
     same = all((labels[i].unique().numel() == labels[0].unique().numel()) for i in range(2))
-    assert same  # else the mean over (picture, class) pairs is not the mean of the pictures' means
-    assert torch.allclose(Dice()(logits, labels), pictures.mean())
+    assert same  # else the mean over (image, class) pairs is not the mean of the images' means
+    assert torch.allclose(Dice()(logits, labels), images.mean())
 
 
 def test_absent_classes_count_when_asked(logits):
@@ -180,7 +180,7 @@ def test_wrong_number_of_class_weights(logits, labels):
         CrossEntropy(class_weights=(1, 1, 1))(logits, labels)
 
 
-def _own_picture(rank):
+def _own_image(rank):
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 5, 6, 7), torch.randint(0, 5, (2, 6, 7))
     labels[1, 2:] = IGNORE  # the ranks do not have the same number of labels
@@ -191,7 +191,7 @@ def _own_picture(rank):
 
 
 def test_two_ranks_give_the_gradient_of_one_batch(run_ranks):
-    grads = run_ranks(_own_picture)
+    grads = run_ranks(_own_image)
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 5, 6, 7), torch.randint(0, 5, (2, 6, 7))
     labels[1, 2:] = IGNORE

@@ -1,4 +1,4 @@
-"""Queries with masks: transformers' losses and matching, padding, pictures without objects, and what is predicted."""
+"""Queries with masks: transformers' losses and matching, padding, images without objects, and what is predicted."""
 
 from types import SimpleNamespace
 
@@ -90,7 +90,7 @@ def test_classes_of_a_label_map_are_its_objects() -> None:
     labels = torch.full((6, 8), 2, dtype=torch.uint8)
     labels[:2], labels[5] = 0, IGNORE
     truth = MaskTruth.of_classes([labels, torch.full((4, 4), IGNORE, dtype=torch.uint8)], labels.device)
-    assert truth.labels.tolist() == [0, 2] and truth.counts == (2, 0) and truth.pictures.tolist() == [0, 0]
+    assert truth.labels.tolist() == [0, 2] and truth.counts == (2, 0) and truth.images.tolist() == [0, 0]
     points = torch.tensor([[0.5, 0.99], [0.5, 0.6]])  # on an ignored pixel, and on one of class 2
     values, counted = truth.sample(0, torch.tensor([0, 1]), points)
     assert counted.tolist() == [False, True] and values[:, 1].tolist() == [0.0, 1.0]
@@ -111,7 +111,7 @@ def test_ignored_pixels_do_not_count() -> None:
     assert all(losses[name].item() == pytest.approx(changed[name].item(), rel=1e-5) for name in losses)
 
 
-def test_a_padded_picture_costs_what_it_costs_alone() -> None:
+def test_a_padded_image_costs_what_it_costs_alone() -> None:
     alone, target = answers((48, 64), batch=1), objects(3, (40, 60))
     masks = enlarged(alone.mask_logits, (16, 24))
     padded = alone._replace(mask_logits=masks, plane=(64, 96))
@@ -139,7 +139,7 @@ def test_a_batch_without_objects_trains(targets: list[Target]) -> None:
     assert outputs.class_logits.grad.any() == (targets[0].labels is not None)
 
 
-def test_semantic_pictures_without_labels_train() -> None:
+def test_semantic_images_without_labels_train() -> None:
     outputs = answers()
     outputs.mask_logits.requires_grad_()
     task = MaskSemanticTask(losses=SMALL)

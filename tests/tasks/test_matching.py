@@ -1,4 +1,4 @@
-"""Matching: transformers' assignments, never across pictures, and no number that can crash it."""
+"""Matching: transformers' assignments, never across images, and no number that can crash it."""
 
 import pytest
 import torch
@@ -19,9 +19,9 @@ def boxes_cxcywh(*shape):
 
 def truth_of(counts=COUNTS, num_classes=5):
     total = sum(counts)
-    pictures = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     labels = torch.randint(num_classes, (total,))
-    return Truth(labels, boxes_cxcywh(total), pictures, torch.zeros(total, dtype=torch.bool), counts)
+    return Truth(labels, boxes_cxcywh(total), images, torch.zeros(total, dtype=torch.bool), counts)
 
 
 def answers_of(num_layers=1, num_queries=12, num_classes=5, groups=1, batch=4):
@@ -31,12 +31,12 @@ def answers_of(num_layers=1, num_queries=12, num_classes=5, groups=1, batch=4):
 
 def theirs(matcher, answers, truth, *more):
     """Run a matcher of transformers on the last layer; return (B, Q) rows of the truth as ours gives them."""
-    per_picture = zip(truth.labels.split(truth.counts), truth.boxes.split(truth.counts), strict=True)
-    targets = [{'class_labels': labels, 'boxes': boxes} for labels, boxes in per_picture]
+    per_image = zip(truth.labels.split(truth.counts), truth.boxes.split(truth.counts), strict=True)
+    targets = [{'class_labels': labels, 'boxes': boxes} for labels, boxes in per_image]
     found = matcher({'logits': answers.logits[-1], 'pred_boxes': answers.boxes[-1]}, targets, *more)
     rows = torch.full(answers.boxes.shape[1:3], NOTHING)
-    for picture, (queries, objects) in enumerate(found):
-        rows[picture, queries] = objects + truth.starts[picture]
+    for image, (queries, objects) in enumerate(found):
+        rows[image, queries] = objects + truth.starts[image]
     return rows
 
 
@@ -73,7 +73,7 @@ def test_all_costs_come_to_the_cpu_at_once(monkeypatch):
     cpu = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, 'cpu', lambda self: calls.append(tuple(self.shape)) or cpu(self))
     HungarianMatcher()([answers_of(num_layers=2), answers_of(num_queries=20)], truth_of())
-    assert calls == [(sum(COUNTS) * (2 * 12 + 20),)]  # no cost between an object and a query of another picture
+    assert calls == [(sum(COUNTS) * (2 * 12 + 20),)]  # no cost between an object and a query of another image
 
 
 def test_a_duplicate_never_matches_too():
@@ -111,9 +111,9 @@ def test_crowds_belong_to_nobody():
     assert sorted(rows[rows >= 0].tolist()) == [3, 4, 6, 7, 8, 9, 10]
 
 
-def test_the_picture_decides_which_queries_are_candidates():
+def test_the_image_decides_which_queries_are_candidates():
     truth = truth_of((1, 1))
-    boxes = truth.boxes.flip(0)[:, None].repeat(1, 3, 1)  # every picture predicts what the other one holds
+    boxes = truth.boxes.flip(0)[:, None].repeat(1, 3, 1)  # every image predicts what the other one holds
     (rows,) = HungarianMatcher()([Answers(torch.zeros(1, 2, 3, 5), boxes[None])], truth)
     assert [sorted(row.tolist()) for row in rows[0]] == [[-1, -1, 0], [-1, -1, 1]]
 
@@ -127,7 +127,7 @@ def test_a_query_that_is_not_finite_is_taken_last(poison):
     assert (rows[0] >= 0).sum(1).tolist() == list(COUNTS)
 
 
-def test_a_picture_that_is_not_finite_does_not_disturb_the_others():
+def test_a_image_that_is_not_finite_does_not_disturb_the_others():
     answers, truth = answers_of(), truth_of()
     (before,) = HungarianMatcher()([answers], truth)
     answers.logits[:, 0] = float('nan')
@@ -153,7 +153,7 @@ def test_huge_boxes_do_not_spoil_the_others():
     assert torch.equal(rows, before)
 
 
-def test_truth_is_in_shares_of_each_pictures_region():
+def test_truth_is_in_shares_of_each_images_region():
     targets = [
         Target(boxes=torch.tensor([[10.0, 20, 30, 60]]), labels=torch.tensor([2])),
         Target(),
@@ -162,7 +162,7 @@ def test_truth_is_in_shares_of_each_pictures_region():
     ]
     truth = Truth.of(targets, torch.tensor([[80.0, 40.0], [1, 1], [1, 1], [16, 32]]))
     assert torch.allclose(truth.boxes, torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.125, 0.25, 0.25, 0.5]]))
-    assert truth.counts == (1, 0, 0, 1) and truth.pictures.tolist() == [0, 3] and truth.starts.tolist() == [0, 1, 1, 1]
+    assert truth.counts == (1, 0, 0, 1) and truth.images.tolist() == [0, 3] and truth.starts.tolist() == [0, 1, 1, 1]
     assert truth.crowd.tolist() == [False, True]
 
 

@@ -1,4 +1,4 @@
-"""The semantic task: geometry of the loss, blank pictures, and predictions in the original size."""
+"""The semantic task: geometry of the loss, blank images, and predictions in the original size."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_loss_is_cross_entropy_of_resized_and_cropped_logits():
     assert torch.allclose(losses['loss_ce'], functional.cross_entropy(torch.cat(parts, 1).T, truth))
 
 
-def test_pictures_without_labels_are_left_out():
+def test_images_without_labels_are_left_out():
     logits = torch.randn(3, 3, 4, 4, requires_grad=True)
     targets = [Target(), Target(semantic=_labels(8, 8)), Target()]
     loss = SemanticTask().loss(PixelOutputs(logits, (8, 8)), targets)['loss_ce']

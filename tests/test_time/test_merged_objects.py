@@ -80,7 +80,7 @@ def test_different_objects_stay(left, right):
     assert len(joined(instances(left), instances(right)).boxes) == 2
 
 
-def test_boxes_of_one_window_are_never_compared_and_the_edge_of_the_picture_cuts_nothing():
+def test_boxes_of_one_window_are_never_compared_and_the_edge_of_the_image_cuts_nothing():
     found = join_windows([instances((0, 0, 50, 40, 0.9, 1), (0, 0, 50, 41, 0.8, 1))], [(0, 0)], SIZE, SIZE)
     assert len(found.boxes) == 2 and found.scores.tolist() == pytest.approx([0.9, 0.8])
 
@@ -126,7 +126,7 @@ def test_objects_get_their_original_size():
 
 
 class Finder(nn.Module):
-    """Finds the brightest rectangle of a picture, and says that there is one by its brightness."""
+    """Finds the brightest rectangle of an image, and says that there is one by its brightness."""
 
     names, divisor, mean, std = ('det',), 8, (0.0,) * 3, (1.0,) * 3
 

@@ -1,4 +1,4 @@
-"""Sliding windows against a plain loop, and pictures that do not fit the windows."""
+"""Sliding windows against a plain loop, and images that do not fit the windows."""
 
 import pytest
 import torch
@@ -103,7 +103,7 @@ def test_logits_are_averaged_on_the_grid_of_the_network():
 
 
 @pytest.mark.parametrize('accumulate', ['pixels', 'logits'])
-def test_a_picture_of_one_window_is_the_network_itself(accumulate):
+def test_a_image_of_one_window_is_the_network_itself(accumulate):
     network, imgs = Network(), torch.randn(2, 3, 24, 32)
     outputs, direct = Tiler(32, 16, accumulate=accumulate, divisor=8)(network, imgs), network(imgs)
     expected = direct['sem'].logits
@@ -125,7 +125,7 @@ def test_every_pixel_is_covered():
 
 
 @pytest.mark.parametrize('accumulate', ['pixels', 'logits'])
-def test_pictures_of_different_sizes_answer_as_alone(accumulate):
+def test_images_of_different_sizes_answer_as_alone(accumulate):
     network, sizes = Network(), [(64, 40), (30, 72), (20, 20)]
     imgs, valid = torch.zeros(3, 3, 64, 72), torch.zeros(3, 64, 72, dtype=torch.bool)
     for row, (height, width) in enumerate(sizes):

@@ -1,4 +1,4 @@
-"""Labels of large pictures in little memory: the same labels as with all logits in memory."""
+"""Labels of large images in little memory: the same labels as with all logits in memory."""
 
 import re
 import runpy
@@ -77,7 +77,7 @@ def test_rows_of_masks_are_those_of_all_scores(numbers, monkeypatch):
     assert len(strips.labels.unique()) == 5 and not strips.seen
 
 
-def test_pictures_of_different_sizes_answer_as_alone():
+def test_images_of_different_sizes_answer_as_alone():
     network, sizes = Network(300), [(64, 40), (40, 72)]
     imgs, valid = torch.zeros(2, 3, 64, 72), torch.zeros(2, 64, 72, dtype=torch.bool)
     for row, (height, width) in enumerate(sizes):
@@ -122,14 +122,14 @@ def test_metas_are_needed():
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(sys.platform != 'linux', reason='memory is counted as Linux does')
 def test_twenty_megapixels_and_150_classes_fit_into_2_5_gb():
-    script = Path(__file__).parents[2] / 'benchmarks' / 'big_picture.py'
+    script = Path(__file__).parents[2] / 'benchmarks' / 'large_image.py'
     answer = subprocess.run([sys.executable, script, '--depth', '1'], capture_output=True, text=True, check=True)
     found = re.fullmatch(r'peak (\d+\.\d+) GB, \d+ s\n', answer.stdout)
     assert found and float(found[1]) < 2.5, answer.stdout
 
 
 @pytest.mark.parametrize('queries', [0, 4])
-def test_the_benchmark_of_a_large_picture_measures_it(queries):
-    benchmark = runpy.run_path(str(Path(__file__).parents[2] / 'benchmarks' / 'big_picture.py'))
+def test_the_benchmark_of_a_large_image_measures_it(queries):
+    benchmark = runpy.run_path(str(Path(__file__).parents[2] / 'benchmarks' / 'large_image.py'))
     peak, seconds = benchmark['segment'](80, 100, classes=5, tile=48, depth=1, queries=queries)
     assert 2**26 < peak < 2**36 and 0 < seconds < 60

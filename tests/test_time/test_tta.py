@@ -28,7 +28,7 @@ def test_probabilities_are_averaged_over_scales_and_mirror_images():
     network, imgs = Network(), torch.randn(2, 3, 32, 48)
     outputs = TestTimeAugmentation((0.5, 1.0, 1.4), divisor=8)(network, imgs, None)
     assert network.sizes == [(16, 24)] * 2 + [(32, 48)] * 2 + [(48, 64)] * 2  # 1.4 x 32 = 44.8, 1.4 x 48 = 67.2
-    pixels, pictures = [], []
+    pixels, images = [], []
     for size in ((16, 24), (32, 48), (48, 64)):
         scaled = functional.interpolate(imgs, size, mode='bilinear', antialias=True) if size != (32, 48) else imgs
         if size == (48, 64):
@@ -37,10 +37,10 @@ def test_probabilities_are_averaged_over_scales_and_mirror_images():
             answer = network(scaled.flip(-1) if flip else scaled)
             logits = answer['sem'].logits.flip(-1) if flip else answer['sem'].logits
             pixels.append(functional.interpolate(logits, (32, 48), mode='bilinear').softmax(1))
-            pictures.append(answer['cls'].logits.softmax(1))
+            images.append(answer['cls'].logits.softmax(1))
     assert outputs['sem'].size == (32, 48)
     assert torch.allclose(outputs['sem'].logits.exp(), torch.stack(pixels).mean(0), atol=1e-6)
-    assert torch.allclose(outputs['cls'].logits.exp(), torch.stack(pictures).mean(0), atol=1e-6)
+    assert torch.allclose(outputs['cls'].logits.exp(), torch.stack(images).mean(0), atol=1e-6)
 
 
 def test_one_scale_without_flip_keeps_the_labels():
@@ -51,7 +51,7 @@ def test_one_scale_without_flip_keeps_the_labels():
     assert torch.allclose(outputs['sem'].logits, direct.log_softmax(1), atol=1e-5)
 
 
-def test_mirrored_pictures_get_mirrored_answers():
+def test_mirrored_images_get_mirrored_answers():
     network, imgs = Network(), torch.randn(1, 3, 32, 48)
     tta = TestTimeAugmentation([1.0, 1.5], divisor=8)
     logits, mirrored = tta(network, imgs)['sem'].logits, tta(network, imgs.flip(-1))['sem'].logits
@@ -67,7 +67,7 @@ def test_certain_answers_stay_finite():
     assert TestTimeAugmentation([1.0])(network, torch.zeros(1, 3, 8, 8))['sem'].logits.isfinite().all()
 
 
-def test_works_with_windows_and_with_pictures_of_different_sizes():
+def test_works_with_windows_and_with_images_of_different_sizes():
     network, tta, tiler = Network(), TestTimeAugmentation([1.0, 1.5], divisor=8), Tiler(32, 16, divisor=8)
     imgs, valid = torch.randn(2, 3, 40, 48), torch.ones(2, 40, 48, dtype=torch.bool)
     valid[0, 24:] = False

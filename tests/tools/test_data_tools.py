@@ -66,4 +66,4 @@ def test_check_data_leaves_with_three_and_writes_all_it_found(files, capsys):
     assert report['counts'] == {'empty': 10} and len(report['findings']) == 10
     assert report['classes'][0] == dict(zip(report['classes'][0], ['cat', '5', '12', '100.0 %', '1', '0'], strict=True))
     assert leave(check_data.main, files / 'truth.json', files / 'nowhere') == 3
-    assert 'no folder of pictures' in capsys.readouterr().err
+    assert 'no folder of images' in capsys.readouterr().err

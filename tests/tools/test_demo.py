@@ -108,7 +108,7 @@ def demo(model_folder, tmp_path, capsys):
     return call
 
 
-def picture(path: Path, height: int = 48, width: int = 64, seed: int = 0) -> Path:
+def image(path: Path, height: int = 48, width: int = 64, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     small = np.random.default_rng(seed).integers(0, 255, (4, 5, 3), dtype=np.uint8)
     Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(path)
@@ -135,10 +135,10 @@ def bomb(path: Path, side: int = 60000) -> Path:
     return path
 
 
-def test_pictures_of_a_folder(demo, tmp_path):
+def test_images_of_a_folder(demo, tmp_path):
     sizes = {'a.jpg': (48, 64), 'b.png': (64, 48), 'deep/a.jpg': (33, 57)}
     for seed, (name, size) in enumerate(sizes.items()):
-        picture(tmp_path / 'in' / name, *size, seed)
+        image(tmp_path / 'in' / name, *size, seed)
     code, content, printed = demo(tmp_path / 'in', '--labels', '--batch', '2')
     assert code == 0 and content['count'] == 3 and content['skipped'] == []
     for entry in content['results']:
@@ -151,18 +151,18 @@ def test_pictures_of_a_folder(demo, tmp_path):
         assert entry['heads']['sem'] == {name: share for name, share in shares.items() if share}
         assert set(entry['ms']) == {'load', 'preprocess', 'network', 'postprocess', 'draw', 'write'}
         with Image.open(entry['output']) as overlay:
-            assert overlay.width > sizes[name][1]  # the legend stands beside the picture
-    assert '3 pictures in' in printed and 'network' in printed and 'main classes' in printed
+            assert overlay.width > sizes[name][1]  # the legend stands beside the image
+    assert '3 images in' in printed and 'network' in printed and 'main classes' in printed
 
 
-def test_without_legend_the_overlay_has_the_size_of_the_picture(demo, tmp_path):
-    code, content, _ = demo(picture(tmp_path / 'a.png'), '--no-legend', '--alpha', '0.3')
+def test_without_legend_the_overlay_has_the_size_of_the_image(demo, tmp_path):
+    code, content, _ = demo(image(tmp_path / 'a.png'), '--no-legend', '--alpha', '0.3')
     assert code == 0
     assert Image.open(content['results'][0]['output']).size == (64, 48)
 
 
 def test_inputs_are_never_overwritten(demo, tmp_path):
-    source = picture(tmp_path / 'out' / 'a.png')
+    source = image(tmp_path / 'out' / 'a.png')
     before = source.read_bytes()
     code, content, _ = demo(source)
     assert code == 0 and source.read_bytes() == before
@@ -171,8 +171,8 @@ def test_inputs_are_never_overwritten(demo, tmp_path):
 
 @pytest.mark.faults
 def test_bad_files_of_a_folder_are_skipped_and_counted(demo, tmp_path):
-    picture(tmp_path / 'in' / 'a.png')
-    picture(tmp_path / 'in' / 'c.jpg')
+    image(tmp_path / 'in' / 'a.png')
+    image(tmp_path / 'in' / 'c.jpg')
     bomb(tmp_path / 'in' / 'bomb.png')
     (tmp_path / 'in' / 'z.mp4').write_bytes(b'')
     code, content, printed = demo(tmp_path / 'in')
@@ -192,18 +192,18 @@ def test_a_single_bad_file_ends_with_3(demo, tmp_path):
 @pytest.mark.faults
 def test_a_folder_of_bad_files_ends_with_3(demo, tmp_path):
     for name in ('a.png', 'b.jpg'):
-        (tmp_path / name).write_bytes(b'no picture')
+        (tmp_path / name).write_bytes(b'no image')
     code, _, printed = demo(tmp_path / '*.*')
     assert code == 3 and 'none of 2 inputs could be read' in printed
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize('mode', ['I;16', 'CMYK', 'LA', 'P', 'RGBA', '1'])
-def test_pictures_of_every_mode(demo, tmp_path, mode):
+def test_images_of_every_mode(demo, tmp_path, mode):
     if mode == 'I;16':
         source = Image.fromarray(np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64))
     else:
-        source = Image.open(picture(tmp_path / 'rgb.png')).convert(mode)
+        source = Image.open(image(tmp_path / 'rgb.png')).convert(mode)
     path = tmp_path / ('a.jpg' if mode == 'CMYK' else 'a.png')
     source.save(path)
     code, content, _ = demo(path)
@@ -261,18 +261,18 @@ def test_broken_videos(demo, tmp_path, case):
         assert frame['seconds'] == pytest.approx(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, abs=1e-6)
 
 
-def test_pictures_and_videos_together(demo, tmp_path):
-    picture(tmp_path / 'in' / 'b.png')
+def test_images_and_videos_together(demo, tmp_path):
+    image(tmp_path / 'in' / 'b.png')
     video(tmp_path / 'in' / 'a.mp4', 2)
     code, content, _ = demo(tmp_path / 'in')
     assert code == 0 and content['count'] == 3
-    assert sorted(entry['kind'] for entry in content['results']) == ['picture', 'video']
+    assert sorted(entry['kind'] for entry in content['results']) == ['image', 'video']
 
 
 @pytest.mark.faults
 def test_what_cannot_be_written_does_not_end_the_others(demo, tmp_path, model_folder):
-    picture(tmp_path / 'in' / 'a.png')
-    picture(tmp_path / 'in' / 'b' / 'b.png')
+    image(tmp_path / 'in' / 'a.png')
+    image(tmp_path / 'in' / 'b' / 'b.png')
     for name in ('c.mp4', 'd/d.mp4', 'e.mp4'):
         (tmp_path / 'in' / name).parent.mkdir(exist_ok=True)
         video(tmp_path / 'in' / name, 2, fps=211.222)
@@ -294,7 +294,7 @@ def test_what_cannot_be_written_does_not_end_the_others(demo, tmp_path, model_fo
 @pytest.mark.parametrize('batch', [1, 3])
 def test_an_image_that_needs_more_memory_is_skipped(demo, tmp_path, monkeypatch, batch):
     for name, width in (('a', 64), ('b', 80), ('c', 64)):
-        picture(tmp_path / 'in' / f'{name}.png', width=width)
+        image(tmp_path / 'in' / f'{name}.png', width=width)
     original = Predictor._run
 
     def run(self, items):
@@ -311,7 +311,7 @@ def test_an_image_that_needs_more_memory_is_skipped(demo, tmp_path, monkeypatch,
 @pytest.mark.faults
 def test_names_that_are_no_text_are_kept(demo, tmp_path):
     strange = os.fsdecode(os.fsencode(tmp_path) + b'/in/\xffstra\xc3\x9fe.png')
-    picture(Path(strange))
+    image(Path(strange))
     code, content, _ = demo(tmp_path / 'in')
     entry = content['results'][0]
     assert code == 0 and entry['file'] == strange and Path(entry['output']).is_file()
@@ -320,7 +320,7 @@ def test_names_that_are_no_text_are_kept(demo, tmp_path):
 
 
 def test_results_list_the_classes(demo, tmp_path, detector_folder):
-    source = picture(tmp_path / 'a.png')
+    source = image(tmp_path / 'a.png')
     _, content, _ = demo(source)
     assert content['classes'] == {'sem': [{'name': name, 'class_id': row} for row, name in enumerate(CLASSES)]}
     known = tmp_path / 'known'
@@ -348,7 +348,7 @@ def test_a_video_with_the_suffix_of_an_image_is_a_video(demo, tmp_path):
         (['a.jpg'], 'give the model either as --model DIR, or as --config C --checkpoint W'),
         (['a.jpg', '--config', 'c.py'], 'give the model either'),
         (['a.jpg', '--model', 'm', '--divice', 'cpu'], "did you mean '--device'?"),
-        (['missing.jpg', '--model', 'm'], "'missing.jpg' names no picture, video or camera"),
+        (['missing.jpg', '--model', 'm'], "'missing.jpg' names no image, video or camera"),
         (['a.jpg', '--model', 'm', '--alpha', '2'], 'is not in 0 ... 1'),
         (['a.jpg', '--model', 'm', '--batch', '0'], 'is not a whole number above 0'),
         (['a.jpg', '--model', 'm', '--fps', '0'], '--fps is a frame rate above 0'),
@@ -360,12 +360,12 @@ def test_wrong_words_end_with_2(demo, words, message):
 
 
 def test_a_font_that_is_none_ends_with_2(demo, tmp_path):
-    code, _, printed = demo(picture(tmp_path / 'a.png'), '--font', tmp_path / 'a.png')
+    code, _, printed = demo(image(tmp_path / 'a.png'), '--font', tmp_path / 'a.png')
     assert code == 2 and 'a.png is no font' in printed
 
 
 def test_tta_needs_a_model_that_has_it(demo, tmp_path):
-    code, _, printed = demo(picture(tmp_path / 'a.png'), '--tta')
+    code, _, printed = demo(image(tmp_path / 'a.png'), '--tta')
     assert code == 2 and 'no test-time augmentation' in printed
 
 
@@ -439,7 +439,7 @@ def test_help_is_immediate():
 
 
 def test_a_detector_lists_its_objects_and_counts_them_by_class(demo, detector_folder, tmp_path):
-    sources = picture(tmp_path / 'a.png'), video(tmp_path / 'b.mp4', count=3)
+    sources = image(tmp_path / 'a.png'), video(tmp_path / 'b.mp4', count=3)
     words = (*sources, '--model', detector_folder, '--out', tmp_path / 'out', '--min-score', '0', '--device', 'cpu')
     code, content, printed = demo(*words, model=False)
     assert code == 0
@@ -465,8 +465,8 @@ def test_ten_frames_of_a_real_video(demo, shared):
     assert [frame['seconds'] for frame in entry['frames']] == pytest.approx([index * 0.08 for index in range(10)])
 
 
-def test_large_pictures_are_looked_at_in_windows(demo, detector_folder, tmp_path):
-    source = picture(tmp_path / 'a.png', height=90, width=130)
+def test_large_images_are_looked_at_in_windows(demo, detector_folder, tmp_path):
+    source = image(tmp_path / 'a.png', height=90, width=130)
     code, content, _ = demo(source, '--tile', '32', '--batch', '4', '--labels')
     assert code == 0 and content['results'][0]['size'] == [90, 130]
     with Image.open(next(iter(content['results'][0]['labels'].values()))) as labels:

@@ -1,4 +1,4 @@
-"""The probe as a user runs it, against timm and numpy on real pictures."""
+"""The probe as a user runs it, against timm and numpy on real images."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tools import probe
 from vitdense.errors import ConfigError
 
 CONFIG = 'configs/classification/class_linear_vit_ti_imagenette_224.py'
-EACH = 6  # pictures of each class
+EACH = 6  # images of each class
 
 
 @pytest.fixture
 def few(shared, tmp_path, monkeypatch):
-    """A folder with the first pictures of each class, and the options that a probe of them takes."""
+    """A folder with the first images of each class, and the options that a probe of them takes."""
     monkeypatch.setenv('VITDENSE_CACHE', str(tmp_path / 'cache'))
     for part, number in (('train', EACH), ('val', 2)):
         for folder in sorted((shared / 'imagenette160' / part).iterdir()):

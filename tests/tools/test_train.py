@@ -31,7 +31,7 @@ SMALL = (
     'schedule.val_interval=3',
     'schedule.warmup_iters=1',
     'checkpoint.interval=3',
-    'sample_pictures=2',
+    'sample_images=2',
 )
 
 

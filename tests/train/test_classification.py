@@ -1,4 +1,4 @@
-"""A classifier from folders of pictures to a predictor: train, test, resume the average, predict."""
+"""A classifier from folders of images to a predictor: train, test, resume the average, predict."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import RandomErasing, RandomResizedCrop
 from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
 from vitdense.data.transforms.evaluation_crop import EvaluationCrop
-from vitdense.data.classification import ImageFolders
+from vitdense.data.classification import ClassificationDataset
 from vitdense.train.optim import LayerDecay
 from vitdense.heads.classify import ClassHead
 from vitdense.metrics.accuracy import Accuracy
@@ -40,10 +40,10 @@ model = dict(
     augment=dict(type=ImageMixing, probability=0.5, erase=0.25),
 )
 train_dataloader = dict(batch_size=9, num_workers=0, dataset=dict(
-    type=ImageFolders, folder='train', transforms=[
+    type=ClassificationDataset, folder='train', transforms=[
         dict(type=RandomResizedCrop, size=32, scale=(0.5, 1.0)), dict(type=RandomErasing, p=0.25)]))
 val_dataloader = dict(batch_size=4, num_workers=0, dataset=dict(
-    type=ImageFolders, folder='val', transforms=[dict(type=EvaluationCrop, size=32)]))
+    type=ClassificationDataset, folder='val', transforms=[dict(type=EvaluationCrop, size=32)]))
 test_dataloader = val_dataloader
 val_evaluator = [dict(type=Accuracy)]
 test_evaluator = val_evaluator
@@ -76,7 +76,7 @@ def test_colours_are_learned_tested_and_predicted(root, capsys):
     left = {path.name for path in (root / 'run').iterdir()}
     assert {'labels.jpg', 'predictions.jpg', 'curves.png', 'confusion_cls.png', 'best.pth', 'model'} <= left
     printed = capsys.readouterr().out
-    assert 'could not be drawn' not in printed and 'pictures' in printed
+    assert 'could not be drawn' not in printed and 'images' in printed
 
     metrics = run_test(cfg, root / 'run' / 'best.pth', out=root / 'out', show_dir=root / 'shown', device='cpu')
     assert metrics == {key: runner.history.best[key] for key in metrics} and metrics['cls/ece'] < 0.9

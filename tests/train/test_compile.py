@@ -43,7 +43,7 @@ def fresh():
 
 
 def answers(model, sizes, *, padded: bool) -> list[torch.Tensor]:
-    """Logits and gradients for pictures of several sizes, full and also padded."""
+    """Logits and gradients for images of several sizes, full and also padded."""
     results = []
     for height, width in sizes:
         torch.manual_seed(0)
@@ -87,7 +87,7 @@ def test_a_compiled_network_answers_as_it_does_uncompiled(trainer):
     compare(trainer, VARIANTS['windows'] + VARIANTS['lora'], 'inductor', [(64, 64)], padded=False)
 
 
-def test_one_picture_size_is_one_graph(trainer):
+def test_one_image_size_is_one_graph(trainer):
     network = trainer('run', VARIANTS['windows'] + VARIANTS['lora']).network_model.network.eval()
     assert torch._dynamo.explain(network)(torch.randn(1, 3, 64, 64)).graph_count == 1
 
@@ -95,16 +95,16 @@ def test_one_picture_size_is_one_graph(trainer):
 @pytest.mark.parametrize('wrapped', [False, True])
 def test_a_predictor_times_a_compiled_network_as_a_whole_and_in_one_graph(trainer, wrapped):
     counter, model = torch._dynamo.testing.CompileCounter(), trainer('run').network_model
-    picture = np.zeros((64, 64, 3), dtype=np.uint8)
-    assert 'backbone' in Predictor(model, device='cpu', amp='off')(picture).parts
+    image = np.zeros((64, 64, 3), dtype=np.uint8)
+    assert 'backbone' in Predictor(model, device='cpu', amp='off')(image).parts
     if wrapped:
         model.network = torch.compile(model.network, backend=counter)
     else:
         compile_network(model, CPU, backend=counter)
     predictor = Predictor(model, device='cpu', amp='off')
-    predictor(picture)
+    predictor(image)
     before = counter.frame_count
-    results = [predictor(picture) for _ in range(3)]
+    results = [predictor(image) for _ in range(3)]
     assert before == counter.frame_count == 1 + (not wrapped)  # one graph of the network, and the tiny probe
     assert all(result.parts == {} and result.times['network'] > 0 for result in results)
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from vitdense.data.classification import ImageFolders
+from vitdense.data.classification import ClassificationDataset
 from vitdense.data.coco.dataset import CocoDetection
 from vitdense.data.mixture import Mixture
 from vitdense.errors import ConfigError, DataError
@@ -129,8 +129,8 @@ def test_missing_files_of_a_list_of_classes_are_known(tmp_path):
         (tmp_path / name).mkdir()
         Image.new('RGB', (8, 6)).save(tmp_path / name / '1.png')
     (tmp_path / 'list.txt').write_text(''.join(f'{name}/{k}.png\n' for name in ('cat', 'dog') for k in (1, 2)))
-    data = ImageFolders('', root=tmp_path, split='list.txt')
-    assert data.missing() == ['cat/2.png', 'dog/2.png'] and ImageFolders('', root=tmp_path).missing() == []
+    data = ClassificationDataset('', root=tmp_path, split='list.txt')
+    assert data.missing() == ['cat/2.png', 'dog/2.png'] and ClassificationDataset('', root=tmp_path).missing() == []
     with pytest.raises(DataError, match='2 of 4 images are missing'):
         refuse_missing(data, name='training', max_bad_fraction=0.01)
 

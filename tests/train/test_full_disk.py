@@ -64,7 +64,7 @@ def lines():
 def test_what_a_full_disk_refuses_is_made_up_for(trainer, tmp_path, monkeypatch, lines, capfd, pattern):
     folder = tmp_path / 'run'
     disk = FullDisk(monkeypatch, folder, pattern, until=5)
-    runner = trainer('run', ('checkpoint.interval=2', 'schedule.val_interval=2', 'sample_pictures=1'))
+    runner = trainer('run', ('checkpoint.interval=2', 'schedule.val_interval=2', 'sample_images=1'))
     runner._hooks.insert(0, disk)
     runner.train()
     assert disk.refused and any('disk full' in line for line in lines)

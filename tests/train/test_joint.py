@@ -90,7 +90,7 @@ test_evaluator = val_evaluator
 optim_wrapper = dict(optimizer=dict(type=AdamW, lr=1e-3, weight_decay=0.05), groups=dict(type=LayerDecay))
 schedule = dict(max_iters=6, val_interval=6, decay='constant')
 checkpoint = dict(interval=6, keep=2, best=('sem/mIoU', 'cls/top1'), rule='greater')
-sample_pictures = 0
+sample_images = 0
 """
 FROZEN = 'model.network.backbone.frozen=True'
 
@@ -195,7 +195,7 @@ def test_a_mixture_is_resumed_exactly(joint, tmp_path, batches):
 
 
 def test_one_loop_scores_every_set_with_its_own_metric_and_the_mean_decides(joint, tmp_path):
-    runner = joint('run', ('schedule.val_interval=2', 'sample_pictures=2'))
+    runner = joint('run', ('schedule.val_interval=2', 'sample_images=2'))
     runner.train()
     rows = [row for row in read_rows(tmp_path / 'run' / 'metrics.csv') if 'sem/mIoU' in row]
     assert [row['step'] for row in rows] == [2, 4, 6] and all({'det/AP', 'cls/top1'} <= set(row) for row in rows)
@@ -233,12 +233,12 @@ def test_what_does_not_fit_is_refused_at_the_start(joint, tmp_path):
             joint('run', options)
 
 
-def test_a_dry_run_on_one_picture_has_all_branches(joint):
+def test_a_dry_run_on_one_image_has_all_branches(joint):
     runner = joint('run')
     wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     batch = worst_batch(runner.train_dataloader.dataset.dataset, 2)
     assert _Step(runner, wrapper, batch).measure(1).peak > 0
-    assert all(parameter in wrapper.optimizer.state for parameter in wrapper.parameters)  # its picture has one label
+    assert all(parameter in wrapper.optimizer.state for parameter in wrapper.parameters)  # its image has one label
     assert runner.network_model.rest_unlabelled
 
 

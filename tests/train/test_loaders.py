@@ -15,8 +15,8 @@ from vitdense.train.loaders import close_loaders, evaluation_loader, train_loade
 from vitdense.types import Meta, Sample, Target
 
 
-class Pictures:
-    """Eight pictures; one is broken, and one kills the process that reads it."""
+class ImageDataset:
+    """Eight images; one is broken, and one kills the process that reads it."""
 
     def __init__(self, broken: int = -1, deadly: int = -1, classes=('a', 'b')) -> None:
         self.broken, self.deadly = broken, deadly
@@ -47,18 +47,18 @@ def loader(dataset, workers: int):
 @pytest.mark.parametrize('workers', [0, 1])
 def test_errors_arrive_as_what_they_are(workers):
     with pytest.raises(DataError, match='bad label') as caught:
-        list(loader(Pictures(broken=3), workers))
+        list(loader(ImageDataset(broken=3), workers))
     assert (caught.value.where, caught.value.fix) == ('labels/3.png', 'mend it')
 
 
 def test_a_killed_worker_is_explained():
     with pytest.raises(ResourceError, match='worker died') as caught:
-        list(loader(Pictures(deadly=3), 1))
+        list(loader(ImageDataset(deadly=3), 1))
     assert '--workers 0' in caught.value.fix
 
 
-def test_every_picture_once_and_workers_end():
-    made = loader(Pictures(), 1)
+def test_every_image_once_and_workers_end():
+    made = loader(ImageDataset(), 1)
     seen = [meta.image_id for batch in made for meta in batch.metas]
     assert seen == list(range(8))
     workers = made._iterator._workers
@@ -73,21 +73,21 @@ def test_a_loader_can_start_in_the_middle():
     section = dict(batch_size=2, num_workers=0)
     batches = []
     for start in (0, 6):
-        made = train_loader(section, Pictures(), seed=0, rank=0, world_size=1, start=start, pin_memory=False)
+        made = train_loader(section, ImageDataset(), seed=0, rank=0, world_size=1, start=start, pin_memory=False)
         iterator = iter(made)
         batches.append([[meta.image_id for meta in next(iterator).metas] for _ in range(8 - start // 2)])
     assert batches[0][3:] == batches[1]
 
 
 def test_data_sets_must_agree_on_classes():
-    first = Pictures().metainfo
-    check_classes(first, Pictures().metainfo, where='x')
+    first = ImageDataset().metainfo
+    check_classes(first, ImageDataset().metainfo, where='x')
     check_classes(first, {'classes': {'labels': ['z']}}, where='x')
     with pytest.raises(ConfigError) as caught:
-        check_classes(first, Pictures(classes=('a', 'c')).metainfo, where='x')
+        check_classes(first, ImageDataset(classes=('a', 'c')).metainfo, where='x')
     assert "class 1: 'b' against 'c'" in caught.value.why
     with pytest.raises(ConfigError, match='not the same'):
-        check_classes(first, Pictures(classes=('a',)).metainfo, where='x')
+        check_classes(first, ImageDataset(classes=('a',)).metainfo, where='x')
 
 
 def test_threads_share_the_processors(tmp_path, monkeypatch):

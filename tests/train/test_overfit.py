@@ -1,4 +1,4 @@
-"""A head that cannot learn four pictures by heart is broken. Real pictures, real weights, minutes: `pytest -m slow`."""
+"""A head that cannot learn four images by heart is broken. Real images, real weights, minutes: `pytest -m slow`."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from vitdense.adapters.plain import PlainMaps
 from vitdense.adapters.pyramid import LayerPyramid
 from vitdense.backbones.vit import ViT
 from vitdense.data.collate import collate
-from vitdense.data.segmentation import SegmentationMaps
+from vitdense.data.segmentation import SegmentationDataset
 from vitdense.device import choose_precision
 from vitdense.heads.linear import LinearHead
 from vitdense.heads.upernet import UPerNetHead
@@ -40,11 +40,11 @@ def miou(model: DenseModel, batch, classes: list[str]) -> float:
     ('branch', 'steps', 'lr', 'decay', 'head_lr', 'wanted'),
     [(LINEAR, 150, 3e-4, 0.9, 15, 0.78), (UPERNET, 300, 1e-3, 1.0, 3, 0.90)],
 )
-def test_four_camvid_pictures_are_learned_by_heart(
+def test_four_camvid_images_are_learned_by_heart(
     shared: Path, branch: dict, steps: int, lr: float, decay: float, head_lr: float, wanted: float
 ) -> None:
     root = shared / 'camvid'
-    data = SegmentationMaps(
+    data = SegmentationDataset(
         'images/training', 'annotations/training', root=root, classes='classes.txt', ignore=11, evaluation=True
     )
     batch = collate([data[index] for index in range(0, 360, 90)])
@@ -67,5 +67,5 @@ def test_four_camvid_pictures_are_learned_by_heart(
         optimizer.step()
         warm.step()
     reached = miou(model, batch, classes['semantic'])
-    print(f'mIoU on the four training pictures: {reached:.3f}')
+    print(f'mIoU on the four training images: {reached:.3f}')
     assert reached >= wanted

@@ -1,4 +1,4 @@
-"""From pictures without labels to an encoder that others load: the whole way of a masked autoencoder."""
+"""From images without labels to an encoder that others load: the whole way of a masked autoencoder."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ SHORT = (
     'schedule.val_interval=2',
     'schedule.warmup_iters=1',
     'checkpoint.interval=2',
-    'sample_pictures=2',
+    'sample_images=2',
 )
 
 
@@ -70,14 +70,14 @@ def test_one_option_loads_it_into_a_dense_model(folder, file):
     assert state.keys() == expected.keys() and model.network.backbone.model.pos_embed.requires_grad
 
 
-def test_reconstructions_are_left_as_pictures(folder):
+def test_reconstructions_are_left_as_images(folder):
     sheet = np.asarray(Image.open(folder / 'predictions.jpg'))
     assert sheet.shape[1] > 3 * 64 and sheet.std() > 10
     assert (folder / 'labels.jpg').is_file() and (folder / 'curves.png').is_file()
 
 
 def test_a_resumed_run_hides_the_same_patches(folder, tmp_path):
-    cfg = load_config(QUICKSTART / 'shapes_mae.py', (*SHORT, 'sample_pictures=0'))
+    cfg = load_config(QUICKSTART / 'shapes_mae.py', (*SHORT, 'sample_images=0'))
     resumed = make_trainer(cfg, tmp_path, device='cpu', checkpoint=read_checkpoint(folder / 'step_000002.pth'))
     resumed.train()
     expected = read_checkpoint(folder / 'step_000004.pth')['state_dict']

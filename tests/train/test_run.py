@@ -25,7 +25,7 @@ from vitdense.train.processes import leave_processes
 
 
 def test_files_of_a_run(trainer, tmp_path):
-    runner = trainer('run', ('sample_pictures=2', "loggers=('tensorboard',)"))
+    runner = trainer('run', ('sample_images=2', "loggers=('tensorboard',)"))
     folder = tmp_path / 'run'
 
     class Look:
@@ -66,14 +66,14 @@ def test_numbers_that_are_not_become_null():
     }
 
 
-def test_pictures_come_from_the_whole_validation_set():
+def test_images_come_from_the_whole_validation_set():
     assert [share(8, row, 4) for row in range(4)] == [2, 2, 2, 2]
     spread = [share(8, row, 26) for row in range(26)]
     assert sum(spread) == 8 and set(spread) == {0, 1} and sum(spread[:13]) == 4
     assert [share(8, row, 3) for row in range(3)] == [2, 3, 3]
 
 
-def test_neither_pictures_nor_trackers_stop_a_run(trainer, monkeypatch):
+def test_neither_images_nor_trackers_stop_a_run(trainer, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError('no ink')
 
@@ -90,7 +90,7 @@ def test_neither_pictures_nor_trackers_stop_a_run(trainer, monkeypatch):
     monkeypatch.setattr(artifacts.visualize, 'plot_curves', broken)
     monkeypatch.setitem(trackers.TRACKERS, 'wandb', BrokenTracker)
     monkeypatch.setitem(trackers.TRACKERS, 'mlflow', broken)
-    runner = trainer('run', ('sample_pictures=1', "loggers=('wandb', 'mlflow')"))
+    runner = trainer('run', ('sample_images=1', "loggers=('wandb', 'mlflow')"))
     lines = []
     ear = logging.Handler()
     ear.emit = lambda record: lines.append(record.getMessage())
@@ -161,7 +161,7 @@ def test_epochs_and_a_run_without_validation(trainer, tmp_path):
         'run',
         ('schedule.max_iters=None', 'schedule.max_epochs=2', 'schedule.val_interval=1', 'checkpoint.interval=1'),
     )
-    assert (runner.max_iters, runner.schedule.val_interval, runner.saving.interval) == (12, 6, 6)  # 11 pictures by 2
+    assert (runner.max_iters, runner.schedule.val_interval, runner.saving.interval) == (12, 6, 6)  # 11 images by 2
     runner = trainer('none', ('val_dataloader=None', 'schedule.max_iters=2'))
     runner.train()
     assert (tmp_path / 'none' / 'step_000002.pth').exists() and not (tmp_path / 'none' / 'best.pth').exists()

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from vitdense.data.files.images import UnreadablePicture
+from vitdense.data.files.images import UnreadableImage
 from vitdense.errors import DataError, ResourceError
 from vitdense.train import workers as workers_module
 from vitdense.train.loaders import close_loaders, evaluation_loader
@@ -153,9 +153,9 @@ def test_a_stop_does_not_wait_for_data(workers):
 def test_unreadable_images_are_left_out_where_that_is_wanted(workers):
     def broken(index: int) -> None:
         if index in (3, 6, 7):
-            raise UnreadablePicture('cannot be opened', where=f'{index}.png', why='truncated', fix='copy it again')
+            raise UnreadableImage('cannot be opened', where=f'{index}.png', why='truncated', fix='copy it again')
 
-    with pytest.raises(UnreadablePicture) as caught:
+    with pytest.raises(UnreadableImage) as caught:
         list(loader(Images(broken), workers=workers))
     assert '--skip-bad-eval' in caught.value.fix and 'copy it again' in caught.value.fix
     made = loader(Images(broken), workers=workers, skip_bad=True)

@@ -1,4 +1,4 @@
-"""Pictures for people: sizes, colours and places that can be checked by hand."""
+"""Images for people: sizes, colours and places that can be checked by hand."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_palette_is_stable_and_distinct():
     assert distances.min() > 25
 
 
-def test_semantic_maps_blend_the_palette_over_the_picture():
+def test_semantic_maps_blend_the_palette_over_the_image():
     drawn = draw(grey(400, 400), {'sem': SemanticMap(halves(400, 400))}, META, alpha=0.5, legend=False)
     assert drawn.shape == (400, 400, 3) and drawn.dtype == np.uint8
     assert drawn[200, 50].tolist() == [150, 50, 50] and drawn[200, 350].tolist() == [50, 50, 150]
@@ -46,7 +46,7 @@ def test_semantic_maps_blend_the_palette_over_the_picture():
     assert draw(grey(400, 400), {'sem': SemanticMap(halves(400, 400))}, META, alpha=0, legend=False).std() == 0
 
 
-def test_arrays_and_tensors_are_the_same_picture():
+def test_arrays_and_tensors_are_the_same_image():
     img = torch.randint(0, 255, (3, 40, 60), dtype=torch.uint8)
     array = img.permute(1, 2, 0).numpy()
     prediction = {'sem': SemanticMap(halves(40, 60))}
@@ -55,7 +55,7 @@ def test_arrays_and_tensors_are_the_same_picture():
 
 
 @pytest.mark.parametrize('size', [(64, 64), (360, 480), (1080, 1920), (40, 900), (900, 40)])
-def test_the_legend_stands_beside_the_picture_and_small_pictures_grow(size):
+def test_the_legend_stands_beside_the_image_and_small_images_grow(size):
     drawn = draw(grey(*size), {'sem': SemanticMap(halves(*size))}, META)
     factor = -(-320 // max(size)) if max(size) < 320 else 1
     assert drawn.shape[0] >= size[0] * factor and drawn.shape[1] > size[1] * factor + 60
@@ -90,9 +90,9 @@ def test_more_than_255_classes():
 
 
 def test_a_long_legend_keeps_the_largest_and_counts_the_rest():
-    picture = np.zeros((100, 50, 3), np.uint8)
+    image = np.zeros((100, 50, 3), np.uint8)
     rows = [LegendRow(f'class {index}', palette(20)[index], (index + 1) / 210) for index in range(20)]
-    drawn = add_legend(picture, rows, tuple(row.name for row in rows), 12)
+    drawn = add_legend(image, rows, tuple(row.name for row in rows), 12)
     present = [(drawn == row.color).all(-1).any() for row in rows]
     assert drawn.shape[0] == 100 and present == [False] * sum(not here for here in present) + [True] * sum(present)
     assert 3 <= sum(present) <= 6
@@ -170,11 +170,11 @@ def test_names_of_boxes_at_one_place_do_not_hide_each_other():
     assert min(areas) > 0.6 * width * height  # the plate of each, less its letters
 
 
-def test_lines_of_boxes_grow_with_the_picture():
+def test_lines_of_boxes_grow_with_the_image():
     assert [box_width(*size) for size in ((64, 64), (480, 640), (1080, 1920))] == [1, 3, 7]
 
 
-def test_an_image_class_is_written_on_the_picture_or_in_the_legend():
+def test_an_image_class_is_written_on_the_image_or_in_the_legend():
     prediction = {'cls': ImageClass(torch.tensor([0.2, 0.8]))}
     plain = grey(200, 200).permute(1, 2, 0).numpy()
     drawn = draw(grey(200, 200), prediction, META, legend=False)
@@ -216,8 +216,8 @@ def test_targets_of_every_kind_are_drawn():
     [torch.zeros(3, 8, 8), np.zeros((8, 8), np.uint8), np.zeros((3, 8, 8), np.uint8)],
     ids=['float', 'grey', 'chw'],
 )
-def test_what_is_no_picture_is_refused(img):
-    with pytest.raises(ValueError, match='a picture is'):
+def test_what_is_no_image_is_refused(img):
+    with pytest.raises(ValueError, match='an image is'):
         draw(img, {})
 
 
@@ -247,7 +247,7 @@ def test_words():
     assert readable_on((255, 255, 0)) == (0, 0, 0) and readable_on((0, 0, 120)) == (255, 255, 255)
 
 
-def test_contact_sheets_enlarge_small_pictures_and_reduce_large_ones(tmp_path):
+def test_contact_sheets_enlarge_small_images_and_reduce_large_ones(tmp_path):
     small = contact_sheet([grey(64, 64)] * 8, tmp_path / 'new' / 'small.jpg', titles=['title'] * 8)
     with Image.open(small) as sheet:
         assert sheet.format == 'JPEG' and 1000 < sheet.width <= 1920
@@ -276,10 +276,10 @@ def test_curves_of_whole_and_broken_rows(tmp_path):
 
 def test_real_labels_are_readable(shared, tmp_path):
     names = (shared / 'camvid' / 'classes.txt').read_text().split()
-    picture = sorted((shared / 'camvid' / 'images' / 'validation').iterdir())[0]
-    labels = np.array(Image.open(shared / 'camvid' / 'annotations' / 'validation' / f'{picture.stem}.png'))
+    image = sorted((shared / 'camvid' / 'images' / 'validation').iterdir())[0]
+    labels = np.array(Image.open(shared / 'camvid' / 'annotations' / 'validation' / f'{image.stem}.png'))
     labels[labels == 11] = IGNORE
-    img = np.array(Image.open(picture).convert('RGB'))
+    img = np.array(Image.open(image).convert('RGB'))
     drawn = draw_target(img, Target(semantic=torch.from_numpy(labels)), {'classes': {'semantic': names[:11]}})
     panel = drawn[:, img.shape[1] :]
     for index in np.unique(labels[labels != IGNORE]):
@@ -288,18 +288,18 @@ def test_real_labels_are_readable(shared, tmp_path):
 
 def test_a_legend_of_several_tasks_says_what_its_rows_are_about():
     meta = {'classes': {'semantic': ['ground', 'car'], 'labels': ['car'], 'image_label': ['street', 'field']}}
-    picture = np.zeros((300, 300, 3), np.uint8)
+    image = np.zeros((300, 300, 3), np.uint8)
     answers = {
         'det': Instances(torch.tensor([[10.0, 10, 90, 90]]), torch.tensor([0.9]), torch.tensor([0])),
         'sem': SemanticMap(torch.zeros(300, 300, dtype=torch.uint8)),
         'cls': ImageClass(torch.tensor([0.8, 0.2])),
     }
-    rows = spied_rows(lambda: draw(picture, answers, meta))
+    rows = spied_rows(lambda: draw(image, answers, meta))
     shown = ['image', 'street', 'field', 'regions', 'ground', 'objects', 'car']
     assert [row.name for row in rows] == shown and [row.heading for row in rows] == [
         name in ('image', 'regions', 'objects') for name in shown
     ]
-    rows = spied_rows(lambda: draw(picture, {'sem': answers['sem']}, meta))
+    rows = spied_rows(lambda: draw(image, {'sem': answers['sem']}, meta))
     assert [row.name for row in rows] == ['ground']  # one task needs no words
 
 
@@ -309,20 +309,20 @@ def test_masks_are_outlined_where_a_map_is_painted():
     target = Target(semantic=masks[0].to(torch.uint8), boxes=torch.tensor([[80.0, 80, 220, 220]]), masks=masks)
     target = target._replace(labels=torch.tensor([0]))
     meta = {'classes': {'semantic': ['ground', 'car'], 'labels': ['car']}}
-    picture = np.full((300, 300, 3), 90, np.uint8)
-    both = draw_target(picture, target, meta, legend=False)
-    only_map = draw_target(picture, target._replace(masks=None), meta, legend=False)
+    image = np.full((300, 300, 3), 90, np.uint8)
+    both = draw_target(image, target, meta, legend=False)
+    only_map = draw_target(image, target._replace(masks=None), meta, legend=False)
     assert np.array_equal(both[150, 150], only_map[150, 150]) and not np.array_equal(both, only_map)
 
 
 def spied_rows(work) -> list:
     """Return the rows of the legend that `work` draws."""
-    from vitdense.visualize import predictions as pictures
+    from vitdense.visualize import predictions as images
 
-    seen, original = [], pictures.add_legend
-    pictures.add_legend = lambda img, rows, *rest: seen.extend(rows) or original(img, rows, *rest)
+    seen, original = [], images.add_legend
+    images.add_legend = lambda img, rows, *rest: seen.extend(rows) or original(img, rows, *rest)
     try:
         work()
     finally:
-        pictures.add_legend = original
+        images.add_legend = original
     return seen

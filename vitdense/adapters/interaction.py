@@ -18,11 +18,11 @@ NORM_EPS = 1e-6  # of the published layer norms
 
 
 class Cells(NamedTuple):
-    """How tokens (B, S, C) lie in the picture: the cells of one or more maps, one map behind the other, row by row."""
+    """How tokens (B, S, C) lie in the image: the cells of one or more maps, one map behind the other, row by row."""
 
     grids: tuple[tuple[int, int], ...]  # (h, w) of each map
     strides: tuple[float, ...]  # pixels from cell to cell
-    extents: tuple[Tensor | None, ...]  # (B, 2) rows and columns that belong to each picture; None: all of them
+    extents: tuple[Tensor | None, ...]  # (B, 2) rows and columns that belong to each image; None: all of them
     valid: Tensor | None = None  # (B, S) bool, False = padding; None: nothing is padding
 
     @classmethod
@@ -44,7 +44,7 @@ class Cells(NamedTuple):
     def places(self, others: Cells, like: Tensor) -> Tensor:
         """Return (B, S, L, 2): where the middle of each cell lies, (x, y) in [0, 1] of the plane of each of `others`.
 
-        Planes begin at one corner and each is as long as its cells; where a stride does not divide the picture they
+        Planes begin at one corner and each is as long as its cells; where a stride does not divide the image they
         end at different pixels, so the same place is another share of each. `like` (B, ...) gives device and batch.
         """
         dtype = torch.promote_types(like.dtype, torch.float32)
@@ -93,7 +93,7 @@ class Extractor(nn.Module):
     """Equations 2 and 3 of ViT-Adapter (Chen et al. 2023): spatial features read the ViT's, then pass a ConvFFN.
 
     `ffn_ratio` is the width of the ConvFFN in parts of `dim` (None: there is none); `drop_path` the probability that
-    it is skipped for a picture.
+    it is skipped for an image.
     """
 
     def __init__(

@@ -102,7 +102,7 @@ class C2f(nn.Module):
         )
 
     def forward(self, x: Tensor, extents: Tensor | None = None) -> Tensor:
-        """Map `x` (B, in_channels, h, w) to (B, channels, h, w); `extents` (B, 2) are the cells of each picture."""
+        """Map `x` (B, in_channels, h, w) to (B, channels, h, w); `extents` (B, 2) are the cells of each image."""
         parts = list(self.conv1(x).chunk(2, dim=1))
         for block in self.blocks:
             x = parts[-1]

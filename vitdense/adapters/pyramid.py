@@ -124,7 +124,7 @@ class LayerPyramid(nn.Module):
 
 
 def _double(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
-    """Return a learned x2: every cell becomes 2x2 cells of its own, so nothing crosses the edge of a picture."""
+    """Return a learned x2: every cell becomes 2x2 cells of its own, so nothing crosses the edge of an image."""
     return nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
 
 

@@ -1,4 +1,4 @@
-"""The spatial side of ViT-Adapter: convolutions on the picture, extractors that read the ViT, and the final pyramid."""
+"""The spatial side of ViT-Adapter: convolutions on the image, extractors that read the ViT, and the final pyramid."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Spatial(NamedTuple):
 
     detail: Tensor | None  # (B, C, h, w) at stride 4, if wanted; takes no part in the interactions
     tokens: Tensor  # (B, S, C) at strides 8, 16 and 32
-    cells: Cells  # how `tokens` lie in the picture
+    cells: Cells  # how `tokens` lie in the image
     valid: Tensor | None  # (B, H, W) bool in pixels, as in `Batch`
 
 
@@ -169,5 +169,5 @@ def maybe_recompute(recompute: bool, module: nn.Module, *inputs: object) -> Tens
 
 
 def _within(x: Tensor, valid: Tensor | None, stride: float) -> Tensor:
-    """Return the map `x` at `stride` with zeros outside its pictures."""
+    """Return the map `x` at `stride` with zeros outside its images."""
     return zero_padding(x, map_extents(valid, stride, tuple(x.shape[-2:])))

@@ -1,4 +1,4 @@
-"""The spatial tuning adapter: fine detail from a few convolutions on the picture, meaning from a plain ViT."""
+"""The spatial tuning adapter: fine detail from a few convolutions on the image, meaning from a plain ViT."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STRIDES = (8.0, 16.0, 32.0)
 class SpatialTuning(nn.Module):
     """The spatial tuning adapter of DEIMv2 (Huang et al. 2025, section 3), a light ViT-Adapter without attention.
 
-    Convolutions on the picture, each with batch normalisation, and a 3x3 max-pool give maps at strides 8, 16 and 32 of
+    Convolutions on the image, each with batch normalisation, and a 3x3 max-pool give maps at strides 8, 16 and 32 of
     2, 4 and 4 times `detail_channels`. The ViT's layers, shallow to deep, are resized to the same strides (one layer
     serves all three); both are concatenated and brought to `channels` by a 1x1 convolution with batch normalisation.
     `normed` applies the ViT's final norm to each layer, as DEIMv2 does on DINOv3. Patches may have any size.
@@ -77,10 +77,10 @@ class SpatialTuning(nn.Module):
 
 
 def _pool(x: Tensor, extents: Tensor | None) -> Tensor:
-    """Return the 3x3 maximum of stride 2 over the cells of each picture."""
+    """Return the 3x3 maximum of stride 2 over the cells of each image."""
     if extents is not None:
         inside = rectangles(extents, tuple(x.shape[-2:]))[:, None]
-        x = x.masked_fill(~inside, torch.finfo(x.dtype).min)  # what the pool finds around a single picture
+        x = x.masked_fill(~inside, torch.finfo(x.dtype).min)  # what the pool finds around a single image
     return functional.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 

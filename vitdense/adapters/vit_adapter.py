@@ -32,7 +32,7 @@ class ViTAdapter(nn.Module):
     that begins at 1: for theirs write `timm_args=dict(class_token=False, init_values=1.0)` and
     `partial_weights=('ls1', 'ls2')` into the recipe of the ViT.
 
-    Maps lie at strides 4 (with `detail`), 8, 16, 32 in pixels whatever the patch, for any picture that the ViT takes;
+    Maps lie at strides 4 (with `detail`), 8, 16, 32 in pixels whatever the patch, for any image that the ViT takes;
     a branch reads them with `BackboneMaps`. Other branches may read layers of the same pass.
 
     A `frozen` ViT keeps its weights, but gradients pass through it to the injectors; where none may, use
@@ -93,7 +93,7 @@ class ViTAdapter(nn.Module):
     ) -> Features:
         """Return the pyramid in `maps`, and requested layers of the ViT (after injection) as `ViT.forward` does.
 
-        `imgs` is (B, 3, H, W) float, normalised; `valid` as in `Batch`: a padded batch answers as the single picture.
+        `imgs` is (B, 3, H, W) float, normalised; `valid` as in `Batch`: a padded batch answers as the single image.
         """
         requests = [LayerRequest(index % self.depth, normed) for index, normed in layers]
         tokens = self.vit.embed(imgs, valid)

@@ -15,7 +15,7 @@ _REMEMBERED = 16  # tables of a ViT whose positions are fixed
 
 
 class Positions:
-    """The positions of `model` for grids (h, w), or for `grids`, one of each picture, laid on a common grid.
+    """The positions of `model` for grids (h, w), or for `grids`, one of each image, laid on a common grid.
 
     `fixed` says that training never changes them: then they are remembered.
     """

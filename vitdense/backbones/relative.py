@@ -29,7 +29,7 @@ class RelativeBias(nn.Module):
     def forward(self, grid: tuple[int, int], grids: Sequence[tuple[int, int]] | None, num_lead: int) -> Tensor:
         """Return what is added to the scores, (1 or B, heads, N, N), for patches of `grid` behind `num_lead` tokens.
 
-        Where `grids` are given, each picture has the offsets of its own; those to its padding mean nothing.
+        Where `grids` are given, each image has the offsets of its own; those to its padding mean nothing.
         """
         if grids is None:
             plane = self._offsets(grid)[None]
@@ -59,7 +59,7 @@ def add_bias(model: nn.Module, *, windowed: bool) -> None:
         raise ConfigError(
             'a relative bias and windows do not go together',
             where='ViT(relative_bias=True, windows=...)',
-            why='its table knows the offsets of whole pictures',
+            why='its table knows the offsets of whole images',
             fix='leave one of them out',
         )
     for block in model.blocks:

@@ -18,7 +18,7 @@ class Tokens(NamedTuple):
     grid: tuple[int, int]  # (h, w); the last h * w tokens are the patches, row by row
     rope: Tensor | None = None  # rotation of all but the prefix: (n, 2d) or (B, 1, n, 2d); mixed: a leading (depth,)
     mask: Tensor | None = None  # (B, 1, 1, N) bool, False = padding; None: nothing is padding
-    grids: tuple[tuple[int, int], ...] | None = None  # (h, w) of each picture where some are padded
+    grids: tuple[tuple[int, int], ...] | None = None  # (h, w) of each image where some are padded
     layout: Layout | None = None  # how x is cut into windows; rope and mask stay those of the whole
 
     @property
@@ -56,7 +56,7 @@ def insert(tokens: Tokens, queries: Tensor, *, prefix: int) -> Tokens:
 
 
 def keep(tokens: Tokens, rows: Tensor, *, prefix: int, mixed: bool) -> Tokens:
-    """Return the patches `rows` (B, K) of each picture, in that order, behind all that stands before the patches.
+    """Return the patches `rows` (B, K) of each image, in that order, behind all that stands before the patches.
 
     `prefix` tokens are not rotated; a `mixed` rotation leads with the blocks.
     """
@@ -66,7 +66,7 @@ def keep(tokens: Tokens, rows: Tensor, *, prefix: int, mixed: bool) -> Tokens:
     x = torch.take_along_dim(tokens.x, index[..., None], dim=1)
     rope, mask = tokens.rope, tokens.mask
     if rope is not None:
-        if rope.ndim == 2 + 2 * mixed:  # one for all pictures
+        if rope.ndim == 2 + 2 * mixed:  # one for all images
             rope = rope.unsqueeze(1) if mixed else rope[None, None]
         turned = (index[:, prefix:] - prefix)[:, None, :, None]  # (B, 1, n, 1)
         rope = torch.take_along_dim(rope, turned[None] if mixed else turned, dim=-2)
@@ -78,7 +78,7 @@ def keep(tokens: Tokens, rows: Tensor, *, prefix: int, mixed: bool) -> Tokens:
 def own_grids(
     valid: Tensor | None, grid: tuple[int, int], patch: int
 ) -> tuple[Tensor | None, tuple[tuple[int, int], ...] | None]:
-    """Return which cells show anything (B, h, w) bool, and the grid of each picture; Nones where all are full."""
+    """Return which cells show anything (B, h, w) bool, and the grid of each image; Nones where all are full."""
     if valid is None:
         return None, None
     cells = valid[:, ::patch, ::patch]  # padding is right and below: a cell shows something if its first pixel does

@@ -38,7 +38,7 @@ class ViT(nn.Module):
     strict; `partial_weights=True` takes what fits, and a list of words (`['ls1', 'ls2']`) allows only parameters named
     so to be absent from the file. `patch_size` other than the checkpoint's resamples the patch kernel
     (FlexiViT, https://arxiv.org/abs/2212.08013, section 3.4) and leaves the table of positions as it is; `img_size`,
-    a side or (H, W) in pixels, resamples that table to the grid of such a picture. Neither limits the pictures: any
+    a side or (H, W) in pixels, resamples that table to the grid of such an image. Neither limits the images: any
     size that is a multiple of the patch runs, its positions resampled on the way. A file holds the count of its
     positions, not their grid: where that is not the usual one of the model, `img_size` says it, or, for a table that is
     to be resampled, `pretrained_img_size`, the size of the images it was trained on.
@@ -47,13 +47,13 @@ class ViT(nn.Module):
     evaluation mode and the absence of a graph, whatever `train()` says; `amp='bf16'` then runs it under autocast.
     `checkpointing` recomputes blocks in the backward pass to save memory. `windows`, a `WindowPartition` or its recipe,
     lets most blocks attend within windows. `lora`, a `Lora` or its recipe, freezes all but low-rank corrections of its
-    linear layers. `stem='conv'` embeds pictures by convolutions (`ConvStem`), with which a ViT learns from scratch in
+    linear layers. `stem='conv'` embeds images by convolutions (`ConvStem`), with which a ViT learns from scratch in
     far fewer steps. `relative_bias` lets every block learn a bias for each offset between two patches (`RelativeBias`),
     as mmsegmentation's MAE does. `timm_args` go to `timm.create_model`.
 
-    Facts: `embed_dim`, `depth`, `patch_size`, `divisor` (sides of pictures must be multiples of it), `mean` and `std`
+    Facts: `embed_dim`, `depth`, `patch_size`, `divisor` (sides of images must be multiples of it), `mean` and `std`
     of the checkpoint (RGB in [0, 1]), `num_prefix_tokens`, `has_cls`, `decided`: the arguments `patch_size` and
-    `img_size` that make the same ViT without the file, where the file decided them, `borrowed`: names of what came from
+    `img_size` that make the same ViT without the file, where the file decided them, `omitted`: names of what came from
     the file of `pretrained` and can never change, so that checkpoints of a run may leave it out.
 
     Raises ConfigError for arguments that cannot be, CheckpointError for weights that do not fit or cannot be had.
@@ -114,7 +114,7 @@ class ViT(nn.Module):
         self._mode = True  # as `train` was told
         self._frozen_below = 0
         self._resting: list[nn.Parameter] = []  # what `freeze_below` froze
-        self.borrowed: tuple[str, ...] = ()
+        self.omitted: tuple[str, ...] = ()
         if lora is not None:
             self._insert(build(lora), recoverable=bool(pretrained) and not partial_weights)
         if frozen:
@@ -151,8 +151,8 @@ class ViT(nn.Module):
         """Return the maps (and class tokens) of the requested layers, in that order, from one pass.
 
         `imgs` is (B, 3, H, W) float, normalised; `valid` as in `Batch`. Blocks behind the last requested one do not
-        run. Where `valid` is given, each picture has the positions of its own grid, nobody attends to padding, and
-        maps are zero in cells that are all padding: a padded batch answers as the single picture does.
+        run. Where `valid` is given, each image has the positions of its own grid, nobody attends to padding, and
+        maps are zero in cells that are all padding: a padded batch answers as the single image does.
         """
         requests = [LayerRequest(self._block(index), normed) for index, normed in layers]
         graph = torch.no_grad() if self.frozen else nullcontext()
@@ -173,7 +173,7 @@ class ViT(nn.Module):
         )
 
     def embed(self, imgs: Tensor, valid: Tensor | None = None) -> Tokens:
-        """Cut pictures (B, 3, H, W) into patches and give them positions, each picture those of its own grid.
+        """Cut images (B, 3, H, W) into patches and give them positions, each image those of its own grid.
 
         Raises DataError when a side is not a multiple of the patch.
         """
@@ -200,7 +200,7 @@ class ViT(nn.Module):
         return insert(tokens, queries, prefix=self.num_prefix_tokens)
 
     def keep(self, tokens: Tokens, rows: Tensor) -> Tokens:
-        """Keep the patches `rows` (B, K) int64 of each picture, in that order, and all that stands before the patches.
+        """Keep the patches `rows` (B, K) int64 of each image, in that order, and all that stands before the patches.
 
         What is left can run and be normed; it is no map any more: its grid is (1, K). Raises ConfigError where blocks
         attend within windows, or by offsets on the map.
@@ -209,7 +209,7 @@ class ViT(nn.Module):
             raise ConfigError(
                 'a part of the patches cannot attend within windows or by a relative bias',
                 where='ViT(windows=..., relative_bias=...)',
-                why='what is kept of a picture is a set of patches, not a map with windows and offsets',
+                why='what is kept of an image is a set of patches, not a map with windows and offsets',
                 fix='leave both out: fewer patches cost less already',
             )
         return keep(tokens, rows, prefix=self.num_prefix_tokens, mixed=self._positions.mixed)
@@ -278,7 +278,7 @@ class ViT(nn.Module):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """The (h, w) of the table of positions; that of the usual picture, where there is no such table."""
+        """The (h, w) of the table of positions; that of the usual image, where there is no such table."""
         return tuple(self.model.patch_embed.grid_size)
 
     def fix_positions(self, table: Tensor) -> None:
@@ -317,7 +317,7 @@ class ViT(nn.Module):
             if isinstance(module, eva.EvaAttention):
                 module.qkv_bias_separate = True  # else it takes the weight of its linear layer and passes by the rest
         if recoverable:
-            self.borrowed = tuple(name for name, value in self.named_parameters() if not value.requires_grad)
+            self.omitted = tuple(name for name, value in self.named_parameters() if not value.requires_grad)
 
     def _block(self, index: int) -> int:
         if not -self.depth <= index < self.depth:
@@ -366,10 +366,10 @@ def _check_size(imgs: Tensor, valid: Tensor | None, patch: int) -> None:
     height, width = imgs.shape[-2:]
     if height % patch or width % patch:
         raise DataError(
-            f'pictures of {height} x {width} pixels do not divide into patches of {patch} x {patch}',
+            f'images of {height} x {width} pixels do not divide into patches of {patch} x {patch}',
             where='ViT.forward(imgs)',
             why='both sides must be multiples of the patch size',
             fix=f'pad them at the right and the bottom to a multiple of {patch} (Preprocessor(divisor={patch}) does)',
         )
     if valid is not None and valid.shape != (imgs.shape[0], height, width):
-        raise ValueError(f'valid is {tuple(valid.shape)}; for these pictures it must be {(len(imgs), height, width)}')
+        raise ValueError(f'valid is {tuple(valid.shape)}; for these images it must be {(len(imgs), height, width)}')

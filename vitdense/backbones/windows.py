@@ -22,15 +22,15 @@ Side = int | torch.SymInt
 class WindowPartition:
     """Which blocks of a ViT attend within windows, and what a window is (ViTDet, arXiv 2203.16527, section 3).
 
-    `size` is the side of a window in cells of the grid, or (rows, columns); `split` cuts the grid of each picture into
+    `size` is the side of a window in cells of the grid, or (rows, columns); `split` cuts the grid of each image into
     split x split windows, or (rows, columns) of them. Exactly one is given. `size` gives a cost that grows with the
-    area of the picture; `split` needs no padding where it divides the grid. `global_blocks` attend to everything: their
+    area of the image; `split` needs no padding where it divides the grid. `global_blocks` attend to everything: their
     numbers, negative ones from the end, or how many there are: then they are evenly spaced, the last block among them.
 
     Tokens before the patches stand in every window. `prefix` says what global blocks see of these copies: their
     'average', or 'each' of them, as RF-DETR has it (roboflow/rf-detr); then they become one where blocks end or are
-    read, and before blocks that run with an attention mask over all tokens. An exported program with free picture sizes
-    takes pictures larger than a window.
+    read, and before blocks that run with an attention mask over all tokens. An exported program with free image sizes
+    takes images larger than a window.
 
     Raises ValueError for sizes that cannot be.
     """
@@ -78,15 +78,15 @@ class WindowPartition:
         batch: Side,
         device: torch.device,
     ) -> Layout:
-        """Return how `batch` pictures of `grid` cells, and `num_lead` tokens before them, are cut.
+        """Return how `batch` images of `grid` cells, and `num_lead` tokens before them, are cut.
 
-        `grids` are the cells of each picture where some are padded: a split is then of the picture's own grid.
+        `grids` are the cells of each image where some are padded: a split is then of the image's own grid.
         """
         (rows, height), (columns, width) = (self._axis(axis, grid, grids, device) for axis in (0, 1))
         across = columns.cell.shape[1]
         count, cells = rows.cell.shape[1] * across, height * width
         total, length = num_lead + grid[0] * grid[1], num_lead + cells
-        pictures = torch.arange(batch, device=device)[:, None, None]
+        images = torch.arange(batch, device=device)[:, None, None]
         cell = _crossed(rows.cell)[0] * grid[1] + _crossed(columns.cell)[1]  # (b, p, q, r, c): b is 1 or B
         cell = cell.flatten(1, 2).flatten(2).expand(batch, -1, -1)  # -> (B, windows, cells)
         inside = (_crossed(rows.inside)[0] & _crossed(columns.inside)[1]).flatten(1, 2).flatten(2).expand(batch, -1, -1)
@@ -95,8 +95,8 @@ class WindowPartition:
         place = rows.place[:, :, None] * width + columns.place[:, None]
         full = grids is None and rows.full and columns.full
         return Layout(
-            index=(torch.cat([lead, num_lead + cell], dim=2) + pictures * total).flatten(0, 1),
-            back=(window * length + num_lead + place).flatten(1) + pictures[:, 0] * count * length,
+            index=(torch.cat([lead, num_lead + cell], dim=2) + images * total).flatten(0, 1),
+            back=(window * length + num_lead + place).flatten(1) + images[:, 0] * count * length,
             shows=None if full else inside.any(2),
             mask=None if full else _mask(inside, num_lead),
             count=count,
@@ -124,10 +124,10 @@ class WindowPartition:
 
 
 class _Axis(NamedTuple):
-    """One axis of the grid, cut: b is 1, or B where pictures differ."""
+    """One axis of the grid, cut: b is 1, or B where images differ."""
 
     cell: Tensor  # (b, windows, cells of one) which row (column) of the grid
-    inside: Tensor  # the same shape, bool: it is one of the picture
+    inside: Tensor  # the same shape, bool: it is one of the image
     window: Tensor  # (b, side) in which window a row (column) lies
     place: Tensor  # (b, side) and where in it
     full: bool  # windows hold nothing else
@@ -136,7 +136,7 @@ class _Axis(NamedTuple):
 def _cut_axis(
     side: Side, step: Side, count: Side, lengths: Tensor | None, steps: Tensor | None, device: torch.device
 ) -> _Axis:
-    """`steps` (B,) are the lengths of windows where pictures differ in them, `step` the largest."""
+    """`steps` (B,) are the lengths of windows where images differ in them, `step` the largest."""
     along = torch.arange(step, device=device)
     line = torch.arange(side, device=device)[None]  # (1, side)
     own = step if steps is None else steps[:, None]  # (B, 1)
@@ -144,7 +144,7 @@ def _cut_axis(
     cell = (begin + along).expand(1 if steps is None else -1, -1, -1)
     limit = side if lengths is None else lengths[:, None, None]
     inside = (cell < limit) & (along < (step if steps is None else steps[:, None, None]))
-    known = isinstance(side, int) and isinstance(step, int) and isinstance(count, int)  # no picture size is left open
+    known = isinstance(side, int) and isinstance(step, int) and isinstance(count, int)  # no image size is left open
     return _Axis(
         cell=cell.clamp(max=side - 1),
         inside=inside,
@@ -174,7 +174,7 @@ class Layout(NamedTuple):
     back: Tensor  # (B, h * w) which of the B * windows * L tokens is this patch
     shows: Tensor | None  # (B, windows) bool, False: it holds padding only; None: there is no padding
     mask: Tensor | None  # (B * windows, 1, 1, L) bool, False = padding; None: there is none
-    count: Side  # windows of a picture
+    count: Side  # windows of an image
     window: tuple[Side, Side]  # cells of a window
     num_lead: int  # tokens before the patches
 
@@ -207,7 +207,7 @@ class Layout(NamedTuple):
         return rope.repeat_interleave(self.count, dim=0) if rope.ndim == 4 else rope
 
     def merge(self, x: Tensor) -> Tensor:
-        """Return the windows of each picture in one row with all tokens, (B * windows, L, C) -> (B, windows * L, C)."""
+        """Return the windows of each image in one row with all tokens, (B * windows, L, C) -> (B, windows * L, C)."""
         return x.unflatten(0, (self.back.shape[0], self.count)).flatten(1, 2)
 
     def part(self, x: Tensor) -> Tensor:
@@ -238,13 +238,13 @@ def not_rotated(rope: Tensor, count: int) -> Tensor:
 
 
 class ImageDropPath(nn.Module):
-    """Stochastic depth drawn once for each picture and repeated over its windows; else timm's `DropPath`."""
+    """Stochastic depth drawn once for each image and repeated over its windows; else timm's `DropPath`."""
 
     def __init__(self, rate: float, *, scaled: bool = True) -> None:
         super().__init__()
         self.drop_prob = rate
         self.scaled = scaled
-        self.windows: Side = 1  # of each picture in the batch at hand
+        self.windows: Side = 1  # of each image in the batch at hand
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.drop_prob:

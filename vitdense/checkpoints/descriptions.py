@@ -93,8 +93,8 @@ def broken(path: Path, message: str, why: str) -> CheckpointError:
 
 
 def check_facts(facts: Mapping[str, Any], path: Path) -> None:
-    """Raise CheckpointError unless what a checkpoint says of its classes and borrowed tensors is what a run writes."""
-    metainfo, borrowed = facts.get('metainfo'), facts.get('borrowed')
+    """Raise CheckpointError unless what a checkpoint says of its classes and omitted tensors is what a run writes."""
+    metainfo, omitted = facts.get('metainfo'), facts.get('omitted_weights')
     good = metainfo is None or (
         isinstance(metainfo, dict) and (not metainfo or isinstance(metainfo.get('classes'), dict))
     )
@@ -103,13 +103,13 @@ def check_facts(facts: Mapping[str, Any], path: Path) -> None:
             _check_field(key, {field: _listed(value) for field, value in (metainfo.get(key) or {}).items()}, whole=True)
         except (ValueError, AttributeError):
             good = False
-    named = borrowed is None or (isinstance(borrowed, dict) and all(isinstance(name, str) for name in borrowed))
-    pairs = named and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in (borrowed or {}).values())
+    named = omitted is None or (isinstance(omitted, dict) and all(isinstance(name, str) for name in omitted))
+    pairs = named and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in (omitted or {}).values())
     if not (good and pairs):
         raise CheckpointError(
             'the checkpoint does not say what it should',
             where=str(path),
-            why=f'its {"borrowed" if good else "metainfo"} is {_short(borrowed if good else metainfo)}',
+            why=f'its {"omitted" if good else "metainfo"} is {_short(omitted if good else metainfo)}',
             fix='give a checkpoint as a run of vitdense wrote it, or its weights alone as a file of names and tensors',
         )
 

@@ -30,7 +30,7 @@ from vitdense.checkpoints.descriptions import (
 )
 from vitdense.checkpoints.image_sizes import sizes_in
 from vitdense.checkpoints.limits import limited
-from vitdense.checkpoints.omitted_weights import borrows, complete, without_lora
+from vitdense.checkpoints.omitted_weights import needs_pretrained, restore_omitted, without_lora
 from vitdense.checkpoints.run import read_checkpoint
 from vitdense.config.from_text import model_in
 from vitdense.data.transforms.common import Pipeline
@@ -142,11 +142,11 @@ def build_trained(
     state: Mapping[str, Tensor],
     *,
     where: str,
-    borrowed: Mapping[str, Any] | None = None,
+    omitted: Mapping[str, Any] | None = None,
 ) -> DenseModel:
     """Return the model of a recipe with the weights `state`, read from the file `where`.
 
-    They are weights of the whole model, but for what is `borrowed` from its pretrained file, and with LoRA merged or
+    They are weights of the whole model, but for what is `omitted` from its pretrained file, and with LoRA merged or
     not; or, where every head takes the classifier of the checkpoint over, a published file of that (names of timm),
     which the backbone then reads. Raises CheckpointError when they do not fit.
     """
@@ -155,8 +155,8 @@ def build_trained(
     if reads_classifier(recipe) and not any('network.' in name for name in state):
         network = {**recipe['network'], 'backbone': {**recipe['network']['backbone'], 'pretrained': where}}
         return build({**recipe, 'network': network}, classes=classes)
-    model = build(recipe if borrows(recipe, borrowed) else without_pretrained(recipe), classes=classes)
-    load_weights(model, complete(state, borrowed, model, where=where), where=where)
+    model = build(recipe if needs_pretrained(recipe, omitted) else without_pretrained(recipe), classes=classes)
+    load_weights(model, restore_omitted(state, omitted, model, where=where), where=where)
     return model
 
 
@@ -189,7 +189,9 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise
         return read_weights(path), {}  # weights of other programs; it refuses what is not safe
     facts = {
-        key: value for key, value in content.items() if key in ('metainfo', 'step', 'metrics', 'classes', 'borrowed')
+        key: value
+        for key, value in content.items()
+        if key in ('metainfo', 'step', 'metrics', 'classes', 'omitted_weights')
     }
     check_facts(facts, path)
     facts['averaged'] = 'training_state_dict' in content or 'ema_updates' in content

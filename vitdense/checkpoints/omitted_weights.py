@@ -1,7 +1,7 @@
-"""Weights that a run borrows: frozen, and to be had again from the file they came from. Checkpoints leave them out.
+"""Frozen pretrained weights, which checkpoints leave out because the pretrained file has them.
 
-A part says so by an attribute `borrowed`: the names of its tensors that came from its pretrained file and never learn
-(the ViT does under LoRA). A checkpoint holds the rest, and of each borrowed tensor its mean and spread, so that another
+A part says so by an attribute `omitted`: the names of its tensors that came from its pretrained file and never learn
+(the ViT does under LoRA). A checkpoint holds the rest, and of each omitted tensor its mean and spread, so that another
 file is noticed.
 """
 
@@ -20,12 +20,12 @@ from vitdense.layers.lora import merge_lora
 TOLERANCE = 1e-3  # of a spread: resampled kernels are not equal to the last bit on every machine
 
 
-def describe_borrowed(model: nn.Module) -> dict[str, list[float]]:
-    """Return `{name: [mean, spread]}` of the tensors that `model` borrows."""
+def describe_omitted(model: nn.Module) -> dict[str, list[float]]:
+    """Return `{name: [mean, spread]}` of the tensors that `model` needs_pretrained."""
     names = [
         f'{prefix}.{name}' if prefix else name
         for prefix, module in model.named_modules()
-        for name in getattr(module, 'borrowed', ())
+        for name in getattr(module, 'omitted_weights', ())
     ]
     state = model.state_dict()
     return {name: [state[name].double().mean().item(), _spread(state[name])] for name in names}
@@ -35,36 +35,36 @@ def _spread(value: Tensor) -> float:
     return value.double().std(correction=0).item()
 
 
-def borrows(recipe: Mapping[str, Any], borrowed: Mapping[str, Any] | None) -> bool:
+def needs_pretrained(recipe: Mapping[str, Any], omitted: Mapping[str, Any] | None) -> bool:
     """Whether a model must load its pretrained weights to complete a checkpoint: only where the recipe has LoRA, since
     a checkpoint alone must not make a model look for weights.
     """
-    return bool(borrowed) and without_lora(recipe) != recipe
+    return bool(omitted) and without_lora(recipe) != recipe
 
 
-def complete(
-    state: Mapping[str, Tensor], borrowed: Mapping[str, Any] | None, model: nn.Module, *, where: str
+def restore_omitted(
+    state: Mapping[str, Tensor], omitted: Mapping[str, Any] | None, model: nn.Module, *, where: str
 ) -> dict[str, Tensor]:
     """Return `state` with the tensors that its checkpoint left out, taken from `model`, which has loaded them again.
 
-    `borrowed` is what the checkpoint says about them. Raises CheckpointError when `model` has others, or none.
+    `omitted` is what the checkpoint says about them. Raises CheckpointError when `model` has others, or none.
     """
-    if not borrowed:
+    if not omitted:
         return dict(state)
-    own = describe_borrowed(model)
-    absent = [name for name in borrowed if name not in own]
-    other = [name for name in borrowed if name in own and not _alike(borrowed[name], own[name])]
+    own = describe_omitted(model)
+    absent = [name for name in omitted if name not in own]
+    other = [name for name in omitted if name in own and not _alike(omitted[name], own[name])]
     if absent or other:
         names = ', '.join((absent or other)[:3])
         raise CheckpointError(
-            f'the checkpoint builds on {len(borrowed)} pretrained tensors, '
-            + (f'of which the model loads {len(borrowed) - len(absent)}' if absent else 'and these are others'),
+            f'the checkpoint builds on {len(omitted)} pretrained tensors, '
+            + (f'of which the model loads {len(omitted) - len(absent)}' if absent else 'and these are others'),
             where=where,
             why=f'{names}, ...: LoRA checkpoints hold only what was trained',
             fix='use the config of that run, with the same model.network.backbone.pretrained; or the folder model/',
         )
     weights = model.state_dict()
-    return {**{name: weights[name] for name in borrowed}, **state}
+    return {**{name: weights[name] for name in omitted}, **state}
 
 
 def _alike(first: list[float], second: list[float]) -> bool:
@@ -75,7 +75,7 @@ def _alike(first: list[float], second: list[float]) -> bool:
 def self_contained(
     model: nn.Module, recipe: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the recipe and the weights of a model that needs nothing else: LoRA is merged, borrowed tensors are there.
+    """Return the recipe and the weights of a model that needs nothing else: LoRA is merged, omitted tensors are there.
 
     `model` is one of that recipe; `state` are the weights of a checkpoint of it. `model` stays as it is.
     """

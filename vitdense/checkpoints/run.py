@@ -8,7 +8,7 @@ A checkpoint is a dict of tensors and plain Python, written with torch.save:
 * `parameter_groups`: the names of the parameters in each group of the optimizer
 * `classes` ({field: names}), `metrics` of the last validation, `best`
 * `state_dict`: the weights to use (averaged ones, if there are any); `training_state_dict`: those that training moves,
-  where they differ; `borrowed`: what of the model is in neither, because its pretrained file brings it again
+  where they differ; `omitted`: what of the model is in neither, because its pretrained file brings it again
 * `optimizer` and whatever hooks add; a checkpoint of the best weights has neither.
 
 Beside `name.pth` lies `name.pth.sha256`. A file is written under a temporary name, flushed to disk, and only then

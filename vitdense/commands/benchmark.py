@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOPs, the time of every stage, throughput and memory, over picture sizes."""
+"""What a model costs: parameters, FLOPs, the time of every stage, throughput and memory, over image sizes."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ Size = tuple[int, int]  # (H, W)
 
 
 class BenchmarkRow(NamedTuple):
-    """What pictures of one size cost."""
+    """What images of one size cost."""
 
     size: Size
-    flops: int  # of the network for one picture, two for each multiplication with an addition
-    ms: dict[str, float]  # milliseconds of each stage for one picture, the median over repetitions
-    throughput: float  # pictures a second through preprocessing, network and postprocessing
+    flops: int  # of the network for one image, two for each multiplication with an addition
+    ms: dict[str, float]  # milliseconds of each stage for one image, the median over repetitions
+    throughput: float  # images a second through preprocessing, network and postprocessing
     peak: int  # bytes: of the process, or of what torch reserved on a GPU
 
 
@@ -64,7 +64,7 @@ def benchmark(
     batch: int = 1,
     repeat: int = 5,
 ) -> BenchmarkReport:
-    """Measure `model` on pictures of `sizes` (H, W), which the network sees as they are, without a tiler.
+    """Measure `model` on images of `sizes` (H, W), which the network sees as they are, without a tiler.
 
     JPEG files are read, normalised, answered in batches of `batch`, brought to their own size and drawn, `repeat` times
     after two more to warm up. The time of a network whose parts have no names here (`SharedNetwork` has them), or that
@@ -80,7 +80,7 @@ def benchmark(
     with tempfile.TemporaryDirectory(prefix='vitdense-') as folder:
         rows = []
         for size, count in zip(sizes, flops, strict=True):
-            paths = _pictures(Path(folder), size, batch)
+            paths = _images(Path(folder), size, batch)
             reset_peak(predictor.device)
             with explained():
                 runs = [_run(predictor, paths, split=not compiled) for _ in range(repeat + 2)][2:]
@@ -100,7 +100,7 @@ def count_parameters(network: nn.Module) -> dict[str, int]:
 
 
 def count_flops(network: nn.Module, size: Size) -> int:
-    """Return the floating-point operations of `network` for a picture of `size` (H, W), padded to its divisor.
+    """Return the floating-point operations of `network` for an image of `size` (H, W), padded to its divisor.
 
     Counted are products of matrices, convolutions and attention, two for each multiplication with an addition (torch's
     FlopCounterMode); norms, activations, and the sampling of deformable attention are not.
@@ -129,8 +129,8 @@ def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[i
     return sdpa_flop_count(query, key, value)
 
 
-def _pictures(folder: Path, size: Size, count: int) -> list[Path]:
-    """Write `count` different JPEG pictures of `size` with the detail of photographs, and return their paths."""
+def _images(folder: Path, size: Size, count: int) -> list[Path]:
+    """Write `count` different JPEG images of `size` with the detail of photographs, and return their paths."""
     paths = [folder / f'{size[0]}x{size[1]}_{number}.jpg' for number in range(count)]
     for number, path in enumerate(paths):
         random = np.random.default_rng(number)
@@ -142,7 +142,7 @@ def _pictures(folder: Path, size: Size, count: int) -> list[Path]:
 
 
 def _run(predictor: Predictor, paths: Sequence[Path], *, split: bool) -> dict[str, float]:
-    """Return the seconds of each stage for one picture."""
+    """Return the seconds of each stage for one image."""
     network = predictor.model.network
     parts = {stage: getattr(network, part) for part, stage in PARTS.items() if split and hasattr(network, part)}
     watch = Stopwatch(predictor._now)
@@ -179,7 +179,7 @@ def show(report: BenchmarkReport) -> None:
     rows = [(part, f'{count / 1e6:,.2f} M') for part, count in report.parameters.items()]
     print_table(f'parameters; on {report.device}, batches of {report.batch}', ('part', 'number'), rows)
     stages = list(report.rows[0].ms)
-    header = ('W x H', 'GFLOPs', *(f'{stage} ms' for stage in stages), 'pictures/s', 'peak GiB')
+    header = ('W x H', 'GFLOPs', *(f'{stage} ms' for stage in stages), 'images/s', 'peak GiB')
     cells = [
         (
             f'{row.size[1]} x {row.size[0]}',
@@ -190,7 +190,7 @@ def show(report: BenchmarkReport) -> None:
         )
         for row in report.rows
     ]
-    print_table('a picture', header, cells)
+    print_table('an image', header, cells)
 
 
 def save(report: BenchmarkReport, folder: Path) -> None:
@@ -213,7 +213,7 @@ def plot(report: BenchmarkReport, path: Path) -> None:
     times.legend(fontsize='small')
     throughput.plot(pixels, [row.throughput for row in rows], marker='o')
     memory.plot(pixels, [row.peak / 2**30 for row in rows], marker='o')
-    for axes, label in ((times, 'ms a picture'), (throughput, 'pictures a second'), (memory, 'peak memory, GiB')):
+    for axes, label in ((times, 'ms an image'), (throughput, 'images a second'), (memory, 'peak memory, GiB')):
         axes.set(xlabel='megapixels', ylabel=label, xscale='log', yscale='log' if axes is not memory else 'linear')
         axes.grid(alpha=0.3)
     figure.suptitle(f'{report.device}, batches of {report.batch}')

@@ -15,9 +15,9 @@ import numpy as np
 from vitdense.data.coco.arrays import CocoArrays, CocoFacts
 from vitdense.data.coco.parse import read_coco
 from vitdense.data.files.image_check import ImagesSeen, dark_range
-from vitdense.data.files.images import LABEL_SUFFIXES, MAX_PIXELS, UnreadablePicture, label_colors, read_label_map
+from vitdense.data.files.images import LABEL_SUFFIXES, MAX_PIXELS, UnreadableImage, label_colors, read_label_map
 from vitdense.data.files.listing import find_files
-from vitdense.data.files.opening import PICTURE_SUFFIXES
+from vitdense.data.files.opening import IMAGE_SUFFIXES
 from vitdense.data.files.pairs import list_files, match, safe_below
 from vitdense.data.files.similar_names import near_match
 from vitdense.data.label_map import LabelTable
@@ -59,10 +59,10 @@ def check_coco(
     threads: int = 2,
     tell: Tell | None = None,
 ) -> DataReport:
-    """Look at a COCO annotation file, and at the pictures below `images`. Raises DataError when it is no COCO file.
+    """Look at a COCO annotation file, and at the images below `images`. Raises DataError when it is no COCO file.
 
     Beside what `read_coco` finds: `corners` (boxes are xyxy), `fractions` (boxes in [0, 1]), `nothing` (no image, no
-    annotation, or crowds only), `picture` (missing or unreadable), `size` (it is not what the file says),
+    annotation, or crowds only), `image` (missing or unreadable), `size` (it is not what the file says),
     `range` (images of 16 bits look like fewer; `value_range` says how many they are).
     """
     arrays, facts = read_coco(path, masks=True)
@@ -74,7 +74,7 @@ def check_coco(
     more, seen = list(_whole_file(path, arrays, facts)), ImagesSeen(max_pixels=max_pixels, value_range=value_range)
     if images is not None:
         jobs = [(arrays, row, images, seen) for row in range(len(arrays.sizes))]
-        more += [finding for finding in _each(_check_picture, jobs, threads, tell) if finding]
+        more += [finding for finding in _each(_check_image, jobs, threads, tell) if finding]
         more += _range(images, seen)
     counts.update(Counter(finding.kind for finding in more))  # those of single annotations are counted already
     told = _facts_of(arrays, facts, images) + seen.facts()
@@ -113,11 +113,11 @@ def check_labels(
     threads: int = 2,
     tell: Tell | None = None,
 ) -> DataReport:
-    """Look at the label maps below `labels`, and at the pictures of the same names below `images`.
+    """Look at the label maps below `labels`, and at the images of the same names below `images`.
 
-    `classes`, `ignore` and `reduce_zero_label` say what the numbers mean, as for `SegmentationMaps`; without classes
-    the numbers are only counted. Finds `label` (unreadable, or a number that is no class), `picture` (missing or
-    unreadable), `size` (not that of its picture), `match` (names without a partner), `range` (as `check_coco`) and
+    `classes`, `ignore` and `reduce_zero_label` say what the numbers mean, as for `SegmentationDataset`; without classes
+    the numbers are only counted. Finds `label` (unreadable, or a number that is no class), `image` (missing or
+    unreadable), `size` (not that of its image), `match` (names without a partner), `range` (as `check_coco`) and
     `nothing` (fewer than two classes). Raises DataError where there is no such folder.
     """
     files = list_files(labels, LABEL_SUFFIXES, what='label maps')
@@ -125,15 +125,15 @@ def check_labels(
     found, partners = _partners(images, files, labels)
     seen = ImagesSeen(max_pixels=max_pixels, value_range=value_range)
     jobs = [(labels / name, partners.get(name), table, seen) for name in files.values()]
-    pixels, pictures, strange = Counter[int](), Counter[int](), Counter[int]()
+    pixels, image_counts, strange = Counter[int](), Counter[int](), Counter[int]()
     for finding, numbers, unknown in _each(_check_label_map, jobs, threads, tell):
         found += finding
         pixels.update(numbers)
-        pictures.update(numbers.keys())
+        image_counts.update(numbers.keys())
         strange.update(unknown)
     facts = [
         ('label maps', f'{len(files):,}'),
-        ('pictures', 'not looked at' if images is None else f'{len(partners):,}'),
+        ('images', 'not looked at' if images is None else f'{len(partners):,}'),
     ]
     facts += seen.facts()
     found += _range(labels if images is None else images, seen)
@@ -143,10 +143,10 @@ def check_labels(
     if table is not None and not found and len(present) < 2:
         reason = f'{present[0]!r} is the only class with pixels' if present else 'no pixel has a class'
         found.append(Finding('nothing', labels.name, f'{reason}: nothing can be told apart'))
-    rows = _label_rows(pixels, pictures, table)
+    rows = _label_rows(pixels, image_counts, table)
     counts = dict(Counter(finding.kind for finding in found))
     hints = _label_hints(strange, ignore)
-    return DataReport(facts, found, ('class', 'pixels', 'share', 'pictures'), rows, counts, hints)
+    return DataReport(facts, found, ('class', 'pixels', 'share', 'images'), rows, counts, hints)
 
 
 def check_folders(
@@ -159,7 +159,7 @@ def check_folders(
 ) -> DataReport:
     """Look at the images below `folder`, which lie in one folder for each class.
 
-    Finds `picture` (unreadable), `loose` (an image in no class folder), `other` (files that are not read as images),
+    Finds `image` (unreadable), `loose` (an image in no class folder), `other` (files that are not read as images),
     `empty` (a class folder without an image) and `range` (as `check_coco`). Raises DataError where there is no such
     folder, or no image in it.
     """
@@ -201,7 +201,7 @@ def _each(function: Callable[..., Any], jobs: Sequence[tuple], threads: int, tel
 # ------------------------------------------------------------------------------------------------------------- COCO
 
 
-def _check_picture(arrays: CocoArrays, row: int, images: Path, seen: ImagesSeen) -> Finding | None:
+def _check_image(arrays: CocoArrays, row: int, images: Path, seen: ImagesSeen) -> Finding | None:
     name, number = arrays.file_names[row], json.loads(arrays.image_ids[row])
     if '\\' in name:
         return None  # a finding of its own
@@ -209,7 +209,7 @@ def _check_picture(arrays: CocoArrays, row: int, images: Path, seen: ImagesSeen)
         path = safe_below(images, name, where=f'image {number}')
         img = seen.read(path)
     except DataError as error:
-        near = near_match(images, name) if isinstance(error, UnreadablePicture) and not os.path.exists(path) else ''
+        near = near_match(images, name) if isinstance(error, UnreadableImage) and not os.path.exists(path) else ''
         return _unreadable(str(number), error, near)
     size, stated = tuple(img.shape[-2:]), tuple(arrays.sizes[row].tolist())
     if stated == (0, 0):
@@ -221,7 +221,7 @@ def _check_picture(arrays: CocoArrays, row: int, images: Path, seen: ImagesSeen)
 
 
 def _unreadable(where: str, error: DataError, more: str = '') -> Finding:
-    return Finding('picture', where, f'{error.message}: {error.why}{"; " if more else ""}{more}'.replace('\n', ' '))
+    return Finding('image', where, f'{error.message}: {error.why}{"; " if more else ""}{more}'.replace('\n', ' '))
 
 
 def _facts_of(arrays: CocoArrays, facts: CocoFacts, images: Path | None) -> list[tuple[str, str]]:
@@ -231,8 +231,8 @@ def _facts_of(arrays: CocoArrays, facts: CocoFacts, images: Path | None) -> list
     root = '' if facts.root is None else f'; id {facts.root} only groups the others: no object has it, no class'
     gaps = '' if ids == list(range(ids[0], ids[0] + len(ids))) else ', with gaps'
     return [
-        ('pictures', f'{len(arrays.sizes):,}' + ('' if images else ' (not looked at: no folder given)')),
-        ('pictures without annotations', f'{empty:,}'),
+        ('images', f'{len(arrays.sizes):,}' + ('' if images else ' (not looked at: no folder given)')),
+        ('images without annotations', f'{empty:,}'),
         ('annotations', f'{len(arrays.ids):,}'),
         ('crowds', f'{int(arrays.crowd.sum()):,}'),
         ('with segmentation', f'{drawn:,}'),
@@ -242,7 +242,7 @@ def _facts_of(arrays: CocoArrays, facts: CocoFacts, images: Path | None) -> list
 
 def _histogram(arrays: CocoArrays, facts: CocoFacts) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return header and rows of the table of classes."""
-    picture = np.repeat(np.arange(len(arrays.sizes)), np.diff(arrays.starts))
+    image = np.repeat(np.arange(len(arrays.sizes)), np.diff(arrays.starts))
     rows = []
     for label, (number, name) in enumerate(zip(facts.category_ids, facts.names, strict=True)):
         if number == facts.root:
@@ -250,7 +250,7 @@ def _histogram(arrays: CocoArrays, facts: CocoFacts) -> tuple[tuple[str, ...], l
         mine = arrays.labels == label
         objects = int((mine & ~arrays.crowd).sum())
         share = objects / max(1, int((~arrays.crowd).sum()))
-        seen = len(np.unique(picture[mine]))
+        seen = len(np.unique(image[mine]))
         rows.append(
             (
                 name,
@@ -261,29 +261,29 @@ def _histogram(arrays: CocoArrays, facts: CocoFacts) -> tuple[tuple[str, ...], l
                 f'{int(mine.sum()) - objects:,}',
             )
         )
-    return ('class', 'id', 'objects', 'share', 'pictures', 'crowds'), rows
+    return ('class', 'id', 'objects', 'share', 'images', 'crowds'), rows
 
 
 # ------------------------------------------------------------------------------------------------------- label maps
 
 
 def _partners(images: Path | None, files: Mapping[str, str], labels: Path) -> tuple[list[Finding], dict[str, Path]]:
-    """Return what has no partner, and `{label file: picture}`."""
+    """Return what has no partner, and `{label file: image}`."""
     if images is None:
         return [], {}
-    pictures = list_files(images, PICTURE_SUFFIXES, what='pictures')
+    image_files = list_files(images, IMAGE_SUFFIXES, what='images')
     try:
-        pairs = match(pictures, files, where=str(labels))
+        pairs = match(image_files, files, where=str(labels))
     except DataError:
-        pairs = {key: (name, files[key]) for key, name in pictures.items() if key in files}
+        pairs = {key: (name, files[key]) for key, name in image_files.items() if key in files}
     there = {name for name, _ in pairs.values()}
     matched = {label: images / name for name, label in pairs.values()}
-    found = [Finding('match', name, 'no label map') for name in pictures.values() if name not in there]
-    return found + [Finding('match', name, 'no picture') for name in files.values() if name not in matched], matched
+    found = [Finding('match', name, 'no label map') for name in image_files.values() if name not in there]
+    return found + [Finding('match', name, 'no image') for name in files.values() if name not in matched], matched
 
 
 def _check_label_map(
-    path: Path, picture: Path | None, table: LabelTable | None, seen: ImagesSeen
+    path: Path, image: Path | None, table: LabelTable | None, seen: ImagesSeen
 ) -> tuple[list[Finding], dict[int, int], list[int]]:
     """Return the findings, how many pixels have each class (or each number, without a table), and unknown numbers."""
     found: list[Finding] = []
@@ -291,8 +291,8 @@ def _check_label_map(
         raw = read_label_map(path, max_pixels=seen.options['max_pixels']).numpy()
     except DataError as error:
         return [Finding('label', path.name, f'{error.message}: {error.why}')], {}, []
-    if picture is not None:
-        found += _compare(path, picture, raw.shape, seen)
+    if image is not None:
+        found += _compare(path, image, raw.shape, seen)
     if table is not None:
         found += _renumbered(raw, path, table, seen)
         try:
@@ -313,14 +313,14 @@ def _renumbered(raw: np.ndarray, path: Path, table: LabelTable, seen: ImagesSeen
     return []
 
 
-def _compare(path: Path, picture: Path, shape: tuple[int, ...], seen: ImagesSeen) -> Iterable[Finding]:
+def _compare(path: Path, image: Path, shape: tuple[int, ...], seen: ImagesSeen) -> Iterable[Finding]:
     try:
-        size = tuple(seen.read(picture).shape[-2:])
+        size = tuple(seen.read(image).shape[-2:])
     except DataError as error:
-        return [Finding('picture', picture.name, f'{error.message}: {error.why}')]
+        return [Finding('image', image.name, f'{error.message}: {error.why}')]
     if size == shape:
         return []
-    return [Finding('size', path.name, f'labels of (H, W) {tuple(shape)} for a picture of {size}')]
+    return [Finding('size', path.name, f'labels of (H, W) {tuple(shape)} for an image of {size}')]
 
 
 def _label_hints(strange: Counter[int], ignore: int | Sequence[int]) -> list[str]:
@@ -332,7 +332,7 @@ def _label_hints(strange: Counter[int], ignore: int | Sequence[int]) -> list[str
     return [f'if {words} is no class: --ignore {" ".join(map(str, dict.fromkeys([*ignored, *sorted(strange)])))}']
 
 
-def _label_rows(pixels: Counter[int], pictures: Counter[int], table: LabelTable | None) -> list[tuple[str, ...]]:
+def _label_rows(pixels: Counter[int], images: Counter[int], table: LabelTable | None) -> list[tuple[str, ...]]:
     total = max(1, sum(pixels.values()))
     names = None if table is None else table.metainfo['classes']['semantic']
     numbers = sorted(pixels) if names is None else [*range(len(names)), *([IGNORE] if IGNORE in pixels else [])]
@@ -341,7 +341,7 @@ def _label_rows(pixels: Counter[int], pictures: Counter[int], table: LabelTable 
             str(number) if names is None else 'ignored' if number == IGNORE else names[number],
             f'{pixels[number]:,}',
             f'{100 * pixels[number] / total:.1f} %',
-            f'{pictures[number]:,}',
+            f'{images[number]:,}',
         )
         for number in numbers
     ]

@@ -49,7 +49,7 @@ def refuse_unknown_sizes(path: Path, arrays: CocoArrays) -> None:
 
 
 def truth_of(arrays: CocoArrays, numbering: Numbering, rows: np.ndarray, iou_type: IouType, path: Path) -> Objects:
-    """Return the annotated objects, picture after picture. Raises DataError when masks miss that are asked for."""
+    """Return the annotated objects, image after image. Raises DataError when masks miss that are asked for."""
     image = np.repeat(rows, np.diff(arrays.starts))
     masks: list[dict[str, Any]] = []
     if iou_type == 'segm':

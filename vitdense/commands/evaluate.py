@@ -112,8 +112,8 @@ def evaluate_semantic(
     Every label map below `labels` needs a prediction of the same name and size below `predictions`. Both hold numbers
     of classes from 0; `ignore` in the labels does not count. With `reduce_zero_label` the labels (not the predictions)
     have 0 for "no class" and 1 ... K for the classes; `label_map` says which class each of their numbers is, as in
-    `SegmentationMaps`. `classes` are names as `read_classes` takes them. Classes that occur in none of the labels are
-    named beside the score. Raises DataError.
+    `SegmentationDataset`. `classes` are names as `read_classes` takes them. Classes that occur in none of the labels
+    are named beside the score. Raises DataError.
     """
     names = [f'class {index}' for index in range(num_classes)]
     if classes is not None:
@@ -155,7 +155,7 @@ def _count(metric: MeanIoU, truth: Tensor, found: Tensor, truth_path: Path, foun
             f'{found_path.name}: (H, W) {tuple(found.shape)} for labels of {tuple(truth.shape)}',
             where=f'{found_path} and {truth_path}',
             why='predictions are compared pixel by pixel',
-            fix='save the predictions in the original size of the pictures',
+            fix='save the predictions in the original size of the images',
         )
     batch = Batch(truth[None], [Target(semantic=truth)], [Meta(truth_path.stem, str(truth_path))])
     try:
@@ -198,8 +198,8 @@ def _pairs(labels: Path, predictions: Path) -> dict[str, tuple[Path, Path]]:
         raise DataError(
             f'{len(missing)} of {len(truth)} label maps have no prediction, such as {", ".join(missing[:3])}',
             where=error.where,
-            why='a score over a part of the pictures is not the score of all',
-            fix='predict all pictures; a prediction has the path of its label map, without the ending',
+            why='a score over a part of the images is not the score of all',
+            fix='predict all images; a prediction has the path of its label map, without the ending',
         ) from None
     return {key: (labels / one, predictions / other) for key, (one, other) in pairs.items()}
 

@@ -34,12 +34,12 @@ class Measured(NamedTuple):
     seconds: float = 0.0
 
     def at(self, batch_size: int) -> int:
-        """Return the peak that a step of `batch_size` would have: what does not rest grows with the pictures."""
+        """Return the peak that a step of `batch_size` would have: what does not rest grows with the images."""
         return self.rest + -(-(self.peak - self.rest) * batch_size // self.batch_size)
 
 
 class Proposal(NamedTuple):
-    """How to train with the same number of pictures in each step of the optimizer."""
+    """How to train with the same number of images in each step of the optimizer."""
 
     batch_size: int
     accumulation: int
@@ -59,7 +59,7 @@ def propose(
     """Return ways to train that fit into `available` bytes, the fastest first; none: nothing fits.
 
     `plain` and `recomputed` are steps without and with activation checkpointing (None: not possible, or it ran out of
-    memory). Batches have `least` pictures or more and divide `batch_size` times `accumulation`. Without checkpointing
+    memory). Batches have `least` images or more and divide `batch_size` times `accumulation`. Without checkpointing
     the batch is smaller and nothing is computed twice; with it, it is offered only where it is larger.
     """
     total, found = batch_size * accumulation, []
@@ -91,7 +91,7 @@ def check_fit(runner: DenseRunner, wrapper: Any) -> Measured:
         whole = plain if batch_size == least else step.measure(batch_size)
         if whole is not None:
             console().print(
-                f'worst case: {batch_size} pictures of {size[1]} x {size[0]}{objects}: {whole.seconds:.2f} s, '
+                f'worst case: {batch_size} images of {size[1]} x {size[0]}{objects}: {whole.seconds:.2f} s, '
                 f'at most {whole.peak / GIB:.2f} GiB of {available / GIB:.1f} GiB on {device}'
             )
             return whole
@@ -105,7 +105,7 @@ def check_fit(runner: DenseRunner, wrapper: Any) -> Measured:
             accumulation=wrapper._accumulative_counts,
             least=least,
         ),
-        where=f'{batch_size} pictures of {size[1]} x {size[0]}{objects}, on {device}',
+        where=f'{batch_size} images of {size[1]} x {size[0]}{objects}, on {device}',
         needed=ahead,
         available=available,
         option=_checkpointing_option(runner),
@@ -130,7 +130,7 @@ def does_not_fit(
             f'--cfg-options train_dataloader.batch_size={found.batch_size * num_processes} '
             f'optim_wrapper.accumulative_counts={found.accumulation}{more}   (about {found.peak / GIB:.1f} GiB)'
         )
-    nothing = 'not even the smallest batch fits: take smaller pictures or a smaller backbone, freeze it, or use LoRA'
+    nothing = 'not even the smallest batch fits: take smaller images or a smaller backbone, freeze it, or use LoRA'
     amount = 'more than there is' if needed is None else f'about {needed / GIB:.1f} GiB'
     return ResourceError(
         'the worst-case step does not fit into memory',
@@ -146,14 +146,14 @@ def _checkpointing_option(runner: DenseRunner) -> str:
 
 
 class _Step:
-    """Training steps on the first pictures of a batch."""
+    """Training steps on the first images of a batch."""
 
     def __init__(self, runner: DenseRunner, wrapper: Any, batch: Batch) -> None:
         self.runner, self.wrapper, self.batch = runner, wrapper, batch
         self.warm = False
 
     def measure(self, number: int) -> Measured | None:
-        """Return what a step on `number` pictures takes; None: the device ran out of memory."""
+        """Return what a step on `number` images takes; None: the device ran out of memory."""
         device = self.runner.device
         try:
             if not self.warm:

@@ -24,7 +24,7 @@ from vitdense.metrics.coco_columns import category_ids, results_of
 from vitdense.metrics.confusion import save_confusions
 from vitdense.reporting.console import console, start_logging
 from vitdense.reporting.progress import evaluated, print_metrics
-from vitdense.reporting.run_images import on_cpu, shown_picture
+from vitdense.reporting.run_images import on_cpu, shown_image
 from vitdense.storage.atomic import finite, make_folder, write_json, write_text
 from vitdense.train.build import make_tester
 from vitdense.train.compile import explained
@@ -76,7 +76,7 @@ def test(
     if is_main_process():
         evaluators = runner.test_evaluator.metrics
         total = len(runner.test_dataloader.dataset)
-        title = evaluated(metrics, total) or f'{total} pictures'
+        title = evaluated(metrics, total) or f'{total} images'
         print_metrics(evaluators, metrics, title=title)
         save_confusions(evaluators, base)
         for folder in {base, Path(out) if out else base}:
@@ -99,7 +99,7 @@ def _scores_folder(cfg: Config, work_dir: str | Path | None, out: str | Path | N
 
 
 class PredictionHook(Hook):
-    """Show how far the test is, and write every picture's prediction into the folders that are given."""
+    """Show how far the test is, and write every image's prediction into the folders that are given."""
 
     priority = 'LOW'
 
@@ -107,7 +107,7 @@ class PredictionHook(Hook):
         self.out = out
         self.show_dir = show_dir
         self._paths: OutputPaths | None = None
-        self._rows: dict[str, list[list[dict]]] = {}  # by file: the rows of each picture of this rank
+        self._rows: dict[str, list[list[dict]]] = {}  # by file: the rows of each image of this rank
         self._bar: Progress | None = None
         self._task: Any = None
 
@@ -130,7 +130,7 @@ class PredictionHook(Hook):
         ranks = all_gather_object(self._rows)
         for file in sorted({file for rows in ranks for file in rows} if is_main_process() else ()):
             turns = zip_longest(*(rows.get(file, ()) for rows in ranks), fillvalue=())  # ranks took turns
-            merged = [row for pictures in turns for row in chain.from_iterable(pictures)]
+            merged = [row for images in turns for row in chain.from_iterable(images)]
             (self.out / file).parent.mkdir(parents=True, exist_ok=True)
             write_text(self.out / file, json.dumps(merged, allow_nan=False) + '\n')
             logger.info('%d predictions: %s', len(merged), self.out / file)
@@ -157,12 +157,12 @@ class PredictionHook(Hook):
                     row = {'image_id': meta.image_id, **best_classes(record, names)}
                     self._rows.setdefault(f'{folder / head}/results.json', []).append([row])
             if self.show_dir:
-                picture = shown_picture(img, meta, prediction)
+                image = shown_image(img, meta, prediction)
                 path = self._paths.writable(self.show_dir / folder / f'{name}.jpg')
-                Image.fromarray(visualize.draw(picture, prediction, runner.metainfo)).save(path, quality=92)
+                Image.fromarray(visualize.draw(image, prediction, runner.metainfo)).save(path, quality=92)
 
     def _keep(self, folder: Path, meta: Meta, record: Instances, ids: list[int | None]) -> None:
-        """Keep the rows of one picture; masks go to a file of their own."""
+        """Keep the rows of one image; masks go to a file of their own."""
         for file, masks in (('results.json', False), ('results_segm.json', True)):
             if not masks or record.masks is not None:
                 rows = results_of(record, meta.image_id, ids, masks=masks)

@@ -15,7 +15,7 @@ from mmengine.dist import is_main_process
 from vitdense.checkpoints.model_folder import save_model_folder
 from vitdense.checkpoints.omitted_weights import self_contained
 from vitdense.checkpoints.run import find_checkpoint, read_checkpoint, steps_in, sweep
-from vitdense.config.load import picture_recipe
+from vitdense.config.load import image_recipe
 from vitdense.device import choose_device
 from vitdense.errors import CheckpointError, ConfigError, DiskError, ResourceError
 from vitdense.multihead.add_head import ask_for_head
@@ -178,7 +178,7 @@ def finish(runner: DenseRunner) -> None:
 
 def _save_model(runner: DenseRunner, content: Mapping[str, Any]) -> None:
     folder, cfg = runner.folder, runner.cfg.to_dict()
-    data = picture_recipe(cfg)
+    data = image_recipe(cfg)
     transforms, value_range = data.get('transforms') or [], data.get('value_range')
     network = runner.network_model.network
     recipe, state = self_contained(runner.network_model, cfg['model'], content['state_dict'])
@@ -203,7 +203,7 @@ def _save_model(runner: DenseRunner, content: Mapping[str, Any]) -> None:
 
 
 def say_next(runner: DenseRunner, checkpoint: Path) -> None:
-    """Print the scores and the exact commands that test the model and run it on a picture."""
+    """Print the scores and the exact commands that test the model and run it on an image."""
     folder = runner.folder
     loader = runner.val_dataloader if runner.val_loop is not None else runner.train_dataloader
     sample = write_sample(first_dataset(loader), folder / 'sample.png')

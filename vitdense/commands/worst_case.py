@@ -1,4 +1,4 @@
-"""How large the pictures of a data set can become, and how many objects one of them can have."""
+"""How large the images of a data set can become, and how many objects one of them can have."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Size = tuple[int, int]  # (H, W)
 
 
 def extreme_sizes(transforms: Sequence[Callable], sources: Sequence[Size]) -> list[Size]:
-    """Return the largest sizes that pictures of the sizes `sources` can have after `transforms`.
+    """Return the largest sizes that images of the sizes `sources` can have after `transforms`.
 
     Transforms that are not our own are taken to keep the size.
     """
@@ -49,7 +49,7 @@ def _after(transform: Callable, size: Size) -> list[Size]:
 
 
 def _multi_scale(transform: MultiScaleCrop, size: Size) -> list[Size]:
-    """Return the sizes with the largest short side: of the whole picture, and of its flattest and steepest crops."""
+    """Return the sizes with the largest short side: of the whole image, and of its flattest and steepest crops."""
     short = max(transform.sizes)
     if transform.square:
         return [(short, short)]
@@ -62,13 +62,13 @@ def _multi_scale(transform: MultiScaleCrop, size: Size) -> list[Size]:
 
 
 def worst_batch(dataset: Any, batch_size: int, *, draws: int = 16) -> Batch:
-    """Return a batch as heavy as one of `dataset` can be: pictures of the largest size, with the most objects.
+    """Return a batch as heavy as one of `dataset` can be: images of the largest size, with the most objects.
 
-    `draws` pictures, spread over the data set, show which fields targets have. A data set that knows the sizes of its
-    pictures and its largest number of objects (`extent()`) is asked; of another, those drawn count. So is each data set
-    of a mixture, with its own transforms; the pictures are as large as the largest of all of them, take turns in which
-    data set they are of, and have the fields of all. Several pictures fill the largest height and the largest width, to
-    which a batch of upright and lying ones is padded. What is in the pictures and the targets is random.
+    `draws` images, spread over the data set, show which fields targets have. A data set that knows the sizes of its
+    images and its largest number of objects (`extent()`) is asked; of another, those drawn count. So is each data set
+    of a mixture, with its own transforms; the images are as large as the largest of all of them, take turns in which
+    data set they are of, and have the fields of all. Several images fill the largest height and the largest width, to
+    which a batch of upright and lying ones is padded. What is in the images and the targets is random.
     """
     whole = dataset.dataset if isinstance(dataset, SeededDataset) else dataset
     parts = whole.parts() if hasattr(whole, 'parts') else [(range(len(whole)), whole)]
@@ -93,7 +93,7 @@ def _spread(rows: range, number: int) -> list[int]:
 
 
 def _extent(dataset: Any, samples: Sequence[Sample]) -> tuple[list[Size], int]:
-    """Return the largest sizes of pictures of a data set after its transforms, and its largest number of objects."""
+    """Return the largest sizes of images of a data set after its transforms, and its largest number of objects."""
     sources, most = dataset.extent() if hasattr(dataset, 'extent') else ([], 0)
     sources = [*sources, *(sample.meta.orig_size for sample in samples)]
     pipeline = getattr(dataset, 'pipeline', None)

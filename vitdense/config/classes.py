@@ -39,7 +39,7 @@ def metainfo_of(cfg: Config, *, num_classes: int | None = None) -> dict[str, Any
 
 
 def section_of(cfg: Config) -> Mapping[str, Any]:
-    """Return the loader section that says how pictures are evaluated; empty where there is none."""
+    """Return the loader section that says how images are evaluated; empty where there is none."""
     content = cfg.to_dict()
     return content.get('test_dataloader') or content.get('val_dataloader') or content.get('train_dataloader') or {}
 

@@ -40,7 +40,7 @@ COMPLETED = {
     'early_stopping': EarlyStoppingSection,
     'add_head': AddHeadSection,
 }
-FILLED = ('ema', 'early_stopping', 'add_head', 'loggers', 'seed', 'amp', 'custom_hooks', 'sample_pictures')
+FILLED = ('ema', 'early_stopping', 'add_head', 'loggers', 'seed', 'amp', 'custom_hooks', 'sample_images')
 
 
 def load_config(path: str | Path, options: Sequence[str] = (), *, workers: int | None = None) -> Config:
@@ -92,8 +92,8 @@ def named_sections(section: Mapping[str, Any]) -> dict[str, Any]:
     return {'': section} if 'dataset' in section else dict(section)
 
 
-def picture_recipe(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recipe of the data set whose transforms prepare pictures for the model.
+def image_recipe(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe of the data set whose transforms prepare images for the model.
 
     It is that of `test_dataloader`, else of `val_dataloader`, else of `train_dataloader`, the first of several.
     """

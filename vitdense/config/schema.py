@@ -128,6 +128,6 @@ class ConfigFile:
     seed: Annotated[int, Limits(0, 2**32 - 1)] = 0
     amp: Literal['auto', 'bf16', 'fp16', 'off'] = 'auto'
     custom_hooks: Sequence[Recipe] = ()
-    sample_pictures: Counts = 8
+    sample_images: Counts = 8
     work_dir: str | None = None
     data_root: str | None = None  # handed to every data set as `root`

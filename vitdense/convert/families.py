@@ -107,7 +107,7 @@ def load_published(
     The network is that of the family, with branches 'sem' or 'det'. For `VIT_ADAPTER` it is a `SharedNetwork` of
     UPerNet on a `ViTAdapter`, whose ViT is made with `timm_args=dict(class_token=False, final_norm=False,
     init_values=1.0)`: theirs have LayerScale, but neither of the others. Models without class token resample the table
-    of positions to each picture by a bicubic rule that differs from timm's; here the table is brought to the grid of
+    of positions to each image by a bicubic rule that differs from timm's; here the table is brought to the grid of
     the network's own table by their rule, so that with `img_size=512` windows of 512 get exactly their positions.
     Classifiers with a row for each of COCO's 91 category ids give the rows of the 80 categories to a head of 80
     classes. Differences (`EOMT_DINOV3`) are added to the weights `base` of the backbone.

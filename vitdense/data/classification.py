@@ -1,4 +1,4 @@
-"""One folder for each class, or a list of pictures and their classes: ImageNet, and your own."""
+"""One folder for each class, or a list of images and their classes: ImageNet, and your own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitdense.arguments import interval
 from vitdense.data.files import images as decoding
 from vitdense.data.files.image_check import look_for_oddities, spaced
 from vitdense.data.files.listing import Found, as_text, count_endings, find_files, read_text, say_found
-from vitdense.data.files.opening import PICTURE_SUFFIXES
+from vitdense.data.files.opening import IMAGE_SUFFIXES
 from vitdense.data.files.pairs import safe_below
 from vitdense.data.files.similar_names import missing_files, near_match
 from vitdense.data.transforms.common import Pipeline
@@ -28,22 +28,22 @@ from vitdense.types import Meta, Sample, Target
 logger = logging.getLogger('vitdense')
 
 
-class ImageFolders:
-    """Pictures below `folder`, which starts at `root` (a config gives its `data_root`), with one label each.
+class ClassificationDataset:
+    """Images below `folder`, which starts at `root` (a config gives its `data_root`), with one label each.
 
-    The class of a picture is the first folder on its way (`cat/a.jpg`, `cat/more/b.jpg`). With `split` it is what a
-    text file says, one line for each picture: its path below `folder`, a tab or a space, and the class (its name, its
+    The class of an image is the first folder on its way (`cat/a.jpg`, `cat/more/b.jpg`). With `split` it is what a
+    text file says, one line for each image: its path below `folder`, a tab or a space, and the class (its name, its
     folder's name, or its number); a line without class takes the folder's. With `multi_label` a line names any number
     of classes, separated by commas, and the label is (K,) float32 with 1 for those.
 
-    `classes` says which classes there are and in which order: by default the folders that hold pictures, sorted;
+    `classes` says which classes there are and in which order: by default the folders that hold images, sorted;
     'imagenet1k', the 1000 of ILSVRC 2012 in the order of its classifiers; a WordNet file (`n01440764 tench, Tinca
     tinca` in each line); or a list, or a file as `vocabularies.read_classes` takes it. `wordnet` ('imagenet1k' or such
     a file) gives folders that are called by WordNet ids readable names. `value_range` is that of `images.read_image`;
     `follow_links` takes what links lead to from elsewhere as well.
 
     Raises ConfigError or DataError at construction for missing folders, lists that cannot be read, folders or lines of
-    an unknown class, and class folders with files of which none is a picture; UnreadablePicture in `__getitem__` for
+    an unknown class, and class folders with files of which none is an image; UnreadableImage in `__getitem__` for
     files that cannot be used.
     """
 
@@ -66,7 +66,7 @@ class ImageFolders:
         self.folder = root / folder
         self.name = name or self.folder.name
         self.max_pixels = max_pixels
-        self.value_range = interval(value_range, 'ImageFolders.value_range')
+        self.value_range = interval(value_range, 'ClassificationDataset.value_range')
         self.follow_links = follow_links
         self.multi_label = multi_label
         self.pipeline = Pipeline(transforms)
@@ -81,9 +81,9 @@ class ImageFolders:
         self._files = np.array([os.fsencode(file) for file, _ in lines])
         if found:
             self._check_folders(found, every=classes is None)
-            say_found(logger, self.name, 'pictures', self.folder, found)
+            say_found(logger, self.name, 'images', self.folder, found)
         else:
-            logger.info('%s: %d pictures listed in %s', self.name, len(self), split)
+            logger.info('%s: %d images listed in %s', self.name, len(self), split)
         self._say_missing(names)
 
     def __len__(self) -> int:
@@ -113,7 +113,7 @@ class ImageFolders:
     def check(self, limit: int | None = 64, *, training: bool = False) -> int:
         """Look for `limit` files of a list, evenly spaced (None: all), and return how many were looked for.
 
-        Raises DataError that names up to ten files that are not there, and, for `training`, where pictures of fewer
+        Raises DataError that names up to ten files that are not there, and, for `training`, where images of fewer
         than two classes are there: nothing can be learnt from them.
         """
         rows = spaced(len(self), limit)
@@ -132,9 +132,9 @@ class ImageFolders:
             return
         near = near_match(self.folder, missing[0])
         raise DataError(
-            f'{len(missing)} of {len(rows)} pictures of the list are not there, such as {", ".join(missing[:10])}',
+            f'{len(missing)} of {len(rows)} images of the list are not there, such as {", ".join(missing[:10])}',
             where=str(self.folder),
-            why='a line begins with the path of a picture below the folder' + (f'; {near}' if near else ''),
+            why='a line begins with the path of an image below the folder' + (f'; {near}' if near else ''),
             fix='correct the list, or the folder that its paths start at',
         )
 
@@ -144,18 +144,18 @@ class ImageFolders:
             return
         names = self.metainfo['classes']['image_label']
         raise DataError(
-            f'all {len(self)} pictures are of one class, {names[int(seen[0])]!r}',
+            f'all {len(self)} images are of one class, {names[int(seen[0])]!r}',
             where=str(self.folder),
             why='there is nothing to tell apart: the loss is 0 and every answer is right, whatever is learnt'
             + ('; the folders of the classes may lie one folder further down' if len(names) == 1 else ''),
-            fix='give the folder that holds one folder for each class, with pictures of at least two',
+            fix='give the folder that holds one folder for each class, with images of at least two',
         )
 
     def _below(self, file: str, where: str) -> Path:
         return safe_below(self.folder, file, where=where, follow_links=self.follow_links)
 
     def _check_folders(self, found: Found, *, every: bool) -> None:
-        """Raise DataError for class folders with files of which none is a picture; warn of those without any file."""
+        """Raise DataError for class folders with files of which none is an image; warn of those without any file."""
         with os.scandir(self.folder) as entries:
             folders = {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.')}
         empty = sorted(folders - {file.split('/', 1)[0] for file in found.files})
@@ -163,14 +163,14 @@ class ImageFolders:
         full = [name for name in empty if others[name] and (every or name in self._number)]
         if full:
             raise DataError(
-                f'no pictures in {len(full)} of {len(folders)} class folders, such as {full[0]!r}',
+                f'no images in {len(full)} of {len(folders)} class folders, such as {full[0]!r}',
                 where=str(self.folder / full[0]),
-                why=f'there are {count_endings(others[full[0]])} files, such as {others[full[0]][0]}; pictures end in '
-                f'{" ".join(PICTURE_SUFFIXES)}',
+                why=f'there are {count_endings(others[full[0]])} files, such as {others[full[0]][0]}; images end in '
+                f'{" ".join(IMAGE_SUFFIXES)}',
                 fix='rename or convert the files, or move the folder away if it is no class',
             )
         if empty:
-            text = '%s: no pictures in %d of %d folders, such as %s: they are no classes'
+            text = '%s: no images in %d of %d folders, such as %s: they are no classes'
             logger.warning(text, self.name, len(empty), len(folders), empty[0])
 
     def _label(self, index: int) -> Tensor:
@@ -214,7 +214,7 @@ class ImageFolders:
             return
         seen = np.bincount(self._labels, minlength=len(names)) > 0
         if not seen.all():
-            text = 'no pictures of %d of the %d classes in %s, such as %s'
+            text = 'no images of %d of the %d classes in %s, such as %s'
             logger.info(text, (~seen).sum(), len(names), self.folder, names[int(np.argmin(seen))])
 
 
@@ -224,14 +224,14 @@ def _in_order(word: str) -> tuple[int, str]:
 
 
 def _walk_folders(folder: Path, follow_links: bool) -> Found:
-    """Return every picture below `folder`; all of them lie in the folder of a class. Raises DataError."""
+    """Return every image below `folder`; all of them lie in the folder of a class. Raises DataError."""
     found = find_files(folder, follow_links=follow_links)
     loose = [file for file in found.files if '/' not in file]
     if loose:
         raise DataError(
-            f'{len(loose)} pictures lie in no class folder, such as {loose[0]}',
+            f'{len(loose)} images lie in no class folder, such as {loose[0]}',
             where=str(folder),
-            why='a picture lies in the folder of its class',
+            why='an image lies in the folder of its class',
             fix="sort them into folders, one for each class, or list them with their classes: split='train.txt'",
         )
     return found
@@ -247,14 +247,14 @@ def _read_lines(path: Path) -> list[tuple[str, str]]:
         ) from None
     pairs = [_split_line(line.strip(), f'{path} line {number}') for number, line in enumerate(lines, 1) if line.strip()]
     if not pairs:
-        raise DataError('the list is empty', where=str(path), why='no line holds a name', fix='list one picture a line')
+        raise DataError('the list is empty', where=str(path), why='no line holds a name', fix='list one image a line')
     return pairs
 
 
 def _split_line(line: str, where: str) -> tuple[str, str]:
-    """Return (path, class): split at the tab, else at the last space behind the picture's suffix, else the folder."""
+    """Return (path, class): split at the tab, else at the last space behind the image's suffix, else the folder."""
     file, _, word = line.partition('\t')
-    if not word and not line.lower().endswith(PICTURE_SUFFIXES):
+    if not word and not line.lower().endswith(IMAGE_SUFFIXES):
         file, _, word = line.rpartition(' ')
     if not word and '/' in line:
         file, word = line, line.split('/', 1)[0]
@@ -262,7 +262,7 @@ def _split_line(line: str, where: str) -> tuple[str, str]:
         raise DataError(
             f'{line!r} names no class',
             where=where,
-            why='a line is a picture, a tab or a space, and its class; or a picture in the folder of its class',
+            why='a line is an image, a tab or a space, and its class; or an image in the folder of its class',
             fix='write for example: cat/0001.jpg, or 0001.jpg, a tab and cat',
         )
     return file.strip(), word.strip()

@@ -30,8 +30,8 @@ def adopt_classes(dataset: Dataset, metainfo: Mapping[str, Any]) -> None:
         dataset.adopt(metainfo['classes'])
 
 
-class AllPictures:
-    """The number of pictures of several data sets, and their `metainfo` joined."""
+class JoinedDatasets:
+    """The number of images of several data sets, and their `metainfo` joined."""
 
     def __init__(self, datasets: Sequence[Dataset]) -> None:
         self.datasets = list(datasets)

@@ -20,7 +20,7 @@ _STRANGE = 254  # marks what is no class and not ignored; so there are at most 2
 class LabelTable:
     """The way from the numbers (or colours) in label files to class indices 0..K-1 or IGNORE.
 
-    The arguments are those of `SegmentationMaps`. `metainfo` holds the classes, the palette and one sentence on what
+    The arguments are those of `SegmentationDataset`. `metainfo` holds the classes, the palette and one sentence on what
     is ignored; `colors` is the colour table for `read_label_map`, or None.
     """
 
@@ -200,5 +200,5 @@ def _check_range(lookup: Mapping[int, int], count: int) -> None:
 
 
 def _config(where: str, message: str, why: str) -> ConfigError:
-    fix = f'correct {where} of SegmentationMaps; docs/your_own_data.md shows every layout'
+    fix = f'correct {where} of SegmentationDataset; docs/your_own_data.md shows every layout'
     return ConfigError(message, where=where, why=why, fix=fix)

@@ -1,4 +1,4 @@
-"""Several data sets as one: each picture is labelled for some tasks only, and each data set gets its share of draws."""
+"""Several data sets as one: each image is labelled for some tasks only, and each data set gets its share of draws."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Mixture(Dataset):
 
     `weights` are the shares of the draws by name: of weights 4, 2 and 1, every round of seven draws holds four of the
     first, two of the second and one of the third, in an order of its own. Numbers that are not whole are shares, kept
-    to one percent of the smallest. By default they are the sizes, so that a round is an epoch of all pictures. A data
+    to one percent of the smallest. By default they are the sizes, so that a round is an epoch of all images. A data
     set of weight 0 is not drawn, but its classes count: the same model, trained for fewer tasks.
-    `batches` says what is drawn: 'mixed' draws pictures, and a batch holds several data sets, padded to the largest
-    picture; 'homogeneous' draws whole batches of one data set, each process its own.
+    `batches` says what is drawn: 'mixed' draws images, and a batch holds several data sets, padded to the largest
+    image; 'homogeneous' draws whole batches of one data set, each process its own.
 
     `metainfo` joins those of the data sets, field by field. A data set whose files number classes by themselves counts
     as the first one with the same field does. Raises ConfigError for names that `weights` does not know, weights that

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from vitdense.arguments import MAX_BAD_FRACTION, within
-from vitdense.data.files.images import UnreadablePicture
+from vitdense.data.files.images import UnreadableImage
 from vitdense.errors import ConfigError, DataError
 from vitdense.types import Sample
 
@@ -88,9 +88,9 @@ class EvaluationSampler(Sampler):
 class SeededDataset(Dataset):
     """Give `dataset[index]` with torch, numpy and random seeded from (seed, epoch, index), and restored afterwards.
 
-    With `tolerate` (training) a picture that cannot be decoded is logged once and replaced by another, chosen by the
+    With `tolerate` (training) an image that cannot be decoded is logged once and replaced by another, chosen by the
     same seed from the same part of a mixture; after 20 in a row, or when more than `max_bad_fraction` of the data set
-    (one picture is always allowed) turned out bad, DataError. Broken or wrong *labels* always raise. Without `tolerate`
+    (one image is always allowed) turned out bad, DataError. Broken or wrong *labels* always raise. Without `tolerate`
     (evaluation) everything raises: a test set never shrinks silently. With `skip` such an image is logged and counted
     before that, for a loader that leaves it out.
     """
@@ -119,7 +119,7 @@ class SeededDataset(Dataset):
 
     @property
     def num_bad(self) -> int:
-        """How many pictures were found to be unreadable so far, by all workers."""
+        """How many images were found to be unreadable so far, by all workers."""
         return int(self._bad.sum())
 
     def __len__(self) -> int:
@@ -133,32 +133,32 @@ class SeededDataset(Dataset):
             try:
                 with seeded(*numbers):
                     return self.dataset[index]
-            except UnreadablePicture as error:
+            except UnreadableImage as error:
                 if not self.tolerate:
                     self._refuse(index, error)
                 self._note(index, error)
             index = start + int(np.random.default_rng(numbers).integers(stop - start))
         raise DataError(
-            f'{_MOST_IN_A_ROW} unreadable pictures in a row',
+            f'{_MOST_IN_A_ROW} unreadable images in a row',
             where=f'draw {tuple(draw) if isinstance(draw, tuple) else draw} of {type(self.dataset).__name__}',
-            why='single bad pictures are replaced, but this looks like a broken data set or a lost disk',
+            why='single bad images are replaced, but this looks like a broken data set or a lost disk',
             fix='see the warnings above for the files, repair or remove them',
         )
 
-    def _refuse(self, index: int, error: UnreadablePicture) -> NoReturn:
+    def _refuse(self, index: int, error: UnreadableImage) -> NoReturn:
         if self.skip and not self._bad[index]:
             self._bad[index] = True
             _logger.warning('unreadable image is not evaluated: %s (%s)', error.where, error.message)
         fix = f'{error.fix}; or leave such images out, counted beside the score: --skip-bad-eval'
-        raise UnreadablePicture(error.message, where=error.where, why=error.why, fix=fix) from error
+        raise UnreadableImage(error.message, where=error.where, why=error.why, fix=fix) from error
 
-    def _note(self, index: int, error: UnreadablePicture) -> None:
+    def _note(self, index: int, error: UnreadableImage) -> None:
         if not self._bad[index]:
             self._bad[index] = True
-            _logger.warning('unreadable picture replaced by another: %s (%s)', error.where, error.message)
+            _logger.warning('unreadable image replaced by another: %s (%s)', error.where, error.message)
         if self.num_bad > max(1, self.max_bad_fraction * len(self)):
             raise DataError(
-                f'{self.num_bad} of {len(self)} pictures are unreadable',
+                f'{self.num_bad} of {len(self)} images are unreadable',
                 where=error.where,
                 why=f'more than {self.max_bad_fraction:.1%} are bad; the last one: {error.message}. {error.why}',
                 fix='repair or remove the files named in the warnings, or allow more of them: '

@@ -1,4 +1,4 @@
-"""A folder of pictures and a folder of label maps: ADE20K, Cityscapes, PASCAL VOC, CamVid, and your own."""
+"""A folder of images and a folder of label maps: ADE20K, Cityscapes, PASCAL VOC, CamVid, and your own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from vitdense.arguments import interval
 from vitdense.data.files import images as decoding
 from vitdense.data.files.image_check import look_for_oddities, spaced
-from vitdense.data.files.opening import PICTURE_SUFFIXES
+from vitdense.data.files.opening import IMAGE_SUFFIXES
 from vitdense.data.files.pairs import find_pairs, list_files, read_split
 from vitdense.data.label_check import LabelsSeen
 from vitdense.data.label_map import LabelTable
@@ -26,8 +26,8 @@ from vitdense.types import Meta, Sample, Target
 logger = logging.getLogger('vitdense')
 
 
-class SegmentationMaps:
-    """Pictures below `images`, matched by their relative path with label maps below `labels`.
+class SegmentationDataset:
+    """Images below `images`, matched by their relative path with label maps below `labels`.
 
     All paths start at `root` (a config gives its `data_root`). `classes` and `palette` are lists, files, or names such
     as 'ade20k' (`vocabularies.read_classes`); a missing palette is made up.
@@ -41,13 +41,13 @@ class SegmentationMaps:
 
     `image_suffix` and `label_suffix` say which files count and what is taken off their names for matching (found by
     itself where the names agree). In one folder, files that end in `label_suffix` are label maps. `split` is a text
-    file that lists the pictures to use. `value_range` is that of `images.read_image`; `follow_links` takes what links
-    lead to from elsewhere as well. Without `labels` the data set holds pictures only, for prediction.
+    file that lists the images to use. `value_range` is that of `images.read_image`; `follow_links` takes what links
+    lead to from elsewhere as well. Without `labels` the data set holds images only, for prediction.
 
-    With `evaluation` the transforms touch only the picture, and `target.semantic` stays as on disk.
+    With `evaluation` the transforms touch only the image, and `target.semantic` stays as on disk.
 
-    Raises ConfigError or DataError at construction for missing folders, pictures without label, names that occur
-    twice and tables that do not fit; UnreadablePicture or DataError in `__getitem__` for files that cannot be used.
+    Raises ConfigError or DataError at construction for missing folders, images without label, names that occur
+    twice and tables that do not fit; UnreadableImage or DataError in `__getitem__` for files that cannot be used.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class SegmentationMaps:
         self.name = name or self.images.name
         self.evaluation = evaluation
         self.max_pixels = max_pixels
-        self.value_range = interval(value_range, 'SegmentationMaps.value_range')
+        self.value_range = interval(value_range, 'SegmentationDataset.value_range')
         self.pipeline = Pipeline(transforms)
         self.table = LabelTable(
             classes,
@@ -123,9 +123,9 @@ class SegmentationMaps:
         return self.images, [image for image, _ in self._files]
 
     def paths(self) -> Iterator[Path]:
-        """Yield every file that the data set reads, pictures before their label maps, in its order."""
-        for picture, labels in self._files:
-            yield self.images / picture
+        """Yield every file that the data set reads, images before their label maps, in its order."""
+        for image, labels in self._files:
+            yield self.images / image
             if self.labels is not None:
                 yield self.labels / labels
 
@@ -134,7 +134,7 @@ class SegmentationMaps:
 
         Meant for the start of a run: it finds wrong tables before an hour of training does. The log tells which
         classes are in none of them and what is ignored. Raises DataError that lists up to ten files with labels out of
-        range or with a size that is not the picture's, and, for `training`, where fewer than two classes have pixels
+        range or with a size that is not the image's, and, for `training`, where fewer than two classes have pixels
         (then all label files are looked at).
         """
         if self.labels is None:
@@ -154,8 +154,8 @@ class SegmentationMaps:
         for row in rows:
             try:
                 self._look(row)
-            except decoding.UnreadablePicture:
-                continue  # a bad picture has its own policy (SeededDataset)
+            except decoding.UnreadableImage:
+                continue  # a bad image has its own policy (SeededDataset)
             except DataError as error:
                 faults.append(error)
             if len(faults) == 10:
@@ -190,18 +190,18 @@ class SegmentationMaps:
         return (self.images / self._files[row][0] for row in rows)
 
     def _read_numbers(self, index: int, size: tuple[int, int]) -> np.ndarray:
-        """Return (H, W) numbers of a label file. Raises DataError when it does not have the `size` of its picture."""
+        """Return (H, W) numbers of a label file. Raises DataError when it does not have the `size` of its image."""
         path = self.labels / self._files[index][1]
         raw = decoding.read_label_map(path, colors=self.table.colors, max_pixels=self.max_pixels)
         if tuple(raw.shape) != size:
             turned = tuple(raw.shape) == (size[1], size[0])
             raise DataError(
-                f'{path.name}: labels of (H, W) {tuple(raw.shape)} for a picture of {size}',
+                f'{path.name}: labels of (H, W) {tuple(raw.shape)} for an image of {size}',
                 where=f'{path} and {self.images / self._files[index][0]}',
-                why='the picture was turned upright by its EXIF flag, the labels were drawn on the unturned one'
+                why='the image was turned upright by its EXIF flag, the labels were drawn on the unturned one'
                 if turned
-                else 'every pixel of the picture has one label',
-                fix='store picture and labels in one orientation' if turned else 'export the labels at full size',
+                else 'every pixel of the image has one label',
+                fix='store image and labels in one orientation' if turned else 'export the labels at full size',
             )
         return raw.numpy()
 
@@ -212,12 +212,12 @@ class SegmentationMaps:
 
 
 def _files(images: Path, labels: Path | None, *, split: Path | None, **options: Any) -> dict[str, tuple[str, str]]:
-    """Return `{key: (picture, label file)}`; the label file is '' where there are no labels."""
+    """Return `{key: (image, label file)}`; the label file is '' where there are no labels."""
     if labels is not None:
         return find_pairs(images, labels, split=split, **options)
     suffix, links, later = options['image_suffix'], options['follow_links'], split is not None
-    suffixes = PICTURE_SUFFIXES if suffix is None else (suffix,)
+    suffixes = IMAGE_SUFFIXES if suffix is None else (suffix,)
     common = dict(follow_links=links, checked_later=later and not links, say=options['name'])
-    files = list_files(images, suffixes, what='pictures', **common)
+    files = list_files(images, suffixes, what='images', **common)
     files = read_split(split, files, images, follow_links=links) if later else files
     return {key: (name, '') for key, name in files.items()}

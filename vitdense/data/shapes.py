@@ -62,11 +62,11 @@ class ShapesScenes:
         name: str = 'shapes',
     ) -> None:
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-        _check(num_images >= 1, 'num_images', num_images, 'a data set has at least one picture')
+        _check(num_images >= 1, 'num_images', num_images, 'a data set has at least one image')
         _check(split in ('train', 'val'), 'split', split, "it is 'train' or 'val'")
         _check(1 <= num_objects[0] <= num_objects[1] <= 200, 'num_objects', num_objects, 'it is a range within 1..200')
         _check(2 <= radius[0] <= radius[1], 'radius', radius, 'it is a range of pixels, from 2 on')
-        _check(2 * radius[1] < min(self.size), 'radius', radius, f'objects must fit into a picture of {self.size}')
+        _check(2 * radius[1] < min(self.size), 'radius', radius, f'objects must fit into an image of {self.size}')
         for key, levels in (('background', background), ('foreground', foreground)):
             _check(0 <= levels[0] <= levels[1] <= 255, key, levels, 'it is a range of gray levels within 0..255')
         reach = max(foreground[1] - background[0], background[1] - foreground[0])
@@ -121,7 +121,7 @@ class ShapesScenes:
         return _Scene(img.clip(0, 255).astype(np.uint8), owner, labels)
 
     def _place(self, rng: np.random.Generator, label: int, owner: np.ndarray) -> np.ndarray | None:
-        """Return (H, W) bool of one figure somewhere inside the picture; None when no free place was found."""
+        """Return (H, W) bool of one figure somewhere inside the image; None when no free place was found."""
         height, width = self.size
         for _ in range(20):
             radius = rng.uniform(*self.radius)

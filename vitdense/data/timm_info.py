@@ -1,4 +1,4 @@
-"""What timm publishes about ImageNet and about its checkpoints: names of classes, and how pictures are cut.
+"""What timm publishes about ImageNet and about its checkpoints: names of classes, and how images are cut.
 
 The only file of this room that imports timm, and only when it is asked.
 """
@@ -11,7 +11,7 @@ from vitdense.errors import ConfigError, did_you_mean
 
 
 class Crop(NamedTuple):
-    """How the pictures of a published evaluation were cut."""
+    """How the images of a published evaluation were cut."""
 
     size: int  # pixels of a side
     crop_pct: float  # share of the short side that is seen

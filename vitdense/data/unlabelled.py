@@ -1,4 +1,4 @@
-"""Pictures and nothing else: what a network may learn from without labels."""
+"""Images and nothing else: what a network may learn from without labels."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from vitdense.types import Meta, Sample, Target
 logger = logging.getLogger('vitdense')
 
 
-class Pictures:
-    """All pictures below `folder`, in folders of any depth; `folder` starts at `root` (a config gives its `data_root`).
+class ImageDataset:
+    """All images below `folder`, in folders of any depth; `folder` starts at `root` (a config gives its `data_root`).
 
     `value_range` is that of `images.read_image`; `follow_links` takes what links lead to from elsewhere as well. Their
     targets know nothing, and there are no classes. Raises DataError at construction for a folder that is not
-    there or holds no picture, UnreadablePicture in `__getitem__` for files that cannot be used.
+    there or holds no image, UnreadableImage in `__getitem__` for files that cannot be used.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class Pictures:
         self.folder = Path(root) / folder
         self.name = name or self.folder.name
         self.max_pixels = max_pixels
-        self.value_range = interval(value_range, 'Pictures.value_range')
+        self.value_range = interval(value_range, 'ImageDataset.value_range')
         self.pipeline = Pipeline(transforms)
         self.metainfo: dict[str, Any] = {'classes': {}}
         found = find_files(self.folder, follow_links=follow_links)
-        say_found(logger, self.name, 'pictures', self.folder, found)
+        say_found(logger, self.name, 'images', self.folder, found)
         # an array, not a list: workers share it, while counting references would copy a million words into each
         self._files = np.array([os.fsencode(file) for file in found.files])
 

@@ -25,7 +25,7 @@ def class_vocabulary(
 ) -> tuple[list[str], dict[str, int]]:
     """Return the names of the classes, and {folder, id or name: number}. `found` are the words that the data has.
 
-    See `ImageFolders` for what `classes` and `wordnet` may be. Raises ConfigError.
+    See `ClassificationDataset` for what `classes` and `wordnet` may be. Raises ConfigError.
     """
     table = _read_wordnet(classes, root) if isinstance(classes, str | Path) else None
     if classes is None:

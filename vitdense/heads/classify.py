@@ -1,4 +1,4 @@
-"""One answer about the whole picture."""
+"""One answer about the whole image."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Pool = Literal['token', 'average', 'both', 'attention']
 class ClassHead(nn.Module):
     """Pooling, normalisation, dropout and one linear layer.
 
-    `pool` says what stands for the picture: 'token', the class tokens of all layers the adapter asks for, side by
-    side; 'average', the mean of every map over the cells of the picture; 'both', the class tokens and the mean of the
+    `pool` says what stands for the image: 'token', the class tokens of all layers the adapter asks for, side by
+    side; 'average', the mean of every map over the cells of the image; 'both', the class tokens and the mean of the
     last map (linear evaluation of DINOv2, https://arxiv.org/abs/2304.07193, appendix B.3); 'attention', a learned
     query that attends to the cells of all maps, then an MLP (the head of SigLIP and of attentive probing; `num_heads`
     of 64 channels unless given).
@@ -82,13 +82,13 @@ class ClassHead(nn.Module):
             raise ConfigError(
                 'batch normalisation saw one value per channel',
                 where='ClassHead(norm="batch") in training',
-                why='a single picture has no variance',
-                fix='train with a batch of at least 2 pictures per process',
+                why='a single image has no variance',
+                fix='train with a batch of at least 2 images per process',
             )
         return ClassOutputs(self.classifier(self.dropout(self.norm(x))))
 
     def embed(self, features: Features) -> Tensor:
-        """Return what stands for each picture, (B, width): the pooled tokens, before norm and linear layer."""
+        """Return what stands for each image, (B, width): the pooled tokens, before norm and linear layer."""
         if self.pool == 'token':
             return torch.cat(list(features.cls), dim=1)
         if self.pool == 'average':
@@ -128,7 +128,7 @@ class ClassHead(nn.Module):
         return widths.get(self.pool, sum(in_channels))
 
     def _average(self, features: Features, index: int) -> Tensor:
-        """Return (B, C): the mean of map `index` over the cells of each picture."""
+        """Return (B, C): the mean of map `index` over the cells of each image."""
         x = features.maps[index]
         extents = map_extents(features.valid, self.strides[index], tuple(x.shape[-2:]))
         if extents is None:

@@ -86,7 +86,7 @@ class Fusion(nn.Module):
         self.project = nn.Conv2d(channels, channels, kernel_size=1)
 
     def forward(self, x: Tensor, extents: Tensor | None = None, above: Tensor | None = None) -> Tensor:
-        """Map `x` (B, C, h, w) to (B, C, 2h, 2w); `extents` (B, 2) are the cells of each picture in `x`."""
+        """Map `x` (B, C, h, w) to (B, C, 2h, 2w); `extents` (B, 2) are the cells of each image in `x`."""
         if above is not None:
             x = above + self.enter(x, extents)
         # a 1x1 convolution and a resize change places: a quarter of the products
@@ -104,7 +104,7 @@ class ResidualUnit(nn.Module):
         self.norms = nn.ModuleList(norm_of(norm, channels) if norm else nn.Identity() for _ in range(2))
 
     def forward(self, x: Tensor, extents: Tensor | None = None) -> Tensor:
-        """Refine `x` (B, C, h, w); `extents` (B, 2) are the cells of each picture."""
+        """Refine `x` (B, C, h, w); `extents` (B, 2) are the cells of each image."""
         refined = x
         for conv, norm in zip(self.convs, self.norms, strict=True):
             refined = norm(conv(zero_padding(functional.relu(refined), extents)))
@@ -112,7 +112,7 @@ class ResidualUnit(nn.Module):
 
 
 def double(x: Tensor, extents: Tensor | None = None) -> Tensor:
-    """Return `x` (B, C, h, w) resized to twice its size, corners of pictures on their corners and zeros outside."""
+    """Return `x` (B, C, h, w) resized to twice its size, corners of images on their corners and zeros outside."""
     height, width = x.shape[-2:]
     if extents is None:
         return functional.interpolate(x, size=(2 * height, 2 * width), mode='bilinear', align_corners=True)
@@ -125,7 +125,7 @@ def double(x: Tensor, extents: Tensor | None = None) -> Tensor:
 
 def _meet(x: Tensor, size: tuple[int, int], extents: Tensor | None) -> Tensor:
     """Return `x` (B, C, h, w) resized to what comes from above. They differ where a grid does not halve evenly, which
-    an exported network must find out for each picture: it resizes always.
+    an exported network must find out for each image: it resizes always.
     """
     if torch.compiler.is_exporting():
         return functional.interpolate(hold_edges(x, extents), size=size, mode='bilinear', align_corners=False)

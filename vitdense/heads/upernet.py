@@ -20,7 +20,7 @@ class UPerNetHead(nn.Module):
     the resized map above it and smoothed by a 3x3 convolution. All levels, resized to the finest, are fused by one
     3x3 convolution and classified: logits at the stride of the finest map. `dropout` is the probability that a whole
     channel is dropped before a classifier. `norm` is 'batch', as published, or 'layer' (over the channels of each
-    cell), for mixtures of data sets and for batches of one picture.
+    cell), for mixtures of data sets and for batches of one image.
 
     The auxiliary head (one 3x3 convolution of `aux_channels`, Long et al. 2015) reads map `aux_index`, or the
     coarsest where there are fewer maps; None leaves it out. Its logits are in `aux`, in training only.
@@ -105,7 +105,7 @@ class PyramidPooling(nn.Module):
     """The pyramid pooling module of PSPNet (Zhao et al. 2017, section 3.2) with its 3x3 bottleneck.
 
     The map is averaged into s x s bins for every s of `scales`, projected to `channels`, resized back, concatenated
-    with the map itself and fused. Bins divide each picture, not the padded plane it lies in. `norm`: see `ConvBlock`.
+    with the map itself and fused. Bins divide each image, not the padded plane it lies in. `norm`: see `ConvBlock`.
 
     Raises ValueError for scales that are no numbers from 1 to 64.
     """
@@ -123,7 +123,7 @@ class PyramidPooling(nn.Module):
         self.bottleneck = ConvBlock(in_channels + len(self.scales) * channels, channels, kernel_size=3, norm=norm)
 
     def forward(self, x: Tensor, extents: Tensor | None = None) -> Tensor:
-        """Map `x` (B, in_channels, h, w) to (B, channels, h, w); `extents` (B, 2) are the cells of each picture."""
+        """Map `x` (B, in_channels, h, w) to (B, channels, h, w); `extents` (B, 2) are the cells of each image."""
         x = zero_padding(x, extents)  # a weight of zero does not silence a NaN
         height, width = x.shape[-2:]
         used = whole_map(x) if extents is None else extents
@@ -141,7 +141,7 @@ class PyramidPooling(nn.Module):
 
 
 def _grow(num_out: int, scale: int, used: Tensor) -> Tensor:
-    """Return (B, num_out, scale) weights that resize `scale` bins to the `used` (B,) cells of each picture."""
+    """Return (B, num_out, scale) weights that resize `scale` bins to the `used` (B,) cells of each image."""
     return bilinear_weights(
         num_out, scale, used_out=used, used_in=torch.full_like(used, scale), ratio=scale / used[:, None]
     )

@@ -1,4 +1,4 @@
-"""Look at many inputs: pictures with a reader ahead and a writer behind, videos frame by frame; keep a record."""
+"""Look at many inputs: images with a reader ahead and a writer behind, videos frame by frame; keep a record."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from vitdense.data.files.images import UnreadablePicture
+from vitdense.data.files.images import UnreadableImage
 from vitdense.errors import DataError
 from vitdense.inference.demo_records import classes_of, mean, numbers, objects, write_json
 from vitdense.inference.demo_skips import InputGuard, out_of_memory
@@ -28,12 +28,12 @@ from vitdense.inference.result import Result
 from vitdense.inference.video import Frame, VideoReader, VideoWriter
 from vitdense.inference.video_files import is_video
 from vitdense.types import SemanticMap
-from vitdense.visualize.image_files import write_picture
+from vitdense.visualize.image_files import write_image
 
 logger = logging.getLogger('vitdense')
 
-AHEAD = 4  # pictures that are read before, and written after, the one the model sees
-LARGE = 40_000_000  # pixels; a model that looks at such a picture as a whole needs very much memory
+AHEAD = 4  # images that are read before, and written after, the one the model sees
+LARGE = 40_000_000  # pixels; a model that looks at such an image as a whole needs very much memory
 
 
 class Options(NamedTuple):
@@ -43,7 +43,7 @@ class Options(NamedTuple):
     legend: bool = True
     min_score: float = 0.3  # objects below it are neither drawn nor counted
     labels: bool = False  # also write label maps as PNG
-    batch: int = 1  # pictures or frames that go through the network together
+    batch: int = 1  # images or frames that go through the network together
     save_video: bool = True
     video_format: str = '.mp4'
     fps: float | None = None  # of the written video; None: that of the source
@@ -55,7 +55,7 @@ class Demo:
     """Runs `predictor` on inputs and keeps what came out.
 
     `entries` has one dict for each input that worked and `skipped` one for each that did not, as `results.json` shows
-    them; `stages` adds up the seconds of each stage over `count` pictures and frames, `parts` those of the backbone and
+    them; `stages` adds up the seconds of each stage over `count` images and frames, `parts` those of the backbone and
     of each head within them, and `seconds` is the time that passed. Loading, drawing and writing run in threads beside
     the network.
     """
@@ -82,13 +82,13 @@ class Demo:
         """
         start = time.perf_counter()
         self._guard.only = len(inputs) == 1
-        images = [item for item in inputs if item.kind == 'picture']
+        images = [item for item in inputs if item.kind == 'image']
         self._videos = [item for item in inputs if item.kind in ('video', 'camera')]
         try:
             for item in inputs:
                 if item.error is not None:
                     self._guard.skip(item, item.error)
-            self._pictures(images, tell)
+            self._images(images, tell)
             for item in self._videos:
                 self._guarded(item, partial(self._video, item, tell))
         finally:
@@ -117,9 +117,9 @@ class Demo:
     def _guarded(self, item: Input, work: Callable[[], Any]) -> Any:
         return None if self._stopped else self._guard.run(item, work)
 
-    # ------------------------------------------------------------------------------------------------ pictures
+    # ------------------------------------------------------------------------------------------------ images
 
-    def _pictures(self, items: Sequence[Input], tell: Callable[[int, int], None]) -> None:
+    def _images(self, items: Sequence[Input], tell: Callable[[int, int], None]) -> None:
         pending: deque[tuple[Input, Future]] = deque()
         with ThreadPoolExecutor(1, 'read') as reading, ThreadPoolExecutor(1, 'write') as writing:
             loaded = self._loaded(_ahead(items, partial(reading.submit, self._load), AHEAD + self.options.batch))
@@ -127,12 +127,12 @@ class Demo:
                 for (item, _, seconds), result in zip(group, self._predict(group), strict=True):
                     if result is not None:
                         result = replace(result, path=str(item.source), times={**result.times, 'load': seconds})
-                        pending.append((item, writing.submit(self._write_picture, item, result)))
+                        pending.append((item, writing.submit(self._write_image, item, result)))
                 while len(pending) > AHEAD:
-                    self._note_picture(*pending.popleft())
+                    self._note_image(*pending.popleft())
                     tell(self.count + len(self.skipped), len(items))
             while pending:
-                self._note_picture(*pending.popleft())
+                self._note_image(*pending.popleft())
                 tell(self.count + len(self.skipped), len(items))
 
     def _predict(self, group: Sequence[tuple[Input, Tensor, float]]) -> list[Result | None]:
@@ -159,7 +159,7 @@ class Demo:
         start = time.perf_counter()
         try:
             img = self.predictor.read(item.source)
-        except UnreadablePicture:
+        except UnreadableImage:
             if not is_video(item.source):
                 raise
             self._videos.append(item._replace(kind='video'))
@@ -172,17 +172,17 @@ class Demo:
             )
         return img, time.perf_counter() - start
 
-    def _write_picture(self, item: Input, result: Result) -> tuple[dict[str, Any], np.ndarray]:
+    def _write_image(self, item: Input, result: Result) -> tuple[dict[str, Any], np.ndarray]:
         start = time.perf_counter()
-        picture = self._draw(result)
+        image = self._draw(result)
         drawn = time.perf_counter()
         suffix = '.jpg' if item.source.suffix.lower() in ('.jpg', '.jpeg') else '.png'
-        path = write_picture(picture, self.names.name(item, suffix))
+        path = write_image(image, self.names.name(item, suffix))
         labels = self._write_labels(item, result) if self.options.labels else {}
         times = {**result.times, 'draw': drawn - start, 'write': time.perf_counter() - drawn}
         entry = {
             'file': str(item.source),
-            'kind': 'picture',
+            'kind': 'image',
             'output': str(path),
             **({'labels': labels} if labels else {}),
             'size': list(result.image.shape[:2]),
@@ -191,7 +191,7 @@ class Demo:
             'ms': {stage: round(1000 * seconds, 2) for stage, seconds in times.items()},
             'ms_parts': {part: round(1000 * seconds, 2) for part, seconds in result.parts.items()},
         }
-        return entry, picture
+        return entry, image
 
     def _write_labels(self, item: Input, result: Result) -> dict[str, str]:
         """Write the label map of every semantic head as PNG (8 bits, 16 above 255 classes); return the paths."""
@@ -200,20 +200,20 @@ class Demo:
             if isinstance(prediction, SemanticMap):
                 labels = prediction.labels.numpy()
                 labels = labels if labels.dtype == np.uint8 else labels.astype(np.uint16)
-                paths[head] = str(write_picture(labels, self.names.name(item, '.png', tag=f'_{head}')))
+                paths[head] = str(write_image(labels, self.names.name(item, '.png', tag=f'_{head}')))
         return paths
 
-    def _note_picture(self, item: Input, written: Future) -> None:
+    def _note_image(self, item: Input, written: Future) -> None:
         noted = self._guarded(item, written.result)
         if noted is None:
             return
-        entry, picture = noted
+        entry, image = noted
         self.entries.append(entry)
         self.count += 1
         self.stages.update({stage: value / 1000 for stage, value in entry['ms'].items()})
         self.parts.update({part: value / 1000 for part, value in entry['ms_parts'].items()})
         if self.options.show:
-            self._show(picture, entry['file'], wait=0)
+            self._show(image, entry['file'], wait=0)
 
     # -------------------------------------------------------------------------------------------------- videos
 
@@ -267,9 +267,9 @@ class Demo:
 
     def _draw_timed(self, result: Result) -> np.ndarray:
         start = time.perf_counter()
-        picture = self._draw(result)
+        image = self._draw(result)
         self.stages['draw'] += time.perf_counter() - start
-        return picture
+        return image
 
     def _note_video(
         self,
@@ -306,9 +306,9 @@ class Demo:
     def _draw(self, result: Result) -> np.ndarray:
         return result.draw(alpha=self.options.alpha, legend=self.options.legend, min_score=self.options.min_score)
 
-    def _show(self, picture: np.ndarray, title: str, *, wait: int) -> None:
-        """Show a picture in the window; q and Escape end the demo, any other key goes on."""
-        cv2.imshow('vitdense', cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    def _show(self, image: np.ndarray, title: str, *, wait: int) -> None:
+        """Show an image in the window; q and Escape end the demo, any other key goes on."""
+        cv2.imshow('vitdense', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         cv2.setWindowTitle('vitdense', title)
         if cv2.waitKey(wait) & 0xFF in (ord('q'), 27):
             self._stopped = True

@@ -55,7 +55,7 @@ class InputGuard:
             f'none of {number} inputs could be ' + ('read' if kind is DataError else 'finished'),
             where=', '.join(entry['file'] for entry in self.skipped[:5]),
             why='; '.join(entry['reason'] for entry in self.skipped[:5]),
-            fix='give pictures or videos that can be opened' if kind is DataError else first.fix,
+            fix='give images or videos that can be opened' if kind is DataError else first.fix,
         )
 
 

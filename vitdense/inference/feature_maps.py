@@ -1,4 +1,4 @@
-"""What a ViT makes of pictures, for people to see: principal components of its features, and its attention."""
+"""What a ViT makes of images, for people to see: principal components of its features, and its attention."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from vitdense.data.transforms.common import ResizeShortSide
 from vitdense.errors import ConfigError
 from vitdense.types import LayerRequest, Meta, Sample, Target
 
-LONG = 4  # no picture is shown to the network longer than this many times its short side
+LONG = 4  # no image is shown to the network longer than this many times its short side
 TILES = 8  # panels side by side, at most
 
 
 class Prepared(NamedTuple):
-    """One picture as the network sees it."""
+    """One image as the network sees it."""
 
     imgs: Tensor  # (1, 3, H, W) float32 normalised
     shown: np.ndarray  # (H, W, 3) uint8, the same before that
     orig_size: tuple[int, int]  # (H, W) of the file
 
 
-class FeaturePictures:
-    """Sheets (H, W, 3) uint8 that show what `vit` makes of pictures (3, H, W) uint8 of any size and proportion.
+class FeatureImages:
+    """Sheets (H, W, 3) uint8 that show what `vit` makes of images (3, H, W) uint8 of any size and proportion.
 
-    Pictures are resized to a short side of `size` pixels, both sides rounded to whole patches; by default to the side
+    Images are resized to a short side of `size` pixels, both sides rounded to whole patches; by default to the side
     of the ViT's own table of positions, and to 448 where that is less but of a usual size. `layers` are block numbers
     from 0, or from the end (-1: the last); features pass the final norm.
     """
@@ -52,7 +52,7 @@ class FeaturePictures:
         self.resize = ResizeShortSide(size=size, max_size=LONG * size, divisor=vit.patch_size)
 
     def components(self, images: Sequence[Tensor], layers: Sequence[int] = (-1,)) -> list[np.ndarray]:
-        """Return a sheet for each picture: a row for each layer with the picture, its components, and those of the
+        """Return a sheet for each image: a row for each layer with the image, its components, and those of the
         foreground. Components are those of all `images` together: see `visualize.principal_colors`.
         """
         blocks = self._blocks(layers)
@@ -66,11 +66,11 @@ class FeaturePictures:
             maps.append([layer[0].float().cpu() for layer in features.layers])
         colors = [visualize.principal_colors([one[row] for one in maps]) for row in range(len(blocks))]
         sheets = []
-        for number, picture in enumerate(shown):
+        for number, image in enumerate(shown):
             tiles, titles = [], []
             for block, of_layer in zip(blocks, colors, strict=True):
-                whole, front = (_enlarged(values, picture) for values in of_layer[number])
-                tiles += [picture, whole, front]
+                whole, front = (_enlarged(values, image) for values in of_layer[number])
+                tiles += [image, whole, front]
                 titles += [f'layer {block}', 'components', 'of the foreground']
             sheets.append(visualize.arrange(tiles, columns=3, titles=titles))
         return sheets
@@ -78,12 +78,12 @@ class FeaturePictures:
     def attention(
         self, image: Tensor, layers: Sequence[int] = (-1,), *, query: tuple[int, int] | None = None
     ) -> np.ndarray:
-        """Return a sheet with rows for each layer: the picture, the attention of the class token to the patches
+        """Return a sheet with rows for each layer: the image, the attention of the class token to the patches
         averaged over heads, and that of each head.
 
         `query` (x, y), a pixel of `image`, asks for the patch there instead. Maps show the share of attention that
         falls on patches; the titles say how much of the whole that is. Raises ConfigError for a ViT without class
-        token and a query outside the picture.
+        token and a query outside the image.
         """
         blocks = self._blocks(layers)
         prepared = self._prepare(image)
@@ -92,11 +92,11 @@ class FeaturePictures:
         with torch.inference_mode():
             tokens = self.vit.embed(prepared.imgs)
             row = self._row(tokens, prepared, query)
-            picture = _marked(prepared, query)
+            marked = _marked(prepared, query)
             for block, values in self._attentions(tokens, row, sorted(blocks)):
-                added = _attention_tiles(values, picture, block)
+                added = _attention_tiles(values, marked, block)
                 columns = -(-len(added) // -(-len(added) // TILES))
-                blank = [(np.zeros_like(picture), '')] * (-len(added) % columns)
+                blank = [(np.zeros_like(marked), '')] * (-len(added) % columns)
                 tiles += [tile for tile, _ in [*added, *blank]]
                 titles += [title for _, title in [*added, *blank]]
         return visualize.arrange(tiles, columns=columns, titles=titles)
@@ -118,16 +118,16 @@ class FeaturePictures:
                 raise ConfigError(
                     'this ViT has no class token',
                     where='--kind attention',
-                    why='without one there is nobody whose attention stands for the picture',
-                    fix='ask for that of a patch: --query X,Y (a pixel of the picture)',
+                    why='without one there is nobody whose attention stands for the image',
+                    fix='ask for that of a patch: --query X,Y (a pixel of the image)',
                 )
             return 0
         (height, width), (x, y) = prepared.orig_size, query
         if not (0 <= x < width and 0 <= y < height):
             raise ConfigError(
-                f'the query {x},{y} is outside of the picture',
+                f'the query {x},{y} is outside of the image',
                 where='--query X,Y',
-                why=f'the picture is {width} pixels wide and {height} high',
+                why=f'the image is {width} pixels wide and {height} high',
                 fix=f'choose a pixel from 0,0 to {width - 1},{height - 1}',
             )
         rows, columns = tokens.grid
@@ -155,25 +155,25 @@ class FeaturePictures:
         return Prepared(imgs, np.ascontiguousarray(img.permute(1, 2, 0).numpy()), size)
 
 
-def _attention_tiles(values: Tensor, picture: np.ndarray, block: int) -> list[tuple[np.ndarray, str]]:
-    """Return pictures with their titles for the attention (heads, h, w) of one layer."""
+def _attention_tiles(values: Tensor, image: np.ndarray, block: int) -> list[tuple[np.ndarray, str]]:
+    """Return images with their titles for the attention (heads, h, w) of one layer."""
     share = float(values.sum((1, 2)).mean())
     tiles = [
-        (picture, f'layer {block}'),
-        (visualize.heat_map(values.mean(0), picture), f'mean, {100 * share:.0f} % on patches'),
+        (image, f'layer {block}'),
+        (visualize.heat_map(values.mean(0), image), f'mean, {100 * share:.0f} % on patches'),
     ]
     heads = enumerate(values)
-    return tiles + [(visualize.heat_map(head, picture, overlay=False), f'head {number}') for number, head in heads]
+    return tiles + [(visualize.heat_map(head, image, overlay=False), f'head {number}') for number, head in heads]
 
 
-def _enlarged(values: np.ndarray, picture: np.ndarray) -> np.ndarray:
-    """Return (h, w, 3) cells as squares in the size of `picture`, of which they are whole parts."""
-    factor = picture.shape[0] // values.shape[0]
+def _enlarged(values: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Return (h, w, 3) cells as squares in the size of `image`, of which they are whole parts."""
+    factor = image.shape[0] // values.shape[0]
     return values.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def _marked(prepared: Prepared, query: tuple[int, int] | None) -> np.ndarray:
-    """Return the picture with a ring around the query."""
+    """Return the image with a ring around the query."""
     if query is None:
         return prepared.shown
     import cv2
@@ -183,6 +183,6 @@ def _marked(prepared: Prepared, query: tuple[int, int] | None) -> np.ndarray:
         int((query[0] + 0.5) * width / prepared.orig_size[1]),
         int((query[1] + 0.5) * height / prepared.orig_size[0]),
     )
-    picture, radius = prepared.shown.copy(), max(4, min(height, width) // 40)
-    cv2.circle(picture, place, radius, (0, 0, 0), max(2, radius // 2), cv2.LINE_AA)
-    return cv2.circle(picture, place, radius, (255, 60, 60), max(1, radius // 3), cv2.LINE_AA)
+    image, radius = prepared.shown.copy(), max(4, min(height, width) // 40)
+    cv2.circle(image, place, radius, (0, 0, 0), max(2, radius // 2), cv2.LINE_AA)
+    return cv2.circle(image, place, radius, (255, 60, 60), max(1, radius // 3), cv2.LINE_AA)

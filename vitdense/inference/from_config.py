@@ -11,7 +11,7 @@ from vitdense.checkpoints.descriptions import (
 from vitdense.checkpoints.image_sizes import with_sizes
 from vitdense.checkpoints.model_folder import build_trained, read_state
 from vitdense.checkpoints.omitted_weights import without_lora
-from vitdense.config.load import load_config, named_sections, picture_recipe
+from vitdense.config.load import image_recipe, load_config, named_sections
 from vitdense.layers.lora import merge_lora
 from vitdense.model import DenseModel
 
@@ -22,7 +22,7 @@ def read_checkpoint_model(config: str | Path, checkpoint: str | Path) -> tuple[D
     `checkpoint` is a .pth of a run, a model folder, or weights (.safetensors, .pth) of the whole model. Classes are
     those that the checkpoint remembers, else those of the config's test data. Raises ConfigError, CheckpointError.
     """
-    from vitdense.data.datasets import AllPictures, build_dataset
+    from vitdense.data.datasets import JoinedDatasets, build_dataset
 
     cfg = load_config(config)
     state, facts = read_state(checkpoint)
@@ -33,12 +33,12 @@ def read_checkpoint_model(config: str | Path, checkpoint: str | Path) -> tuple[D
         datasets = [
             build_dataset(each['dataset'], root=cfg.get('data_root')) for each in named_sections(section).values()
         ]
-        metainfo = AllPictures(datasets).metainfo
+        metainfo = JoinedDatasets(datasets).metainfo
     recipe = with_sizes(cfg.model.to_dict(), facts.get('sizes', {}))
-    borrowed = facts.get('borrowed')
-    model = build_trained(recipe, metainfo['classes'], state, where=str(checkpoint), borrowed=borrowed)
+    omitted = facts.get('omitted_weights')
+    model = build_trained(recipe, metainfo['classes'], state, where=str(checkpoint), omitted=omitted)
     merge_lora(model)  # nothing learns any more
-    data = picture_recipe(content)
+    data = image_recipe(content)
     return model, {
         'recipe': without_lora(without_pretrained(recipe)),
         'classes': metainfo['classes'],

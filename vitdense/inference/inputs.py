@@ -1,4 +1,4 @@
-"""What a user names on a command line - pictures, folders, globs, videos, cameras -, and names for the answers."""
+"""What a user names on a command line - images, folders, globs, videos, cameras -, and names for the answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vitdense.data.files.opening import PICTURE_SUFFIXES, begins_like_image
+from vitdense.data.files.opening import IMAGE_SUFFIXES, begins_like_image
 from vitdense.errors import ConfigError
 from vitdense.inference.video_files import VIDEO_SUFFIXES, is_video, opens_as_video
 
@@ -21,7 +21,7 @@ logger = logging.getLogger('vitdense')
 class Input(NamedTuple):
     """One thing to look at."""
 
-    kind: Literal['picture', 'video', 'camera', 'unusable']
+    kind: Literal['image', 'video', 'camera', 'unusable']
     source: Path | int  # a file, or the number of a camera
     relative: Path = Path()  # the file below the folder or pattern that led to it; of a file its name
     error: ConfigError | None = None  # why it is unusable
@@ -55,7 +55,7 @@ def _named_by(word: str, outside: Path | None) -> Iterator[Input]:
     if path.is_dir():
         files = sorted(_walk(path))
     elif path.is_file():
-        yield Input(_kind_of(path, by_content=True) or 'picture', path, Path(path.name))
+        yield Input(_kind_of(path, by_content=True) or 'image', path, Path(path.name))
         return
     elif camera:
         yield Input('camera', int(camera[1]))
@@ -76,18 +76,18 @@ def _named_by(word: str, outside: Path | None) -> Iterator[Input]:
         logger.info('%s: left out, neither image nor video: %d files, %s', word, len(left_out), names)
 
 
-def _kind_of(file: Path, *, by_content: bool = False) -> Literal['picture', 'video'] | None:
+def _kind_of(file: Path, *, by_content: bool = False) -> Literal['image', 'video'] | None:
     """Return what a file is: by its suffix, else, or first, by its content; None for what is neither."""
     if not file.is_file():  # a pipe or a device may never end
         return None
     suffix = file.suffix.lower()
-    listed = 'picture' if suffix in PICTURE_SUFFIXES else 'video' if suffix in VIDEO_SUFFIXES else None
+    listed = 'image' if suffix in IMAGE_SUFFIXES else 'video' if suffix in VIDEO_SUFFIXES else None
     if listed and not by_content:
         return listed
     if is_video(file):
         return 'video'
     if begins_like_image(file):
-        return 'picture'
+        return 'image'
     return listed or ('video' if by_content and opens_as_video(file) else None)
 
 
@@ -123,7 +123,7 @@ def _nothing(word: str) -> Input:
     """Return the input that says why `word` names nothing."""
     path = Path(word)
     if path.is_dir():
-        why = f'no file in the folder is an image ({" ".join(PICTURE_SUFFIXES)}) or a video'
+        why = f'no file in the folder is an image ({" ".join(IMAGE_SUFFIXES)}) or a video'
     elif path.exists():
         why = 'it is no regular file: a pipe or a device may never end'
     elif glob.has_magic(word):
@@ -131,10 +131,10 @@ def _nothing(word: str) -> Input:
     else:
         why = 'there is no such file' + ('' if path.is_absolute() else f' in {Path.cwd()}')
     error = ConfigError(
-        f"'{word}' names no picture, video or camera",
+        f"'{word}' names no image, video or camera",
         where=word,
         why=why,
-        fix='give pictures, videos, folders, patterns in quotes ("photos/*.jpg"), or a camera number (0)',
+        fix='give images, videos, folders, patterns in quotes ("photos/*.jpg"), or a camera number (0)',
     )
     return Input('unusable', path, error=error)
 

@@ -1,4 +1,4 @@
-"""From a picture to a typed result: `predictor = load(model_dir)`, `result = predictor('picture.jpg')`."""
+"""From an image to a typed result: `predictor = load(model_dir)`, `result = predictor('image.jpg')`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from vitdense.model import DenseModel
 
-    Picture = str | Path | Image.Image | np.ndarray | Tensor
+    ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 
 STAGES = ('load', 'preprocess', 'network', 'postprocess')
 _PIL_DECODING = threading.Lock()  # a PIL image is decoded at its first use, and threads may share one
@@ -60,15 +60,15 @@ def load(model_dir: str | Path, **options: Any) -> Predictor:
 
 
 class Predictor:
-    """Runs a trained model on pictures of any size.
+    """Runs a trained model on images of any size.
 
     `transforms` are the evaluation transforms the model was validated with: parts or recipes, `Sample -> Sample`.
     `metainfo` is `{'classes': {field: names}, 'palette': {field: rgb}}`; classes default to the model's own.
     `device` defaults to the first GPU, else the CPU. `amp` is the arithmetic of the network: 'bf16', 'fp16' (CUDA),
     'off' (float32), or 'auto': bf16 where a probe of the hardware finds it faster. `batch_size` bounds how many
-    pictures of a list, or windows of a picture, go through the network at a time; `max_pixels` bounds the size of a
-    picture file. With `tile`, pictures are looked at in their own pixels, without `transforms`, in windows of that
-    side every two thirds of it: for pictures of any size, in bounded memory (`Tiler`, accumulate='labels').
+    images of a list, or windows of an image, go through the network at a time; `max_pixels` bounds the size of a
+    image file. With `tile`, images are looked at in their own pixels, without `transforms`, in windows of that
+    side every two thirds of it: for images of any size, in bounded memory (`Tiler`, accumulate='labels').
     `value_range` (low, high) says which numbers are black and white in files and arrays of more than 8 bits whose range
     is not known: 12 bits stored in 16, or floats.
     """
@@ -99,14 +99,14 @@ class Predictor:
         fields = {name: task.field for name, task in model.tasks.items()}
         self.metainfo = {'classes': model.classes, **(metainfo or {}), 'head_fields': fields}
 
-    def __call__(self, image: Picture | Sequence[Picture]) -> Result | list[Result]:
-        """Return the `Result` of a picture, or a list of them for a list.
+    def __call__(self, image: ImageInput | Sequence[ImageInput]) -> Result | list[Result]:
+        """Return the `Result` of an image, or a list of them for a list.
 
-        A picture is a path, a PIL image (turned upright by its EXIF tag), an RGB array (H, W, 3) uint8 - a grey (H, W)
-        one and one with alpha (H, W, 4) are understood -, or a (3, H, W) uint8 tensor. Pictures of a list that have
+        An image is a path, a PIL image (turned upright by its EXIF tag), an RGB array (H, W, 3) uint8 - a grey (H, W)
+        one and one with alpha (H, W, 4) are understood -, or a (3, H, W) uint8 tensor. Images of a list that have
         one size after the transforms go through the network together; the answers keep the order of the list.
 
-        Raises DataError for anything that is not a picture, naming the file.
+        Raises DataError for anything that is not an image, naming the file.
         """
         if not isinstance(image, list | tuple):
             return self._run([self._prepare(image)])[0]
@@ -117,11 +117,11 @@ class Predictor:
                 results[row] = result
         return results
 
-    def read(self, image: Picture) -> Tensor:
-        """Return any kind of picture as the predictor reads it: (3, H, W) uint8 RGB on the CPU. Raises DataError."""
+    def read(self, image: ImageInput) -> Tensor:
+        """Return any kind of image as the predictor reads it: (3, H, W) uint8 RGB on the CPU. Raises DataError."""
         return as_tensor(image, max_pixels=self.max_pixels, value_range=self.value_range)
 
-    def _prepare(self, image: Picture) -> _Prepared:
+    def _prepare(self, image: ImageInput) -> _Prepared:
         start = time.perf_counter()
         img = self.read(image)
         loaded = time.perf_counter()
@@ -148,7 +148,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _run(self, items: Sequence[_Prepared]) -> list[Result]:
-        """Answer pictures of one size. Times of shared work are divided by their number."""
+        """Answer images of one size. Times of shared work are divided by their number."""
         start = self._now()
         imgs = torch.stack([item.sample.img.as_subclass(Tensor) for item in items])
         metas = [item.sample.meta for item in items]
@@ -188,9 +188,9 @@ class _Prepared:
 
 
 def as_tensor(
-    image: Picture, *, max_pixels: int = MAX_PIXELS, value_range: tuple[float, float] | None = None
+    image: ImageInput, *, max_pixels: int = MAX_PIXELS, value_range: tuple[float, float] | None = None
 ) -> Tensor:
-    """Return any kind of picture as (3, H, W) uint8 RGB on the CPU. Raises DataError for what is none.
+    """Return any kind of image as (3, H, W) uint8 RGB on the CPU. Raises DataError for what is none.
 
     `value_range` (low, high) says what is black and white where that is not known: see `read_image`.
     """
@@ -199,13 +199,13 @@ def as_tensor(
     if isinstance(image, Tensor):
         if image.ndim == 3 and image.shape[0] == 3 and image.dtype == torch.uint8 and image.numel():
             return image.as_subclass(Tensor).detach().cpu()
-        raise _no_picture(f'a tensor of shape {tuple(image.shape)} and {image.dtype}', 'a (3, H, W) uint8 tensor')
+        raise _no_image(f'a tensor of shape {tuple(image.shape)} and {image.dtype}', 'a (3, H, W) uint8 tensor')
     if isinstance(image, np.ndarray):
         return _from_array(image, value_range)
     if hasattr(image, 'getexif') and hasattr(image, 'convert'):  # a PIL image, without importing PIL to ask
         with _PIL_DECODING:
             return from_pil(image, value_range=value_range)
-    raise _no_picture(f'an object of type {type(image).__name__}', 'a path, a PIL image, an array or a tensor')
+    raise _no_image(f'an object of type {type(image).__name__}', 'a path, a PIL image, an array or a tensor')
 
 
 def _from_array(array: np.ndarray, value_range: tuple[float, float] | None) -> Tensor:
@@ -213,18 +213,18 @@ def _from_array(array: np.ndarray, value_range: tuple[float, float] | None) -> T
         array = stretch(array, value_range)
     if array.dtype != np.uint8:
         wanted = 'an (H, W, 3) uint8 array with values 0..255, RGB, or value_range=(low, high) to the predictor'
-        raise _no_picture(f'an array of {array.dtype}', wanted)
+        raise _no_image(f'an array of {array.dtype}', wanted)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
-        raise _no_picture(f'an array of shape {array.shape}', 'an (H, W, 3) uint8 array; of (3, H, W) give a tensor')
+        raise _no_image(f'an array of shape {array.shape}', 'an (H, W, 3) uint8 array; of (3, H, W) give a tensor')
     array = np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., :3]
     return torch.from_numpy(np.array(array)).permute(2, 0, 1)  # a copy: (H, W, 3) -> (3, H, W)
 
 
-def _no_picture(what: str, wanted: str) -> DataError:
+def _no_image(what: str, wanted: str) -> DataError:
     return DataError(
-        f'{what} is not a picture',
+        f'{what} is not an image',
         where='predictor(image)',
         why='guessing its range or its layout would give wrong answers without a word',
         fix=f'give {wanted}',
@@ -237,7 +237,7 @@ def _tiler(tile: int, batch_size: int, divisor: int) -> Tiler:
             f'windows of {tile} pixels are too small',
             where='tile',
             why=f'the network looks at cells of {divisor} pixels',
-            fix='give a side near the size of the pictures it was trained on, such as tile=512',
+            fix='give a side near the size of the images it was trained on, such as tile=512',
         )
     return Tiler(tile, max(tile * 2 // 3, 1), batch=batch_size, accumulate='labels', even=True, divisor=divisor)
 

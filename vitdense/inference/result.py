@@ -11,34 +11,34 @@ import numpy as np
 
 from vitdense.types import ImageClass, Instances, Prediction, Reconstruction, SemanticMap
 from vitdense.visualize import draw
-from vitdense.visualize.image_files import write_picture
+from vitdense.visualize.image_files import write_image
 from vitdense.visualize.text import percent
 
 
 @dataclass(frozen=True)
 class Result:
-    """One picture and what the model says about it."""
+    """One image and what the model says about it."""
 
     image: np.ndarray  # (H, W, 3) uint8 RGB, upright
-    predictions: Mapping[str, Prediction]  # {head: prediction}, on the CPU, in the picture's own size
+    predictions: Mapping[str, Prediction]  # {head: prediction}, on the CPU, in the image's own size
     metainfo: Mapping[str, Any] = field(default_factory=dict)  # classes, palette, head_fields: see `visualize.draw`
-    times: Mapping[str, float] = field(default_factory=dict)  # seconds by stage; of a batch: this picture's share
+    times: Mapping[str, float] = field(default_factory=dict)  # seconds by stage; of a batch: this image's share
     parts: Mapping[str, float] = field(default_factory=dict)  # of the backbone and of each head, unless compiled
-    path: str = ''  # where the picture came from, when it was a file
+    path: str = ''  # where the image came from, when it was a file
 
     def __getitem__(self, head: str) -> Prediction:
         return self.predictions[head]
 
     def draw(self, *, alpha: float = 0.5, legend: bool = True, min_score: float = 0.3) -> np.ndarray:
-        """Return the picture with the predictions on it, (H', W', 3) uint8 RGB; see `vitdense.visualize.draw`."""
+        """Return the image with the predictions on it, (H', W', 3) uint8 RGB; see `vitdense.visualize.draw`."""
         return draw(self.image, self.predictions, self.metainfo, alpha=alpha, legend=legend, min_score=min_score)
 
     def save(self, path: str | Path, **options: Any) -> Path:
         """Write what `draw(**options)` gives to `path` and return it; folders are made.
 
-        Raises ConfigError when the suffix is no picture format, DiskError when the file cannot be written.
+        Raises ConfigError when the suffix is no image format, DiskError when the file cannot be written.
         """
-        return write_picture(self.draw(**options), path)
+        return write_image(self.draw(**options), path)
 
     def summary(self, *, min_score: float = 0.3) -> dict[str, dict[str, float]]:
         """Return `{head: {class name: number}}`, largest first.

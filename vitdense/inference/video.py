@@ -33,7 +33,7 @@ QUEUE = 8  # frames that wait between two threads
 
 
 class Frame(NamedTuple):
-    """One picture of a video."""
+    """One image of a video."""
 
     image: np.ndarray  # (H, W, 3) uint8 RGB
     seconds: float  # when it is shown, from the start of the video; of a camera: since it was opened

@@ -25,19 +25,19 @@ class ClassAccuracy(NamedTuple):
     """One row of the table."""
 
     name: str
-    acc: float | None  # in [0, 1]; None: no picture of this class
-    pictures: int  # of this class
+    acc: float | None  # in [0, 1]; None: no image of this class
+    images: int  # of this class
 
 
 class Accuracy(BaseMetric):
     """Accuracy and calibration of the scores of one head, in [0, 1], under `<head>/<name>`.
 
-    * top1, top5: the share of pictures whose class is the best scored, or among the best five (of 6 classes or more);
+    * top1, top5: the share of images whose class is the best scored, or among the best five (of 6 classes or more);
     * mean_class: the mean of the accuracies of the classes that occur;
     * ece: the expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599, equation 3): the mean
-      distance between score and accuracy over `bins` equal ranges of the best score, weighted by their pictures.
+      distance between score and accuracy over `bins` equal ranges of the best score, weighted by their images.
 
-    Counts are over all pictures and ranks. A picture without truth is skipped and counted; of a mixture of labels the
+    Counts are over all images and ranks. An image without truth is skipped and counted; of a mixture of labels the
     largest counts. `classes` are the names, by default those of the data set for `field`. With `save_dir` the
     confusion matrix is saved there after each evaluation.
     """
@@ -64,7 +64,7 @@ class Accuracy(BaseMetric):
         self._scores: list[float] = []  # of the best class
         self._skipped = 0
         self._confusion: Tensor | None = None
-        self._calibration = torch.zeros(3, bins, dtype=torch.float64)  # by range: pictures, sum of scores, hits
+        self._calibration = torch.zeros(3, bins, dtype=torch.float64)  # by range: images, sum of scores, hits
         self._five = 0
 
     @property
@@ -84,7 +84,7 @@ class Accuracy(BaseMetric):
 
     @property
     def confusion(self) -> Tensor:
-        """(K, K) int64: pictures by [truth, prediction], of the last evaluation."""
+        """(K, K) int64: images by [truth, prediction], of the last evaluation."""
         if self._confusion is None:
             raise RuntimeError('there is no confusion matrix before the first evaluate()')
         return self._confusion
@@ -105,10 +105,10 @@ class Accuracy(BaseMetric):
             self._scores.append(float(best.values[0]))
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Sum over ranks and return the scores; then forget the pictures. `size` is not needed: nothing is padded."""
+        """Sum over ranks and return the scores; then forget the images. `size` is not needed: nothing is padded."""
         counts, five, calibration = self._counts()
         total = torch.cat([counts.flatten(), calibration.flatten(), torch.tensor([five, self._skipped])])
-        all_reduce(total)  # every rank comes here, with or without pictures
+        all_reduce(total)  # every rank comes here, with or without images
         self._truth, self._ranked, self._scores, self._skipped = [], [], [], 0
         self._confusion = total[: counts.numel()].long().reshape(counts.shape)
         self._calibration = total[counts.numel() : -2].reshape(3, self.bins)
@@ -116,9 +116,9 @@ class Accuracy(BaseMetric):
         scores = self.compute_metrics([])
         if is_main_process():
             if skipped:
-                logger.warning('%s: skipped without truth: %d of the pictures', self.prefix, skipped)
+                logger.warning('%s: skipped without truth: %d of the images', self.prefix, skipped)
             if not scores:
-                logger.warning('%s: n/a, no picture is labelled', self.prefix)
+                logger.warning('%s: n/a, no image is labelled', self.prefix)
             if int((self._confusion.sum(1) > 0).sum()) > LONGEST:
                 logger.info('%s: the table lists the %d classes that are least often right', self.prefix, WORST)
             if self.save_dir is not None:
@@ -126,16 +126,16 @@ class Accuracy(BaseMetric):
         return {f'{self.prefix}/{name}': value for name, value in scores.items()}
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Return the scores of the last evaluation, or nothing when no picture is labelled."""
-        pictures = self.confusion.sum(1).double()
-        if not pictures.sum():
+        """Return the scores of the last evaluation, or nothing when no image is labelled."""
+        images = self.confusion.sum(1).double()
+        if not images.sum():
             return {}
-        hits, total = self.confusion.diagonal().double(), pictures.sum()
+        hits, total = self.confusion.diagonal().double(), images.sum()
         _, confidence, right = self._calibration
         scores = {'top1': float(hits.sum() / total)}
         if len(self.classes) > 5:
             scores['top5'] = float(self._five / total)
-        scores['mean_class'] = float((hits / pictures)[pictures > 0].mean())
+        scores['mean_class'] = float((hits / images)[images > 0].mean())
         scores['ece'] = float((confidence - right).abs().sum() / total)
         return scores
 
@@ -147,16 +147,16 @@ class Accuracy(BaseMetric):
         counts = zip(self.classes, self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist(), strict=True)
         rows = [ClassAccuracy(name, hits / total if total else None, total) for name, hits, total in counts]
         if len(rows) > LONGEST:
-            rows = [row for row in rows if row.pictures]
+            rows = [row for row in rows if row.images]
         return rows if len(rows) <= LONGEST else sorted(rows, key=lambda row: row.acc)[:WORST]
 
     def save_confusion(self, folder: str | Path, *, stem: str = '') -> None:
         """Write `<stem>.npy`, `<stem>.csv` (rows: truth) and `<stem>.png` into `folder`; default: confusion_HEAD."""
         stem = stem or f'confusion_{self.head}'
-        write_confusion(self.confusion.numpy(), self.classes, folder, stem=stem, what='pictures')
+        write_confusion(self.confusion.numpy(), self.classes, folder, stem=stem, what='images')
 
     def _counts(self) -> tuple[Tensor, int, Tensor]:
-        """Return of this rank: (K, K) pictures; how often the five best are right; (3, bins) sums of 1, score, hit."""
+        """Return of this rank: (K, K) images; how often the five best are right; (3, bins) sums of 1, score, hit."""
         num_classes = len(self.classes)
         truth = torch.tensor(self._truth, dtype=torch.int64)
         ranked = torch.stack(self._ranked) if self._ranked else truth.new_zeros(0, 1)
@@ -179,7 +179,7 @@ class Accuracy(BaseMetric):
                 'a label with several classes, or none',
                 where=where,
                 why='accuracy compares one class with one class',
-                fix='evaluate pictures with several labels with vitdense.metrics.multilabel.MeanPrecision',
+                fix='evaluate images with several labels with vitdense.metrics.multilabel.MeanPrecision',
             )
         number = int(label.argmax() if label.ndim else label)
         if not 0 <= number < len(self.classes):

@@ -33,11 +33,11 @@ class CocoAP(BaseMetric):
     """COCO's twelve numbers of one head, in [0, 1], under `<head>/AP` ... `<head>/ARl`; equal to pycocotools'.
 
     AP, AP50, AP75; APs, APm, APl (objects below 32 x 32, up to 96 x 96, and above, by annotated area); AR1, AR10, AR100
-    (recall with that many predictions for each picture); ARs, ARm, ARl. With `iou_type='segm'` objects are compared by
+    (recall with that many predictions for each image); ARs, ARm, ARl. With `iou_type='segm'` objects are compared by
     their masks, under `<head>/segm/AP` .... A number without any object to find has no value and is left out.
 
     `classes` are the names, by default those of the data set for the labels. Crowds (`iscrowd`) are never objects to
-    find; predictions on them do not count. A picture whose objects nobody annotated is skipped and counted.
+    find; predictions on them do not count. An image whose objects nobody annotated is skipped and counted.
 
     The best `max_detections` predictions of an image and class count, as in COCO; where images have more objects of
     one class, a line says so. With another limit than 100 AR100 is called by it.
@@ -81,7 +81,7 @@ class CocoAP(BaseMetric):
         self._numbers = {f'AR{max_detections}' if name == f'AR{LIMIT}' else name: name for name in NUMBERS}
         self.names = tuple(self._numbers)
         self._classes = None if classes is None else list(classes)
-        self._pictures: list[_Picture] = []
+        self._images: list[_Image] = []
         self._skipped = 0
         self._curves: Curves | None = None
         self._objects: list[int] = []
@@ -114,8 +114,8 @@ class CocoAP(BaseMetric):
             fields = (target.boxes, target.labels, target.iscrowd, target.area)
             boxes, labels, crowd, area = (None if field is None else field.detach().cpu() for field in fields)
             scores = (field.detach().cpu() for field in found[:3])
-            self._pictures.append(
-                _Picture(
+            self._images.append(
+                _Image(
                     (meta.dataset, meta.image_id),
                     Target(boxes=boxes, labels=labels, iscrowd=crowd, area=area),
                     Instances(*scores),
@@ -124,14 +124,14 @@ class CocoAP(BaseMetric):
             )
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Gather the pictures of all ranks and return the numbers; then forget them. `size` is not needed.
+        """Gather the images of all ranks and return the numbers; then forget them. `size` is not needed.
 
         Raises NumericsError, on every rank, when predictions are not finite, and ConfigError for strange labels.
         """
-        shares = all_gather_object((_share(self._pictures, self.iou_type), self._skipped))  # every rank comes here
+        shares = all_gather_object((_share(self._images, self.iou_type), self._skipped))  # every rank comes here
         skipped = sum(count for _, count in shares)
         shares = [share for share, _ in shares]
-        self._pictures, self._skipped = [], 0
+        self._images, self._skipped = [], 0
         for share in shares:
             check_labels(share, len(self.classes))
         refuse_non_finite([share.found for share in shares], where=self.prefix)
@@ -158,7 +158,7 @@ class CocoAP(BaseMetric):
     def _try(self, shares: list[_Share], skipped: int) -> dict[str, float] | Exception:
         try:
             if skipped:
-                logger.warning('%s: skipped without truth: %d of the pictures', self.prefix, skipped)
+                logger.warning('%s: skipped without truth: %d of the images', self.prefix, skipped)
             orders = in_order([share.keys for share in shares])
             truth, found = (merge([share[place] for share in shares], orders, self._rows()) for place in (1, 2))
             return self.score(truth, found, sum(map(len, orders)))
@@ -217,7 +217,7 @@ def too_many_objects(count: int, num_images: int, limit: int) -> str:
 Key = tuple[str, int | str]  # data set and image id
 
 
-class _Picture(NamedTuple):
+class _Image(NamedTuple):
     key: Key
     truth: Target
     found: Instances
@@ -225,21 +225,21 @@ class _Picture(NamedTuple):
 
 
 class _Share(NamedTuple):
-    """The pictures of one rank."""
+    """The images of one rank."""
 
     keys: list[Key]
     truth: Objects
     found: Objects
 
 
-def _share(pictures: Sequence[_Picture], iou_type: IouType) -> _Share:
-    truth, found = [picture.truth for picture in pictures], [picture.found for picture in pictures]
+def _share(images: Sequence[_Image], iou_type: IouType) -> _Share:
+    truth, found = [image.truth for image in images], [image.found for image in images]
     if iou_type == 'bbox':
         columns = truth_columns(truth), found_columns(found)
     else:
-        masks = [[picture.runs[place] for picture in pictures] for place in (0, 1)]
+        masks = [[image.runs[place] for image in images] for place in (0, 1)]
         columns = truth_columns(truth, masks[0]), found_columns(found, masks[1])
-    return _Share([picture.key for picture in pictures], *columns)
+    return _Share([image.key for image in images], *columns)
 
 
 def truth_masks(target: Target, meta: Meta) -> Tensor:
@@ -276,7 +276,7 @@ def check_labels(share: _Share, num_classes: int) -> None:
 
 
 def in_order(keys: Sequence[Sequence[Key]]) -> list[np.ndarray]:
-    """Return for each rank the place of its pictures in the order of ids. Raises DataError when one occurs twice."""
+    """Return for each rank the place of its images in the order of ids. Raises DataError when one occurs twice."""
     together = [key for some in keys for key in some]
     numbers = all(isinstance(name, int) for _, name in together)
     order = sorted(range(len(together)), key=lambda row: _sortable(together[row], numbers))
@@ -285,8 +285,8 @@ def in_order(keys: Sequence[Sequence[Key]]) -> list[np.ndarray]:
             raise DataError(
                 f'image {together[one][1]} was evaluated twice',
                 where=f"data set '{together[one][0]}'",
-                why='every picture counts once, so image ids are unique within a data set',
-                fix='give every picture an id of its own, and every data set a name of its own',
+                why='every image counts once, so image ids are unique within a data set',
+                fix='give every image an id of its own, and every data set a name of its own',
             )
     places = np.empty(len(together), np.int64)
     places[order] = np.arange(len(together))

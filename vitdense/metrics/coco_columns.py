@@ -1,4 +1,4 @@
-"""Objects of many pictures as columns, and as rows of COCO's files."""
+"""Objects of many images as columns, and as rows of COCO's files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from vitdense.types import Instances, Target
 
 
 class Objects(NamedTuple):
-    """Objects of many pictures as columns of N rows; the objects of one picture keep their order."""
+    """Objects of many images as columns of N rows; the objects of one image keep their order."""
 
-    image: np.ndarray  # (N,) int64 number of the picture from 0, in the order of image ids
+    image: np.ndarray  # (N,) int64 number of the image from 0, in the order of image ids
     category: np.ndarray  # (N,) int64 number of the category from 0, in the order of category ids
     boxes: np.ndarray  # (N, 4) float64 x, y, width, height
     area: np.ndarray  # (N,) float64 square pixels
@@ -27,7 +27,7 @@ class Objects(NamedTuple):
 
 
 def truth_columns(targets: Sequence[Target], masks: Sequence[Sequence[dict[str, Any]]] = ()) -> Objects:
-    """Return the annotated objects of several pictures, with their labels as categories; `masks` are run lengths."""
+    """Return the annotated objects of several images, with their labels as categories; `masks` are run lengths."""
     image, boxes, labels = _stack(targets)
     boxes[:, 2:] = boxes[:, 2:].round(9)  # a difference of two float64 numbers is again the number that a file had
     count = len(image)
@@ -48,7 +48,7 @@ def truth_columns(targets: Sequence[Target], masks: Sequence[Sequence[dict[str, 
 
 
 def found_columns(found: Sequence[Instances], masks: Sequence[Sequence[dict[str, Any]]] | None = None) -> Objects:
-    """Return the predictions for several pictures, with their labels as categories.
+    """Return the predictions for several images, with their labels as categories.
 
     `masks` are run lengths, where objects are measured by their masks.
     """
@@ -60,7 +60,7 @@ def found_columns(found: Sequence[Instances], masks: Sequence[Sequence[dict[str,
 
 
 def _stack(records: Sequence[Target | Instances]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the number of the picture (N,), the boxes (N, 4) as x, y, width, height, and the labels (N,)."""
+    """Return the number of the image (N,), the boxes (N, 4) as x, y, width, height, and the labels (N,)."""
     image = np.repeat(np.arange(len(records)), [len(record.labels) for record in records])
     boxes = _numbers([record.boxes for record in records]).reshape(-1, 4)
     boxes[:, 2:] -= boxes[:, :2]
@@ -88,9 +88,9 @@ def encode(masks: Tensor | None) -> list[dict[str, Any]]:
 
 
 def merge(shares: Sequence[Objects], orders: Sequence[np.ndarray], rows: Sequence[int]) -> Objects:
-    """Return the objects of several ranks as one table, picture after picture.
+    """Return the objects of several ranks as one table, image after image.
 
-    `orders[i]` are the final numbers of the pictures of rank i, and `rows` the category of each label.
+    `orders[i]` are the final numbers of the images of rank i, and `rows` the category of each label.
     """
     image = np.concatenate([order[share.image] for share, order in zip(shares, orders, strict=True)]).astype(np.int64)
     order = np.argsort(image, kind='stable')
@@ -116,7 +116,7 @@ def category_ids(metainfo: Mapping[str, Any], field: str = 'labels') -> list[int
 def results_of(
     found: Instances, image_id: int | str, ids: Sequence[int | None], *, masks: bool = False
 ) -> list[dict[str, Any]]:
-    """Return the predictions of one picture as rows of a COCO results file; `ids` are those of the categories.
+    """Return the predictions of one image as rows of a COCO results file; `ids` are those of the categories.
 
     With `masks` the rows hold masks instead of boxes: pycocotools measures objects by their box where there are both.
     Predictions of a class without an id are left out, as the file has no word for them.

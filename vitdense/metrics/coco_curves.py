@@ -107,7 +107,7 @@ class _Evaluation(COCOeval):
 
 
 def _by_cell(objects: Objects) -> dict[tuple[int, int], list[dict[str, Any]]]:
-    """Return the objects by (picture, category). Ids count from 1: pycocotools takes 0 for "not matched"."""
+    """Return the objects by (image, category). Ids count from 1: pycocotools takes 0 for "not matched"."""
     cells: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
     columns = [column.tolist() for column in objects[:6]]
     masks = objects.masks or [None] * len(objects.image)

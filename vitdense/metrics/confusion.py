@@ -1,4 +1,4 @@
-"""Confusion matrices on disk: numbers, a table and a picture."""
+"""Confusion matrices on disk: numbers, a table and an image."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def _draw(counts: np.ndarray, classes: Sequence[str], path: Path, what: str) -> 
     side = min(max(4.0, 0.28 * len(classes) + 2), 24.0)  # inches
     figure = new_figure(side, side)
     axes = figure.add_subplot(xlabel='prediction', ylabel='truth')
-    picture = axes.imshow(share, vmin=0, vmax=1, cmap='viridis')
-    figure.colorbar(picture, ax=axes, shrink=0.7, label=f'share of the true {what}')
+    image = axes.imshow(share, vmin=0, vmax=1, cmap='viridis')
+    figure.colorbar(image, ax=axes, shrink=0.7, label=f'share of the true {what}')
     if len(classes) <= 80:  # more names than that are not legible
         announce(tuple(classes))
         classes = [one_line(name) for name in classes]

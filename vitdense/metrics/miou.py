@@ -36,8 +36,8 @@ class ClassScore(NamedTuple):
 class MeanIoU(BaseMetric):
     """mIoU, mAcc, mDice and aAcc of the label maps of one head, in [0, 1], under `<head>/<name>`.
 
-    Counts are whole numbers over all pictures and ranks. A class that is neither in the truth nor predicted is left
-    out of mIoU and mDice, a class that is not in the truth out of mAcc; the log names them. A picture without truth
+    Counts are whole numbers over all images and ranks. A class that is neither in the truth nor predicted is left
+    out of mIoU and mDice, a class that is not in the truth out of mAcc; the log names them. An image without truth
     is skipped and counted. Where no pixel is labelled at all, or every labelled pixel is of one class and predicted
     so, there is no score, and a warning says so: there was nothing to tell apart.
 
@@ -104,7 +104,7 @@ class MeanIoU(BaseMetric):
         num_classes = len(self.classes)
         counts = np.zeros((num_classes, num_classes), np.int64) if self._counts is None else self._counts
         total = torch.from_numpy(np.append(counts, self._skipped))
-        all_reduce(total)  # every rank comes here, with or without pictures
+        all_reduce(total)  # every rank comes here, with or without images
         self._counts, self._skipped = None, 0
         self._confusion, skipped = total[:-1].reshape(num_classes, num_classes), int(total[-1])
         scores = self.compute_metrics([])
@@ -146,7 +146,7 @@ class MeanIoU(BaseMetric):
         rows = self.table()
         absent = [row.name for row in rows if row.iou is None]
         if skipped:
-            logger.warning('%s: skipped without truth: %d of the pictures', self.prefix, skipped)
+            logger.warning('%s: skipped without truth: %d of the images', self.prefix, skipped)
         if not any(row.pixels for row in rows):
             logger.warning('%s: n/a, no pixel is labelled', self.prefix)
         elif len(absent) == len(rows):
@@ -175,14 +175,14 @@ def count_pairs(
     """Return (K, K) int64: how many pixels of each class of `truth (H, W)` are given each class by `labels (H, W)`.
 
     Pixels whose truth is `ignore` do not count. Raises DataError for a truth outside [0, K), and ConfigError for a
-    prediction outside it or of another size; `where` names the picture in the message.
+    prediction outside it or of another size; `where` names the image in the message.
     """
     if truth.shape != labels.shape:
         raise ConfigError(
             f'the prediction has {tuple(labels.shape)} pixels and the truth has {tuple(truth.shape)}',
             where=where,
-            why='predictions are made in the original size of the picture, so the truth must keep that size',
-            fix='let the transforms of evaluation change only the picture, not the label map',
+            why='predictions are made in the original size of the image, so the truth must keep that size',
+            fix='let the transforms of evaluation change only the image, not the label map',
         )
     truth_plane, label_plane = truth.cpu().numpy(), labels.cpu().numpy()
     if truth_plane.dtype == label_plane.dtype == np.uint8:

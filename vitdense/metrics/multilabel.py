@@ -1,4 +1,4 @@
-"""How well a classifier ranks pictures that have several labels."""
+"""How well a classifier ranks images that have several labels."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class ClassPrecision(NamedTuple):
     """One row of the table."""
 
     name: str
-    ap: float | None  # in [0, 1]; None: no picture of this class
-    pictures: int  # that have this class
+    ap: float | None  # in [0, 1]; None: no image of this class
+    images: int  # that have this class
 
 
 class MeanPrecision(BaseMetric):
     """Mean average precision of the scores of one head over classes, in [0, 1], as `<head>/mAP`.
 
-    The average precision of a class is the mean, over the pictures that have it, of the precision among all pictures
-    scored at least as high (PASCAL VOC from 2010 on, without interpolation). Classes that no picture has are left out.
+    The average precision of a class is the mean, over the images that have it, of the precision among all images
+    scored at least as high (PASCAL VOC from 2010 on, without interpolation). Classes that no image has are left out.
     A label is (K,), where above 0.5 means yes; a class number is that class alone.
     """
 
@@ -49,7 +49,7 @@ class MeanPrecision(BaseMetric):
             self._pairs.append((scores, label.cpu() > 0.5 if label.ndim else numbers == label.cpu()))
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Gather from all ranks and return the mean; then forget the pictures."""
+        """Gather from all ranks and return the mean; then forget the images."""
         mine = tuple(torch.stack(part) for part in zip(*self._pairs, strict=True)) if self._pairs else None
         self._pairs = []
         parts = [part for part in all_gather_object(mine) if part is not None]
@@ -59,7 +59,7 @@ class MeanPrecision(BaseMetric):
         return {f'{self.prefix}/{name}': value for name, value in scores.items()}
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Return the mean over the classes of the last evaluation, or nothing when no picture has any."""
+        """Return the mean over the classes of the last evaluation, or nothing when no image has any."""
         known = [row.ap for row in self._table if row.ap is not None]
         return {'mAP': sum(known) / len(known)} if known else {}
 

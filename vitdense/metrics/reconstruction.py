@@ -12,9 +12,9 @@ from vitdense.types import Batch, Prediction
 
 
 class ReconstructionError(BaseMetric):
-    """Mean squared error of the hidden patches of one head, over all pictures and ranks, as `<head>/error`.
+    """Mean squared error of the hidden patches of one head, over all images and ranks, as `<head>/error`.
 
-    It is what the training minimises, on pictures that were not trained on: with normalised patches 1 is a painter who
+    It is what the training minimises, on images that were not trained on: with normalised patches 1 is a painter who
     knows the mean colour of a patch and nothing else, and 0 is perfect.
     """
 
@@ -23,7 +23,7 @@ class ReconstructionError(BaseMetric):
     def __init__(self, *, head: str = 'mae') -> None:
         super().__init__(prefix=head)
         self.head = head
-        self._total = torch.zeros(2, dtype=torch.float64)  # sum of the errors, number of pictures
+        self._total = torch.zeros(2, dtype=torch.float64)  # sum of the errors, number of images
 
     def process(self, data_batch: Batch, data_samples: Sequence[dict[str, Prediction]]) -> None:
         """Add up one batch."""
@@ -33,7 +33,7 @@ class ReconstructionError(BaseMetric):
     def evaluate(self, size: int) -> dict[str, float]:
         """Sum over ranks and return the score; then forget. `size` is not needed: nothing is padded."""
         total = self._total.clone()
-        all_reduce(total)  # every rank comes here, with or without pictures
+        all_reduce(total)  # every rank comes here, with or without images
         self._total.zero_()
         return {f'{self.prefix}/error': float(total[0] / total[1])} if total[1] else {}
 

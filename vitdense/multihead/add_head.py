@@ -16,11 +16,11 @@ from torch import Tensor
 
 from vitdense.checkpoints.descriptions import check_recipes, read_description, without_pretrained
 from vitdense.checkpoints.model_folder import CONTENT, METAINFO, model_folder_of, read_state
-from vitdense.checkpoints.omitted_weights import complete
+from vitdense.checkpoints.omitted_weights import restore_omitted
 from vitdense.checkpoints.run import read_checkpoint
 from vitdense.config.classes import field_of
 from vitdense.config.from_text import read_config_text
-from vitdense.config.load import picture_recipe
+from vitdense.config.load import image_recipe
 from vitdense.errors import CheckpointError, ConfigError, did_you_mean
 from vitdense.model import DenseModel
 from vitdense.multihead.merge import check_strategy, with_branch, with_vocabulary
@@ -35,7 +35,7 @@ class Trained(NamedTuple):
     where: str
     recipe: dict[str, Any] | None  # None: the file holds weights only, and the config must describe all of the model
     state: Mapping[str, Tensor]
-    borrowed: Mapping[str, Any] | None
+    omitted: Mapping[str, Any] | None
     metainfo: dict[str, Any]
     transforms: list[Any] | None  # recipes for evaluation
 
@@ -95,7 +95,7 @@ def read_trained(path: str | Path) -> Trained:
     except CheckpointError as error:
         fix = 'for parts of your own give a plain file of weights, and a config that describes the whole model'
         raise CheckpointError(error.message, where=error.where, why=error.why, fix=fix) from error
-    return Trained(str(path), recipe, state, facts.get('borrowed'), metainfo, transforms)
+    return Trained(str(path), recipe, state, facts.get('omitted_weights'), metainfo, transforms)
 
 
 def _recipes_in(text: Any, path: Path) -> tuple[dict[str, Any], list[Any]]:
@@ -105,7 +105,7 @@ def _recipes_in(text: Any, path: Path) -> tuple[dict[str, Any], list[Any]]:
     try:
         content = read_config_text(text)
         recipe = without_pretrained(content['model'])
-        transforms = without_pretrained(list(picture_recipe(content).get('transforms') or ()))
+        transforms = without_pretrained(list(image_recipe(content).get('transforms') or ()))
         if not isinstance(recipe, dict) or not isinstance(recipe.get('network'), dict):
             raise ValueError('its model has no network')
     except Exception as error:  # text from anywhere
@@ -125,14 +125,14 @@ def with_head(cfg: Config, trained: Trained) -> Config:
     """
     content = cfg.to_dict()
     name, model = content['add_head']['name'], content['model']
-    transforms = list(picture_recipe(content).get('transforms') or ())
+    transforms = list(image_recipe(content).get('transforms') or ())
     if trained.recipe is not None:
         where = f'--add-head {name}, {trained.where}'
         branch, task = model['network']['branches'][name], model['tasks'][name]
         if trained.transforms is not None:
             check_strategy(name, transforms, model.get('tiler'), trained.transforms, trained.recipe.get('tiler'))
         augment = {'augment': model['augment']} if model.get('augment') else {}
-        recipe = _with_pretrained(trained, model) if trained.borrowed else trained.recipe
+        recipe = _with_pretrained(trained, model) if trained.omitted else trained.recipe
         model = with_branch(recipe, name, branch, task, where=where) | augment
         transforms = trained.transforms
     else:
@@ -151,7 +151,7 @@ def _with_pretrained(trained: Trained, model: Mapping[str, Any]) -> dict[str, An
     pretrained = backbone.get('vit', backbone).get('pretrained')
     if not pretrained:
         raise CheckpointError(
-            f'the checkpoint builds on {len(trained.borrowed)} pretrained tensors that it does not hold',
+            f'the checkpoint builds on {len(trained.omitted)} pretrained tensors that it does not hold',
             where=trained.where,
             why='LoRA checkpoints hold only what was trained; the file itself is not asked where the rest is',
             fix='give the folder model/ of that run, which holds everything; or set\n'
@@ -184,7 +184,7 @@ def take_over(model: DenseModel, cfg: Config, trained: Trained, *, load: bool) -
     """
     name = cfg.add_head.name
     if load:
-        state = complete(trained.state, trained.borrowed, model, where=trained.where)
+        state = restore_omitted(trained.state, trained.omitted, model, where=trained.where)
         if trained.recipe is not None:
             state = {key: value for key, value in state.items() if key.startswith('network.')}
         load_weights(model, state, where=trained.where, partial=[name])

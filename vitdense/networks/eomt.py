@@ -33,7 +33,7 @@ class EoMT(nn.Module):
     the patches that its mask covers, the other queries and the prefix tokens. `set_masking` says which share of the
     queries is masked so in each block; `MaskAnnealingHook` lets it fall to 0 in the course of the training. Where it is
     0, the block is one of a plain ViT. The shares are a buffer and part of the weights. Which queries are masked is
-    drawn anew for every picture in training, and in evaluation always the same, evenly spread.
+    drawn anew for every image in training, and in evaluation always the same, evenly spread.
 
     Answers to the name `name`: `QueryOutputs` with class and mask logits; in training `aux` has the answers before each
     of the blocks. Names of parameters are those of the published weights: `q`, `class_head`, `mask_head`, `upscale`.
@@ -79,7 +79,7 @@ class EoMT(nn.Module):
     ) -> dict[str, QueryOutputs]:
         """Answer a batch: `imgs` (B, 3, H, W) float32 normalised, H and W multiples of `divisor`.
 
-        `valid` (B, H, W) bool is False on padding, where mask logits repeat the edge of the picture. `hints` are not
+        `valid` (B, H, W) bool is False on padding, where mask logits repeat the edge of the image. `hints` are not
         used.
         """
         if valid is not None:
@@ -155,7 +155,7 @@ class UpscaleBlock(nn.Module):
         self.norm = LayerNorm2d(channels)
 
     def forward(self, x: Tensor, extents: Tensor | None = None) -> Tensor:
-        """Return (B, C, 2h, 2w) of `x` (B, C, h, w); `extents` are those of the pictures in the result."""
+        """Return (B, C, 2h, 2w) of `x` (B, C, h, w); `extents` are those of the images in the result."""
         x = zero_padding(self.act(self.conv1(x)), extents)
         return self.norm(self.conv2(x))
 
@@ -179,7 +179,7 @@ def _check(vit: ViT, num_blocks: int, name: str, num_classes: Mapping[str, int])
         raise ConfigError(
             f'the blocks {windowed}, through which queries pass, attend within windows',
             where='EoMT(backbone=dict(windows=...))',
-            why='a query looks for its object in the whole picture',
+            why='a query looks for its object in the whole image',
             fix=f'make the last {num_blocks} blocks global: '
             f'global_blocks with {", ".join(str(index - num_blocks) for index in range(num_blocks))} in it',
         )

@@ -1,4 +1,4 @@
-"""Masked autoencoding: hide most patches of a picture, and paint them from the few that are left."""
+"""Masked autoencoding: hide most patches of an image, and paint them from the few that are left."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MaskedAutoencoder(nn.Module):
     sine-cosine positions that are never learned; `fresh=False` takes it as it comes, to train a pretrained one further.
 
     Which patches are hidden is random in training, drawn from torch's generator, so it depends on the seed and the
-    step of a run alone; in evaluation one fixed choice holds for all pictures of one size. A task may give its own
+    step of a run alone; in evaluation one fixed choice holds for all images of one size. A task may give its own
     noise as the hint of `name`.
 
     Raises ConfigError for ratios that leave nothing to see or to paint, for a `fresh` encoder with weights, and for a
@@ -78,7 +78,7 @@ class MaskedAutoencoder(nn.Module):
         """Hide patches of `imgs` (B, 3, H, W), float32 normalised, and paint them.
 
         `hints[name]` (B, L) is the noise by which patches are hidden: those with the least noise are seen. Raises
-        DataError for a batch with padding: pictures of one batch have one size.
+        DataError for a batch with padding: images of one batch have one size.
         """
         _check_padding(valid)
         grid = (imgs.shape[-2] // self.patch_size, imgs.shape[-1] // self.patch_size)
@@ -133,7 +133,7 @@ class MaskedAutoencoder(nn.Module):
         return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
     def _noise(self, batch: int, num_patches: int, device: torch.device) -> Tensor:
-        """Return (B, L) in [0, 1); in evaluation the same for every picture, at any time and in any batch."""
+        """Return (B, L) in [0, 1); in evaluation the same for every image, at any time and in any batch."""
         if self.training:
             return torch.rand(batch, num_patches, device=device)
         fixed = torch.rand(num_patches, generator=torch.Generator().manual_seed(0))
@@ -215,6 +215,6 @@ def _check_padding(valid: Tensor | None) -> None:
         raise DataError(
             'a batch with padding cannot be masked',
             where='MaskedAutoencoder.forward(valid)',
-            why='the encoder sees equally many patches of every picture, so pictures of one batch have one size',
+            why='the encoder sees equally many patches of every image, so images of one batch have one size',
             fix='let the transforms end in one size, such as dict(type=ResizeTo, size=224), or use batch_size=1',
         )

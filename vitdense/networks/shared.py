@@ -78,7 +78,7 @@ class SharedNetwork(nn.Module):
         is called with `hints=`. Only the branches `names` answer; without it all of them, in training mode `learning`.
         """
         if valid is not None:
-            valid = whole_cells(valid, self.divisor)  # one idea of where a picture ends, for all parts
+            valid = whole_cells(valid, self.divisor)  # one idea of where an image ends, for all parts
         names = names or (self.learning if self.training else self.names)
         layers = self._union(names)
         features = self.backbone(imgs, valid, layers=layers)

@@ -1,4 +1,4 @@
-"""Boxes: layouts, overlaps, and the way from a network's answer to the original picture.
+"""Boxes: layouts, overlaps, and the way from a network's answer to the original image.
 
 `boxes` are xyxy; any other layout says so in its name. Overlaps broadcast, and are finite for all finite boxes.
 """
@@ -49,7 +49,7 @@ def generalized_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def to_original(boxes: Tensor, sizes: Tensor, orig_sizes: Tensor) -> Tensor:
-    """Return `boxes` (B, N, 4) of pictures of `sizes` (B, 2) in pixels of their originals, clipped to these.
+    """Return `boxes` (B, N, 4) of images of `sizes` (B, 2) in pixels of their originals, clipped to these.
 
     `sizes` and `orig_sizes` are (H, W).
     """

@@ -1,7 +1,7 @@
 """Masks at points, and COCO's ways to write a mask: polygons and run lengths.
 
 These are looked through in Python before any C code sees them: pycocotools ends the whole process on coordinates that
-are not finite or far away, and on run lengths that do not fit the picture; so nothing reaches it that `fault_of` has
+are not finite or far away, and on run lengths that do not fit the image; so nothing reaches it that `fault_of` has
 not passed.
 """
 
@@ -145,7 +145,7 @@ def unpack_runs(packed: bytes) -> np.ndarray | None:
     first = np.append(0, last[:-1] + 1)
     place = np.arange(len(codes)) - np.repeat(first, last - first + 1)
     if place.max() > 6:
-        return None  # no run of a picture needs more than 35 bits
+        return None  # no run of an image needs more than 35 bits
     numbers = np.add.reduceat((codes & 31) << 5 * place, first)
     numbers -= np.where(codes[last] & 16, 1 << 5 * (place[last] + 1), 0)  # two's complement
     numbers[1::2] = numbers[1::2].cumsum()
@@ -185,7 +185,7 @@ def runs_of_masks(masks: Tensor) -> list[dict[str, Any]]:
 
 
 def masks_of_runs(runs: list[dict[str, Any]], size: tuple[int, int]) -> Tensor:
-    """Return (N, H, W) bool masks of packed run lengths of pictures of `size` (H, W)."""
+    """Return (N, H, W) bool masks of packed run lengths of images of `size` (H, W)."""
     if not runs:
         return torch.zeros(0, *size, dtype=torch.bool)
     planes = coco.decode(runs).transpose(2, 0, 1)  # (H, W, N) -> (N, H, W)
@@ -228,7 +228,7 @@ def sample_points(planes: Tensor, points: Tensor, extents: Tensor) -> Tensor:
 def boxes_of_masks(masks: Tensor) -> Tensor:
     """Return (N, 4) float32 xyxy around (N, H, W) bool masks, from edge to edge of their pixels; zeros around nothing.
 
-    In the picture's own pixels this is pycocotools' box of a mask.
+    In the image's own pixels this is pycocotools' box of a mask.
     """
     sides = []
     for axis in (1, 2):  # columns, then rows

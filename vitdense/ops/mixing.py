@@ -1,4 +1,4 @@
-"""Mixed training pictures: mixup, CutMix and random erasing of a whole batch, on its device."""
+"""Mixed training images: mixup, CutMix and random erasing of a whole batch, on its device."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vitdense.types import Batch, Target
 
 
 class ImageMixing:
-    """Mix pictures that carry nothing but an image label; the labels become (K,) shares.
+    """Mix images that carry nothing but an image label; the labels become (K,) shares.
 
     `mixup` and `cutmix` are the alphas of the two mixtures (https://arxiv.org/abs/1710.09412 and
-    https://arxiv.org/abs/1905.04899; 0: never), of which each group of equal-sized pictures gets one with
+    https://arxiv.org/abs/1905.04899; 0: never), of which each group of equal-sized images gets one with
     `probability`; `cutmix_share` is how often it is CutMix where both are on. `erase` is the probability that a
-    rectangle of a picture becomes noise of the normalised pixels' mean and spread (https://arxiv.org/abs/1708.04896;
-    2 to 33 % of the area). Erasing comes first. Pictures with boxes, masks or maps stay as they are.
+    rectangle of an image becomes noise of the normalised pixels' mean and spread (https://arxiv.org/abs/1708.04896;
+    2 to 33 % of the area). Erasing comes first. Images with boxes, masks or maps stay as they are.
 
     Called by the `Preprocessor` on normalised training batches. The transforms are torchvision's; random numbers come
     from torch's global generator, which every training step seeds. Raises ConfigError for values that cannot be.
@@ -56,7 +56,7 @@ class ImageMixing:
         self._erase = v2.RandomErasing(p=erase, scale=(0.02, 1 / 3), ratio=ratio, value='random') if erase else None
 
     def __call__(self, batch: Batch) -> Batch:
-        """Return the batch with mixed pictures and labels; `imgs` is (B, 3, H, W) float, normalised."""
+        """Return the batch with mixed images and labels; `imgs` is (B, 3, H, W) float, normalised."""
         groups: dict[tuple[int, int], list[int]] = {}
         for row, (target, meta) in enumerate(zip(batch.targets, batch.metas, strict=True)):
             if _only_a_label(target):
@@ -76,7 +76,7 @@ class ImageMixing:
         return torch.stack([self._erase(img) for img in imgs])
 
     def _mix(self, imgs: Tensor, labels: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-        """Mix each picture with its neighbour in the batch, or not at all."""
+        """Mix each image with its neighbour in the batch, or not at all."""
         if not self._mixtures or len(imgs) < 2 or torch.rand(()).item() >= self.probability:
             return imgs, labels
         mixture = self._mixtures[int(torch.multinomial(self._shares, 1))]

@@ -1,12 +1,12 @@
-"""Padding inside feature maps: which cells are picture, and what stands in the others.
+"""Padding inside feature maps: which cells are image, and what stands in the others.
 
-Pictures lie at the top left of their plane. A cell that holds any pixel of the picture belongs to it. `extents` is
-(B, 2) int64, the (rows, columns) of cells that belong to each picture; None means that every cell does. Three rules
-keep a padded batch equal to its single pictures:
+Images lie at the top left of their plane. A cell that holds any pixel of the image belongs to it. `extents` is
+(B, 2) int64, the (rows, columns) of cells that belong to each image; None means that every cell does. Three rules
+keep a padded batch equal to its single images:
 
-* a convolution finds zeros around the picture: `zero_padding` before it;
-* an interpolation finds the picture's edge repeated: `hold_edges` before it;
-* an average counts only the picture's own cells.
+* a convolution finds zeros around the image: `zero_padding` before it;
+* an interpolation finds the image's edge repeated: `hold_edges` before it;
+* an average counts only the image's own cells.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def picture_sizes(valid: Tensor) -> Tensor:
-    """Return the (height, width) in pixels of each picture, (B, 2) int64, from `valid` (B, H, W) bool."""
+def image_sizes(valid: Tensor) -> Tensor:
+    """Return the (height, width) in pixels of each image, (B, 2) int64, from `valid` (B, H, W) bool."""
     return torch.stack([valid.any(2).sum(1), valid.any(1).sum(1)], dim=1)
 
 
 def region_sizes(valid: Tensor | None, x: Tensor, plane: Sequence[int], cell: int = 1) -> Tensor:
-    """Return (B, 2) float32: the (height, width) in pixels of each picture in whole cells of `cell` pixels.
+    """Return (B, 2) float32: the (height, width) in pixels of each image in whole cells of `cell` pixels.
 
-    This is the region that boxes in [0, 1] measure, the same for a picture alone and in a padded batch. `x` is any
+    This is the region that boxes in [0, 1] measure, the same for an image alone and in a padded batch. `x` is any
     tensor of the batch; `plane` (H, W) is the size of the network input, which is the answer without `valid`.
     """
     if valid is not None:
-        return picture_sizes(whole_cells(valid, cell)).float()
+        return image_sizes(whole_cells(valid, cell)).float()
     return torch.stack([torch.full((x.shape[0],), length, device=x.device) for length in plane], dim=1).float()
 
 
@@ -42,29 +42,29 @@ def rectangles(extents: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def whole_cells(valid: Tensor, cell: int) -> Tensor:
-    """Return `valid` (B, H, W) with every picture grown to whole cells of `cell` pixels, as far as the plane goes."""
-    sizes = picture_sizes(valid)
+    """Return `valid` (B, H, W) with every image grown to whole cells of `cell` pixels, as far as the plane goes."""
+    sizes = image_sizes(valid)
     return rectangles((sizes + cell - 1) // cell * cell, tuple(valid.shape[-2:]))
 
 
 def map_extents(valid: Tensor | None, stride: float, size: tuple[int, int]) -> Tensor | None:
-    """Return the extents of the pictures in a map of `size` (h, w) cells at `stride` pixels, or None without `valid`.
+    """Return the extents of the images in a map of `size` (h, w) cells at `stride` pixels, or None without `valid`.
 
     `valid` is (B, H, W) bool in pixels of the input plane.
     """
     if valid is None:
         return None
-    extents = torch.ceil(picture_sizes(valid) / stride).long()
+    extents = torch.ceil(image_sizes(valid) / stride).long()
     return torch.stack([extents[:, axis].clamp(max=length) for axis, length in enumerate(size)], dim=1)
 
 
 def whole_map(x: Tensor) -> Tensor:
-    """Return the extents (1, 2) of pictures that fill `x` (B, C, h, w); made on its device, for sizes of any kind."""
+    """Return the extents (1, 2) of images that fill `x` (B, C, h, w); made on its device, for sizes of any kind."""
     return torch.stack([torch.full((1,), length, device=x.device) for length in x.shape[-2:]], dim=1)
 
 
 def zero_padding(x: Tensor, extents: Tensor | None) -> Tensor:
-    """Return `x` (B, C, h, w) with zeros in every cell outside its picture."""
+    """Return `x` (B, C, h, w) with zeros in every cell outside its image."""
     if extents is None:
         return x
     inside = rectangles(extents, tuple(x.shape[-2:]))[:, None]  # (B, 1, h, w)
@@ -72,7 +72,7 @@ def zero_padding(x: Tensor, extents: Tensor | None) -> Tensor:
 
 
 def hold_edges(x: Tensor, extents: Tensor | None) -> Tensor:
-    """Return `x` (B, C, h, w) with every cell outside its picture holding the nearest cell of the picture."""
+    """Return `x` (B, C, h, w) with every cell outside its image holding the nearest cell of the image."""
     if extents is None:
         return x
     batch, channels, height, width = x.shape
@@ -87,7 +87,7 @@ def hold_edges(x: Tensor, extents: Tensor | None) -> Tensor:
 def resize(x: Tensor, size: tuple[int, int], extents: Tensor | None = None) -> Tensor:
     """Return `x` (B, C, h, w) bilinearly resized to `size` (H, W), edge to edge (`align_corners=False`).
 
-    Cells near the end of a picture are computed from that picture alone. Cells of the result outside the pictures
+    Cells near the end of an image are computed from that image alone. Cells of the result outside the images
     repeat its edge; zero them before a convolution.
     """
     if tuple(x.shape[-2:]) == tuple(size):

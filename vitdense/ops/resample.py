@@ -1,6 +1,6 @@
 """Separable resampling as small matrices, one axis at a time.
 
-A resize or a pooling along one axis is a matrix (out, in). Written so, it follows each picture's own size inside a
+A resize or a pooling along one axis is a matrix (out, in). Written so, it follows each image's own size inside a
 padded plane without a loop over the batch or a question to the device, and it can change places with a convolution.
 """
 
@@ -16,7 +16,7 @@ from vitdense.ops.padding import resize, whole_map, zero_padding
 def bilinear_weights(num_out: int, num_in: int, *, used_out: Tensor, used_in: Tensor, ratio: Tensor | float) -> Tensor:
     """Return (B, num_out, num_in) weights of linear interpolation with `align_corners=False`.
 
-    Of the `num_in` cells the first `used_in` (B,) are picture, and the last of them is repeated beyond; of the
+    Of the `num_in` cells the first `used_in` (B,) are image, and the last of them is repeated beyond; of the
     `num_out` results the first `used_out` (B,) are wanted, the others are zero. `ratio` is input cells per output
     cell.
     """
@@ -27,7 +27,7 @@ def bilinear_weights(num_out: int, num_in: int, *, used_out: Tensor, used_in: Te
 def corner_weights(num_out: int, num_in: int, *, used_out: Tensor, used_in: Tensor) -> Tensor:
     """Return (B, num_out, num_in) weights of linear interpolation with `align_corners=True`.
 
-    The first and last of the `used_in` (B,) cells of a picture lie on the first and last of its `used_out` (B,)
+    The first and last of the `used_in` (B,) cells of an image lie on the first and last of its `used_out` (B,)
     results; results behind them are zero.
     """
     ratio = (used_in - 1) / (used_out - 1).clamp(min=1)
@@ -48,9 +48,9 @@ def restride(
 ) -> Tensor:
     """Return `x` (B, C, h, w) bilinearly resized to cells that are `ratio` of its cells wide, `size` (H, W) of them.
 
-    Where `size` is `h / ratio`, an ordinary resize. Where a stride does not divide the picture, cells keep their places
+    Where `size` is `h / ratio`, an ordinary resize. Where a stride does not divide the image, cells keep their places
     in pixels (a resize to a `size` rounded up would stretch them), and its last cell is repeated beyond its end.
-    `extents` and `extents_out` (B, 2) are the cells of each picture before and after; results outside are zero.
+    `extents` and `extents_out` (B, 2) are the cells of each image before and after; results outside are zero.
     """
     if ratio == 1 and extents is extents_out is None:
         return x

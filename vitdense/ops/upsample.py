@@ -1,6 +1,6 @@
 """Labels at full resolution from logits at low resolution, without ever holding (K, H, W) logits at that size.
 
-Logits cover the padded input plane; labels are wanted for the original picture. In between lie two bilinear resizes
+Logits cover the padded input plane; labels are wanted for the original image. In between lie two bilinear resizes
 and a crop. Both resizes are linear and separable, so together they are one interpolation along each axis, in which
 an output reads at most four cells: `Taps`.
 
@@ -227,7 +227,7 @@ def refuse_non_finite(logits: Tensor) -> None:
     if torch.isfinite(logits.sum()) or torch.isfinite(logits).all():
         return
     raise NumericsError(
-        f'{float(logits.isfinite().logical_not().double().mean()):.1%} of the logits of a picture are not finite',
+        f'{float(logits.isfinite().logical_not().double().mean()):.1%} of the logits of an image are not finite',
         where='full_resolution_labels',
         why='no class is the likeliest where logits are NaN or infinite',
         fix='look for the first tensor of the network that is not finite, or run it with --amp off',

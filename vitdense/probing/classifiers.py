@@ -14,7 +14,7 @@ NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 BATCH = 256
-HELD_OUT = 10  # every tenth picture for training chooses the learning rate
+HELD_OUT = 10  # every tenth image for training chooses the learning rate
 SIMILARITIES = 2**25  # held in memory at a time
 
 
@@ -31,7 +31,7 @@ def neighbour_scores(
 
     `train` (N, C) with `labels` (N,) int64 and `test` (M, C) are features; their cosine s weighs a vote by
     exp(s / temperature) (Wu et al. 2018, https://arxiv.org/abs/1805.01978, section 3.4; the protocol of DINO). Where
-    there are fewer than k pictures, all vote.
+    there are fewer than k images, all vote.
     """
     train, test = functional.normalize(train.float(), dim=1), functional.normalize(test.float(), dim=1)
     rows = max(1, SIMILARITIES // len(train))
@@ -101,7 +101,7 @@ def fit_linear(
 def choose_rate(
     features: Tensor, labels: Tensor, num_classes: int, *, rates: Sequence[float], steps: int, seed: int = 0
 ) -> tuple[float, list[float]]:
-    """Return the rate that is most often right on every tenth picture when trained on the others, and the share of
+    """Return the rate that is most often right on every tenth image when trained on the others, and the share of
     right answers of each rate. Of equals, the one with the least loss.
     """
     held = torch.arange(len(labels), device=labels.device) % HELD_OUT == HELD_OUT - 1

@@ -25,7 +25,7 @@ OWN = ('pretrained', 'partial_weights', 'patch_size', 'img_size', 'timm_args', '
 class Reader:
     """Makes records of batches: what the head of the branch `name` of `model` would read.
 
-    `whole` says that they are of whole pictures, in float32; else they are maps, in half precision.
+    `whole` says that they are of whole images, in float32; else they are maps, in half precision.
     """
 
     def __init__(self, model: DenseModel, name: str) -> None:
@@ -40,7 +40,7 @@ class Reader:
 
     @torch.inference_mode()
     def read(self, batch: Batch) -> list[Record]:
-        """Return the records of a batch in its order. Pictures of one size run together, so that none is padded."""
+        """Return the records of a batch in its order. Images of one size run together, so that none is padded."""
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for row, meta in enumerate(batch.metas):
             groups[meta.size].append(row)
@@ -59,10 +59,10 @@ class Reader:
         truth = getattr(target, self.task.field)
         if truth is None or (self.whole and truth.ndim):
             raise ConfigError(
-                'a picture without one label' if self.whole else 'a picture without a label map',
+                'an image without one label' if self.whole else 'an image without a label map',
                 where=f'{self.task.field} of the data set',
-                why='a probe learns from one class for each picture (or pixel)',
-                fix='probe with labelled pictures of one class each',
+                why='a probe learns from one class for each image (or pixel)',
+                fix='probe with labelled images of one class each',
             )
         if self.whole:
             return Record(values, truth.long(), (1, 1), plane, size)

@@ -2,7 +2,7 @@
 
 A set of features lies in a folder of the user's cache (`$VITDENSE_CACHE`, `$XDG_CACHE_HOME/vitdense` or
 `~/.cache/vitdense`), named by a key of everything that they follow from: the weights, the parts that read them, the
-recipe of the data with its transforms, and name, size and time of every file. It is made of parts of some pictures
+recipe of the data with its transforms, and name, size and time of every file. It is made of parts of some images
 each. A part appears when it is whole, so that an interrupted pass goes on where it was; parts are mapped into memory.
 """
 
@@ -31,29 +31,29 @@ from vitdense.train.workers import pack
 from vitdense.types import Batch
 
 FORMAT = 1  # a part of the key: features written by other code are not read
-PART = 64  # pictures in one file, at most: what an interruption may cost
+PART = 64  # images in one file, at most: what an interruption may cost
 logger = logging.getLogger('vitdense')
 
 
 class Record(NamedTuple):
-    """What is kept of one picture."""
+    """What is kept of one image."""
 
-    features: Tensor  # (C,) of the picture, or (h * w, C) of its cells, row by row
+    features: Tensor  # (C,) of the image, or (h * w, C) of its cells, row by row
     truth: Tensor  # () int64, or (H, W) uint8 or int16
-    grid: tuple[int, int]  # (h, w); (1, 1) for features of the whole picture
+    grid: tuple[int, int]  # (h, w); (1, 1) for features of the whole image
     plane: tuple[int, int]  # (H, W) of the network input that the grid covers, padding included
-    size: tuple[int, int]  # (H, W) of the picture in it
+    size: tuple[int, int]  # (H, W) of the image in it
 
 
 class FeatureCache:
-    """The records of `num_pictures` pictures below `folder`, in parts of at most `part` pictures."""
+    """The records of `num_images` images below `folder`, in parts of at most `part` images."""
 
-    def __init__(self, folder: Path, num_pictures: int, *, part: int = PART) -> None:
-        self.folder, self.num_pictures, self.part = folder, num_pictures, part
+    def __init__(self, folder: Path, num_images: int, *, part: int = PART) -> None:
+        self.folder, self.num_images, self.part = folder, num_images, part
         self._open: dict[int, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:
-        return self.num_pictures
+        return self.num_images
 
     def __getitem__(self, index: int) -> Record:
         number, row = divmod(index, self.part)
@@ -68,16 +68,16 @@ class FeatureCache:
         )
 
     def table(self) -> tuple[Tensor, Tensor]:
-        """Return features (N, C) and truth (N,) of whole pictures."""
-        parts = [self._held(number) for number in range(-(-self.num_pictures // self.part))]
+        """Return features (N, C) and truth (N,) of whole images."""
+        parts = [self._held(number) for number in range(-(-self.num_images // self.part))]
         return torch.cat([held['features'] for held in parts]), torch.cat([held['truth'] for held in parts])
 
     def missing(self) -> list[range]:
-        """Return the pictures of every part that is not there, or is damaged."""
-        absent = [number for number in range(-(-self.num_pictures // self.part)) if self._read(number) is None]
-        return [range(n * self.part, min((n + 1) * self.part, self.num_pictures)) for n in absent]
+        """Return the images of every part that is not there, or is damaged."""
+        absent = [number for number in range(-(-self.num_images // self.part)) if self._read(number) is None]
+        return [range(n * self.part, min((n + 1) * self.part, self.num_images)) for n in absent]
 
-    def write(self, pictures: range, records: Sequence[Record]) -> None:
+    def write(self, images: range, records: Sequence[Record]) -> None:
         """Keep the records of one part; the file appears when it is whole. Raises DiskError."""
         whole = [record.truth.ndim == 0 for record in records]
         features = [record.features[None] if record.features.ndim == 1 else record.features for record in records]
@@ -88,10 +88,10 @@ class FeatureCache:
             'truth': torch.cat([record.truth.flatten() for record in records]),
             'cell_ends': _ends(len(rows) for rows in features),
             'pixel_ends': _ends(record.truth.numel() for record in records),
-            'sizes': torch.tensor(rows),  # (pictures, 4, 2)
+            'sizes': torch.tensor(rows),  # (images, 4, 2)
         }
         try:
-            save_weights(self._path(pictures.start // self.part), state)
+            save_weights(self._path(images.start // self.part), state)
         except DiskError as error:
             raise _unwritable(self.folder, error.why) from error
 
@@ -114,7 +114,7 @@ class FeatureCache:
 
     def _read(self, number: int) -> dict[str, Tensor] | None:
         """Return the tensors of a part, mapped into memory; None where it is not there or not whole."""
-        count = min(self.part, self.num_pictures - number * self.part)
+        count = min(self.part, self.num_images - number * self.part)
         try:
             with safe_open(self._path(number), 'pt') as file:
                 held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -133,10 +133,10 @@ def features_of(
     part: int = PART,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureCache:
-    """Return the records of every picture of `dataset`; `see` makes those of a batch that are not on disk yet.
+    """Return the records of every image of `dataset`; `see` makes those of a batch that are not on disk yet.
 
-    `section` says batch size and workers, `part` how many pictures are kept in one file. `tell(done, total)` hears of
-    the progress in pictures.
+    `section` says batch size and workers, `part` how many images are kept in one file. `tell(done, total)` hears of
+    the progress in images.
     """
     cache = FeatureCache(cache_folder() / 'features' / key, len(dataset), part=part)
     parts = cache.missing()
@@ -145,7 +145,7 @@ def features_of(
         return cache
     check_writable(cache.folder)
     if left < len(dataset):
-        logger.info('%d of %d pictures were seen before: %s', len(dataset) - left, len(dataset), cache.folder)
+        logger.info('%d of %d images were seen before: %s', len(dataset) - left, len(dataset), cache.folder)
     size = section.get('batch_size', 1)
     batches = [list(part[begin : begin + size]) for part in parts for begin in range(0, len(part), size)]
     loader = TypedErrorLoader(

@@ -1,7 +1,7 @@
 """What `tools/probe.py` does with its arguments: how good the features of backbones are, without training them.
 
-Every backbone sees each picture once; nearest neighbours and linear layers then work on what is kept of it
-(`vitdense.probing.feature_cache`). Pictures for training pass through the transforms of evaluation, as the others do.
+Every backbone sees each image once; nearest neighbours and linear layers then work on what is kept of it
+(`vitdense.probing.feature_cache`). Images for training pass through the transforms of evaluation, as the others do.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def probe(
     `backbones` are names of timm, each with `=FILE` for weights of one's own; `weights` are files for the config's
     backbone; with neither the config's backbone is probed as it is. `heads` are 'knn' and 'linear' (default: all that
     the task allows; label maps have no 'knn'). `branch` chooses among several heads of the config. `rates` are the
-    learning rates of the linear head: the best on a tenth of the training pictures, held out, is then trained on all.
+    learning rates of the linear head: the best on a tenth of the training images, held out, is then trained on all.
 
     Scores are those of the config's `test_evaluator`, in [0, 1]. Raises ConfigError, DataError, CheckpointError.
     """
@@ -137,7 +137,7 @@ class _Probe:
         return [{**facts, **row} for row in make(caches, settings)]
 
     def features(self, part: str) -> FeatureCache:
-        """Return the features of the pictures for `part`."""
+        """Return the features of the images for `part`."""
         dataset, section = self.data[part], self.sections[part]
         files = files_key(dataset.paths()) if hasattr(dataset, 'paths') else len(dataset)
         size = 4 * PART if self.reader.whole else PART  # maps are large
@@ -222,7 +222,7 @@ def probe_data(sections: Mapping[str, Mapping[str, Any]], *, root: str | None) -
             raise ConfigError(
                 'the data set has no transforms of its own',
                 where=f'{part}_dataloader.dataset',
-                why='a probe sees the pictures for training as it sees those of the test',
+                why='a probe sees the images for training as it sees those of the test',
                 fix='probe with a config of one data set that says transforms=[...]',
             )
     sections['train']['dataset']['transforms'] = sections['test']['dataset'].get('transforms', ())

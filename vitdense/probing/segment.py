@@ -17,7 +17,7 @@ from vitdense.types import Batch, Features, Meta, PixelOutputs, Target
 
 RATES = (1e-3, 3e-3, 1e-2)
 WEIGHT_DECAY = 1e-4
-HELD_OUT = 10  # every tenth picture for training chooses the learning rate
+HELD_OUT = 10  # every tenth image for training chooses the learning rate
 
 
 class PixelProbe:
@@ -45,11 +45,11 @@ class PixelProbe:
         self.name, self.batch_size, self.steps, self.seed = name, batch_size, steps, seed
         self.device, self.tell = torch.device(device), tell
 
-    def fit(self, rates: Sequence[float], pictures: Sequence[int]) -> list[nn.Module]:
-        """Return a head for each of `rates`, trained on the pictures of these numbers, in evaluation mode."""
+    def fit(self, rates: Sequence[float], images: Sequence[int]) -> list[nn.Module]:
+        """Return a head for each of `rates`, trained on the images of these numbers, in evaluation mode."""
         torch.manual_seed(self.seed)
-        first = self._head(self.cache[pictures[0]])
-        heads = [first, *(self._head(self.cache[pictures[0]]) for _ in rates[1:])]
+        first = self._head(self.cache[images[0]])
+        heads = [first, *(self._head(self.cache[images[0]]) for _ in rates[1:])]
         for head in heads[1:]:
             head.load_state_dict(first.state_dict())  # one beginning for all rates
         movers = [
@@ -57,7 +57,7 @@ class PixelProbe:
             for head, rate in zip(heads, rates, strict=True)
         ]
         warmup = max(1, self.steps // 10)
-        for step, rows in zip(range(self.steps), self._draws(pictures), strict=False):
+        for step, rows in zip(range(self.steps), self._draws(images), strict=False):
             features, targets = self._crops([self.cache[row] for row in rows], torch.Generator().manual_seed(step))
             share = min(1, (step + 1) / warmup) * (0.5 + 0.5 * math.cos(math.pi * step / self.steps))
             for head, rate, mover in zip(heads, rates, movers, strict=True):
@@ -70,10 +70,10 @@ class PixelProbe:
         return [head.eval() for head in heads]
 
     def scores(
-        self, head: nn.Module, cache: FeatureCache, pictures: Iterable[int], metrics: Sequence[Any]
+        self, head: nn.Module, cache: FeatureCache, images: Iterable[int], metrics: Sequence[Any]
     ) -> dict[str, float]:
-        """Return what `metrics` say about the answers of `head` to the pictures of these numbers of `cache`."""
-        for index in pictures:
+        """Return what `metrics` say about the answers of `head` to the images of these numbers of `cache`."""
+        for index in images:
             record = cache[index]
             with torch.inference_mode():
                 outputs: PixelOutputs = head(self._features([record]))
@@ -85,8 +85,8 @@ class PixelProbe:
         return {key: float(value) for metric in metrics for key, value in metric.evaluate(len(cache)).items()}
 
     def choose_rate(self, rates: Sequence[float], metrics: Sequence[Any]) -> tuple[float, dict[float, float]]:
-        """Return the rate whose head is best on every tenth picture when trained on the others, and each rate's first
-        score. Scores are those of the pictures as they were trained on.
+        """Return the rate whose head is best on every tenth image when trained on the others, and each rate's first
+        score. Scores are those of the images as they were trained on.
         """
         held = range(HELD_OUT - 1, len(self.cache), HELD_OUT)
         if len(rates) == 1 or not held:
@@ -106,13 +106,13 @@ class PixelProbe:
         facts = dict(in_channels=(record.features.shape[1],), strides=(stride,), num_classes=self.num_classes)
         return build(dict(self.recipe), **facts).to(self.device).train()
 
-    def _draws(self, pictures: Sequence[int]) -> Iterator[list[int]]:
-        """Yield the numbers of the pictures of each batch: one permutation after the other."""
+    def _draws(self, images: Sequence[int]) -> Iterator[list[int]]:
+        """Yield the numbers of the images of each batch: one permutation after the other."""
         generator = torch.Generator().manual_seed(self.seed)
         left: list[int] = []
         while True:
             while len(left) < self.batch_size:
-                left += [pictures[row] for row in torch.randperm(len(pictures), generator=generator).tolist()]
+                left += [images[row] for row in torch.randperm(len(images), generator=generator).tolist()]
             yield left[: self.batch_size]
             left = left[self.batch_size :]
 

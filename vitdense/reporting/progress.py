@@ -103,7 +103,7 @@ def print_metrics(evaluators: Sequence[Any], metrics: Mapping[str, Any], *, titl
         heading = f'{title}  {evaluator.prefix}: {", ".join(scores) or "n/a"}'
         rows = evaluator.table() if hasattr(evaluator, 'table') else []
         seen = [row for row in rows if any(isinstance(value, float) or value for value in row[1:])]
-        if len(rows) > ROWS and 0 < len(seen) < len(rows):  # a long vocabulary on few pictures: list what is there
+        if len(rows) > ROWS and 0 < len(seen) < len(rows):  # a long vocabulary on few images: list what is there
             heading += f'  ({len(rows) - len(seen)} classes that do not occur are not listed)'
             rows = seen
         if rows:

@@ -1,4 +1,4 @@
-"""Pictures that a run leaves behind. One that fails costs a warning, never the run."""
+"""Images that a run leaves behind. One that fails costs a warning, never the run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from vitdense.types import Batch, ImageClass, Meta, Target
 logger = logging.getLogger('vitdense')
 
 
-class PictureHook(Hook):
+class ImageHook(Hook):
     """Write `labels.jpg` before the first step, and `predictions.jpg`, `curves.png` and `confusion.png` at validations.
 
-    `count` pictures are shown (a config's `sample_pictures`; 0 there leaves all of these files out). Those of
+    `count` images are shown (a config's `sample_images`; 0 there leaves all of these files out). Those of
     `predictions.jpg` come from all over the validation set, since neighbours are often frames of one film; each stands
-    twice: with its truth and with the prediction. Reconstructions stand beside the picture and what was shown of it.
+    twice: with its truth and with the prediction. Reconstructions stand beside the image and what was shown of it.
     """
 
     priority = 'LOW'
@@ -35,7 +35,7 @@ class PictureHook(Hook):
     def __init__(self, work_dir: Path, *, count: int = 8) -> None:
         self.work_dir = work_dir
         self.count = count
-        self._pictures: list[np.ndarray] = []
+        self._images: list[np.ndarray] = []
         self._titles: list[str] = []
         self._failed: set[str] = set()
 
@@ -44,7 +44,7 @@ class PictureHook(Hook):
             self._try('labels.jpg', lambda path: self._draw_labels(runner, path))
 
     def before_val_epoch(self, runner: Any) -> None:
-        self._pictures, self._titles = [], []
+        self._images, self._titles = [], []
 
     def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if is_main_process():
@@ -54,11 +54,11 @@ class PictureHook(Hook):
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
         if not is_main_process():
             return
-        if self._pictures:
-            columns = 2 if len(self._pictures) <= 8 else 4
+        if self._images:
+            columns = 2 if len(self._images) <= 8 else 4
             self._try(
                 'predictions.jpg',
-                lambda path: visualize.contact_sheet(self._pictures, path, columns=columns, titles=self._titles),
+                lambda path: visualize.contact_sheet(self._images, path, columns=columns, titles=self._titles),
             )
         self._try('confusion.png', lambda path: save_confusions(runner.val_evaluator.metrics, path.parent))
         self._curves(runner)
@@ -74,27 +74,25 @@ class PictureHook(Hook):
         loader = runner.train_dataloader
         samples = [loader.dataset.dataset[draw] for draw in islice(iter(loader.sampler), self.count)]
         fields = read_fields(runner)
-        pictures = [
-            visualize.draw_target(sample.img, only(sample.target, fields), runner.metainfo) for sample in samples
-        ]
-        visualize.contact_sheet(pictures, path)
+        images = [visualize.draw_target(sample.img, only(sample.target, fields), runner.metainfo) for sample in samples]
+        visualize.contact_sheet(images, path)
 
     def _draw_pairs(self, runner: Any, batch: Batch, outputs: list[dict[str, Any]], number: int) -> None:
         fields = read_fields(runner)
         rows = zip(batch.imgs, batch.targets, batch.metas, outputs, strict=True)
         for img, target, meta, prediction in islice(rows, number):
-            picture = shown_picture(img, meta, prediction)
+            image = shown_image(img, meta, prediction)
             if fields:
-                self._pictures.append(visualize.draw_target(picture, only(target, fields), runner.metainfo))
-            self._pictures.append(visualize.draw(picture, on_cpu(prediction), runner.metainfo))
-            self._titles += ['truth', 'prediction'] if fields else ['picture; what was seen; what was painted']
+                self._images.append(visualize.draw_target(image, only(target, fields), runner.metainfo))
+            self._images.append(visualize.draw(image, on_cpu(prediction), runner.metainfo))
+            self._titles += ['truth', 'prediction'] if fields else ['image; what was seen; what was painted']
 
     def _try(self, name: str, write: Callable[[Path], Any]) -> None:
         if name in self._failed:
             return
         try:
             write(self.work_dir / name)
-        except Exception as error:  # a picture is not worth a run
+        except Exception as error:  # an image is not worth a run
             self._failed.add(name)
             logger.warning('%s could not be drawn: %s: %s', name, type(error).__name__, error)
 
@@ -105,7 +103,7 @@ def share(count: int, row: int, num_rows: int) -> int:
 
 
 def read_fields(runner: Any) -> set[str]:
-    """Return the fields of targets that the tasks of the model read; none where pictures are their own truth."""
+    """Return the fields of targets that the tasks of the model read; none where images are their own truth."""
     return {task.field for task in runner.network_model.tasks.values() if task.field}
 
 
@@ -116,24 +114,24 @@ def only(target: Target, fields: set[str]) -> Target:
     return Target(**{name: getattr(target, name) for name in kept})
 
 
-def original_picture(img: Tensor, size: tuple[int, int], orig_size: tuple[int, int]) -> Tensor:
-    """Return the (3, H, W) uint8 picture without padding, in the size that predictions have."""
-    picture = img[:, : size[0], : size[1]]
-    if tuple(picture.shape[-2:]) == tuple(orig_size):
-        return picture
-    return functional.interpolate(picture[None].float(), orig_size, mode='bilinear', antialias=True)[0].round().byte()
+def original_image(img: Tensor, size: tuple[int, int], orig_size: tuple[int, int]) -> Tensor:
+    """Return the (3, H, W) uint8 image without padding, in the size that predictions have."""
+    image = img[:, : size[0], : size[1]]
+    if tuple(image.shape[-2:]) == tuple(orig_size):
+        return image
+    return functional.interpolate(image[None].float(), orig_size, mode='bilinear', antialias=True)[0].round().byte()
 
 
-def shown_picture(img: Tensor, meta: Meta, prediction: Mapping[str, Any]) -> Tensor:
-    """Return the picture that predictions are drawn on: in its original size; where all of them are about the picture
+def shown_image(img: Tensor, meta: Meta, prediction: Mapping[str, Any]) -> Tensor:
+    """Return the image that predictions are drawn on: in its original size; where all of them are about the image
     as a whole, as the network saw it, since an evaluation crop has an aspect of its own.
     """
     whole = all(isinstance(record, ImageClass) for record in prediction.values())
-    return original_picture(img, meta.unpadded_size, meta.unpadded_size if whole else meta.orig_size)
+    return original_image(img, meta.unpadded_size, meta.unpadded_size if whole else meta.orig_size)
 
 
 def on_cpu(prediction: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one picture's predictions with their tensors on the CPU."""
+    """Return one image's predictions with their tensors on the CPU."""
     return {
         head: type(record)(*(value.cpu() if isinstance(value, Tensor) else value for value in record))
         for head, record in prediction.items()
@@ -141,7 +139,7 @@ def on_cpu(prediction: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_sample(dataset: Any, path: Path) -> Path:
-    """Return the file of the first picture of a data set; one that has no files gets its first picture written."""
+    """Return the file of the first image of a data set; one that has no files gets its first image written."""
     sample = dataset[0]
     if sample.meta.path and Path(sample.meta.path).is_file():
         return Path(sample.meta.path)

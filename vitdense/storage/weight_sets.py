@@ -19,7 +19,7 @@ logger = logging.getLogger('vitdense')
 State = dict[str, Tensor]
 WRAPPERS = ('state_dict', 'model', 'module', 'teacher', 'encoder')  # keys that are opened first, in this order
 DEPTH = 5  # of nested checkpoints
-_NO_WEIGHTS = re.compile(r'optim|sched|scaler|rng|loss|message_hub|hyper_parameters|loops|callbacks|borrowed')
+_NO_WEIGHTS = re.compile(r'optim|sched|scaler|rng|loss|message_hub|hyper_parameters|loops|callbacks|omitted')
 
 
 def split_key(path: str | Path) -> tuple[Path, str | None]:

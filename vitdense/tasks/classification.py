@@ -1,4 +1,4 @@
-"""Classification: one label, a mixture of labels, or several labels for a whole picture."""
+"""Classification: one label, a mixture of labels, or several labels for a whole image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ClassificationTask:
 
     `label_smoothing` is the probability mass spread evenly over all K classes (Szegedy et al. 2016, section 7).
     `field` is the field of `Target` that holds the truth; `datasets` names the data sets (`Meta.dataset`) whose
-    pictures it trains on (None: all).
+    images it trains on (None: all).
 
     Raises ConfigError for an unknown field or loss.
     """
@@ -47,9 +47,9 @@ class ClassificationTask:
         self.label_smoothing = label_smoothing
 
     def loss(self, outputs: ClassOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Return `loss_ce` or `loss_bce`, the mean over labelled pictures (of K questions), and `acc`.
+        """Return `loss_ce` or `loss_bce`, the mean over labelled images (of K questions), and `acc`.
 
-        Pictures without a label are left out. `acc` is the share of pictures whose likeliest class is true; of a
+        Images without a label are left out. `acc` is the share of images whose likeliest class is true; of a
         mixture its largest part is.
         """
         rows = [row for row, target in enumerate(targets) if getattr(target, self.field) is not None]
@@ -71,7 +71,7 @@ class ClassificationTask:
         return [ImageClass(row) for row in scores]
 
     def _total(self, logits: Tensor, truth: Tensor) -> Tensor:
-        """Return the sum over pictures; `logits` and `truth` are (rows, K)."""
+        """Return the sum over images; `logits` and `truth` are (rows, K)."""
         if self.kind == 'cross_entropy':
             return functional.cross_entropy(logits, truth, reduction='sum', label_smoothing=self.label_smoothing)
         num_classes = logits.shape[1]
@@ -81,7 +81,7 @@ class ClassificationTask:
 
 @torch.no_grad()
 def _accuracy(logits: Tensor, truth: Tensor) -> Tensor:
-    """Return the share of pictures whose likeliest class is among those of the largest share."""
+    """Return the share of images whose likeliest class is among those of the largest share."""
     chosen = truth.gather(1, logits.argmax(1, keepdim=True)).squeeze(1)  # (rows,)
     return ((chosen == truth.amax(1)) & (chosen > 0)).float().mean()
 

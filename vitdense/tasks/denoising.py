@@ -12,15 +12,15 @@ from vitdense.ops.boxes import to_cxcywh, to_xyxy
 from vitdense.tasks.matching import NOTHING, Truth
 from vitdense.types import DenoisingHints
 
-SMALLEST = 1e-3  # least width and height of a noised box, in shares of the picture
+SMALLEST = 1e-3  # least width and height of a noised box, in shares of the image
 
 
 @dataclass(frozen=True, kw_only=True)
 class Denoising:
     """Contrastive denoising (Zhang et al. 2022, DINO, section 3.3): restore objects from noised labels and boxes.
 
-    A group holds every object of a picture once, with noise to be undone, and once more, with so much noise that the
-    answer must be: nothing. There are as many groups as let all pictures have about `num_queries` queries of the
+    A group holds every object of an image once, with noise to be undone, and once more, with so much noise that the
+    answer must be: nothing. There are as many groups as let all images have about `num_queries` queries of the
     first kind, at least one. With `contrastive=False` groups hold the first kind only (Li et al. 2022, DN-DETR).
 
     A label is replaced by a random class with probability `label_noise / 2`. Every side of a box moves by up to
@@ -38,9 +38,9 @@ class Denoising:
         check_range('Denoising(box_noise=)', self.box_noise, 0.0, float('inf'))
 
     def __call__(self, truth: Truth, num_classes: int) -> DenoisingHints:
-        """Return hints for a batch; pictures with fewer objects than others, and crowds, leave filler.
+        """Return hints for a batch; images with fewer objects than others, and crowds, leave filler.
 
-        A batch without any object gets one object of filler for each picture: the parameters that read hints must have
+        A batch without any object gets one object of filler for each image: the parameters that read hints must have
         a gradient on every rank.
         """
         most = max(truth.counts, default=0)
@@ -76,13 +76,13 @@ class Denoising:
 
 
 def _padded(truth: Truth, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each picture its objects' rows in the target (B, N), NOTHING for filler; labels; boxes (B, N, 4)."""
+    """Return for each image its objects' rows in the target (B, N), NOTHING for filler; labels; boxes (B, N, 4)."""
     device, batch = truth.labels.device, len(truth.counts)
-    rows = torch.arange(len(truth.labels), device=device) - truth.starts[truth.pictures]
+    rows = torch.arange(len(truth.labels), device=device) - truth.starts[truth.images]
     objects = torch.full((batch, length), NOTHING, device=device)
     labels = torch.zeros((batch, length), dtype=torch.int64, device=device)
     boxes = torch.full((batch, length, 4), 0.5, device=device)
-    objects[truth.pictures, rows] = rows.masked_fill(truth.crowd, NOTHING)
-    labels[truth.pictures, rows] = truth.labels
-    boxes[truth.pictures, rows] = truth.boxes
+    objects[truth.images, rows] = rows.masked_fill(truth.crowd, NOTHING)
+    labels[truth.images, rows] = truth.labels
+    boxes[truth.images, rows] = truth.boxes
     return objects, labels, boxes

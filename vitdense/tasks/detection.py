@@ -20,10 +20,10 @@ from vitdense.types import DenoisingHints, Instances, Meta, QueryOutputs, Target
 
 
 class DetectionTask:
-    """Train `QueryOutputs` on boxes with labels, and read `Instances` of the original picture from them.
+    """Train `QueryOutputs` on boxes with labels, and read `Instances` of the original image from them.
 
     `field` is the field of `Target` that holds the classes, and `datasets` names the data sets (`Meta.dataset`) whose
-    pictures it trains on (None: all). `classification` is a part of `vitdense.tasks.detection_losses`, or its recipe:
+    images it trains on (None: all). `classification` is a part of `vitdense.tasks.detection_losses`, or its recipe:
     Focal (the default), Varifocal, IouAware, or SoftmaxCrossEntropy for heads with a last column, no object. `matcher`
     defaults to the costs that go with it (class 2, or 1 with softmax; L1 5, GIoU 2). The loss of a layer is that of
     its classes, plus `l1_weight` times the L1 distance and `giou_weight` times one minus the GIoU of matched boxes,
@@ -34,7 +34,7 @@ class DetectionTask:
     `proposals_per_object` of them, and noised objects in `loss_denoising` (times `denoising_weight`, all layers), where
     `denoising` (a `Denoising`) makes them. `num_classes` is known from the data.
 
-    `top_k` predictions are read from a picture: the best pairs of query and class, or with softmax the best queries.
+    `top_k` predictions are read from an image: the best pairs of query and class, or with softmax the best queries.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class DetectionTask:
             )
 
     def hints(self, targets: Sequence[Target], sizes: Tensor) -> DenoisingHints | None:
-        """Return noised objects of all pictures, whose boxes measure regions of `sizes` (B, 2); None without
+        """Return noised objects of all images, whose boxes measure regions of `sizes` (B, 2); None without
         `denoising`.
         """
         if self.denoising is None:
@@ -89,7 +89,7 @@ class DetectionTask:
         """Return `loss_class`, `loss_l1` and `loss_giou`, and `loss_aux`, `loss_proposals`, `loss_denoising` where the
         outputs have them.
 
-        Pictures without labels are left out; a picture without objects teaches its queries to say so.
+        Images without labels are left out; an image without objects teaches its queries to say so.
         """
         labelled = [row for row, target in enumerate(targets) if is_labelled(target)]
         with torch.autocast(outputs.class_logits.device.type, enabled=False):
@@ -115,7 +115,7 @@ class DetectionTask:
 
     @torch.no_grad()
     def predict(self, outputs: QueryOutputs, metas: Sequence[Meta]) -> list[Instances]:
-        """Return the best objects of every picture, with boxes in its original pixels, clipped to it."""
+        """Return the best objects of every image, with boxes in its original pixels, clipped to it."""
         scores, labels, queries = self._best(outputs.class_logits.float())
         boxes = to_xyxy(outputs.boxes.float().gather(1, queries[:, :, None].expand(-1, -1, 4)))
         sizes, orig_sizes = boxes.new_tensor([[meta.unpadded_size, meta.orig_size] for meta in metas]).unbind(1)
@@ -150,7 +150,7 @@ class DetectionTask:
 
 
 def rows_of(outputs: QueryOutputs, rows: Sequence[int]) -> QueryOutputs:
-    """Return the outputs of some pictures only; of none, empty tensors that still hang on all parameters."""
+    """Return the outputs of some images only; of none, empty tensors that still hang on all parameters."""
     if len(rows) == len(outputs.class_logits):
         return outputs
     chosen = {}

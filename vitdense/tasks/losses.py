@@ -78,7 +78,7 @@ class Dice:
 
         1 - (2 * sum(p * g) + smooth) / (sum(p ** exponent) + sum(g) + smooth)
 
-    The sums run over the labelled pixels of each picture, or of the whole batch (`over`). `exponent` 2 is the form
+    The sums run over the labelled pixels of each image, or of the whole batch (`over`). `exponent` 2 is the form
     of Milletari et al. 2016 (V-Net, section 3). Only classes that occur in the labels count, unless `absent` is
     True: then a class that is not there costs what is predicted of it.
     """
@@ -87,12 +87,12 @@ class Dice:
     weight: float = 1.0
     smooth: float = 1.0
     exponent: Literal[1, 2] = 1
-    over: Literal['picture', 'batch'] = 'picture'
+    over: Literal['image', 'batch'] = 'image'
     absent: bool = False
 
     def __post_init__(self) -> None:
         check_choice('Dice(exponent=)', self.exponent, (1, 2))
-        check_choice('Dice(over=)', self.over, ('picture', 'batch'))
+        check_choice('Dice(over=)', self.over, ('image', 'batch'))
         check_range('Dice(smooth=)', self.smooth, 0.0, float('inf'))
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class Dice:
         if self.over == 'batch':
             overlap, true, mass = overlap.sum(0), true.sum(0), mass.sum(0)
         coefficient = (2 * overlap + self.smooth) / (mass + true + self.smooth).clamp(min=1e-6)
-        labelled = true.sum(-1, keepdim=True) > 0  # a picture without labels says nothing about any class
+        labelled = true.sum(-1, keepdim=True) > 0  # an image without labels says nothing about any class
         counted = (labelled if self.absent else true > 0).expand_as(true)
         total = torch.where(counted, 1 - coefficient, 0).sum()
         return self.weight * total / share_of_count(counted.sum())
@@ -155,7 +155,7 @@ class PixelFocal:
 class OhemCrossEntropy:
     """Cross-entropy of the hard pixels only (Shrivastava et al. 2016, online hard example mining).
 
-    A pixel is hard when the probability of its label is below `threshold`. At least `min_kept` pixels per picture
+    A pixel is hard when the probability of its label is below `threshold`. At least `min_kept` pixels per image
     are kept, counted over the whole batch: the threshold rises until `min_kept * B` pixels lie below it. `average`
     divides by the kept pixels, or by 'all' pixels, as mmsegmentation does.
     """

@@ -1,4 +1,4 @@
-"""Queries with masks: read as the objects of a picture, or as one label for every pixel."""
+"""Queries with masks: read as the objects of an image, or as one label for every pixel."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ MASKS_AT_A_TIME = 1 << 22  # values of full-size masks that are worked on togeth
 
 
 class InstanceTask:
-    """Train `QueryOutputs` with masks on the objects of pictures, and read `Instances` with masks from them.
+    """Train `QueryOutputs` with masks on the objects of images, and read `Instances` with masks from them.
 
     `field` is the field of `Target` that holds the classes, and `datasets` names the data sets (`Meta.dataset`) whose
-    pictures it trains on (None: all); these must give masks. `losses` is a `MaskLoss` or its recipe.
+    images it trains on (None: all); these must give masks. `losses` is a `MaskLoss` or its recipe.
 
     A prediction is one of the `top_k` best pairs of query and class; its mask are the pixels with a logit above 0, its
     score the probability of the class times the mean probability of these pixels, and its box stands around them
@@ -48,9 +48,9 @@ class InstanceTask:
         self.top_k = top_k
 
     def loss(self, outputs: QueryOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Return the losses of `MaskLoss`. Pictures without labels are left out.
+        """Return the losses of `MaskLoss`. Images without labels are left out.
 
-        Raises DataError for a picture whose objects have no masks.
+        Raises DataError for an image whose objects have no masks.
         """
         rows = [row for row, target in enumerate(targets) if target.labels is not None]
         if any(targets[row].masks is None for row in rows):
@@ -66,13 +66,13 @@ class InstanceTask:
 
     @torch.no_grad()
     def predict(self, outputs: QueryOutputs, metas: Sequence[Meta]) -> list[Instances]:
-        """Return the best objects of every picture, in its original size."""
+        """Return the best objects of every image, in its original size."""
         probs = outputs.class_logits.float().softmax(-1)[..., :-1]
-        pictures = zip(probs, outputs.mask_logits, metas, strict=True)
-        return [self._picture(*picture, outputs.plane) for picture in pictures]
+        images = zip(probs, outputs.mask_logits, metas, strict=True)
+        return [self._image(*image, outputs.plane) for image in images]
 
-    def _picture(self, probs: Tensor, masks: Tensor, meta: Meta, plane: tuple[int, int]) -> Instances:
-        """Return the objects of one picture from `probs` (Q, K) and mask logits (Q, h, w)."""
+    def _image(self, probs: Tensor, masks: Tensor, meta: Meta, plane: tuple[int, int]) -> Instances:
+        """Return the objects of one image from `probs` (Q, K) and mask logits (Q, h, w)."""
         scores, places = probs.flatten().topk(min(self.top_k, probs.numel()))
         queries, labels = places // probs.shape[1], places % probs.shape[1]
         wanted, back = queries.unique(return_inverse=True)
@@ -86,10 +86,10 @@ class InstanceTask:
 
 
 class MaskSemanticTask:
-    """Train `QueryOutputs` with masks on label maps, each class of a picture an object, and read label maps from them.
+    """Train `QueryOutputs` with masks on label maps, each class of an image an object, and read label maps from them.
 
     `field` is the field of `Target` that holds the truth; `datasets` names the data sets (`Meta.dataset`) whose
-    pictures it trains on (None: all). `losses` is a `MaskLoss` or its recipe. Pixels that nobody labelled do not count.
+    images it trains on (None: all). `losses` is a `MaskLoss` or its recipe. Pixels that nobody labelled do not count.
     """
 
     def __init__(self, *, field: str = 'semantic', datasets: Sequence[str] | None = None, losses: Any = None) -> None:
@@ -99,7 +99,7 @@ class MaskSemanticTask:
         self.losses = as_losses(losses)
 
     def loss(self, outputs: QueryOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Return the losses of `MaskLoss`. Pictures without labels are left out."""
+        """Return the losses of `MaskLoss`. Images without labels are left out."""
         rows = [row for row, target in enumerate(targets) if getattr(target, self.field) is not None]
         with torch.autocast(outputs.class_logits.device.type, enabled=False):
             maps = [getattr(targets[row], self.field) for row in rows]
@@ -135,21 +135,21 @@ class MaskSemanticTask:
 
     @torch.no_grad()
     def predict(self, outputs: QueryOutputs | PixelOutputs, metas: Sequence[Meta]) -> list[SemanticMap]:
-        """Return the class of the largest score at every pixel, in each picture's original size.
+        """Return the class of the largest score at every pixel, in each image's original size.
 
         `PixelOutputs` are those of `scores` or `pixels`, averaged.
         """
         if isinstance(outputs, PixelOutputs):
             full = full_resolution_labels
-            pictures = zip(outputs.logits, metas, strict=True)
+            images = zip(outputs.logits, metas, strict=True)
             return [
                 SemanticMap(full(scores, plane=outputs.size, crop=meta.unpadded_size, out=meta.orig_size))
-                for scores, meta in pictures
+                for scores, meta in images
             ]
-        pictures = zip(_probs(outputs), outputs.mask_logits, metas, strict=True)
+        images = zip(_probs(outputs), outputs.mask_logits, metas, strict=True)
         return [
             SemanticMap(labels_of_masks(probs, masks, plane=outputs.plane, crop=meta.unpadded_size, out=meta.orig_size))
-            for probs, masks, meta in pictures
+            for probs, masks, meta in images
         ]
 
 

@@ -24,7 +24,7 @@ class MaskLoss:
 
     Objects are assigned to queries by `matcher`. The cross-entropy of the classes counts `class_weight`, with
     `no_object_weight` for queries without object. Masks of matched queries are compared at `num_points` points each:
-    `oversample` times as many are drawn evenly over the picture, those in most doubt (logits nearest to 0) are kept as
+    `oversample` times as many are drawn evenly over the image, those in most doubt (logits nearest to 0) are kept as
     `importance` of the points, and the rest are new random ones (PointRend, arXiv 1912.08193, section 3.1). The binary
     cross-entropy there counts `mask_weight`, the Dice loss `dice_weight`; both are divided by the number of objects of
     all ranks. Points on pixels that nobody labelled do not count. Answers of earlier layers are matched and trained
@@ -80,12 +80,12 @@ class MaskLoss:
 
     def _masks(self, masks: Tensor, rows: Tensor, answers: MaskAnswers, truth: MaskTruth) -> Tensor:
         """Return the summed cross-entropy and Dice loss of one layer, (2,). `rows` (B, Q) are the queries' objects."""
-        pictures, queries = (rows >= 0).nonzero(as_tuple=True)  # picture after picture
-        planes, lengths = masks[pictures, queries], sizes_of(truth, answers)  # (n, h, w)
+        images, queries = (rows >= 0).nonzero(as_tuple=True)  # image after image
+        planes, lengths = masks[images, queries], sizes_of(truth, answers)  # (n, h, w)
         with torch.no_grad():
-            points = self._points(planes, answers, pictures, lengths)
-            wanted, counted = _at(points, rows[pictures, queries], pictures, truth)
-        said = answers.sample(planes, points, pictures, lengths)  # (n, P)
+            points = self._points(planes, answers, images, lengths)
+            wanted, counted = _at(points, rows[images, queries], images, truth)
+        said = answers.sample(planes, points, images, lengths)  # (n, P)
         weight = counted.float()
         surprise = (functional.softplus(said) - said * wanted) * weight
         probs, wanted = said.sigmoid() * weight, wanted * weight
@@ -93,25 +93,25 @@ class MaskLoss:
         dice = 1 - (2 * (probs * wanted).sum(1) + 1) / (areas + 1)
         return torch.stack([(surprise.sum(1) / weight.sum(1).clamp(min=1)).sum(), dice.sum()])
 
-    def _points(self, planes: Tensor, answers: MaskAnswers, pictures: Tensor, lengths: Tensor) -> Tensor:
-        """Return points (n, P, 2) in [0, 1] of the pictures, most of them where the masks are in doubt."""
+    def _points(self, planes: Tensor, answers: MaskAnswers, images: Tensor, lengths: Tensor) -> Tensor:
+        """Return points (n, P, 2) in [0, 1] of the images, most of them where the masks are in doubt."""
         device, number = planes.device, len(planes)
         points = torch.rand(number, int(self.num_points * self.oversample), 2, device=device)
-        certainty = answers.sample(planes, points, pictures, lengths).abs()
+        certainty = answers.sample(planes, points, images, lengths).abs()
         num_doubtful = int(self.importance * self.num_points)
         chosen = certainty.topk(num_doubtful, dim=1, largest=False).indices
         others = torch.rand(number, self.num_points - num_doubtful, 2, device=device)
         return torch.cat([torch.take_along_dim(points, chosen[..., None], dim=1), others], dim=1)
 
 
-def _at(points: Tensor, objects: Tensor, pictures: Tensor, truth: MaskTruth) -> tuple[Tensor, Tensor]:
+def _at(points: Tensor, objects: Tensor, images: Tensor, truth: MaskTruth) -> tuple[Tensor, Tensor]:
     """Return the masks of `objects` (n,), rows of the truth, at points (n, P, 2), and which points count, bool."""
     values, counted = [points[:0, :, 0]], [points[:0, :, 0].bool()]
     start = 0
-    for picture, count in enumerate(truth.counts):
-        mine = pictures == picture
+    for image, count in enumerate(truth.counts):
+        mine = images == image
         if count:
-            value, counts = truth.sample(picture, objects[mine] - start, points[mine])
+            value, counts = truth.sample(image, objects[mine] - start, points[mine])
             values.append(value), counted.append(counts)
         start += count
     return torch.cat(values), torch.cat(counted)

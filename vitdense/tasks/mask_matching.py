@@ -17,14 +17,14 @@ from vitdense.types import IGNORE, QueryOutputs, Target
 
 
 class MaskTruth(NamedTuple):
-    """The objects of all pictures of a batch, one after the other."""
+    """The objects of all images of a batch, one after the other."""
 
     labels: Tensor  # (M,) int64
-    pictures: Tensor  # (M,) int64 row of the picture
+    images: Tensor  # (M,) int64 row of the image
     crowd: Tensor  # (M,) bool, True: a crowd, which nobody is to answer for
-    counts: tuple[int, ...]  # number of objects of each picture, known without asking the device
-    masks: tuple[Tensor, ...]  # of each picture, (N, H, W) bool in its own size, without padding
-    known: tuple[Tensor | None, ...]  # of each picture, (H, W) bool: somebody labelled the pixel; None: all of them
+    counts: tuple[int, ...]  # number of objects of each image, known without asking the device
+    masks: tuple[Tensor, ...]  # of each image, (N, H, W) bool in its own size, without padding
+    known: tuple[Tensor | None, ...]  # of each image, (H, W) bool: somebody labelled the pixel; None: all of them
 
     @classmethod
     def of_objects(cls, targets: Sequence[Target], device: torch.device) -> MaskTruth:
@@ -57,15 +57,15 @@ class MaskTruth(NamedTuple):
     ) -> MaskTruth:
         counts = tuple(len(some) for some in labels)
         labels = torch.cat([torch.zeros(0, dtype=torch.int64, device=device), *labels])
-        pictures = [torch.full((count,), row, device=device) for row, count in enumerate(counts)]
-        return cls(labels, torch.cat([labels[:0], *pictures]), crowd, counts, masks, known)
+        images = [torch.full((count,), row, device=device) for row, count in enumerate(counts)]
+        return cls(labels, torch.cat([labels[:0], *images]), crowd, counts, masks, known)
 
-    def sample(self, picture: int, rows: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the masks `rows` (n,) of a picture, counted in it, at `points` (n, P, 2) or (P, 2) in [0, 1] of it.
+    def sample(self, image: int, rows: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the masks `rows` (n,) of an image, counted in it, at `points` (n, P, 2) or (P, 2) in [0, 1] of it.
 
         Also return which points count, bool of the shape of the points: those on pixels that somebody labelled.
         """
-        masks, known = self.masks[picture], self.known[picture]
+        masks, known = self.masks[image], self.known[image]
         height, width = masks.shape[-2:]
         places = points * points.new_tensor([width, height])
         values = sample_points(masks[rows], places, points.new_tensor([height, width]))
@@ -80,7 +80,7 @@ class MaskAnswers(NamedTuple):
 
     logits: Tensor  # (L, B, Q, K + 1) float32
     masks: tuple[Tensor, ...]  # L times (B, Q, h, w), of the network's own dtype
-    sizes: Tensor  # (B, 2) float32 (H, W) in input pixels of the region of each picture, in whole cells
+    sizes: Tensor  # (B, 2) float32 (H, W) in input pixels of the region of each image, in whole cells
     plane: tuple[int, int]  # (H, W) that the masks cover, padding included
     groups: int = 1
     name: str = 'queries'
@@ -97,14 +97,14 @@ class MaskAnswers(NamedTuple):
         """What a layer says, by name, for messages."""
         return {'class logits': self.logits, 'mask logits': self.masks}
 
-    def sample(self, planes: Tensor, points: Tensor, pictures: Tensor, lengths: Tensor) -> Tensor:
-        """Return mask logits `planes` (n, h, w) at `points` (n, P, 2) or (P, 2) in [0, 1] of their pictures, float32.
+    def sample(self, planes: Tensor, points: Tensor, images: Tensor, lengths: Tensor) -> Tensor:
+        """Return mask logits `planes` (n, h, w) at `points` (n, P, 2) or (P, 2) in [0, 1] of their images, float32.
 
-        `pictures` (n,) or () are the rows of the pictures, `lengths` (B, 2) their own sizes (H, W) in pixels.
+        `images` (n,) or () are the rows of the images, `lengths` (B, 2) their own sizes (H, W) in pixels.
         """
         cells = points.new_tensor(planes.shape[-2:]) / points.new_tensor(self.plane)  # (2,) cells of a pixel
-        places = points * (lengths * cells)[pictures].flip(-1).unsqueeze(-2)
-        return sample_points(planes.float(), places, (self.sizes * cells).round()[pictures])
+        places = points * (lengths * cells)[images].flip(-1).unsqueeze(-2)
+        return sample_points(planes.float(), places, (self.sizes * cells).round()[images])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ class MaskMatcher:
     """The assignment of objects to queries with the smallest sum of costs (Cheng et al. 2022, Mask2Former, arXiv
     2112.01527, section 3.3): `class_weight` times minus the probability of the object's class, `mask_weight` times the
     binary cross-entropy and `dice_weight` times the Dice loss of the masks, both at `num_points` random points of the
-    picture, the same for all of its queries and objects.
+    image, the same for all of its queries and objects.
 
     Points on pixels that nobody labelled do not count. Every query answers for one object at most; crowds are nobody's.
     Costs of all layers come to the CPU in one transfer. Raises NumericsError when nothing in a layer is finite.
@@ -136,19 +136,19 @@ class MaskMatcher:
         return torch.from_numpy(assign(costs.cpu().numpy(), answers, truth.counts, 1)).to(truth.labels.device)
 
     def costs(self, answers: MaskAnswers, truth: MaskTruth) -> Tensor:
-        """Return (L, M, Q) float32: what it costs that a query of an object's own picture answers for it."""
+        """Return (L, M, Q) float32: what it costs that a query of an object's own image answers for it."""
         lengths = sizes_of(truth, answers)
         layers = []
         for logits, masks in zip(answers.logits, answers.masks, strict=True):
             pairs = zip(logits, masks, strict=True)
-            blocks = [self._picture(row, *pair, answers, truth, lengths) for row, pair in enumerate(pairs)]
+            blocks = [self._image(row, *pair, answers, truth, lengths) for row, pair in enumerate(pairs)]
             layers.append(torch.cat([logits.new_zeros(0, logits.shape[1]), *blocks]))
         return torch.stack(layers)
 
-    def _picture(
+    def _image(
         self, row: int, logits: Tensor, masks: Tensor, answers: MaskAnswers, truth: MaskTruth, lengths: Tensor
     ) -> Tensor:
-        """Return (N, Q) for the objects and queries of one picture."""
+        """Return (N, Q) for the objects and queries of one image."""
         points = torch.rand(self.num_points, 2, device=logits.device)
         rows = torch.arange(truth.counts[row], device=logits.device)
         wanted, counted = truth.sample(row, rows, points)  # (N, P), (P,)
@@ -160,15 +160,15 @@ class MaskMatcher:
         probs = said.sigmoid()
         areas = wanted.sum(1, keepdim=True) + probs @ weight
         dice = 1 - (2 * wanted @ probs.T + 1) / (areas + 1)
-        labels = truth.labels[truth.pictures == row] if truth.counts[row] else truth.labels[:0]
+        labels = truth.labels[truth.images == row] if truth.counts[row] else truth.labels[:0]
         chosen = logits.softmax(-1)[:, labels].T  # (N, Q)
         return self.mask_weight * surprise + self.dice_weight * dice - self.class_weight * chosen
 
 
 def sizes_of(truth: MaskTruth, answers: MaskAnswers) -> Tensor:
-    """Return the own (H, W) of each picture, (B, 2) float32 in pixels.
+    """Return the own (H, W) of each image, (B, 2) float32 in pixels.
 
-    Raises ValueError for masks that do not fit into their picture.
+    Raises ValueError for masks that do not fit into their image.
     """
     sizes = [tuple(masks.shape[-2:]) for masks in truth.masks]
     if any(size[0] > answers.plane[0] or size[1] > answers.plane[1] for size in sizes):

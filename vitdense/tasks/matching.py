@@ -28,19 +28,19 @@ _CROWD = float('inf')  # the cost of an object that must not be assigned to anyb
 
 
 class Truth(NamedTuple):
-    """The objects of all pictures of a batch, one after the other."""
+    """The objects of all images of a batch, one after the other."""
 
     labels: Tensor  # (M,) int64
-    boxes: Tensor  # (M, 4) float32 cxcywh in [0, 1] of each object's picture, as in `QueryOutputs`
-    pictures: Tensor  # (M,) int64 row of the picture
+    boxes: Tensor  # (M, 4) float32 cxcywh in [0, 1] of each object's image, as in `QueryOutputs`
+    images: Tensor  # (M,) int64 row of the image
     crowd: Tensor  # (M,) bool, True: a crowd, which nobody is to answer for
-    counts: tuple[int, ...]  # number of objects of each picture, known without asking the device
+    counts: tuple[int, ...]  # number of objects of each image, known without asking the device
 
     @classmethod
     def of(cls, targets: Sequence[Target], sizes: Tensor) -> Truth:
-        """Return the truth of pictures whose boxes measure regions of `sizes` (B, 2) pixels (H, W).
+        """Return the truth of images whose boxes measure regions of `sizes` (B, 2) pixels (H, W).
 
-        A picture that nobody labelled has no objects.
+        An image that nobody labelled has no objects.
         """
         device = sizes.device
         labelled = [target for target in targets if is_labelled(target)]
@@ -48,15 +48,15 @@ class Truth(NamedTuple):
         labels = torch.cat([torch.zeros(0, dtype=torch.int64, device=device), *(each.labels for each in labelled)])
         boxes = torch.cat([torch.zeros(0, 4, device=device), *(each.boxes.float() for each in labelled)])
         crowd = torch.cat([labels[:0].bool(), *(_crowd(each) for each in labelled)])
-        pictures = torch.arange(len(counts), device=device)
-        pictures = pictures.repeat_interleave(
+        images = torch.arange(len(counts), device=device)
+        images = images.repeat_interleave(
             torch.tensor(counts, dtype=torch.int64, device=device), output_size=sum(counts)
         )
-        return cls(labels, to_cxcywh(boxes / scales_of(sizes)[pictures]), pictures, crowd, counts)
+        return cls(labels, to_cxcywh(boxes / scales_of(sizes)[images]), images, crowd, counts)
 
     @property
     def starts(self) -> Tensor:
-        """(B,) int64 row of the first object of each picture."""
+        """(B,) int64 row of the first object of each image."""
         return torch.tensor((0, *accumulate(self.counts)), device=self.labels.device)[:-1]
 
 
@@ -91,7 +91,7 @@ class HungarianMatcher:
     probability of the object's class (DETR); in the 'sigmoid' form the focal loss of saying yes minus that of saying
     no, with `alpha` and `gamma` (Deformable-DETR). Every query answers for one object at most; crowds are nobody's.
 
-    Costs are computed for the objects of each picture only, on the device; those of all layers come to the CPU in
+    Costs are computed for the objects of each image only, on the device; those of all layers come to the CPU in
     one transfer. What is not finite costs more than all that is. Raises NumericsError when nothing in a layer is
     finite, and says what diverged.
     """
@@ -129,7 +129,7 @@ class HungarianMatcher:
         ]
 
     def costs(self, answers: Answers, truth: Truth) -> Tensor:
-        """Return (L, M, Q) float32: what it costs that a query of an object's own picture answers for it."""
+        """Return (L, M, Q) float32: what it costs that a query of an object's own image answers for it."""
         logits = answers.logits.transpose(2, 3)  # (L, B, Q, K) -> (L, B, K, Q): what is read has one row for each class
         planes = answers.boxes.movedim(-1, 0).contiguous()  # (4, L, B, Q)
         mass = answers.logits.logsumexp(-1) if self.form == 'softmax' else None  # (L, B, Q)
@@ -138,10 +138,10 @@ class HungarianMatcher:
         step = max(_AT_A_TIME[costs.device.type != 'cpu'] // max(costs[:, :1].numel(), 1), 1)
         for start in range(0, count, step):
             some = slice(start, start + step)
-            pictures = truth.pictures[some]
-            chosen = logits[:, pictures, labels[some]]  # (L, m, Q)
-            total = self._class_costs(chosen, None if mass is None else mass[:, pictures]).mul_(self.class_weight)
-            boxes_cxcywh = planes[:, :, pictures].movedim(0, -1)  # (L, m, Q, 4)
+            images = truth.images[some]
+            chosen = logits[:, images, labels[some]]  # (L, m, Q)
+            total = self._class_costs(chosen, None if mass is None else mass[:, images]).mul_(self.class_weight)
+            boxes_cxcywh = planes[:, :, images].movedim(0, -1)  # (L, m, Q, 4)
             wanted_cxcywh = truth.boxes[some, None]  # (m, 1, 4)
             for mine, theirs in zip(boxes_cxcywh.unbind(-1), wanted_cxcywh.unbind(-1), strict=True):
                 total += (mine - theirs).abs_().mul_(self.l1_weight)
@@ -160,7 +160,7 @@ class HungarianMatcher:
 
 
 def is_labelled(target: Target) -> bool:
-    """Return whether somebody looked for objects in the picture, found or not."""
+    """Return whether somebody looked for objects in the image, found or not."""
     return target.labels is not None and target.boxes is not None
 
 
@@ -200,12 +200,12 @@ def assign(costs: np.ndarray, answers: Any, counts: Sequence[int], copies: int) 
     size = num_queries // answers.groups
     for layer in range(num_layers):
         _check(costs[layer], answers, layer)
-        for picture, (end, count) in enumerate(zip(accumulate(counts), counts, strict=True)):
+        for image, (end, count) in enumerate(zip(accumulate(counts), counts, strict=True)):
             objects = np.arange(end - count, end)
             objects = objects[costs[layer, objects, 0] != _CROWD].repeat(copies)
             for start in range(0, num_queries, size):
                 chosen, queries = linear_sum_assignment(costs[layer, objects, start : start + size])
-                rows[layer, picture, start + queries] = objects[chosen]
+                rows[layer, image, start + queries] = objects[chosen]
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Reconstruction: paint what was hidden. It reads pictures only, no labels."""
+"""Reconstruction: paint what was hidden. It reads images only, no labels."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from vitdense.types import Meta, Reconstruction, ReconstructionOutputs, Target
 
 
 class ReconstructionTask:
-    """Train `ReconstructionOutputs` to paint the hidden patches, and read whole pictures from them.
+    """Train `ReconstructionOutputs` to paint the hidden patches, and read whole images from them.
 
     The loss is the mean squared error over the hidden patches alone (MAE, https://arxiv.org/abs/2111.06377, section 3).
     """
 
     field = ''  # it reads no field of targets
-    datasets = None  # pictures of every data set train it
+    datasets = None  # images of every data set train it
 
     def loss(self, outputs: ReconstructionOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Return `loss_pixels`. `targets` are not looked at."""
         return {'loss_pixels': hidden_errors(outputs).mean()}
 
     def predict(self, outputs: ReconstructionOutputs, metas: Sequence[Meta]) -> list[Reconstruction]:
-        """Return each picture, seen patches as they are and hidden ones as painted, in its original size."""
+        """Return each image, seen patches as they are and hidden ones as painted, in its original size."""
         values = torch.where(outputs.mask[..., None], outputs.patches, outputs.target).float()
         pixels = values.unflatten(-1, (-1, 3)) * outputs.scale[:, :, None] + outputs.shift[:, :, None]
         imgs = _assembled(pixels, outputs.grid)
@@ -40,13 +40,13 @@ class ReconstructionTask:
 
 
 def hidden_errors(outputs: ReconstructionOutputs) -> Tensor:
-    """Return the mean squared error over the hidden patches of each picture, (B,) float32."""
+    """Return the mean squared error over the hidden patches of each image, (B,) float32."""
     errors = (outputs.patches.float() - outputs.target.float()).square().mean(-1)  # (B, L)
     return (errors * outputs.mask).sum(1) / outputs.mask.sum(1)
 
 
 def _assembled(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return pictures (B, 3, H, W) of patches (B, h * w, p * p, 3)."""
+    """Return images (B, 3, H, W) of patches (B, h * w, p * p, 3)."""
     patch = round(pixels.shape[2] ** 0.5)
     cells = pixels.unflatten(2, (patch, patch)).unflatten(1, grid)  # (B, h, w, p, p, 3)
     return cells.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)  # (B, 3, h, p, w, p) -> (B, 3, H, W)
@@ -58,7 +58,7 @@ def _painted(img: Tensor, meta: Meta) -> Tensor:
 
 
 def _original(plane: Tensor, meta: Meta, **resize: object) -> Tensor:
-    """Return a plane (C, H, W) of the network's input without its padding, in the picture's original size."""
+    """Return a plane (C, H, W) of the network's input without its padding, in the image's original size."""
     plane = plane[:, : meta.unpadded_size[0], : meta.unpadded_size[1]]
     if tuple(plane.shape[-2:]) == tuple(meta.orig_size):
         return plane

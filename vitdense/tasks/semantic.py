@@ -22,7 +22,7 @@ class SemanticTask:
     """Train `PixelOutputs` on label maps, and read label maps of the original size from them.
 
     `field` is the field of `Target` that holds the truth; `datasets` names the data sets (`Meta.dataset`) whose
-    pictures it trains on (None: all). `losses` are parts of `vitdense.tasks.losses`, or recipes of them; their
+    images it trains on (None: all). `losses` are parts of `vitdense.tasks.losses`, or recipes of them; their
     answers are added. Auxiliary answers of the network get the same losses, times `aux_weight`, in one `loss_aux`.
     """
 
@@ -43,7 +43,7 @@ class SemanticTask:
     def loss(self, outputs: PixelOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Return `loss_<part>` for every part, `loss_aux` when there are auxiliary answers, and `acc`.
 
-        The logits are resized bilinearly to the input plane and cropped to the targets. Pictures without labels are
+        The logits are resized bilinearly to the input plane and cropped to the targets. Images without labels are
         left out. `acc` is the share of labelled pixels that are right, from a sample of them.
         """
         rows = [row for row, target in enumerate(targets) if getattr(target, self.field) is not None]
@@ -60,7 +60,7 @@ class SemanticTask:
         return losses | {'acc': accuracy}
 
     def predict(self, outputs: PixelOutputs, metas: Sequence[Meta]) -> list[SemanticMap]:
-        """Return the likeliest class of every pixel, in each picture's original size."""
+        """Return the likeliest class of every pixel, in each image's original size."""
         return [
             SemanticMap(full_resolution_labels(logits, plane=outputs.size, crop=meta.unpadded_size, out=meta.orig_size))
             for logits, meta in zip(outputs.logits, metas, strict=True)

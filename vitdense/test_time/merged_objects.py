@@ -1,4 +1,4 @@
-"""Objects that were found in parts: in the windows of a large picture, and in several views of one picture."""
+"""Objects that were found in parts: in the windows of a large image, and in several views of one image."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read_objects(
 
 
 def original_objects(outputs: ObjectOutputs, metas: Sequence[Meta]) -> list[Instances]:
-    """Return the objects of every picture in its original pixels."""
+    """Return the objects of every image in its original pixels."""
     return [_original(found, meta) for found, meta in zip(outputs.objects, metas, strict=True)]
 
 
@@ -58,19 +58,19 @@ def _original(found: Instances, meta: Meta) -> Instances:
 
 
 class Pieces(NamedTuple):
-    """All boxes of all windows of a picture."""
+    """All boxes of all windows of an image."""
 
-    boxes: Tensor  # (N, 4) xyxy in pixels of the picture
+    boxes: Tensor  # (N, 4) xyxy in pixels of the image
     scores: Tensor  # (N,)
     labels: Tensor  # (N,)
     window: Tensor  # (N,) int64
-    cut: Tensor  # (N,) bool: the box ends at a border of its window behind which the picture goes on
+    cut: Tensor  # (N,) bool: the box ends at a border of its window behind which the image goes on
 
 
 def join_windows(
     found: Sequence[Instances], corners: Sequence[tuple[int, int]], size: tuple[int, int], plane: tuple[int, int]
 ) -> Instances:
-    """Return the objects of a picture of `plane` (H, W), found in windows of `size` at `corners` (top, left).
+    """Return the objects of an image of `plane` (H, W), found in windows of `size` at `corners` (top, left).
 
     Boxes are in pixels of their window. Two boxes of one class in two windows are one object when they agree where
     both windows look: cut to that region their IoU is at least `SAME`, or a box that ends at the border of its window
@@ -100,7 +100,7 @@ def _pieces(
 ) -> Pieces:
     parts = []
     for window, (each, (top, left)) in enumerate(zip(found, corners, strict=True)):
-        limits = each.boxes.new_tensor([size[1], size[0]] * 2)  # padding behind the window is no picture
+        limits = each.boxes.new_tensor([size[1], size[0]] * 2)  # padding behind the window is no image
         boxes = torch.minimum(each.boxes, limits)
         inner = boxes.new_tensor([left > 0, top > 0, left + size[1] < plane[1], top + size[0] < plane[0]]).bool()
         ends = torch.cat([boxes[:, :2] <= MARGIN * limits[:2], boxes[:, 2:] >= (1 - MARGIN) * limits[2:]], dim=1)
@@ -197,14 +197,14 @@ def _pasted(
 
 
 def unmirrored(found: Instances, width: int) -> Instances:
-    """Return objects of a mirrored picture of `width` pixels as those of the picture."""
+    """Return objects of a mirrored image of `width` pixels as those of the image."""
     left, top, right, bottom = found.boxes.unbind(-1)
     boxes = torch.stack([width - right, top, width - left, bottom], dim=-1)
     return found._replace(boxes=boxes, masks=None if found.masks is None else found.masks.flip(-1))
 
 
 def rescaled(found: Instances, size: tuple[int, int], plane: tuple[int, int]) -> Instances:
-    """Return objects of a picture of `size` (H, W) as those of the same picture at `plane` (H, W)."""
+    """Return objects of an image of `size` (H, W) as those of the same image at `plane` (H, W)."""
     if tuple(size) == tuple(plane):
         return found
     factors = found.boxes.new_tensor([plane[1] / size[1], plane[0] / size[0]] * 2)
@@ -214,7 +214,7 @@ def rescaled(found: Instances, size: tuple[int, int], plane: tuple[int, int]) ->
 
 
 def fuse_views(views: Sequence[Instances]) -> Instances:
-    """Return the objects of a picture that was looked at in several `views`, in its own pixels.
+    """Return the objects of an image that was looked at in several `views`, in its own pixels.
 
     Weighted boxes fusion (Solovyev et al. 2019, https://arxiv.org/abs/1910.13302): best first, a box joins the object
     of its class with which it overlaps most, by an IoU of at least `FUSED`, if that has none of its view. The box of

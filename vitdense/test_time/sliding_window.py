@@ -1,4 +1,4 @@
-"""Run a network on overlapping windows of a picture and blend what it says."""
+"""Run a network on overlapping windows of an image and blend what it says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitdense.errors import ConfigError
-from vitdense.ops.padding import picture_sizes
+from vitdense.ops.padding import image_sizes
 from vitdense.test_time.merged_objects import join_windows
 from vitdense.test_time.overlap import Corner, WindowGrid
 from vitdense.test_time.streamed_labels import GridLogits, LabelStrips, MaskLogits
@@ -24,17 +24,17 @@ class Tiler:
     """Sliding windows of `size` pixels every `stride` pixels; where windows overlap, their logits are averaged.
 
     Called as `tiler(network, imgs, valid)` with a network `(imgs, valid) -> {name: Outputs}`; it answers as the
-    network would, about whole pictures. A side of a picture that is shorter than the window is taken whole. Pictures
+    network would, about whole images. A side of an image that is shorter than the window is taken whole. Images
     of different sizes in one batch are taken one by one, each without its padding.
 
-    * `batch`: how many windows of each picture go through the network together.
+    * `batch`: how many windows of each image go through the network together.
     * `even`: spread the windows evenly from border to border. By default they lie at multiples of the stride and the
       last one is moved back to end at the border, as in mmsegmentation.
     * `accumulate`: 'pixels' resizes the logits of a window to its pixels and averages there. 'logits' averages on the
-      network's own grid, which takes little memory for large pictures; its windows are made of whole cells of
+      network's own grid, which takes little memory for large images; its windows are made of whole cells of
       `divisor` pixels (size rounded up, positions rounded down). 'labels' gives the labels that 'pixels' leads to, as
-      `LabelOutputs`, and keeps little more than the network's own logits of two rows of windows: for pictures whose
-      logits do not fit into memory. It has to be told the `metas` of the pictures.
+      `LabelOutputs`, and keeps little more than the network's own logits of two rows of windows: for images whose
+      logits do not fit into memory. It has to be told the `metas` of the images.
     * `divisor`: the network takes multiples of it. With 'pixels', a window that is none (512 pixels for patch 14) is
       padded with zeros at the right and the bottom, and the logits of the padding are dropped.
 
@@ -77,7 +77,7 @@ class Tiler:
 
             return one_by_one(alone, imgs, valid, divisor=self.divisor)
         if self.streams and len(metas) != len(imgs):
-            raise ValueError(f'labels of {len(imgs)} pictures need as many metas, got {len(metas)}')
+            raise ValueError(f'labels of {len(imgs)} images need as many metas, got {len(metas)}')
         windows = self.windows(tuple(imgs.shape[-2:]))
         sums: dict[str, _Sum] = {}
         for start in range(0, len(windows.corners), self.batch):
@@ -92,10 +92,10 @@ class Tiler:
         return {name: total.mean() for name, total in sums.items()}
 
     def windows(self, plane: tuple[int, int]) -> WindowGrid:
-        """Return the windows of a picture of `plane` (H, W) pixels."""
+        """Return the windows of an image of `plane` (H, W) pixels."""
         cell = self.divisor if self.accumulate == 'logits' else 1
         if plane[0] % cell or plane[1] % cell:
-            raise ValueError(f'a picture of {plane} pixels is not padded to multiples of {cell}')
+            raise ValueError(f'an image of {plane} pixels is not padded to multiples of {cell}')
         size = tuple(min(-(-side // cell) * cell, whole) for side, whole in zip(self.size, plane, strict=True))
         tops, lefts = (
             [start // cell * cell for start in _starts(whole, side, stride, even=self.even)]
@@ -110,7 +110,7 @@ class Tiler:
         if isinstance(answer, ObjectOutputs):
             return _ObjectSum(windows, plane)
         if not isinstance(answer, PixelOutputs | MaskScores if self.streams else PixelOutputs):
-            refuse_outputs(name, answer, where='model.tiler', fix='leave the tiler out and test on whole pictures')
+            refuse_outputs(name, answer, where='model.tiler', fix='leave the tiler out and test on whole images')
         if self.streams:
             return _LabelSum([LabelStrips(windows, plane, meta) for meta in metas])
         cells = windows.size if self.accumulate == 'pixels' else tuple(answer.logits.shape[-2:])
@@ -118,7 +118,7 @@ class Tiler:
 
 
 class _PixelSum:
-    """Adds up logits of windows on one grid that covers the picture; a window is `cells` (h, w) of it."""
+    """Adds up logits of windows on one grid that covers the image; a window is `cells` (h, w) of it."""
 
     def __init__(self, logits: Tensor, windows: WindowGrid, cells: tuple[int, int], plane: tuple[int, int]) -> None:
         tops, lefts = (
@@ -161,7 +161,7 @@ class _ClassSum:
 
 
 class _LabelSum:
-    """Labels what no later window sees, for every picture."""
+    """Labels what no later window sees, for every image."""
 
     def __init__(self, strips: Sequence[LabelStrips]) -> None:
         self.strips = strips
@@ -183,16 +183,16 @@ class _ObjectSum:
 
     def __init__(self, windows: WindowGrid, plane: tuple[int, int]) -> None:
         self.windows, self.plane = windows, plane
-        self.found: list = []  # of the pictures of a batch, window by window
+        self.found: list = []  # of the images of a batch, window by window
 
     def add(self, answer: ObjectOutputs, corners: list[Corner]) -> None:
         self.found += answer.objects
 
     def mean(self) -> ObjectOutputs:
         number = len(self.found) // len(self.windows.corners)
-        pictures = (self.found[row::number] for row in range(number))
+        images = (self.found[row::number] for row in range(number))
         corners, size = self.windows.corners, self.windows.size
-        return ObjectOutputs(tuple(join_windows(found, corners, size, self.plane) for found in pictures))
+        return ObjectOutputs(tuple(join_windows(found, corners, size, self.plane) for found in images))
 
 
 _Sum = _PixelSum | _ClassSum | _LabelSum | _ObjectSum
@@ -201,15 +201,15 @@ _Sum = _PixelSum | _ClassSum | _LabelSum | _ObjectSum
 def one_by_one(
     run: Callable[[int, Tensor], dict[str, Outputs]], imgs: Tensor, valid: Tensor, *, divisor: int
 ) -> dict[str, Outputs]:
-    """Run each picture alone, without its padding, and put the outputs together as those of one padded batch.
+    """Run each image alone, without its padding, and put the outputs together as those of one padded batch.
 
-    `valid (B, H, W)` is True on pictures, which lie at the top left; `run` gets the row of each and the picture, with
-    sides rounded up to `divisor`. Beyond a picture the logits repeat its edge, so that they can be resized.
+    `valid (B, H, W)` is True on images, which lie at the top left; `run` gets the row of each and the image, with
+    sides rounded up to `divisor`. Beyond an image the logits repeat its edge, so that they can be resized.
     """
     plane = tuple(imgs.shape[-2:])
     sizes = [
         [min(-(-side // divisor) * divisor, whole) for side, whole in zip(size, plane, strict=True)]
-        for size in picture_sizes(valid).tolist()
+        for size in image_sizes(valid).tolist()
     ]
     answers = [
         run(row, img[None, :, : size[0], : size[1]]) for row, (img, size) in enumerate(zip(imgs, sizes, strict=True))
@@ -237,7 +237,7 @@ def refuse_outputs(name: str, answer: Outputs, *, where: str, fix: str) -> None:
     raise ConfigError(
         f"the answers of '{name}' are {type(answer).__name__}, which have no average",
         where=where,
-        why='only logits of pixels and of whole pictures can be averaged',
+        why='only logits of pixels and of whole images can be averaged',
         fix=fix,
     )
 
@@ -260,7 +260,7 @@ def _scaled(pixels: int, cells: int, window: int) -> int:
         raise ConfigError(
             f'{pixels} pixels are no whole number of cells of {window / cells:g} pixels',
             where='Tiler(accumulate=)',
-            why="with 'logits', windows must begin and pictures must end between two cells of the network's grid",
+            why="with 'logits', windows must begin and images must end between two cells of the network's grid",
             fix="write accumulate='pixels', or choose sides that are multiples of the cells",
         )
     return pixels * cells // window
@@ -270,7 +270,7 @@ def _check(tiler: Tiler) -> None:
     pairs_fit = len(tiler.size) == len(tiler.stride) == 2
     if not pairs_fit or not all(0 < step <= side for step, side in zip(tiler.stride, tiler.size, strict=True)):
         raise ConfigError(
-            f'windows of {tiler.size} every {tiler.stride} pixels do not cover a picture',
+            f'windows of {tiler.size} every {tiler.stride} pixels do not cover an image',
             where='Tiler(size, stride)',
             why='both are one number or (H, W), in pixels, and a stride longer than the window leaves gaps',
             fix=f'choose a stride between 1 and the size, such as {tuple(side * 2 // 3 for side in tiler.size)}',

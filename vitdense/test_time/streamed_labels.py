@@ -1,4 +1,4 @@
-"""Labels of a large picture from the logits of its windows, without ever holding the logits of its plane.
+"""Labels of a large image from the logits of its windows, without ever holding the logits of its plane.
 
 What is kept are the logits of windows as the network gave them, on its own grid (of queries with masks: their classes
 and masks), until the rows that they cover are labelled. A strip of rows that no later window sees is resized, added up
@@ -43,7 +43,7 @@ class GridLogits(NamedTuple):
 
 
 class MaskLogits(NamedTuple):
-    """Scores of a window as a product: those of `MaskScores`, of one picture."""
+    """Scores of a window as a product: those of `MaskScores`, of one image."""
 
     probs: Tensor  # (Q, K) float32
     masks: Tensor  # (Q, h, w) float32
@@ -65,7 +65,7 @@ class MaskLogits(NamedTuple):
 
 
 class LabelStrips:
-    """The labels (H, W) of one picture of `meta`, whose `plane` (H, W) is covered by `windows`.
+    """The labels (H, W) of one image of `meta`, whose `plane` (H, W) is covered by `windows`.
 
     `add` takes the windows row by row, as `WindowGrid.corners` has them; after the last one `labels` is whole. They
     equal: resize the logits of each window to its pixels, average where windows overlap, crop to

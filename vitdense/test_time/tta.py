@@ -1,4 +1,4 @@
-"""Ask a network about several sizes of a picture and its mirror image, and average what it says."""
+"""Ask a network about several sizes of an image and its mirror image, and average what it says."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ TINY = torch.finfo(torch.float32).tiny  # a probability of zero has no logarithm
 
 
 class TestTimeAugmentation:
-    """Average the softmax probabilities of a picture at several `scales`, each with its mirror image if `flip`.
+    """Average the softmax probabilities of an image at several `scales`, each with its mirror image if `flip`.
 
     Called as `tta(network, imgs, valid)` with a network (or a tiled one) `(imgs, valid) -> {name: Outputs}`. Scales
     are relative to `imgs`, rounded to multiples of `divisor` pixels. The logits of the answer are the logarithms of
     the mean probabilities, of pixels at the size of `imgs`: their argmax is that of the probabilities. It holds one
-    map of probabilities for the batch, and one more for a single picture, at a time. Objects (`ObjectOutputs`) of all
-    views are fused, see `fuse_views`. Pictures of different sizes in one batch are taken one by one, each without its
+    map of probabilities for the batch, and one more for a single image, at a time. Objects (`ObjectOutputs`) of all
+    views are fused, see `fuse_views`. Images of different sizes in one batch are taken one by one, each without its
     padding.
     """
 
@@ -35,9 +35,9 @@ class TestTimeAugmentation:
         self.divisor = divisor
         if not self.scales or min(self.scales) <= 0 or divisor < 1:
             raise ConfigError(
-                f'scales={self.scales} with divisor={divisor} give no picture to look at',
+                f'scales={self.scales} with divisor={divisor} give no image to look at',
                 where='TestTimeAugmentation(scales)',
-                why='scales are factors of the size of the picture, one or more, above 0',
+                why='scales are factors of the size of the image, one or more, above 0',
                 fix='write scales=(0.75, 1.0, 1.25)',
             )
 
@@ -47,7 +47,7 @@ class TestTimeAugmentation:
         if valid is not None:
             return one_by_one(lambda row, img: self(network, img), imgs, valid, divisor=self.divisor)
         totals: dict[str, Tensor] = {}
-        views: dict[str, list[list[Instances]]] = {}  # of each view those of all pictures
+        views: dict[str, list[list[Instances]]] = {}  # of each view those of all images
         for scale in self.scales:
             scaled = self._scaled(imgs, scale)
             for flipped in (False, True) if self.flip else (False,):
@@ -79,15 +79,15 @@ def _add(total: Tensor | None, name: str, answer: Outputs, imgs: Tensor, flipped
         refuse_outputs(name, answer, where='model.tta', fix='test without --tta')
     if total is None:
         total = imgs.new_zeros(len(imgs), answer.logits.shape[1], *imgs.shape[-2:], dtype=torch.float32)
-    for picture, logits in zip(total, answer.logits, strict=True):  # one at a time: a full map is large
+    for image, logits in zip(total, answer.logits, strict=True):  # one at a time: a full map is large
         logits = (logits.flip(-1) if flipped else logits)[None].float()
         full = functional.interpolate(logits, imgs.shape[-2:], mode='bilinear', align_corners=False)
-        picture.add_(full.softmax(1)[0])
+        image.add_(full.softmax(1)[0])
     return total
 
 
 def _upright(answer: ObjectOutputs, scaled: Tensor, imgs: Tensor, flipped: bool) -> list[Instances]:
-    """Return the objects of one view of every picture in pixels of `imgs`."""
+    """Return the objects of one view of every image in pixels of `imgs`."""
     size, plane = tuple(scaled.shape[-2:]), tuple(imgs.shape[-2:])
     found = (unmirrored(each, size[1]) if flipped else each for each in answer.objects)
     return [rescaled(each, size, plane) for each in found]

@@ -15,7 +15,7 @@ from vitdense.checkpoints.image_sizes import with_sizes
 from vitdense.checkpoints.model_folder import build_trained, read_state, reads_classifier
 from vitdense.config.load import named_sections
 from vitdense.data.class_names import check_classes
-from vitdense.data.datasets import AllPictures, adopt_classes, build_dataset
+from vitdense.data.datasets import JoinedDatasets, adopt_classes, build_dataset
 from vitdense.data.mixture import check_labels
 from vitdense.device import Precision, choose_device, choose_precision, torch_threads
 from vitdense.errors import ConfigError
@@ -24,7 +24,7 @@ from vitdense.multihead.add_head import joint_metainfo, read_trained, take_over,
 from vitdense.registry import build
 from vitdense.reporting.history import HistoryHook, check_metric_early
 from vitdense.reporting.progress import ProgressHook
-from vitdense.reporting.run_images import PictureHook
+from vitdense.reporting.run_images import ImageHook
 from vitdense.reporting.trackers import TrackerHook
 from vitdense.storage.atomic import make_folder
 from vitdense.train import start as starting
@@ -224,7 +224,7 @@ def make_tester(
     seed_everything(cfg.seed)
     section = _sections(cfg, 'test_dataloader')['test_dataloader']
     datasets = _evaluation_data(cfg, section)
-    metainfo = facts.get('metainfo') or AllPictures(list(datasets.values())).metainfo
+    metainfo = facts.get('metainfo') or JoinedDatasets(list(datasets.values())).metainfo
     for dataset in datasets.values():
         adopt_classes(dataset, metainfo)
         check_classes(metainfo, dataset.metainfo, where=f'{checkpoint}, test_dataloader.dataset')
@@ -232,8 +232,8 @@ def make_tester(
     if checkpoint is None:
         model = starting.build_model(cfg, metainfo, pretrained=True)
     else:
-        recipe, borrowed = with_sizes(cfg.to_dict()['model'], facts.get('sizes', {})), facts.get('borrowed')
-        model = build_trained(recipe, metainfo['classes'], state, where=str(checkpoint), borrowed=borrowed)
+        recipe, omitted = with_sizes(cfg.to_dict()['model'], facts.get('sizes', {})), facts.get('omitted_weights')
+        model = build_trained(recipe, metainfo['classes'], state, where=str(checkpoint), omitted=omitted)
     if tta and model.tta is None:
         raise ConfigError(
             '--tta: the model has no test-time augmentation',
@@ -260,7 +260,7 @@ def make_tester(
         model,
         work_dir=place.work_dir,
         device=place.device,
-        metainfo=AllPictures(list(datasets.values())).metainfo,
+        metainfo=JoinedDatasets(list(datasets.values())).metainfo,
         hooks=hooks,
         test_dataloader=loader,
         test_evaluator=evaluator,
@@ -345,8 +345,8 @@ def _hooks(cfg: Config, schedule: Schedule, work_dir: Path, evaluators: list[Any
         TrackerHook(cfg.loggers, work_dir, cfg.to_dict()),
         CheckpointHook(interval=interval, keep=saving['keep']),
     ]
-    if cfg.sample_pictures:
-        hooks.append(PictureHook(work_dir, count=cfg.sample_pictures))
+    if cfg.sample_images:
+        hooks.append(ImageHook(work_dir, count=cfg.sample_images))
     if cfg.ema:
         hooks.append(EmaHook(**cfg.ema))
     if cfg.early_stopping:

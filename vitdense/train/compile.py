@@ -32,7 +32,7 @@ def compile_network(model: DenseModel, device: torch.device, *, backend: str | C
     model.network.compile(backend=backend)
     logger.info(
         'the network is compiled (the compiler answered in %.1f s): the first step is slow, and so is the first of a '
-        'new picture size',
+        'new image size',
         time.perf_counter() - start,
     )
 

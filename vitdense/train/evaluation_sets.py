@@ -13,7 +13,7 @@ from mmengine.evaluator import Evaluator
 from torch.utils.data import DataLoader, Dataset
 
 from vitdense.config.load import named_sections
-from vitdense.data.datasets import AllPictures
+from vitdense.data.datasets import JoinedDatasets
 from vitdense.registry import build
 from vitdense.train.loaders import evaluation_loader
 from vitdense.types import Batch
@@ -35,9 +35,9 @@ class LoaderSet:
             yield from loader
 
     @property
-    def dataset(self) -> AllPictures:
-        """The pictures of all loaders."""
-        return AllPictures([loader.dataset for loader in self.loaders.values()])
+    def dataset(self) -> JoinedDatasets:
+        """The images of all loaders."""
+        return JoinedDatasets([loader.dataset for loader in self.loaders.values()])
 
 
 class SetEvaluator(Evaluator):

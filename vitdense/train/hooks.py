@@ -69,7 +69,7 @@ class CheckpointHook(Hook):
         if runner.history.improved and is_main_process():
             content = runner.state()
             lasting = ('format', 'version', 'config', 'step', 'classes', 'metainfo', 'metrics', 'best')
-            weights = ('borrowed', 'state_dict')
+            weights = ('omitted_weights', 'state_dict')
             if self._write(runner, 'best.pth', {key: content[key] for key in (*lasting, *weights)}) is not None:
                 runner.history.best_is_lost(runner)
 

@@ -11,7 +11,7 @@ from weakref import WeakSet
 from torch.utils.data import DataLoader, Dataset
 
 from vitdense.data.collate import collate
-from vitdense.data.files.images import UnreadablePicture
+from vitdense.data.files.images import UnreadableImage
 from vitdense.data.sampling import EvaluationSampler, InfiniteSampler, SeededDataset
 from vitdense.device import cpu_count
 from vitdense.errors import VitDenseError
@@ -38,7 +38,7 @@ def train_loader(
         sampler = dataset.sampler(batch_size=section.get('batch_size', 1), **place)
     else:
         sampler = InfiniteSampler(len(dataset), **place)
-    # single unreadable pictures are replaced, and counted
+    # single unreadable images are replaced, and counted
     seeded = SeededDataset(dataset, seed, max_bad_fraction=max_bad_fraction(section))
     return _loader(section, seeded, sampler, pin_memory=pin_memory, share=0.6)
 
@@ -124,7 +124,7 @@ def collate_or_error(samples: list[Any]) -> Any:
 
 def collate_readable(samples: list[Any]) -> Any:
     """Return the batch of what could be decoded, None where nothing could, or the first other error."""
-    readable = [sample for sample in samples if not isinstance(sample, UnreadablePicture)]
+    readable = [sample for sample in samples if not isinstance(sample, UnreadableImage)]
     return collate_or_error(readable) if readable else None
 
 

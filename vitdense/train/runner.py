@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 import vitdense
-from vitdense.checkpoints.omitted_weights import describe_borrowed
+from vitdense.checkpoints.omitted_weights import describe_omitted
 from vitdense.checkpoints.run import to_cpu
 from vitdense.config.dump import config_text
 from vitdense.device import Precision
@@ -188,10 +188,10 @@ class DenseRunner(Runner):
             'validation_pending': loop.validation_pending,
             'classes': _plain(self.network_model.classes),
             'metainfo': _plain(self.metainfo),
-            'borrowed': self.borrowed,
+            'omitted_weights': self.omitted,
             'parameter_groups': self._parameter_groups(),
             'state_dict': to_cpu(
-                {name: value for name, value in self.network_model.state_dict().items() if name not in self.borrowed}
+                {name: value for name, value in self.network_model.state_dict().items() if name not in self.omitted}
             ),
             **to_cpu(self.optim_wrapper.state_dict()),
         }
@@ -205,9 +205,9 @@ class DenseRunner(Runner):
         return [[names[id(parameter)] for parameter in group['params']] for group in groups]
 
     @cached_property
-    def borrowed(self) -> dict[str, list[float]]:
+    def omitted(self) -> dict[str, list[float]]:
         """Tensors of the model that checkpoints leave out (see `vitdense.checkpoints.omitted_weights`)."""
-        return describe_borrowed(self.network_model)
+        return describe_omitted(self.network_model)
 
     @property
     def first_step(self) -> int:

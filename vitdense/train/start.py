@@ -14,7 +14,7 @@ from vitdense.checkpoints.class_rows import FIX, take_classes
 from vitdense.checkpoints.image_sizes import decided_sizes, sizes_in, with_sizes
 from vitdense.checkpoints.limits import limited
 from vitdense.checkpoints.model_folder import without_pretrained
-from vitdense.checkpoints.omitted_weights import borrows, complete
+from vitdense.checkpoints.omitted_weights import needs_pretrained, restore_omitted
 from vitdense.config.from_text import model_in
 from vitdense.model import DenseModel
 from vitdense.multihead.add_head import Trained
@@ -47,10 +47,10 @@ def resumed_model(
     cfg: Config, metainfo: Mapping[str, Any], checkpoint: Mapping[str, Any], batches: Batches
 ) -> tuple[DenseModel, Config, Mapping[str, Any]]:
     """Return the model of a run that goes on, its config, and the checkpoint with all weights of the model in it."""
-    borrowed = checkpoint.get('borrowed')
+    omitted = checkpoint.get('omitted_weights')
     cfg = _with_model(cfg, with_sizes(cfg.to_dict()['model'], sizes_in(model_in(checkpoint))))
-    model = build_model(cfg, metainfo, pretrained=borrows(cfg.to_dict()['model'], borrowed))
-    whole = {**checkpoint, 'state_dict': complete(checkpoint['state_dict'], borrowed, model, where='--resume')}
+    model = build_model(cfg, metainfo, pretrained=needs_pretrained(cfg.to_dict()['model'], omitted))
+    whole = {**checkpoint, 'state_dict': restore_omitted(checkpoint['state_dict'], omitted, model, where='--resume')}
     check_resumable(whole, model, batches)
     return model, cfg, whole
 
@@ -60,7 +60,7 @@ def begin_with(model: DenseModel, state: Mapping[str, Tensor], facts: Mapping[st
 
     Raises CheckpointError when anything but rows of classes is missing, left over or of another shape.
     """
-    whole = complete(state, facts.get('borrowed'), model, where=where)
+    whole = restore_omitted(state, facts.get('omitted_weights'), model, where=where)
     trained_classes = (facts.get('metainfo') or {}).get('classes') or {}
     load_weights(model, take_classes(model, whole, trained_classes, where=where), where=where, fix=FIX)
 

@@ -1,4 +1,4 @@
-"""Pictures for people: predictions and truths drawn on images, sheets of them, features, and curves."""
+"""Images for people: predictions and truths drawn on images, sheets of them, features, and curves."""
 
 from vitdense.visualize.colors import palette
 from vitdense.visualize.curves import plot_curves

@@ -1,4 +1,4 @@
-"""Colours of classes: distinct, stable, and the same on every picture of a run."""
+"""Colours of classes: distinct, stable, and the same on every image of a run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def palette(num_classes: int) -> np.ndarray:
 
 
 class Vocabulary:
-    """Names and colours of the classes of one field, for as many classes as a picture shows."""
+    """Names and colours of the classes of one field, for as many classes as an image shows."""
 
     def __init__(self, names: Sequence[str], colors: Sequence[Sequence[int]] | None = None) -> None:
         self.names = tuple(names)

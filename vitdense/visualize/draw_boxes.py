@@ -1,4 +1,4 @@
-"""Boxes on pictures: thick lines, and names that do not hide each other."""
+"""Boxes on images: thick lines, and names that do not hide each other."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import numpy as np
 
 from vitdense.visualize.text import plate, plate_size
 
-SHADOW = (0, 0, 0)  # a thin edge around coloured lines, for bright pictures
+SHADOW = (0, 0, 0)  # a thin edge around coloured lines, for bright images
 
 Area = tuple[float, float, float, float]  # xyxy
 
 
 def draw_boxes(
-    picture: np.ndarray, boxes: np.ndarray, names: Sequence[str], colors: np.ndarray, *, size: int
+    image: np.ndarray, boxes: np.ndarray, names: Sequence[str], colors: np.ndarray, *, size: int
 ) -> np.ndarray:
-    """Return (H, W, 3) uint8: the picture with (N, 4) xyxy boxes and their names, the first on top.
+    """Return (H, W, 3) uint8: the image with (N, 4) xyxy boxes and their names, the first on top.
 
     `size` is that of the letters in pixels. A name stands above its box; where that place is taken by the name of an
-    earlier box, or outside the picture, at another corner. Boxes that are not finite are left out.
+    earlier box, or outside the image, at another corner. Boxes that are not finite are left out.
     """
     from PIL import Image, ImageDraw
 
-    canvas = Image.fromarray(picture)
+    canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     line = box_width(height, width)
     shown = [index for index in range(len(boxes)) if np.isfinite(boxes[index]).all()]
     corners = {index: _ordered(boxes[index]) for index in shown}
@@ -41,28 +41,28 @@ def draw_boxes(
 
 
 def box_width(height: int, width: int) -> int:
-    """Return the width in pixels of the line of a box on a picture of that size."""
+    """Return the width in pixels of the line of a box on an image of that size."""
     return round(1.2 + (height * width) ** 0.5 / 260)
 
 
-def _places(wanted: Sequence[tuple[Area, tuple[int, int]]], picture: tuple[int, int]) -> list[tuple[float, float]]:
+def _places(wanted: Sequence[tuple[Area, tuple[int, int]]], image: tuple[int, int]) -> list[tuple[float, float]]:
     """Return the lower left corner (x, y) of each name: the first place that hides no name before it, or the least."""
     taken: list[Area] = []
     for box, size in wanted:
-        areas = list(_corners(box, size, picture))
+        areas = list(_corners(box, size, image))
         hidden = [sum(_overlap(area, other) for other in taken) for area in areas]
         taken.append(areas[int(np.argmin(hidden))])
     return [(area[0], area[3]) for area in taken]
 
 
-def _corners(box: Area, size: tuple[int, int], picture: tuple[int, int]) -> Iterator[Area]:
-    """Yield where a name of `size` (w, h) may stand at a box, best first, moved inside a picture of (W, H)."""
+def _corners(box: Area, size: tuple[int, int], image: tuple[int, int]) -> Iterator[Area]:
+    """Yield where a name of `size` (w, h) may stand at a box, best first, moved inside an image of (W, H)."""
     left, top, right, bottom = box
     width, height = size
     starts = (left, top - height), (left, top), (left, bottom), (right - width, top - height), (left, bottom - height)
     for x, y in starts:
-        x = max(0, min(x, picture[0] - width))
-        y = max(0, min(y, picture[1] - height))
+        x = max(0, min(x, image[0] - width))
+        y = max(0, min(y, image[1] - height))
         yield x, y, x + width, y + height
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PALE = 0.25  # what is left of a picture behind a heat map where nothing is hot
+PALE = 0.25  # what is left of an image behind a heat map where nothing is hot
 
 
 class Components(NamedTuple):
@@ -40,20 +40,20 @@ def principal_colors(maps: Sequence[Tensor]) -> list[Components]:
     return [Components(*(_bytes(one.unflatten(0, grid)) for one in pair)) for *pair, grid in pairs]
 
 
-def heat_map(values: Tensor, picture: np.ndarray, *, overlay: bool = True) -> np.ndarray:
-    """Return `values` (h, w), not negative, as heat of the size of `picture` (H, W, 3) uint8, (H, W, 3) uint8.
+def heat_map(values: Tensor, image: np.ndarray, *, overlay: bool = True) -> np.ndarray:
+    """Return `values` (h, w), not negative, as heat of the size of `image` (H, W, 3) uint8, (H, W, 3) uint8.
 
-    The scale begins at 0 and ends at the 99.5th percentile. With `overlay` the picture shows through in grey.
+    The scale begins at 0 and ends at the 99.5th percentile. With `overlay` the image shows through in grey.
     """
-    size = picture.shape[1], picture.shape[0]
+    size = image.shape[1], image.shape[0]
     top = max(float(values.float().quantile(0.995)), 1e-12)
     heat = (values.float() / top).clamp(0, 1).cpu().numpy()
     heat = cv2.resize(heat, size, interpolation=cv2.INTER_LINEAR if overlay else cv2.INTER_NEAREST)
     colors = cv2.cvtColor(cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     if not overlay:
         return colors
-    grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    share = (PALE + (1 - PALE) * heat)[..., None]  # what is hot hides the picture
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    share = (PALE + (1 - PALE) * heat)[..., None]  # what is hot hides the image
     return (grey * (1 - share) + colors * share).astype(np.uint8)
 
 

@@ -12,19 +12,19 @@ from vitdense.errors import ConfigError, DiskError
 WRITABLE = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
 
 
-def write_picture(picture: np.ndarray, path: str | Path) -> Path:
+def write_image(image: np.ndarray, path: str | Path) -> Path:
     """Write an (H, W) or (H, W, 3) uint8 array, RGB, in the format of the suffix. Raises ConfigError, DiskError."""
     path = Path(path)
     if path.suffix.lower() not in WRITABLE:
         raise ConfigError(
-            f"cannot write a picture as '{path.suffix}'",
+            f"cannot write an image as '{path.suffix}'",
             where=str(path),
             why=f'the suffix names the format; known are {", ".join(WRITABLE)}',
             fix='give the file a suffix such as .jpg or .png',
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path, **({'quality': 92} if path.suffix.lower() in ('.jpg', '.jpeg') else {}))
+        Image.fromarray(image).save(path, **({'quality': 92} if path.suffix.lower() in ('.jpg', '.jpeg') else {}))
     except (OSError, ValueError) as error:  # ValueError: more pixels than the format can have
         raise DiskError(
             f'cannot write {path.name}',

@@ -1,4 +1,4 @@
-"""Draw what a model answered, or what a data set says, on a picture. Tensors in, (H, W, 3) uint8 RGB arrays out."""
+"""Draw what a model answered, or what a data set says, on an image. Tensors in, (H, W, 3) uint8 RGB arrays out."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from vitdense.visualize.draw_boxes import draw_boxes
 from vitdense.visualize.text import PAPER, LegendRow, add_legend, font_size, line_width, percent, plate
 
 FIELDS = {SemanticMap: 'semantic', Instances: 'labels', ImageClass: 'image_label'}
-SMALL = 320  # a picture whose longest side is below is enlarged where text must fit
-LIKELY = 5  # classes of a whole picture that a legend lists, from 1 % on
+SMALL = 320  # an image whose longest side is below is enlarged where text must fit
+LIKELY = 5  # classes of a whole image that a legend lists, from 1 % on
 LINE = (255, 255, 255)  # boundaries between regions
 
 
@@ -30,15 +30,15 @@ def draw(
     legend: bool = True,
     min_score: float = 0.3,
 ) -> np.ndarray:
-    """Return the picture with `predictions` (`{head: Prediction}`, in the picture's own size) drawn on it.
+    """Return the image with `predictions` (`{head: Prediction}`, in the image's own size) drawn on it.
 
     `img` is (3, H, W) or (H, W, 3) uint8 RGB. `metainfo` is `{'classes': {field: names}, 'palette': {field: rgb}}`
     as data sets give it; a head reads the field of its kind (`semantic`, `labels`, `image_label`) unless
     `metainfo['head_fields']` (`{head: field}`) says otherwise. `alpha` is the opacity of regions in [0, 1];
     objects below `min_score` are left out.
 
-    With a legend the picture grows by a panel at its right, whose width depends on the picture's size and the class
-    names alone, and small pictures are enlarged by a whole factor. Without one the size is that of `img`.
+    With a legend the image grows by a panel at its right, whose width depends on the image's size and the class
+    names alone, and small images are enlarged by a whole factor. Without one the size is that of `img`.
     A reconstruction has no legend: it stands at the right of what the model was shown, or alone.
     """
     painted = [item for item in predictions.values() if isinstance(item, Reconstruction)]
@@ -70,7 +70,7 @@ def draw_target(
     alpha: float = 0.5,
     legend: bool = True,
 ) -> np.ndarray:
-    """Return the picture with all that `target` knows about it; pixels that nobody labelled are hatched in grey.
+    """Return the image with all that `target` knows about it; pixels that nobody labelled are hatched in grey.
 
     Arguments and size as in `draw`.
     """
@@ -98,22 +98,22 @@ def array(value: Tensor | np.ndarray) -> np.ndarray:
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
-def as_picture(img: Tensor | np.ndarray) -> np.ndarray:
+def as_image(img: Tensor | np.ndarray) -> np.ndarray:
     """Return (H, W, 3) uint8 of a (3, H, W) tensor or an (H, W, 3) array. Raises ValueError for anything else."""
-    picture = array(img)
-    if isinstance(img, Tensor) and picture.ndim == 3 and picture.shape[0] == 3:
-        picture = picture.transpose(1, 2, 0)
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+    image = array(img)
+    if isinstance(img, Tensor) and image.ndim == 3 and image.shape[0] == 3:
+        image = image.transpose(1, 2, 0)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(
-            f'a picture is a (3, H, W) uint8 tensor or an (H, W, 3) uint8 array, '
-            f'got {tuple(img.shape)} {picture.dtype}; bring normalised pictures back to 0..255 first'
+            f'an image is a (3, H, W) uint8 tensor or an (H, W, 3) uint8 array, '
+            f'got {tuple(img.shape)} {image.dtype}; bring normalised images back to 0..255 first'
         )
-    return np.ascontiguousarray(picture)
+    return np.ascontiguousarray(image)
 
 
-def enlarge(picture: np.ndarray, factor: int) -> np.ndarray:
+def enlarge(image: np.ndarray, factor: int) -> np.ndarray:
     """Return (H * factor, W * factor, ...): every pixel becomes a square."""
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1) if factor > 1 else picture
+    return image.repeat(factor, axis=0).repeat(factor, axis=1) if factor > 1 else image
 
 
 def boundaries(labels: np.ndarray, width: int = 1) -> np.ndarray:
@@ -131,22 +131,22 @@ def outlines(labels: np.ndarray, width: int = 1) -> np.ndarray:
 
 
 class _Scene:
-    """A picture that is being drawn on, and the legend that grows with it."""
+    """An image that is being drawn on, and the legend that grows with it."""
 
     def __init__(self, img: Tensor | np.ndarray, *, alpha: float, legend: bool) -> None:
         if not 0 <= alpha <= 1:
             raise ValueError(f'alpha is an opacity in [0, 1], got {alpha}')
-        picture = as_picture(img)
-        self.size = picture.shape[:2]  # (H, W) of the coordinates that come in
+        image = as_image(img)
+        self.size = image.shape[:2]  # (H, W) of the coordinates that come in
         self.factor = max(1, -(-SMALL // max(1, *self.size))) if legend else 1
-        self.picture = enlarge(picture, self.factor) if self.factor > 1 else picture.copy()
+        self.image = enlarge(image, self.factor) if self.factor > 1 else image.copy()
         self.alpha = alpha
         self.legend = legend
         self.sections: dict[str, list[LegendRow]] = {}  # rows of the legend, by what they are about
         self.names: list[str] = []
-        self.words: list[str] = []  # about the whole picture
-        self.text = font_size(*self.picture.shape[:2])
-        self.line = line_width(*self.picture.shape[:2])
+        self.words: list[str] = []  # about the whole image
+        self.text = font_size(*self.image.shape[:2])
+        self.line = line_width(*self.image.shape[:2])
 
     def semantic(self, labels: np.ndarray, vocabulary: Vocabulary, *, ignore: bool = False) -> None:
         """Paint (H, W) class numbers and list the classes that are there with their share of all pixels."""
@@ -194,12 +194,12 @@ class _Scene:
         outline = outlines(owner, self.line) & ~outside
         if 'regions' not in self.sections:  # a painted map is not painted over
             self._paint(owner, table, keep=outside)
-        self.picture[outline] = table[owner[outline]]
+        self.image[outline] = table[owner[outline]]
 
     def boxes(self, boxes: np.ndarray, labels: np.ndarray, names: Sequence[str], vocabulary: Vocabulary) -> None:
         """Draw (N, 4) xyxy boxes of (N,) `labels` with their names, the first on top, and list the classes."""
         size = max(10, round(self.text * 0.85))
-        self.picture = draw_boxes(self.picture, boxes * self.factor, names, vocabulary.colors[labels], size=size)
+        self.image = draw_boxes(self.image, boxes * self.factor, names, vocabulary.colors[labels], size=size)
         self.names += vocabulary.names
         self._section('objects').extend(
             LegendRow(vocabulary.names[index], vocabulary.colors[index], count=int((labels == index).sum()))
@@ -207,30 +207,30 @@ class _Scene:
         )
 
     def headline(self, words: str, names: Sequence[str], rows: Sequence[LegendRow] | None = None) -> None:
-        """Say something about the whole picture: `words` on it, or `rows` in the legend."""
+        """Say something about the whole image: `words` on it, or `rows` in the legend."""
         self.names += names
         self.words.append(words)
         self._section('image').extend([LegendRow(words, None)] if rows is None else rows)
 
     def finish(self) -> np.ndarray:
-        """Return the picture, with its legend or, without one, with the headlines in its upper left corner."""
+        """Return the image, with its legend or, without one, with the headlines in its upper left corner."""
         from PIL import Image
 
         rows = self._rows()
         if self.legend and (rows or self.names):
-            return add_legend(self.picture, rows, tuple(self.names), self.text)
+            return add_legend(self.image, rows, tuple(self.names), self.text)
         if self.words:
-            canvas = Image.fromarray(self.picture)
+            canvas = Image.fromarray(self.image)
             for line, text in enumerate(self.words):
                 plate(canvas, (0, (line + 1) * self.text * 1.5), text, color=(0, 0, 0), size=self.text)
-            self.picture = np.asarray(canvas)
-        return self.picture
+            self.image = np.asarray(canvas)
+        return self.image
 
     def _section(self, name: str) -> list[LegendRow]:
         return self.sections.setdefault(name, [])
 
     def _rows(self) -> list[LegendRow]:
-        """Return the rows of all sections, the picture first, each under its name where there is more than one."""
+        """Return the rows of all sections, the image first, each under its name where there is more than one."""
         order = sorted(self.sections, key=('image', 'regions', 'objects').index)
         headings = len(order) > 1
         return [
@@ -241,33 +241,33 @@ class _Scene:
 
     def _check(self, labels: np.ndarray) -> None:
         if labels.shape != self.size:
-            raise ValueError(f'the picture is {self.size} (H, W), what is drawn on it is {labels.shape}')
+            raise ValueError(f'the image is {self.size} (H, W), what is drawn on it is {labels.shape}')
 
     def _hatch(self) -> np.ndarray:
         """Return (H, W) int16 of slanted stripes: 0 and 1."""
-        height, width = self.picture.shape[:2]
+        height, width = self.image.shape[:2]
         stripe = max(3, 2 * self.line)
         slant = np.arange(height, dtype=np.int32)[:, None] + np.arange(width, dtype=np.int32)
         return (slant // stripe % 2).astype(np.int16)
 
     def _paint(self, painted: np.ndarray, colors: np.ndarray, keep: np.ndarray | None = None) -> None:
-        """Blend `colors[painted]` over the picture: a table look-up and one pass of OpenCV."""
+        """Blend `colors[painted]` over the image: a table look-up and one pass of OpenCV."""
         if len(colors) <= 256:
             table = np.zeros((256, 1, 3), np.uint8)
             table[: len(colors), 0] = colors
             layer = cv2.applyColorMap(painted.astype(np.uint8, copy=False), table)
         else:
             layer = np.take(colors, painted, axis=0)
-        blended = cv2.addWeighted(self.picture, 1 - self.alpha, layer, self.alpha, 0)
-        self.picture = blended if keep is None else np.where(keep[..., None], self.picture, blended)
+        blended = cv2.addWeighted(self.image, 1 - self.alpha, layer, self.alpha, 0)
+        self.image = blended if keep is None else np.where(keep[..., None], self.image, blended)
 
 
 def _reconstruction(img: Tensor | np.ndarray, made: Reconstruction, *, legend: bool) -> np.ndarray:
-    picture, painted = as_picture(img), as_picture(made.image)
+    image, painted = as_image(img), as_image(made.image)
     if not legend:
         return painted
-    factor = max(1, -(-SMALL // max(1, *picture.shape[:2])))
-    return enlarge(triptych(picture, painted, array(made.hidden)), factor)
+    factor = max(1, -(-SMALL // max(1, *image.shape[:2])))
+    return enlarge(triptych(image, painted, array(made.hidden)), factor)
 
 
 def _counts(labels: np.ndarray) -> np.ndarray:
@@ -287,11 +287,11 @@ def _label_words(label: np.ndarray, names: Sequence[str]) -> str:
     return ', '.join(names[index] if index < len(names) else f'class {index}' for index in largest) or 'no label'
 
 
-def triptych(picture: np.ndarray, painted: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Return `picture`, the same with its `hidden` pixels grey, and `painted` side by side, with gaps between them.
+def triptych(image: np.ndarray, painted: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Return `image`, the same with its `hidden` pixels grey, and `painted` side by side, with gaps between them.
 
-    `picture` and `painted` are (H, W, 3) uint8, `hidden` is (H, W) bool.
+    `image` and `painted` are (H, W, 3) uint8, `hidden` is (H, W) bool.
     """
-    shown = np.where(hidden[..., None], np.array(GREY, np.uint8), picture)
-    gap = np.full((picture.shape[0], max(2, picture.shape[1] // 64), 3), PAPER, np.uint8)
-    return np.concatenate([picture, gap, shown, gap, painted], axis=1)
+    shown = np.where(hidden[..., None], np.array(GREY, np.uint8), image)
+    gap = np.full((image.shape[0], max(2, image.shape[1] // 64), 3), PAPER, np.uint8)
+    return np.concatenate([image, gap, shown, gap, painted], axis=1)

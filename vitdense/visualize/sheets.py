@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from vitdense.visualize.predictions import as_picture, enlarge
+from vitdense.visualize.predictions import as_image, enlarge
 from vitdense.visualize.text import INK, PAPER, shorten, write_text
 
 SHEET_WIDTH = 1920  # pixels; a sheet is about as wide as a screen
@@ -36,18 +36,18 @@ def arrange(
 ) -> np.ndarray:
     """Return `images` (uint8 RGB, any sizes) as one sheet (H, W, 3) uint8 of at most 1920 pixels width.
 
-    Small pictures are enlarged by a whole factor, large ones reduced; every picture keeps its proportions.
-    `columns` defaults to a sheet that is wider than high. Raises ValueError for no pictures.
+    Small images are enlarged by a whole factor, large ones reduced; every image keeps its proportions.
+    `columns` defaults to a sheet that is wider than high. Raises ValueError for no images.
     """
     from PIL import Image
 
     if not images:
-        raise ValueError('a contact sheet needs at least one picture')
+        raise ValueError('a contact sheet needs at least one image')
     if titles is not None and len(titles) != len(images):
-        raise ValueError(f'{len(images)} pictures need as many titles, got {len(titles)}')
+        raise ValueError(f'{len(images)} images need as many titles, got {len(titles)}')
     columns = columns or _columns(images)
     room = (SHEET_WIDTH - GAP) // columns - GAP
-    tiles = [_fit(as_picture(img), room) for img in images]
+    tiles = [_fit(as_image(img), room) for img in images]
     size = max(12, min(24, room // 20))
     title_height = round(size * 1.5) if titles else 0
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
@@ -68,17 +68,17 @@ def arrange(
 
 def _columns(images: Sequence[Tensor | np.ndarray]) -> int:
     """Return the number of columns that brings a sheet near to 3 : 2."""
-    height, width = (float(np.median([as_picture(img).shape[axis] for img in images])) for axis in (0, 1))
+    height, width = (float(np.median([as_image(img).shape[axis] for img in images])) for axis in (0, 1))
     return max(1, min(len(images), round(math.sqrt(len(images) * 1.5 * height / width))))
 
 
-def _fit(picture: np.ndarray, room: int) -> np.ndarray:
-    """Return the picture at most `room` pixels wide (and twice as high), enlarged only by a whole factor."""
+def _fit(image: np.ndarray, room: int) -> np.ndarray:
+    """Return the image at most `room` pixels wide (and twice as high), enlarged only by a whole factor."""
     from PIL import Image
 
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     scale = min(room / width, 2 * room / height)
     if scale >= 1:
-        return enlarge(picture, min(int(scale), max(1, -(-480 // max(height, width)))))
+        return enlarge(image, min(int(scale), max(1, -(-480 // max(height, width)))))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))

@@ -79,12 +79,12 @@ def _colored(run: Run, size: int) -> tuple[Any, float]:
 
 
 def font_size(height: int, width: int) -> int:
-    """Return a font size in pixels that reads well on a picture of that size."""
+    """Return a font size in pixels that reads well on an image of that size."""
     return max(12, round((height * width) ** 0.5 / 38))
 
 
 def line_width(height: int, width: int) -> int:
-    """Return the width in pixels of a line that is seen on a picture of that size."""
+    """Return the width in pixels of a line that is seen on an image of that size."""
     return max(1, round((height * width) ** 0.5 / 300))
 
 
@@ -134,9 +134,9 @@ def legend_width(names: tuple[str, ...], size: int) -> int:
 
 
 def add_legend(img: np.ndarray, rows: Sequence[LegendRow], names: tuple[str, ...], size: int) -> np.ndarray:
-    """Return (H', W', 3): the picture with `rows` on a dark panel at its right.
+    """Return (H', W', 3): the image with `rows` on a dark panel at its right.
 
-    The panel is as wide as the longest of `names` asks for, and as high as the picture (of a flat picture: high enough
+    The panel is as wide as the longest of `names` asks for, and as high as the image (of a flat image: high enough
     for four rows). Rows that do not fit are counted in the last line.
     """
     step = round(size * 1.5)

@@ -6,7 +6,7 @@ antialiased. This is the pipeline of mmsegmentation (configs/_base_/datasets/ade
 whose padding follows the normalisation) and of what was trained with it: DINOv2, ViT-Adapter, MAE with UPerNet, DPT.
 """
 
-from vitdense.data.segmentation import SegmentationMaps
+from vitdense.data.segmentation import SegmentationDataset
 from vitdense.data.transforms.common import (
     Pad,
     PhotometricDistortion,
@@ -23,7 +23,7 @@ train_dataloader = dict(
     batch_size=16,
     num_workers=8,
     dataset=dict(
-        type=SegmentationMaps,
+        type=SegmentationDataset,
         images='images/training',
         labels='annotations/training',
         classes='ade20k',
@@ -41,7 +41,7 @@ val_dataloader = dict(
     batch_size=1,
     num_workers=4,
     dataset=dict(
-        type=SegmentationMaps,
+        type=SegmentationDataset,
         images='images/validation',
         labels='annotations/validation',
         classes='ade20k',

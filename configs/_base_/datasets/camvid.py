@@ -1,6 +1,6 @@
 """CamVid in the SegNet layout: 367 + 101 driving scenes of 480 x 360, 11 classes, raw label 11 is ignored."""
 
-from vitdense.data.segmentation import SegmentationMaps
+from vitdense.data.segmentation import SegmentationDataset
 from vitdense.data.transforms.common import PhotometricDistortion, RandomCrop, RandomFlip, RandomResize
 from vitdense.metrics.miou import MeanIoU
 
@@ -10,7 +10,7 @@ train_dataloader = dict(
     batch_size=8,
     num_workers=1,
     dataset=dict(
-        type=SegmentationMaps,
+        type=SegmentationDataset,
         images='images/training',
         labels='annotations/training',
         classes='classes.txt',
@@ -27,7 +27,7 @@ val_dataloader = dict(
     batch_size=4,
     num_workers=1,
     dataset=dict(
-        type=SegmentationMaps,
+        type=SegmentationDataset,
         images='images/validation',
         labels='annotations/validation',
         classes='classes.txt',

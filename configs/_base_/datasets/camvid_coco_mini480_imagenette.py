@@ -1,4 +1,4 @@
-"""CamVid, 336 + 206 pictures of COCO and Imagenette: maps, boxes and labels, on pictures that have one of them.
+"""CamVid, 336 + 206 images of COCO and Imagenette: maps, boxes and labels, on images that have one of them.
 
 Folders `camvid`, `coco_mini480` and `imagenette160` below `data_root`. Of six batches two are of CamVid, three of COCO
 and one is of Imagenette; each is prepared and validated as in the config of its task alone.
@@ -6,10 +6,10 @@ and one is of Imagenette; each is prepared and validated as in the config of its
 
 from torchvision.transforms.v2 import RandomResizedCrop
 
-from vitdense.data.classification import ImageFolders
+from vitdense.data.classification import ClassificationDataset
 from vitdense.data.coco.dataset import CocoDetection
 from vitdense.data.mixture import Mixture
-from vitdense.data.segmentation import SegmentationMaps
+from vitdense.data.segmentation import SegmentationDataset
 from vitdense.data.transforms.common import PhotometricDistortion, RandomCrop, RandomFlip, RandomResize, ResizeTo
 from vitdense.data.transforms.detection import MultiScaleCrop
 from vitdense.data.transforms.evaluation_crop import EvaluationCrop
@@ -28,7 +28,7 @@ train_dataloader = dict(
         weights=dict(camvid=2, coco_mini480=3, imagenette=1),
         datasets=dict(
             camvid=dict(
-                type=SegmentationMaps,
+                type=SegmentationDataset,
                 root='camvid',
                 images='images/training',
                 labels='annotations/training',
@@ -58,7 +58,7 @@ train_dataloader = dict(
                 ],
             ),
             imagenette=dict(
-                type=ImageFolders,
+                type=ClassificationDataset,
                 root='imagenette160',
                 folder='train',
                 wordnet='imagenet1k',
@@ -75,7 +75,7 @@ val_dataloader = dict(
         batch_size=4,
         num_workers=1,
         dataset=dict(
-            type=SegmentationMaps,
+            type=SegmentationDataset,
             root='camvid',
             images='images/validation',
             labels='annotations/validation',
@@ -103,7 +103,7 @@ val_dataloader = dict(
         batch_size=30,
         num_workers=1,
         dataset=dict(
-            type=ImageFolders,
+            type=ClassificationDataset,
             root='imagenette160',
             folder='val',
             wordnet='imagenet1k',

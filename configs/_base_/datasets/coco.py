@@ -1,7 +1,7 @@
-"""COCO 2017: 118,287 + 5,000 pictures, 80 classes; DETR's sizes.
+"""COCO 2017: 118,287 + 5,000 images, 80 classes; DETR's sizes.
 
-Training pictures are flipped, often cropped, and resized to a short side of 480 ... 800, at most 1333 long; validation
-pictures keep their aspect ratio with a short side of 800. What a batch adds to fill up is known as padding.
+Training images are flipped, often cropped, and resized to a short side of 480 ... 800, at most 1333 long; validation
+images keep their aspect ratio with a short side of 800. What a batch adds to fill up is known as padding.
 """
 
 from vitdense.data.coco.dataset import CocoDetection

@@ -1,4 +1,4 @@
-"""COCO 2017 and ADE20K: boxes of 80 classes and maps of 150, on pictures that are labelled for one of them.
+"""COCO 2017 and ADE20K: boxes of 80 classes and maps of 150, on images that are labelled for one of them.
 
 Folders `coco` and `ADEChallengeData2016` below `data_root`. Two of three batches are of COCO, flipped, often cropped
 and resized to a short side of 384 ... 640; one is of ADE20K, resized by 0.5 ... 2.0 of 2048 x 512 and cropped to 512.
@@ -7,7 +7,7 @@ Each is validated by its own metric.
 
 from vitdense.data.coco.dataset import CocoDetection
 from vitdense.data.mixture import Mixture
-from vitdense.data.segmentation import SegmentationMaps
+from vitdense.data.segmentation import SegmentationDataset
 from vitdense.data.transforms.common import PhotometricDistortion, RandomCrop, RandomFlip, RandomResize, ResizeShortSide
 from vitdense.data.transforms.detection import MultiScaleCrop
 from vitdense.metrics.average_precision import CocoAP
@@ -34,7 +34,7 @@ train_dataloader = dict(
                 ],
             ),
             ade20k=dict(
-                type=SegmentationMaps,
+                type=SegmentationDataset,
                 root='ADEChallengeData2016',
                 images='images/training',
                 labels='annotations/training',
@@ -68,7 +68,7 @@ val_dataloader = dict(
         batch_size=1,
         num_workers=4,
         dataset=dict(
-            type=SegmentationMaps,
+            type=SegmentationDataset,
             root='ADEChallengeData2016',
             images='images/validation',
             labels='annotations/validation',

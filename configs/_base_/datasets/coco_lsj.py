@@ -1,6 +1,6 @@
-"""COCO 2017: 118,287 + 5,000 pictures, 80 classes; large-scale jitter at 1024 (ViTDet, arXiv:2203.16527).
+"""COCO 2017: 118,287 + 5,000 images, 80 classes; large-scale jitter at 1024 (ViTDet, arXiv:2203.16527).
 
-Training pictures are flipped, resized by 0.1 ... 2.0 of 1024 and cut or filled up to 1024 x 1024; validation pictures
+Training images are flipped, resized by 0.1 ... 2.0 of 1024 and cut or filled up to 1024 x 1024; validation images
 keep their aspect ratio with a long side of 1024.
 """
 

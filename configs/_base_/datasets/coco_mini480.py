@@ -1,4 +1,4 @@
-"""336 + 206 pictures of COCO 2017 with a long side of 480, and all of its 80 classes: to try detectors on."""
+"""336 + 206 images of COCO 2017 with a long side of 480, and all of its 80 classes: to try detectors on."""
 
 from vitdense.data.coco.dataset import CocoDetection
 from vitdense.data.transforms.common import RandomFlip, ResizeShortSide

@@ -5,7 +5,7 @@ Any size of it will do (160, 320, full): crops are of 224 pixels.
 
 from torchvision.transforms.v2 import RandomResizedCrop
 
-from vitdense.data.classification import ImageFolders
+from vitdense.data.classification import ClassificationDataset
 from vitdense.data.transforms.common import RandomFlip
 from vitdense.data.transforms.evaluation_crop import EvaluationCrop
 from vitdense.metrics.accuracy import Accuracy
@@ -16,7 +16,7 @@ train_dataloader = dict(
     batch_size=32,
     num_workers=1,
     dataset=dict(
-        type=ImageFolders,
+        type=ClassificationDataset,
         folder='train',
         wordnet='imagenet1k',
         transforms=[
@@ -29,7 +29,7 @@ val_dataloader = dict(
     batch_size=30,
     num_workers=1,
     dataset=dict(
-        type=ImageFolders,
+        type=ClassificationDataset,
         folder='val',
         wordnet='imagenet1k',
         transforms=[dict(type=EvaluationCrop, size=224, crop_pct=0.9, interpolation='bicubic')],

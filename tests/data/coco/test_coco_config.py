@@ -36,7 +36,7 @@ def recipe(**head):
 
 
 @pytest.mark.parametrize('name', ['coco', 'coco_lsj', 'coco_mini480'])
-def test_real_pictures_go_through_every_config(name, shared):
+def test_real_images_go_through_every_config(name, shared):
     cfg = Config.fromfile(BASES / f'{name}.py').to_dict()
     train, val = (
         build_dataset(cfg[key]['dataset'], root=shared / 'coco_mini480')

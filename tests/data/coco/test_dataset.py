@@ -1,4 +1,4 @@
-"""CocoDetection on real COCO pictures, on files with everything wrong in them, and against pycocotools' own reading."""
+"""CocoDetection on real COCO images, on files with everything wrong in them, and against pycocotools' own reading."""
 
 import contextlib
 import io
@@ -30,21 +30,19 @@ def tree(tmp_path):
 
     class Tree:
         root = tmp_path
-        (tmp_path / 'pictures').mkdir()
+        (tmp_path / 'images').mkdir()
 
-        def write(self, annotations, *, pictures=3, categories=((7, 'cat'), (90, 'dog')), name='a.json', size=(60, 80)):
-            images = []
-            for number in range(1, pictures + 1):
-                Image.new('RGB', size[::-1], (10 * number,) * 3).save(tmp_path / 'pictures' / f'{number}.png')
-                images.append(dict(id=number, file_name=f'{number}.png', height=size[0], width=size[1]))
-            content = dict(
-                images=images, categories=[dict(id=k, name=n) for k, n in categories], annotations=annotations
-            )
+        def write(self, annotations, *, images=3, categories=((7, 'cat'), (90, 'dog')), name='a.json', size=(60, 80)):
+            rows = []
+            for number in range(1, images + 1):
+                Image.new('RGB', size[::-1], (10 * number,) * 3).save(tmp_path / 'images' / f'{number}.png')
+                rows.append(dict(id=number, file_name=f'{number}.png', height=size[0], width=size[1]))
+            content = dict(images=rows, categories=[dict(id=k, name=n) for k, n in categories], annotations=annotations)
             (tmp_path / name).write_text(json.dumps(content))
             return content
 
         def open(self, name='a.json', **options):
-            return CocoDetection(name, 'pictures', root=tmp_path, **options)
+            return CocoDetection(name, 'images', root=tmp_path, **options)
 
     return Tree()
 
@@ -70,13 +68,13 @@ def test_a_sample_is_what_the_file_says(tree):
     assert target.boxes.tolist() == [[10, 10, 30, 25], [0, 0, 80, 60]] and target.boxes.dtype == torch.float32
     assert target.labels.tolist() == [1, 0] and target.iscrowd.tolist() == [False, True]
     assert target.annotation_ids.tolist() == [5, 9] and target.area.tolist() == [100, 100] and target.masks is None
-    assert meta.image_id == 1 and meta.dataset == 'pictures' and meta.orig_size == meta.size == (60, 80)
-    empty = data[1].target  # a picture without annotations stays: there is nothing in it
+    assert meta.image_id == 1 and meta.dataset == 'images' and meta.orig_size == meta.size == (60, 80)
+    empty = data[1].target  # an image without annotations stays: there is nothing in it
     assert empty.boxes.shape == (0, 4) and empty.labels.shape == (0,)
     assert [sample.meta.image_id for sample in (tree.open(drop_empty=True)[i] for i in (0, 1))] == [1, 3]
 
 
-def test_evaluation_touches_only_the_picture_and_rounds_nothing(tree):
+def test_evaluation_touches_only_the_image_and_rounds_nothing(tree):
     odd = (10.123456789, 10.1, 30.7, 25.3)
     tree.write([box(1, odd), box(2, (70, 50, 20.01, 20)), box(3, (5, 5, 0.5, 9))])
     sample = tree.open(evaluation=True, transforms=[ResizeTo(size=30), RandomFlip(probability=1)])[0]
@@ -150,7 +148,7 @@ def test_a_file_without_boxes_teaches_nothing(tree):
         tree.open()
     content = tree.write([])
     assert len(tree.open(evaluation=True)[0].target.labels) == 0
-    del content['annotations']  # a list of pictures for prediction, as COCO's test files are
+    del content['annotations']  # a list of images for prediction, as COCO's test files are
     (tree.root / 'a.json').write_text(json.dumps(content))
     assert tree.open(evaluation=True)[0].target.boxes is None
 
@@ -173,12 +171,12 @@ def test_structure_that_is_not_coco_is_an_error(tree):
         tree.open()
     with pytest.raises(DataError, match=r'cannot read b\.json'):
         tree.open('b.json')
-    with pytest.raises(DataError, match='no folder of pictures'):
+    with pytest.raises(DataError, match='no folder of images'):
         CocoDetection('a.json', 'nowhere', root=tree.root)
 
 
 @pytest.mark.parametrize('name', ['../../etc/passwd', '/etc/passwd', 'a\0b', 'http://x/y.png', '..\\b.png', None])
-def test_pictures_cannot_lie_outside(tree, name):
+def test_images_cannot_lie_outside(tree, name):
     content = tree.write([box(1)])
     content['images'][1]['file_name'] = name
     (tree.root / 'a.json').write_text(json.dumps(content))
@@ -189,17 +187,17 @@ def test_pictures_cannot_lie_outside(tree, name):
 
 def test_a_link_out_of_the_folder_is_not_followed(tree):
     content = tree.write([box(1)])
-    (tree.root / 'secret.png').write_bytes((tree.root / 'pictures/1.png').read_bytes())
-    (tree.root / 'pictures/link.png').symlink_to(tree.root / 'secret.png')
+    (tree.root / 'secret.png').write_bytes((tree.root / 'images/1.png').read_bytes())
+    (tree.root / 'images/link.png').symlink_to(tree.root / 'secret.png')
     content['images'][0]['file_name'] = 'link.png'
     (tree.root / 'a.json').write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"'link.png' leads out of the data folder: it is a link to .*secret.png"):
         tree.open()[0]
 
 
-def test_a_picture_of_another_size_is_an_error(tree):
+def test_a_image_of_another_size_is_an_error(tree):
     tree.write([box(1)])
-    Image.new('RGB', (60, 80)).save(tree.root / 'pictures/1.png')
+    Image.new('RGB', (60, 80)).save(tree.root / 'images/1.png')
     data = tree.open()
     for look in (lambda: data[0], data.check):
         with pytest.raises(DataError, match=r'\(H, W\) \(80, 60\), but the annotation file says \(60, 80\)') as caught:
@@ -253,7 +251,7 @@ def test_masks_are_those_of_pycocotools(tree):
         assert np.array_equal(mask.numpy(), known.annToMask(known.anns[number]).astype(bool))
 
 
-def test_objects_without_mask_are_an_error_or_leave_with_their_picture(tree):
+def test_objects_without_mask_are_an_error_or_leave_with_their_image(tree):
     polygon = [[0, 0, 9, 0, 9, 9]]
     tree.write([box(1, segmentation=polygon), box(2, image=2), box(3, image=1, iscrowd=1)])
     with pytest.raises(DataError, match='1 of 3 annotations have no segmentation'):

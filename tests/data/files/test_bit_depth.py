@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitdense.data.classification import ImageFolders
+from vitdense.data.classification import ClassificationDataset
 from vitdense.data.files.image_check import dark_range
 from vitdense.data.files.images import read_header, read_image, read_label_map, read_levels
-from vitdense.data.segmentation import SegmentationMaps
-from vitdense.data.unlabelled import Pictures
+from vitdense.data.segmentation import SegmentationDataset
+from vitdense.data.unlabelled import ImageDataset
 from vitdense.errors import ConfigError, DataError
 
 
@@ -86,7 +86,7 @@ def test_a_largest_class_of_few_bits_is_not_ignored(store, bits):
     top = 2**bits - 1
     store('m/a.png', png(np.resize([0, top], (4, 4)), bits))
     Image.new('RGB', (4, 4)).save(store('i/a.png', b''))
-    data = SegmentationMaps('i', 'm', root=store('x', b'').parent, classes=[f'c{k}' for k in range(16)])
+    data = SegmentationDataset('i', 'm', root=store('x', b'').parent, classes=[f'c{k}' for k in range(16)])
     data.check()
     assert data[0].target.semantic.unique().tolist() == [0, top]
 
@@ -118,7 +118,7 @@ def test_a_range_beyond_eight_bits_leaves_images_of_eight_bits_alone(store):
 def test_a_range_that_is_none_is_a_config_error(store, value):
     Image.new('L', (4, 4)).save(store('c/a.png', b''))
     with pytest.raises(ConfigError, match='value_range'):
-        Pictures('c', root=store('x', b'').parent, value_range=value)
+        ImageDataset('c', root=store('x', b'').parent, value_range=value)
     with pytest.raises(ConfigError, match='value_range'):
         read_image(store('a.png', b'1'), value_range=value)
 
@@ -137,9 +137,9 @@ def test_every_data_set_takes_a_range_and_warns_without(tmp_path, caplog):
         (tmp_path / 'm' / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.resize(np.array([0, 1], np.uint8), (8, 8))).save(tmp_path / 'm' / name)
     makers = [
-        lambda **options: SegmentationMaps('c', 'm/c', root=tmp_path, classes=['a', 'b'], **options),
-        lambda **options: ImageFolders('c', root=tmp_path, **options),
-        lambda **options: Pictures('c', root=tmp_path, **options),
+        lambda **options: SegmentationDataset('c', 'm/c', root=tmp_path, classes=['a', 'b'], **options),
+        lambda **options: ClassificationDataset('c', root=tmp_path, **options),
+        lambda **options: ImageDataset('c', root=tmp_path, **options),
     ]
     for make in makers:
         assert make()[0].img.max() == 16 and make(value_range=[0, 4095])[0].img.max() == 255
@@ -169,6 +169,6 @@ def test_equal_channels_are_named(tmp_path, mode):
     with pytest.raises(DataError, match='all equal') as caught:
         read_label_map(tmp_path / 'a.png')
     assert 'one channel' in caught.value.fix
-    with pytest.raises(DataError, match=r'a\.png: a label map needs one number per pixel, this picture'):
+    with pytest.raises(DataError, match=r'a\.png: a label map needs one number per pixel, this image'):
         Image.fromarray(np.dstack([numbers, numbers, numbers + 1])).save(tmp_path / 'a.png')
         read_label_map(tmp_path / 'a.png')

@@ -13,27 +13,27 @@ import torch
 from PIL import Image, ImageFile
 
 from vitdense.data.files import images
-from vitdense.data.files.images import UnreadablePicture, from_pil, image_size, read_image, read_label_map
+from vitdense.data.files.images import UnreadableImage, from_pil, image_size, read_image, read_label_map
 from vitdense.errors import DataError
 
 SIZE = (60, 100)
 
 
-def smooth_picture(size=SIZE) -> np.ndarray:
+def smooth_image(size=SIZE) -> np.ndarray:
     """A gradient with different channels, smooth enough for JPEG."""
     rows, columns = np.mgrid[: size[0], : size[1]]
     planes = [rows * 255 / (size[0] - 1), columns * 255 / (size[1] - 1), (rows + columns) * 255 / (sum(size) - 2)]
     return np.stack(planes, -1).astype(np.uint8)
 
 
-def encoded(picture: Image.Image, kind: str, **options) -> bytes:
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, kind, **options)
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 
 def hollow_png(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header declares a huge picture."""
+    """A PNG of a few bytes whose header declares a huge image."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
@@ -53,7 +53,7 @@ def store(tmp_path):
     return write
 
 
-RGB = Image.fromarray(smooth_picture())
+RGB = Image.fromarray(smooth_image())
 JPEG = encoded(RGB, 'JPEG', quality=95)
 PNG = encoded(RGB, 'PNG')
 
@@ -67,7 +67,7 @@ PNG = encoded(RGB, 'PNG')
         ('hollow.png', hollow_png(12000, 9000), 'truncated'),
         ('bomb.png', hollow_png(60000, 60000), '3600.0 Mpx > limit 180'),
         ('empty.jpg', b'', 'empty'),
-        ('page.jpg', b'<!DOCTYPE html><html><body>404</body></html>', 'not a picture'),
+        ('page.jpg', b'<!DOCTYPE html><html><body>404</body></html>', 'not an image'),
         ('float.tif', encoded(Image.fromarray(np.ones(SIZE, np.float32)), 'TIFF'), 'float pixels'),
         ('int.tif', encoded(Image.fromarray(np.ones(SIZE, np.int32)), 'TIFF'), '32-bit pixels'),
     ],
@@ -76,7 +76,7 @@ def test_unusable_files_are_refused_by_name(store, name, data, words):
     path = store(name, data)
     with warnings.catch_warnings():
         warnings.simplefilter('error')  # no bomb warning either
-        with pytest.raises(UnreadablePicture) as caught:
+        with pytest.raises(UnreadableImage) as caught:
             read_image(path)
     assert name in caught.value.message and words in str(caught.value)
     assert caught.value.where == str(path) and caught.value.fix
@@ -85,17 +85,17 @@ def test_unusable_files_are_refused_by_name(store, name, data, words):
 
 def test_a_missing_file_and_a_folder_are_data_errors(tmp_path):
     for path in (tmp_path / 'nothing.jpg', tmp_path):
-        with pytest.raises(UnreadablePicture, match='cannot be read'):
+        with pytest.raises(UnreadableImage, match='cannot be read'):
             read_image(path)
 
 
 @pytest.mark.parametrize('mode', ['RGB', 'L', 'LA', 'P', 'RGBA', '1', 'CMYK'])
 def test_every_mode_becomes_rgb(store, mode):
     kind = 'TIFF' if mode == 'CMYK' else 'PNG'
-    picture = RGB.convert(mode)
-    img = read_image(store(f'{mode}.{kind.lower()}', encoded(picture, kind)))
+    image = RGB.convert(mode)
+    img = read_image(store(f'{mode}.{kind.lower()}', encoded(image, kind)))
     assert img.shape == (3, *SIZE) and img.dtype == torch.uint8
-    assert img.permute(1, 2, 0).numpy().tolist() == np.asarray(picture.convert('RGB')).tolist()
+    assert img.permute(1, 2, 0).numpy().tolist() == np.asarray(image.convert('RGB')).tolist()
 
 
 @pytest.mark.parametrize('kind', ['BMP', 'WEBP', 'GIF', 'AVIF', 'TIFF'])
@@ -105,11 +105,11 @@ def test_every_format_reads(store, kind):
     frames = {'save_all': True, 'append_images': [Image.new('RGB', SIZE[::-1])]} if kind == 'GIF' else {}
     img = read_image(store(f'a.{kind.lower()}', encoded(RGB, kind, **frames)))
     assert img.shape == (3, *SIZE)
-    assert (img.float() - torch.from_numpy(smooth_picture()).permute(2, 0, 1)).abs().mean() < 12
+    assert (img.float() - torch.from_numpy(smooth_image()).permute(2, 0, 1)).abs().mean() < 12
 
 
 def test_alpha_is_dropped_not_composited(store):
-    clear = Image.fromarray(np.dstack([smooth_picture(), np.zeros(SIZE, np.uint8)]))
+    clear = Image.fromarray(np.dstack([smooth_image(), np.zeros(SIZE, np.uint8)]))
     assert (read_image(store('clear.png', encoded(clear, 'PNG'))) == from_pil(RGB)).all()
     palette = RGB.convert('P')
     palette.info['transparency'] = bytes(range(256))
@@ -136,9 +136,9 @@ def test_numbers_without_meaning_need_a_range(store):
     assert img[0].tolist() == [[0, 128, 255, 0]]
 
 
-def test_eight_orientations_are_one_picture(store):
+def test_eight_orientations_are_one_image(store):
     """Stored turned and flagged, all eight come out upright; PNG exactly, JPEG within its own loss."""
-    upright = smooth_picture()
+    upright = smooth_image()
     upright[5:15, 10:30] = (255, 0, 0)  # the red corner
     turns = {
         1: lambda a: a,
@@ -163,7 +163,7 @@ def test_eight_orientations_are_one_picture(store):
             assert difference.max() == 0 if kind != 'JPEG' else difference.mean() < 2
 
 
-def test_damaged_exif_is_no_reason_to_lose_a_picture(store):
+def test_damaged_exif_is_no_reason_to_lose_a_image(store):
     broken = JPEG[:2] + b'\xff\xe1' + struct.pack('>H', 20) + b'Exif\0\0' + b'\x01' * 12 + JPEG[2:]
     assert (read_image(store('exif.jpg', broken)) == from_pil(Image.open(io.BytesIO(JPEG)))).all()
 
@@ -203,36 +203,36 @@ def test_damaged_files_are_judged_as_pillow_judges_them(store):
         data[place : place + 2] = (0xFF, turn + 100) if turn % 2 else (turn, 2 * turn)
         try:
             expected = from_pil(Image.open(io.BytesIO(data)))
-        except UnreadablePicture:
+        except UnreadableImage:
             refused += 1
-            with pytest.raises(UnreadablePicture):
+            with pytest.raises(UnreadableImage):
                 read_image(store('damaged.jpg', bytes(data)))
         else:
             assert (read_image(store('damaged.jpg', bytes(data))) == expected).all()
     assert 0 < refused < 120
 
 
-def test_real_pictures_decode_alike_both_ways(shared):
+def test_real_images_decode_alike_both_ways(shared):
     files = sorted((shared / 'camvid/images/training').glob('*.jpg'))[:8]
     files += sorted((shared / 'coco_mini480/train2017').glob('*.jpg'))[:16]
     for path in files:
-        with Image.open(path) as picture:
-            assert (read_image(path) == from_pil(picture)).all(), path
+        with Image.open(path) as image:
+            assert (read_image(path) == from_pil(image)).all(), path
 
 
 def test_pillow_is_left_as_it_was(store, monkeypatch):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1234)
     monkeypatch.setattr(ImageFile, 'LOAD_TRUNCATED_IMAGES', True)  # some libraries set it
     read_image(store('good.jpg', JPEG))
-    with pytest.raises(UnreadablePicture, match='truncated'):
+    with pytest.raises(UnreadableImage, match='truncated'):
         read_image(store('cut.jpg', JPEG[: len(JPEG) // 2]))
-    with pytest.raises(UnreadablePicture, match='Mpx'):
+    with pytest.raises(UnreadableImage, match='Mpx'):
         image_size(store('bomb.png', hollow_png(60000, 60000)))
     assert Image.MAX_IMAGE_PIXELS == 1234 and ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
 def test_the_limit_is_the_callers(store):
-    with pytest.raises(UnreadablePicture, match='limit 0.005'):
+    with pytest.raises(UnreadableImage, match='limit 0.005'):
         read_image(store('small.png', PNG), max_pixels=5000)
 
 
@@ -267,11 +267,11 @@ def test_colour_labels_need_a_table(store):
         read_label_map(path, colors={(0, 0, 0): 255, (128, 0, 0): 0})
 
 
-def test_broken_labels_are_never_taken_for_skippable_pictures(store):
+def test_broken_labels_are_never_taken_for_skippable_images(store):
     for name, data in (('cut.png', PNG[:200]), ('labels.jpg', encoded(RGB.convert('L'), 'JPEG'))):
         with pytest.raises(DataError) as caught:
             read_label_map(store(name, data))
-        assert not isinstance(caught.value, UnreadablePicture)
+        assert not isinstance(caught.value, UnreadableImage)
 
 
 def test_the_limit_matches_the_documentation():

@@ -95,9 +95,9 @@ def test_class_folders_are_counted(tmp_path):
         ('loose', 'loose.jpg'),
         ('other', '.txt'),
         ('empty', 'emu'),
-        ('picture', 'dog/broken.jpg'),
+        ('image', 'dog/broken.jpg'),
     }
-    assert report.counts == dict.fromkeys(('loose', 'other', 'empty', 'picture'), 1)
+    assert report.counts == dict.fromkeys(('loose', 'other', 'empty', 'image'), 1)
     with pytest.raises(DataError, match='no images'):
         check_folders(tmp_path / 'emu')
 
@@ -113,7 +113,7 @@ def test_the_tool_checks_all_parts_of_a_root(tmp_path, capsys):
     report = json.loads((tmp_path / 'out/report.json').read_text())
     assert {name.rsplit('/', 1)[1]: part['counts'] for name, part in report.items()} == {
         'train.json': {},
-        'val.json': {'picture': 1},
+        'val.json': {'image': 1},
         'odd.json': {'file': 1},
     }
     image(tmp_path / 'flowers/rose/1.jpg')
@@ -121,7 +121,7 @@ def test_the_tool_checks_all_parts_of_a_root(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('count', [1, 7, 70])
-@pytest.mark.parametrize('kind', ['picture', 'size'])
+@pytest.mark.parametrize('kind', ['image', 'size'])
 def test_every_finding_counts(tmp_path, capsys, count, kind):
     names = [f'{number}.png' for number in range(count + 1)]
     for name in names if kind == 'size' else names[:1]:

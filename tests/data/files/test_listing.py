@@ -7,12 +7,12 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from vitdense.data.classification import ImageFolders
+from vitdense.data.classification import ClassificationDataset
 from vitdense.data.files.listing import count_endings, find_files, images_among, walk
 from vitdense.data.files.pairs import list_files
 from vitdense.data.files.similar_names import near_name
-from vitdense.data.segmentation import SegmentationMaps
-from vitdense.data.unlabelled import Pictures
+from vitdense.data.segmentation import SegmentationDataset
+from vitdense.data.unlabelled import ImageDataset
 from vitdense.errors import DataError
 
 
@@ -51,12 +51,12 @@ def test_a_link_that_leads_out_is_refused_before_anything_is_read(put, monkeypat
     root = put('r/a/x.png', 'r/a/y.png', 'away/z.png', 'm/a/x_mask.png')
     (root / 'r/a/link.png').symlink_to(root / 'away/z.png')
     makers = [
-        lambda **options: Pictures('r', root=root, **options),
-        lambda **options: ImageFolders('r', root=root, **options),
-        lambda **options: SegmentationMaps('r', root=root, **options),
+        lambda **options: ImageDataset('r', root=root, **options),
+        lambda **options: ClassificationDataset('r', root=root, **options),
+        lambda **options: SegmentationDataset('r', root=root, **options),
     ]
     for make in makers:
-        with pytest.raises(DataError, match='leads out of the folder of pictures: it is a link to .*z.png'):
+        with pytest.raises(DataError, match='leads out of the folder of images: it is a link to .*z.png'):
             make()
         assert len(make(follow_links=True)) == 3
     (root / 'r/a/link.png').unlink()
@@ -95,9 +95,9 @@ def test_what_is_left_out_is_counted_and_what_looks_like_an_image_is_named(put, 
     caplog.set_level(logging.INFO, 'vitdense')
     root = put('r/a.png', 'r/b.img', 'r/c', 'r/d.img', 'r/.png')
     put('r/notes.txt', 'r/clip.mp4', data=b'words')
-    data = Pictures('r', root=root, name='mine')
+    data = ImageDataset('r', root=root, name='mine')
     assert len(data) == 1
-    assert f'mine: 1 pictures in {root}/r; left out: 2 .img, 1 .mp4, 1 .txt and 1 without ending' in caplog.text
+    assert f'mine: 1 images in {root}/r; left out: 2 .img, 1 .mp4, 1 .txt and 1 without ending' in caplog.text
     assert '2 .img and 1 without ending' in caplog.text and 'begin like images but are left out' in caplog.text
 
 
@@ -106,11 +106,11 @@ def test_every_data_set_says_how_many_images_it_has(put, caplog):
     root = put('r/a/x.png', 'r/b/y.png', 'm/a/x_mask.png', 'm/b/y_mask.png')
     (root / 'list.txt').write_text('a/x.png\tone\nb/y.png\ttwo\n')
     for make, words in (
-        (lambda: Pictures('r', root=root), 'r: 2 pictures in'),
-        (lambda: ImageFolders('r', root=root), 'r: 2 pictures in'),
-        (lambda: ImageFolders('r', root=root, split='list.txt'), 'r: 2 pictures listed in'),
-        (lambda: SegmentationMaps('r', 'm', root=root, classes=['a', 'b']), 'r: 2 label maps in'),
-        (lambda: SegmentationMaps('r', root=root), 'r: 2 pictures in'),
+        (lambda: ImageDataset('r', root=root), 'r: 2 images in'),
+        (lambda: ClassificationDataset('r', root=root), 'r: 2 images in'),
+        (lambda: ClassificationDataset('r', root=root, split='list.txt'), 'r: 2 images listed in'),
+        (lambda: SegmentationDataset('r', 'm', root=root, classes=['a', 'b']), 'r: 2 label maps in'),
+        (lambda: SegmentationDataset('r', root=root), 'r: 2 images in'),
     ):
         caplog.clear()
         make()
@@ -119,11 +119,11 @@ def test_every_data_set_says_how_many_images_it_has(put, caplog):
 
 def test_a_folder_without_images_says_what_is_there(put):
     root = put('r/a.mp4', 'r/b.mp4', data=b'no image')
-    with pytest.raises(DataError, match='no pictures in') as caught:
+    with pytest.raises(DataError, match='no images in') as caught:
         find_files(root / 'r')
     assert 'there are 2 .mp4' in caught.value.why
     (root / 'e').mkdir()
-    with pytest.raises(DataError, match='no pictures in'):
+    with pytest.raises(DataError, match='no images in'):
         find_files(root / 'e')
 
 
@@ -131,25 +131,26 @@ def test_a_class_folder_without_images_is_no_lost_class(put, caplog):
     root = put('r/bolt/1.png', 'r/screw/1.png')
     put('r/nut/1.heic', 'r/nut/2.heic', data=b'no image')
     with pytest.raises(DataError, match="1 of 3 class folders, such as 'nut'") as caught:
-        ImageFolders('r', root=root)
+        ClassificationDataset('r', root=root)
     assert '2 .heic' in caught.value.why and 'nut/1.heic' in caught.value.why
-    assert len(ImageFolders('r', root=root, classes=['bolt', 'screw'])) == 2  # it is no class, then
+    assert len(ClassificationDataset('r', root=root, classes=['bolt', 'screw'])) == 2  # it is no class, then
     with pytest.raises(DataError, match='nut'):
-        ImageFolders('r', root=root, classes=['bolt', 'screw', 'nut'])
+        ClassificationDataset('r', root=root, classes=['bolt', 'screw', 'nut'])
     for path in (root / 'r/nut').iterdir():
         path.unlink()
-    assert ImageFolders('r', root=root).metainfo['classes']['image_label'] == ['bolt', 'screw']
-    assert 'no pictures in 1 of 3 folders, such as nut' in caplog.text
+    assert ClassificationDataset('r', root=root).metainfo['classes']['image_label'] == ['bolt', 'screw']
+    assert 'no images in 1 of 3 folders, such as nut' in caplog.text
 
 
-def test_pictures_of_one_class_teach_nothing(put):
+def test_images_of_one_class_teach_nothing(put):
     root = put('r/train/a/1.png', 'r/train/b/1.png')
-    with pytest.raises(DataError, match="all 2 pictures are of one class, 'train'") as caught:
-        ImageFolders('r', root=root).check(training=True)
+    with pytest.raises(DataError, match="all 2 images are of one class, 'train'") as caught:
+        ClassificationDataset('r', root=root).check(training=True)
     assert 'further down' in caught.value.why
-    assert ImageFolders('r', root=root).check() == 0 and ImageFolders('r/train', root=root).check(training=True) == 0
+    assert ClassificationDataset('r', root=root).check() == 0
+    assert ClassificationDataset('r/train', root=root).check(training=True) == 0
     (root / 'list.txt').write_text('train/a/1.png\ta, b\ntrain/b/1.png\ta, b\n')
-    assert ImageFolders('r', root=root, split='list.txt', multi_label=True).check(training=True) == 2
+    assert ClassificationDataset('r', root=root, split='list.txt', multi_label=True).check(training=True) == 2
 
 
 def test_endings_are_counted_in_words():
@@ -181,5 +182,5 @@ def test_names_in_another_spelling_are_found(name, there):
 
 def test_two_files_of_one_key_are_an_error(put):
     root = put('r/a.png', 'r/a.jfif')
-    with pytest.raises(DataError, match='two pictures with one name: a.jfif and a.png'):
-        list_files(root / 'r', ('.png', '.jfif'), what='pictures')
+    with pytest.raises(DataError, match='two images with one name: a.jfif and a.png'):
+        list_files(root / 'r', ('.png', '.jfif'), what='images')

@@ -14,7 +14,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from vitdense.data.files import opening
-from vitdense.data.files.images import UnreadablePicture, from_pil, image_size, label_colors, read_image, read_label_map
+from vitdense.data.files.images import UnreadableImage, from_pil, image_size, label_colors, read_image, read_label_map
 from vitdense.data.files.listing import read_text
 from vitdense.data.files.opening import FORMATS, begins_like_image, image_source
 from vitdense.errors import DataError
@@ -72,7 +72,7 @@ def test_no_image_file_starts_a_program(store, monkeypatch, open_file):
     ran = []
     monkeypatch.setattr(subprocess, 'check_call', lambda *words, **options: ran.append(words))
     monkeypatch.setattr(EpsImagePlugin, 'gs_binary', 'gs')
-    with pytest.raises(DataError, match='not a picture|no picture'):
+    with pytest.raises(DataError, match='not an image|no image'):
         open_file(store('a.jpg', EPS))
     assert ran == []
 
@@ -87,7 +87,7 @@ def test_only_promised_formats_are_opened(store):
             PAGE.convert('1' if kind in ('XBM', 'MSP') else 'RGB').save(stream, kind)
         except (OSError, ValueError, KeyError, AttributeError):
             continue  # this Pillow does not write it
-        with pytest.raises(UnreadablePicture):
+        with pytest.raises(UnreadableImage):
             read_image(store('a.png', stream.getvalue()))
 
 
@@ -117,7 +117,7 @@ def test_files_of_other_kinds_are_called_by_what_they_are(store):
         (b'version https://git-lfs.github.com/spec/v1\n', 'Git LFS'),
     ):
         path = store('a.jpg', data)
-        with pytest.raises(UnreadablePicture, match=words):
+        with pytest.raises(UnreadableImage, match=words):
             read_image(path)
         assert not begins_like_image(path)
 
@@ -137,7 +137,7 @@ def test_whatever_a_decoder_raises_the_image_is_bad(store, monkeypatch, stage, e
     place = (Image, 'open') if stage == 'open' else (Image.Image, stage)
     place = (type(Image.open(path)), stage) if stage == 'load' else place
     monkeypatch.setattr(*place, fail)
-    with pytest.raises(UnreadablePicture, match=r'a\.png') as caught:
+    with pytest.raises(UnreadableImage, match=r'a\.png') as caught:
         read_image(path)
     assert str(error) in caught.value.why or type(error).__name__ in caught.value.why
 
@@ -199,7 +199,7 @@ def test_tiff_files_that_cannot_be_read_are_described(store):
         (tiff(array[..., :3].astype(np.uint16), photometric=1), '3 bands of 16 bits, not marked as RGB'),
         (tiff(array)[:30], 'a damaged TIFF file'),
     ):
-        with pytest.raises(UnreadablePicture, match=words):
+        with pytest.raises(UnreadableImage, match=words):
             read_image(store('a.tif', data))
 
 

@@ -1,4 +1,4 @@
-"""Label maps that belong to pictures: names that differ, one folder for both, and hints where none is found."""
+"""Label maps that belong to images: names that differ, one folder for both, and hints where none is found."""
 
 import unicodedata
 
@@ -6,29 +6,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitdense.data.segmentation import SegmentationMaps
+from vitdense.data.segmentation import SegmentationDataset
 from vitdense.errors import DataError
 
 
 @pytest.fixture
 def pairs(tmp_path):
-    """Write pictures and label maps of two classes, named by their paths; make the data set of two folders."""
+    """Write images and label maps of two classes, named by their paths; make the data set of two folders."""
 
     def make(images, labels, folders=('i', 'l'), **options):
         for names, array in ((images, np.full((4, 6, 3), 90)), (labels, np.resize([0, 1], (4, 6)))):
             for name in names:
                 (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(array.astype(np.uint8)).save(tmp_path / name)
-        return SegmentationMaps(*folders, root=tmp_path, classes=['a', 'b'], **options)
+        return SegmentationDataset(*folders, root=tmp_path, classes=['a', 'b'], **options)
 
     return make
 
 
-def names_of(data: SegmentationMaps) -> list[tuple[str, str]]:
+def names_of(data: SegmentationDataset) -> list[tuple[str, str]]:
     return data._files
 
 
-def test_masks_beside_pictures_are_no_pictures(pairs):
+def test_masks_beside_images_are_no_images(pairs):
     files = [f'd/{k}.png' for k in range(3)], [f'd/{k}_mask.png' for k in range(3)]
     for options in ({'label_suffix': '_mask.png'}, {'image_suffix': '.png', 'label_suffix': '_mask.png'}):
         data = pairs(*files, folders=('d', 'd'), **options)
@@ -41,7 +41,7 @@ def test_masks_beside_pictures_are_no_pictures(pairs):
     assert "label_suffix='_mask.png'" in caught.value.fix
 
 
-def test_pictures_and_masks_of_one_name_are_told_apart_by_their_ending(pairs):
+def test_images_and_masks_of_one_name_are_told_apart_by_their_ending(pairs):
     files = ['d/a.jpg', 'd/b.jpg'], ['d/a.png', 'd/b.png']
     for options in (
         {'label_suffix': '.png'},
@@ -80,7 +80,7 @@ def test_label_maps_in_jpeg_files_are_no_label_maps(pairs, caplog):
     with pytest.raises(DataError, match='no label maps in') as caught:
         pairs(['i/a.jpg'], ['l/a.jpg'])
     assert 'there are 1 .jpg' in caught.value.why and 'JPEG changes their numbers' in caught.value.fix
-    with pytest.raises(DataError, match='1 of 2 pictures have no label, such as a.jpg'):
+    with pytest.raises(DataError, match='1 of 2 images have no label, such as a.jpg'):
         pairs(['i/b.jpg'], ['l/b.png'])
     assert '1 .jpg in' in caplog.text and 'export them anew as PNG' in caplog.text
 
@@ -88,7 +88,7 @@ def test_label_maps_in_jpeg_files_are_no_label_maps(pairs, caplog):
 def test_unused_label_maps_are_counted(pairs, caplog):
     caplog.set_level('INFO', 'vitdense')
     pairs(['i/a.jpg'], ['l/a.png', 'l/b.png', 'l/c.png'])
-    assert 'i: 2 label maps without a picture are not used' in caplog.text
+    assert 'i: 2 label maps without an image are not used' in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -102,12 +102,12 @@ def test_unused_label_maps_are_counted(pairs, caplog):
     ],
 )
 def test_a_label_that_is_nearly_there_is_named(pairs, image, label, words):
-    with pytest.raises(DataError, match='1 of 2 pictures have no label') as caught:
+    with pytest.raises(DataError, match='1 of 2 images have no label') as caught:
         pairs([image, 'i/ok.jpg'], [label, 'l/ok.png'])
     assert words in caught.value.why
 
 
-def test_a_line_that_is_nearly_a_picture_is_explained(pairs, tmp_path):
+def test_a_line_that_is_nearly_a_image_is_explained(pairs, tmp_path):
     for line, words in (('i/a.jpg', 'is there: give the folder'), ('A.jpg', 'a.jpg is there')):
         (tmp_path / 'split.txt').write_text(line)
         with pytest.raises(DataError, match='in the split but not among') as caught:

@@ -1,4 +1,4 @@
-"""Geometry moves picture, boxes, masks and labels together; chance comes from torch's generator alone."""
+"""Geometry moves image, boxes, masks and labels together; chance comes from torch's generator alone."""
 
 import cv2
 import numpy as np
@@ -44,7 +44,7 @@ def one_square(height: int = 40, width: int = 60, box=(10, 8, 30, 20)) -> Sample
 
 
 def assert_in_agreement(sample: Sample) -> None:
-    """The box bounds the mask, the mask is the label, and the picture is white exactly there."""
+    """The box bounds the mask, the mask is the label, and the image is white exactly there."""
     target = sample.target
     assert isinstance(target.boxes, tv_tensors.BoundingBoxes) and isinstance(target.masks, tv_tensors.Mask)
     assert isinstance(target.semantic, tv_tensors.Mask) and isinstance(sample.img, tv_tensors.Image)
@@ -91,11 +91,11 @@ def test_labels_resize_by_half_pixel_centres():
     assert (geometry.resize(sample, (5, 17)).target.semantic == reference[0, 0]).all()
 
 
-def test_pictures_resize_as_torchvision_resizes_them():
+def test_images_resize_as_torchvision_resizes_them():
     img = torch.randint(0, 256, (3, 37, 53), dtype=torch.uint8)
     for size in ((74, 106), (50, 60), (20, 30), (50, 20), (37, 53)):
         expected = functional.resize(img, list(size), antialias=True)
-        assert (geometry.resize_picture(img, size).int() - expected.int()).abs().max() <= 1
+        assert (geometry.resize_image(img, size).int() - expected.int()).abs().max() <= 1
 
 
 def test_a_resized_crop_is_a_crop_of_the_resized():
@@ -162,7 +162,7 @@ def test_windows_without_labels_are_drawn_again():
     assert labelled > 90  # one draw alone: 29 %
 
 
-def test_small_pictures_are_padded_to_the_crop():
+def test_small_images_are_padded_to_the_crop():
     cropped = Pipeline([RandomCrop(size=(50, 30))])(one_square())
     assert cropped.img.shape == (3, 50, 30) and cropped.meta.size == (50, 30) and cropped.meta.orig_size == (40, 60)
     assert (cropped.target.semantic[40:] == IGNORE).all()
@@ -172,7 +172,7 @@ def test_photometric_distortion_matches_the_formulas():
     """Brightness adds, contrast multiplies, saturation and hue act in HSV; labels do not change."""
     sample = one_square()
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-    sample = sample._replace(img=geometry.as_picture(noise))
+    sample = sample._replace(img=geometry.as_image(noise))
     off = {'brightness': 0, 'contrast': (1, 1), 'saturation': (1, 1), 'hue': 0}
     assert all((PhotometricDistortion(**off)(sample).img == sample.img).all() for _ in range(5))
 

@@ -97,10 +97,10 @@ def test_multi_scale_crops_keep_objects_in_their_place():
         assert_seen(sample, transform)
         assert min(sample.img.shape[-2:]) <= 160 and max(sample.img.shape[-2:]) <= 200
         lost += 4 - len(sample.target.labels)
-    assert lost > 20  # windows are smaller than the picture
+    assert lost > 20  # windows are smaller than the image
 
 
-def test_a_small_picture_is_cropped_as_far_as_it_goes():
+def test_a_small_image_is_cropped_as_far_as_it_goes():
     for height, width in ((1, 1), (3, 500), (500, 3)):
         sample = Sample(tv_tensors.Image(torch.zeros(3, height, width, dtype=torch.uint8)), Target(), Meta(0))
         assert min(MultiScaleCrop(probability=1)(sample).img.shape) >= 1
@@ -122,7 +122,7 @@ def test_wrong_arguments_are_errors(transform, arguments):
         transform(**arguments)
 
 
-def test_real_pictures_in_native_aspect_become_a_batch_with_valid_pixels(shared):
+def test_real_images_in_native_aspect_become_a_batch_with_valid_pixels(shared):
     data = CocoDetection(
         'annotations/instances_train2017.json',
         'train2017',

@@ -8,7 +8,7 @@ from PIL import Image
 from timm.models import get_pretrained_cfg
 from torchvision import tv_tensors
 
-from vitdense.data.files.images import UnreadablePicture
+from vitdense.data.files.images import UnreadableImage
 from vitdense.data.transforms import evaluation_crop as crops
 from vitdense.data.transforms.common import ResizeShortSide
 from vitdense.data.transforms.evaluation_crop import EvaluationCrop
@@ -18,7 +18,7 @@ from vitdense.types import Meta, Sample, Target
 NAMES = ['vit_tiny_patch16_224.augreg_in21k_ft_in1k', 'deit3_small_patch16_384.fb_in1k', 'vit_small_patch16_dinov3']
 
 
-def picture(height: int, width: int) -> np.ndarray:
+def image(height: int, width: int) -> np.ndarray:
     rows, columns = np.mgrid[:height, :width] / 9
     waves = np.stack([np.sin(rows), np.cos(columns), np.sin(rows + columns)], axis=2)
     return (127 + 120 * waves).astype(np.uint8)
@@ -33,7 +33,7 @@ def cut(array: np.ndarray, crop: EvaluationCrop) -> torch.Tensor:
 def test_it_is_that_of_timm(name, size):
     config = timm.data.resolve_data_config(pretrained_cfg=get_pretrained_cfg(name).to_dict())
     theirs = timm.data.create_transform(**config | dict(mean=(0,) * 3, std=(1,) * 3))
-    array = picture(*size)
+    array = image(*size)
     ours = cut(array, EvaluationCrop(checkpoint=name))
     difference = (ours.float() - theirs(Image.fromarray(array)) * 255).abs()
     assert difference.max() <= 2 and difference.mean() < 0.2  # Pillow and torchvision round differently
@@ -42,7 +42,7 @@ def test_it_is_that_of_timm(name, size):
 def test_arguments_replace_what_the_checkpoint_says():
     crop = EvaluationCrop(checkpoint=NAMES[0], size=160, crop_pct=1.0)
     assert crop.crop == (160, 1.0, 'bicubic', False)
-    assert cut(picture(100, 300), crop).shape == (3, 160, 160)
+    assert cut(image(100, 300), crop).shape == (3, 160, 160)
     assert EvaluationCrop().crop == (224, 0.875, 'bicubic', False)
 
 
@@ -62,19 +62,19 @@ def test_what_cannot_be_is_refused():
 
 
 @pytest.mark.parametrize('size', [(1, 20000), (20000, 1), (2, 4001), (3, 30000)])
-def test_a_narrow_picture_is_cut_before_it_is_resized(size, monkeypatch):
+def test_a_narrow_image_is_cut_before_it_is_resized(size, monkeypatch):
     """1 x 20000 pixels would become 256 x 5,120,000."""
     crop, seen = EvaluationCrop(), []
     steps = crop._steps
     monkeypatch.setattr(crop, '_steps', lambda sample: seen.append(sample.img.shape) or steps(sample))
-    assert cut(picture(*size), crop).shape == (3, 224, 224)
+    assert cut(image(*size), crop).shape == (3, 224, 224)
     assert max(seen[0][1:]) <= 400
 
 
 @pytest.mark.parametrize('size', [(1, 120), (121, 2), (3, 200), (7, 300), (300, 4001), (250, 9000)])
 @pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
 def test_the_cut_shows_what_the_whole_would_show(size, interpolation, monkeypatch):
-    crop, array = EvaluationCrop(size=32, interpolation=interpolation), picture(*size)
+    crop, array = EvaluationCrop(size=32, interpolation=interpolation), image(*size)
     whole = cut(array, crop)
     monkeypatch.setattr(crops, 'LARGEST', 0)
     difference = (cut(array, crop).int() - whole.int()).abs()
@@ -83,6 +83,6 @@ def test_the_cut_shows_what_the_whole_would_show(size, interpolation, monkeypatc
 
 def test_other_resizes_refuse_what_would_fill_the_memory():
     narrow = Sample(tv_tensors.Image(torch.zeros(3, 1, 20000, dtype=torch.uint8)), Target(), Meta(0, path='a/b.png'))
-    with pytest.raises(UnreadablePicture, match='b.png: 20000 x 1 pixels would become 10240000 x 512'):
+    with pytest.raises(UnreadableImage, match='b.png: 20000 x 1 pixels would become 10240000 x 512'):
         ResizeShortSide(size=512)(narrow)
     assert ResizeShortSide(size=512, max_size=1024)(narrow).img.shape == (3, 1, 1024)

@@ -80,7 +80,7 @@ def test_the_best_cells_are_selected():
 
 
 @pytest.mark.parametrize('name', HEADS)
-def test_more_queries_than_cells_begin_with_the_whole_picture(name):
+def test_more_queries_than_cells_begin_with_the_whole_image(name):
     head = head_of(name, num_queries=30).eval()
     with torch.no_grad():
         outputs = head(features_of(2, 3))

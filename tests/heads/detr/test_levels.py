@@ -13,7 +13,7 @@ from vitdense.types import Features
 EXTENTS = torch.tensor([[5, 7], [2, 3], [1, 7]])
 
 
-def test_a_masked_group_norm_is_that_of_each_picture_alone():
+def test_a_masked_group_norm_is_that_of_each_image_alone():
     norm, alone = MaskedGroupNorm(12, num_groups=4), nn.GroupNorm(4, 12)
     nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
     alone.load_state_dict(norm.state_dict())
@@ -27,7 +27,7 @@ def test_a_masked_group_norm_is_that_of_each_picture_alone():
 
 
 @pytest.mark.parametrize('offset', [0.0, -0.5])
-def test_sine_positions_count_the_cells_of_the_picture(offset):
+def test_sine_positions_count_the_cells_of_the_image(offset):
     x = torch.zeros(3, 1, 5, 7)
     batched = sine_positions(x, 8, EXTENTS, offset=offset).unflatten(1, (5, 7))
     for row, (height, width) in enumerate(EXTENTS.tolist()):

@@ -102,7 +102,7 @@ def draw(module: nn.Module) -> nn.Module:
 
 
 class Seen(nn.Module):
-    """A backbone and projector that gave these maps, whole pictures."""
+    """A backbone and projector that gave these maps, whole images."""
 
     def __init__(self, *maps: Tensor) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ SHAPES = {  # batch, queries, heads, points, channels, grids
     'many levels': (3, 2, 1, 3, 6, [(2, 3), (4, 1), (1, 2), (5, 5), (1, 1)]),
     'more queries than a chunk': (2, 700, 2, 1, 3, [(4, 6)]),
     'no queries': (2, 0, 2, 4, 8, [(6, 5), (3, 3)]),
-    'no pictures': (0, 3, 2, 4, 8, [(6, 5), (3, 3)]),
+    'no images': (0, 3, 2, 4, 8, [(6, 5), (3, 3)]),
 }
 
 

@@ -19,12 +19,12 @@ class Texts(NamedTuple):
 
 
 class CocoArrays(NamedTuple):
-    """The pictures and annotations of a file: N pictures in the file's order, A annotations, picture after picture."""
+    """The images and annotations of a file: N images in the file's order, A annotations, image after image."""
 
     image_ids: Texts  # N, as JSON: numbers or words
     file_names: Texts  # N
     sizes: np.ndarray  # (N, 2) int32 (H, W); zero: the file does not say
-    starts: np.ndarray  # (N + 1,) int64: picture i has the annotations starts[i] ... starts[i + 1] - 1
+    starts: np.ndarray  # (N + 1,) int64: image i has the annotations starts[i] ... starts[i + 1] - 1
     ids: np.ndarray  # (A,) int64; the annotation's place in the file from 1, where some do not fit 64 bits
     labels: np.ndarray  # (A,) int32 row of the category, in the order of category ids
     boxes: np.ndarray  # (A, 4) float64 x, y, width, height as in the file
@@ -60,12 +60,12 @@ def texts(words: Sequence[str]) -> Texts:
 
 
 def sizes_of(arrays: CocoArrays) -> np.ndarray:
-    """Return (A, 2) int32 (H, W): for each annotation the size of its picture."""
+    """Return (A, 2) int32 (H, W): for each annotation the size of its image."""
     return np.repeat(arrays.sizes, np.diff(arrays.starts), axis=0)
 
 
 def inside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return (A, 4) xyxy of x, y, width, height boxes, cut at the borders of pictures of `sizes` (A, 2) (H, W).
+    """Return (A, 4) xyxy of x, y, width, height boxes, cut at the borders of images of `sizes` (A, 2) (H, W).
 
     Where the size is not known (zero) nothing is cut.
     """

@@ -38,24 +38,24 @@ _logger = logging.getLogger('vitdense')
 
 
 class CocoDetection:
-    """Pictures below `images` with the objects of the COCO file `annotations`; both paths start at `root`.
+    """Images below `images` with the objects of the COCO file `annotations`; both paths start at `root`.
 
     Labels are the rows of the categories in the order of their ids (COCO's own 80 have gaps up to 90), or of `classes`
     (names, or a file with them): then the objects of other categories are left out. `metainfo` has the names, made-up
     colours and, for results, the `category_ids`.
 
-    In training, boxes are cut at the borders of the picture, those that have less than a pixel there are dropped, and
-    the log tells how many. With `evaluation` transforms touch only the picture; the target is what the file says, in
+    In training, boxes are cut at the borders of the image, those that have less than a pixel there are dropped, and
+    the log tells how many. With `evaluation` transforms touch only the image; the target is what the file says, in
     float64, so that scores are those of the file. Crowds (`iscrowd`) are in both: no task may take them for an object
-    to find. Pictures without objects stay, unless `drop_empty`. `num_images` takes the first that many of what is left:
-    a head that cannot learn a few pictures by heart is broken.
+    to find. Images without objects stay, unless `drop_empty`. `num_images` takes the first that many of what is left:
+    a head that cannot learn a few images by heart is broken.
 
     `masks` asks for the objects' masks, from polygons or run lengths. An object without a mask that can be used is an
-    error, or, with `skip_unmasked`, a reason to leave its picture out; a crowd without one is its box.
+    error, or, with `skip_unmasked`, a reason to leave its image out; a crowd without one is its box.
 
     A category that only groups the others (the first of Roboflow's exports), which no annotation has, is no class.
 
-    A picture whose size is not what the file says is an error (`check_sizes=False` looks the other way), as is one
+    An image whose size is not what the file says is an error (`check_sizes=False` looks the other way), as is one
     that lies outside of `images`. `cache` is described at `coco_cache.open_coco`.
 
     Raises DataError at construction when the file is none, or holds boxes that are no numbers, categories that do not
@@ -92,7 +92,7 @@ class CocoDetection:
         self.pipeline = Pipeline(transforms)
         if not self.images.is_dir():
             raise DataError(
-                f'no folder of pictures: {self.images}',
+                f'no folder of images: {self.images}',
                 where=str(self.images),
                 why='it does not exist, or is no folder',
                 fix='correct images=..., or data_root=... of the config; relative paths start where the command runs',
@@ -105,7 +105,7 @@ class CocoDetection:
         self._ids = {name: number for number, name in zip(ids, names, strict=True) if number != self._facts.root}
         self._names = list(self._ids) if classes is None else list(read_classes(classes, root=root).values())
         self._choose(self._names)
-        self._rows = self._pictures(drop_empty, skip_unmasked)[:num_images]
+        self._rows = self._images(drop_empty, skip_unmasked)[:num_images]
         if not evaluation:
             self._refuse_nothing(all_used=classes is None and len(self._rows) == len(self._arrays.sizes))
         self._log_remarks()
@@ -130,7 +130,7 @@ class CocoDetection:
         return self.images, [self._arrays.file_names[row] for row in self._rows.tolist()]
 
     def extent(self) -> tuple[list[tuple[int, int]], int]:
-        """Return the sizes (H, W) that pictures have, and the largest number of objects in one."""
+        """Return the sizes (H, W) that images have, and the largest number of objects in one."""
         sizes = np.unique(self._arrays.sizes[self._rows], axis=0)
         counts = np.diff(self._arrays.starts)[self._rows]
         return [tuple(size) for size in sizes.tolist() if min(size) > 0], int(counts.max(initial=0))
@@ -171,7 +171,7 @@ class CocoDetection:
         return np.repeat(np.arange(len(self._arrays.sizes)), np.diff(self._arrays.starts))
 
     def image_id(self, row: int) -> int | str:
-        """Return the id of a picture of the file."""
+        """Return the id of an image of the file."""
         return json.loads(self._arrays.image_ids[row])
 
     def adopt(self, classes: Mapping[str, Sequence[str]]) -> None:
@@ -192,7 +192,7 @@ class CocoDetection:
         self._choose(names, missing=True)
 
     def check(self, limit: int | None = 64, *, training: bool = False) -> int:
-        """Look at the size of `limit` pictures, evenly spaced (None: all), and return how many were looked at.
+        """Look at the size of `limit` images, evenly spaced (None: all), and return how many were looked at.
 
         Meant for the start of a run. Raises DataError for a size that is not what the file says.
         """
@@ -202,12 +202,12 @@ class CocoDetection:
             path = self._file(row)
             try:
                 self._check_size(row, decoding.image_size(path, max_pixels=self.max_pixels), path)
-            except decoding.UnreadablePicture:
-                continue  # a bad picture has its own policy (SeededDataset)
+            except decoding.UnreadableImage:
+                continue  # a bad image has its own policy (SeededDataset)
         return len(rows)
 
     def _file(self, row: int) -> Path:
-        """Return the path of a picture. Raises DataError for one that leads out of the folder."""
+        """Return the path of an image. Raises DataError for one that leads out of the folder."""
         name, where = self._arrays.file_names[row], f'{self.path} image {self.image_id(row)}'
         return safe_below(self.images, name, where=where, follow_links=self.follow_links)
 
@@ -232,40 +232,40 @@ class CocoDetection:
             'category_ids': {'labels': [ids.get(name) for name in names]},
         }
 
-    def _pictures(self, drop_empty: bool, skip_unmasked: bool) -> np.ndarray:
-        """Return the rows of the pictures to use, as the options say."""
+    def _images(self, drop_empty: bool, skip_unmasked: bool) -> np.ndarray:
+        """Return the rows of the images to use, as the options say."""
         arrays = self._arrays
         if not drop_empty and not self.masks:
             return np.arange(len(arrays.sizes))
-        picture = self._images_of_annotations()
+        image = self._images_of_annotations()
         keep = np.ones(len(arrays.sizes), bool)
         chosen = self._chosen() & ~arrays.crowd
         if drop_empty:
             good = chosen & learnable(arrays)
-            keep = np.bincount(picture[good], minlength=len(keep)) > 0
+            keep = np.bincount(image[good], minlength=len(keep)) > 0
         if self.masks:
             bare = chosen & (np.diff(arrays.segments.ends, prepend=0) == 0)
-            keep[picture[bare]] = False
+            keep[image[bare]] = False
             if bare.any() and not skip_unmasked:
                 raise DataError(
                     f'{int(bare.sum())} of {len(bare)} annotations have no segmentation',
                     where=f'{self.path}, such as annotation {arrays.name(int(bare.argmax()))}',
                     why='masks=True asks for the mask of every object',
-                    fix='leave masks out, or write skip_unmasked=True to leave out the pictures of such objects',
+                    fix='leave masks out, or write skip_unmasked=True to leave out the images of such objects',
                 )
         if not keep.any():
             raise DataError(
-                'no picture is left',
+                'no image is left',
                 where=str(self.path),
-                why=f'the file lists {len(keep)} pictures; drop_empty and skip_unmasked leave none of them',
+                why=f'the file lists {len(keep)} images; drop_empty and skip_unmasked leave none of them',
                 fix='check the file with tools/check_data.py, or leave these options out',
             )
         if not keep.all():
-            _logger.info('%s: %d of %d pictures are left out', self.name, int((~keep).sum()), len(keep))
+            _logger.info('%s: %d of %d images are left out', self.name, int((~keep).sum()), len(keep))
         return np.flatnonzero(keep)
 
     def _target(self, row: int, size: tuple[int, int]) -> Target:
-        """Return the objects of a picture: as in the file for evaluation, fit to learn from for training."""
+        """Return the objects of an image: as in the file for evaluation, fit to learn from for training."""
         arrays = self._arrays
         rows = np.arange(arrays.starts[row], arrays.starts[row + 1])
         rows = rows[self._label_of[arrays.labels[rows]] >= 0]
@@ -300,7 +300,7 @@ class CocoDetection:
                 raise DataError(
                     f'annotation {self._arrays.name(row)}: {error}',
                     where=str(self.path),
-                    why='its segmentation does not fit the picture',
+                    why='its segmentation does not fit the image',
                     fix='check the file with tools/check_data.py',
                 ) from None
         return masks_of_runs(runs, size)
@@ -313,9 +313,9 @@ class CocoDetection:
         raise DataError(
             f'{path.name}: (H, W) {size}, but the annotation file says {stated}',
             where=f'{self.path} image {self.image_id(row)}',
-            why='boxes drawn on a picture of another size do not lie on the objects'
+            why='boxes drawn on an image of another size do not lie on the objects'
             + ('; it looks turned: an EXIF flag was ignored when it was annotated' if turned else ''),
-            fix='annotate the picture as it is (upright), correct width and height, or write check_sizes=False if the '
+            fix='annotate the image as it is (upright), correct width and height, or write check_sizes=False if the '
             'boxes are right all the same',
         )
 

@@ -18,30 +18,30 @@ class Scale(NamedTuple):
     shown: int  # what Pillow makes of it
 
 
-def bits_of(picture: Image.Image) -> int:
+def bits_of(image: Image.Image) -> int:
     """Return how many bits a channel of an opened file has; 8 also where it has less."""
-    if picture.mode == 'I':
-        return 16 if picture.format == 'PPM' else 32
-    if picture.format == 'TIFF' and (picture.mode.startswith('I;16') or picture.mode in DEEP_COLORS):
-        return max(picture.tag_v2.get(258) or (8,))
-    return 16 if picture.mode.startswith('I;16') or ';16' in _raw_mode(picture) else 8
+    if image.mode == 'I':
+        return 16 if image.format == 'PPM' else 32
+    if image.format == 'TIFF' and (image.mode.startswith('I;16') or image.mode in DEEP_COLORS):
+        return max(image.tag_v2.get(258) or (8,))
+    return 16 if image.mode.startswith('I;16') or ';16' in _raw_mode(image) else 8
 
 
-def _raw_mode(picture: Image.Image) -> str:
+def _raw_mode(image: Image.Image) -> str:
     """Return what Pillow calls the layout of an opened file's numbers, such as 'L;4' or 'RGB;16B'."""
-    args = picture.tile[0].args if getattr(picture, 'tile', None) else ''
+    args = image.tile[0].args if getattr(image, 'tile', None) else ''
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
-def scale_of(picture: Image.Image) -> Scale | None:
+def scale_of(image: Image.Image) -> Scale | None:
     """Return how Pillow will stretch the numbers of an opened file: 2 and 4 bits, and the largest number of a PGM."""
-    few = re.match(r'L;([24])', _raw_mode(picture))
+    few = re.match(r'L;([24])', _raw_mode(image))
     if few:
         return Scale(2 ** int(few[1]) - 1, 255)
-    if picture.format == 'PPM' and picture.tile and picture.tile[0].codec_name.startswith('ppm'):
-        args = picture.tile[0].args
-        if isinstance(args, tuple) and picture.mode in ('L', 'I'):
-            return Scale(args[1], 65535 if picture.mode == 'I' else 255)
+    if image.format == 'PPM' and image.tile and image.tile[0].codec_name.startswith('ppm'):
+        args = image.tile[0].args
+        if isinstance(args, tuple) and image.mode in ('L', 'I'):
+            return Scale(args[1], 65535 if image.mode == 'I' else 255)
     return None
 
 

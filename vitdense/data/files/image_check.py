@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from vitdense.data.files.images import MAX_PIXELS, UnreadablePicture, read_header, read_levels
+from vitdense.data.files.images import MAX_PIXELS, UnreadableImage, read_header, read_levels
 
 DEEP = 8  # images of 16 bits that are decoded, at most
 
@@ -43,7 +43,7 @@ def look_for_oddities(
             if header.bits == 16 and value_range is None and len(brightest) < DEEP:
                 top = read_levels(path).brightest
                 brightest += [] if top is None else [top]  # None: the file says its range
-        except UnreadablePicture:
+        except UnreadableImage:
             continue  # a bad image has its own policy (SeededDataset)
         looked += 1
         if header.turn in (2, 3, 4):
@@ -68,7 +68,7 @@ class ImagesSeen:
         self.turned: list[str] = []  # by 180 degrees, or mirrored
 
     def read(self, path: Path) -> Tensor:
-        """Return what `read_image` returns. Raises UnreadablePicture."""
+        """Return what `read_image` returns. Raises UnreadableImage."""
         if read_header(path, max_pixels=self.options['max_pixels']).turn in (2, 3, 4):
             self.turned.append(path.name)
         image, brightest = read_levels(path, **self.options)

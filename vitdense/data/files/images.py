@@ -20,7 +20,7 @@ from vitdense.arguments import interval
 from vitdense.data.files.bit_depth import DEEP_COLORS, Scale, bits_of, scale_of, stored_numbers, stretch
 from vitdense.data.files.opening import (
     MAX_PIXELS,
-    UnreadablePicture,
+    UnreadableImage,
     image_source,
     loaded,
     opened,
@@ -47,14 +47,14 @@ class DecodedImage(NamedTuple):
 def read_image(
     path: str | Path, *, max_pixels: int = MAX_PIXELS, value_range: tuple[float, float] | None = None
 ) -> Tensor:
-    """Return the picture at `path`, upright, as (3, H, W) uint8 RGB. The file is only read, never written.
+    """Return the image at `path`, upright, as (3, H, W) uint8 RGB. The file is only read, never written.
 
-    Gray, palette, 1-bit, CMYK and animated pictures (first frame) become RGB; an alpha channel is dropped, not
-    composited. 16-bit gray is divided by 257. `value_range = (low, high)` is for pictures whose numbers have no
+    Gray, palette, 1-bit, CMYK and animated images (first frame) become RGB; an alpha channel is dropped, not
+    composited. 16-bit gray is divided by 257. `value_range = (low, high)` is for images whose numbers have no
     fixed meaning (float, 32-bit, 12 bits stored in 16): low becomes 0, high 255, values beyond are clipped.
-    The memory is channels last (a view of (H, W, 3)), as decoders and OpenCV lay pictures out.
+    The memory is channels last (a view of (H, W, 3)), as decoders and OpenCV lay images out.
 
-    Raises UnreadablePicture (a DataError) naming the file when it is missing, empty, no picture, no regular file,
+    Raises UnreadableImage (a DataError) naming the file when it is missing, empty, no image, no regular file,
     truncated, larger than `max_pixels` (checked in the header, before anything is decoded), or needs a `value_range`;
     ConfigError for a `value_range` that is none.
     """
@@ -67,28 +67,28 @@ def read_levels(
     """Return what `read_image` returns, with the largest number in a file of 16 bits."""
     value_range = interval(value_range, 'value_range')
     source = image_source(path)
-    with opened(path, max_pixels, source=source) as picture:
+    with opened(path, max_pixels, source=source) as image:
         array, brightest = None, None
         if value_range is None:
-            array = _decode_plain_jpeg(source, picture)
-        elif bits_of(picture) == 16 and picture.mode in DEEP_COLORS:
-            array = stretch(_deep_color(source, picture, path), value_range)
+            array = _decode_plain_jpeg(source, image)
+        elif bits_of(image) == 16 and image.mode in DEEP_COLORS:
+            array = stretch(_deep_color(source, image, path), value_range)
         if array is None:
-            array, brightest = _rgb_array(picture, path, value_range)
+            array, brightest = _rgb_array(image, path, value_range)
     return DecodedImage(torch.from_numpy(array).permute(2, 0, 1), brightest)  # (H, W, 3) -> (3, H, W)
 
 
-def from_pil(picture: Image.Image, *, value_range: tuple[float, float] | None = None) -> Tensor:
-    """Return an open Pillow picture as (3, H, W) uint8 RGB, by the rules of `read_image`."""
-    what = 'a PIL picture'
-    if picture.format == 'EPS':  # decoding it would run Ghostscript
-        raise unreadable(what, 'a PostScript file, no picture', 'it is a program', 'convert it to PNG')
-    array, _ = _rgb_array(picture, what, interval(value_range, 'value_range'))
+def from_pil(image: Image.Image, *, value_range: tuple[float, float] | None = None) -> Tensor:
+    """Return an open Pillow image as (3, H, W) uint8 RGB, by the rules of `read_image`."""
+    what = 'a PIL image'
+    if image.format == 'EPS':  # decoding it would run Ghostscript
+        raise unreadable(what, 'a PostScript file, no image', 'it is a program', 'convert it to PNG')
+    array, _ = _rgb_array(image, what, interval(value_range, 'value_range'))
     return torch.from_numpy(array).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
 
 
 def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return (H, W) of the upright picture from its header alone. Raises UnreadablePicture as `read_image` does."""
+    """Return (H, W) of the upright image from its header alone. Raises UnreadableImage as `read_image` does."""
     return read_header(path, max_pixels=max_pixels).size
 
 
@@ -101,30 +101,30 @@ class Header(NamedTuple):
 
 
 def read_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Header:
-    """Return the header of an image file. Raises UnreadablePicture as `read_image` does."""
-    with opened(path, max_pixels) as picture:
-        width, height = picture.size
-        turn = orientation(picture)
-        # Pillow turns TIFF by itself, and gives the size of the turned picture
-        size = (width, height) if turn >= 5 and picture.format != 'TIFF' else (height, width)
-        return Header(size, turn, bits_of(picture))
+    """Return the header of an image file. Raises UnreadableImage as `read_image` does."""
+    with opened(path, max_pixels) as image:
+        width, height = image.size
+        turn = orientation(image)
+        # Pillow turns TIFF by itself, and gives the size of the turned image
+        size = (width, height) if turn >= 5 and image.format != 'TIFF' else (height, width)
+        return Header(size, turn, bits_of(image))
 
 
 def read_label_map(
     path: str | Path, *, colors: Mapping[tuple[int, int, int], int] | None = None, max_pixels: int = MAX_PIXELS
 ) -> Tensor:
-    """Return the label picture at `path` as (H, W): uint8, or int32 where the file has more than 8 bits.
+    """Return the label image at `path` as (H, W): uint8, or int32 where the file has more than 8 bits.
 
-    A palette picture gives its indices (as PASCAL VOC is meant), a 1-bit picture 0 and 1. `colors` maps (r, g, b) to
-    labels for colour-coded label pictures; a colour that is not in the table is an error.
+    A palette image gives its indices (as PASCAL VOC is meant), a 1-bit image 0 and 1. `colors` maps (r, g, b) to
+    labels for colour-coded label images; a colour that is not in the table is an error.
 
     Raises DataError naming the file when it is broken, lossy (JPEG), or colour without a table.
     """
     try:
-        with opened(path, max_pixels) as picture:
-            kind, scale = picture.format, scale_of(picture)
-            picture = loaded(picture, path).copy()  # outlives the file
-    except UnreadablePicture as error:  # a label is never skipped, so it must not look like a picture that may be
+        with opened(path, max_pixels) as image:
+            kind, scale = image.format, scale_of(image)
+            image = loaded(image, path).copy()  # outlives the file
+    except UnreadableImage as error:  # a label is never skipped, so it must not look like an image that may be
         raise DataError(error.message, where=error.where, why=error.why, fix=error.fix) from error
     if kind in ('JPEG', 'MPO'):
         raise DataError(
@@ -133,43 +133,43 @@ def read_label_map(
             why='JPEG changes pixel values, and with them the labels',
             fix='store label maps as PNG',
         )
-    return torch.from_numpy(_label_array(picture, scale, colors, path))
+    return torch.from_numpy(_label_array(image, scale, colors, path))
 
 
 def label_colors(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> list[tuple[int, int, int]] | None:
     """Return the palette of a label file, (r, g, b) for each number; None where it has none. Raises DataError."""
-    with opened(path, max_pixels) as picture:
-        values = loaded(picture, path).getpalette() if picture.mode == 'P' else None
+    with opened(path, max_pixels) as image:
+        values = loaded(image, path).getpalette() if image.mode == 'P' else None
     return None if values is None else [tuple(values[place : place + 3]) for place in range(0, len(values), 3)]
 
 
 def _label_array(
-    picture: Image.Image, scale: Scale | None, colors: Mapping[tuple[int, int, int], int] | None, path: str | Path
+    image: Image.Image, scale: Scale | None, colors: Mapping[tuple[int, int, int], int] | None, path: str | Path
 ) -> np.ndarray:
-    """Return (H, W) uint8 or int32 labels of a loaded label picture."""
-    array = np.array(picture)
-    if colors is None and picture.mode in ('L', 'P'):
+    """Return (H, W) uint8 or int32 labels of a loaded label image."""
+    array = np.array(image)
+    if colors is None and image.mode in ('L', 'P'):
         return array if scale is None else stored_numbers(array, scale).astype(np.uint8)
-    if colors is None and picture.mode == '1':
+    if colors is None and image.mode == '1':
         return array.astype(np.uint8)
-    if colors is None and (picture.mode == 'I' or picture.mode.startswith('I;16')):
+    if colors is None and (image.mode == 'I' or image.mode.startswith('I;16')):
         return (array if scale is None else stored_numbers(array, scale)).astype(np.int32)
-    if colors is not None and picture.mode in ('RGB', 'RGBA', 'P'):
-        return _labels_of_colors(np.asarray(picture.convert('RGB')), colors, path)
+    if colors is not None and image.mode in ('RGB', 'RGBA', 'P'):
+        return _labels_of_colors(np.asarray(image.convert('RGB')), colors, path)
     expected = 'a label map needs one number per pixel' if colors is None else 'a coloured label map was announced'
-    if colors is None and picture.mode in ('RGB', 'RGBA', 'LA') and _is_gray(array):
+    if colors is None and image.mode in ('RGB', 'RGBA', 'LA') and _is_gray(array):
         raise DataError(
-            f'{Path(path).name}: {expected}, this file has colour channels ({picture.mode}) that are all equal',
+            f'{Path(path).name}: {expected}, this file has colour channels ({image.mode}) that are all equal',
             where=str(path),
             why='it is a gray label map that was saved as a colour image; its numbers stand in every channel',
             fix="store one channel of it, with Pillow: image.getchannel(0).save('x.png')",
         )
     raise DataError(
-        f'{Path(path).name}: {expected}, this picture has mode {picture.mode}',
+        f'{Path(path).name}: {expected}, this image has mode {image.mode}',
         where=str(path),
         why='each pixel of a label map is the index of its class; colours need a table that says what they mean',
         fix='store the labels as an 8-bit gray or palette PNG; or, where they are colours, give each class its colour '
-        '(SegmentationMaps: palette=..., colored_labels=True)',
+        '(SegmentationDataset: palette=..., colored_labels=True)',
     )
 
 
@@ -180,7 +180,7 @@ def _is_gray(array: np.ndarray) -> bool:
 
 
 def _labels_of_colors(array: np.ndarray, colors: Mapping[tuple[int, int, int], int], path: str | Path) -> np.ndarray:
-    """Return (H, W) uint8 labels of a (H, W, 3) colour-coded label picture."""
+    """Return (H, W) uint8 labels of a (H, W, 3) colour-coded label image."""
     codes = array.astype(np.int32) @ np.array([65536, 256, 1], np.int32)  # (H, W, 3) -> (H, W)
     known = {red * 65536 + green * 256 + blue: label for (red, green, blue), label in colors.items()}
     table = np.array(sorted(known), np.int32)
@@ -200,25 +200,25 @@ def _labels_of_colors(array: np.ndarray, colors: Mapping[tuple[int, int, int], i
 # -------------------------------------------------------------------------------------------------------- decoding
 
 
-def _decode_plain_jpeg(data: bytes | Path, picture: Image.Image) -> np.ndarray | None:
+def _decode_plain_jpeg(data: bytes | Path, image: Image.Image) -> np.ndarray | None:
     """Return (H, W, 3) RGB of a JPEG that OpenCV surely decodes as Pillow does, else None.
 
     OpenCV fills the missing part of a truncated or damaged JPEG with gray and says nothing. One scan up to an end
     marker at the end of the file, with no stray marker inside, excludes what Pillow would refuse.
     """
     plain = (
-        picture.format == 'JPEG'
+        image.format == 'JPEG'
         and isinstance(data, bytes)
-        and picture.mode in ('RGB', 'L')
-        and 'progression' not in picture.info
-        and picture.info.get('adobe_transform', 1) == 1
-        and orientation(picture) == 1
+        and image.mode in ('RGB', 'L')
+        and 'progression' not in image.info
+        and image.info.get('adobe_transform', 1) == 1
+        and orientation(image) == 1
         and _is_one_whole_scan(data)
     )
     if not plain:
         return None
     array = _decode_with_opencv(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if array is None or array.shape != (picture.height, picture.width, 3):
+    if array is None or array.shape != (image.height, image.width, 3):
         return None
     return cv2.cvtColor(array, cv2.COLOR_BGR2RGB, dst=array)
 
@@ -247,23 +247,23 @@ def _is_one_whole_scan(data: bytes) -> bool:
 
 
 def _rgb_array(
-    picture: Image.Image, path: str | Path, value_range: tuple[float, float] | None
+    image: Image.Image, path: str | Path, value_range: tuple[float, float] | None
 ) -> tuple[np.ndarray, int | None]:
-    """Return (H, W, 3) uint8 RGB of an opened picture of any mode, and its largest number where it has 16 bits."""
-    bits, scale = bits_of(picture), scale_of(picture)
-    picture = loaded(picture, path)
-    mode = picture.mode
+    """Return (H, W, 3) uint8 RGB of an opened image of any mode, and its largest number where it has 16 bits."""
+    bits, scale = bits_of(image), scale_of(image)
+    image = loaded(image, path)
+    mode = image.mode
     if mode in ('I', 'F') or mode.startswith('I;16'):
-        array = np.asarray(picture)
+        array = np.asarray(image)
         gray = _gray_levels(array, bits, scale, path, value_range)
         brightest = int(array.max()) if bits == 16 and scale is None and value_range is None else None
         return np.repeat(gray[..., None], 3, axis=2), brightest
     try:
         if mode == 'La':
-            picture = picture.convert('LA')
-        elif mode == 'RGBa' or 'transparency' in picture.info:
-            picture = picture.convert('RGBA')  # P or RGBa to RGB directly would warn or fail
-        array = np.array(picture.convert('RGB'))
+            image = image.convert('LA')
+        elif mode == 'RGBa' or 'transparency' in image.info:
+            image = image.convert('RGBA')  # P or RGBa to RGB directly would warn or fail
+        array = np.array(image.convert('RGB'))
     except Exception as error:
         raise unreadable(path, f'mode {mode} has no RGB form', reason(error), 'store it as 8-bit RGB') from error
     if value_range is not None and value_range[1] <= 255:  # other ranges are meant for files of more bits
@@ -289,24 +289,24 @@ def _gray_levels(
         path,
         f'{"float" if array.dtype.kind == "f" else "32-bit"} pixels without a known range',
         'nothing says which number is black and which is white; value_range=(low, high) does',
-        'store the picture with 8 or 16 bits, or give value_range=(low, high) to the data set or the predictor '
+        'store the image with 8 or 16 bits, or give value_range=(low, high) to the data set or the predictor '
         '(--value-range LOW HIGH of demo.py)',
     )
 
 
-def _deep_color(source: bytes | Path, picture: Image.Image, path: str | Path) -> np.ndarray:
-    """Return (H, W, 3) uint16 RGB of a colour picture with 16 bits, upright. Pillow would keep their high byte only."""
-    turn = orientation(picture)
-    planar = picture.format == 'TIFF' and picture.tag_v2.get(284, 1) == 2
+def _deep_color(source: bytes | Path, image: Image.Image, path: str | Path) -> np.ndarray:
+    """Return (H, W, 3) uint16 RGB of a colour image with 16 bits, upright. Pillow would keep their high byte only."""
+    turn = orientation(image)
+    planar = image.format == 'TIFF' and image.tag_v2.get(284, 1) == 2
     data = source if isinstance(source, bytes) else source.read_bytes()
     array = None if planar else _decode_with_opencv(data, cv2.IMREAD_UNCHANGED)
     if array is None or array.dtype != np.uint16 or array.ndim != 3:
         raise unreadable(
             path,
-            'value_range is not possible for this colour picture of 16 bits',
-            f'it is a {picture.format} file' + (' in planes' if planar else ' that OpenCV does not read'),
+            'value_range is not possible for this colour image of 16 bits',
+            f'it is a {image.format} file' + (' in planes' if planar else ' that OpenCV does not read'),
             'store it as gray, or as a 16-bit PNG or TIFF that is not planar',
         )
-    if picture.format != 'TIFF':  # OpenCV turns TIFF by itself, as Pillow does
+    if image.format != 'TIFF':  # OpenCV turns TIFF by itself, as Pillow does
         array = upright_array(array, turn)
     return array[..., :3][..., ::-1]  # BGR(A) -> RGB

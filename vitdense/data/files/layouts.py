@@ -13,7 +13,7 @@ import numpy as np
 
 from vitdense.data.files.images import LABEL_SUFFIXES
 from vitdense.data.files.listing import walk
-from vitdense.data.files.opening import MAX_PIXELS, PICTURE_SUFFIXES, loaded, opened
+from vitdense.data.files.opening import IMAGE_SUFFIXES, MAX_PIXELS, loaded, opened
 from vitdense.errors import DataError
 
 Kind = Literal['coco', 'labels', 'folders']
@@ -50,7 +50,7 @@ def parts_of(data: Path, images: Path | None = None, *, labels: bool = False) ->
     if found:
         return found
     names = sorted(walk(data).files)
-    images_there = [name for name in names if name.lower().endswith(PICTURE_SUFFIXES)]
+    images_there = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
     others = [name for name in names if name.lower().endswith(UNREAD)]
     if images_there and others and _are_photographs(data, images_there):
         raise DataError(
@@ -115,7 +115,7 @@ def _class_folders(root: Path) -> Iterator[Part]:
     """Yield `root`, or `root/train` and the like, where it holds photographs in one folder for each class."""
     splits = [root / name for name in ('train', 'val', 'valid', 'validation', 'test') if (root / name).is_dir()]
     for folder in splits or [root]:
-        names = sorted(name for name in walk(folder).files if name.lower().endswith(PICTURE_SUFFIXES) and '/' in name)
+        names = sorted(name for name in walk(folder).files if name.lower().endswith(IMAGE_SUFFIXES) and '/' in name)
         classes = {name.split('/', 1)[0] for name in names}
         if not classes <= {*IMAGE_FOLDERS, *LABEL_FOLDERS} and _are_photographs(folder, names):
             yield Part('folders', folder, None)

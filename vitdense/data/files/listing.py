@@ -10,7 +10,7 @@ from logging import Logger
 from pathlib import Path
 from typing import NamedTuple
 
-from vitdense.data.files.opening import PICTURE_SUFFIXES, begins_like_image
+from vitdense.data.files.opening import IMAGE_SUFFIXES, begins_like_image
 from vitdense.errors import DataError
 
 MAX_TEXT = 2**28  # bytes of a list or a table of names
@@ -81,9 +81,9 @@ def _list_folder(folder: str, prefix: str, files: list[str], links: list[tuple[s
 
 def find_files(
     root: Path,
-    suffixes: Sequence[str] = PICTURE_SUFFIXES,
+    suffixes: Sequence[str] = IMAGE_SUFFIXES,
     *,
-    what: str = 'pictures',
+    what: str = 'images',
     follow_links: bool = False,
     checked_later: bool = False,
 ) -> Found:
@@ -148,7 +148,7 @@ def say_found(logger: Logger, name: str, what: str, root: Path, found: Found, *,
     hidden = images_among(root, found.left_out) if look else []
     if hidden:
         text = '%s: %s in %s begin like images but are left out, such as %s: %s if they are %s'
-        lossy = 'label' in what and any(file.lower().endswith(PICTURE_SUFFIXES) for file in hidden)
+        lossy = 'label' in what and any(file.lower().endswith(IMAGE_SUFFIXES) for file in hidden)
         logger.warning(
             text,
             name,

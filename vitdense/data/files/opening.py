@@ -21,7 +21,7 @@ MAX_BYTES = 2**31  # of an image file: more than 180 Mpx of 16-bit RGBA need
 IN_MEMORY = 2**26  # a larger file is not read at once: its decoder reads what it needs
 # all that is ever opened; among Pillow's other formats EPS would run Ghostscript, whatever the file's name is
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'AVIF', 'PPM', 'JPEG2000')
-PICTURE_SUFFIXES = (
+IMAGE_SUFFIXES = (
     *('.jpg', '.jpeg', '.jfif', '.jpe', '.mpo', '.png', '.apng', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.avif'),
     *('.ppm', '.pgm', '.pbm', '.pnm', '.jp2', '.j2k', '.j2c', '.jpx'),
 )
@@ -43,7 +43,7 @@ _OTHERS = {  # what users take for an image, and what it is
     b'<svg': 'an SVG file',
     b'version https://git-lfs': 'a pointer of Git LFS, not the file itself (git lfs pull fetches it)',
 }
-_UPRIGHT = {  # EXIF orientation -> what brings the picture upright (Exif 2.32, tag 0x0112)
+_UPRIGHT = {  # EXIF orientation -> what brings the image upright (Exif 2.32, tag 0x0112)
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -54,19 +54,19 @@ _UPRIGHT = {  # EXIF orientation -> what brings the picture upright (Exif 2.32, 
 }
 
 
-class UnreadablePicture(DataError):
+class UnreadableImage(DataError):
     """An image file that cannot be decoded. Training may replace the image; evaluation never does."""
 
 
-def unreadable(path: str | Path, what: str, why: str, fix: str) -> UnreadablePicture:
+def unreadable(path: str | Path, what: str, why: str, fix: str) -> UnreadableImage:
     """Return the error that `path` is `what`."""
-    return UnreadablePicture(f'{Path(path).name}: {what}', where=str(path), why=why, fix=fix)
+    return UnreadableImage(f'{Path(path).name}: {what}', where=str(path), why=why, fix=fix)
 
 
 def image_source(path: str | Path) -> bytes | Path:
     """Return the content of an image file, or its path when it is too large to be read at once.
 
-    Raises UnreadablePicture as `file_size` does.
+    Raises UnreadableImage as `file_size` does.
     """
     size = file_size(path)
     if size > IN_MEMORY:
@@ -81,7 +81,7 @@ def image_source(path: str | Path) -> bytes | Path:
 def file_size(path: str | Path) -> int:
     """Return the bytes of an image file.
 
-    Raises UnreadablePicture for what is missing, empty, no regular file (a folder, a pipe, a device), or larger than
+    Raises UnreadableImage for what is missing, empty, no regular file (a folder, a pipe, a device), or larger than
     `MAX_BYTES`. Nothing but a regular file may be opened: reading a pipe or a device may never end.
     """
     try:
@@ -99,7 +99,7 @@ def file_size(path: str | Path) -> int:
     return state.st_size
 
 
-def _unread(path: str | Path, error: Exception) -> UnreadablePicture:
+def _unread(path: str | Path, error: Exception) -> UnreadableImage:
     return unreadable(path, 'cannot be read', str(error), 'check the path and the permissions')
 
 
@@ -120,23 +120,23 @@ def begins_like_image(path: Path) -> bool:
 def opened(path: str | Path, max_pixels: int, *, source: bytes | Path | None = None) -> Iterator[Image.Image]:
     """Open an image with Pillow, header only; `source` is what `image_source` returned, where it was asked before.
 
-    Raises UnreadablePicture when it is none, or has more than `max_pixels`.
+    Raises UnreadableImage when it is none, or has more than `max_pixels`.
     """
     if source is None:
         file_size(path)
-    picture = _open(Path(path) if source is None else source, path)
+    image = _open(Path(path) if source is None else source, path)
     try:
-        width, height = picture.size
+        width, height = image.size
         if width * height > max_pixels:
             raise unreadable(
                 path,
                 f'{width * height / 1e6:.1f} Mpx > limit {max_pixels / 1e6:g}',
                 f'its header declares {width} x {height} pixels, which could fill the memory',
-                'shrink the picture, or raise the limit (max_pixels) if you trust it',
+                'shrink the image, or raise the limit (max_pixels) if you trust it',
             )
-        yield picture
+        yield image
     finally:
-        picture.close()
+        image.close()
 
 
 def _open(source: bytes | Path, path: str | Path) -> Image.Image:
@@ -146,8 +146,8 @@ def _open(source: bytes | Path, path: str | Path) -> Image.Image:
         with _PILLOW_STATE:
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
-                picture = Image.open(stream, formats=FORMATS)
-                return _with_libtiff(stream, picture) if _misread(picture) else picture
+                image = Image.open(stream, formats=FORMATS)
+                return _with_libtiff(stream, image) if _misread(image) else image
             finally:
                 Image.MAX_IMAGE_PIXELS = limit
     except UnidentifiedImageError as error:
@@ -156,20 +156,20 @@ def _open(source: bytes | Path, path: str | Path) -> Image.Image:
         raise unreadable(path, 'cannot be opened', reason(error), 'copy the file again, or remove it') from error
 
 
-def _misread(picture: Image.Image) -> bool:
+def _misread(image: Image.Image) -> bool:
     """Whether Pillow reads this TIFF wrongly: it takes planes without compression for bytes, whatever they hold."""
-    if picture.format != 'TIFF' or picture.use_load_libtiff:
+    if image.format != 'TIFF' or image.use_load_libtiff:
         return False
-    tags = picture.tag_v2
+    tags = image.tag_v2
     plain = set(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) == {8} and tags.get(TiffImagePlugin.FILLORDER, 1) == 1
     inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0) == 0
     return tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2 and (not plain or inverted)
 
 
-def _with_libtiff(stream: IO[bytes] | Path, picture: Image.Image) -> Image.Image:
+def _with_libtiff(stream: IO[bytes] | Path, image: Image.Image) -> Image.Image:
     """Open a TIFF again so that libtiff decodes it. Pillow's state is ours meanwhile."""
     if isinstance(stream, Path):
-        picture.close()
+        image.close()
     before, TiffImagePlugin.READ_LIBTIFF = TiffImagePlugin.READ_LIBTIFF, True
     try:
         return Image.open(stream, formats=('TIFF',))
@@ -177,7 +177,7 @@ def _with_libtiff(stream: IO[bytes] | Path, picture: Image.Image) -> Image.Image
         TiffImagePlugin.READ_LIBTIFF = before
 
 
-def _not_an_image(source: bytes | Path, path: str | Path) -> UnreadablePicture:
+def _not_an_image(source: bytes | Path, path: str | Path) -> UnreadableImage:
     """Return the error for a file that Pillow does not take, with what it is where that is known."""
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, 'rb') as file:
         head = file.read(32)
@@ -186,8 +186,8 @@ def _not_an_image(source: bytes | Path, path: str | Path) -> UnreadablePicture:
     known = next((what for begin, what in _OTHERS.items() if head.startswith(begin)), None)
     if known is None and head[4:8] == b'ftyp' and head[8:12] in (b'heic', b'heix', b'mif1', b'msf1', b'hevc'):
         known = 'a HEIC file, as phones store photos: convert it to JPEG'
-    why = f'it is {known}' if known else 'no known picture format begins like this file'
-    return unreadable(path, 'not a picture', f'{why}; read are {", ".join(FORMATS)}', 'remove or replace the file')
+    why = f'it is {known}' if known else 'no known image format begins like this file'
+    return unreadable(path, 'not an image', f'{why}; read are {", ".join(FORMATS)}', 'remove or replace the file')
 
 
 def _describe_tiff(file: IO[bytes]) -> tuple[str, str]:
@@ -209,31 +209,31 @@ def _describe_tiff(file: IO[bytes]) -> tuple[str, str]:
     return f'a TIFF file with {words}{colour}', 'bands in this form have no known meaning as colours'
 
 
-def loaded(picture: Image.Image, path: str | Path) -> Image.Image:
-    """Decode the pixels and bring the image upright. Raises UnreadablePicture whatever the decoder raises."""
+def loaded(image: Image.Image, path: str | Path) -> Image.Image:
+    """Decode the pixels and bring the image upright. Raises UnreadableImage whatever the decoder raises."""
     try:
         if ImageFile.LOAD_TRUNCATED_IMAGES:  # another library made Pillow lenient
             with _PILLOW_STATE:
                 ImageFile.LOAD_TRUNCATED_IMAGES = False
                 try:
-                    picture.load()
+                    image.load()
                 finally:
                     ImageFile.LOAD_TRUNCATED_IMAGES = True
         else:
-            picture.load()
-        turn = _UPRIGHT.get(orientation(picture))
-        return picture if turn is None else picture.transpose(turn)
+            image.load()
+        turn = _UPRIGHT.get(orientation(image))
+        return image if turn is None else image.transpose(turn)
     except Exception as error:
         fix = 'copy or download the file again, or remove it'
         raise unreadable(path, 'truncated or damaged', reason(error), fix) from error
 
 
-def orientation(picture: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) when there is none or the EXIF block is damaged."""
-    if picture.format == 'JPEG' and not {'exif', 'xmp'} & picture.info.keys():
-        return 1  # saves the parser for the many pictures that have neither block
+    if image.format == 'JPEG' and not {'exif', 'xmp'} & image.info.keys():
+        return 1  # saves the parser for the many images that have neither block
     try:
-        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
         return value if value in _UPRIGHT else 1
     except Exception:  # whatever a damaged block makes of Pillow
         return 1

@@ -1,4 +1,4 @@
-"""Which label file belongs to which picture: two folders, matched by the path below them."""
+"""Which label file belongs to which image: two folders, matched by the path below them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from vitdense.data.files.images import LABEL_SUFFIXES
 from vitdense.data.files.listing import Found, find_files, read_text, say_found
-from vitdense.data.files.opening import PICTURE_SUFFIXES
+from vitdense.data.files.opening import IMAGE_SUFFIXES
 from vitdense.data.files.similar_names import near_match, near_name
 from vitdense.errors import DataError
 
@@ -45,7 +45,7 @@ def list_files(
             raise DataError(
                 f'two {what} with one name: {files[key]} and {name}',
                 where=str(root),
-                why='pictures and labels are matched by their path without the suffix',
+                why='images and labels are matched by their path without the suffix',
                 fix="remove one of them, or say which files count: image_suffix='.jpg', label_suffix='.png'",
             )
         files[key] = name
@@ -76,29 +76,29 @@ def find_pairs(
     follow_links: bool = False,
     name: str = '',
 ) -> dict[str, tuple[str, str]]:
-    """Return `{key: (picture below images, label file below labels)}`; the arguments are those of `SegmentationMaps`.
+    """Return `{key: (image below images, label file below labels)}`; the arguments are those of `SegmentationDataset`.
 
-    In one folder, files that end in `label_suffix` are label maps and not pictures; where one of the two folders lies
+    In one folder, files that end in `label_suffix` are label maps and not images; where one of the two folders lies
     in the other, its files are of its own kind only.
     """
-    picture_suffixes = PICTURE_SUFFIXES if image_suffix is None else (image_suffix,)
+    image_suffixes = IMAGE_SUFFIXES if image_suffix is None else (image_suffix,)
     label_suffixes = LABEL_SUFFIXES if label_suffix is None else (label_suffix,)
     masks, photos = _below(images, labels), _below(labels, images)  # what is of the other kind in each folder
     if images.resolve() == labels.resolve():
         if label_suffix is None:
-            _refuse_ambiguous(images, picture_suffixes, label_suffixes, image_suffix)
+            _refuse_ambiguous(images, image_suffixes, label_suffixes, image_suffix)
         masks += [label_suffix] if label_suffix not in (None, image_suffix) else []
         photos += [image_suffix] if label_suffix is None and image_suffix is not None else []
     common = dict(follow_links=follow_links, say=name)
     later = split is not None and not follow_links
-    files = list_files(images, picture_suffixes, what='pictures', without=masks, checked_later=later, **common)
+    files = list_files(images, image_suffixes, what='images', without=masks, checked_later=later, **common)
     if split is not None:
         files = read_split(split, files, images, follow_links=follow_links)
     found = list_files(labels, label_suffixes, what='label maps', without=photos, **common)
     pairs = match(files, found, where=f'{images} and {labels}')
     unused = len(found) - len(pairs)
     if unused and name:
-        _logger.info('%s: %d label maps without a picture%s are not used', name, unused, ' of the split' * bool(split))
+        _logger.info('%s: %d label maps without an image%s are not used', name, unused, ' of the split' * bool(split))
     return pairs
 
 
@@ -109,10 +109,10 @@ def _below(folder: Path, other: Path) -> list[str]:
 
 
 def _refuse_ambiguous(
-    folder: Path, picture_suffixes: Sequence[str], label_suffixes: Sequence[str], image_suffix: str | None
+    folder: Path, image_suffixes: Sequence[str], label_suffixes: Sequence[str], image_suffix: str | None
 ) -> None:
-    """Raise DataError where files of the one folder of pictures and label maps could be either."""
-    files = find_files(folder, picture_suffixes).files
+    """Raise DataError where files of the one folder of images and label maps could be either."""
+    files = find_files(folder, image_suffixes).files
     endings = tuple(suffix.lower() for suffix in label_suffixes)
     either = [name for name in files if name.lower().endswith(endings)]
     if not either or (image_suffix and len(find_files(folder, label_suffixes).files) > len(either)):
@@ -136,17 +136,17 @@ def _refuse_ambiguous(
         what, ending = either[0], longer.most_common(1)[0][0] if longer else '_mask.png'
         fix = f"label_suffix='{ending}'"
     raise DataError(
-        f'pictures and label maps lie in one folder, and nothing says which {what} is',
+        f'images and label maps lie in one folder, and nothing says which {what} is',
         where=str(folder),
-        why=f'{len(either)} of {len(files)} files may be a picture or a label map by their ending',
+        why=f'{len(either)} of {len(files)} files may be an image or a label map by their ending',
         fix=f'say what the names of label maps end in, {fix}, or keep them in a folder of their own',
     )
 
 
 def match(images: Mapping[str, str], labels: Mapping[str, str], *, where: str) -> dict[str, tuple[str, str]]:
-    """Return `{key: (picture, label file)}` for every picture. Raises DataError when a picture has no label.
+    """Return `{key: (image, label file)}` for every image. Raises DataError when an image has no label.
 
-    A label has the key of its picture, or its whole name (x.jpg, x.jpg.png). When nothing matches, what all names
+    A label has the key of its image, or its whole name (x.jpg, x.jpg.png). When nothing matches, what all names
     share at their end (`x_leftImg8bit`, `x_gtFine_labelTrainIds`) or beginning (`img_0`, `mask_0`) is taken off, and
     what is left is matched.
     """
@@ -165,7 +165,7 @@ def match(images: Mapping[str, str], labels: Mapping[str, str], *, where: str) -
 
 
 def _direct(images: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Return the pairs whose label has the key or the whole name of its picture."""
+    """Return the pairs whose label has the key or the whole name of its image."""
     both = ((key, name, labels.get(key, labels.get(name))) for key, name in images.items())
     return {key: (name, label) for key, name, label in both if label is not None}
 
@@ -188,7 +188,7 @@ def _without_both(files: Mapping[str, str]) -> dict[str, str]:
 
 
 def _no_label(images: Mapping[str, str], labels: Mapping[str, str], paired: set[str], where: str) -> DataError:
-    """Return the error that pictures have no label, with what may be the reason."""
+    """Return the error that images have no label, with what may be the reason."""
     missing = [name for name in images.values() if name not in paired]
     first = missing[0].rsplit('.', 1)[0]
     alike = near_name(first, labels)
@@ -200,11 +200,11 @@ def _no_label(images: Mapping[str, str], labels: Mapping[str, str], paired: set[
     else:
         hint = ''
     return DataError(
-        f'{len(missing)} of {len(images)} pictures have no label, such as {", ".join(missing[:3])}',
+        f'{len(missing)} of {len(images)} images have no label, such as {", ".join(missing[:3])}',
         where=where,
-        why=f'labels have the same path below their folder as the picture; there are {len(labels)} labels, '
+        why=f'labels have the same path below their folder as the image; there are {len(labels)} labels, '
         f'such as {", ".join(list(labels.values())[:3])}{hint}',
-        fix="add the labels, list the labelled pictures in split='train.txt', or give the endings in which the "
+        fix="add the labels, list the labelled images in split='train.txt', or give the endings in which the "
         "names differ: image_suffix='_leftImg8bit.png', label_suffix='_gtFine_labelTrainIds.png'",
     )
 
@@ -232,9 +232,9 @@ def read_split(path: Path, images: Mapping[str, str], root: Path, *, follow_link
         if key is None:
             near = near_match(root, name)
             raise DataError(
-                f"'{name}' is in the split but not among the pictures",
+                f"'{name}' is in the split but not among the images",
                 where=f'{path} line {number}',
-                why=f'there is no such picture below {root}' + (f'; {near}' if near else ''),
+                why=f'there is no such image below {root}' + (f'; {near}' if near else ''),
                 fix=f'write names as they stand below the folder, such as {next(iter(images.values()))}',
             )
         safe_below(root, images[key], where=f'{path} line {number}', follow_links=follow_links)

@@ -84,7 +84,7 @@ class RandomResize:
 
     `scale` is (long side, short side) in pixels, and `ratio` the range of the uniform factor: with (2048, 512) and
     (0.5, 2.0) the short side becomes 256 to 1024 unless the long side would pass 1024 to 4096 (mmsegmentation's
-    ADE20K recipe). `antialias=False` samples smaller pictures as OpenCV's bilinear resize does.
+    ADE20K recipe). `antialias=False` samples smaller images as OpenCV's bilinear resize does.
     """
 
     def __init__(
@@ -102,15 +102,15 @@ class RandomResize:
         return geometry.resize(sample, self.draw(sample.img.shape[-2:]), antialias=self.antialias)
 
     def draw(self, size: Sequence[int]) -> tuple[int, int]:
-        """Return the new (H, W) of a picture of `size`."""
+        """Return the new (H, W) of an image of `size`."""
         ratio = uniform(*self.ratio)
         return fit(size, max(self.scale) * ratio, min(self.scale) * ratio)
 
 
 class RandomCrop:
-    """Cut a random window of `size` (a side, or (H, W)); a smaller picture is padded right and bottom.
+    """Cut a random window of `size` (a side, or (H, W)); a smaller image is padded right and bottom.
 
-    Padding is `fill` gray in the picture and ignored in the semantic map; with `fill=None` a smaller picture stays
+    Padding is `fill` gray in the image and ignored in the semantic map; with `fill=None` a smaller image stays
     smaller, to be padded by `Pad` behind the transforms that follow. While one class covers
     `max_category_fraction` or more of the labelled pixels of the window, it is drawn again, 10 draws at most (1.0: any
     window will do; mmsegmentation's `cat_max_ratio`). `require_labels` draws again while nothing is labelled in it.
@@ -133,7 +133,7 @@ class RandomCrop:
         return self.cut(sample, sample.img.shape[-2:])
 
     def cut(self, sample: Sample, size: Sequence[int], *, antialias: bool = True) -> Sample:
-        """Return a random window of the picture as it would be after a resize to `size` (H, W)."""
+        """Return a random window of the image as it would be after a resize to `size` (H, W)."""
         semantic = sample.target.semantic
         chooses = semantic is not None and (self.max_category_fraction < 1 or self.require_labels)
         for _ in range(10 if chooses else 1):
@@ -224,7 +224,7 @@ class PhotometricDistortion:
             array = _recolor(array, saturation, turn)
         if contrast != 1 and not contrast_first:
             array = cv2.convertScaleAbs(array, alpha=contrast)
-        return sample._replace(img=geometry.as_picture(array))
+        return sample._replace(img=geometry.as_image(array))
 
 
 class ColorJitter:
@@ -256,8 +256,8 @@ class ResizeShortSide:
     """Resize so that the short side is `size`, keeping the aspect.
 
     `max_size` bounds the long side; `divisor` rounds both sides to its nearest multiple (at least one), or with
-    `round_up` to the next one. `antialias=False` samples smaller pictures as OpenCV's bilinear resize does. In
-    evaluation a data set applies this to the picture only: labels stay as they are on disk.
+    `round_up` to the next one. `antialias=False` samples smaller images as OpenCV's bilinear resize does. In
+    evaluation a data set applies this to the image only: labels stay as they are on disk.
     """
 
     def __init__(
@@ -303,7 +303,7 @@ def _jittered(img: Tensor, steps: Sequence[tuple[Callable, float, float]]) -> Te
 def draw_window(
     source: Sequence[int], size: Sequence[int], crop: Sequence[int]
 ) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
-    """Draw a window of at most `crop` (H, W) in a picture as it would be after a resize from `source` to `size`.
+    """Draw a window of at most `crop` (H, W) in an image as it would be after a resize from `source` to `size`.
 
     Return (top, left, height, width) in the source, at whole pixels, and the (H, W) that it is to be resized to.
     """

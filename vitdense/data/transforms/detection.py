@@ -18,8 +18,8 @@ MOST_DRAWS = 50
 class MultiScaleCrop:
     """Resize the short side to one of `sizes`, the long side up to `max_size`, keeping the aspect; often after a crop.
 
-    With the given `probability` a window is cut before: from the picture with a short side of one of `before`, with
-    sides drawn from the range `crop` (or those of the picture, where it is smaller). Objects outside leave the target.
+    With the given `probability` a window is cut before: from the image with a short side of one of `before`, with
+    sides drawn from the range `crop` (or those of the image, where it is smaller). Objects outside leave the target.
     This is DETR's recipe (Carion et al. 2020, https://arxiv.org/abs/2005.12872, section 4: training sizes 480 ... 800
     up to 1333, a crop with probability 0.5), with one resize in place of two. `square` gives up the aspect: both sides
     become the size (RF-DETR's recipe).
@@ -52,7 +52,7 @@ class MultiScaleCrop:
         return geometry.resize(sample, (size, size) if self.square else fit(shape, self.max_size, size))
 
     def _cut(self, sample: Sample) -> tuple[Sample, tuple[int, int]]:
-        """Return a random window of the picture, and the size (H, W) that it has where the window was drawn."""
+        """Return a random window of the image, and the size (H, W) that it has where the window was drawn."""
         source = sample.img.shape[-2:]
         between = fit(source, float('inf'), choice(self.before))
         low, high = self.crop
@@ -64,10 +64,10 @@ class MultiScaleCrop:
 class LargeScaleJitter:
     """Resize to fit a square of `size` times a random `ratio`, then cut a random window of at most `size`.
 
-    Ghiasi et al. 2021 (https://arxiv.org/abs/2012.07177, section 3.1; 0.1 ... 2.0 as in ViTDet). With `pad` the picture
-    becomes a square, `fill` gray at the right and the bottom, that is part of the picture; without, it keeps its own
+    Ghiasi et al. 2021 (https://arxiv.org/abs/2012.07177, section 3.1; 0.1 ... 2.0 as in ViTDet). With `pad` the image
+    becomes a square, `fill` gray at the right and the bottom, that is part of the image; without, it keeps its own
     size, and what a batch adds is known as padding. `require_labels` draws again, 50 draws at most, while a labelled
-    picture has no object and no labelled pixel left (EoMT, benchmark-vfm-ss).
+    image has no object and no labelled pixel left (EoMT, benchmark-vfm-ss).
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class LargeScaleJitter:
 
 
 def _is_labelled(target: Target) -> bool:
-    """Return whether an object or a labelled pixel is left; True where nothing is known about the picture."""
+    """Return whether an object or a labelled pixel is left; True where nothing is known about the image."""
     known = [bool((target.semantic != IGNORE).any())] if target.semantic is not None else []
     if target.labels is not None:
         known.append(len(target.labels) > 0)
@@ -115,6 +115,6 @@ def _several(values: Sequence[int], where: str) -> Sequence[int]:
     raise ConfigError(
         f'{where} = {values!r}',
         where=where,
-        why='one of several sizes is drawn for each picture',
+        why='one of several sizes is drawn for each image',
         fix='write at least one size in parentheses, such as (480, 640, 800)',
     )

@@ -11,9 +11,9 @@ from vitdense.data.transforms import geometry
 from vitdense.errors import ConfigError
 from vitdense.types import Sample
 
-LARGEST = 2**25  # pixels of the resized picture; of a larger one only the middle is resized
+LARGEST = 2**25  # pixels of the resized image; of a larger one only the middle is resized
 TRIED = 64  # sides of the middle to choose from
-MARGIN = 4  # pixels of the smaller of both pictures; a bicubic filter reaches 2 to either side
+MARGIN = 4  # pixels of the smaller of both images; a bicubic filter reaches 2 to either side
 
 
 class EvaluationCrop:
@@ -21,7 +21,7 @@ class EvaluationCrop:
 
     `checkpoint`, a name of timm with or without tag, gives what its `pretrained_cfg` says; `size`, `crop_pct` (in
     (0, 1]) and `interpolation` ('bilinear', 'bicubic') replace parts of it. Without a checkpoint they are 224, 0.875
-    and 'bicubic'. What lies outside is not seen: this is for answers about whole pictures.
+    and 'bicubic'. What lies outside is not seen: this is for answers about whole images.
 
     Raises ConfigError for values that cannot be, and for checkpoints that are evaluated in another way.
     """
@@ -59,9 +59,9 @@ class EvaluationCrop:
         return self._steps(self._middle(sample) if narrow else sample)
 
     def _middle(self, sample: Sample) -> Sample:
-        """Return the middle of a narrow picture, with all that the crop will show of it: it would grow too large.
+        """Return the middle of a narrow image, with all that the crop will show of it: it would grow too large.
 
-        The cut has the middle of the picture in its own middle, and a margin for the resize's filter.
+        The cut has the middle of the image in its own middle, and a margin for the resize's filter.
         """
         height, width = sample.img.shape[-2:]
         shortest = min(height, width)

@@ -1,7 +1,7 @@
-"""Geometry of one Sample: picture, boxes, masks and semantic map move together.
+"""Geometry of one Sample: image, boxes, masks and semantic map move together.
 
 `target` fields are torchvision tv_tensors (`BoundingBoxes` XYXY, `Mask`), as the data sets give them. Masks move by
-nearest neighbour with half-pixel centres, so that they stay on the pixels of the picture.
+nearest neighbour with half-pixel centres, so that they stay on the pixels of the image.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from vitdense.types import IGNORE, Sample, Target
 
 
 def resize(sample: Sample, size: tuple[int, int], *, antialias: bool = True) -> Sample:
-    """Resize to `size` (H, W). Without `antialias` a smaller picture is sampled, not averaged (as OpenCV does).
+    """Resize to `size` (H, W). Without `antialias` a smaller image is sampled, not averaged (as OpenCV does).
 
-    Raises UnreadablePicture for a size of more than `MAX_PIXELS`: a narrow picture with a given short side.
+    Raises UnreadableImage for a size of more than `MAX_PIXELS`: a narrow image with a given short side.
     """
     if size[0] * size[1] > max(MAX_PIXELS, sample.img.shape[-2] * sample.img.shape[-1]):
         height, width = sample.img.shape[-2:]
         raise unreadable(
             sample.meta.path or f'image {sample.meta.image_id}',
             f'{width} x {height} pixels would become {size[1]} x {size[0]}',
-            f'that is more than {MAX_PIXELS / 1e6:g} Mpx: the picture is too narrow for this resize',
-            'remove the picture, or bound the long side (max_size)',
+            f'that is more than {MAX_PIXELS / 1e6:g} Mpx: the image is too narrow for this resize',
+            'remove the image, or bound the long side (max_size)',
         )
     if tuple(sample.img.shape[-2:]) == tuple(size):
         return sample
     target = sample.target
     return sample._replace(
-        img=resize_picture(sample.img, size, antialias=antialias),
+        img=resize_image(sample.img, size, antialias=antialias),
         target=target._replace(
             boxes=_if_there(functional.resize, target.boxes, size=list(size)),
             masks=_if_there(_nearest, target.masks, size=size),
@@ -46,7 +46,7 @@ def resize(sample: Sample, size: tuple[int, int], *, antialias: bool = True) -> 
 
 
 def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """Cut out a window that lies inside the picture. Objects without a pixel in it are dropped."""
+    """Cut out a window that lies inside the image. Objects without a pixel in it are dropped."""
     if (top, left, height, width) == (0, 0, *sample.img.shape[-2:]):
         return sample
     window = {'top': top, 'left': left, 'height': height, 'width': width}
@@ -66,7 +66,7 @@ def pad(sample: Sample, size: tuple[int, int], *, fill: int = 0) -> Sample:
     )
     target = sample.target
     return sample._replace(
-        img=as_picture(array),
+        img=as_image(array),
         target=target._replace(
             boxes=_if_there(functional.pad, target.boxes, padding=border),
             masks=_if_there(functional.pad, target.masks, padding=border),
@@ -96,15 +96,15 @@ def drop_empty(target: Target) -> Target:
     return target._replace(**{name: _if_there(_rows, getattr(target, name), keep=keep) for name in fields})
 
 
-def resize_picture(img: Tensor, size: tuple[int, int], *, antialias: bool = True) -> tv_tensors.Image:
-    """Resize a (3, H, W) uint8 picture bilinearly, half-pixel centres."""
+def resize_image(img: Tensor, size: tuple[int, int], *, antialias: bool = True) -> tv_tensors.Image:
+    """Resize a (3, H, W) uint8 image bilinearly, half-pixel centres."""
     height, width = img.shape[-2:]
     if (height, width) == tuple(size):
         return tv_tensors.Image(img)
     if size[0] >= height and size[1] >= width:  # nothing to average: OpenCV gives the same within one gray level
-        return as_picture(cv2.resize(as_array(img), (size[1], size[0]), interpolation=cv2.INTER_LINEAR))
-    picture = as_picture(np.ascontiguousarray(as_array(img)))  # torch is fast on whole channels-last memory only
-    return functional.resize(picture, list(size), antialias=antialias)
+        return as_image(cv2.resize(as_array(img), (size[1], size[0]), interpolation=cv2.INTER_LINEAR))
+    image = as_image(np.ascontiguousarray(as_array(img)))  # torch is fast on whole channels-last memory only
+    return functional.resize(image, list(size), antialias=antialias)
 
 
 def as_array(img: Tensor) -> np.ndarray:
@@ -113,7 +113,7 @@ def as_array(img: Tensor) -> np.ndarray:
     return array if array.strides[1:] == (3, 1) else np.ascontiguousarray(array)
 
 
-def as_picture(array: np.ndarray) -> tv_tensors.Image:
+def as_image(array: np.ndarray) -> tv_tensors.Image:
     """Return (H, W, 3) numpy as a (3, H, W) tv_tensor, without a copy."""
     return tv_tensors.Image(torch.from_numpy(array).permute(2, 0, 1))
 

@@ -42,7 +42,7 @@ class DeformableDetrHead(nn.Module):
     Logits are for a sigmoid. In training `aux` holds the answers after earlier decoder layers, and `proposals` those of
     the first stage: over every cell, with a single logit, when `class_agnostic` (Deformable-DETR); over the selected
     cells, with `num_classes` logits, otherwise (DINO). `dense_proposals` decides about the cells alone: where all of
-    them have `num_classes` logits, they learn from the first step what is where, as few pictures and short runs need.
+    them have `num_classes` logits, they learn from the first step what is where, as few images and short runs need.
 
     Raises ValueError for options that exclude each other.
     """
@@ -120,7 +120,7 @@ class DeformableDetrHead(nn.Module):
             shared_predictors=not refine if shared_predictors is None else shared_predictors,
             final_norm=final_norm,
         )
-        if not has_boxes:  # boxes begin small, not as half of the picture (Deformable-DETR's own code)
+        if not has_boxes:  # boxes begin small, not as half of the image (Deformable-DETR's own code)
             nn.init.constant_(self.decoder.box_predictors[0].linears[-1].bias[2:], -2.0)
 
     def forward(self, features: Features, hints: DenoisingHints | None = None) -> QueryOutputs:

@@ -20,7 +20,7 @@ class DetrHead(nn.Module):
     """The encoder-decoder with learned queries of DETR (Carion et al. 2020), on maps of one stride.
 
     The cells of the map attend to each other in `num_encoder_layers` layers; then `num_queries` learned queries, the
-    same for every picture, attend to each other and to the cells in `num_decoder_layers` layers. Each query answers
+    same for every image, attend to each other and to the cells in `num_decoder_layers` layers. Each query answers
     with `num_classes` + 1 logits, the last of which means: no object, and with a box. Where the adapter gives several
     maps, each has a 1x1 convolution of its own and their sum, on the grid of map `level`, is read.
 

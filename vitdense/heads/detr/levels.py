@@ -19,7 +19,7 @@ class FeatureLevels(NamedTuple):
 
     maps: tuple[Tensor, ...]  # (B, C, h_i, w_i)
     tokens: Tensor  # (B, S, C)
-    extents: tuple[Tensor | None, ...]  # (B, 2) rows and columns of cells of each picture; None: all of them
+    extents: tuple[Tensor | None, ...]  # (B, 2) rows and columns of cells of each image; None: all of them
     valid: Tensor | None  # (B, S) bool, False = padding; None: nothing is padding
 
     @property
@@ -28,17 +28,17 @@ class FeatureLevels(NamedTuple):
         return [(x.shape[-2], x.shape[-1]) for x in self.maps]
 
     def used(self) -> Tensor:
-        """Return (B or 1, L, 2) int64: the (columns, rows) of cells that are picture, as points are written."""
+        """Return (B or 1, L, 2) int64: the (columns, rows) of cells that are image, as points are written."""
         used = [whole_map(x) if extent is None else extent for x, extent in zip(self.maps, self.extents, strict=True)]
         return torch.stack(used, dim=1).flip(-1)
 
     def ratios(self) -> Tensor:
-        """Return (B or 1, L, 2) float32: the share of each level's plane, along (x, y), that is picture."""
+        """Return (B or 1, L, 2) float32: the share of each level's plane, along (x, y), that is image."""
         planes = torch.cat([whole_map(x) for x in self.maps]).flip(-1)  # (L, 2)
         return self.used().float() / planes
 
     def centers(self) -> Tensor:
-        """Return (B or 1, S, 2) float32: the middles of all cells as (x, y) in [0, 1] of each picture."""
+        """Return (B or 1, S, 2) float32: the middles of all cells as (x, y) in [0, 1] of each image."""
         used = self.used().unbind(1)
         return torch.cat([_centers(x) / size[:, None] for x, size in zip(self.maps, used, strict=True)], dim=1)
 
@@ -48,7 +48,7 @@ class LevelProjection(nn.Module):
 
     A map passes a 1x1 convolution; each further level is a 3x3 convolution of stride 2, the first of the coarsest map
     as the adapter gives it, the next of the level before (Deformable-DETR, Zhu et al. 2021, appendix A.4). A norm
-    follows: 'group' (32 groups, of the picture's own cells), 'layer', or 'none', which takes maps that have `channels`
+    follows: 'group' (32 groups, of the image's own cells), 'layer', or 'none', which takes maps that have `channels`
     channels as they are.
     """
 
@@ -114,15 +114,15 @@ class LevelProjection(nn.Module):
 
 
 class MaskedGroupNorm(nn.GroupNorm):
-    """Group normalisation (Wu & He 2018) whose mean and variance are those of each picture's own cells."""
+    """Group normalisation (Wu & He 2018) whose mean and variance are those of each image's own cells."""
 
     def __init__(self, channels: int, *, num_groups: int = 32) -> None:
         super().__init__(math.gcd(num_groups, channels), channels)
 
     def forward(self, x: Tensor, extents: Tensor | None = None) -> Tensor:
-        """Normalise `x` (B, C, h, w); `extents` (B, 2) are the cells of each picture. Padding is zero afterwards."""
+        """Normalise `x` (B, C, h, w); `extents` (B, 2) are the cells of each image. Padding is zero afterwards."""
         if extents is None:
-            # the module would refuse a single cell of one channel, which a small picture leaves of a coarse level
+            # the module would refuse a single cell of one channel, which a small image leaves of a coarse level
             return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         inside = rectangles(extents, tuple(x.shape[-2:]))[:, None, None]  # (B, 1, 1, h, w)
         groups = x.float().unflatten(1, (self.num_groups, -1))  # (B, G, C / G, h, w)

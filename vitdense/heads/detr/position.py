@@ -16,7 +16,7 @@ def sine_positions(
     """Return the encoding (B or 1, h * w, channels) float32 of every cell of the map `x` (B, C, h, w).
 
     Rows fill the first half of the channels, columns the second, each with sines and cosines in turn (DETR, Carion et
-    al. 2020, appendix A.4). Cell i of n lies at (i + 1 + offset) / n of the picture, where n counts the picture's own
+    al. 2020, appendix A.4). Cell i of n lies at (i + 1 + offset) / n of the image, where n counts the image's own
     cells (`extents` (B, 2)): the same alone and in a padded batch. `offset` is 0 in DETR and -0.5, the middle of the
     cell, in Deformable-DETR; `temperature` is 10000 in both and 20 in DINO.
     """
@@ -46,7 +46,7 @@ def rows_first(boxes_cxcywh: Tensor) -> Tensor:
 
 
 def _share(length: int, used: Tensor, offset: float) -> Tensor:
-    """Return (B, length): where cells lie in pictures of `used` (B,) cells."""
+    """Return (B, length): where cells lie in images of `used` (B,) cells."""
     cells = torch.arange(length, device=used.device, dtype=torch.float32) + (1 + offset)
     return cells / (used[:, None] + 1e-6)
 

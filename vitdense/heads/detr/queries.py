@@ -1,4 +1,4 @@
-"""Where the queries of a detector begin: learned, selected among the cells of the picture, or told by hints."""
+"""Where the queries of a detector begin: learned, selected among the cells of the image, or told by hints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitdense.heads.detr.predictors import BoxPredictor, BoxStep, class_predicto
 from vitdense.types import ClassLayer, DenoisingHints, QueryOutputs
 
 SILENT = -20.0  # logit of a cell that may not propose: a probability that no loss can feel
-SMALLEST = 0.05  # side of the boxes that cells of the finest level start from, as a share of the picture
+SMALLEST = 0.05  # side of the boxes that cells of the finest level start from, as a share of the image
 MARGIN = 0.01  # cells whose middle is nearer to the edge than this do not propose
 
 
@@ -22,12 +22,12 @@ class Queries(NamedTuple):
     """What a decoder starts from."""
 
     content: Tensor  # (B, Q, C)
-    references: Tensor  # (B, Q, 2) points or (B, Q, 4) cxcywh, in [0, 1] of each picture
+    references: Tensor  # (B, Q, 2) points or (B, Q, 4) cxcywh, in [0, 1] of each image
     positions: Tensor | None  # (B, Q, C); None: encoded from `references`
 
 
 class LearnedQueries(nn.Module):
-    """Queries that are the same for every picture.
+    """Queries that are the same for every image.
 
     Without `anchors`, learned positions from which a linear layer reads points (Deformable-DETR, Zhu et al. 2021,
     section 4.1); with `anchors`, learned boxes (DAB-DETR, Liu et al. 2022, section 4.2).
@@ -77,13 +77,13 @@ class SelectedQueries(nn.Module):
 
     Every cell proposes a class and a box, a step from its middle and a size that doubles from level to level; the
     `num_queries` best begin in the decoder where they propose. `content` says what they hold there: 'encoded', the
-    encoding of their box (Deformable-DETR); 'learned', the same for every picture, by rank (the mixed selection of
+    encoding of their box (Deformable-DETR); 'learned', the same for every image, by rank (the mixed selection of
     DINO, Zhang et al. 2022, section 3.4); 'selected', the feature of their cell (pure query selection, ibid.).
     `anchors` leaves positions to the decoder, which encodes the references itself. `learned_steps` adds a learned step
     to each proposal, by rank (LW-DETR). Each group has a first stage of its own, trained by the same cells.
 
-    Cells of padding, and those whose middle is within 1 % of the picture's edge, do not propose. Where fewer cells may
-    propose than queries are wanted, the rest of the queries starts from the whole picture.
+    Cells of padding, and those whose middle is within 1 % of the image's edge, do not propose. Where fewer cells may
+    propose than queries are wanted, the rest of the queries starts from the whole image.
 
     Proposals, in training only, have one logit when `class_agnostic`, else `num_classes`; they are over every cell when
     `dense`, else over the selected cells; group after group. A cell that may not propose has logits of `SILENT` and an

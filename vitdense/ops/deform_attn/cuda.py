@@ -1,6 +1,6 @@
 """Deformable attention as Triton kernels, forward and backward, for CUDA devices.
 
-A program handles a few queries of one head of one picture and walks over levels and points; the channels of a head lie
+A program handles a few queries of one head of one image and walks over levels and points; the channels of a head lie
 side by side in memory, so every corner is one coalesced read. Backwards, the gradient of `value` is added up with
 atomics in float32: its last bits depend on the order. Import this file only where triton is there.
 """

@@ -26,7 +26,7 @@ from vitdense.ops.deform_attn import cpu as deform_attn_bags
 
 Route = Literal['grid_sample', 'bags', 'triton']
 Grids = Sequence[tuple[int, int]]
-MAX_OFFSET = 1 << 31  # the Triton kernels count the numbers of a picture's table in int32
+MAX_OFFSET = 1 << 31  # the Triton kernels count the numbers of an image's table in int32
 
 logger = logging.getLogger('vitdense')
 

@@ -1,11 +1,11 @@
-"""Peak memory and time of segmenting a large picture in windows: 5000 x 4000 pixels, 150 classes, on a CPU.
+"""Peak memory and time of segmenting a large image in windows: 5000 x 4000 pixels, 150 classes, on a CPU.
 
-    python benchmarks/big_picture.py [--width 5000] [--height 4000] [--classes 150] [--tile 512] [--depth 2]
+    python benchmarks/large_image.py [--width 5000] [--height 4000] [--classes 150] [--tile 512] [--depth 2]
         [--queries 100]
 
 A ViT-Ti of `depth` random blocks with a linear head, or with `queries` as an EoMT, float32, one thread. Memory is that
 of the labels and of what the network said about two rows of windows, whatever the depth. The peak is the resident size
-of the process, libraries and picture included (Linux). Bar: <= 2.5 GB at the defaults.
+of the process, libraries and image included (Linux). Bar: <= 2.5 GB at the defaults.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def segment(height: int, width: int, *, classes: int, tile: int, depth: int, que
     start = time.perf_counter()
     result = Predictor(model, device='cpu', amp='off', tile=tile)(image)
     if tuple(result['sem'].labels.shape) != (height, width):
-        raise RuntimeError(f'labels of {tuple(result["sem"].labels.shape)} for a picture of {(height, width)}')
+        raise RuntimeError(f'labels of {tuple(result["sem"].labels.shape)} for an image of {(height, width)}')
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.perf_counter() - start
 
 
