@@ -57,6 +57,7 @@ TESTS = {  # file of the package, or config -> its tests
     'vitdense/train/optim.py': ['tests/train/test_optim.py', f'{RECIPE}[detection/dino_simple_mae_b_coco_800_12ep]'],
     'vitdense/data/transforms/common.py': [
         'tests/data/transforms/test_common.py',
+        'tests/data/transforms/test_numbers.py',
         f'{RECIPE}[semantic/linear_plain_dinov2_b_ade20k_512_40k]',
     ],
     'vitdense/data/transforms/detection.py': [
@@ -64,8 +65,7 @@ TESTS = {  # file of the package, or config -> its tests
         'tests/data/transforms/test_common.py',
     ],
     'vitdense/data/transforms/geometry.py': [
-        'tests/data/transforms/test_common.py',
-        'tests/data/transforms/test_detection.py',
+        f'tests/data/transforms/test_{name}.py' for name in ('common', 'numbers', 'detection')
     ],
     'vitdense/data/transforms/evaluation_crop.py': ['tests/data/transforms/test_evaluation_crop.py'],
     'vitdense/metrics/miou.py': ['tests/metrics/test_miou.py'],
@@ -103,17 +103,8 @@ SKIPPED = (
 )
 CONFIG_SKIPPED = ('num_workers', 'val_interval', 'interval', 'keep', 'batch_size')  # no result depends on them
 # Limits of what is read, numbers that say how much is worked on together, or mark what is worse than every cost
-FREE = (
-    'FARTHEST',
-    'MOST_POINTS',
-    'MOST_PIXELS',
-    '_AT_A_TIME',
-    'MASKS_AT_A_TIME',
-    '_LARGEST',
-    '_WORST',
-    '_CROWD',
-    'STRIPE',
-)
+FREE = ('FARTHEST', 'MOST_POINTS', 'MOST_PIXELS', '_AT_A_TIME', 'MASKS_AT_A_TIME', '_LARGEST', '_WORST', '_CROWD')
+FREE += ('STRIPE',)
 EQUIVALENT = [  # a part of a line, what of it changes ('': anything), and why no result shows it
     ("choice == 'fast'", '', 'both engines count the same'),
     ('if len(used) > 1 else', '', 'a choice among one is that one'),
@@ -121,10 +112,46 @@ EQUIVALENT = [  # a part of a line, what of it changes ('': anything), and why n
     ('(boxes_cxcywh - wanted_cxcywh).abs().sum(-1)', '-1', 'all of it is added up in the end, in whichever order'),
     ('torch.autocast(', '', 'on a CPU autocast changes none of these operations'),
     ("meta.path or f'image", '', 'the place that a message names'),
-    ('crowded = np.unique(', '', 'the number in a remark'),
     ('max(truth.counts, default=0)', '0', 'a batch has an image'),
     ('else np.zeros(0', 'np.zeros', 'an array of nothing'),
     ('(logits.float().nan_to_num() * 0).sum((0, 2, 3))', '0', 'it becomes a plane of no pixels'),
+    ('last = max((number for number in ids', '0', 'every number above all ids stands behind them'),
+    ('last = max((number for number in ids', '1', 'every number above all ids stands behind them'),
+    (
+        'np.unique(found.image * num_categories',
+        'found.image * num_categories + found.category',
+        'classes lie below their number: no two are one',
+    ),
+    ('set(map(type, counts)) <= {int}', 'set(map(type, counts)) <= {int}', 'the long way gives the same whole numbers'),
+    ('torch.zeros(0,', 'torch.zeros', 'a tensor of nothing'),
+    ('return torch.zeros((1, 0, 0)', 'torch.zeros', 'a tensor of nothing'),
+    ('else np.zeros((0, 4))', 'np.zeros', 'an array of nothing'),
+    ('self._calibration = torch.zeros(3, bins', '', 'every evaluation sets it before it is read'),
+    ('self._five = 0', '', 'every evaluation sets it before it is read'),
+    ('else truth.new_zeros(0, 1)', '', 'a comparison with nothing is nothing, whatever its other side'),
+    ('val_interval or 1)):', '1', 'every number from 1 on passes the check'),
+    ('return 1.0 if progress < begin else', 'progress < begin', 'a power of 1 is 1'),
+    (
+        "mode='nearest-exact')[0] > 0.5",
+        "_original(plane, meta, mode='nearest-exact')[0] > 0.5",
+        'the plane holds 0 and 1',
+    ),
+    ('kept = range(needed + (side - needed) % 2', 'side - needed', 'even where the sum is'),
+    ('(n * short // shortest - whole) % 2', 'n * short // shortest - whole', 'even where the sum is'),
+    ('(logits.float().nan_to_num() * 0).sum', '(logits.float().nan_to_num() * 0).sum', 'a mean of zeros is zero'),
+    ('(logits.nan_to_num() * 0).sum', '(logits.nan_to_num() * 0).sum', 'a mean of zeros is zero'),
+    (
+        '[rows.clamp(min=-1)].where(rows >= 0',
+        '1',
+        'who has no object reads the last row, whichever it is, and drops it',
+    ),
+    ('torch.cat([boxes, boxes.new_full((1, 4)', '1', 'only the last of these rows is read'),
+    ('torch.cat([boxes, boxes.new_full((1, 4)', '0.5', 'boxes of queries without an object cost nothing'),
+    ('else truth.labels[:0]', '0', 'the costs of no object are none'),
+    ('IGNORED = -2', '2', 'a name for any number below NOTHING'),
+    ('alpha = -1 if self.alpha is None', '1', 'every negative number leaves it out'),
+    ('easy = 2.0', '2.0', 'every number above 1 is above every probability'),
+    ('labels = torch.zeros((batch, length)', 'torch.zeros', 'labels of filler become 0 in the end'),
 ]
 SECONDS = 300  # a mutant that hangs is noticed
 

@@ -76,9 +76,13 @@ def test_images_without_truth_are_skipped_and_mixtures_count_as_their_largest(ca
     metric = Accuracy(classes=NAMES)
     fill(metric, scores, [None, torch.tensor([0.3, 0.6, 0.1, 0, 0, 0, 0, 0]), torch.tensor(2)])
     assert metric.evaluate(0)['cls/top1'] == 1
-    assert 'skipped without truth: 1' in caplog.text
+    assert 'skipped without truth: 1 of' in caplog.text
+    caplog.clear()
     fill(metric, scores[:1], [None])
-    assert metric.evaluate(0) == {}
+    assert metric.evaluate(0) == {} and 'skipped without truth: 1 of' in caplog.text
+    caplog.clear()
+    metric.evaluate(0)
+    assert 'skipped' not in caplog.text
 
 
 def test_labels_and_scores_that_do_not_fit_are_named():
@@ -107,6 +111,17 @@ def test_a_long_table_lists_the_worst_classes(caplog):
     fill(metric, scores[:20], labels[:20])
     metric.evaluate(0)
     assert len(metric.table()) == 20
+
+
+@pytest.mark.parametrize(
+    ('num_classes', 'occur', 'listed'), [(100, 50, 100), (120, 50, 50), (120, 100, 100), (101, 101, 30)]
+)
+def test_tables_are_long_beyond_a_hundred_classes(num_classes, occur, listed, caplog):
+    metric = Accuracy(classes=[str(index) for index in range(num_classes)])
+    with caplog.at_level('INFO', 'vitdense'):
+        fill(metric, torch.eye(num_classes)[:occur], torch.arange(occur))
+        metric.evaluate(0)
+    assert len(metric.table()) == listed and ('least often right' in caplog.text) == (occur > 100)
 
 
 def test_the_confusion_matrix_is_saved_and_drawn(tmp_path):
@@ -154,10 +169,47 @@ def test_average_precision_is_that_of_torchmetrics():
     assert metric.table()[3].ap is None
     assert [row.ap for row in metric.table() if row.ap is not None] == pytest.approx(expected.tolist(), abs=1e-6)
     assert value == pytest.approx(float(expected.mean()), abs=1e-6)
-    assert MeanPrecision().evaluate(0) == {}
+    assert [row.images for row in metric.table()] == truth.sum(0).tolist()
+    empty = MeanPrecision()
+    assert empty.evaluate(0) == {} and empty.table() == []
 
 
 def test_the_fifth_best_counts_and_the_sixth_does_not():
     scores = torch.linspace(1, 0, 8).expand(2, 8)  # best first
     _, values = evaluated(scores, torch.tensor([4, 5]))
     assert values['cls/top5'] == 0.5
+
+
+def test_labels_of_precision_are_one_class_or_shares_above_a_half():
+    scores = torch.tensor([[0.9, 0.2, 0.1], [0.8, 0.7, 0.6], [0.1, 0.6, 0.3]])
+    metric = MeanPrecision()
+    fill(metric, scores, [torch.tensor(0), torch.tensor([0.5, 0.51, 0.0]), torch.tensor(2)])
+    metric.evaluate(0)
+    assert [(row.name, row.ap, row.images) for row in metric.table()] == [
+        ('class 0', 1.0, 1),
+        ('class 1', 1.0, 1),
+        ('class 2', 0.5, 1),
+    ]
+
+
+@pytest.mark.parametrize(('num_classes', 'there'), [(5, False), (6, True)])
+def test_six_classes_have_a_best_five(num_classes, there):
+    metric = Accuracy(classes=NAMES[:num_classes])
+    fill(metric, torch.eye(num_classes), torch.arange(num_classes))
+    assert ('cls/top5' in metric.evaluate(0)) == there
+
+
+def test_a_score_on_the_border_of_two_ranges_belongs_to_the_lower_one():
+    scores = torch.zeros(4, 8)
+    scores[:, 0] = torch.tensor([0.25, 0.125, 0.3125, 0.5])
+    _, values = evaluated(scores, torch.tensor([0, 1, 0, 0]), bins=4)
+    # 0 ... 0.25: scores add up to 0.375 and one is right; 0.25 ... 0.5: 0.8125 and two are right
+    assert values['cls/ece'] == pytest.approx((abs(0.375 - 1) + abs(0.8125 - 2)) / 4, abs=1e-6)
+
+
+def test_before_an_evaluation_there_is_no_confusion(tmp_path):
+    with pytest.raises(RuntimeError, match='before the first'):
+        _ = Accuracy(classes=NAMES).confusion
+    metric, _ = evaluated(*images())
+    metric.save_confusion(tmp_path, stem='other')
+    assert (tmp_path / 'other.npy').exists()

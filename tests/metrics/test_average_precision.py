@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from vitdense.data.shapes import ShapesScenes
 from vitdense.errors import ConfigError, DataError, NumericsError
-from vitdense.metrics.average_precision import CocoAP, refuse_non_finite
+from vitdense.metrics.average_precision import CocoAP, in_order, refuse_non_finite
 from vitdense.metrics.coco_columns import Objects, results_of
 from vitdense.metrics.coco_curves import choose_engine
 from vitdense.types import Batch, Instances, Meta, Target
@@ -178,19 +178,26 @@ def nothing():
 def test_no_prediction_is_zero_and_no_object_is_not_available(engine, caplog):
     images = list(random_images(8))
     _, scores = evaluate([(t, m, nothing()) for t, m, _ in images], engine=engine)
-    assert set(scores.values()) == {0.0} and 'det/AP' in scores
+    assert set(scores.values()) == {0.0} and 'det/AP' in scores and 'n/a' not in caplog.text  # although no emu is there
     empty = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
     metric, scores = evaluate([(empty, m, f) for _, m, f in images], engine=engine)
     assert scores == {} and {row.ap for row in metric.table()} == {None}
+    assert 'n/a, there is no object to find' in caplog.text
     crowds = [(t._replace(iscrowd=torch.ones(len(t.labels), dtype=torch.bool)), m, f) for t, m, f in images]
     assert evaluate(crowds, engine=engine)[1] == {}
 
 
-def test_a_image_without_annotations_is_skipped():
+def test_an_image_without_annotations_is_skipped(caplog):
     images = list(random_images(8))
     _, scores = evaluate(images)
-    unlabelled = (Target(), Meta(5, dataset='random'), images[0][2])
-    assert evaluate([*images, unlabelled])[1] == scores
+    boxes = torch.zeros(1, 4)
+    for number, target in enumerate((Target(), Target(boxes=boxes), Target(labels=torch.zeros(1, dtype=torch.int64)))):
+        unlabelled = (target, Meta(number, dataset='random'), images[0][2])
+        metric, with_it = evaluate([*images, unlabelled])
+        assert with_it == scores and 'skipped without truth: 1 of' in caplog.text
+        caplog.clear()
+        metric.evaluate(0)  # of nothing
+        assert 'skipped' not in caplog.text
 
 
 def test_what_cannot_be_right_is_an_error():
@@ -265,3 +272,52 @@ def test_one_coordinate_that_is_not_finite_is_refused():
     nothing = np.zeros(2, dtype=np.int64)
     with pytest.raises(NumericsError, match='1 non-finite boxes and 0 non-finite scores among 2'):
         refuse_non_finite([Objects(nothing, nothing, boxes, scores, nothing.astype(bool), scores)], where='here')
+    with pytest.raises(NumericsError, match='0 non-finite boxes and 1 non-finite scores among 2'):
+        worse = np.array([np.nan, 0.5])
+        refuse_non_finite([Objects(nothing, nothing, boxes[[0, 0]], scores, nothing == 1, worse)], where='here')
+
+
+def crowded(*rows, limit=11):
+    """What is said of images with as many objects and predictions of a class, for each (id, class, count)."""
+    images = []
+    for image, label, count in rows:
+        boxes = torch.arange(count)[:, None] * 20.0 + torch.tensor([0.0, 0, 10, 10])
+        labels, scores = torch.tensor(label).expand(count), torch.linspace(0.9, 0.1, count)
+        target = Target(boxes=boxes, labels=labels, iscrowd=torch.zeros(count).bool(), area=torch.full((count,), 100.0))
+        images.append((target, Meta(image, dataset='random'), Instances(boxes, scores, labels)))
+    return evaluate(images, max_detections=limit)[0].remark
+
+
+def test_images_with_more_objects_than_count_are_counted(caplog):
+    caplog.set_level('INFO', 'vitdense')
+    assert crowded((0, 0, 12), (1, 1, 11)).startswith('1 of 2 images has more than 11 objects of one class')
+    assert '1 of 23 predictions do not count: they are beyond the best 11' in caplog.text
+    caplog.clear()
+    assert crowded((0, 0, 12), (1, 1, 14)).startswith('2 of 2 images have more')
+    assert '4 of 26 predictions do not count' in caplog.text
+    assert crowded((0, [0, 1] * 12, 24), (1, 1, 1)).startswith('1 of 2 images has')  # of two classes
+    caplog.clear()
+    # neither objects of one class in several images, nor of several classes in one, are put together
+    assert (
+        crowded((0, 1, 8), (1, 0, 1), (2, 0, 1), (3, 0, 1), (4, 0, 1), (5, 0, 8)) == '' and 'do not' not in caplog.text
+    )
+
+
+def test_categories_stand_in_the_order_of_their_ids_and_unknown_ones_behind():
+    for ids, rows in (
+        ([7, 3, 90, 20, 1], [2, 1, 4, 3, 0]),
+        ([7, None, 90, None, 1], [1, 3, 2, 4, 0]),
+        ([None] * 5, [0, 1, 2, 3, 4]),
+    ):
+        metric = CocoAP()
+        metric.dataset_meta = {'classes': {'labels': NAMES}, 'category_ids': {'labels': ids}}
+        assert metric._rows() == rows
+    assert CocoAP(classes=NAMES)._rows() == [0, 1, 2, 3, 4]
+
+
+def test_images_of_all_ranks_stand_in_the_order_of_their_ids():
+    order = in_order([[('a', 3), ('a', 10)], [('a', 1)], []])
+    assert [places.tolist() for places in order] == [[1, 2], [0], []]
+    assert [places.tolist() for places in in_order([[('b', 'a'), ('a', 'b'), ('a', 10)]])] == [[2, 1, 0]]
+    with pytest.raises(DataError, match='image 3 was evaluated twice'):
+        in_order([[('a', 3), ('a', 10)], [('a', 3)]])

@@ -182,6 +182,26 @@ def test_only_hidden_patches_are_painted_and_count():
     assert torch.equal(answer.image[:, ~answer.hidden], other.image[:, ~answer.hidden])
 
 
+def test_padding_is_cut_off_before_the_original_size():
+    network = autoencoder(norm_pix=False).eval()
+    outputs = network(4 * torch.randn(1, 3, *SIZE))['mae']  # far beyond black and white
+    (whole,) = ReconstructionTask().predict(outputs, [Meta(0, orig_size=SIZE, size=SIZE)])
+    padded = Meta(0, orig_size=(20, 50), size=SIZE, image_size=(20, 50))
+    (part,) = ReconstructionTask().predict(outputs, [padded])
+    assert torch.equal(part.image, whole.image[:, :20, :50]) and torch.equal(part.hidden, whole.hidden[:20, :50])
+    values = torch.where(outputs.mask[..., None], outputs.patches, outputs.target)
+    pixels = values.unflatten(-1, (-1, 3)) * outputs.scale[:, :, None] + outputs.shift[:, :, None]
+    plane = torch.zeros(3, *SIZE)
+    for place, patch in enumerate(pixels[0].view(12, 16, 16, 3)):
+        row, column = 16 * (place // 4), 16 * (place % 4)
+        plane[:, row : row + 16, column : column + 16] = patch.permute(2, 0, 1)
+    (small,) = ReconstructionTask().predict(outputs, [padded._replace(orig_size=(10, 25))])
+    averaged = torch.nn.functional.interpolate(plane[None, :, :20, :50], (10, 25), mode='bilinear', antialias=True)[0]
+    wanted = (averaged.clamp(0, 1) * 255).round().byte()
+    assert torch.equal(small.image, wanted) and small.image.amin() == 0 and small.image.amax() == 255
+    assert torch.equal(small.hidden, whole.hidden[1:20:2, 1:50:2])
+
+
 def test_a_fresh_encoder_has_fixed_positions_and_another_keeps_its_own():
     fresh = autoencoder().backbone.model.pos_embed
     assert not fresh.requires_grad and fresh[0, 0].abs().max() == 0

@@ -14,6 +14,7 @@ from vitdense.ops.masks import (
     readable_parts,
     runs_of,
     runs_of_masks,
+    unpack_runs,
 )
 
 
@@ -40,6 +41,15 @@ def test_points_in_lists_of_their_own_are_a_polygon():
     points = [[1, 1], [9, 1], [9, 8], [1, 8]]
     assert readable_parts(points) == readable_parts([points]) == (flat, [])
     assert readable_parts(flat) == (flat, []) and readable_parts([[1, 2], [3, 4]])[0] == [[1, 2], [3, 4]]
+    assert readable_parts(points[:3]) == readable_parts([points[:3]]) == ([flat[0][:6]], [])
+    for other in (
+        [[[1, 2], [3, 4]]],
+        [[1, [2]], [3, 4], [5, 6]],
+        [[[1, 1], [9, 1], 5]],
+        [[1, 2, 3], [4, 5, 6], [7, 8, 9]],
+    ):
+        assert readable_parts(other) == (other, [])  # no points: left as it is
+    assert readable_parts([[1, 1], [9, 1], *flat])[0] == flat
 
 
 @pytest.mark.parametrize(
@@ -75,7 +85,19 @@ def test_run_lengths_in_other_spellings_are_the_same():
     [
         ([[10**400, 0, 9, 0, 9, 9]], 'too large'),
         (dict(size=[4, 5], counts=[10**400]), 'beyond'),
+        (dict(size=[4, 5], counts=[0, 10**400]), 'beyond'),
+        (dict(size=[4, 5], counts=[-(10**400), 5]), 'negative'),
+        (dict(size=[4, 5], counts=[-5, 25]), 'negative'),
+        (dict(size=[4, 5], counts=[]), 'no run lengths'),
+        (dict(size=[4, 5], counts=[3, 16]), 'add up to 19 of 20'),
         (dict(size=[4, 5], counts=[3.5, 16.5]), 'whole numbers'),
+        (dict(size='45', counts=[20]), 'run lengths of size'),
+        (dict(size=[4, 5], counts=b''), 'no run lengths'),
+        ([[1, 1, 9, 1, 9, 8], 5], 'a list of its own'),
+        ([[1, 1, 9, 1, 9, 8, 4]], 'has 7 numbers'),
+        ([[0, 0, 9, 0, 9, 100_001]], 'up to 100001'),
+        ('mask', 'neither a list of polygons nor run lengths'),
+        ([], 'it is empty'),
         (dict(size=[10**400, 5], counts=[20]), 'run lengths of size'),
         (dict(size=[4], counts=[4]), 'run lengths of size'),
         (dict(counts=[4]), 'run lengths of size'),
@@ -92,3 +114,43 @@ def test_masks_of_images_beyond_32_bits_are_refused():
     assert 'more pixels than masks can have' in fault_of(runs, (100_000, 100_000))
     assert 'run lengths of size' in fault_of(runs, None)
     assert 'size of its image' in str(pytest.raises(ValueError, runs_of, [[0, 0, 9, 0, 9, 9]], None).value)
+
+
+def test_what_lies_on_a_bound_is_still_right(monkeypatch):
+    pixels = 2**31 - 1
+    triangle = [1, 1.5, 9, 1, 9, 8]
+    assert fault_of([triangle], (1, pixels)) is None and 'more pixels' in fault_of([triangle], (2, pixels))
+    assert fault_of([[0, 0, 100_000, 0, 9, 9]], (4, 5)) is None
+    assert fault_of(dict(size=[1, pixels], counts=[pixels]), None) is None
+    assert fault_of(dict(size=[4, 5], counts=[0, 20]), (4, 5)) is None
+    monkeypatch.setattr('vitdense.ops.masks.MOST_POINTS', 6)
+    assert fault_of([triangle], (4, 5)) is None and 'has 8 numbers' in fault_of([[*triangle, 4, 4]], (4, 5))
+
+
+def packed(number: int) -> bytes:
+    """One run length as pycocotools packs it: 5 bits in each character from the lowest on, 32 while more follow."""
+    digits = []
+    while not digits or number or digits[-1] & 16:
+        digits.append(number & 31)
+        number >>= 5
+    return bytes(48 + digit + 32 * (place + 1 < len(digits)) for place, digit in enumerate(digits))
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_packed_run_lengths_are_those_of_the_mask(seed):
+    """Lengths from 1 to thousands: differences to the one two before have either sign and one to four characters."""
+    generator = np.random.default_rng(seed)
+    lengths = (10 ** generator.uniform(0, 4, 40)).astype(int).tolist()
+    for wanted in (lengths, [0, *lengths]):
+        run = coco.frPyObjects(dict(size=[1, sum(wanted)], counts=wanted), 1, sum(wanted))
+        assert unpack_runs(run['counts']).tolist() == wanted
+
+
+def test_what_is_no_packed_run_length_is_refused():
+    assert (
+        unpack_runs(b'') is unpack_runs(b'/1') is unpack_runs(b'1/') is unpack_runs(b'p1') is unpack_runs(b'1p') is None
+    )
+    assert unpack_runs(b'1P') is unpack_runs(b'Q') is unpack_runs(b'1o') is None  # more should follow
+    assert unpack_runs(b'0').tolist() == [0] and unpack_runs(b'o0').tolist() == [31]
+    assert packed(2**30) == b'PPPPPP1' and unpack_runs(packed(2**30)).tolist() == [2**30]
+    assert unpack_runs(b'PPPPPPP1') is unpack_runs(b'1PPPPPPP1') is None  # 40 bits

@@ -18,6 +18,12 @@ def test_points_are_those_of_grid_sample() -> None:
     assert torch.equal(sample_points(planes > 0, places, extents), sample_points((planes > 0).float(), places, extents))
 
 
+def test_a_plane_of_one_cell_fades_to_zero_over_half_a_cell() -> None:
+    points = torch.tensor([[0.5, 0.5], [0.0, 0.5], [1.0, 1.0], [0.75, 0.5], [2.0, 0.5]])
+    values = sample_points(torch.full((1, 1, 1), 4.0), points, torch.tensor([1.0, 1.0]))
+    assert values.tolist() == [[4.0, 2.0, 1.0, 3.0, 0.0]]
+
+
 def test_nothing_is_read_beyond_the_extents() -> None:
     plane, points = torch.randn(1, 4, 4), torch.rand(1, 50, 2) * 4
     small = sample_points(plane[:, :3, :2], points, torch.tensor([3.0, 2.0]))

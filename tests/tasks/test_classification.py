@@ -28,6 +28,9 @@ def test_cross_entropy_is_that_of_torch_for_numbers_and_for_shares(smoothing):
     assert losses.keys() == {'loss_ce', 'acc'} and losses['acc'] == pytest.approx(2 / 3)
     smooth = SHARES * (1 - smoothing) + smoothing / 3
     torch.testing.assert_close(losses_of(task, SHARES)['loss_ce'], SoftTargetCrossEntropy()(LOGITS, smooth))
+    assert ClassificationTask().label_smoothing == 0
+    lesser = torch.tensor([0.3, 0.7, 0.0])  # the likeliest class is not its largest part
+    assert losses_of(task, [lesser, SHARES[1]], LOGITS[:2])['acc'] == 0.5
 
 
 def test_numbers_and_shares_may_stand_in_one_batch():

@@ -32,6 +32,18 @@ def test_without_noise_positives_are_the_objects(truth):
     rows = (hints.objects + truth.starts[:, None])[hints.positive]
     assert torch.equal(hints.labels[hints.positive], truth.labels[rows])
     assert torch.allclose(hints.boxes[hints.positive], truth.boxes[rows])
+    filler = hints.objects < 0
+    assert (hints.boxes[filler] == 0.5).all() and (hints.labels[filler] == 0).all()
+
+
+def test_a_share_of_zero_changes_no_label(truth, monkeypatch):
+    monkeypatch.setattr(torch, 'rand', lambda shape, device=None: torch.zeros(shape))
+    hints = Denoising(label_noise=0)(truth._replace(labels=truth.labels + 100), num_classes=8)
+    assert (hints.labels[hints.positive] >= 100).all()
+
+
+def test_defaults_are_those_of_dino():
+    assert Denoising() == Denoising(num_queries=100, label_noise=0.5, box_noise=1.0, contrastive=True)
 
 
 def test_boxes_move_by_up_to_half_a_side_and_contrasts_further(truth):

@@ -222,6 +222,17 @@ def test_wrong_arguments_are_errors_now(wrong):
     assert caught.value.fix
 
 
+def test_defaults_are_those_of_deformable_detr():
+    task = DetectionTask()
+    names = ('l1_weight', 'giou_weight', 'aux_weight', 'proposal_weight', 'proposals_per_object', 'denoising_weight')
+    assert [getattr(task, name) for name in names] == [5.0, 2.0, 1.0, 1.0, 1, 1.0]
+    assert (task.top_k, task.field, task.datasets, task.denoising) == (100, 'labels', None, None)
+    assert task.classification == Focal(weight=1.0, alpha=0.25, gamma=2.0)
+    assert Varifocal() == Varifocal(weight=1.0, alpha=0.75, gamma=2.0)  # RT-DETR
+    assert IouAware() == IouAware(weight=1.0, alpha=0.25, gamma=2.0)  # LW-DETR
+    assert SoftmaxCrossEntropy() == SoftmaxCrossEntropy(weight=1.0, no_object_weight=0.1)  # DETR
+
+
 def test_parts_may_be_recipes():
     recipe = {
         'type': DetectionTask,

@@ -1,12 +1,14 @@
 """Losses against torch, torchvision, hand formulas and two processes."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
 from vitdense.errors import ConfigError
-from vitdense.tasks.losses import CrossEntropy, Dice, OhemCrossEntropy, PixelFocal
+from vitdense.tasks.losses import CrossEntropy, Dice, OhemCrossEntropy, PixelFocal, share_of_count
 from vitdense.types import IGNORE
 
 PARTS = [
@@ -93,6 +95,8 @@ def test_sigmoid_focal_equals_torchvision_over_labelled_pixels(logits, labels):
     truth = functional.one_hot(labels[valid], 5).float()
     theirs = sigmoid_focal_loss(chosen, truth, alpha=0.25, gamma=2, reduction='sum') / valid.sum()
     assert torch.allclose(PixelFocal(alpha=0.25, form='sigmoid')(logits, labels), theirs)
+    plain = sigmoid_focal_loss(chosen, truth, alpha=-1, gamma=2, reduction='sum') / valid.sum()
+    assert torch.allclose(PixelFocal(form='sigmoid')(logits, labels), plain)
 
 
 def test_dice_by_hand():
@@ -206,3 +210,36 @@ def test_a_single_labelled_pixel_lets_all_classes_count():
     logits, labels = torch.zeros(1, 3, 1, 2), torch.tensor([[[1, IGNORE]]])
     loss = Dice(absent=True, smooth=0)(logits, labels)
     assert loss.item() == pytest.approx((1 + (1 - 2 / 3 / (1 / 3 + 1)) + 1) / 3, rel=1e-5)
+    smooth = Dice(absent=True, smooth=0.1)(logits, labels)
+    there, absent = 1 - (2 / 3 + 0.1) / (1 / 3 + 1 + 0.1), 1 - 0.1 / (1 / 3 + 0.1)
+    assert smooth.item() == pytest.approx((there + 2 * absent) / 3, rel=1e-5)
+
+
+def test_what_a_loss_is_divided_by():
+    assert [share_of_count(torch.tensor(count)).item() for count in (0, 1, 7, 0.5)] == [1, 1, 7, 0.5]
+    logits, labels = torch.randn(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.int64)
+    half = CrossEntropy(class_weights=(0.5, 1))(logits, labels)
+    assert torch.allclose(half, CrossEntropy()(logits, labels))  # half a loss of half a pixel
+
+
+def test_defaults_are_those_of_the_sources():
+    wanted = {  # mmsegmentation: ce, dice and ohem; RetinaNet: gamma
+        CrossEntropy: dict(weight=1.0, class_weights=None, average='valid', label_smoothing=0.0),
+        Dice: dict(weight=1.0, smooth=1.0, exponent=1, over='image', absent=False),
+        PixelFocal: dict(weight=1.0, gamma=2.0, alpha=None, form='softmax'),
+        OhemCrossEntropy: dict(weight=1.0, threshold=0.7, min_kept=100_000, class_weights=None, average='kept'),
+    }
+    assert {kind: dataclasses.asdict(kind()) for kind in wanted} == wanted
+
+
+@pytest.mark.parametrize('kind', [CrossEntropy, OhemCrossEntropy])
+def test_one_class_has_one_weight(kind):
+    labels = torch.tensor([[[0, IGNORE]]])
+    assert kind(class_weights=(2.0,))(torch.randn(1, 1, 1, 2), labels) == 0
+    assert Dice()(torch.randn(1, 1, 1, 2), labels) == 0
+
+
+def test_the_bound_of_ohem_is_the_largest_probability_where_all_but_one_pixel_are_kept():
+    logits, labels = torch.randn(1, 3, 1, 5), torch.randint(0, 3, (1, 1, 5))
+    surprise = functional.cross_entropy(logits, labels, reduction='none').flatten().sort(descending=True).values
+    assert torch.allclose(OhemCrossEntropy(threshold=0.0, min_kept=4)(logits, labels), surprise[:4].mean())

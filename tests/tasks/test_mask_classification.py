@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitdense.errors import ConfigError, DataError, NumericsError
-from vitdense.tasks.mask_classification import InstanceTask, MaskSemanticTask
+from vitdense.tasks.mask_classification import InstanceTask, MaskSemanticTask, _full_masks
 from vitdense.tasks.mask_losses import MaskLoss
 from vitdense.tasks.mask_matching import MaskAnswers, MaskMatcher, MaskTruth
 from vitdense.types import IGNORE, Meta, PixelOutputs, QueryOutputs, Target
@@ -91,9 +91,11 @@ def test_classes_of_a_label_map_are_its_objects() -> None:
     labels[:2], labels[5] = 0, IGNORE
     truth = MaskTruth.of_classes([labels, torch.full((4, 4), IGNORE, dtype=torch.uint8)], labels.device)
     assert truth.labels.tolist() == [0, 2] and truth.counts == (2, 0) and truth.images.tolist() == [0, 0]
-    points = torch.tensor([[0.5, 0.99], [0.5, 0.6]])  # on an ignored pixel, and on one of class 2
+    points = torch.tensor(
+        [[0.5, 0.99], [0.5, 0.6], [1.0, 1.0]]
+    )  # on an ignored pixel, on one of class 2, in the corner
     values, counted = truth.sample(0, torch.tensor([0, 1]), points)
-    assert counted.tolist() == [False, True] and values[:, 1].tolist() == [0.0, 1.0]
+    assert counted.tolist() == [False, True, False] and values[:, 1].tolist() == [0.0, 1.0]
 
 
 def test_ignored_pixels_do_not_count() -> None:
@@ -158,8 +160,12 @@ def test_what_is_not_finite_is_named() -> None:
 
 
 def test_objects_without_masks_and_queries_without_masks_are_errors() -> None:
-    with pytest.raises(DataError, match='objects without masks'):
-        InstanceTask().loss(answers(batch=1), [objects(1)._replace(masks=None)])
+    for targets in ([objects(1)._replace(masks=None)], [objects(1), objects(1)._replace(masks=None)]):
+        with pytest.raises(DataError, match='objects without masks'):
+            InstanceTask().loss(answers(batch=len(targets)), targets)
+    for size in ((65, 96), (64, 97)):
+        with pytest.raises(ValueError, match='larger than the input plane'):
+            InstanceTask(losses=SMALL).loss(answers(), [objects(1), objects(1, size)])
     with pytest.raises(ConfigError, match='no masks'):
         InstanceTask().loss(answers(batch=1)._replace(mask_logits=None), [objects(1)])
     with pytest.raises(ConfigError, match='importance'):
@@ -178,6 +184,48 @@ def test_instances_are_masks_in_the_original_size_with_scores_and_boxes() -> Non
     assert 480 < found.masks[0].sum() <= 16 * 32 and found.scores[0] > 0.9  # bilinear: corners are round
     assert found.scores[1] == pytest.approx(torch.tensor(1.0).sigmoid().item(), abs=0.02)
     assert (found.scores[:-1] >= found.scores[1:]).all() and found.masks.flatten(1).any(1).all()
+
+
+def test_the_loss_and_the_cost_at_a_single_point(monkeypatch) -> None:
+    """Everywhere the mask says c, and the object is: softplus(-c), and 1 - (2 p + 1) / (p + 2)."""
+    outputs = answers(batch=1, queries=1)._replace(mask_logits=torch.full((1, 1, 16, 24), 0.7))
+    target = Target(labels=torch.tensor([2]), masks=torch.ones(1, 64, 96, dtype=torch.bool))
+    surprise, prob = functional.softplus(torch.tensor(-0.7)).item(), torch.tensor(0.7).sigmoid().item()
+    dice, matcher = 1 - (2 * prob + 1) / (prob + 2), MaskMatcher(num_points=1)
+    monkeypatch.setattr(torch, 'rand', lambda *size, device: torch.full(size, 0.5))
+    losses = InstanceTask(losses=MaskLoss(matcher=matcher, num_points=1)).loss(outputs, [target])
+    assert losses['loss_mask'].item() == pytest.approx(5 * surprise, rel=1e-4)
+    assert losses['loss_dice'].item() == pytest.approx(5 * dice, rel=1e-4)
+    costs = matcher.costs(MaskAnswers.of(outputs), MaskTruth.of_objects([target], torch.device('cpu')))
+    chosen = outputs.class_logits.softmax(-1)[0, 0, 2].item()
+    assert costs.item() == pytest.approx(5 * surprise + 5 * dice - 2 * chosen, rel=1e-4)
+
+
+def test_defaults_are_those_of_mask2former() -> None:
+    matcher = MaskMatcher(class_weight=2.0, mask_weight=5.0, dice_weight=5.0, num_points=12544)
+    wanted = dict(class_weight=2.0, mask_weight=5.0, dice_weight=5.0, no_object_weight=0.1, num_points=12544)
+    assert MaskLoss() == MaskLoss(matcher=matcher, **wanted, oversample=3.0, importance=0.75)
+    assert InstanceTask().top_k == 100 and InstanceTask().losses == MaskSemanticTask().losses == MaskLoss()
+
+
+def test_pixels_of_a_mask_have_a_logit_above_zero() -> None:
+    meta = Meta(0, orig_size=(2, 3), size=(2, 3))
+    masks = torch.tensor([[[-1.0, 3.0, -1.0], [-1.0, -1.0, -1.0]], [[0.0] * 3] * 2, [[0.5] * 3, [-9.0] * 3]])
+    ((inside, sureness),) = _full_masks(masks, meta, (2, 3))
+    assert inside.flatten(1).sum(1).tolist() == [1, 0, 3] and sureness[1] == 0
+    assert torch.allclose(sureness[[0, 2]], torch.tensor([3.0, 0.5]).sigmoid())
+
+
+def test_masks_are_resized_a_few_at_a_time(monkeypatch) -> None:
+    masks, meta = torch.randn(5, 4, 6), Meta(0, orig_size=(20, 30), size=(16, 24))
+    (together,) = _full_masks(masks, meta, (16, 24))
+    for values, lengths in ((1, [1] * 5), (1300, [2, 2, 1])):  # 600 for each mask
+        monkeypatch.setattr('vitdense.tasks.mask_classification.MASKS_AT_A_TIME', values)
+        parts = [*_full_masks(masks, meta, (16, 24))]
+        assert [len(part[0]) for part in parts] == lengths
+        assert all(
+            torch.equal(torch.cat(part), whole) for part, whole in zip(zip(*parts, strict=True), together, strict=True)
+        )
 
 
 def test_label_maps_from_queries_and_from_log_scores_agree() -> None:

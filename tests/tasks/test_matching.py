@@ -176,3 +176,8 @@ def test_wrong_arguments_are_errors_now():
     for wrong in ({'form': 'tanh'}, {'l1_weight': -1}, {'alpha': 2}):
         with pytest.raises(ConfigError):
             HungarianMatcher(**wrong)
+
+
+def test_defaults_are_those_of_deformable_detr():
+    wanted = HungarianMatcher(class_weight=2.0, l1_weight=5.0, giou_weight=2.0, form='sigmoid', alpha=0.25, gamma=2.0)
+    assert HungarianMatcher() == wanted

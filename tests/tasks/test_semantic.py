@@ -53,6 +53,7 @@ def test_auxiliary_answers_get_the_same_losses():
     losses = task.loss(PixelOutputs(logits, (8, 8), (aux, aux)), targets)
     plain = task.loss(PixelOutputs(aux, (8, 8)), targets)
     assert torch.allclose(losses['loss_aux'], 0.25 * 2 * (plain['loss_ce'] + plain['loss_dice']))
+    assert SemanticTask().aux_weight == 0.4  # mmsegmentation's auxiliary head
 
 
 def test_accuracy_reads_labelled_pixels_only():
@@ -62,6 +63,15 @@ def test_accuracy_reads_labelled_pixels_only():
     task = SemanticTask()
     assert task.loss(PixelOutputs(right, (16, 16)), [Target(semantic=labels)])['acc'] == 1
     assert task.loss(PixelOutputs(-right, (16, 16)), [Target(semantic=labels)])['acc'] == 0
+    labels[:], labels[12, 8] = IGNORE, 1  # a single pixel of the sample
+    assert task.loss(PixelOutputs(torch.eye(3)[1].view(1, 3, 1, 1), (16, 16)), [Target(semantic=labels)])['acc'] == 1
+
+
+def test_accuracy_reads_every_fourth_pixel_of_every_fourth_row():
+    labels, wrong = torch.zeros(20, 20, dtype=torch.uint8), torch.ones(20, 20)
+    wrong[::4, ::4] = 0
+    logits = torch.stack([1 - wrong, wrong])[None]
+    assert SemanticTask().loss(PixelOutputs(logits, (20, 20)), [Target(semantic=labels)])['acc'] == 1
 
 
 def test_low_precision_logits_and_autocast_give_a_float32_loss():
@@ -76,8 +86,9 @@ def test_low_precision_logits_and_autocast_give_a_float32_loss():
 
 
 def test_truth_larger_than_the_plane_is_refused():
-    with pytest.raises(ValueError, match='larger than the input plane'):
-        SemanticTask().loss(PixelOutputs(torch.randn(1, 3, 2, 2), (8, 8)), [Target(semantic=_labels(9, 8))])
+    for size, plane in (((9, 8), (8, 8)), ((9, 8), (8, 16)), ((8, 9), (16, 8))):
+        with pytest.raises(ValueError, match='larger than the input plane'):
+            SemanticTask().loss(PixelOutputs(torch.randn(1, 3, 2, 2), plane), [Target(semantic=_labels(*size))])
 
 
 def test_predictions_undo_the_geometry_in_one_order():

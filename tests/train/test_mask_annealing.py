@@ -28,6 +28,8 @@ def test_blocks_are_unmasked_one_after_the_other() -> None:
     assert hook.shares((13040 + 1630) / 39120, 4) == pytest.approx([0.0, 0.75**0.9, 1.0, 1.0])
     given = MaskAnnealingHook(begin=(0.0, 0.5), end=(0.2, 0.6), power=1.0)
     assert given.shares(0.1, 2) == pytest.approx([0.5, 1.0])
+    at_once = MaskAnnealingHook(begin=(0.5,), end=(0.5,))
+    assert at_once.shares(0.49, 1) == [1.0] and at_once.shares(0.5, 1) == [0.0]
 
 
 def test_the_hook_sets_the_network_from_the_step() -> None:
@@ -42,7 +44,8 @@ def test_the_hook_sets_the_network_from_the_step() -> None:
 def test_what_cannot_be_annealed_is_an_error() -> None:
     with pytest.raises(ConfigError, match='no part of the model masks'):
         MaskAnnealingHook().before_train_iter(SimpleNamespace(network_model=nn.Linear(1, 1), max_iters=2), 0)
-    for wrong in (dict(begin=(0.1,)), dict(begin=(0.5,), end=(0.2,)), dict(begin=(1.0,), end=(2.0,))):
+    some = dict(begin=(0.1, 0.5), end=(0.2, 0.4))  # one of two ascends
+    for wrong in (dict(begin=(0.1,)), dict(begin=(0.5,), end=(0.2,)), dict(begin=(1.0,), end=(2.0,)), some):
         with pytest.raises(ValueError, match='begin and end'):
             MaskAnnealingHook(**wrong)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from vitdense.backbones.vit import ViT
 from vitdense.errors import ConfigError
-from vitdense.train.optim import LayerDecay, build_optimizer, group_rows
+from vitdense.train import optim
+from vitdense.train.optim import Group, LayerDecay, apart, build_optimizer, config_groups, group_rows
 
 
 def vit(**options) -> ViT:
@@ -92,6 +96,15 @@ def test_the_optimizer_keeps_full_rates_and_is_fused():
     optimizer = build_optimizer(dict(type='torch.optim.AdamW', lr=2e-3, weight_decay=0.05), groups)
     assert optimizer.defaults['fused'] is True
     assert max(group['base_lr'] for group in optimizer.param_groups) == 2e-3
+    wanted = [2e-3 * group.lr for group in groups]
+    assert (
+        [group['lr'] for group in optimizer.param_groups]
+        == [group['base_lr'] for group in optimizer.param_groups]
+        == wanted
+    )
+    assert not any(group['backbone'] for group in optimizer.param_groups)
+    assert 'fused' not in build_optimizer(dict(type='torch.optim.Adamax', lr=1.0), groups).defaults  # torch has none
+    assert not build_optimizer(dict(type='torch.optim.AdamW', lr=1.0, foreach=True), groups).defaults['fused']
     assert {group['weight_decay'] for group in optimizer.param_groups} == {0.0, 0.05}
     build_optimizer(dict(type='torch.optim.SGD', lr=0.1, momentum=0.9), groups)
     with pytest.raises(ConfigError, match='no learning rate'):
@@ -113,6 +126,10 @@ def test_the_printed_table():
     ]
     flat = group_rows(LayerDecay().groups(Network()), 1e-3, 0.05)
     assert [row[0] for row in flat] == ['embedding, blocks 0-2, final norm, head.0, head.1']
+    slow = group_rows(LayerDecay(lr_of={'attn': 0.1}).groups(Network()), 1e-3, 0.05)
+    places = 'block 0 attn, block 1 attn, block 2 attn'
+    assert [(row[0], row[1]) for row in slow] == [(flat[0][0], '0.001'), (places, '0.0001')]
+    assert [optim._count(number) for number in (999, 1000, 1_000_000)] == ['999', '1.00 k', '1.00 M']
 
 
 def test_a_frozen_backbone_is_not_in_the_table():
@@ -150,3 +167,75 @@ def test_full_blocks_count_layers_as_eomt_does():
     assert [rates[f'blocks.{block}.attn.qkv.weight'] for block in range(3)] == pytest.approx([0.8 / 4, 0.8 / 2, 1.0])
     assert rates['patch_embed.proj.weight'] == rates['pos_embed'] == pytest.approx(0.8 / 4)
     assert rates['norm.weight'] == rates['network.head.1.weight'] == 1.0
+
+
+def test_decays_are_shares_and_equal_rates_share_a_group():
+    for decay in (0.0, 1.5):
+        with pytest.raises(ValueError, match=r'in \(0, 1\]'):
+            LayerDecay(decay=decay)
+    model = Network()
+    assert len(LayerDecay(decay=1.0).groups(model)) == 2
+    nearly = LayerDecay(lr_of={'head': 1 + 3e-13}).groups(model)
+    assert len(nearly) == 2 and len(group_rows(nearly, 1.0, 0.1)) == 1
+    assert len(group_rows([nearly[0], nearly[1]._replace(lr=1 + 3e-13)], 1.0, 0.1)) == 1
+
+
+def test_a_vit_alone_is_a_model_too():
+    alone = vit()
+    found = by_name(alone, LayerDecay(decay=0.5).groups(alone))
+    assert found['model.blocks.0.mlp.fc1.weight'] == (0.5**3, True) and found['model.norm.weight'] == (1.0, False)
+
+
+class Scale(nn.LayerNorm):
+    pass
+
+
+class NormedPart(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.gamma_1 = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+        self.linear = nn.Linear(4, 4)
+
+
+class Gains(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma_1, self.gamma_2 = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+
+
+def test_norms_are_known_by_kind_or_name_and_own_what_is_theirs_alone():
+    model = nn.ModuleDict(dict(scale=Scale(4), part=NormedPart(), gains=Gains()))
+    found = by_name(model, LayerDecay(no_decay=('norm',)).groups(model))
+    spared = {name for name, (_, decayed) in found.items() if not decayed}
+    assert spared == {'scale.weight', 'scale.bias', 'part.weight', 'part.gamma_1'}
+    found = by_name(model, LayerDecay(no_decay=('layer_scale',)).groups(model))
+    spared = {name for name, (_, decayed) in found.items() if not decayed}
+    assert spared == {'part.gamma_1', 'gains.gamma_1', 'gains.gamma_2'}
+
+
+def test_groups_of_a_config_are_those_of_the_default_and_apart_where_asked():
+    model = Network()
+    default = config_groups(dict(groups=None), model, split_backbone=False)
+    assert by_name(model, default) == by_name(model, LayerDecay().groups(model))
+    assert not any(group.backbone for group in default)
+    cut = config_groups(dict(groups=None), model, split_backbone=True)
+    assert (
+        [group.backbone for group in cut]
+        == [True, False, True, False]
+        == [group.backbone for group in apart(default, model)]
+    )
+    for group in cut:
+        assert all(name.startswith('network.backbone.') == group.backbone for name in group.names)
+    assert by_name(model, cut) == by_name(model, default)
+    chosen = config_groups(dict(groups=dict(type=LayerDecay, backbone_lr=0.1)), model, split_backbone=False)
+    assert {group.lr for group in chosen} == {0.1, 1.0}
+
+
+@pytest.mark.parametrize(
+    ('kinds', 'fused'), [(['cpu'], True), (['cuda'], True), (['cpu', 'cuda'], True), (['cpu', 'mps'], False)]
+)
+def test_fused_where_torch_has_it(kinds, fused, monkeypatch):
+    monkeypatch.setattr(optim, 'build', lambda recipe, params: recipe)
+    parameters = [SimpleNamespace(device=torch.device(kind)) for kind in kinds]
+    recipe = build_optimizer(dict(type='torch.optim.AdamW', lr=1.0), [Group(1.0, True, [], parameters, [])])
+    assert recipe['fused'] is fused

@@ -48,6 +48,34 @@ def test_epochs_become_steps():
     assert (schedule.max_iters, schedule.val_interval, schedule.milestones) == (30, 10, (20,))
 
 
+def test_an_interval_that_is_none_is_refused():
+    for interval in (-1, 1.5, 'epoch'):
+        with pytest.raises(ConfigError, match='val_interval'):
+            make_schedule(max_iters=5, max_epochs=None, val_interval=interval, steps_per_epoch=10)
+
+
+def test_without_an_interval_there_is_one_validation_at_the_end():
+    schedule = make_schedule(max_iters=None, max_epochs=3, val_interval=None, steps_per_epoch=10, warmup_iters=4)
+    assert (schedule.max_iters, schedule.val_interval, schedule.warmup_iters) == (30, 30, 4)
+    assert make_schedule(max_iters=1, max_epochs=None, val_interval=5, steps_per_epoch=10)[:2] == (1, 1)
+
+
+def test_defaults_and_what_lies_beyond_the_end():
+    assert Schedule(7, 3) == (7, 3, 0, 1e-6, 'poly', 1.0, (), 0.1, 0.0, 0)
+    assert [Schedule(10, 10).ratio(step) for step in (9, 10, 15)] == pytest.approx([0.1, 0.0, 0.0])
+    assert Schedule(1, 1).ratio(1) == 0.0
+    cosine = Schedule(10, 10, decay='cosine', min_ratio=0.2)
+    assert [cosine.ratio(step) for step in (0, 5, 10, 15)] == pytest.approx([1.0, 0.6, 0.2, 0.2])
+
+
+def test_the_first_steps_of_warm_ups_and_the_first_behind_them():
+    schedule = Schedule(100, 100, warmup_iters=10, warmup_ratio=0.01, backbone_warmup_iters=20)
+    assert [schedule.ratio(step, backbone=True) for step in (9, 10, 20)] == pytest.approx([0.0, 0.01, 0.505])
+    assert schedule.ratio(0) == pytest.approx(0.01)
+    passed = Schedule(100, 100, warmup_iters=10, decay='step', milestones=(10, 4), gamma=0.5)
+    assert passed.ratio(10) == 0.25  # both are behind it
+
+
 @pytest.mark.parametrize(
     'length',
     [
@@ -55,6 +83,8 @@ def test_epochs_become_steps():
         dict(max_iters=5, max_epochs=5),
         dict(max_iters=0, max_epochs=None),
         dict(max_iters=5, max_epochs=None, warmup_iters=5),
+        dict(max_iters=5, max_epochs=None, warmup_iters=2, backbone_warmup_iters=3),
+        dict(max_iters=5.0, max_epochs=None),
     ],
 )
 def test_lengths_that_make_no_sense_are_refused(length):

@@ -53,8 +53,7 @@ class MeanPrecision(BaseMetric):
         mine = tuple(torch.stack(part) for part in zip(*self._pairs, strict=True)) if self._pairs else None
         self._pairs = []
         parts = [part for part in all_gather_object(mine) if part is not None]
-        scores, truth = (torch.cat(part) for part in zip(*parts, strict=True)) if parts else torch.zeros(2, 0, 0)
-        self._table = self._rows(scores, truth)
+        self._table = self._rows(*(torch.cat(part) for part in zip(*parts, strict=True))) if parts else []
         scores = self.compute_metrics([])
         return {f'{self.prefix}/{name}': value for name, value in scores.items()}
 

@@ -106,7 +106,8 @@ class MaskLoss:
 
 def _at(points: Tensor, objects: Tensor, images: Tensor, truth: MaskTruth) -> tuple[Tensor, Tensor]:
     """Return the masks of `objects` (n,), rows of the truth, at points (n, P, 2), and which points count, bool."""
-    values, counted = [points[:0, :, 0]], [points[:0, :, 0].bool()]
+    nothing = points.new_zeros(0, points.shape[1])
+    values, counted = [nothing], [nothing.bool()]
     start = 0
     for image, count in enumerate(truth.counts):
         mine = images == image

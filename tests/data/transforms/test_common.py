@@ -93,9 +93,14 @@ def test_labels_resize_by_half_pixel_centres():
 
 def test_images_resize_as_torchvision_resizes_them():
     img = torch.randint(0, 256, (3, 37, 53), dtype=torch.uint8)
-    for size in ((74, 106), (50, 60), (20, 30), (50, 20), (37, 53)):
+    for size in ((74, 106), (50, 60), (20, 30), (50, 20), (30, 60), (37, 53)):
         expected = functional.resize(img, list(size), antialias=True)
         assert (geometry.resize_image(img, size).int() - expected.int()).abs().max() <= 1
+    for size in ((37, 106), (74, 53)):  # nothing to average: OpenCV's own numbers
+        wanted = cv2.resize(geometry.as_array(img), size[::-1], interpolation=cv2.INTER_LINEAR)
+        assert (geometry.as_array(geometry.resize_image(img, size)) == wanted).all()
+    sample = geometry.resize(Sample(tv_tensors.Image(img), Target(), Meta(0)), (20, 30))
+    assert torch.equal(sample.img, geometry.resize_image(img, (20, 30), antialias=True))
 
 
 def test_a_resized_crop_is_a_crop_of_the_resized():
@@ -130,6 +135,8 @@ def test_random_resize_fits_inside_the_scaled_frame():
     assert min(shorts) < 30 and max(shorts) > 90 and all(25 <= side <= 100 for side in shorts)
     long = RandomResize(scale=(200, 50), ratio=(1, 1))(one_square(20, 200, (10, 8, 30, 18)))
     assert long.img.shape == (3, 20, 200)  # the long side binds: min(200 / 200, 50 / 20) = 1
+    for scale, size in (((400, 50), (100, 150)), ((50, 400), (100, 150)), ((60, 50), (80, 120))):
+        assert RandomResize(scale=scale, ratio=(2, 2))(one_square(40, 60)).img.shape == (3, *size)
 
 
 def test_the_category_cap_draws_again():
@@ -160,6 +167,8 @@ def test_windows_without_labels_are_drawn_again():
     crop = RandomCrop(size=(20, 60), max_category_fraction=1.0, require_labels=True)
     labelled = sum(bool((crop(sample).target.semantic == 0).any()) for _ in range(100))
     assert labelled > 90  # one draw alone: 29 %
+    any_window = RandomCrop(size=(20, 60), max_category_fraction=1.0)
+    assert sum(bool((any_window(sample).target.semantic == 0).any()) for _ in range(100)) < 60
 
 
 def test_small_images_are_padded_to_the_crop():
@@ -185,11 +194,15 @@ def test_photometric_distortion_matches_the_formulas():
 
     for result in outcomes(contrast=(0.5, 0.5)):
         assert np.abs(result - noise * 0.5).max() <= 0.5
+    for result in outcomes(contrast=(2, 2)):
+        assert (result == (noise * 2.0).clip(0, 255)).all()
     for result in outcomes(saturation=(0, 0)):
         assert (result == noise.max(2, keepdims=True)).all()  # no saturation: gray of the same value
+    shifts = []
     for result in outcomes(brightness=32):
-        shift = np.median(result.astype(int) - noise)
-        assert np.abs(result - (noise + shift).clip(0, 255)).max() <= 1
+        shifts.append(np.median(result.astype(int) - noise))
+        assert np.abs(result - (noise + shifts[-1]).clip(0, 255)).max() <= 1
+    assert min(shifts) < 0 < max(shifts)
     for result in outcomes(hue=18):
         hsv = [cv2.cvtColor(array, cv2.COLOR_RGB2HSV).astype(int) for array in (result, noise)]
         assert np.abs(hsv[0][..., 2] - hsv[1][..., 2]).max() <= 1
@@ -209,6 +222,8 @@ def test_evaluation_sizes():
     assert ResizeShortSide(size=20, max_size=24)(one_square()).img.shape == (3, 16, 24)
     assert ResizeShortSide(size=20, divisor=16)(one_square()).img.shape == (3, 16, 32)
     assert ResizeTo(size=(7, 9))(one_square()).img.shape == (3, 7, 9)
+    narrow = ResizeShortSide(size=20, max_size=40, divisor=16)(one_square(10, 100, (10, 2, 30, 8)))
+    assert narrow.img.shape == (3, 16, 32)  # 4 x 40: at least one cell, and 2.5 cells round to 2
 
 
 def test_torchvisions_own_transforms_fit_into_a_pipeline():
@@ -231,6 +246,7 @@ def test_same_seed_same_augmentation():
     ('kind', 'options'),
     [
         (RandomResize, {'scale': 512}),
+        (RandomResize, {'scale': (512.5, 256)}),
         (RandomResize, {'ratio': (2.0, 0.5)}),
         (RandomCrop, {'size': 0}),
         (RandomCrop, {'size': 32.5}),
@@ -308,6 +324,7 @@ def test_an_object_needs_a_box_with_an_area_and_a_mask_with_a_pixel():
     kept = geometry.drop_empty(Target(boxes=boxes, masks=masks, labels=torch.tensor([1, 2, 3])))
     assert kept.labels.tolist() == [1]
     assert geometry.drop_empty(Target(boxes=boxes, labels=torch.tensor([1, 2, 3]))).labels.tolist() == [1, 3]
+    assert geometry.drop_empty(Target(masks=masks, labels=torch.tensor([1, 2, 3]))).labels.tolist() == [1, 2]
 
 
 def test_padding_is_black_unless_told_otherwise():

@@ -1,5 +1,7 @@
 """Sizes for detectors: what comes out is as large as it should be, and every object stays where it is seen."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -169,3 +171,65 @@ def test_sides_of_a_crop_are_drawn_between_the_bounds_and_the_image():
         img = crop._cut(Sample(torch.zeros(3, 64, 96, dtype=torch.uint8), Target(), Meta(0)))[0].img
         sizes.update(img.shape[-2:])
     assert min(sizes) >= 8 and max(sizes) <= 40 and len(sizes) > 10
+
+
+def test_defaults_are_those_of_the_sources():
+    sizes = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # facebookresearch/detr, datasets/coco.py
+    detr = dict(sizes=sizes, max_size=1333, probability=0.5, before=(400, 500, 600), crop=(384, 600), square=False)
+    jitter = dict(size=1024, ratio=(0.1, 2.0), pad=True, fill=128, require_labels=False)  # ViTDet
+    for kind, wanted in ((MultiScaleCrop, detr), (LargeScaleJitter, jitter)):
+        parameters = inspect.signature(kind).parameters.values()
+        assert {each.name: each.default for each in parameters} == wanted
+
+
+@pytest.mark.parametrize(
+    ('kind', 'name', 'low', 'high'),
+    [
+        (MultiScaleCrop, 'sizes', (1,), (1333,)),
+        (MultiScaleCrop, 'before', (1,), (65535,)),
+        (MultiScaleCrop, 'probability', 0, 1),
+        (LargeScaleJitter, 'size', 1, 65535),
+        (LargeScaleJitter, 'fill', 0, 255),
+    ],
+)
+def test_numbers_up_to_their_bounds_are_accepted(kind, name, low, high):
+    several = isinstance(low, tuple)
+    for value in (low, high):
+        kind(**{name: value})
+    for value in (low[0] - 0.25, high[0] + 0.25) if several else (low - 0.25, high + 0.25):
+        with pytest.raises(ConfigError, match=name):
+            kind(**{name: (value,) if several else value})
+    for value in ('800', 800, ()) if several else ():
+        with pytest.raises(ConfigError, match=name):
+            kind(**{name: value})
+
+
+def test_a_labelled_image_is_drawn_fifty_times_at_most(monkeypatch):
+    draws = []
+    monkeypatch.setattr(LargeScaleJitter, '_draw', lambda self, sample: draws.append(sample) or sample)
+
+    def count(target: Target, **options) -> int:
+        draws.clear()
+        LargeScaleJitter(size=8, **options)(Sample(torch.zeros(3, 8, 8, dtype=torch.uint8), target, Meta(0)))
+        return len(draws)
+
+    blank = torch.full((8, 8), 255, dtype=torch.uint8)
+    nothing = Target(labels=torch.zeros(0, dtype=torch.int64))
+    assert count(nothing, require_labels=True) == count(Target(semantic=blank), require_labels=True) == 50
+    assert count(nothing) == count(Target(), require_labels=True) == 1
+    one_pixel = blank.clone()
+    one_pixel[3, 4] = 0
+    both = Target(labels=torch.zeros(0, dtype=torch.int64), semantic=one_pixel)
+    assert count(both, require_labels=True) == count(Target(labels=torch.tensor([0])), require_labels=True) == 1
+
+
+def test_crops_reach_both_bounds_and_small_images_stay_whole():
+    def sides(low: int, high: int, height: int, width: int) -> tuple[set[int], set[int]]:
+        crop = MultiScaleCrop(sizes=[32], before=[min(height, width)], crop=(low, high), probability=1.0)
+        img = torch.zeros(3, height, width, dtype=torch.uint8)
+        drawn = [crop._cut(Sample(img, Target(), Meta(0)))[1] for _ in range(200)]
+        return {height for height, _ in drawn}, {width for _, width in drawn}
+
+    assert sides(8, 11, 20, 30) == (set(range(8, 12)), set(range(8, 12)))
+    assert sides(8, 30, 10, 20) == ({8, 9, 10}, set(range(8, 21)))
+    assert sides(30, 40, 10, 35) == ({10}, set(range(30, 36)))

@@ -55,8 +55,10 @@ def test_the_middle_is_cut_out():
 def test_what_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="did you mean 'vit_tiny_patch16_224"):
         EvaluationCrop(checkpoint='vit_tiny_patch16_225')
-    with pytest.raises(ConfigError, match='is no crop'):
-        EvaluationCrop(crop_pct=1.1)
+    for wrong in (dict(crop_pct=1.1), dict(crop_pct=0), dict(size=0)):
+        with pytest.raises(ConfigError, match='is no crop'):
+            EvaluationCrop(**wrong)
+    assert EvaluationCrop(size=1, crop_pct=1.0).crop == (1, 1.0, 'bicubic', False)
     with pytest.raises(ConfigError, match='is no crop'):
         EvaluationCrop(interpolation='nearest')
 
@@ -86,3 +88,47 @@ def test_other_resizes_refuse_what_would_fill_the_memory():
     with pytest.raises(UnreadableImage, match='b.png: 20000 x 1 pixels would become 10240000 x 512'):
         ResizeShortSide(size=512)(narrow)
     assert ResizeShortSide(size=512, max_size=1024)(narrow).img.shape == (3, 1, 1024)
+
+
+def seen_by_the_resize(crop: EvaluationCrop, height: int, width: int) -> tuple[int, ...]:
+    seen = []
+    crop._steps = lambda sample: seen.append(tuple(sample.img.shape[1:])) or sample
+    cut(np.zeros((height, width, 3), np.uint8), crop)
+    return seen[0]
+
+
+def test_only_what_would_be_too_large_is_cut():
+    """A short side of 256: 1 x 512 pixels become 2 ** 25."""
+    for size in ((1, 512), (2, 1024), (512, 1), (1024, 2)):
+        assert seen_by_the_resize(EvaluationCrop(), *size) == size
+    assert (
+        seen_by_the_resize(EvaluationCrop(), 1, 513)[1] < 50 and seen_by_the_resize(EvaluationCrop(), 1025, 2)[0] < 50
+    )
+    squashed = EvaluationCrop()
+    squashed.crop = squashed.crop._replace(squash=True)
+    assert seen_by_the_resize(squashed, 1, 513) == (1, 513)
+
+
+def test_how_much_is_cut(monkeypatch):
+    monkeypatch.setattr(crops, 'LARGEST', 0)
+    # 1 pixel becomes 256: 224 are seen, a margin of 4 on either side, and an even number is left over
+    assert seen_by_the_resize(EvaluationCrop(), 1, 20000) == (1, 10) and seen_by_the_resize(
+        EvaluationCrop(), 1, 137
+    ) == (1, 137)
+    assert seen_by_the_resize(EvaluationCrop(), 1, 138) == (1, 10)
+    # 7 become 36: ceil(32 * 7 / 36) = 7 and 2 * 4; of 16, 18, ... the first whose side becomes a whole number is 28
+    assert seen_by_the_resize(EvaluationCrop(size=32), 7, 900) == (7, 28)
+    # 250 become 36: ceil(222.2) = 223 and 2 * ceil(27.8); of 280, 282, ... 292 * 36 = 42 * 250 + 12 is the nearest
+    assert seen_by_the_resize(EvaluationCrop(size=32), 250, 9000) == (250, 292)
+
+
+@pytest.mark.parametrize(
+    ('side', 'needed', 'wanted'), [(5000, 900, 1000), (6000, 900, 900), (5001, 900, 1001), (6001, 900, 901)]
+)
+def test_a_cut_and_the_whole_are_even_or_odd_together(side, needed, wanted):
+    """2000 become 2: the side becomes 5 or 6, the cut 1 (from 1000 on) or 0."""
+    assert crops._cut_side(side, needed, 2, 2000) == wanted
+
+
+def test_sixty_four_sides_are_tried():
+    assert crops._cut_side(5000, 874, 1, 1000) == 1000 and crops._cut_side(5000, 872, 1, 1000) == 872

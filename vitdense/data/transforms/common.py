@@ -136,7 +136,7 @@ class RandomCrop:
         """Return a random window of the image as it would be after a resize to `size` (H, W)."""
         semantic = sample.target.semantic
         chooses = semantic is not None and (self.max_category_fraction < 1 or self.require_labels)
-        for _ in range(10 if chooses else 1):
+        for _ in range(10):
             window, shape = draw_window(sample.img.shape[-2:], size, self.size)
             if not chooses or self._accepts(semantic, window):
                 break
