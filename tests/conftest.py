@@ -16,6 +16,14 @@ torch.set_num_threads(1)  # the suite is as fast as with more, and stays so on a
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """Escape what cannot be encoded in captured output: processes of pytest-xdist send reports as UTF-8."""
+    report = yield
+    report.sections = [(name, text.encode('utf-8', 'backslashreplace').decode()) for name, text in report.sections]
+    return report
+
+
 @pytest.fixture(scope='session')
 def shared() -> Path:
     """The folder `shared/data` beside the checkout."""
