@@ -25,7 +25,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 from paired import paired  # noqa: E402
 
 from vitdense.data.files.images import read_image  # noqa: E402
-from vitdense.data.sampling import Draw, SeededDataset  # noqa: E402
+from vitdense.data.sampling import SampleIndex, SeededDataset  # noqa: E402
 from vitdense.data.segmentation import SegmentationDataset  # noqa: E402
 from vitdense.data.transforms.common import PhotometricDistortion, RandomCrop, RandomFlip, RandomResize  # noqa: E402
 
@@ -124,7 +124,7 @@ def main() -> None:
         return lambda: function(next(turn))
 
     seeded, numbers, rng = SeededDataset(dataset, 0), itertools.count(), np.random.default_rng(0)
-    ours = over(lambda index: seeded[Draw(next(numbers), index)], range(len(dataset)))
+    ours = over(lambda index: seeded[SampleIndex(next(numbers), index)], range(len(dataset)))
     decode = over(read_image, images)
     plain = over(lambda path: np.asarray(Image.open(path).convert('RGB')), images)
     times = {'rounds': options.rounds, 'calls': options.calls}

@@ -25,7 +25,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 from paired import paired  # noqa: E402
 
 from vitdense.data.coco.dataset import CocoDetection  # noqa: E402
-from vitdense.data.sampling import Draw, SeededDataset  # noqa: E402
+from vitdense.data.sampling import SampleIndex, SeededDataset  # noqa: E402
 from vitdense.data.transforms.common import RandomFlip  # noqa: E402
 from vitdense.data.transforms.detection import LargeScaleJitter  # noqa: E402
 
@@ -78,7 +78,7 @@ def main() -> None:
 
     def cut_first() -> object:
         number = next(numbers)
-        return ours[Draw(number, number % len(facts))]
+        return ours[SampleIndex(number, number % len(facts))]
 
     times = dict(rounds=options.rounds, calls=options.calls)
     print('against resize, crop, pad:         ', paired(lambda: step_by_step(*next(turn), rng), cut_first, **times))

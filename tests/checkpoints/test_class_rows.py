@@ -11,7 +11,7 @@ from PIL import Image
 from vitdense.adapters.plain import PlainMaps
 from vitdense.adapters.pyramid import SimplePyramid
 from vitdense.backbones.vit import ViT
-from vitdense.checkpoints.class_rows import FIX, class_layers, match_classes, take_classes
+from vitdense.checkpoints.class_rows import FIX, class_layers, match_classes, transfer_class_rows
 from vitdense.commands.train import train
 from vitdense.config.load import load_config
 from vitdense.errors import CheckpointError
@@ -96,7 +96,7 @@ def test_rows_follow_the_names_of_their_classes(kind: str) -> None:
         for parameter in trained.parameters():
             parameter.normal_()
     before, theirs = {name: value.clone() for name, value in model.state_dict().items()}, trained.state_dict()
-    state = take_classes(model, theirs, {'semantic': old, 'labels': old, 'image_label': old}, where='here')
+    state = transfer_class_rows(model, theirs, {'semantic': old, 'labels': old, 'image_label': old}, where='here')
     load_weights(model, state, where='here')
     layers = {name: layer for _, name, layer in class_layers(model)}
     for name, value in model.state_dict().items():
@@ -114,7 +114,7 @@ def test_rows_follow_the_names_of_their_classes(kind: str) -> None:
 def test_the_same_classes_come_back_as_they_are(kind: str) -> None:
     model, trained = made(kind, list('abc')), made(kind, list('abc'))
     classes = dict.fromkeys(('semantic', 'labels', 'image_label'), list('abc'))
-    state = take_classes(model, trained.state_dict(), classes, where='here')
+    state = transfer_class_rows(model, trained.state_dict(), classes, where='here')
     assert all(state[name] is value or torch.equal(state[name], value) for name, value in trained.state_dict().items())
 
 
@@ -145,10 +145,10 @@ def test_spaces_between_digits_count() -> None:
 def test_weights_that_do_not_name_their_classes(caplog: pytest.LogCaptureFixture) -> None:
     trained, model = made('linear', list('abc')), made('linear', list('abcd'))
     with pytest.raises(CheckpointError, match='do not say which classes') as caught:
-        take_classes(model, trained.state_dict(), {}, where='weights.safetensors')
+        transfer_class_rows(model, trained.state_dict(), {}, where='weights.safetensors')
     assert 'model/' in caught.value.fix and "'it' has other classes here" in caught.value.why
     other = made('linear', list('xyz'))
-    state = take_classes(other, trained.state_dict(), {}, where='weights.safetensors')
+    state = transfer_class_rows(other, trained.state_dict(), {}, where='weights.safetensors')
     assert torch.equal(state['network.heads.it.classifier.weight'], trained.network.heads['it'].classifier.weight)
     assert 'taken as those of the config' in caplog.text
 
@@ -158,14 +158,14 @@ def test_whatever_is_no_class_row_is_still_complete_or_an_error() -> None:
     whole = trained.state_dict()
     for change in ('network.backbone.model.norm.weight', 'network.heads.it.classifier.bias'):
         state = {name: value for name, value in whole.items() if name != change}
-        state = take_classes(model, state, {'semantic': list('ab')}, where='here')
+        state = transfer_class_rows(model, state, {'semantic': list('ab')}, where='here')
         with pytest.raises(CheckpointError) as caught:
             load_weights(model, state, where='here', fix=FIX)
         assert f'missing in the file: {change}' in caught.value.why
         assert 'partial_weights' not in caught.value.fix
     wider = whole | {'network.heads.it.classifier.weight': torch.zeros(2, 48, 1, 1)}
     with pytest.raises(CheckpointError, match=r'another shape: network\.heads\.it\.classifier\.weight: file \(2, 48'):
-        load_weights(model, take_classes(model, wider, {'semantic': list('ab')}, where='here'), where='here')
+        load_weights(model, transfer_class_rows(model, wider, {'semantic': list('ab')}, where='here'), where='here')
 
 
 RUN = """

@@ -14,7 +14,7 @@ import torch
 
 import vitdense
 from tests.conftest import CONFIG
-from vitdense.checkpoints.limits import limited
+from vitdense.checkpoints.limits import limit_tensors
 from vitdense.checkpoints.model_folder import read_model_folder, save_model_folder
 from vitdense.config.load import load_config
 from vitdense.errors import CheckpointError, VitDenseError
@@ -57,7 +57,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     metainfo['category_ids'] = {'labels': [7, None]}
     crop = {'type': 'vitdense.data.transforms.evaluation_crop.EvaluationCrop', 'size': 32}
     facts = {'mean': [0.5] * 3, 'std': [0.5] * 3, 'step': 3}
-    save_model_folder(folder, RECIPE, model.state_dict(), metainfo=metainfo, transforms=[crop], facts=facts)
+    save_model_folder(folder, RECIPE, model.state_dict(), metainfo=metainfo, transforms=[crop], extra=facts)
     return folder
 
 
@@ -246,12 +246,12 @@ def test_a_checkpoint_never_asks_for_other_weights(evil: Callable[..., Path], tm
     omitted = {'network.backbone.model.cls_token': [0.0, 0.0]}
     (tmp_path / 'b.py').write_text(CONFIG.replace('sem=', 'two=').replace("head='sem'", "head='two'"))
     cfg = load_config(tmp_path / 'b.py', [*SHORT, "checkpoint.best='two/mIoU'"])
-    cfg, _ = ask_for_head(cfg, 'two', str(evil(config=text, omitted=omitted)))
+    cfg, _ = ask_for_head(cfg, 'two', str(evil(config=text, omitted_weights=omitted)))
     with pytest.raises(CheckpointError, match='builds on 1 pretrained tensors that it does not hold'):
         make_trainer(cfg, tmp_path / 'two', device='cpu')
     cfg = load_config(tmp_path / 'a.py', ['+model.network.backbone.pretrained=True', *SHORT])
     with pytest.raises(CheckpointError, match='builds on 1 pretrained tensors'):  # and the config has no LoRA
-        make_trainer(cfg, tmp_path / 'c', device='cpu', checkpoint=torch.load(evil(omitted=omitted)))
+        make_trainer(cfg, tmp_path / 'c', device='cpu', checkpoint=torch.load(evil(omitted_weights=omitted)))
 
 
 @pytest.mark.parametrize('text', [None, 3, 'x = ', 'model = 3', 'a\0b', '(' * 5000, 'model = dict(network=None)'])
@@ -264,7 +264,7 @@ def test_building_within_limits_gives_the_same_numbers() -> None:
     torch.manual_seed(0)
     plain = build(RECIPE, classes={'labels': ['a', 'b']}).state_dict()
     torch.manual_seed(0)
-    with limited(plain, Path('model.json')):
+    with limit_tensors(plain, Path('model.json')):
         made = build(RECIPE, classes={'labels': ['a', 'b']}).state_dict()
     assert all(torch.equal(made[name], value) for name, value in plain.items())
 

@@ -9,7 +9,7 @@ import torch
 
 from vitdense.backbones.vit import ViT
 from vitdense.checkpoints.model_folder import read_model_folder
-from vitdense.checkpoints.omitted_weights import describe_omitted, self_contained
+from vitdense.checkpoints.omitted_weights import describe_omitted, merge_and_complete
 from vitdense.checkpoints.run import read_checkpoint
 from vitdense.commands.train import train
 from vitdense.config.load import load_config
@@ -91,7 +91,7 @@ def test_a_run_leaves_a_merged_model_that_needs_no_other_file(config_file, optio
         assert 'lora' not in recipe['network']['backbone'] and not recipe['network']['backbone']['pretrained']
     assert not any('lora' in name for name in model.state_dict())
     torch.testing.assert_close(logits(model), logits(from_config), atol=1e-5, rtol=1e-5)
-    recipe, state = self_contained(runner.network_model, {'lora': None}, runner.network_model.state_dict())
+    recipe, state = merge_and_complete(runner.network_model, {'lora': None}, runner.network_model.state_dict())
     model.load_state_dict(state)
     torch.testing.assert_close(logits(model), logits(runner.network_model), atol=1e-5, rtol=1e-5)
 

@@ -13,10 +13,10 @@ import torch
 from vitdense.checkpoints import run as checkpoints
 from vitdense.checkpoints.run import (
     delete_older,
+    delete_temporary_files,
     find_checkpoint,
     non_finite,
     read_checkpoint,
-    sweep,
     write_checkpoint,
 )
 from vitdense.errors import CheckpointError, DiskError, NumericsError
@@ -80,7 +80,7 @@ def test_a_kill_while_saving_leaves_the_old_file(tmp_path, monkeypatch, moment):
         write_checkpoint(path, content(2))
     monkeypatch.undo()
     assert read_checkpoint(path)['step'] == (1 if moment == 'written' else 2)
-    sweep(tmp_path)
+    delete_temporary_files(tmp_path)
     assert not list(tmp_path.glob('*.tmp.*'))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitdense.data.label_check import LabelsSeen
+from vitdense.data.label_check import LabelStatistics
 from vitdense.data.mixture import Mixture
 from vitdense.data.segmentation import SegmentationDataset
 from vitdense.errors import DataError
@@ -116,7 +116,7 @@ def test_a_palette_that_was_numbered_anew_is_refused(tmp_path, data):
 
 def test_counts_are_those_of_numpy():
     rng = np.random.default_rng(0)
-    seen = LabelsSeen(['a', 'b', 'c'])
+    seen = LabelStatistics(['a', 'b', 'c'])
     maps = [rng.choice([0, 1, 2, 255], (5, 7)).astype(np.uint8) for _ in range(4)]
     for labels in maps:
         seen.add(labels + np.where(labels == 255, 0, 10).astype(np.uint8), labels)

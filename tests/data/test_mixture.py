@@ -13,7 +13,7 @@ from vitdense.data.class_names import join_metainfo
 from vitdense.data.collate import collate
 from vitdense.data.files.images import UnreadableImage
 from vitdense.data.mixture import Mixture, MixtureSampler
-from vitdense.data.sampling import Draw, InfiniteSampler, SeededDataset, worker_init
+from vitdense.data.sampling import InfiniteSampler, SampleIndex, SeededDataset, worker_init
 from vitdense.data.shapes import ShapesScenes
 from vitdense.data.transforms.common import RandomCrop, RandomFlip
 from vitdense.errors import ConfigError
@@ -54,11 +54,11 @@ def scenes(**given) -> Mixture:
     )
 
 
-def take(mixture: Mixture, count: int, **given) -> list[Draw]:
+def take(mixture: Mixture, count: int, **given) -> list[SampleIndex]:
     return list(itertools.islice(mixture.sampler(**{'batch_size': 4, 'seed': 3, **given}), count))
 
 
-def names_of(mixture: Mixture, draws: list[Draw]) -> list[str]:
+def names_of(mixture: Mixture, draws: list[SampleIndex]) -> list[str]:
     return [mixture[draw.index].meta.dataset for draw in draws]
 
 
@@ -92,10 +92,10 @@ def test_a_data_set_draws_in_a_mixture_as_it_does_alone(batches):
     mixture = three(weights=dict(maps=3, boxes=1, labels=2), batches=batches)
     draws = take(mixture, 480)
     for name, offset, length in (('maps', 0, 5), ('boxes', 5, 7), ('labels', 12, 3)):
-        own = [Draw(d.epoch, d.index - offset) for d in draws if mixture[d.index].meta.dataset == name]
+        own = [SampleIndex(d.epoch, d.index - offset) for d in draws if mixture[d.index].meta.dataset == name]
         assert own == list(itertools.islice(InfiniteSampler(length, seed=3), len(own)))
     scene, alone = SeededDataset(scenes(), 1), SeededDataset(scenes().datasets['second'], 1)
-    assert (scene[Draw(2, 5 + 1)].img == alone[Draw(2, 1)].img).all()  # augmentations included
+    assert (scene[SampleIndex(2, 5 + 1)].img == alone[SampleIndex(2, 1)].img).all()  # augmentations included
 
 
 def test_homogeneous_batches_hold_one_data_set_each():
@@ -147,7 +147,7 @@ def test_any_number_of_workers_gives_the_same_batches(batches):
 def test_a_bad_image_is_replaced_from_its_own_data_set(caplog):
     mixture = Mixture(dict(a=ImageDataset(50, 'a'), b=ImageDataset(4, 'b', bad={1})))
     seeded = SeededDataset(mixture, 0, max_bad_fraction=0.5)
-    found = [seeded[Draw(epoch, 51)].meta for epoch in range(20)]
+    found = [seeded[SampleIndex(epoch, 51)].meta for epoch in range(20)]
     assert {meta.dataset for meta in found} == {'b'} and {meta.image_id for meta in found} == {0, 2, 3}
 
 

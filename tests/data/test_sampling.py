@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from vitdense.data.collate import collate
 from vitdense.data.files.images import UnreadableImage
-from vitdense.data.sampling import Draw, EvaluationSampler, InfiniteSampler, SeededDataset, seeded, worker_init
+from vitdense.data.sampling import EvaluationSampler, InfiniteSampler, SampleIndex, SeededDataset, seeded, worker_init
 from vitdense.data.segmentation import SegmentationDataset
 from vitdense.data.shapes import ShapesScenes
 from vitdense.data.transforms.common import PhotometricDistortion, RandomCrop, RandomFlip, RandomResize
@@ -50,8 +50,8 @@ def test_a_resumed_run_sees_the_batches_it_has_missed():
 
 def test_a_new_epoch_means_new_augmentations():
     dataset = SeededDataset(ShapesScenes(4, split='val', transforms=AUGMENT), 0)
-    assert (dataset[Draw(0, 2)].img != dataset[Draw(1, 2)].img).any()
-    assert (dataset[Draw(1, 2)].img == dataset[Draw(1, 2)].img).all()
+    assert (dataset[SampleIndex(0, 2)].img != dataset[SampleIndex(1, 2)].img).any()
+    assert (dataset[SampleIndex(1, 2)].img == dataset[SampleIndex(1, 2)].img).all()
 
 
 def test_a_draw_leaves_all_random_states_alone():
@@ -67,7 +67,7 @@ def test_a_draw_leaves_all_random_states_alone():
     expected = numbers()
     fresh()
     ShapesScenes(2)  # construction draws nothing
-    SeededDataset(ShapesScenes(2), 0)[Draw(0, 1)]
+    SeededDataset(ShapesScenes(2), 0)[SampleIndex(0, 1)]
     assert numbers() == expected
     with seeded(1, 2):
         inside = numbers()
@@ -77,7 +77,7 @@ def test_a_draw_leaves_all_random_states_alone():
         assert numbers() != inside
 
 
-def take(sampler: InfiniteSampler, count: int) -> list[Draw]:
+def take(sampler: InfiniteSampler, count: int) -> list[SampleIndex]:
     return list(itertools.islice(sampler, count))
 
 
@@ -151,22 +151,22 @@ def test_a_bad_image_is_replaced_by_the_seed_and_logged_once(caplog):
 
 def test_evaluation_never_skips():
     with pytest.raises(UnreadableImage):
-        SeededDataset(ImageDataset({3}), tolerate=False)[Draw(0, 3)]
+        SeededDataset(ImageDataset({3}), tolerate=False)[SampleIndex(0, 3)]
 
 
 def test_wrong_labels_always_stop_the_run():
     with pytest.raises(DataError) as caught:
-        SeededDataset(ImageDataset({3}, error=DataError))[Draw(0, 3)]
+        SeededDataset(ImageDataset({3}, error=DataError))[SampleIndex(0, 3)]
     assert not isinstance(caught.value, UnreadableImage)
 
 
 def test_too_many_bad_images_stop_the_run():
     dataset = SeededDataset(ImageDataset({0, 1, 2}, length=200))
-    assert dataset[Draw(0, 0)] and dataset[Draw(0, 1)]  # 1 % of 200
+    assert dataset[SampleIndex(0, 0)] and dataset[SampleIndex(0, 1)]  # 1 % of 200
     with pytest.raises(DataError, match='3 of 200 images are unreadable'):
-        dataset[Draw(0, 2)]
+        dataset[SampleIndex(0, 2)]
     with pytest.raises(DataError, match='20 unreadable images in a row'):
-        SeededDataset(ImageDataset(set(range(50)), length=50), max_bad_fraction=1.0)[Draw(0, 0)]
+        SeededDataset(ImageDataset(set(range(50)), length=50), max_bad_fraction=1.0)[SampleIndex(0, 0)]
 
 
 def test_a_truncated_file_of_a_real_folder(tmp_path):
@@ -177,9 +177,9 @@ def test_a_truncated_file_of_a_real_folder(tmp_path):
     bad = tmp_path / 'images/1.png'
     bad.write_bytes(bad.read_bytes()[:40])
     dataset = SegmentationDataset(tmp_path / 'images', tmp_path / 'labels', classes=['a'])
-    assert SeededDataset(dataset)[Draw(0, 1)].meta.image_id != '1'
+    assert SeededDataset(dataset)[SampleIndex(0, 1)].meta.image_id != '1'
     with pytest.raises(UnreadableImage, match='1.png'):
-        SeededDataset(dataset, tolerate=False)[Draw(0, 1)]
+        SeededDataset(dataset, tolerate=False)[SampleIndex(0, 1)]
 
 
 def test_errors_keep_their_kind_between_processes():

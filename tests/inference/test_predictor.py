@@ -233,7 +233,7 @@ def test_a_range_is_that_of_the_validation_data_or_what_the_caller_says(tmp_path
         ),
         tasks=dict(sem=dict(type='vitdense.tasks.semantic.SemanticTask')),
     )
-    options = dict(metainfo={'classes': {'semantic': CLASSES}}, facts={'value_range': [0, 4095]})
+    options = dict(metainfo={'classes': {'semantic': CLASSES}}, extra={'value_range': [0, 4095]})
     save_model_folder(tmp_path / 'model', recipe, model.state_dict(), **options)
     kinds = (tmp_path / 'a.png', Image.open(tmp_path / 'a.png'), levels, levels.astype(np.float32))
     expected = (levels / 4095 * 255 + 0.5).astype(np.uint8)

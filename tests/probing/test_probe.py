@@ -38,7 +38,7 @@ def clouds(count: int, *, classes: int = 3, channels: int = 5, seed: int = 0):
 @pytest.mark.parametrize('k', [1, 7, 1000])
 def test_neighbours_vote_by_their_cosine(k):
     (train, labels), (test, _) = clouds(60), clouds(20, seed=1)
-    scores = probing_classes.neighbour_scores(
+    scores = probing_classes.knn_scores(
         torch.tensor(train), torch.tensor(labels), torch.tensor(test), 3, neighbours=[k]
     )[k]
     unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (train, test)]
@@ -50,7 +50,7 @@ def test_neighbours_vote_by_their_cosine(k):
 
 def test_a_image_of_a_class_without_neighbours_scores_nothing_there():
     train, labels = torch.tensor([[1.0, 0], [0.9, 0.1]]), torch.tensor([1, 1])
-    scores = probing_classes.neighbour_scores(train, labels, torch.tensor([[1.0, 1]]), 3, neighbours=[2])[2]
+    scores = probing_classes.knn_scores(train, labels, torch.tensor([[1.0, 1]]), 3, neighbours=[2])[2]
     assert scores.tolist() == [[0, 1, 0]]
 
 

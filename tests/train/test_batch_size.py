@@ -109,7 +109,7 @@ def test_two_processes_train_as_one_does_and_go_on_from_its_checkpoint(folder, r
     for name in ('two', 'on'):
         content = read_checkpoint(folder / name / 'step_000004.pth')
         assert (content['batch_size'], content['world_size'], content['accumulative_counts']) == (2, 2, 1)
-        assert content['drawn'] == 16
+        assert content['samples_seen'] == 16
     assert 'batches of 4 images, 2 on each of 2 processes; lr 0.1, 0.025 for each image' in found[0][0][1]
     assert 'an update of 4 images as before (batches of 4 images)' in found[0][1][1]
 

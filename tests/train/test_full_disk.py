@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from vitdense.checkpoints import run as checkpoints
-from vitdense.checkpoints.run import checksum_fits, find_checkpoint, read_checkpoint, steps_in
+from vitdense.checkpoints.run import checksum_matches, find_checkpoint, read_checkpoint, steps_in
 from vitdense.commands.train import finish
 from vitdense.config.load import load_config
 from vitdense.errors import DiskError
@@ -104,7 +104,7 @@ def test_room_for_two_checkpoints_is_enough(trainer, tmp_path, monkeypatch, line
     least: list[int] = []
 
     def limited(path) -> usage:
-        whole = [path for path in steps_in(folder) if checksum_fits(path)]
+        whole = [path for path in steps_in(folder) if checksum_matches(path)]
         least.append(len(whole))
         used = sum(path.stat().st_size for path in folder.glob('*.pth'))
         return usage(0, 0, int(2.5 * size) - used)
@@ -121,10 +121,10 @@ def test_room_is_not_made_of_the_last_whole_checkpoint(tmp_path, monkeypatch):
     for step in (1, 2):
         checkpoints.write_checkpoint(tmp_path / f'step_{step:06d}.pth', {'state_dict': {}, 'step': step})
     (tmp_path / 'step_000002.pth').write_bytes(b'damaged')
-    assert not checkpoints.make_room(tmp_path, 10**15)  # it would not help
-    assert checkpoints.make_room(tmp_path, 10)
+    assert not checkpoints.delete_oldest(tmp_path, 10**15)  # it would not help
+    assert checkpoints.delete_oldest(tmp_path, 10)
     assert [path.name for path in steps_in(tmp_path)] == ['step_000001.pth']
-    assert not checkpoints.make_room(tmp_path, 10)
+    assert not checkpoints.delete_oldest(tmp_path, 10)
 
 
 @pytest.mark.parametrize('number', [errno.EMFILE, errno.EACCES, errno.EIO])
@@ -155,7 +155,7 @@ def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, 'open', refuse)
     assert find_checkpoint(tmp_path).name == 'step_000001.pth'
-    assert not checkpoints.make_room(tmp_path, 10)
+    assert not checkpoints.delete_oldest(tmp_path, 10)
 
 
 def test_a_full_disk_behind_stdout_ends_nothing(monkeypatch):

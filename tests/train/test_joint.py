@@ -188,7 +188,7 @@ def test_a_mixture_is_resumed_exactly(joint, tmp_path, batches):
     content = read_checkpoint(tmp_path / 'whole' / 'step_000003.pth')
     joint('parts', options, checkpoint=content).train()
     whole, parts = (read_checkpoint(tmp_path / name / 'step_000006.pth') for name in ('whole', 'parts'))
-    assert whole['drawn'] == parts['drawn'] == 12
+    assert whole['samples_seen'] == parts['samples_seen'] == 12
     assert all(torch.equal(value, parts['state_dict'][name]) for name, value in whole['state_dict'].items())
     assert losses_of(tmp_path / 'whole')[3:] == losses_of(tmp_path / 'parts')
     assert whole['best'] == parts['best'] or whole['best']['step'] == 3

@@ -106,7 +106,7 @@ def test_a_longer_run_goes_on_and_a_larger_batch_is_said(trainer, tmp_path, capl
     runner = trainer('run', ('schedule.max_iters=4', 'train_dataloader.batch_size=3'), checkpoint=content)
     assert 'an update was of 2 images (batches of 2 images) and is of 3 now' in caplog.text
     runner.train()
-    assert read_checkpoint(tmp_path / 'run' / 'step_000004.pth')['drawn'] == 2 * 2 + 2 * 3
+    assert read_checkpoint(tmp_path / 'run' / 'step_000004.pth')['samples_seen'] == 2 * 2 + 2 * 3
 
 
 @pytest.fixture

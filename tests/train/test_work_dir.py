@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from vitdense.checkpoints.model_folder import read_model_folder, save_model_folder
-from vitdense.checkpoints.run import read_checkpoint, steps_in, sweep, write_checkpoint
+from vitdense.checkpoints.run import delete_temporary_files, read_checkpoint, steps_in, write_checkpoint
 from vitdense.commands.train import finish, train
 from vitdense.config.load import load_config
 from vitdense.errors import ConfigError, DiskError
@@ -76,7 +76,7 @@ def test_a_kill_at_any_file_operation_of_the_end_can_be_mended(train_tiny, tmp_p
         if not again:
             shutil.rmtree(folder / 'model')
         ended = killed_at(number, folder, lambda: finish(runner)) == 0
-        sweep(folder)
+        delete_temporary_files(folder)
         assert not [*folder.glob('*.tmp.*'), *folder.glob('*.old.*')]
         if again:
             assert read_model_folder(folder / 'model')  # there was one before, and one is there at any time
@@ -102,10 +102,10 @@ def test_a_model_that_was_moved_out_of_the_way_comes_back(tmp_path):
     (tmp_path / 'model.old.7').mkdir()
     (tmp_path / 'model.old.7' / 'model.json').write_text('first')
     (tmp_path / 'notes.tmp.old').mkdir()  # nobody's business
-    sweep(tmp_path)
+    delete_temporary_files(tmp_path)
     assert (tmp_path / 'model' / 'model.json').read_text() == 'first'
     (tmp_path / 'model.old.7').mkdir()
-    sweep(tmp_path)
+    delete_temporary_files(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['model', 'notes.tmp.old']
 
 

@@ -53,8 +53,8 @@ class ViT(nn.Module):
 
     Facts: `embed_dim`, `depth`, `patch_size`, `divisor` (sides of images must be multiples of it), `mean` and `std`
     of the checkpoint (RGB in [0, 1]), `num_prefix_tokens`, `has_cls`, `decided`: the arguments `patch_size` and
-    `img_size` that make the same ViT without the file, where the file decided them, `omitted`: names of what came from
-    the file of `pretrained` and can never change, so that checkpoints of a run may leave it out.
+    `img_size` that make the same ViT without the file, where the file decided them, `omitted_weights`: names of what
+    came from the file of `pretrained` and can never change, so that checkpoints of a run may leave it out.
 
     Raises ConfigError for arguments that cannot be, CheckpointError for weights that do not fit or cannot be had.
     """
@@ -114,7 +114,7 @@ class ViT(nn.Module):
         self._mode = True  # as `train` was told
         self._frozen_below = 0
         self._resting: list[nn.Parameter] = []  # what `freeze_below` froze
-        self.omitted: tuple[str, ...] = ()
+        self.omitted_weights: tuple[str, ...] = ()
         if lora is not None:
             self._insert(build(lora), recoverable=bool(pretrained) and not partial_weights)
         if frozen:
@@ -317,7 +317,7 @@ class ViT(nn.Module):
             if isinstance(module, eva.EvaAttention):
                 module.qkv_bias_separate = True  # else it takes the weight of its linear layer and passes by the rest
         if recoverable:
-            self.omitted = tuple(name for name, value in self.named_parameters() if not value.requires_grad)
+            self.omitted_weights = tuple(name for name, value in self.named_parameters() if not value.requires_grad)
 
     def _block(self, index: int) -> int:
         if not -self.depth <= index < self.depth:

@@ -60,7 +60,7 @@ def class_layers(model: DenseModel) -> Iterator[tuple[str, str, ClassLayer]]:
             yield head or model.network.names[0], name, layer
 
 
-def take_classes(
+def transfer_class_rows(
     model: DenseModel, state: Mapping[str, Tensor], trained: Mapping[str, Sequence[str]], *, where: str
 ) -> dict[str, Tensor]:
     """Return `state`, weights of a model with the classes `trained` ({field: names}), for the classes of `model`.

@@ -92,7 +92,7 @@ def broken(path: Path, message: str, why: str) -> CheckpointError:
     )
 
 
-def check_facts(facts: Mapping[str, Any], path: Path) -> None:
+def check_metadata(facts: Mapping[str, Any], path: Path) -> None:
     """Raise CheckpointError unless what a checkpoint says of its classes and omitted tensors is what a run writes."""
     metainfo, omitted = facts.get('metainfo'), facts.get('omitted_weights')
     good = metainfo is None or (

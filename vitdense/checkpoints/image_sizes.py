@@ -27,16 +27,16 @@ def sizes_in(recipe: Any) -> dict[str, Any]:
     return {key: _vit(recipe)[key] for key in SIZES if _vit(recipe).get(key) is not None}
 
 
-def decided_sizes(model: nn.Module) -> dict[str, Any]:
+def pretrained_sizes(model: nn.Module) -> dict[str, Any]:
     """Return the sizes that the pretrained file of a model decided, as arguments of its ViT."""
     backbone = getattr(model.network, 'backbone', None)
     return getattr(getattr(backbone, 'vit', backbone), 'decided', {})
 
 
-def with_sizes(recipe: Mapping[str, Any], sizes: Mapping[str, Any], *, given: bool = False) -> dict[str, Any]:
-    """Return a model recipe whose ViT has `sizes`, where it says none itself; with `given`, in place of its own."""
+def with_sizes(recipe: Mapping[str, Any], sizes: Mapping[str, Any], *, override: bool = False) -> dict[str, Any]:
+    """Return a model recipe whose ViT has `sizes`, where it says none itself; with `override`, in place of its own."""
     vit = _vit(recipe)
-    missing = {key: value for key, value in sizes.items() if vit and (given or vit.get(key) is None)}
+    missing = {key: value for key, value in sizes.items() if vit and (override or vit.get(key) is None)}
     if not missing:
         return dict(recipe)
     network, inner = recipe['network'], {**vit, **missing}

@@ -24,7 +24,7 @@ class _TooLarge(Exception):
 
 
 @contextlib.contextmanager
-def limited(state: Mapping[str, Tensor], path: Path, *, new: bool = False) -> Iterator[None]:
+def limit_tensors(state: Mapping[str, Tensor], path: Path, *, new: bool = False) -> Iterator[None]:
     """Let what is built inside make about as many tensors as the weights `state` have; nothing larger is allocated.
 
     `new` allows for a part that has no weights yet. Numbers come out as they would without the limit. Whatever goes

@@ -22,14 +22,14 @@ import vitdense
 from vitdense.checkpoints.descriptions import (
     FORMAT,
     broken,
-    check_facts,
+    check_metadata,
     check_recipes,
     described_weights,
     read_description,
     without_pretrained,
 )
 from vitdense.checkpoints.image_sizes import sizes_in
-from vitdense.checkpoints.limits import limited
+from vitdense.checkpoints.limits import limit_tensors
 from vitdense.checkpoints.omitted_weights import needs_pretrained, restore_omitted, without_lora
 from vitdense.checkpoints.run import read_checkpoint
 from vitdense.config.from_text import model_in
@@ -52,12 +52,12 @@ def save_model_folder(
     *,
     metainfo: Mapping[str, Any],
     transforms: Sequence[Mapping[str, Any]] = (),
-    facts: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model folder; it appears under its name only when it is whole.
 
     `recipe` is a config's `model`, `state` its weights, `metainfo` what the data set says (`METAINFO`),
-    `transforms` the recipes of the evaluation transforms. `facts` are added to the json file as they are. Raises
+    `transforms` the recipes of the evaluation transforms. `extra` is added to the json file as it is. Raises
     DiskError.
     """
     folder = Path(folder)
@@ -72,7 +72,7 @@ def save_model_folder(
         'category_ids': metainfo.get('category_ids', {}),
         'transforms': list(transforms),
         'licence': 'The weights follow the licences of their pretraining and of the data they were trained on.',
-        **(facts or {}),
+        **(extra or {}),
     }
     try:
         temporary.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def read_model_folder(folder: str | Path) -> tuple[DenseModel, dict[str, Any]]:
     check_recipes([info['recipe'], info['transforms']], path)
     weights = described_weights(path, info)
     state = read_weights(weights)
-    with limited(state, path):
+    with limit_tensors(state, path):
         model = build(info['recipe'], classes=info['classes'])
         Pipeline(info['transforms'])
     if not isinstance(model, DenseModel):
@@ -193,7 +193,7 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         for key, value in content.items()
         if key in ('metainfo', 'step', 'metrics', 'classes', 'omitted_weights')
     }
-    check_facts(facts, path)
+    check_metadata(facts, path)
     facts['averaged'] = 'training_state_dict' in content or 'ema_updates' in content
     facts['sizes'] = sizes_in(model_in(content))
     return content['state_dict'], facts

@@ -72,7 +72,7 @@ def _alike(first: list[float], second: list[float]) -> bool:
     return all(math.isclose(one, other, rel_tol=0, abs_tol=slack) for one, other in zip(first, second, strict=True))
 
 
-def self_contained(
+def merge_and_complete(
     model: nn.Module, recipe: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the recipe and the weights of a model that needs nothing else: LoRA is merged, omitted tensors are there.

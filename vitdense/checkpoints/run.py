@@ -4,7 +4,7 @@ A checkpoint is a dict of tensors and plain Python, written with torch.save:
 
 * `format` 1, `version` of vitdense, `config` (text), `seed`, `amp`, `batch_size` (of each process), `world_size`,
   `accumulative_counts`
-* `step` (steps done), `drawn` (samples drawn by all ranks), `validation_pending`
+* `step` (steps done), `samples_seen` (by all ranks), `validation_pending`
 * `parameter_groups`: the names of the parameters in each group of the optimizer
 * `classes` ({field: names}), `metrics` of the last validation, `best`
 * `state_dict`: the weights to use (averaged ones, if there are any); `training_state_dict`: those that training moves,
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from vitdense.errors import CheckpointError, DiskError, FullDiskError, some
-from vitdense.storage.atomic import _human, free_bytes, sha256_of, sync_folder, write_text
+from vitdense.storage.atomic import format_bytes, free_bytes, sha256_of, sync_folder, write_text
 from vitdense.storage.weight_files import check_tensors, load_pickle, why_unreadable
 
 logger = logging.getLogger('vitdense')
@@ -68,7 +68,7 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
             raise
         full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
         raise (FullDiskError if full else DiskError)(
-            f'checkpoint of {_human(size)} not written (free {_human(free_bytes(path.parent))})',
+            f'checkpoint of {format_bytes(size)} not written (free {format_bytes(free_bytes(path.parent))})',
             where=str(path),
             why=cause.strerror or str(cause),
             fix='make room on the disk, then --resume; or lower checkpoint.keep'
@@ -88,7 +88,7 @@ def bytes_of(content: Any) -> int:
     return 64
 
 
-def checksum_fits(path: Path) -> bool | None:
+def checksum_matches(path: Path) -> bool | None:
     """Return whether the file is the one that was written; None when there is no checksum to compare with."""
     sums = path.with_name(f'{path.name}.sha256')
     try:
@@ -112,7 +112,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             why='there is no such file',
             fix='check the path; a work directory can be given to --resume too',
         )
-    if checksum_fits(path) is False:
+    if checksum_matches(path) is False:
         raise CheckpointError(
             'checksum mismatch',
             where=str(path),
@@ -192,7 +192,7 @@ def find_checkpoint(work_dir: str | Path) -> Path | None:
     broken: list[str] = []
     for path in candidates:
         try:
-            if not checksum_fits(path):
+            if not checksum_matches(path):
                 read_checkpoint(path)  # says what is wrong, or that a file without checksum is whole
         except CheckpointError as error:
             broken.append(f'{path.name}: {error.message}')
@@ -205,7 +205,7 @@ def find_checkpoint(work_dir: str | Path) -> Path | None:
     return None
 
 
-def sweep(work_dir: Path) -> None:
+def delete_temporary_files(work_dir: Path) -> None:
     """Delete the temporary files and folders of processes that were killed; bring a model folder back that one had
     moved out of the way.
     """
@@ -238,7 +238,7 @@ def delete_checkpoint(path: Path) -> bool:
     return True
 
 
-def make_room(work_dir: Path, size: int) -> bool:
+def delete_oldest(work_dir: Path, size: int) -> bool:
     """Delete the oldest step checkpoint, if that can help to write one of `size` bytes; return whether it was done.
 
     The newest checkpoint whose checksum fits is never deleted.
@@ -246,7 +246,7 @@ def make_room(work_dir: Path, size: int) -> bool:
     steps = steps_in(work_dir)
     newest = None
     with contextlib.suppress(CheckpointError):
-        newest = next((path for path in steps if checksum_fits(path)), None)
+        newest = next((path for path in steps if checksum_matches(path)), None)
     spare = [path for path in steps if path != newest]
     room = free_bytes(work_dir) + sum(path.stat().st_size for path in spare)
     if newest is None or not spare or room < size or not delete_checkpoint(spare[-1]):

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitdense.data.coco.arrays import CocoArrays, CocoFacts
+from vitdense.data.coco.arrays import CocoArrays, CocoFileInfo
 from vitdense.data.coco.parse import read_coco
-from vitdense.data.files.image_check import ImagesSeen, dark_range
+from vitdense.data.files.image_check import ImageStatistics, dark_range
 from vitdense.data.files.images import LABEL_SUFFIXES, MAX_PIXELS, UnreadableImage, label_colors, read_label_map
 from vitdense.data.files.listing import find_files
 from vitdense.data.files.opening import IMAGE_SUFFIXES
@@ -71,7 +71,7 @@ def check_coco(
     if not len(arrays.segments.data):  # boxes only: nobody meant to draw masks
         found = [finding for finding in found if finding.kind != 'hollow']
         del counts['hollow']
-    more, seen = list(_whole_file(path, arrays, facts)), ImagesSeen(max_pixels=max_pixels, value_range=value_range)
+    more, seen = list(_whole_file(path, arrays, facts)), ImageStatistics(max_pixels=max_pixels, value_range=value_range)
     if images is not None:
         jobs = [(arrays, row, images, seen) for row in range(len(arrays.sizes))]
         more += [finding for finding in _each(_check_image, jobs, threads, tell) if finding]
@@ -81,12 +81,12 @@ def check_coco(
     return DataReport(told, [*found, *more], *_histogram(arrays, facts), dict(counts))
 
 
-def _range(images: Path, seen: ImagesSeen) -> list[Finding]:
+def _range(images: Path, seen: ImageStatistics) -> list[Finding]:
     odd = dark_range(seen.brightest)
     return [Finding('range', images.name, odd)] if odd else []
 
 
-def _whole_file(path: Path, arrays: CocoArrays, facts: CocoFacts) -> Iterator[Finding]:
+def _whole_file(path: Path, arrays: CocoArrays, facts: CocoFileInfo) -> Iterator[Finding]:
     """Yield what is wrong with a file as a whole."""
     if facts.corners is not None:
         reason = f'{facts.corners:.0%} of boxes leave the image if read as xywh; they fit as xyxy'
@@ -123,7 +123,7 @@ def check_labels(
     files = list_files(labels, LABEL_SUFFIXES, what='label maps')
     table = None if classes is None else LabelTable(classes, ignore=ignore, reduce_zero_label=reduce_zero_label)
     found, partners = _partners(images, files, labels)
-    seen = ImagesSeen(max_pixels=max_pixels, value_range=value_range)
+    seen = ImageStatistics(max_pixels=max_pixels, value_range=value_range)
     jobs = [(labels / name, partners.get(name), table, seen) for name in files.values()]
     pixels, image_counts, strange = Counter[int](), Counter[int](), Counter[int]()
     for finding, numbers, unknown in _each(_check_label_map, jobs, threads, tell):
@@ -170,7 +170,7 @@ def check_folders(
     objects = Counter(name.split('/', 1)[0] for name in files if '/' in name)
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith('.'))
     found += [Finding('empty', name, 'no image in this class folder') for name in classes if not objects[name]]
-    seen = ImagesSeen(max_pixels=max_pixels, value_range=value_range)
+    seen = ImageStatistics(max_pixels=max_pixels, value_range=value_range)
     jobs = [(folder, name, seen) for name in files]
     found += [finding for finding in _each(_check_file, jobs, threads, tell) if finding]
     found += _range(folder, seen)
@@ -181,7 +181,7 @@ def check_folders(
     )
 
 
-def _check_file(folder: Path, name: str, seen: ImagesSeen) -> Finding | None:
+def _check_file(folder: Path, name: str, seen: ImageStatistics) -> Finding | None:
     try:
         seen.read(folder / name)
     except DataError as error:
@@ -201,7 +201,7 @@ def _each(function: Callable[..., Any], jobs: Sequence[tuple], threads: int, tel
 # ------------------------------------------------------------------------------------------------------------- COCO
 
 
-def _check_image(arrays: CocoArrays, row: int, images: Path, seen: ImagesSeen) -> Finding | None:
+def _check_image(arrays: CocoArrays, row: int, images: Path, seen: ImageStatistics) -> Finding | None:
     name, number = arrays.file_names[row], json.loads(arrays.image_ids[row])
     if '\\' in name:
         return None  # a finding of its own
@@ -224,7 +224,7 @@ def _unreadable(where: str, error: DataError, more: str = '') -> Finding:
     return Finding('image', where, f'{error.message}: {error.why}{"; " if more else ""}{more}'.replace('\n', ' '))
 
 
-def _facts_of(arrays: CocoArrays, facts: CocoFacts, images: Path | None) -> list[tuple[str, str]]:
+def _facts_of(arrays: CocoArrays, facts: CocoFileInfo, images: Path | None) -> list[tuple[str, str]]:
     empty = int((np.diff(arrays.starts) == 0).sum())
     drawn = int((np.diff(arrays.segments.ends, prepend=0) > 0).sum())
     ids = facts.category_ids
@@ -240,7 +240,7 @@ def _facts_of(arrays: CocoArrays, facts: CocoFacts, images: Path | None) -> list
     ]
 
 
-def _histogram(arrays: CocoArrays, facts: CocoFacts) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def _histogram(arrays: CocoArrays, facts: CocoFileInfo) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return header and rows of the table of classes."""
     image = np.repeat(np.arange(len(arrays.sizes)), np.diff(arrays.starts))
     rows = []
@@ -283,7 +283,7 @@ def _partners(images: Path | None, files: Mapping[str, str], labels: Path) -> tu
 
 
 def _check_label_map(
-    path: Path, image: Path | None, table: LabelTable | None, seen: ImagesSeen
+    path: Path, image: Path | None, table: LabelTable | None, seen: ImageStatistics
 ) -> tuple[list[Finding], dict[int, int], list[int]]:
     """Return the findings, how many pixels have each class (or each number, without a table), and unknown numbers."""
     found: list[Finding] = []
@@ -305,7 +305,7 @@ def _check_label_map(
     return found, dict(zip(numbers.tolist(), counts.tolist(), strict=True)), []
 
 
-def _renumbered(raw: np.ndarray, path: Path, table: LabelTable, seen: ImagesSeen) -> list[Finding]:
+def _renumbered(raw: np.ndarray, path: Path, table: LabelTable, seen: ImageStatistics) -> list[Finding]:
     try:
         table.check_palette(raw, path, label_colors(path, max_pixels=seen.options['max_pixels']))
     except DataError as error:
@@ -313,7 +313,7 @@ def _renumbered(raw: np.ndarray, path: Path, table: LabelTable, seen: ImagesSeen
     return []
 
 
-def _compare(path: Path, image: Path, shape: tuple[int, ...], seen: ImagesSeen) -> Iterable[Finding]:
+def _compare(path: Path, image: Path, shape: tuple[int, ...], seen: ImageStatistics) -> Iterable[Finding]:
     try:
         size = tuple(seen.read(image).shape[-2:])
     except DataError as error:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitdense.data.coco.arrays import CocoArrays, CocoFacts
+from vitdense.data.coco.arrays import CocoArrays, CocoFileInfo
 from vitdense.errors import DataError
 from vitdense.metrics.coco_columns import Objects
 from vitdense.metrics.coco_curves import IouType
@@ -25,7 +25,7 @@ class Numbering(NamedTuple):
     sizes: list[Size | None]  # (H, W) of each image; None where the file does not say
 
 
-def number(arrays: CocoArrays, facts: CocoFacts) -> tuple[Numbering, np.ndarray]:
+def number(arrays: CocoArrays, facts: CocoFileInfo) -> tuple[Numbering, np.ndarray]:
     """Return the numbering, and (N,) int64: the image's row for each image of the file."""
     ids = [json.loads(arrays.image_ids[row]) for row in range(len(arrays.sizes))]
     words = any(isinstance(name, str) for name in ids)

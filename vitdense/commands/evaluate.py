@@ -14,12 +14,12 @@ from torch import Tensor
 from vitdense.commands.coco_records import number, refuse_unknown_sizes, truth_of
 from vitdense.commands.coco_results import read_results
 from vitdense.data.class_names import read_classes
-from vitdense.data.coco.arrays import CocoFacts
+from vitdense.data.coco.arrays import CocoFileInfo
 from vitdense.data.coco.cache import open_coco
 from vitdense.data.coco.faults import refuse_faults, refuse_no_images, remarks
 from vitdense.data.files.images import LABEL_SUFFIXES, read_label_map
 from vitdense.data.files.pairs import list_files, match
-from vitdense.data.label_check import LabelsSeen
+from vitdense.data.label_check import LabelStatistics
 from vitdense.data.label_map import LabelTable
 from vitdense.errors import ConfigError, DataError, NumericsError
 from vitdense.metrics.average_precision import CocoAP
@@ -81,7 +81,7 @@ def evaluate_coco(
     return metrics
 
 
-def _log_facts(path: Path, facts: CocoFacts) -> None:
+def _log_facts(path: Path, facts: CocoFileInfo) -> None:
     """Say what is odd about an annotation file."""
     text = remarks(facts, evaluation=True)
     if text:
@@ -129,7 +129,7 @@ def evaluate_semantic(
     if label_map is not None:
         kept = None if ignore in label_map else ignore
         table, ignore = LabelTable(names, label_map=label_map, reduce_zero_label=reduce_zero_label, ignore=kept), IGNORE
-    metric, seen = MeanIoU(classes=names, ignore=ignore), LabelsSeen(names)
+    metric, seen = MeanIoU(classes=names, ignore=ignore), LabelStatistics(names)
     base = _start(work_dir)
     pairs = _pairs(Path(labels), Path(predictions))
     for truth_path, found_path in pairs.values():
@@ -144,7 +144,7 @@ def evaluate_semantic(
     if base is not None:
         metric.save_confusion(base)
     metrics = _finish(metric, scores, base, f'{len(pairs)} images')
-    seen.say(logger, str(labels), len(pairs))  # beside the score
+    seen.log(logger, str(labels), len(pairs))  # beside the score
     return metrics
 
 

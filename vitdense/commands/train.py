@@ -13,8 +13,8 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 
 from vitdense.checkpoints.model_folder import save_model_folder
-from vitdense.checkpoints.omitted_weights import self_contained
-from vitdense.checkpoints.run import find_checkpoint, read_checkpoint, steps_in, sweep
+from vitdense.checkpoints.omitted_weights import merge_and_complete
+from vitdense.checkpoints.run import delete_temporary_files, find_checkpoint, read_checkpoint, steps_in
 from vitdense.config.load import image_recipe
 from vitdense.device import choose_device
 from vitdense.errors import CheckpointError, ConfigError, DiskError, ResourceError
@@ -75,7 +75,7 @@ def train(
     with leave_on_signal(), locked(folder):
         refuse_files_in_the_way(folder)
         if is_main_process():
-            sweep(folder)
+            delete_temporary_files(folder)
         checkpoint = _find(resume, folder)
         content = None if checkpoint is None else read_resumable(checkpoint)
         if content is not None:
@@ -181,7 +181,7 @@ def _save_model(runner: DenseRunner, content: Mapping[str, Any]) -> None:
     data = image_recipe(cfg)
     transforms, value_range = data.get('transforms') or [], data.get('value_range')
     network = runner.network_model.network
-    recipe, state = self_contained(runner.network_model, cfg['model'], content['state_dict'])
+    recipe, state = merge_and_complete(runner.network_model, cfg['model'], content['state_dict'])
     added = cfg.get('add_head')
     if added:
         given = dict(recipe=recipe, state=state, metainfo=content['metainfo'], transforms=transforms)
@@ -194,7 +194,7 @@ def _save_model(runner: DenseRunner, content: Mapping[str, Any]) -> None:
         state,
         metainfo=content['metainfo'],
         transforms=transforms,
-        facts={'mean': list(network.mean), 'std': list(network.std), 'step': content['step']}
+        extra={'mean': list(network.mean), 'std': list(network.std), 'step': content['step']}
         | ({'value_range': list(value_range)} if value_range else {}),
     )
     if hasattr(network, 'encoder_weights'):

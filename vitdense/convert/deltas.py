@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitdense.backbones.pretrained import DISPENSABLE, timm_names
-from vitdense.convert.key_rules import DINOV3, Published
+from vitdense.convert.key_rules import DINOV3, CheckpointFamily
 from vitdense.convert.renaming import packed, rename
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.storage.weights import State, load_weights
@@ -20,7 +20,7 @@ _NORM = re.compile(r'^(?!.*upscale).*\b(layer)?norm\d?\.weight$')  # of the back
 NEAR_ZERO = 0.1  # mean weight of norms: they start at 1 and stay positive, differences of them scatter around 0
 
 
-def check_base(state: Mapping[str, Tensor], published: Published, *, where: str, has_base: bool) -> None:
+def check_base(state: Mapping[str, Tensor], published: CheckpointFamily, *, where: str, has_base: bool) -> None:
     """Raise unless the weights `state` and the base weights go together.
 
     Raises CheckpointError for differences without base weights, and for complete weights with some; ConfigError for
@@ -56,7 +56,7 @@ def check_base(state: Mapping[str, Tensor], published: Published, *, where: str,
         )
 
 
-def base_state(network: nn.Module, base: Mapping[str, Tensor], published: Published, *, where: str) -> State:
+def base_state(network: nn.Module, base: Mapping[str, Tensor], published: CheckpointFamily, *, where: str) -> State:
     """Return the base weights for the backbone of `network`, in the names of the network.
 
     `base` has the names of timm, of the authors of DINOv3, or of transformers. Raises CheckpointError where it does

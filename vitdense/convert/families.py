@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from vitdense.convert import key_rules as names
 from vitdense.convert.deltas import add_base, base_state, check_base
-from vitdense.convert.key_rules import Published
+from vitdense.convert.key_rules import CheckpointFamily
 from vitdense.convert.renaming import packed, rename
 from vitdense.storage.weights import Coverage, State, load_weights
 
@@ -24,14 +24,14 @@ COCO_UNUSED = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # ids without a categ
 COCO_IDS = tuple(number for number in range(COCO_ROWS) if number not in COCO_UNUSED)
 
 
-VIT_ADAPTER = Published(
+VIT_ADAPTER = CheckpointFamily(
     'ViT-Adapter, UPerNet on DeiT or AugReg',
     source='https://github.com/czczup/ViT-Adapter (segmentation)',
     licence='Apache-2.0',
     evidence='LICENSE of the repository, which says nothing else about its weights',
     rules=names.VIT_ADAPTER,
 )
-DINOV2_LINEAR = Published(
+DINOV2_LINEAR = CheckpointFamily(
     'DINOv2, linear segmentation head',
     source='https://github.com/facebookresearch/dinov2 (backbone, and head of ADE20K, VOC or Cityscapes)',
     licence='Apache-2.0',
@@ -40,7 +40,7 @@ DINOV2_LINEAR = Published(
     unused=(r'(^|\.)mask_token$',),
     note='Positions are resampled by the rule of timm, without the offset of 0.1 cells of the original code.',
 )
-MAE_UPERNET = Published(
+MAE_UPERNET = CheckpointFamily(
     'MAE, UPerNet of mmsegmentation',
     source='https://github.com/open-mmlab/mmsegmentation (configs/mae)',
     licence='CC-BY-NC-4.0 (the pretrained MAE they were trained from; mmsegmentation itself is Apache-2.0)',
@@ -49,7 +49,7 @@ MAE_UPERNET = Published(
     rules=names.MAE_UPERNET,
     unused=(r'\.relative_position_index$',),
 )
-EOMT = Published(
+EOMT = CheckpointFamily(
     'EoMT on DINOv2',
     source='https://huggingface.co/tue-mps',
     licence='MIT (backbone: Apache-2.0)',
@@ -66,7 +66,7 @@ EOMT_DINOV3 = EOMT._replace(
     base='DINOv3 of the same size, as transformers, timm (*_qkvb) or its authors name the tensors\n'
     '(for EoMT-L https://huggingface.co/facebook/dinov3-vitl16-pretrain-lvd1689m)',
 )
-RF_DETR = Published(
+RF_DETR = CheckpointFamily(
     'RF-DETR (nano, small, medium, base, large)',
     source='https://github.com/roboflow/rf-detr, and https://huggingface.co/Roboflow',
     licence='Apache-2.0 (not the XL and 2XL models of rfdetr_plus: PML 1.0)',
@@ -75,7 +75,7 @@ RF_DETR = Published(
     unused=(r'(^|\.)mask_token$', r'(^|\.)_kp_active_mask$'),  # of keypoints, which these models have not
     coco=True,
 )
-LW_DETR = Published(
+LW_DETR = CheckpointFamily(
     'LW-DETR',
     source='https://huggingface.co/xbsu/LW-DETR, and https://huggingface.co/AnnaZhang',
     licence='Apache-2.0',
@@ -97,7 +97,7 @@ FAMILIES = {
 def load_published(
     network: nn.Module,
     state: Mapping[str, Tensor],
-    published: Published,
+    published: CheckpointFamily,
     *,
     where: str,
     base: Mapping[str, Tensor] | None = None,
@@ -125,7 +125,7 @@ def load_published(
     return load_weights(network, state, where=where, convert=convert)
 
 
-def translate(state: Mapping[str, Tensor], published: Published, wanted: Mapping[str, Tensor]) -> State:
+def translate(state: Mapping[str, Tensor], published: CheckpointFamily, wanted: Mapping[str, Tensor]) -> State:
     """Return a published `state` under our names, in the layouts of the tensors `wanted` (a network's state)."""
     dispensable = [re.compile(pattern) for pattern in published.unused]
     kept = {name: value for name, value in state.items() if not any(each.search(name) for each in dispensable)}

@@ -13,7 +13,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from vitdense.checkpoints.model_folder import save_model_folder, without_pretrained
 from vitdense.config.classes import metainfo_of, section_of
 from vitdense.convert.families import COCO_IDS, FAMILIES, load_published, rename
-from vitdense.convert.key_rules import Published
+from vitdense.convert.key_rules import CheckpointFamily
 from vitdense.data.class_names import read_palette
 from vitdense.errors import CheckpointError, ConfigError, did_you_mean
 from vitdense.registry import build
@@ -66,7 +66,7 @@ def import_weights(
         model.state_dict(),
         metainfo=metainfo,
         transforms=section_of(cfg).get('dataset', {}).get('transforms') or [],
-        facts={
+        extra={
             'mean': list(network.mean),
             'std': list(network.std),
             'licence': published.licence,
@@ -77,7 +77,7 @@ def import_weights(
     return coverage
 
 
-def find_family(name: str) -> Published:
+def find_family(name: str) -> CheckpointFamily:
     """Return the family of this name. Raises ConfigError."""
     if name not in FAMILIES:
         raise ConfigError(
@@ -89,7 +89,7 @@ def find_family(name: str) -> Published:
     return FAMILIES[name]
 
 
-def check_licence(published: Published, *, accepted: bool) -> None:
+def check_licence(published: CheckpointFamily, *, accepted: bool) -> None:
     """Raise ConfigError for weights that not everybody may use, or whose licence nobody states, unless `accepted`."""
     if published.free or accepted:
         return
@@ -118,7 +118,7 @@ def read_parts(files: Sequence[str | Path]) -> State:
     return state
 
 
-def _metainfo(cfg: Config, published: Published, num_classes: int | None) -> dict[str, Any]:
+def _metainfo(cfg: Config, published: CheckpointFamily, num_classes: int | None) -> dict[str, Any]:
     if not published.coco or num_classes is not None:
         return metainfo_of(cfg, num_classes=num_classes)
     by_id = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta['categories']
@@ -130,7 +130,7 @@ def _metainfo(cfg: Config, published: Published, num_classes: int | None) -> dic
     }
 
 
-def fitted(recipe: dict[str, Any], state: Mapping[str, Tensor], published: Published) -> dict[str, Any]:
+def fitted(recipe: dict[str, Any], state: Mapping[str, Tensor], published: CheckpointFamily) -> dict[str, Any]:
     """Return the recipe with the ViT of the published weights: without a final norm where they have none, with a table
     of positions of their size where they have a class token (others are resampled as they come), and inside a
     ViT-Adapter without LayerScale where they have none.
@@ -159,7 +159,7 @@ def _has_grid(img_size: int | Sequence[int] | None, patch: int, count: int) -> b
     return 0 <= count - (height // patch) * (width // patch) <= 5
 
 
-def origin(family: str, published: Published, files: Sequence[str | Path]) -> dict[str, Any]:
+def origin(family: str, published: CheckpointFamily, files: Sequence[str | Path]) -> dict[str, Any]:
     """Return where weights come from, for the model card."""
     return {
         'family': family,

@@ -173,7 +173,7 @@ LW_DETR: tuple[Rule, ...] = (  # the authors' names, and those of transformers
 )
 
 
-class Published(NamedTuple):
+class CheckpointFamily(NamedTuple):
     """A family of published checkpoints."""
 
     name: str

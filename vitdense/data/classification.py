@@ -15,13 +15,13 @@ from torchvision import tv_tensors
 
 from vitdense.arguments import interval
 from vitdense.data.files import images as decoding
-from vitdense.data.files.image_check import look_for_oddities, spaced
-from vitdense.data.files.listing import Found, as_text, count_endings, find_files, read_text, say_found
+from vitdense.data.files.image_check import spaced, warn_about_images
+from vitdense.data.files.listing import Found, as_text, count_endings, find_files, log_files, read_text
 from vitdense.data.files.opening import IMAGE_SUFFIXES
 from vitdense.data.files.pairs import safe_below
 from vitdense.data.files.similar_names import missing_files, near_match
 from vitdense.data.transforms.common import Pipeline
-from vitdense.data.wordnet import class_vocabulary
+from vitdense.data.wordnet import read_folder_classes
 from vitdense.errors import DataError, did_you_mean
 from vitdense.types import Meta, Sample, Target
 
@@ -74,14 +74,14 @@ class ClassificationDataset:
         found = _walk_folders(self.folder, follow_links) if split is None else None
         lines = [(file, as_text(file.split('/', 1)[0])) for file in found.files] if found else _read_lines(root / split)
         words = {word for _, words in lines for word in self._words(words)}
-        names, self._number = class_vocabulary(classes, wordnet, sorted(words, key=_in_order), root=root)
+        names, self._number = read_folder_classes(classes, wordnet, sorted(words, key=_in_order), root=root)
         self.metainfo: dict[str, Any] = {'classes': {'image_label': names}}
         self._labels = self._read_labels(lines, names, split)
         # arrays, not lists: workers share them, while counting references would copy a million words into each
         self._files = np.array([os.fsencode(file) for file, _ in lines])
         if found:
             self._check_folders(found, every=classes is None)
-            say_found(logger, self.name, 'images', self.folder, found)
+            log_files(logger, self.name, 'images', self.folder, found)
         else:
             logger.info('%s: %d images listed in %s', self.name, len(self), split)
         self._say_missing(names)
@@ -120,7 +120,7 @@ class ClassificationDataset:
         if self._listed:
             self._refuse_missing(rows)
         paths = (self.folder / os.fsdecode(self._files[row].item()) for row in rows)
-        look_for_oddities(paths, self.value_range, logger, self.name)
+        warn_about_images(paths, self.value_range, logger, self.name)
         if training and not self.multi_label:
             self._refuse_one_class()
         return len(rows) if self._listed else 0

@@ -24,10 +24,10 @@ def build_dataset(recipe: Mapping[str, Any], *, root: str | None = None) -> Data
     return build(recipe, **({'name': Path(recipe['root']).absolute().name} if named else {}))
 
 
-def adopt_classes(dataset: Dataset, metainfo: Mapping[str, Any]) -> None:
+def share_classes(dataset: Dataset, metainfo: Mapping[str, Any]) -> None:
     """Let a data set whose files have numbers of their own count its classes as `metainfo` does, by name."""
-    if hasattr(dataset, 'adopt'):
-        dataset.adopt(metainfo['classes'])
+    if hasattr(dataset, 'set_classes'):
+        dataset.set_classes(metainfo['classes'])
 
 
 class JoinedDatasets:

@@ -14,7 +14,7 @@ from vitdense.types import IGNORE
 SHOWN = 8  # names or numbers in a message
 
 
-class LabelsSeen:
+class LabelStatistics:
     """Counts over the label maps that were looked at: pixels of each class, and files with each ignored number.
 
     `names` are the classes. With `colored` the files hold colours, and their numbers mean nothing.
@@ -51,7 +51,7 @@ class LabelsSeen:
         """The classes that have none."""
         return np.flatnonzero(self.pixels[: len(self.names)] == 0).tolist()
 
-    def say(self, logger: logging.Logger, name: str, total: int) -> None:
+    def log(self, logger: logging.Logger, name: str, total: int) -> None:
         """Log what is ignored and which classes are missing in the label maps looked at, of `total`."""
         if not self.files:
             return

@@ -15,7 +15,7 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from vitdense.data.class_names import join_metainfo
-from vitdense.data.sampling import Draw, InfiniteSampler
+from vitdense.data.sampling import InfiniteSampler, SampleIndex
 from vitdense.errors import ConfigError, did_you_mean
 from vitdense.registry import build, takes
 from vitdense.types import Sample
@@ -64,7 +64,7 @@ class Mixture(Dataset):
         self.turns = _turns(dict(zip(self.datasets, lengths, strict=True)), weights)
         self.batches = batches
         self.metainfo: dict[str, Any] = {}
-        self.adopt({})
+        self.set_classes({})
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -83,12 +83,12 @@ class Mixture(Dataset):
         bounds = zip([0, *self.ends], self.ends, self.datasets.values(), self.turns, strict=False)
         return [(range(start, stop), dataset) for start, stop, dataset, turns in bounds if turns]
 
-    def adopt(self, classes: Mapping[str, Sequence[str]]) -> None:
+    def set_classes(self, classes: Mapping[str, Sequence[str]]) -> None:
         """Let the data sets count their classes as `classes` does, by name, where they can; else as the first does."""
         joined: dict[str, Any] = {'classes': {}}
         for name, dataset in self.datasets.items():
-            if hasattr(dataset, 'adopt'):
-                dataset.adopt({**joined['classes'], **classes})
+            if hasattr(dataset, 'set_classes'):
+                dataset.set_classes({**joined['classes'], **classes})
             joined = join_metainfo(joined, dataset.metainfo, where=f'Mixture(datasets={name})')
         self.metainfo = joined
 
@@ -142,7 +142,7 @@ class MixtureSampler(Sampler):
         self.rank, self.world_size, self.start = rank, world_size, start
         self._orders: dict[int, tuple[int, np.ndarray]] = {}  # by data set: its epoch at hand, and the order of that
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[SampleIndex]:
         turn = -(-self.start // self.unit) * self.world_size + self.rank
         size, number = sum(self.turns), -1
         while True:
@@ -164,13 +164,13 @@ class MixtureSampler(Sampler):
             before[order == which] = np.arange(turns)
         return order, before
 
-    def _draw(self, which: int, position: int) -> Draw:
+    def _draw(self, which: int, position: int) -> SampleIndex:
         """Return draw `position` of the endless row of data set `which`."""
         stream = self.streams[which]
         epoch = position // stream.length
         if self._orders.get(which, (-1,))[0] != epoch:
             self._orders[which] = epoch, stream.order(epoch)
-        return Draw(epoch, self.offsets[which] + int(self._orders[which][1][position % stream.length]))
+        return SampleIndex(epoch, self.offsets[which] + int(self._orders[which][1][position % stream.length]))
 
 
 def rooted(recipe: Any, root: str | Path | None) -> Any:

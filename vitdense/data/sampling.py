@@ -1,7 +1,7 @@
-"""Same seed, same batches: for any number of workers, after any resume.
+"""Samplers and seeding: the same seed gives the same batches, for any number of workers and after any resume.
 
-A sampler yields `Draw(epoch, index)`; `SeededDataset` seeds every source of randomness from (seed, epoch, index) for
-the time of one draw, so a sample depends on nothing else: not on the worker, not on what was drawn before.
+A sampler yields `SampleIndex(epoch, index)`; `SeededDataset` seeds every random generator from (seed, epoch, index)
+while it reads that sample, so a sample depends neither on the worker nor on the samples before it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _MOST_IN_A_ROW = 20
 _logger = logging.getLogger('vitdense')
 
 
-class Draw(NamedTuple):
-    """One draw of a sampler."""
+class SampleIndex(NamedTuple):
+    """An index of the data set and the epoch in which it is read, as samplers yield them."""
 
     epoch: int
     index: int
@@ -54,14 +54,14 @@ class InfiniteSampler(Sampler):
         self.length, self.seed, self.shuffle = length, seed, shuffle
         self.rank, self.world_size, self.start = rank, world_size, start
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[SampleIndex]:
         position = self.start * self.world_size + self.rank
         epoch, order = -1, None
         while True:
             if position // self.length != epoch:
                 epoch = position // self.length
                 order = self.order(epoch)
-            yield Draw(epoch, int(order[position % self.length]))
+            yield SampleIndex(epoch, int(order[position % self.length]))
             position += self.world_size
 
     def order(self, epoch: int) -> np.ndarray:
@@ -81,8 +81,8 @@ class EvaluationSampler(Sampler):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __iter__(self) -> Iterator[Draw]:
-        return (Draw(0, index) for index in self.indices)
+    def __iter__(self) -> Iterator[SampleIndex]:
+        return (SampleIndex(0, index) for index in self.indices)
 
 
 class SeededDataset(Dataset):
@@ -125,7 +125,7 @@ class SeededDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, draw: Draw | int) -> Sample:
+    def __getitem__(self, draw: SampleIndex | int) -> Sample:
         epoch, index = draw if isinstance(draw, tuple) else (0, draw)
         start, stop = self.dataset.span(index) if hasattr(self.dataset, 'span') else (0, len(self.dataset))
         for attempt in range(_MOST_IN_A_ROW):

@@ -14,10 +14,10 @@ from torchvision import tv_tensors
 
 from vitdense.arguments import interval
 from vitdense.data.files import images as decoding
-from vitdense.data.files.image_check import look_for_oddities, spaced
+from vitdense.data.files.image_check import spaced, warn_about_images
 from vitdense.data.files.opening import IMAGE_SUFFIXES
 from vitdense.data.files.pairs import find_pairs, list_files, read_split
-from vitdense.data.label_check import LabelsSeen
+from vitdense.data.label_check import LabelStatistics
 from vitdense.data.label_map import LabelTable
 from vitdense.data.transforms.common import Pipeline
 from vitdense.errors import DataError
@@ -100,7 +100,7 @@ class SegmentationDataset:
             follow_links=follow_links,
             name=self.name,
         )
-        self.seen: LabelsSeen | None = None  # what `check` saw
+        self.seen: LabelStatistics | None = None  # what `check` saw
         self._keys = list(files)
         self._files = list(files.values())
 
@@ -140,10 +140,10 @@ class SegmentationDataset:
         if self.labels is None:
             return 0
         rows = spaced(len(self), limit)
-        self.seen = LabelsSeen(self.metainfo['classes']['semantic'], colored=self.table.colors is not None)
-        look_for_oddities(self._heads(rows), self.value_range, logger, self.name)
+        self.seen = LabelStatistics(self.metainfo['classes']['semantic'], colored=self.table.colors is not None)
+        warn_about_images(self._heads(rows), self.value_range, logger, self.name)
         self._refuse_faults(rows)
-        self.seen.say(logger, self.name, len(self))
+        self.seen.log(logger, self.name, len(self))
         if training and len(self.seen.present) < 2:
             self._look_further(set(rows))
             self.seen.refuse(str(self.labels))

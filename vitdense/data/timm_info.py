@@ -19,7 +19,7 @@ class Crop(NamedTuple):
     squash: bool  # both sides are resized to `size`, whatever the aspect
 
 
-def imagenet_synsets() -> dict[str, str]:
+def imagenet_wordnet() -> dict[str, str]:
     """Return {WordNet id: synonyms} of the 1000 classes of ILSVRC 2012, in the order of every classifier's outputs."""
     from timm.data import ImageNetInfo
 

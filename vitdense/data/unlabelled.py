@@ -13,8 +13,8 @@ from torchvision import tv_tensors
 
 from vitdense.arguments import interval
 from vitdense.data.files import images as decoding
-from vitdense.data.files.image_check import look_for_oddities, spaced
-from vitdense.data.files.listing import find_files, say_found
+from vitdense.data.files.image_check import spaced, warn_about_images
+from vitdense.data.files.listing import find_files, log_files
 from vitdense.data.transforms.common import Pipeline
 from vitdense.types import Meta, Sample, Target
 
@@ -47,7 +47,7 @@ class ImageDataset:
         self.pipeline = Pipeline(transforms)
         self.metainfo: dict[str, Any] = {'classes': {}}
         found = find_files(self.folder, follow_links=follow_links)
-        say_found(logger, self.name, 'images', self.folder, found)
+        log_files(logger, self.name, 'images', self.folder, found)
         # an array, not a list: workers share it, while counting references would copy a million words into each
         self._files = np.array([os.fsencode(file) for file in found.files])
 
@@ -65,7 +65,7 @@ class ImageDataset:
         """Look at `limit` images, evenly spaced (None: all), warn of what is odd, and return how many there were."""
         rows = spaced(len(self), limit)
         paths = (self.folder / os.fsdecode(self._files[row].item()) for row in rows)
-        look_for_oddities(paths, self.value_range, logger, self.name)
+        warn_about_images(paths, self.value_range, logger, self.name)
         return len(rows)
 
     def image_files(self) -> tuple[Path, list[str]]:

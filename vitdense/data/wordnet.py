@@ -9,14 +9,14 @@ from pathlib import Path
 
 from vitdense.data.class_names import read_classes
 from vitdense.data.files.listing import read_text
-from vitdense.data.timm_info import imagenet_synsets
+from vitdense.data.timm_info import imagenet_wordnet
 from vitdense.errors import ConfigError
 
 IMAGENET = 'imagenet1k'
 _LINE = re.compile(r'([nvar]\d{8})[\s,]+(.+)')  # WordNet id: part of speech and offset
 
 
-def class_vocabulary(
+def read_folder_classes(
     classes: Sequence[str] | Mapping[int, str] | str | Path | None,
     wordnet: str | Path | None,
     found: Sequence[str],
@@ -57,7 +57,7 @@ def _told_apart(ids: Sequence[str], names: Sequence[str]) -> list[str]:
 def _read_wordnet(source: str | Path, root: Path) -> dict[str, str] | None:
     """Return {id: synonyms} in the order of a WordNet file; None where it is none. Raises ConfigError."""
     if str(source) == IMAGENET:
-        return imagenet_synsets()
+        return imagenet_wordnet()
     path = root / source
     if path.suffix != '.txt' or not path.is_file():
         return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vitdense.checkpoints.limits import limited
+from vitdense.checkpoints.limits import limit_tensors
 from vitdense.checkpoints.model_folder import METAINFO, read_model_folder, save_model_folder
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.model import DenseModel
@@ -46,12 +46,12 @@ def merge_heads(base: str | Path, heads: Mapping[str, str | Path], out: str | Pa
         recipe = with_branch(recipe, name, head.branch, head.task, where=where)
         state |= weights_of(head)
         read.add(head.field)
-    with limited(state, Path(base) / 'model.json'):
+    with limit_tensors(state, Path(base) / 'model.json'):
         merged = build(recipe, classes=metainfo['classes'])
     load_weights(merged, state, where=str(out))
     facts = {'mean': list(merged.network.mean), 'std': list(merged.network.std)}
     facts |= {key: info[key] for key in ('value_range',) if key in info}
-    save_model_folder(out, recipe, state, metainfo=metainfo, transforms=info['transforms'], facts=facts)
+    save_model_folder(out, recipe, state, metainfo=metainfo, transforms=info['transforms'], extra=facts)
     return merged
 
 

@@ -18,7 +18,7 @@ HELD_OUT = 10  # every tenth image for training chooses the learning rate
 SIMILARITIES = 2**25  # held in memory at a time
 
 
-def neighbour_scores(
+def knn_scores(
     train: Tensor,
     labels: Tensor,
     test: Tensor,

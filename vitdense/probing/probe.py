@@ -17,7 +17,7 @@ from mmengine.config import Config
 from torch.utils.data import Dataset
 
 from vitdense.data.class_names import check_classes
-from vitdense.data.datasets import adopt_classes, build_dataset
+from vitdense.data.datasets import build_dataset, share_classes
 from vitdense.device import choose_device, choose_precision, torch_threads
 from vitdense.errors import ConfigError
 from vitdense.probing import classifiers as classes
@@ -168,7 +168,7 @@ class _Probe:
         train, labels, test = (value.to(settings.device) for value in (train, labels, test))
         rows = []
         if 'knn' in settings.heads:
-            found = classes.neighbour_scores(train, labels, test, self.num_classes)
+            found = classes.knn_scores(train, labels, test, self.num_classes)
             rows += [{'head': 'knn', 'k': k, **self._class_scores(scores, truth)} for k, scores in found.items()]
         if 'linear' in settings.heads:
             began = time.perf_counter()
@@ -227,7 +227,7 @@ def probe_data(sections: Mapping[str, Mapping[str, Any]], *, root: str | None) -
             )
     sections['train']['dataset']['transforms'] = sections['test']['dataset'].get('transforms', ())
     made = {part: build_dataset(section['dataset'], root=root) for part, section in sections.items()}
-    adopt_classes(made['test'], made['train'].metainfo)
+    share_classes(made['test'], made['train'].metainfo)
     check_classes(made['train'].metainfo, made['test'].metainfo, where='train_dataloader, test_dataloader')
     return made
 

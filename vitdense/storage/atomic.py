@@ -28,7 +28,7 @@ def free_bytes(folder: Path) -> int:
         return 0
 
 
-def _human(size: float) -> str:
+def format_bytes(size: float) -> str:
     for unit in ('B', 'kB', 'MB'):
         if size < 1000:
             return f'{size:.0f} {unit}'

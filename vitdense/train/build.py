@@ -15,7 +15,7 @@ from vitdense.checkpoints.image_sizes import with_sizes
 from vitdense.checkpoints.model_folder import build_trained, read_state, reads_classifier
 from vitdense.config.load import named_sections
 from vitdense.data.class_names import check_classes
-from vitdense.data.datasets import JoinedDatasets, adopt_classes, build_dataset
+from vitdense.data.datasets import JoinedDatasets, build_dataset, share_classes
 from vitdense.data.mixture import check_labels
 from vitdense.device import Precision, choose_device, choose_precision, torch_threads
 from vitdense.errors import ConfigError
@@ -104,8 +104,8 @@ def make_trainer(
     amp = checkpoint['amp'] if checkpoint is not None and cfg.amp == 'auto' else cfg.amp
     precision = _set_up(model, amp, place, sections['train_dataloader'], compiled)
     logger.info(describe_rate(batches, cfg.optim_wrapper.optimizer.get('lr')))
-    drawn = checkpoint['drawn'] if checkpoint is not None else 0
-    parts = _training_parts(cfg, sections, data, place, schedule, drawn=drawn)
+    samples_seen = checkpoint['samples_seen'] if checkpoint is not None else 0
+    parts = _training_parts(cfg, sections, data, place, schedule, samples_seen=samples_seen)
     parts |= _validation_parts(cfg, sections, data, place, evaluators, skip_bad_eval)
     if clear is not None:
         clear()
@@ -171,14 +171,14 @@ def _training_parts(
     place: _Place,
     schedule: Schedule,
     *,
-    drawn: int,
+    samples_seen: int,
 ) -> dict[str, Any]:
     return dict(
         train_dataloader=train_loader(
             sections['train_dataloader'],
             data['train_dataloader'],
             seed=cfg.seed,
-            start=drawn // place.world_size,
+            start=samples_seen // place.world_size,
             **place.loading,
         ),
         train_cfg=dict(type=IterationLoop, max_iters=schedule.max_iters, val_interval=schedule.val_interval),
@@ -226,7 +226,7 @@ def make_tester(
     datasets = _evaluation_data(cfg, section)
     metainfo = facts.get('metainfo') or JoinedDatasets(list(datasets.values())).metainfo
     for dataset in datasets.values():
-        adopt_classes(dataset, metainfo)
+        share_classes(dataset, metainfo)
         check_classes(metainfo, dataset.metainfo, where=f'{checkpoint}, test_dataloader.dataset')
     log_data({f'test {name}'.strip(): dataset for name, dataset in datasets.items()})
     if checkpoint is None:
@@ -301,7 +301,7 @@ def _training_data(cfg: Config, sections: Mapping[str, Any]) -> dict[str, Any]:
     first = build_dataset(sections['train_dataloader']['dataset'], root=cfg.get('data_root'))
     others = _evaluation_data(cfg, sections['val_dataloader']) if 'val_dataloader' in sections else {}
     for other in others.values():
-        adopt_classes(other, first.metainfo)
+        share_classes(other, first.metainfo)
         check_classes(first.metainfo, other.metainfo, where='train_dataloader.dataset, val_dataloader.dataset')
     log_data({'training': first} | {f'validation {name}'.strip(): other for name, other in others.items()})
     refuse_missing(first, name='training', max_bad_fraction=max_bad_fraction(sections['train_dataloader']))

@@ -12,7 +12,15 @@ import torch
 from mmengine.dist import get_rank, is_main_process
 from mmengine.hooks import Hook
 
-from vitdense.checkpoints.run import POINTER, bytes_of, delete_older, make_room, non_finite, sweep, write_checkpoint
+from vitdense.checkpoints.run import (
+    POINTER,
+    bytes_of,
+    delete_older,
+    delete_oldest,
+    delete_temporary_files,
+    non_finite,
+    write_checkpoint,
+)
 from vitdense.errors import DiskError, FullDiskError, NumericsError, VitDenseError
 from vitdense.reporting.history import check_metric, mean_of, metric_names
 from vitdense.storage.atomic import try_write_text
@@ -63,7 +71,7 @@ class CheckpointHook(Hook):
 
     def before_run(self, runner: Any) -> None:
         if is_main_process():
-            sweep(runner.folder)
+            delete_temporary_files(runner.folder)
 
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
         if runner.history.improved and is_main_process():
@@ -129,7 +137,7 @@ class CheckpointHook(Hook):
                 return None
             except DiskError as error:
                 full = isinstance(error, FullDiskError)
-                if full and make_room(runner.folder, bytes_of(content)):
+                if full and delete_oldest(runner.folder, bytes_of(content)):
                     continue
                 why = 'disk full' if full else error.why
                 logger.warning('%s: %s: %s; keeping what is there', why, name, error.message)

@@ -30,7 +30,7 @@ logger = logging.getLogger('vitdense')
 MOST = 20  # changed values that are listed
 ABSENT = object()  # in place of a value that a config does not give
 QUIET = ('work_dir', 'num_workers')  # keys whose change changes nothing
-WHOLE = ('step', 'drawn', 'batch_size', 'world_size')  # whole numbers of a checkpoint
+WHOLE = ('step', 'samples_seen', 'batch_size', 'world_size')  # whole numbers of a checkpoint
 CONTENT = (*WHOLE, 'validation_pending', 'classes', 'amp', 'state_dict', 'optimizer', 'scaler', 'counts')
 ANEW = 'resume with the config of that run (config.py in its work directory), or start anew with --weights CHECKPOINT'
 

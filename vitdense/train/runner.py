@@ -181,7 +181,8 @@ class DenseRunner(Runner):
             'seed': self.cfg.seed,
             'amp': self.precision.name,
             'step': loop.iter,
-            'drawn': self.drawn_before + (loop.iter - self.first_step) * loop.dataloader.batch_size * self.world_size,
+            'samples_seen': self.samples_seen_before
+            + (loop.iter - self.first_step) * loop.dataloader.batch_size * self.world_size,
             'batch_size': loop.dataloader.batch_size,
             'world_size': self.world_size,
             'accumulative_counts': self.optim_wrapper._accumulative_counts,
@@ -215,9 +216,9 @@ class DenseRunner(Runner):
         return self.checkpoint['step'] if self.checkpoint else 0
 
     @property
-    def drawn_before(self) -> int:
+    def samples_seen_before(self) -> int:
         """How many samples had been drawn by then, by all ranks."""
-        return self.checkpoint['drawn'] if self.checkpoint else 0
+        return self.checkpoint['samples_seen'] if self.checkpoint else 0
 
     def load_or_resume(self) -> None:
         """Go on from `checkpoint`, if there is one; called by mmengine once everything is built."""

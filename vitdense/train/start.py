@@ -10,9 +10,9 @@ from typing import Any
 from mmengine.config import Config
 from torch import Tensor
 
-from vitdense.checkpoints.class_rows import FIX, take_classes
-from vitdense.checkpoints.image_sizes import decided_sizes, sizes_in, with_sizes
-from vitdense.checkpoints.limits import limited
+from vitdense.checkpoints.class_rows import FIX, transfer_class_rows
+from vitdense.checkpoints.image_sizes import pretrained_sizes, sizes_in, with_sizes
+from vitdense.checkpoints.limits import limit_tensors
 from vitdense.checkpoints.model_folder import without_pretrained
 from vitdense.checkpoints.omitted_weights import needs_pretrained, restore_omitted
 from vitdense.config.from_text import model_in
@@ -38,9 +38,9 @@ def new_model(cfg: Config, metainfo: Mapping[str, Any], trained: Trained | None)
     Of a `trained` model that gets a head, only as much is built as its weights justify.
     """
     described = trained is not None and trained.recipe is not None
-    with limited(trained.state, Path(trained.where), new=True) if described else nullcontext():
+    with limit_tensors(trained.state, Path(trained.where), new=True) if described else nullcontext():
         model = build_model(cfg, metainfo, pretrained=True)
-    return model, _with_model(cfg, with_sizes(cfg.to_dict()['model'], decided_sizes(model), given=True))
+    return model, _with_model(cfg, with_sizes(cfg.to_dict()['model'], pretrained_sizes(model), override=True))
 
 
 def resumed_model(
@@ -62,7 +62,7 @@ def begin_with(model: DenseModel, state: Mapping[str, Tensor], facts: Mapping[st
     """
     whole = restore_omitted(state, facts.get('omitted_weights'), model, where=where)
     trained_classes = (facts.get('metainfo') or {}).get('classes') or {}
-    load_weights(model, take_classes(model, whole, trained_classes, where=where), where=where, fix=FIX)
+    load_weights(model, transfer_class_rows(model, whole, trained_classes, where=where), where=where, fix=FIX)
 
 
 def _with_model(cfg: Config, recipe: Mapping[str, Any]) -> Config:

@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 from vitdense.data.class_names import check_classes
 from vitdense.data.collate import collate
-from vitdense.data.datasets import adopt_classes, build_dataset
+from vitdense.data.datasets import build_dataset, share_classes
 from vitdense.errors import ConfigError
 from vitdense.heads.linear import LinearHead
 from vitdense.model import DenseModel
@@ -42,7 +42,7 @@ def test_real_images_go_through_every_config(name, shared):
         build_dataset(cfg[key]['dataset'], root=shared / 'coco_mini480')
         for key in ('train_dataloader', 'val_dataloader')
     )
-    adopt_classes(val, train.metainfo)
+    share_classes(val, train.metainfo)
     check_classes(train.metainfo, val.metainfo, where='')
     assert len(train) == 336 and len(val) == 206 and len(train.metainfo['classes']['labels']) == 80
     batch = collate([train[0], train[1]])

@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 
 from vitdense.data.coco.dataset import CocoDetection
 from vitdense.data.collate import collate
-from vitdense.data.sampling import Draw, SeededDataset
+from vitdense.data.sampling import SampleIndex, SeededDataset
 from vitdense.data.transforms.common import RandomFlip, ResizeTo
 from vitdense.errors import ConfigError, DataError
 from vitdense.metrics.average_precision import CocoAP
@@ -221,13 +221,13 @@ def test_another_file_is_numbered_by_name(tree):
     tree.write([box(1), box(2, category=90)])
     tree.write([box(1), box(2, category=3)], categories=((3, 'cat'), (7, 'dog')), name='b.json')
     first, second = tree.open(), tree.open('b.json')
-    second.adopt({'labels': ['emu', 'dog', 'cat']})
+    second.set_classes({'labels': ['emu', 'dog', 'cat']})
     assert second[0].target.labels.tolist() == [1, 2]
     assert second.metainfo['category_ids'] == {'labels': [None, 7, 3]}
-    second.adopt(first.metainfo['classes'])
+    second.set_classes(first.metainfo['classes'])
     assert second.metainfo['classes'] == first.metainfo['classes'] and second[0].target.labels.tolist() == [1, 0]
     with pytest.raises(ConfigError, match="not among those of training, such as 'dog'"):
-        first.adopt({'labels': ['cat']})
+        first.set_classes({'labels': ['cat']})
 
 
 def test_masks_are_those_of_pycocotools(tree):
@@ -267,7 +267,7 @@ def test_same_batches_for_any_number_of_workers(shared):
     data = CocoDetection(
         'annotations/instances_train2017.json', 'train2017', root=tree, transforms=[RandomFlip(), ResizeTo(size=64)]
     )
-    draws = [[Draw(0, number) for number in range(8)]]
+    draws = [[SampleIndex(0, number) for number in range(8)]]
     batches = [
         next(iter(torch.utils.data.DataLoader(SeededDataset(data), None, sampler=draws[0], num_workers=0))).img,
         next(iter(torch.utils.data.DataLoader(SeededDataset(data), None, sampler=draws[0], num_workers=2))).img,

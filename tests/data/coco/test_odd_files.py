@@ -107,7 +107,7 @@ def test_a_root_category_is_no_class(tree, root, said):
     report = check_coco(tree.path)
     assert [row[1] for row in report.classes] == ['4', '9'] and 'id 0 only groups' in dict(report.facts)['categories']
     other = tree.open(evaluation=True)
-    other.adopt(data.metainfo['classes'])
+    other.set_classes(data.metainfo['classes'])
     assert other[0].target.labels.tolist() == [0, 1]
     rows = [dict(image_id=1, category_id=number, bbox=[10, 10, 30, 20], score=0.5) for number in (0, 4, 9)]
     assert tree.score(*rows)['det/AP'] == pytest.approx(1)  # as in pycocotools, a class without objects has no AP

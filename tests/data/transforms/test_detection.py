@@ -9,7 +9,7 @@ from torchvision import tv_tensors
 
 from vitdense.data.coco.dataset import CocoDetection
 from vitdense.data.collate import collate
-from vitdense.data.sampling import Draw, SeededDataset
+from vitdense.data.sampling import SampleIndex, SeededDataset
 from vitdense.data.transforms.common import RandomFlip
 from vitdense.data.transforms.detection import DETR_SIZES, LargeScaleJitter, MultiScaleCrop
 from vitdense.errors import ConfigError
@@ -132,8 +132,8 @@ def test_real_images_in_native_aspect_become_a_batch_with_valid_pixels(shared):
         transforms=[RandomFlip(), MultiScaleCrop(sizes=(96, 128), max_size=200, before=(100,), crop=(64, 90))],
     )
     seeded = SeededDataset(data, 0)
-    samples = [seeded[Draw(0, index)] for index in range(6)]
-    again = seeded[Draw(0, 3)]
+    samples = [seeded[SampleIndex(0, index)] for index in range(6)]
+    again = seeded[SampleIndex(0, 3)]
     assert torch.equal(again.img, samples[3].img) and torch.equal(again.target.boxes, samples[3].target.boxes)
     batch = Preprocessor((0.5,) * 3, (0.5,) * 3, divisor=16)(collate(samples))
     assert batch.valid.shape == (6, *batch.imgs.shape[-2:]) and not batch.valid.all()

@@ -38,7 +38,7 @@ class CocoArrays(NamedTuple):
         return int(self.long_ids[row]) if len(self.long_ids.ends) else int(self.ids[row])
 
 
-class CocoFacts(NamedTuple):
+class CocoFileInfo(NamedTuple):
     """What is known about a file beside its arrays."""
 
     category_ids: list[int]  # sorted

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vitdense.data.coco.arrays import CocoArrays, CocoFacts, Texts
+from vitdense.data.coco.arrays import CocoArrays, CocoFileInfo, Texts
 from vitdense.data.coco.parse import read_coco
 from vitdense.errors import DataError
 from vitdense.storage.atomic import cache_folder
@@ -33,7 +33,7 @@ _logger = logging.getLogger('vitdense')
 
 def open_coco(
     path: Path, *, masks: bool = False, cache: str | Path | bool = True, least: int = LEAST
-) -> tuple[CocoArrays, CocoFacts]:
+) -> tuple[CocoArrays, CocoFileInfo]:
     """Return what `read_coco` returns, from the cache where there is one, and leave one for the next time.
 
     `cache` is the folder for it (True: the user's cache folder; False: none). Files below `least` bytes are simply
@@ -92,7 +92,7 @@ def _is_of(stamp: Mapping[str, Any], path: Path) -> bool:
 # ----------------------------------------------------------------------------------------------------------- format
 
 
-def _write(place: Path, arrays: CocoArrays, facts: CocoFacts, stamp: Mapping[str, Any]) -> None:
+def _write(place: Path, arrays: CocoArrays, facts: CocoFileInfo, stamp: Mapping[str, Any]) -> None:
     """Write magic, length of the header, header (JSON), and the arrays; the file appears when it is whole."""
     flat = _flat(arrays)
     table, offset = {}, 0
@@ -113,7 +113,7 @@ def _write(place: Path, arrays: CocoArrays, facts: CocoFacts, stamp: Mapping[str
         temporary.unlink(missing_ok=True)
 
 
-def _open(place: Path, path: Path) -> tuple[CocoArrays, CocoFacts] | None:
+def _open(place: Path, path: Path) -> tuple[CocoArrays, CocoFileInfo] | None:
     """Return the content of a cache that belongs to `path`, mapped into memory; None when it does not, or is broken."""
     try:
         with open(place, 'rb') as file:
@@ -130,7 +130,7 @@ def _open(place: Path, path: Path) -> tuple[CocoArrays, CocoFacts] | None:
             name: np.ndarray(shape, dtype, memory, begin + offset)
             for name, (dtype, shape, offset) in header['table'].items()
         }
-        return _folded(flat), CocoFacts(**header['facts'])
+        return _folded(flat), CocoFileInfo(**header['facts'])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # none there, or a damaged one: the file is read again
 

@@ -26,7 +26,7 @@ from vitdense.data.coco.faults import (
     remarks,
 )
 from vitdense.data.files import images as decoding
-from vitdense.data.files.image_check import look_for_oddities, spaced
+from vitdense.data.files.image_check import spaced, warn_about_images
 from vitdense.data.files.pairs import safe_below
 from vitdense.data.files.similar_names import missing_files
 from vitdense.data.transforms.common import Pipeline
@@ -174,7 +174,7 @@ class CocoDetection:
         """Return the id of an image of the file."""
         return json.loads(self._arrays.image_ids[row])
 
-    def adopt(self, classes: Mapping[str, Sequence[str]]) -> None:
+    def set_classes(self, classes: Mapping[str, Sequence[str]]) -> None:
         """Number the labels as another data set does, by name: two files of one task may have ids of their own.
 
         `classes` is `{field: names}` of the other. Raises ConfigError when it lacks a class that this one has.
@@ -197,7 +197,7 @@ class CocoDetection:
         Meant for the start of a run. Raises DataError for a size that is not what the file says.
         """
         rows = [int(self._rows[index]) for index in spaced(len(self), limit)]
-        look_for_oddities((self._file(row) for row in rows), self.value_range, _logger, self.name)
+        warn_about_images((self._file(row) for row in rows), self.value_range, _logger, self.name)
         for row in rows:
             path = self._file(row)
             try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vitdense.data.coco.arrays import CocoArrays, CocoFacts, inside, is_empty, sizes_of
+from vitdense.data.coco.arrays import CocoArrays, CocoFileInfo, inside, is_empty, sizes_of
 from vitdense.errors import DataError
 from vitdense.ops.coco_numbers import fault_of_numbers, shown, side
 
@@ -141,7 +141,7 @@ def are_fractions(boxes: np.ndarray) -> bool:
     return bool(len(boxes)) and bool(((boxes >= 0) & (boxes <= 1)).all()) and bool((boxes % 1 > 0).any())
 
 
-def refuse_faults(path: Path, facts: CocoFacts, *, but: Sequence[str] = ()) -> None:
+def refuse_faults(path: Path, facts: CocoFileInfo, *, but: Sequence[str] = ()) -> None:
     """Raise DataError when some annotations or images cannot be used; of the kinds in `but` there may be some."""
     kinds = [kind for kind in FATAL if kind not in but and facts.counts.get(kind)]
     if not kinds:
@@ -169,7 +169,7 @@ def refuse_no_images(path: Path, arrays: CocoArrays) -> None:
         )
 
 
-def refuse_layout(path: Path, facts: CocoFacts) -> None:
+def refuse_layout(path: Path, facts: CocoFileInfo) -> None:
     """Raise DataError when boxes are corners, x, y, x2, y2, or fractions, in place of x, y, width, height in pixels."""
     if facts.corners is not None:
         raise DataError(
@@ -214,7 +214,7 @@ def nothing_to_learn(path: Path, arrays: CocoArrays, *, chosen: int) -> DataErro
     )
 
 
-def remarks(facts: CocoFacts, *, evaluation: bool) -> str:
+def remarks(facts: CocoFileInfo, *, evaluation: bool) -> str:
     """Return in a few words what is put right in a file and what cannot be used; '' where that is nothing."""
     words = REMARKS if evaluation else {'empty': 'dropped', 'outside': 'clamped', **REMARKS}
     said = [f'{word} {facts.counts[kind]}' for kind, word in words.items() if facts.counts.get(kind)]

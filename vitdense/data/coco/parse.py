@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vitdense.data.coco.arrays import CocoArrays, CocoFacts, texts
+from vitdense.data.coco.arrays import CocoArrays, CocoFileInfo, texts
 from vitdense.data.coco.faults import (
     Faults,
     check_boxes,
@@ -28,7 +28,7 @@ from vitdense.ops.masks import box_of, checked
 INT64 = 2**63
 
 
-def read_coco(path: Path, *, masks: bool = False, data: bytes | None = None) -> tuple[CocoArrays, CocoFacts]:
+def read_coco(path: Path, *, masks: bool = False, data: bytes | None = None) -> tuple[CocoArrays, CocoFileInfo]:
     """Return what the annotation file at `path` (its content, if given, is `data`) says; segmentations with `masks`.
 
     What single annotations do wrong is collected in the facts, by kind. No use can be made of: `id`, `box`, `category`,
@@ -59,7 +59,7 @@ def read_coco(path: Path, *, masks: bool = False, data: bytes | None = None) -> 
     arrays = rows.arrays([name if is_encodable(name) else '' for name in names])
     usable = check_boxes(arrays, faults)
     check_ids(arrays, faults)
-    return arrays, CocoFacts(
+    return arrays, CocoFileInfo(
         sorted(categories),
         [categories[number] for number in sorted(categories)],
         annotations is not None,

@@ -32,7 +32,7 @@ def dark_range(brightest: Sequence[int]) -> str:
     return f'16-bit images whose brightest value is {top}: {bits} bits? then value_range=(0, {2**bits - 1})'
 
 
-def look_for_oddities(
+def warn_about_images(
     paths: Iterable[Path], value_range: tuple[float, float] | None, logger: logging.Logger, name: str
 ) -> None:
     """Warn of images that look like fewer bits in 16, and of EXIF turns that no comparison of sizes can find."""
@@ -59,7 +59,7 @@ def look_for_oddities(
         logger.warning(text, name, len(turned), looked, turned[0])
 
 
-class ImagesSeen:
+class ImageStatistics:
     """Reads images, in any number of threads, and keeps what their files say beside the pixels."""
 
     def __init__(self, *, max_pixels: int = MAX_PIXELS, value_range: tuple[float, float] | None = None) -> None:

@@ -141,7 +141,7 @@ def count_endings(names: Iterable[str]) -> str:
     return ' and '.join([', '.join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def say_found(logger: Logger, name: str, what: str, root: Path, found: Found, *, look: bool = True) -> None:
+def log_files(logger: Logger, name: str, what: str, root: Path, found: Found, *, look: bool = True) -> None:
     """Log how many files were found and left out; a warning where some of those begin like images (with `look`)."""
     left_out = f'; left out: {count_endings(found.left_out)}' if found.left_out else ''
     logger.info('%s: %d %s in %s%s', name, len(found.files), what, root, left_out)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from vitdense.data.files.images import LABEL_SUFFIXES
-from vitdense.data.files.listing import Found, find_files, read_text, say_found
+from vitdense.data.files.listing import Found, find_files, log_files, read_text
 from vitdense.data.files.opening import IMAGE_SUFFIXES
 from vitdense.data.files.similar_names import near_match, near_name
 from vitdense.errors import DataError
@@ -57,7 +57,7 @@ def list_files(
             fix='check image_suffix and label_suffix',
         )
     if say:
-        say_found(_logger, say, what, root, found, look=len(suffixes) > 1)
+        log_files(_logger, say, what, root, found, look=len(suffixes) > 1)
     return files
 
 
