@@ -38,16 +38,16 @@ train_dataloader = dict(
     dataset=dict(
         type=ImageDataset,
         folder='train',
-        transforms=[
-            dict(type=RandomResizedCrop, size=224, scale=(0.2, 1.0), interpolation=3),  # 3: bicubic
-            dict(type=RandomFlip),
-        ],
+        transforms=dict(
+            crop=dict(type=RandomResizedCrop, size=224, scale=(0.2, 1.0), interpolation=3),  # 3: bicubic
+            flip=dict(type=RandomFlip),
+        ),
     ),
 )
 val_dataloader = dict(
     batch_size=128,
     num_workers=8,
-    dataset=dict(type=ImageDataset, folder='val', transforms=[dict(type=ResizeTo, size=224)]),
+    dataset=dict(type=ImageDataset, folder='val', transforms=dict(resize=dict(type=ResizeTo, size=224))),
 )
 val_evaluator = [dict(type=ReconstructionError, head='mae')]
 optim_wrapper = dict(

@@ -27,8 +27,8 @@ model.augment.update(erase=0.0)
 optim_wrapper.optimizer.update(lr=1e-5, weight_decay=0.1)
 optim_wrapper.groups.update(decay=1.0)
 train_dataloader.batch_size = 64
-train_dataloader.dataset.transforms[0].update(size=384)
+train_dataloader.dataset.transforms.crop.update(size=384)
 val_dataloader.batch_size = 64
-val_dataloader.dataset.transforms[0].update(size=384, crop_pct=1.0)
+val_dataloader.dataset.transforms.crop.update(size=384, crop_pct=1.0)
 schedule = dict(max_epochs=20, val_interval=2, warmup_iters=100_090, warmup_ratio=0.1, decay='constant')
 checkpoint.update(interval=1, best='cls/top1')

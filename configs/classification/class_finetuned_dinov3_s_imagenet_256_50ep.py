@@ -14,5 +14,5 @@ with read_base():
     from .class_finetuned_dinov2_s_imagenet_224_50ep import *
 
 model.network.backbone.update(name='vit_small_patch16_dinov3.lvd1689m')
-train_dataloader.dataset.transforms[0].update(size=256)
-val_dataloader.dataset.transforms[0].update(size=256, crop_pct=1.0)
+train_dataloader.dataset.transforms.crop.update(size=256)
+val_dataloader.dataset.transforms.crop.update(size=256, crop_pct=1.0)

@@ -15,4 +15,4 @@ with read_base():
     from .class_linear_dinov3_s_imagenet_224_10ep import *
 
 model.network.backbone.name = 'deit3_small_patch16_224.fb_in1k'
-val_dataloader.dataset.transforms[0].update(crop_pct=1.0)
+val_dataloader.dataset.transforms.crop.update(crop_pct=1.0)

@@ -20,6 +20,6 @@ with read_base():
 model.network.branches.cls.adapter.update(layers=(8, 9, 10, 11))
 model.network.branches.cls.head.update(pool='both')
 train_dataloader.batch_size = 1024
-train_dataloader.dataset.transforms.pop()  # no RandAugment
+del train_dataloader.dataset.transforms['augment']
 schedule = dict(max_iters=12_500, val_interval=2_500, decay='cosine')
 checkpoint.update(interval=2_500, best='cls/top1')

@@ -27,6 +27,6 @@ optim_wrapper.update(
     optimizer=dict(type=Lars, lr=6.4, momentum=0.9, weight_decay=0.0, always_adapt=True), accumulative_counts=16
 )
 train_dataloader.batch_size = 1024
-train_dataloader.dataset.transforms.pop()  # no RandAugment
+del train_dataloader.dataset.transforms['augment']
 schedule = dict(max_epochs=90, val_interval=10, warmup_iters=12_520, warmup_ratio=0.0, decay='cosine')
 checkpoint.update(interval=5, best='cls/top1')

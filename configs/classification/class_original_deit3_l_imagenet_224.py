@@ -15,7 +15,7 @@ with read_base():
     from .class_finetuned_deit3_l_imagenet_384_20ep import *
 
 model.network.backbone.update(img_size=None)
-train_dataloader.dataset.transforms[0].update(size=224)
-val_dataloader.dataset.transforms[0].update(
+train_dataloader.dataset.transforms.crop.update(size=224)
+val_dataloader.dataset.transforms.crop.update(
     checkpoint='deit3_large_patch16_224.fb_in1k', size=None, crop_pct=None, interpolation=None
 )  # what the checkpoint says

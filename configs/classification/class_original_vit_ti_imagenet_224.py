@@ -16,4 +16,4 @@ with read_base():
     from .class_original_deit3_s_imagenet_224 import *
 
 model.network.backbone.update(name='vit_tiny_patch16_224.augreg_in21k_ft_in1k')
-val_dataloader.dataset.transforms[0].update(checkpoint='vit_tiny_patch16_224.augreg_in21k_ft_in1k')
+val_dataloader.dataset.transforms.crop.update(checkpoint='vit_tiny_patch16_224.augreg_in21k_ft_in1k')

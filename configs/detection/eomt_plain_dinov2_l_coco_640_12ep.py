@@ -32,10 +32,10 @@ model.tasks = dict(det=dict(type=InstanceTask, losses=dict(type=MaskLoss), top_k
 model.tiler = None
 train_dataloader.update(batch_size=16)
 train_dataloader.dataset.update(masks=True, drop_empty=True)
-train_dataloader.dataset.transforms[1].update(size=640, fill=0, require_labels=True)
+train_dataloader.dataset.transforms.jitter.update(size=640, fill=0, require_labels=True)
 val_dataloader.dataset.update(masks=True)
-val_dataloader.dataset.transforms[0].update(size=640, max_size=640)
-val_dataloader.dataset.transforms.append(dict(type=Pad, size=640))
+val_dataloader.dataset.transforms.resize.update(size=640, max_size=640)
+val_dataloader.dataset.transforms.update(pad=dict(type=Pad, size=640))
 val_evaluator[0].update(iou_type='segm')
 schedule = dict(
     max_iters=88_692, val_interval=7_391, warmup_iters=500, backbone_warmup_iters=1_000, decay='poly', power=0.9

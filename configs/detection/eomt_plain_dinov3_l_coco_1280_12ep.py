@@ -13,6 +13,6 @@ with read_base():
     from .eomt_plain_dinov3_l_coco_640_12ep import *
 
 model.network.backbone.update(img_size=1280)
-train_dataloader.dataset.transforms[1].update(size=1280)
-val_dataloader.dataset.transforms[0].update(size=1280, max_size=1280)
-val_dataloader.dataset.transforms[1].update(size=1280)
+train_dataloader.dataset.transforms.jitter.update(size=1280)
+val_dataloader.dataset.transforms.resize.update(size=1280, max_size=1280)
+val_dataloader.dataset.transforms.pad.update(size=1280)

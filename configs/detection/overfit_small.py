@@ -21,11 +21,12 @@ with read_base():
 
 from vitdense.data.transforms.common import ResizeTo
 
-train_dataloader.dataset.update(transforms=[dict(type=ResizeTo, size=320)], num_images=8, drop_empty=True)
+train_dataloader.dataset.transforms = dict(resize=dict(type=ResizeTo, size=320))
+train_dataloader.dataset.update(num_images=8, drop_empty=True)
+val_dataloader.dataset.transforms.resize = dict(type=ResizeTo, size=320)
 val_dataloader.dataset.update(
     annotations='annotations/instances_train2017.json',
     images='train2017',
-    transforms=[dict(type=ResizeTo, size=320)],
     num_images=8,
     drop_empty=True,
 )

@@ -24,8 +24,8 @@ from vitdense.data.transforms.common import ResizeTo
 
 model.network.branches.det.head.update(num_decoder_layers=2)
 train_dataloader.update(batch_size=4)
-train_dataloader.dataset.transforms[1].update(square=True, sizes=[32 * cells for cells in range(7, 18)])
-val_dataloader.dataset.update(transforms=[dict(type=ResizeTo, size=384)])
+train_dataloader.dataset.transforms.resize.update(square=True, sizes=[32 * cells for cells in range(7, 18)])
+val_dataloader.dataset.transforms.resize = dict(type=ResizeTo, size=384)
 val_dataloader.update(batch_size=8)
 schedule = dict(max_epochs=100, val_interval=5, decay='constant')
 ema = dict(momentum=0.007, buffers=True)

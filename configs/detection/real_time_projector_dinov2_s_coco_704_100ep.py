@@ -14,5 +14,5 @@ with read_base():
     from .real_time_projector_dinov2_s_coco_384_100ep import *
 
 model.network.branches.det.head.update(num_decoder_layers=4)
-train_dataloader.dataset.transforms[1].update(sizes=[32 * cells for cells in range(17, 28)])
-val_dataloader.dataset.transforms[0].update(size=704)
+train_dataloader.dataset.transforms.resize.update(sizes=[32 * cells for cells in range(17, 28)])
+val_dataloader.dataset.transforms.resize.update(size=704)

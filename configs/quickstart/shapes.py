@@ -30,7 +30,7 @@ model.network.branches.update(  # beside `det`, on the same pass of the ViT
 )
 model.tasks.update(sem=dict(type=SemanticTask), cls=dict(type=ClassificationTask))
 train_dataloader.update(batch_size=16)
-train_dataloader.dataset.update(transforms=[dict(type=RandomFlip)])
+train_dataloader.dataset.update(transforms=dict(flip=dict(type=RandomFlip)))
 val_evaluator = [dict(type=CocoAP, head='det'), dict(type=MeanIoU, head='sem'), dict(type=Accuracy, head='cls')]
 amp = 'off'  # on maps this small float32 is as fast as bf16
 schedule = dict(max_iters=800, val_interval=400, warmup_iters=100, decay='cosine')

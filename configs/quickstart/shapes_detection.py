@@ -29,7 +29,7 @@ train_dataloader = dict(
         radius=(7, 16),
         noise=10,
         occlusion=True,
-        transforms=[dict(type=RandomFlip)],
+        transforms=dict(flip=dict(type=RandomFlip)),
     ),
 )
 val_dataloader = dict(

@@ -26,12 +26,12 @@ from vitdense.data.transforms.common import ColorJitter, RandomFlip, ResizeShort
 from vitdense.data.transforms.detection import LargeScaleJitter
 from vitdense.train.mask_annealing import MaskAnnealingHook
 
-train_dataloader.dataset.transforms = [
-    dict(type=ColorJitter, brightness=32 / 255, contrast=0.5, saturation=0.5, hue=18 / 360),
-    dict(type=RandomFlip),
-    dict(type=LargeScaleJitter, size=512, ratio=(0.5, 2.0), fill=0, require_labels=True),
-]
-val_dataloader.dataset.transforms = [dict(type=ResizeShortSide, size=512)]
+train_dataloader.dataset.transforms = dict(
+    color=dict(type=ColorJitter, brightness=32 / 255, contrast=0.5, saturation=0.5, hue=18 / 360),
+    flip=dict(type=RandomFlip),
+    jitter=dict(type=LargeScaleJitter, size=512, ratio=(0.5, 2.0), fill=0, require_labels=True),
+)
+val_dataloader.dataset.transforms = dict(resize=dict(type=ResizeShortSide, size=512))
 schedule = dict(
     max_iters=39_120, val_interval=3_912, warmup_iters=500, backbone_warmup_iters=1_000, decay='poly', power=0.9
 )

@@ -25,9 +25,11 @@ from vitdense.tasks.losses import CrossEntropy
 model.network.backbone.name = 'vit_small_patch16_dinov3.lvd1689m'
 model.network.branches.sem.head.update(dropout=0.1)
 model.tasks.sem.update(losses=[dict(type=CrossEntropy, average='all')])
-train_dataloader.dataset.transforms[0].update(antialias=True)
-train_dataloader.dataset.transforms[3].update(hue=90)  # of 180: hue_range of transforms.py is (-0.5, 0.5) of the circle
-val_dataloader.dataset.transforms[0].update(antialias=True)
+train_dataloader.dataset.transforms.resize.update(antialias=True)
+train_dataloader.dataset.transforms.color.update(
+    hue=90
+)  # of 180: hue_range of transforms.py is (-0.5, 0.5) of the circle
+val_dataloader.dataset.transforms.resize.update(antialias=True)
 optim_wrapper.optimizer.weight_decay = 1e-3
 schedule = dict(max_iters=40_000, val_interval=5_000, warmup_iters=1500, warmup_ratio=1e-6, decay='cosine')
 checkpoint.update(interval=5_000)

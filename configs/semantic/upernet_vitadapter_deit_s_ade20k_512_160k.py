@@ -26,6 +26,6 @@ from vitdense.tasks.losses import CrossEntropy
 
 model.tasks.sem.update(losses=[dict(type=CrossEntropy, average='all')])
 # the authors' ResizeToMultiple(size_divisor=32)
-val_dataloader.dataset.transforms[0].update(divisor=32, round_up=True)
+val_dataloader.dataset.transforms.resize.update(divisor=32, round_up=True)
 schedule = dict(max_iters=160_000, val_interval=16_000, warmup_iters=1500, warmup_ratio=1e-6, decay='poly', power=1.0)
 checkpoint.update(interval=4_000)

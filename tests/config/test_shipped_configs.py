@@ -23,9 +23,9 @@ LEAVES = sorted(
 LEAVES = [leaf for leaf in LEAVES if not leaf.endswith('__init__.py')]
 
 
-def shrink(transforms: list[dict], sizes: dict[str, dict]) -> None:
+def shrink(transforms: dict[str, dict], sizes: dict[str, dict]) -> None:
     """Give the named transforms small sizes."""
-    for transform in transforms:
+    for transform in transforms.values():
         kind = transform['type'] if isinstance(transform['type'], str) else transform['type'].__name__
         transform.update(sizes.get(kind.rsplit('.')[-1], {}))
 
@@ -40,7 +40,7 @@ def write_pair(root: Path, dataset: dict, height: int = 48, width: int = 64) -> 
     labels = generator.integers(0, 4, (height, width), dtype=np.uint8)
     Image.fromarray(labels).save(root / dataset['labels'] / 'one.png')
     small = {'RandomResize': dict(scale=(512, 128)), 'RandomCrop': dict(size=(128, 128))}
-    shrink(dataset.get('transforms', []), small | {'ResizeShortSide': dict(size=128)})
+    shrink(dataset.get('transforms', {}), small | {'ResizeShortSide': dict(size=128)})
 
 
 def write_folders(root: Path, dataset: dict) -> None:
@@ -49,7 +49,7 @@ def write_folders(root: Path, dataset: dict) -> None:
         folder = root / dataset['folder'] / synset
         folder.mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (64, 48), (100 * shade, 50, 200)).save(folder / 'one.jpg')
-    dataset['transforms'][0]['size'] = 112  # a multiple of patches of 14 and of 16
+    next(iter(dataset['transforms'].values()))['size'] = 112  # a multiple of patches of 14 and of 16
 
 
 def write_coco(root: Path, dataset: dict) -> None:

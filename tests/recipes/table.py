@@ -78,8 +78,17 @@ def free_of(leaf: str) -> list[str]:
 
 @cache
 def config_of(leaf: str) -> dict[str, Any]:
-    """Return the resolved config, as plain dicts."""
-    return load_config(str(ROOT / 'configs' / f'{leaf}.py')).to_dict()
+    """Return the resolved config, as plain dicts; the transforms are lists, whose steps the table names by class."""
+    return _listed(load_config(str(ROOT / 'configs' / f'{leaf}.py')).to_dict())
+
+
+def _listed(node: Any, key: str = '') -> Any:
+    if isinstance(node, list | tuple):
+        return type(node)(_listed(item) for item in node)
+    if not isinstance(node, Mapping):
+        return node
+    items = {name: _listed(item, name) for name, item in node.items()}
+    return list(items.values()) if key == 'transforms' else items
 
 
 _networks: dict[str, nn.Module] = {}

@@ -15,8 +15,8 @@ def config(leaf: str):
     return load_config(ROOT / f'{leaf}.py')
 
 
-def kinds(transforms: list[dict]) -> list[str]:
-    return [transform['type'].rsplit('.')[-1] for transform in transforms]
+def kinds(transforms: dict[str, dict]) -> list[str]:
+    return [transform['type'].rsplit('.')[-1] for transform in transforms.values()]
 
 
 def rates(leaf: str, num_classes: int = 80) -> dict[str, tuple[float, float]]:
@@ -70,11 +70,11 @@ def test_dino_on_mae_is_that_of_detrex(leaf, steps, milestone, warmup):
 def test_fine_tuned_linear_is_that_of_benchmark_vfm_ss():
     """datasets/transforms.py, configs/ade20k_linear_semantic.yaml."""
     cfg = config('semantic/linear_finetuned_dinov2_b_ade20k_512_40k')
-    colour, flip, jitter = cfg.train_dataloader.dataset.transforms
-    assert kinds([colour, flip, jitter]) == ['ColorJitter', 'RandomFlip', 'LargeScaleJitter']
-    assert colour['hue'] == 18 / 360 and colour['brightness'] == 32 / 255
-    assert jitter['size'] == 512 and tuple(jitter['ratio']) == (0.5, 2.0)
-    assert jitter['require_labels'] and jitter['fill'] == 0
+    steps = cfg.train_dataloader.dataset.transforms
+    assert kinds(steps) == ['ColorJitter', 'RandomFlip', 'LargeScaleJitter']
+    assert steps.color['hue'] == 18 / 360 and steps.color['brightness'] == 32 / 255
+    assert steps.jitter['size'] == 512 and tuple(steps.jitter['ratio']) == (0.5, 2.0)
+    assert steps.jitter['require_labels'] and steps.jitter['fill'] == 0
     assert cfg.schedule.max_iters == 40_000 and cfg.model.tasks.sem.get('losses') is None
 
 
@@ -82,9 +82,9 @@ def test_dinov3_linear_turns_hue_by_half_the_circle():
     """dinov3/eval/segmentation/transforms.py: hue_range=(-0.5, 0.5), images of PIL, PadTensor behind NormalizeImage."""
     for size in 'sbl':
         cfg = config(f'semantic/linear_plain_dinov3_{size}_ade20k_512_40k')
-        resize, _, _, distortion, pad = cfg.train_dataloader.dataset.transforms
-        assert distortion['hue'] == 90 and pad['after_normalisation']
-        assert resize['antialias'] and cfg.val_dataloader.dataset.transforms[0]['antialias']
+        steps = cfg.train_dataloader.dataset.transforms
+        assert steps.color['hue'] == 90 and steps.pad['after_normalisation']
+        assert steps.resize['antialias'] and cfg.val_dataloader.dataset.transforms.resize['antialias']
         assert cfg.model.tasks.sem.losses[0]['average'] == 'all'
 
 
@@ -101,15 +101,11 @@ MMSEG = [
 def test_ade20k_is_prepared_as_mmsegmentation_does(leaf):
     """configs/_base_/datasets/ade20k.py, mmseg/models/losses/cross_entropy_loss.py: avg_non_ignore=False."""
     cfg = config(f'semantic/{leaf}')
-    train, (val,) = cfg.train_dataloader.dataset.transforms, cfg.val_dataloader.dataset.transforms
+    train, val = cfg.train_dataloader.dataset.transforms, cfg.val_dataloader.dataset.transforms.resize
     assert kinds(train) == ['RandomResize', 'RandomCrop', 'RandomFlip', 'PhotometricDistortion', 'Pad']
-    assert (
-        not train[0]['antialias']
-        and not val['antialias']
-        and train[1]['fill'] is None
-        and train[4]['after_normalisation']
-    )
-    assert train[4]['size'] == train[1]['size'][0]
+    assert not train.resize['antialias'] and not val['antialias']
+    assert train.crop['fill'] is None and train.pad['after_normalisation']
+    assert train.pad['size'] == train.crop['size'][0]
     assert [loss['average'] for loss in cfg.model.tasks.sem.losses] == ['all']
     if 'vitadapter' in leaf:
         assert val['divisor'] == 32 and val['round_up']
@@ -119,9 +115,10 @@ def test_ade20k_is_prepared_as_mmsegmentation_does(leaf):
 @pytest.mark.parametrize(('version', 'size'), [('dinov2', 640), ('dinov2', 1280), ('dinov3', 640), ('dinov3', 1280)])
 def test_eomt_evaluates_on_a_padded_square(version, size):
     cfg = config(f'detection/eomt_plain_{version}_l_coco_{size}_12ep')
-    resize, pad = cfg.val_dataloader.dataset.transforms
+    steps = cfg.val_dataloader.dataset.transforms
+    resize, pad = steps.values()
     assert (resize['size'], resize['max_size'], pad['size'], pad.get('fill', 0)) == (size, size, size, 0)
-    assert kinds([resize, pad]) == ['ResizeShortSide', 'Pad'] and cfg.model.network.backbone.img_size == size
+    assert kinds(steps) == ['ResizeShortSide', 'Pad'] and cfg.model.network.backbone.img_size == size
 
 
 def test_eomt_on_dinov3_learns_as_the_released_code_runs():

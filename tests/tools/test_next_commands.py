@@ -22,8 +22,8 @@ TINY = (
     'model.network.branches.det.head.num_queries=10',
     'train_dataloader.num_workers=0',
     'val_dataloader.num_workers=0',
-    'train_dataloader.dataset.transforms.1.sizes=(64,)',
-    'val_dataloader.dataset.transforms.0.size=64',
+    'train_dataloader.dataset.transforms.resize.sizes=(64,)',
+    'val_dataloader.dataset.transforms.resize.size=64',
     'schedule.max_iters=1',
     'schedule.val_interval=1',
     'schedule.warmup_iters=0',
@@ -60,9 +60,11 @@ def commands(log: Path) -> list[list[str]]:
 
 def call(words: list[str]) -> None:
     """Run the tool that a printed command names, in this process."""
-    tools = [row for row, word in enumerate(words) if word.endswith('.py') or word == 'vitdense']
-    name = words[tools[0] + 1] if words[tools[0]] == 'vitdense' else Path(words[tools[0]]).stem
-    rest = words[tools[0] + (2 if words[tools[0]] == 'vitdense' else 1) :]
+    commands = ('vitdense', 'vitdense.tools.cli')
+    row = next(row for row, word in enumerate(words) if word in commands or word.endswith('.py'))
+    name, rest = (
+        (words[row + 1], words[row + 2 :]) if words[row] in commands else (Path(words[row]).stem, words[row + 1 :])
+    )
     importlib.import_module(f'vitdense.tools.{name.replace("-", "_")}').main(rest)
 
 

@@ -179,7 +179,7 @@ def finish(runner: DenseRunner) -> None:
 def _save_model(runner: DenseRunner, content: Mapping[str, Any]) -> None:
     folder, cfg = runner.folder, runner.cfg.to_dict()
     data = image_recipe(cfg)
-    transforms, value_range = data.get('transforms') or [], data.get('value_range')
+    transforms, value_range = data['transforms'], data.get('value_range')
     network = runner.network_model.network
     recipe, state = merge_and_complete(runner.network_model, cfg['model'], content['state_dict'])
     added = cfg.get('add_head')

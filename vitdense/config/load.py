@@ -95,12 +95,15 @@ def named_sections(section: Mapping[str, Any]) -> dict[str, Any]:
 def image_recipe(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe of the data set whose transforms prepare images for the model.
 
-    It is that of `test_dataloader`, else of `val_dataloader`, else of `train_dataloader`, the first of several.
+    It is that of `test_dataloader`, else of `val_dataloader`, else of `train_dataloader`, the first of several; its
+    `transforms` are a list, with or without names in the config.
     """
     section = content.get('test_dataloader') or content.get('val_dataloader') or content['train_dataloader']
     recipe = next(iter(named_sections(section).values()))['dataset']
     parts = recipe.get('datasets')  # of a mixture
-    return next(iter(parts.values())) if isinstance(parts, Mapping) else recipe
+    recipe = next(iter(parts.values())) if isinstance(parts, Mapping) else recipe
+    steps = recipe.get('transforms') or []
+    return {**recipe, 'transforms': list(steps.values() if isinstance(steps, Mapping) else steps)}
 
 
 def _complete(content: dict[str, Any]) -> None:

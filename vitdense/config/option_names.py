@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from vitdense.errors import did_you_mean
 
-SIZE = 'train_dataloader.dataset.transforms.N.size'
+SIZE = 'train_dataloader.dataset.transforms.STEP.size'
 # our option, or a key of the config: the names of others. The first that a tool has is meant.
 KNOWN_AS: dict[str, str] = {
     '--min-score': 'conf confidence conf-thres conf-threshold score score-thr score-threshold threshold thresh',

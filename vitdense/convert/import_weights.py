@@ -12,6 +12,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from vitdense.checkpoints.model_folder import save_model_folder, without_pretrained
 from vitdense.config.classes import metainfo_of, section_of
+from vitdense.config.load import image_recipe
 from vitdense.convert.families import COCO_IDS, FAMILIES, load_published, rename
 from vitdense.convert.key_rules import CheckpointFamily
 from vitdense.data.class_names import read_palette
@@ -65,7 +66,7 @@ def import_weights(
         recipe,
         model.state_dict(),
         metainfo=metainfo,
-        transforms=section_of(cfg).get('dataset', {}).get('transforms') or [],
+        transforms=image_recipe(cfg.to_dict())['transforms'] if section_of(cfg) else [],
         extra={
             'mean': list(network.mean),
             'std': list(network.std),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from vitdense.data.files.listing import Found, as_text, count_endings, find_file
 from vitdense.data.files.opening import IMAGE_SUFFIXES
 from vitdense.data.files.pairs import safe_below
 from vitdense.data.files.similar_names import missing_files, near_match
-from vitdense.data.transforms.common import Pipeline
+from vitdense.data.transforms.common import Pipeline, Transforms
 from vitdense.data.wordnet import read_folder_classes
 from vitdense.errors import DataError, did_you_mean
 from vitdense.types import Meta, Sample, Target
@@ -56,7 +56,7 @@ class ClassificationDataset:
         wordnet: str | Path | None = None,
         split: str | Path | None = None,
         multi_label: bool = False,
-        transforms: Sequence[Callable | dict] = (),
+        transforms: Transforms = (),
         name: str = '',
         max_pixels: int = decoding.MAX_PIXELS,
         value_range: tuple[float, float] | None = None,

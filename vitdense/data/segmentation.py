@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from vitdense.data.files.opening import IMAGE_SUFFIXES
 from vitdense.data.files.pairs import find_pairs, list_files, read_split
 from vitdense.data.label_check import LabelStatistics
 from vitdense.data.label_map import LabelTable
-from vitdense.data.transforms.common import Pipeline
+from vitdense.data.transforms.common import Pipeline, Transforms
 from vitdense.errors import DataError
 from vitdense.types import Meta, Sample, Target
 
@@ -64,7 +64,7 @@ class SegmentationDataset:
         colored_labels: bool = False,
         reduce_zero_label: bool = False,
         ignore: int | Sequence[int | Sequence[int]] | None = None,
-        transforms: Sequence[Callable | dict] = (),
+        transforms: Transforms = (),
         evaluation: bool = False,
         name: str = '',
         split: str | Path | None = None,

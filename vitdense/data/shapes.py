@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torchvision import tv_tensors
 
-from vitdense.data.transforms.common import Pipeline
+from vitdense.data.transforms.common import Pipeline, Transforms
 from vitdense.errors import ConfigError
 from vitdense.types import Meta, Sample, Target
 
@@ -57,7 +56,7 @@ class ShapesScenes:
         foreground: tuple[float, float] = (0, 255),
         occlusion: bool = True,
         rotation: float = 0,
-        transforms: Sequence[Callable | dict] = (),
+        transforms: Transforms = (),
         evaluation: bool = False,
         name: str = 'shapes',
     ) -> None:

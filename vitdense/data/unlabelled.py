@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from vitdense.arguments import interval
 from vitdense.data.files import images as decoding
 from vitdense.data.files.image_check import spaced, warn_about_images
 from vitdense.data.files.listing import find_files, log_files
-from vitdense.data.transforms.common import Pipeline
+from vitdense.data.transforms.common import Pipeline, Transforms
 from vitdense.types import Meta, Sample, Target
 
 logger = logging.getLogger('vitdense')
@@ -34,7 +33,7 @@ class ImageDataset:
         folder: str | Path = '',
         *,
         root: str | Path = '',
-        transforms: Sequence[Callable | dict] = (),
+        transforms: Transforms = (),
         name: str = '',
         max_pixels: int = decoding.MAX_PIXELS,
         value_range: tuple[float, float] | None = None,

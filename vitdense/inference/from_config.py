@@ -44,6 +44,6 @@ def read_checkpoint_model(config: str | Path, checkpoint: str | Path) -> tuple[D
         'classes': metainfo['classes'],
         'palette': metainfo.get('palette', {}),
         'category_ids': metainfo.get('category_ids', {}),
-        'transforms': list(data.get('transforms') or []),
+        'transforms': data['transforms'],
         'value_range': data.get('value_range'),
     }

@@ -105,7 +105,7 @@ def _recipes_in(text: Any, path: Path) -> tuple[dict[str, Any], list[Any]]:
     try:
         content = read_config_text(text)
         recipe = without_pretrained(content['model'])
-        transforms = without_pretrained(list(image_recipe(content).get('transforms') or ()))
+        transforms = without_pretrained(image_recipe(content)['transforms'])
         if not isinstance(recipe, dict) or not isinstance(recipe.get('network'), dict):
             raise ValueError('its model has no network')
     except Exception as error:  # text from anywhere
@@ -125,7 +125,7 @@ def with_head(cfg: Config, trained: Trained) -> Config:
     """
     content = cfg.to_dict()
     name, model = content['add_head']['name'], content['model']
-    transforms = list(image_recipe(content).get('transforms') or ())
+    transforms = image_recipe(content)['transforms']
     if trained.recipe is not None:
         where = f'--add-head {name}, {trained.where}'
         branch, task = model['network']['branches'][name], model['tasks'][name]

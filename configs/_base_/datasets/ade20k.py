@@ -28,13 +28,13 @@ train_dataloader = dict(
         labels='annotations/training',
         classes='ade20k',
         reduce_zero_label=True,
-        transforms=[
-            dict(type=RandomResize, scale=(2048, 512), ratio=(0.5, 2.0), antialias=False),
-            dict(type=RandomCrop, size=(512, 512), max_category_fraction=0.75, fill=None),
-            dict(type=RandomFlip),
-            dict(type=PhotometricDistortion),
-            dict(type=Pad, size=512, after_normalisation=True),
-        ],
+        transforms=dict(
+            resize=dict(type=RandomResize, scale=(2048, 512), ratio=(0.5, 2.0), antialias=False),
+            crop=dict(type=RandomCrop, size=(512, 512), max_category_fraction=0.75, fill=None),
+            flip=dict(type=RandomFlip),
+            color=dict(type=PhotometricDistortion),
+            pad=dict(type=Pad, size=512, after_normalisation=True),
+        ),
     ),
 )
 val_dataloader = dict(
@@ -47,7 +47,7 @@ val_dataloader = dict(
         classes='ade20k',
         reduce_zero_label=True,
         evaluation=True,
-        transforms=[dict(type=ResizeShortSide, size=512, max_size=2048, antialias=False)],
+        transforms=dict(resize=dict(type=ResizeShortSide, size=512, max_size=2048, antialias=False)),
     ),
 )
 val_evaluator = [dict(type=MeanIoU, head='sem')]

@@ -15,12 +15,12 @@ train_dataloader = dict(
         labels='annotations/training',
         classes='classes.txt',
         ignore=11,
-        transforms=[
-            dict(type=RandomResize, scale=(480, 360), ratio=(0.75, 2.0)),
-            dict(type=RandomCrop, size=(320, 320), max_category_fraction=0.75),
-            dict(type=RandomFlip),
-            dict(type=PhotometricDistortion),
-        ],
+        transforms=dict(
+            resize=dict(type=RandomResize, scale=(480, 360), ratio=(0.75, 2.0)),
+            crop=dict(type=RandomCrop, size=(320, 320), max_category_fraction=0.75),
+            flip=dict(type=RandomFlip),
+            color=dict(type=PhotometricDistortion),
+        ),
     ),
 )
 val_dataloader = dict(
@@ -33,7 +33,7 @@ val_dataloader = dict(
         classes='classes.txt',
         ignore=11,
         evaluation=True,
-        transforms=[],
+        transforms=dict(),
     ),
 )
 val_evaluator = [dict(type=MeanIoU, head='sem')]

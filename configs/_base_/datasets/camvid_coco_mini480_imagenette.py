@@ -34,38 +34,38 @@ train_dataloader = dict(
                 labels='annotations/training',
                 classes='classes.txt',
                 ignore=11,
-                transforms=[
-                    dict(type=RandomResize, scale=(480, 360), ratio=(0.75, 2.0)),
-                    dict(type=RandomCrop, size=(320, 320), max_category_fraction=0.75),
-                    dict(type=RandomFlip),
-                    dict(type=PhotometricDistortion),
-                ],
+                transforms=dict(
+                    resize=dict(type=RandomResize, scale=(480, 360), ratio=(0.75, 2.0)),
+                    crop=dict(type=RandomCrop, size=(320, 320), max_category_fraction=0.75),
+                    flip=dict(type=RandomFlip),
+                    color=dict(type=PhotometricDistortion),
+                ),
             ),
             coco_mini480=dict(
                 type=CocoDetection,
                 root='coco_mini480',
                 annotations='annotations/instances_train2017.json',
                 images='train2017',
-                transforms=[
-                    dict(type=RandomFlip),
-                    dict(
+                transforms=dict(
+                    flip=dict(type=RandomFlip),
+                    resize=dict(
                         type=MultiScaleCrop,
                         sizes=(224, 256, 288),
                         square=True,
                         before=(256, 320, 384),
                         crop=(192, 384),
                     ),
-                ],
+                ),
             ),
             imagenette=dict(
                 type=ClassificationDataset,
                 root='imagenette160',
                 folder='train',
                 wordnet='imagenet1k',
-                transforms=[
-                    dict(type=RandomResizedCrop, size=224, scale=(0.35, 1.0), interpolation=3),
-                    dict(type=RandomFlip),
-                ],
+                transforms=dict(
+                    crop=dict(type=RandomResizedCrop, size=224, scale=(0.35, 1.0), interpolation=3),
+                    flip=dict(type=RandomFlip),
+                ),
             ),
         ),
     ),
@@ -83,7 +83,7 @@ val_dataloader = dict(
             ignore=11,
             name='camvid',
             evaluation=True,
-            transforms=[],
+            transforms=dict(),
         ),
     ),
     coco_mini480=dict(
@@ -96,7 +96,7 @@ val_dataloader = dict(
             images='val2017',
             name='coco_mini480',
             evaluation=True,
-            transforms=[dict(type=ResizeTo, size=256)],
+            transforms=dict(resize=dict(type=ResizeTo, size=256)),
         ),
     ),
     imagenette=dict(
@@ -108,7 +108,7 @@ val_dataloader = dict(
             folder='val',
             wordnet='imagenet1k',
             name='imagenette',
-            transforms=[dict(type=EvaluationCrop, size=224, crop_pct=0.9, interpolation='bicubic')],
+            transforms=dict(crop=dict(type=EvaluationCrop, size=224, crop_pct=0.9, interpolation='bicubic')),
         ),
     ),
 )

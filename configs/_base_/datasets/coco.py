@@ -18,7 +18,7 @@ train_dataloader = dict(
         type=CocoDetection,
         annotations='annotations/instances_train2017.json',
         images='train2017',
-        transforms=[dict(type=RandomFlip), dict(type=MultiScaleCrop)],
+        transforms=dict(flip=dict(type=RandomFlip), resize=dict(type=MultiScaleCrop)),
     ),
 )
 val_dataloader = dict(
@@ -29,7 +29,7 @@ val_dataloader = dict(
         annotations='annotations/instances_val2017.json',
         images='val2017',
         evaluation=True,
-        transforms=[dict(type=ResizeShortSide, size=800, max_size=1333)],
+        transforms=dict(resize=dict(type=ResizeShortSide, size=800, max_size=1333)),
     ),
 )
 val_evaluator = [dict(type=CocoAP, head='det', engine='auto')]

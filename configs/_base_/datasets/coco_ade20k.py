@@ -28,10 +28,10 @@ train_dataloader = dict(
                 root='coco',
                 annotations='annotations/instances_train2017.json',
                 images='train2017',
-                transforms=[
-                    dict(type=RandomFlip),
-                    dict(type=MultiScaleCrop, sizes=(384, 448, 512, 576, 640), max_size=1067),
-                ],
+                transforms=dict(
+                    flip=dict(type=RandomFlip),
+                    resize=dict(type=MultiScaleCrop, sizes=(384, 448, 512, 576, 640), max_size=1067),
+                ),
             ),
             ade20k=dict(
                 type=SegmentationDataset,
@@ -40,12 +40,12 @@ train_dataloader = dict(
                 labels='annotations/training',
                 classes='ade20k',
                 reduce_zero_label=True,
-                transforms=[
-                    dict(type=RandomResize, scale=(2048, 512), ratio=(0.5, 2.0)),
-                    dict(type=RandomCrop, size=(512, 512), max_category_fraction=0.75),
-                    dict(type=RandomFlip),
-                    dict(type=PhotometricDistortion),
-                ],
+                transforms=dict(
+                    resize=dict(type=RandomResize, scale=(2048, 512), ratio=(0.5, 2.0)),
+                    crop=dict(type=RandomCrop, size=(512, 512), max_category_fraction=0.75),
+                    flip=dict(type=RandomFlip),
+                    color=dict(type=PhotometricDistortion),
+                ),
             ),
         ),
     ),
@@ -61,7 +61,7 @@ val_dataloader = dict(
             images='val2017',
             name='coco',
             evaluation=True,
-            transforms=[dict(type=ResizeShortSide, size=640, max_size=1067)],
+            transforms=dict(resize=dict(type=ResizeShortSide, size=640, max_size=1067)),
         ),
     ),
     ade20k=dict(
@@ -76,7 +76,7 @@ val_dataloader = dict(
             reduce_zero_label=True,
             name='ade20k',
             evaluation=True,
-            transforms=[dict(type=ResizeShortSide, size=512, max_size=2048)],
+            transforms=dict(resize=dict(type=ResizeShortSide, size=512, max_size=2048)),
         ),
     ),
 )

@@ -14,12 +14,12 @@ train_dataloader = dict(
         type=CocoDetection,
         annotations='annotations/instances_train2017.json',
         images='train2017',
-        transforms=[
-            dict(type=RandomFlip),
-            dict(
+        transforms=dict(
+            flip=dict(type=RandomFlip),
+            resize=dict(
                 type=MultiScaleCrop, sizes=(256, 320, 384, 448), max_size=640, before=(256, 320, 384), crop=(192, 384)
             ),
-        ],
+        ),
     ),
 )
 val_dataloader = dict(
@@ -30,7 +30,7 @@ val_dataloader = dict(
         annotations='annotations/instances_val2017.json',
         images='val2017',
         evaluation=True,
-        transforms=[dict(type=ResizeShortSide, size=384, max_size=640)],
+        transforms=dict(resize=dict(type=ResizeShortSide, size=384, max_size=640)),
     ),
 )
 val_evaluator = [dict(type=CocoAP, head='det', engine='auto')]

@@ -20,11 +20,11 @@ train_dataloader = dict(
         type=ClassificationDataset,
         folder='train',
         classes='imagenet1k',
-        transforms=[
-            dict(type=RandomResizedCrop, size=224, interpolation=3),  # 3: bicubic
-            dict(type=RandomFlip),
-            dict(type=RandAugment, num_ops=2, magnitude=9, interpolation=2),  # 2: bilinear
-        ],
+        transforms=dict(
+            crop=dict(type=RandomResizedCrop, size=224, interpolation=3),  # 3: bicubic
+            flip=dict(type=RandomFlip),
+            augment=dict(type=RandAugment, num_ops=2, magnitude=9, interpolation=2),  # 2: bilinear
+        ),
     ),
 )
 val_dataloader = dict(
@@ -34,7 +34,7 @@ val_dataloader = dict(
         type=ClassificationDataset,
         folder='val',
         classes='imagenet1k',
-        transforms=[dict(type=EvaluationCrop, size=224, crop_pct=0.875, interpolation='bicubic')],
+        transforms=dict(crop=dict(type=EvaluationCrop, size=224, crop_pct=0.875, interpolation='bicubic')),
     ),
 )
 val_evaluator = [dict(type=Accuracy, head='cls')]

@@ -19,10 +19,10 @@ train_dataloader = dict(
         type=ClassificationDataset,
         folder='train',
         wordnet='imagenet1k',
-        transforms=[
-            dict(type=RandomResizedCrop, size=224, scale=(0.35, 1.0), interpolation=3),
-            dict(type=RandomFlip),
-        ],
+        transforms=dict(
+            crop=dict(type=RandomResizedCrop, size=224, scale=(0.35, 1.0), interpolation=3),
+            flip=dict(type=RandomFlip),
+        ),
     ),
 )
 val_dataloader = dict(
@@ -32,7 +32,7 @@ val_dataloader = dict(
         type=ClassificationDataset,
         folder='val',
         wordnet='imagenet1k',
-        transforms=[dict(type=EvaluationCrop, size=224, crop_pct=0.9, interpolation='bicubic')],
+        transforms=dict(crop=dict(type=EvaluationCrop, size=224, crop_pct=0.9, interpolation='bicubic')),
     ),
 )
 val_evaluator = [dict(type=Accuracy, head='cls')]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from vitdense.data.files import images as decoding
 from vitdense.data.files.image_check import spaced, warn_about_images
 from vitdense.data.files.pairs import safe_below
 from vitdense.data.files.similar_names import missing_files
-from vitdense.data.transforms.common import Pipeline
+from vitdense.data.transforms.common import Pipeline, Transforms
 from vitdense.errors import ConfigError, DataError, did_you_mean
 from vitdense.ops.masks import masks_of_runs, runs_of
 from vitdense.types import Meta, Sample, Target
@@ -74,7 +74,7 @@ class CocoDetection:
         drop_empty: bool = False,
         num_images: int | None = None,
         check_sizes: bool = True,
-        transforms: Sequence[Callable | dict] = (),
+        transforms: Transforms = (),
         evaluation: bool = False,
         name: str = '',
         cache: str | Path | bool = True,

@@ -7,7 +7,7 @@ beside them in a pipeline. All randomness comes from torch's global generator, w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -21,16 +21,19 @@ from vitdense.errors import ConfigError
 from vitdense.registry import build
 from vitdense.types import IGNORE, Sample
 
+Transforms = Sequence[Callable | dict] | Mapping[str, Callable | dict]  # parts or their recipes, in order
+
 
 class Pipeline:
-    """Apply `transforms` (parts or their recipes) in order, then set `meta.size` to the size that came out.
+    """Apply `transforms` in order, then set `meta.size` to the size that came out. In a dict, transforms have names.
 
     A `RandomCrop` right after a `RandomResize` cuts the source first, at whole pixels, and resizes only what it has
     cut: the same windows up to a fraction of a source pixel, for less work.
     """
 
-    def __init__(self, transforms: Sequence[Callable | dict] = ()) -> None:
-        self.transforms = [build(transform) for transform in transforms]
+    def __init__(self, transforms: Transforms = ()) -> None:
+        steps = transforms.values() if isinstance(transforms, Mapping) else transforms
+        self.transforms = [build(transform) for transform in steps]
         for place, transform in enumerate(self.transforms):
             if not callable(transform):
                 raise ConfigError(

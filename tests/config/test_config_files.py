@@ -1,0 +1,41 @@
+"""Rules for the shipped config files: steps of transforms have names, and what a file starts from is soon read."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vitdense.config.load import image_recipe, load_config
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+FILES = [path for path in sorted(CONFIGS.rglob('*.py')) if path.name != '__init__.py']
+LEAVES = [path for path in FILES if '_base_' not in path.parts]
+
+
+@pytest.mark.parametrize('file', FILES, ids=lambda path: path.stem)
+def test_steps_of_transforms_have_names(file):
+    text = file.read_text(encoding='utf-8')
+    assert not re.search(r'transforms\s*(\[\d|=\s*\[|\.(pop|append|insert)\()', text)
+
+
+def test_a_step_is_changed_by_its_name_in_a_config_anywhere_and_on_the_command_line(tmp_path):
+    file = tmp_path / 'mine.py'
+    file.write_text(
+        'from mmengine.config import read_base\n'
+        'with read_base():\n'
+        '    from vitdense.configs.semantic.linear_plain_vit_ti_camvid_480 import *\n'
+        'train_dataloader.dataset.transforms.crop.update(size=(240, 240))\n'
+        "del train_dataloader.dataset.transforms['color']\n"
+    )
+    cfg = load_config(file, ['train_dataloader.dataset.transforms.resize.ratio=(1.0, 1.0)'])
+    steps = cfg.train_dataloader.dataset.transforms
+    assert list(steps) == ['resize', 'crop', 'flip']
+    assert steps.crop['size'] == (240, 240) and steps.resize['ratio'] == (1.0, 1.0)
+    assert steps.crop['max_category_fraction'] == 0.75  # the rest of the step stays
+
+
+def test_transforms_of_a_model_are_a_list_with_and_without_names():
+    step = {'type': 'vitdense.data.transforms.common.ResizeTo', 'size': 64}
+    for transforms in ([step], {'resize': step}):
+        content = {'val_dataloader': {'dataset': {'type': 'x', 'transforms': transforms}}}
+        assert image_recipe(content)['transforms'] == [step]
