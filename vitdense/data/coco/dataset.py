@@ -25,10 +25,12 @@ from vitdense.data.coco.faults import (
     refuse_no_images,
     remarks,
 )
+from vitdense.data.coco.parse import read_coco
 from vitdense.data.files import images as decoding
 from vitdense.data.files.image_check import spaced, warn_about_images
 from vitdense.data.files.pairs import safe_below
 from vitdense.data.files.similar_names import missing_files
+from vitdense.data.formats.open_labels import open_labels
 from vitdense.data.transforms.common import Pipeline, Transforms
 from vitdense.errors import ConfigError, DataError, did_you_mean
 from vitdense.ops.masks import masks_of_runs, runs_of
@@ -39,6 +41,9 @@ _logger = logging.getLogger('vitdense')
 
 class CocoDetection:
     """Images below `images` with the objects of the COCO file `annotations`; both paths start at `root`.
+
+    `annotations` may also be a folder of PASCAL VOC's XML files, YOLO's `data.yaml`, or a CSV file of boxes (see
+    `vitdense.data.formats`); `split` then names the part of it (VOC: a list of ImageSets/Main; YOLO: a key).
 
     Labels are the rows of the categories in the order of their ids (COCO's own 80 have gaps up to 90), or of `classes`
     (names, or a file with them): then the objects of other categories are left out. `metainfo` has the names, made-up
@@ -81,6 +86,7 @@ class CocoDetection:
         max_pixels: int = decoding.MAX_PIXELS,
         value_range: tuple[float, float] | None = None,
         follow_links: bool = False,
+        split: str | None = None,
     ) -> None:
         root = Path(root)
         self.path, self.images = root / annotations, root / images
@@ -97,7 +103,12 @@ class CocoDetection:
                 why='it does not exist, or is no folder',
                 fix='correct images=..., or data_root=... of the config; relative paths start where the command runs',
             )
-        self._arrays, self._facts = open_coco(self.path, masks=masks, cache=cache)
+        content = open_labels(self.path, self.images, split)
+        if content is None:
+            self._arrays, self._facts = open_coco(self.path, masks=masks, cache=cache)
+        else:
+            content.refuse_problems(self.path)
+            self._arrays, self._facts = read_coco(self.path, masks=masks, data=content.encoded())
         refuse_faults(self.path, self._facts, but=('segmentation',) if skip_unmasked else ())
         refuse_layout(self.path, self._facts)
         refuse_no_images(self.path, self._arrays)
