@@ -25,6 +25,8 @@ def parser() -> Parser:
     made.add_argument(
         'checkpoint', metavar='CHECKPOINT', nargs='?', help='a checkpoint, a model folder or a file of weights'
     )
+    made.add_argument('--data', metavar='FOLDER', help='test on the images of this folder, as --data of train.py')
+    made.add_argument('--split', choices=('train', 'val', 'test'), help='of the folder (default: test, else val)')
     made.add_argument('--work-dir', metavar='D', help='where scores go (default: work_dirs/NAME_OF_CONFIG/test)')
     made.add_argument('--out', metavar='D', help='write label maps (numbers of classes as trained) and scores here')
     made.add_argument('--show-dir', metavar='D', help='write images with the predictions drawn on them here')
@@ -51,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     config, checkpoint = config_and_checkpoint(args.config, args.checkpoint)
     options = [f'amp={args.amp}'] if args.amp else []
-    cfg = load_config(config, [*options, *(args.cfg_options or ())], workers=args.workers)
+    options += args.cfg_options or ()
+    cfg = load_config(config, options, workers=args.workers, data=args.data, split=args.split)
     testing.test(
         cfg,
         checkpoint,

@@ -20,6 +20,11 @@ def parser() -> Parser:
     """Return the parser of the tool's arguments."""
     made = Parser(prog='train.py', description=__doc__)
     made.add_argument('config', metavar='CONFIG', help='a config file, or configs/... of the installed package')
+    made.add_argument(
+        '--data',
+        metavar='FOLDER',
+        help='train on the images of this folder: COCO, YOLO, PASCAL VOC, CSV, images and masks, or class folders',
+    )
     made.add_argument('--work-dir', metavar='D', help='where results go (default: work_dirs/NAME_OF_CONFIG)')
     made.add_argument(
         '--resume',
@@ -57,9 +62,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vitdense.config.load import load_config
 
     options = training.read_options(args.cfg_options, seed=args.seed, amp=args.amp)
-    cfg = load_config(args.config, options, workers=args.workers)
+    cfg = load_config(args.config, options, workers=args.workers, data=args.data)
     if args.dry_run:
-        training.dry_run(cfg, weights=args.weights, add_head=args.add_head, device=args.device, compiled=args.compile)
+        from vitdense.commands.dry_run import dry_run
+
+        dry_run(cfg, weights=args.weights, add_head=args.add_head, device=args.device, compiled=args.compile)
         return
     training.train(
         cfg,

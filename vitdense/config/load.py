@@ -18,6 +18,7 @@ from mmengine.config import Config
 from vitdense.config.checks import LOADERS, check_config, check_keys
 from vitdense.config.locate import find_config, read_config
 from vitdense.config.overrides import apply_options
+from vitdense.config.own_data import use_folder
 from vitdense.config.schema import (
     AddHeadSection,
     CheckpointSection,
@@ -43,12 +44,20 @@ COMPLETED = {
 FILLED = ('ema', 'early_stopping', 'add_head', 'loggers', 'seed', 'amp', 'custom_hooks', 'sample_images')
 
 
-def load_config(path: str | Path, options: Sequence[str] = (), *, workers: int | None = None) -> Config:
+def load_config(
+    path: str | Path,
+    options: Sequence[str] = (),
+    *,
+    workers: int | None = None,
+    data: str | Path | None = None,
+    split: str | None = None,
+) -> Config:
     """Return the config at `path`, completed with defaults, changed by `options` and checked.
 
     `path` may also be `configs/...` of the installed package. `options` are `K=V` words (see
-    `vitdense.config.overrides`); `workers` is the number of workers of every loader. In the result every class is
-    written as its dotted path, so that it can be copied, dumped and compared, and no two sections share an object.
+    `vitdense.config.overrides`); `workers` is the number of workers of every loader; `data` is a folder whose splits
+    are read in place of the config's data, `split` that of the test section. In the result every class is written as
+    its dotted path, so that it can be copied, dumped and compared, and no two sections share an object.
     A test section that is absent, or the same as that of validation, is a copy of the latter as `options` leave it.
 
     Raises ConfigError, naming the file, for a file that cannot be read, an unknown key (with the nearest match), a
@@ -57,6 +66,8 @@ def load_config(path: str | Path, options: Sequence[str] = (), *, workers: int |
     path = find_config(path)
     content = read_config(path, KEYS)
     check_keys(content, str(path))
+    if data is not None:
+        use_folder(content, data, file=str(path), split=split)
     _complete(content)
     spelt = _apply(content, options)
     _complete(content)  # options may have brought sections

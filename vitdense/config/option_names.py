@@ -47,7 +47,7 @@ KNOWN_AS: dict[str, str] = {
     '--classes': 'names class-names classnames',
     '--num-classes': 'nc n-classes classes-count',
     '--config': 'cfg config-file cfg-file c',
-    'data_root=FOLDER': 'data data-dir data-path data-root dataset root dataset-dir',
+    'data_root=FOLDER': 'data-dir data-path data-root dataset root dataset-dir',
     '--compile': 'torch-compile torchcompile',
     '--dry-run': 'dryrun test-run sanity-check fast-dev-run',
     '--tta': 'augment multi-scale ms flip',

@@ -12,11 +12,6 @@ from vitdense.data.files.images import UnreadableImage, image_size
 from vitdense.errors import DataError
 
 THREADS = 8  # that read image headers
-SPLITS = {  # how a split is called in configs -> how folders, lists and keys of formats call it
-    'train': ('train', 'training', 'train2017', 'trainval'),
-    'val': ('val', 'valid', 'validation', 'val2017', 'dev'),
-    'test': ('test', 'testing', 'test2017'),
-}
 
 
 class Problem(NamedTuple):

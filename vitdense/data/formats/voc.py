@@ -14,7 +14,8 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from vitdense.data.files.listing import find_files
-from vitdense.data.formats.content import SPLITS, CocoContent, sizes_of_images
+from vitdense.data.files.splits import SPLITS
+from vitdense.data.formats.content import CocoContent, sizes_of_images
 from vitdense.errors import DataError
 
 logger = logging.getLogger('vitdense')

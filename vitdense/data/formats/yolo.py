@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vitdense.data.files.listing import find_files
-from vitdense.data.formats.content import SPLITS, CocoContent, sizes_of_images
+from vitdense.data.files.splits import SPLITS
+from vitdense.data.formats.content import CocoContent, sizes_of_images
 from vitdense.errors import DataError, did_you_mean
 
 MAX_BYTES = 2**22  # of a data.yaml

@@ -1,0 +1,133 @@
+"""Which format a folder of labelled images has, and which splits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from vitdense.data.files.layouts import Part, parts_of
+from vitdense.data.files.splits import SPLITS, split_of
+from vitdense.data.formats.voc import image_lists
+from vitdense.data.formats.yolo import read_description, splits_of
+from vitdense.errors import DataError
+
+ROBOFLOW = '_annotations'  # how Roboflow calls the files of its exports
+CLASS_FILES = ('classes.txt', 'classes.yaml', 'classes.json', 'names.txt')
+VOC_IMAGES = ('JPEGImages', 'images', 'Images')
+LOOKED_FOR = (
+    'COCO files (*.json), data.yaml of YOLO, Annotations/*.xml of PASCAL VOC, CSV files of boxes, images/ beside '
+    'masks/, one folder of images for each class; in folders or files called train, val (valid, validation) and test'
+)
+
+
+class LabelledFolder(NamedTuple):
+    """A folder of labelled images: what data sets of it are built from."""
+
+    root: Path
+    task: Literal['detection', 'segmentation', 'classification']
+    format: str
+    splits: dict[str, dict[str, Any]]  # train, val, test -> arguments of the data set; paths start at `root`
+
+
+def read_folder(root: Path) -> LabelledFolder:
+    """Return format and splits of a folder. Raises DataError, with what was looked for, when none is recognised."""
+    if not root.is_dir():
+        raise DataError(
+            f'no folder of data: {root}',
+            where='--data',
+            why='it does not exist',
+            fix='give the folder of your data set',
+        )
+    for find in (_yolo, _voc, _csv, _parts):
+        folder = find(root)
+        if folder is not None:
+            return folder
+    raise DataError('no labelled images are recognised', where=str(root), why=f'looked for {LOOKED_FOR}', fix=FIX)
+
+
+FIX = 'name the splits like that, or write the paths into a config: docs/your_own_data.md'
+
+
+def _yolo(root: Path) -> LabelledFolder | None:
+    for file in sorted([*root.glob('*.yaml'), *root.glob('*.yml')]):
+        try:
+            splits = splits_of(read_description(file))
+        except DataError:
+            continue  # a file of something else
+        if splits:
+            arguments = {split: dict(annotations=file.name, images='', split=split) for split in splits}
+            return LabelledFolder(root, 'detection', 'YOLO', arguments)
+    return None
+
+
+def _voc(root: Path) -> LabelledFolder | None:
+    labels = root / 'Annotations'
+    images = next((root / name for name in VOC_IMAGES if (root / name).is_dir()), None)
+    if images is not None and any(labels.glob('*.xml')):
+        lists = image_lists(labels)
+        arguments = dict(annotations=labels.name, images=images.name)
+        splits = {split: arguments | dict(split=split) for split in lists}
+        return LabelledFolder(root, 'detection', 'PASCAL VOC', splits or {'train': arguments})
+    folders = {split: folder for split, folder in _split_folders(root) if any(folder.glob('*.xml'))}
+    splits = {split: dict(annotations=folder.name, images=folder.name) for split, folder in folders.items()}
+    return LabelledFolder(root, 'detection', 'PASCAL VOC (XML beside images)', splits) if splits else None
+
+
+def _csv(root: Path) -> LabelledFolder | None:
+    splits = {}
+    for split, folder in _split_folders(root):
+        file = next(iter(sorted(folder.glob(f'{ROBOFLOW}*.csv'))), None)
+        if file is not None:
+            splits[split] = dict(annotations=f'{folder.name}/{file.name}', images=folder.name)
+    for file in sorted(root.glob('*.csv')):
+        split = split_of(file.stem.replace('labels', ''))
+        if split is not None and split not in splits:
+            images = next((name for name in ('images', split, *SPLITS[split]) if (root / name).is_dir()), '')
+            splits[split] = dict(annotations=file.name, images=images)
+    return LabelledFolder(root, 'detection', 'CSV of boxes', splits) if splits else None
+
+
+def _parts(root: Path) -> LabelledFolder | None:
+    """Return COCO files, label maps or class folders."""
+    parts = [part for part in parts_of(root) if part.kind != 'labels' or part.images is not None]
+    if not parts:
+        return None
+    kind = parts[0].kind
+    splits: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        relative = part.data.relative_to(root)
+        split = split_of(relative.stem) or split_of(relative.parent.name) or ('train' if len(parts) == 1 else None)
+        if split is not None and part.kind == kind and split not in splits:
+            splits[split] = _arguments(root, part)
+    if not splits:
+        return None
+    roboflow = kind == 'coco' and all(ROBOFLOW in part.data.name for part in parts)
+    names = {'coco': 'Roboflow COCO' if roboflow else 'COCO', 'labels': 'images and masks', 'folders': 'class folders'}
+    tasks = {'coco': 'detection', 'labels': 'segmentation', 'folders': 'classification'}
+    return LabelledFolder(root, tasks[kind], names[kind], splits)
+
+
+def _arguments(root: Path, part: Part) -> dict[str, Any]:
+    data = part.data.relative_to(root).as_posix()
+    images = '' if part.images is None else part.images.relative_to(root).as_posix()
+    if part.kind == 'coco':
+        return dict(annotations=data, images=images)
+    if part.kind == 'folders':
+        return dict(folder=data)
+    classes = next((name for name in CLASS_FILES if (root / name).is_file()), None)
+    if classes is None:
+        raise DataError(
+            'nothing names the classes of the masks',
+            where=str(root),
+            why=f'there is no {" and no ".join(CLASS_FILES)}',
+            fix='write classes.txt, one name on each line: line 1 is the class of the pixels that are 0',
+        )
+    return dict(images=images, labels=data, classes=classes)
+
+
+def _split_folders(root: Path) -> Iterator[tuple[str, Path]]:
+    for split, names in SPLITS.items():
+        folder = next((root / name for name in names if (root / name).is_dir()), None)
+        if folder is not None:
+            yield split, folder
