@@ -14,6 +14,7 @@ import numpy as np
 from vitdense.data.files.images import LABEL_SUFFIXES
 from vitdense.data.files.listing import walk
 from vitdense.data.files.opening import IMAGE_SUFFIXES, MAX_PIXELS, loaded, opened
+from vitdense.data.files.splits import split_of
 from vitdense.errors import DataError
 
 Kind = Literal['coco', 'labels', 'folders']
@@ -90,6 +91,8 @@ def _images_of(file: Path, head: str, root: Path) -> Path | None:
     name = json.loads(found[1], strict=False)
     folders = [file.parent, root, *sorted(path for path in root.glob('*') if path.is_dir())]
     folders += sorted(path for path in root.glob('*/*') if path.is_dir())
+    split = split_of(file.stem)
+    folders.sort(key=lambda folder: split is not None and split_of(folder.name) != split)  # names may be in all splits
     safe = not name.startswith('/') and '..' not in name and '\0' not in name
     return next((folder for folder in folders if safe and os.path.isfile(folder / name)), None)
 
