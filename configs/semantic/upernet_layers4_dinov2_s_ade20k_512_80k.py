@@ -3,8 +3,8 @@
     python tools/train.py configs/semantic/upernet_layers4_dinov2_s_ade20k_512_80k.py
 
 No published number exists for this pair: the recipe is the UPerNet one of the MAE leaf with a head of 512 channels, a
-layer decay of 0.75 and half the schedule. The patch embedding is resampled from 14 to 16 pixels, so crops of 512 need
-no padding.
+layer decay of 0.75, half the schedule, and windows of 512 with a stride of 341 in the evaluation. The patch embedding
+is resampled from 14 to 16 pixels, so crops of 512 need no padding.
 
 Cost: about 8 hours on one 24 GB GPU.
 """

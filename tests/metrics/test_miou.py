@@ -106,6 +106,18 @@ def test_class_only_predicted_counts_as_zero_iou():
     scores = _evaluate(MeanIoU(classes=NAMES), [(truth, labels)])
     assert scores['sem/mIoU'] == pytest.approx((0.75 + 0) / 2)
     assert scores['sem/mAcc'] == pytest.approx(0.75)
+    labels[0, 1:] = 0  # a single pixel of the other class
+    metric = MeanIoU(classes=NAMES)
+    assert _evaluate(metric, [(truth, labels)])['sem/mIoU'] == pytest.approx(15 / 16 / 2)
+    assert [row.iou for row in metric.table()] == pytest.approx([15 / 16, 0, None, None, None])
+    truth[0, 0] = 1
+    assert _evaluate(metric, [(truth, truth * 0)])['sem/mAcc'] == 0.5
+
+
+def test_another_label_may_be_the_one_that_does_not_count():
+    truth, labels = torch.tensor([[0, 0, 1, 2]], dtype=torch.uint8), torch.tensor([[1, 2, 1, 2]], dtype=torch.uint8)
+    for kind in (torch.uint8, torch.int16):
+        assert count_pairs(truth.to(kind), labels.to(kind), 3, ignore=0).tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
 def test_no_labelled_pixel_means_no_score(said):
@@ -116,6 +128,12 @@ def test_no_labelled_pixel_means_no_score(said):
     assert any('n/a' in text for text in said.messages) and any(
         'skipped without truth: 1 ' in text for text in said.messages
     )
+    said.clear()
+    metric.evaluate(0)
+    _evaluate(MeanIoU(classes=NAMES), list(_images()))
+    assert not any('skipped' in text for text in said.messages)
+    with pytest.raises(RuntimeError, match='before the first'):
+        _ = MeanIoU(classes=NAMES).confusion
 
 
 @pytest.mark.parametrize('names', [NAMES, NAMES[:1]])
@@ -153,6 +171,9 @@ def test_wrong_values_name_the_image():
         count_pairs(good, bad, 4)
     with pytest.raises(ConfigError, match='the truth has'):
         count_pairs(good, bad[:2], 4)
+    for kind in (torch.uint8, torch.int16):
+        with pytest.raises(DataError, match=r'labels \[4\] are not in 0..3'):
+            count_pairs(torch.full((4, 4), 4, dtype=kind), good, 4)
     with pytest.raises(DataError, match='negative'):
         count_pairs(good.short() - 1, good, 4)
 

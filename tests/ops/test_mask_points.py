@@ -1,9 +1,11 @@
 """Masks at points, boxes around masks, and labels from masks: torch's and pycocotools' own answers."""
 
+import pytest
 import torch
 from pycocotools import mask as coco
 from torch.nn import functional
 
+from vitdense.ops import mask_labels
 from vitdense.ops.mask_labels import class_scores, labels_of_masks, resize_masks
 from vitdense.ops.masks import boxes_of_masks, runs_of_masks, sample_points
 
@@ -62,3 +64,20 @@ def test_labels_of_masks_are_those_of_the_whole_plane(monkeypatch) -> None:
     labels = labels_of_masks(probs, masks, **geometry)
     assert labels.dtype == torch.uint8 and labels.shape == (31, 41)
     assert (labels != scores.argmax(0)).double().mean() < 0.003  # ties in float32
+
+
+@pytest.mark.parametrize(('values', 'heights'), [(1, [1] * 31), (10 * 41 * 2, [2] * 15 + [1]), (10**9, [31])])
+def test_labels_are_made_a_band_of_rows_at_a_time(values, heights, monkeypatch) -> None:
+    """10 values, 6 logits and 4 scores, at each of 41 columns."""
+    seen = []
+    monkeypatch.setattr(mask_labels, 'BAND_VALUES', {'cpu': values})
+    score = lambda probs, masks: seen.append(masks.shape[1]) or class_scores(probs, masks)  # noqa: E731
+    monkeypatch.setattr(mask_labels, 'class_scores', score)
+    labels_of_masks(torch.rand(6, 4), torch.randn(6, 5, 8), plane=(20, 32), crop=(18, 30), out=(31, 41))
+    assert seen == heights
+
+
+@pytest.mark.parametrize(('count', 'dtype'), [(255, torch.uint8), (256, torch.int16)])
+def test_labels_are_bytes_where_a_byte_is_enough(count, dtype) -> None:
+    labels = labels_of_masks(torch.eye(count)[-1:], torch.ones(1, 2, 2), plane=(8, 8), crop=(8, 8), out=(8, 8))
+    assert labels.dtype == dtype and (labels == count - 1).all()

@@ -1,5 +1,7 @@
 """Mixup, CutMix and erasing: what is mixed with what, what stays, and where it happens."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -52,6 +54,30 @@ def test_probability_zero_leaves_images_and_numbers():
     mixed = ImageMixing(4, probability=0.0)(batch_of())
     assert torch.equal(mixed.imgs, batch_of().imgs)
     assert labels_of(mixed).tolist() == [0, 1, 2, 3]
+    alone = ImageMixing(4)(batch_of(1))
+    assert labels_of(alone).tolist() == [0] and torch.equal(alone.imgs, batch_of(1).imgs)
+
+
+def test_a_probability_is_above_what_is_drawn(monkeypatch):
+    monkeypatch.setattr(torch, 'rand', lambda size: torch.tensor(0.0))
+    assert labels_of(ImageMixing(4, probability=0.0)(batch_of())).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(('share', 'mixup'), [(0.0, True), (1.0, False)])
+def test_one_of_both_mixtures_may_have_the_whole_share(share, mixup):
+    mixing = ImageMixing(4, cutmix_share=share)
+    for seed in range(12):
+        torch.manual_seed(seed)
+        mixed = mixing(batch_of())
+        assert mixup == bool(((mixed.imgs % 1).flatten(1).amax(1) > 0).any())  # only mixup adds up
+
+
+def test_defaults_are_those_of_deit_and_mae():
+    parameters = inspect.signature(ImageMixing).parameters.values()
+    found = {each.name: each.default for each in parameters if each.default is not each.empty}
+    assert found == dict(mixup=0.8, cutmix=1.0, probability=1.0, cutmix_share=0.5, erase=0.0)
+    erasing = ImageMixing(4, erase=0.25)._erase  # Zhong et al. 2017: 2 to 33 % of the area, sides up to 1 : 0.3
+    assert (erasing.p, erasing.scale, erasing.ratio) == (0.25, (0.02, 1 / 3), (0.3, 1 / 0.3))
 
 
 def test_only_rows_with_nothing_but_an_image_label_are_mixed():
@@ -96,6 +122,15 @@ def test_the_preprocessor_mixes_in_training_only():
 def test_shares_of_numbers_and_of_shares():
     labels = [torch.tensor(1), torch.tensor([0.5, 0.5, 0.0])]
     assert as_shares(labels, 3).tolist() == [[0, 1, 0], [0.5, 0.5, 0]]
+
+
+@pytest.mark.parametrize('name', ['probability', 'cutmix_share', 'erase'])
+def test_shares_lie_between_zero_and_one(name):
+    for value in (0.0, 0.5, 1.0):
+        ImageMixing(4, **{name: value})
+    for value in (-0.1, 1.1):
+        with pytest.raises(ConfigError, match=name):
+            ImageMixing(4, **{name: value})
 
 
 @pytest.mark.parametrize('wrong', [dict(mixup=-1.0), dict(erase=1.5), dict(probability=-0.1)])

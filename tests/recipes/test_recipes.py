@@ -77,6 +77,16 @@ def test_every_published_number_is_that_of_the_docstring():
         assert re.search(rf'Aims at (about )?{re.escape(number.split()[0])}\b', text), (leaf, number)
 
 
+def test_numbers_that_no_source_has_are_those_of_the_docstrings():
+    upernet = config_of('semantic/upernet_layers4_dinov2_s_ade20k_512_80k')['model']
+    assert upernet['network']['branches']['sem']['head']['channels'] == 512
+    assert (upernet['tiler']['size'], upernet['tiler']['stride']) == (512, 341)
+    for size in 'bl':
+        cfg = config_of(f'pretraining/mae_vit_{size}_imagenet_224_800ep')
+        train, val = (cfg[f'{split}_dataloader']['dataset']['transforms'][0]['size'] for split in ('train', 'val'))
+        assert train == val == 224
+
+
 def test_every_row_says_where_it_was_read():
     """A source is one of the table, or a repository, paper or package with a place in it."""
     known = set(read_table()['sources'])
