@@ -5,7 +5,7 @@
 Eight heads of 32 channels and four points, on the pyramid of a 640 x 640 image (strides 8 to 64). Four shapes: 300
 decoder queries; the full encoder, where every cell asks; ViT-Adapter's extractor (the cells of strides 8, 16 and 32
 read the ViT's map) and injector (the ViT's cells read the three maps). Places lie near the asking cell, as in a trained
-network (`near`), or all over the image (`anywhere`). Answers and gradients are compared before anything is timed.
+network (`near`), or all over the image (`anywhere`). Outputs and gradients are compared before anything is timed.
 Bars on a CPU, one thread: forward >= 2.5x / 4x / 6x for 300 queries / encoder / extractor (P1), forward and backward
 >= 1.4x for the worst of the four (P2). On a GPU: forward >= 3x, forward and backward >= 2x (G2).
 """

@@ -3,7 +3,7 @@
     python benchmarks/detector.py [--rounds 7] [--size 640] [--batch 2]
 
 Both detectors have the same ResNet-50 of transformers in front (it is the peer's own), four levels, 300 queries, six
-encoder and six decoder layers with box refinement. Answers are compared before anything is timed. A training step is
+encoder and six decoder layers with box refinement. Outputs are compared before anything is timed. A training step is
 forward, matching and losses of all layers and of the proposals, backward and AdamW. One torch thread; seconds are its
 processor time. Bars: inference >= 1.8x, training step >= 1.4x.
 """
@@ -74,7 +74,7 @@ class Detector(nn.Module):
         return self.answer([x for x, _ in self.backbone(imgs, whole)], tuple(imgs.shape[-2:]))
 
     def answer(self, maps: list[Tensor], size: tuple[int, int]) -> QueryOutputs:
-        return self.head(Features(maps=tuple(maps), size=size))
+        return self.head(Features(maps=tuple(maps), input_size=size))
 
 
 class Seen(nn.Module):

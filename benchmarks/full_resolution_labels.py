@@ -52,7 +52,7 @@ def naive(logits: Tensor) -> Tensor:
 
 
 def ours(logits: Tensor) -> Tensor:
-    return full_resolution_labels(logits, plane=(SIDE, SIDE), crop=(SIDE, SIDE), out=(SIDE, SIDE))
+    return full_resolution_labels(logits, input_size=(SIDE, SIDE), crop=(SIDE, SIDE), out=(SIDE, SIDE))
 
 
 def changed(logits: Tensor) -> tuple[int, float]:

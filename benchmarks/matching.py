@@ -16,7 +16,7 @@ from paired import paired
 from torch import Tensor
 from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher
 
-from vitdense.tasks.matching import Answers, HungarianMatcher, Truth
+from vitdense.tasks.matching import HungarianMatcher, LayerPredictions, ObjectTargets
 
 CLASSES = 91
 
@@ -25,12 +25,14 @@ def boxes_cxcywh(*shape: int) -> Tensor:
     return torch.cat([torch.rand(*shape, 2), 0.02 + 0.4 * torch.rand(*shape, 2)], dim=-1)
 
 
-def scene(batch: int, queries: int, objects: int) -> tuple[Answers, Truth]:
+def scene(batch: int, queries: int, objects: int) -> tuple[LayerPredictions, ObjectTargets]:
     total = batch * objects
-    answers = Answers(1.5 * torch.randn(1, batch, queries, CLASSES) - 2, boxes_cxcywh(1, batch, queries))
+    answers = LayerPredictions(1.5 * torch.randn(1, batch, queries, CLASSES) - 2, boxes_cxcywh(1, batch, queries))
     images = torch.arange(batch).repeat_interleave(objects)
     crowd = torch.zeros(total, dtype=torch.bool)
-    return answers, Truth(torch.randint(CLASSES, (total,)), boxes_cxcywh(total), images, crowd, (objects,) * batch)
+    return answers, ObjectTargets(
+        torch.randint(CLASSES, (total,)), boxes_cxcywh(total), images, crowd, (objects,) * batch
+    )
 
 
 def main() -> None:
@@ -49,7 +51,7 @@ def main() -> None:
         def peer(outputs: dict = outputs, targets: list = targets) -> list:
             return theirs(outputs, targets)
 
-        def mine(answers: Answers = answers, truth: Truth = truth) -> Tensor:
+        def mine(answers: LayerPredictions = answers, truth: ObjectTargets = truth) -> Tensor:
             return ours([answers], truth)[0][0]
 
         rows = mine()

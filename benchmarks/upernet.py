@@ -65,7 +65,7 @@ def main() -> None:
 
     def run_ours() -> Tensor:
         outputs = ours(imgs)['sem']
-        return functional.interpolate(outputs.logits, size=outputs.size, mode='bilinear', align_corners=False)
+        return functional.interpolate(outputs.logits, size=outputs.input_size, mode='bilinear', align_corners=False)
 
     def in_bf16(run):
         def cast() -> Tensor:

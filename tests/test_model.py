@@ -30,7 +30,7 @@ class TinyNetwork(nn.Module):
         self.trunk = nn.Conv2d(3, 6, 8, stride=8)
         self.branches = nn.ModuleDict({name: nn.Conv2d(6, num_classes.get(name, 3), 1) for name in names})
 
-    def forward(self, imgs, valid=None, hints=None):
+    def forward(self, imgs, valid=None, training_inputs=None):
         self.seen = imgs.detach(), valid
         trunk, size = self.trunk(imgs), tuple(imgs.shape[-2:])
         answers = {name: branch(trunk) for name, branch in self.branches.items()}

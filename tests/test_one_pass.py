@@ -43,7 +43,7 @@ DETECTOR = dict(
     num_encoder_layers=0,
     num_decoder_layers=1,
     num_heads=2,
-    hidden=16,
+    ffn_dim=16,
     num_queries=4,
     two_stage=True,
 )

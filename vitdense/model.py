@@ -75,10 +75,9 @@ def _valid_pixels(sizes: Sequence[tuple[int, int]], padded: tuple[int, int], dev
 class DenseModel(BaseModel):
     """A network and the tasks that read its outputs.
 
-    `network` is `(imgs, valid, hints=None) -> {name: Outputs}` with the facts `names`, `divisor`, `mean` and `std`;
-    `tasks` maps the same names to tasks. A network that can leave branches out says in `learning` which ones train, and
-    takes `names`: a step then runs only those for which some image of its batch has labels. `classes` is
-    `{field: names}` as data sets give it (`semantic`, `labels`, `image_label`).
+    `network` is `(imgs, valid, training_inputs=None) -> {name: Outputs}`; `tasks` maps the same names to tasks. Of a
+    network with `trainable_branches` a step runs only those for which some image of the batch has labels. `classes`
+    is `{field: names}` as data sets give it (`semantic`, `labels`, `image_label`).
 
     `tiler` runs the network on overlapping windows at test time; `tta` runs it on several scales and flips and
     averages. Each is `(network, imgs, valid) -> {name: Outputs}`, and `tta` is used only while `use_tta` is True. Each
@@ -123,7 +122,7 @@ class DenseModel(BaseModel):
         self.tta = build(tta, divisor=network.divisor)
         self.loss_weights = _weights(loss_weights, tuple(tasks))
         self.use_tta = False
-        self.rest_unlabelled = True  # whether branches without labels in a step do not run
+        self.skip_unlabelled = True  # branches without labels in a step do not run
         self.amp: torch.dtype | None = None
 
     @property
@@ -154,19 +153,22 @@ class DenseModel(BaseModel):
     def _loss(
         self, imgs: Tensor, targets: Sequence[Target], metas: Sequence[Meta], valid: Tensor | None
     ) -> dict[str, Tensor]:
-        tasks = {name: self.tasks[name] for name in getattr(self.network, 'learning', self.tasks)}
+        tasks = {name: self.tasks[name] for name in getattr(self.network, 'trainable_branches', self.tasks)}
         readable = {name: _readable(task, targets, metas) for name, task in tasks.items()}
         shares = {name: _labelled(task, readable[name]) for name, task in tasks.items()}
-        taught = self._taught(shares, imgs)
+        active = self._active_branches(shares, imgs)
         sizes = region_sizes(valid, imgs, imgs.shape[-2:], self.network.divisor)
-        asked = {name: tasks[name] for name in taught if hasattr(tasks[name], 'hints')}
-        hints = {name: task.hints(readable[name], sizes) for name, task in asked.items()}
-        given = {'hints': {name: hint for name, hint in hints.items() if hint is not None} or None}
-        if hasattr(self.network, 'learning'):
-            given['names'] = taught
-        outputs = self._run(imgs, valid, **given)
+        inputs = {
+            name: tasks[name].training_inputs(readable[name], sizes)
+            for name in active
+            if hasattr(tasks[name], 'training_inputs')
+        }
+        options = {'training_inputs': {name: value for name, value in inputs.items() if value is not None} or None}
+        if hasattr(self.network, 'trainable_branches'):
+            options['names'] = active
+        outputs = self._run(imgs, valid, **options)
         losses = {}
-        for name in taught:
+        for name in active:
             losses |= {f'{name}.{key}': loss for key, loss in tasks[name].loss(outputs[name], readable[name]).items()}
         first = next(key for key in losses if 'loss' in key)
         for parameter in self.loss_weights.parameters():  # distributed training must see that this pass needs them
@@ -175,19 +177,19 @@ class DenseModel(BaseModel):
             losses |= {f'{name}.labelled': imgs.new_tensor(share) for name, share in shares.items()}
         return losses
 
-    def _taught(self, shares: Mapping[str, float], imgs: Tensor) -> tuple[str, ...]:
-        """Return the tasks that some process has labels for; all of them if there are none, or no choice.
+    def _active_branches(self, shares: Mapping[str, float], imgs: Tensor) -> tuple[str, ...]:
+        """Return the branches that run in this step: those with labels on some rank, or all where there are none.
 
-        The branches of the others do not run: their weights, moments and statistics rest, as in training alone.
+        The other branches do not run: their weights, optimizer state and statistics are left unchanged.
         """
-        if len(shares) == 1 or not self.rest_unlabelled or not hasattr(self.network, 'learning'):
+        if len(shares) == 1 or not self.skip_unlabelled or not hasattr(self.network, 'trainable_branches'):
             return tuple(shares)
-        seen = [share > 0 for share in shares.values()]
+        labelled = [share > 0 for share in shares.values()]
         if distributed.is_available() and distributed.is_initialized():
-            counts = imgs.new_tensor(seen)
+            counts = imgs.new_tensor(labelled)
             distributed.all_reduce(counts)
-            seen = [count > 0 for count in counts.tolist()]
-        return tuple(itertools.compress(shares, seen)) or tuple(shares)
+            labelled = [count > 0 for count in counts.tolist()]
+        return tuple(itertools.compress(shares, labelled)) or tuple(shares)
 
     def weighted_losses(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what each task adds to the sum, from the losses by name that `forward` gives."""
@@ -210,11 +212,11 @@ class DenseModel(BaseModel):
 
     def _predict(self, imgs: Tensor, metas: Sequence[Meta], valid: Tensor | None) -> list[dict[str, Prediction]]:
         outputs = self._strategy(metas)(imgs, valid)
-        answers = {}
+        predictions = {}
         for name, task in self.tasks.items():
             with timed(name):
-                answers[name] = _read(task, outputs[name], metas)
-        return [{name: answers[name][row] for name in answers} for row in range(len(metas))]
+                predictions[name] = _read(task, outputs[name], metas)
+        return [{name: predictions[name][row] for name in predictions} for row in range(len(metas))]
 
     def _strategy(self, metas: Sequence[Meta]) -> Callable[[Tensor, Tensor | None], dict[str, Outputs]]:
         """Return how images are looked at: as a whole, in windows, in several views."""

@@ -79,7 +79,7 @@ class Features(NamedTuple):
     layers: tuple[Tensor, ...] = ()  # (B, C, h, w) at patch stride, one per requested (layer, normed) pair
     cls: tuple[Tensor, ...] = ()  # (B, C) class token of the same pairs; empty for a ViT without class token
     valid: Tensor | None = None  # (B, H, W) bool in input pixels, as in Batch
-    size: tuple[int, int] = (0, 0)  # (H, W) of the network input (padding included); maps cover this plane
+    input_size: tuple[int, int] = (0, 0)  # (H, W) of the padded network input, which the maps cover
 
 
 class Classifier(NamedTuple):
@@ -102,20 +102,20 @@ class ClassLayer(NamedTuple):
 
 
 class ClassOutputs(NamedTuple):
-    """Answers about whole images."""
+    """Outputs about whole images."""
 
     logits: Tensor  # (B, num_classes)
 
 
 class PixelOutputs(NamedTuple):
-    """Answers about every pixel, on a grid of any resolution that covers the input plane edge to edge."""
+    """Outputs about every pixel, on a grid of any resolution that covers the padded input edge to edge."""
 
     logits: Tensor  # (B, num_classes, h, w)
-    size: tuple[int, int]  # (H, W) of the input plane that the grid covers, padding included
+    input_size: tuple[int, int]  # (H, W) of the padded input that the grid covers
     aux: tuple[Tensor, ...] = ()  # logits of auxiliary heads, each (B, num_classes, h_i, w_i); training only
 
 
-class DenoisingHints(NamedTuple):
+class DenoisingQueries(NamedTuple):
     """Noised objects that a detector must restore, as D extra queries of each image; training only.
 
     The queries of an image are `groups` times the same number of rows. A query sees its own group only.
@@ -129,7 +129,7 @@ class DenoisingHints(NamedTuple):
 
 
 class QueryOutputs(NamedTuple):
-    """Answers of Q object queries."""
+    """LayerPredictions of Q object queries."""
 
     class_logits: Tensor  # (B, Q, num_classes); heads that are trained with softmax add a last column: no object
     boxes: Tensor | None = None  # (B, Q, 4) cxcywh in [0, 1] of each image, whose size is in `sizes`
@@ -137,20 +137,20 @@ class QueryOutputs(NamedTuple):
     mask_logits: Tensor | None = None  # (B, Q, h, w)
     aux: tuple[QueryOutputs, ...] = ()  # outputs of earlier decoder layers, same shapes
     proposals: QueryOutputs | None = None  # the first stage of a two-stage detector
-    denoising: QueryOutputs | None = None  # answers to `hints`, with their own `aux`; training only
-    hints: DenoisingHints | None = None  # what `denoising` answers
+    denoising: QueryOutputs | None = None  # answers to `denoising_queries`, with their own `aux`; training only
+    denoising_queries: DenoisingQueries | None = None  # what `denoising` answers
     groups: int = 1  # Q is made of this many independent groups (training only)
-    plane: tuple[int, int] = (0, 0)  # (H, W) of the input plane that `mask_logits` cover, padding included
+    input_size: tuple[int, int] = (0, 0)  # (H, W) of the padded input that `mask_logits` cover
 
 
 class MaskScores(NamedTuple):
     """Scores of classes at pixels, not multiplied out: the sum over Q queries of `probs` times the sigmoid of
-    `mask_logits`, which are resized to `plane` first.
+    `mask_logits`, which are resized to `input_size` first.
     """
 
     probs: Tensor  # (B, Q, num_classes) float32
     mask_logits: Tensor  # (B, Q, h, w)
-    plane: tuple[int, int]  # (H, W) of the input plane that `mask_logits` cover, padding included
+    input_size: tuple[int, int]  # (H, W) of the padded input that `mask_logits` cover
 
 
 class ReconstructionOutputs(NamedTuple):
@@ -176,7 +176,7 @@ class LabelOutputs(NamedTuple):
 class ObjectOutputs(NamedTuple):
     """Objects that were read before they are joined with those of other windows or views of the same images."""
 
-    objects: tuple[Instances, ...]  # B records; boxes, and masks where there are some, in pixels of the input plane
+    objects: tuple[Instances, ...]  # B records; boxes, and masks where there are some, in pixels of the padded input
 
 
 class ImageClass(NamedTuple):

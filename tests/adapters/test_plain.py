@@ -8,7 +8,9 @@ from vitdense.types import Features, LayerRequest
 
 
 def features(count: int) -> Features:
-    return Features(layers=tuple(torch.randn(2, 8, 3, 5) for _ in range(count)), cls=(torch.ones(2, 8),), size=(48, 80))
+    return Features(
+        layers=tuple(torch.randn(2, 8, 3, 5) for _ in range(count)), cls=(torch.ones(2, 8),), input_size=(48, 80)
+    )
 
 
 def test_one_map_for_each_layer():
@@ -18,7 +20,7 @@ def test_one_map_for_each_layer():
     seen = features(2)
     got = adapter(seen, torch.empty(0))
     assert got.maps == seen.layers
-    assert (got.layers, got.cls, got.size) == (seen.layers, seen.cls, seen.size)
+    assert (got.layers, got.cls, got.input_size) == (seen.layers, seen.cls, seen.input_size)
 
 
 def test_concatenated_along_channels_without_the_final_norm():

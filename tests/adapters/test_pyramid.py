@@ -44,7 +44,7 @@ def test_simple_pyramid_equals_its_recomputation():
         x,
         x.unfold(2, 2, 2).unfold(3, 2, 2).amax((-2, -1)),
     ]
-    got = adapter(Features(layers=(x,), size=(96, 64)), IMGS)
+    got = adapter(Features(layers=(x,), input_size=(96, 64)), IMGS)
     assert [tuple(level.shape) for level in got.maps] == [(2, 6, 24, 16), (2, 6, 12, 8), (2, 6, 6, 4), (2, 6, 3, 2)]
     for index, level in enumerate(levels):
         for stage, padding in (('reduce', 0), ('smooth', 1)):
@@ -56,7 +56,7 @@ def test_simple_pyramid_equals_its_recomputation():
 def test_the_extra_level_takes_every_second_cell():
     adapter = SimplePyramid(8, 16, channels=6, extra_level=True)
     assert (adapter.strides, adapter.out_channels) == ((4, 8, 16, 32, 64), (6,) * 5)
-    maps = adapter(Features(layers=(torch.randn(1, 8, 8, 8),), size=(128, 128)), IMGS).maps
+    maps = adapter(Features(layers=(torch.randn(1, 8, 8, 8),), input_size=(128, 128)), IMGS).maps
     assert torch.equal(maps[4], maps[3][:, :, ::2, ::2])
 
 
@@ -90,7 +90,7 @@ def test_a_pyramid_of_some_scales_is_that_of_all_without_the_others():
         if part in parts and int(number):
             state[f'{part}.{int(number) - 1}.{rest}'] = value
     some.load_state_dict(state)
-    features = Features(layers=(torch.randn(2, 8, 6, 4),), size=(96, 64))
+    features = Features(layers=(torch.randn(2, 8, 6, 4),), input_size=(96, 64))
     for got, wanted in zip(some(features, IMGS).maps, whole(features, IMGS).maps[1:], strict=True):
         assert torch.equal(got, wanted)
     with pytest.raises(ValueError, match='in this order'):

@@ -47,7 +47,7 @@ def test_equal_to_transformers(pair, size):
     theirs, ours = pair
     imgs = torch.randn(2, 3, *size)
     with torch.no_grad():
-        features = Features(layers=tuple(theirs.backbone(imgs).feature_maps), size=size)
+        features = Features(layers=tuple(theirs.backbone(imgs).feature_maps), input_size=size)
         for got, wanted in zip(ours(features, imgs).maps, theirs(imgs), strict=True):
             assert (got - wanted).abs().max() / wanted.abs().max() < 1e-5  # asked for: 1e-4
 

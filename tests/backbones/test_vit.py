@@ -45,7 +45,7 @@ def test_maps_and_class_tokens_equal_timm(name: str) -> None:
         imgs = torch.randn(2, 3, grid[0] * vit.patch_size, grid[1] * vit.patch_size)
         with torch.no_grad():
             features = vit(imgs, layers=requests)
-            assert features.size == tuple(imgs.shape[-2:])
+            assert features.input_size == tuple(imgs.shape[-2:])
             for position, (index, normed) in enumerate(requests):
                 answer = vit.model.forward_intermediates(
                     imgs, [index % 3], return_prefix_tokens=True, norm=normed, intermediates_only=True

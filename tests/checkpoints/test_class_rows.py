@@ -33,7 +33,7 @@ from vitdense.tasks.semantic import SemanticTask
 from vitdense.train.build import make_trainer
 
 VIT = dict(type=ViT, name='vit_tiny_patch16_224', img_size=32, timm_args=dict(embed_dim=24, depth=2, num_heads=2))
-DETR = dict(channels=16, num_heads=2, hidden=16, num_encoder_layers=0, num_decoder_layers=2, num_queries=3)
+DETR = dict(channels=16, num_heads=2, ffn_dim=16, num_encoder_layers=0, num_decoder_layers=2, num_queries=3)
 SEMANTIC, DETECTION = dict(type=SemanticTask), dict(type=DetectionTask)
 HEADS = {
     'linear': (dict(type=LinearHead), SEMANTIC),
@@ -43,7 +43,7 @@ HEADS = {
     'dpt without auxiliary head': (dict(type=DPTHead, channels=8, aux=False), SEMANTIC),
     'class': (dict(type=ClassHead, pool='average'), dict(type=ClassificationTask)),
     'attentive class': (dict(type=ClassHead, pool='attention', num_heads=2), dict(type=ClassificationTask)),
-    'detr': (dict(type=DetrHead, channels=16, num_heads=2, hidden=16, num_queries=3), DETECTION),
+    'detr': (dict(type=DetrHead, channels=16, num_heads=2, ffn_dim=16, num_queries=3), DETECTION),
     'deformable': (dict(type=DeformableDetrHead, **DETR), DETECTION),
     'two-stage': (dict(type=DeformableDetrHead, **DETR, two_stage=True), DETECTION),
     'dino': (

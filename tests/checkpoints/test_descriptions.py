@@ -30,7 +30,7 @@ VIT = {
     'img_size': 32,
     'timm_args': {'embed_dim': 24, 'depth': 2, 'num_heads': 2},
 }
-HEAD = {'type': 'vitdense.heads.detr.deformable_detr.DeformableDetrHead', 'channels': 16, 'num_heads': 2, 'hidden': 16}
+HEAD = {'type': 'vitdense.heads.detr.deformable_detr.DeformableDetrHead', 'channels': 16, 'num_heads': 2, 'ffn_dim': 16}
 RECIPE = {
     'type': 'vitdense.model.DenseModel',
     'network': {
@@ -148,7 +148,7 @@ HUGE = [
     *(((*BACKBONE, 'img_size'), value) for value in (16 * 10_000, 16 * 10**9)),
     *(
         ((*HEAD_PLACE, key), value)
-        for key in ('num_levels', 'num_queries', 'groups', 'num_encoder_layers', 'num_decoder_layers', 'hidden')
+        for key in ('num_levels', 'num_queries', 'groups', 'num_encoder_layers', 'num_decoder_layers', 'ffn_dim')
         for value in (20_000, 10**6, 10**12)
     ),
     (('transforms',), [{'type': 'vitdense.data.transforms.evaluation_crop.EvaluationCrop', 'size': 10**5}]),

@@ -109,7 +109,7 @@ def small(leaf: str, root: Path):
             if 'UPerNet' in str(branch.head.type):
                 branch.head.update(channels=32, aux_channels=16)
             if 'Detr' in str(branch.head.type):  # as many options, fewer queries
-                branch.head.update(num_queries=20, hidden=32, **({'groups': 2} if 'groups' in branch.head else {}))
+                branch.head.update(num_queries=20, ffn_dim=32, **({'groups': 2} if 'groups' in branch.head else {}))
         if cfg.model.get('tiler'):
             cfg.model.tiler.update(size=128, stride=85)  # still several windows
         cfg.data_root = str(root)

@@ -44,7 +44,7 @@ ADAPTERS = {
     'vit-adapter': dict(type=ViTAdapter, layers=(0, 1), prior_channels=4, add_features='last', gamma_init=0.5),
     'reading': dict(type=ReadingViTAdapter, layers=(0, 0, 1, 1), prior_channels=4, extra_extractors=0),
 }
-DETR = dict(channels=16, num_heads=2, hidden=16, num_encoder_layers=1, num_decoder_layers=2, num_queries=5)
+DETR = dict(channels=16, num_heads=2, ffn_dim=16, num_encoder_layers=1, num_decoder_layers=2, num_queries=5)
 TWO_STAGE = dict(two_stage=True, class_agnostic=False, mixed_selection=True, anchors=True, final_norm=True)
 HEADS = {
     'linear': dict(type=LinearHead),
@@ -101,7 +101,7 @@ def test_shapes_and_strides(vit, adapter, head):
         assert outputs.class_logits.shape in ((2, 5, 5), (2, 5, 6)) and outputs.boxes.shape == (2, 5, 4)
         assert outputs.sizes.tolist() == [[2 * cell, 3 * cell]] * 2
         return
-    assert outputs.size == (2 * cell, 3 * cell)
+    assert outputs.input_size == (2 * cell, 3 * cell)
     stride = strides[-1] / 2 ** len(strides) if head == 'dpt' else strides[0]  # DPT doubles at every level
     assert tuple(outputs.logits.shape) == (2, 5, 2 * cell / stride, 3 * cell / stride)
 
@@ -140,7 +140,7 @@ def shake(network: nn.Module) -> None:
 def parts_of(outputs: Outputs, row: int, size: tuple[int, int]) -> tuple[torch.Tensor, ...]:
     """What is said about image `row` of `size`: its pixels, or its queries."""
     if isinstance(outputs, PixelOutputs):
-        planes = functional.interpolate(outputs.logits, size=outputs.size, mode='bilinear')
+        planes = functional.interpolate(outputs.logits, size=outputs.input_size, mode='bilinear')
         return (planes[row, :, : size[0], : size[1]],)
     return outputs.class_logits[row], outputs.boxes[row], outputs.sizes[row]
 

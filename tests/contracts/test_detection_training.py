@@ -17,7 +17,7 @@ from vitdense.tasks.detection import DetectionTask
 from vitdense.tasks.detection_losses import Focal, IouAware, SoftmaxCrossEntropy, Varifocal
 from vitdense.types import Batch, Meta, Target
 
-SMALL = dict(channels=16, num_heads=2, hidden=16, num_queries=6, num_encoder_layers=1, num_decoder_layers=2)
+SMALL = dict(channels=16, num_heads=2, ffn_dim=16, num_queries=6, num_encoder_layers=1, num_decoder_layers=2)
 DEFORMABLE = dict(type=DeformableDetrHead, num_levels=2, num_points=2, **SMALL)
 DETECTORS = {
     'detr': (dict(type=DetrHead, **SMALL), dict(classification=SoftmaxCrossEntropy())),
@@ -36,8 +36,8 @@ DETECTORS = {
     ),
     'real time': (
         dict(
-            two_stage=True, class_agnostic=False, mixed_selection=True, anchors=True, relative_steps=True,
-            learned_steps=True, groups=3, **DEFORMABLE,
+            two_stage=True, class_agnostic=False, mixed_selection=True, anchors=True, relative_box_deltas=True,
+            learned_box_deltas=True, groups=3, **DEFORMABLE,
         ),
         dict(classification=IouAware()),
     ),
@@ -74,7 +74,7 @@ def test_two_drawings_are_learned_by_heart():
     batch, classes = collate([data[0], data[1]]), data.metainfo['classes']
     arguments = dict(embed_dim=64, depth=2, num_heads=4)
     vit = ViT('vit_tiny_patch16_224', img_size=64, patch_size=8, stem='conv', timm_args=arguments)
-    head = DETECTORS['dino'][0] | dict(channels=64, num_heads=4, hidden=128, num_queries=12, dropout=0.0)
+    head = DETECTORS['dino'][0] | dict(channels=64, num_heads=4, ffn_dim=128, num_queries=12, dropout=0.0)
     head |= dict(num_levels=1, num_points=4, num_encoder_layers=0, dense_proposals=True)
     network = dict(type=SharedNetwork, backbone=vit, branches=dict(det=dict(adapter=dict(type=PlainMaps), head=head)))
     task = dict(type=DetectionTask, proposals_per_object=4, denoising=dict(type=Denoising, num_queries=12), top_k=12)

@@ -61,7 +61,7 @@ def test_the_head_of_the_nano_model_equals_the_authors_package(pair):
     seen = []
     theirs.backbone[0].projector.register_forward_hook(lambda module, given, maps: seen.extend(maps))
     wanted = answer(theirs, torch.randn(1, 3, SIDE, SIDE))
-    got = ours.network.heads['det'](Features(maps=tuple(seen), size=(SIDE, SIDE)))
+    got = ours.network.heads['det'](Features(maps=tuple(seen), input_size=(SIDE, SIDE)))
     assert got.class_logits.shape == (1, 300, COCO_ROWS)
     assert relative_error(got.class_logits, wanted['pred_logits']) < BOUND
     assert relative_error(got.boxes, wanted['pred_boxes']) < BOUND

@@ -21,7 +21,7 @@ SMALL = dict(depth=2, embed_dim=64, num_heads=4)
 def features_of(*, valid=None, layers=2) -> Features:
     torch.manual_seed(1)
     maps = tuple(torch.randn(3, 8, 2, 4) for _ in range(layers))
-    return Features(maps=maps, cls=tuple(torch.randn(3, 8) for _ in range(layers)), valid=valid, size=(32, 64))
+    return Features(maps=maps, cls=tuple(torch.randn(3, 8) for _ in range(layers)), valid=valid, input_size=(32, 64))
 
 
 def head_of(pool: str, **arguments) -> ClassHead:

@@ -96,7 +96,7 @@ def test_equal_to_transformers_on_even_and_odd_grids(readout, batch_norm, grid):
     features = Features(
         layers=tuple(x[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2) for x in hidden),
         cls=tuple(x[:, 0] for x in hidden),
-        size=(16 * grid[0], 16 * grid[1]),
+        input_size=(16 * grid[0], 16 * grid[1]),
     )
     outputs = head(adapter(features, imgs))
     assert relative_error(outputs.logits, theirs(imgs).logits) < 1e-5  # asked for: 1e-4
@@ -111,7 +111,7 @@ def test_grids_that_are_not_square_equal_transformers_neck():
     adapter, head = our_parts(theirs, 'project', True)
     hidden = [torch.randn(2, 1 + 4 * 6, 24) for _ in range(4)]
     layers = tuple(x[:, 1:].unflatten(1, (4, 6)).permute(0, 3, 1, 2) for x in hidden)
-    features = Features(layers=layers, cls=tuple(x[:, 0] for x in hidden), size=(64, 96))
+    features = Features(layers=layers, cls=tuple(x[:, 0] for x in hidden), input_size=(64, 96))
     with torch.no_grad():
         wanted = theirs.head(theirs.neck(hidden, 4, 6))
         assert relative_error(head(adapter(features, torch.empty(0))).logits, wanted) < 1e-5
@@ -119,7 +119,7 @@ def test_grids_that_are_not_square_equal_transformers_neck():
 
 def test_logits_come_at_half_the_finest_stride_and_aux_in_training_only():
     head = DPTHead((8, 8), (8.0, 16.0), 3, channels=8)
-    features = Features(maps=(torch.randn(2, 8, 8, 8), torch.randn(2, 8, 4, 4)), size=(64, 64))
+    features = Features(maps=(torch.randn(2, 8, 8, 8), torch.randn(2, 8, 4, 4)), input_size=(64, 64))
     assert tuple(head(features).logits.shape) == (2, 3, 16, 16)
     assert [tuple(x.shape) for x in head(features).aux] == [(2, 3, 16, 16)]
     assert head.eval()(features).aux == ()

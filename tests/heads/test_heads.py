@@ -15,7 +15,7 @@ from vitdense.types import Features
 def pyramid(batch: int, channels: int, grid: int) -> Features:
     """Random frozen maps at strides 4, 8, 16 and 32."""
     maps = tuple(torch.randn(batch, channels, grid // step, grid // step) for step in (1, 2, 4, 8))
-    return Features(maps=maps, size=(4 * grid, 4 * grid))
+    return Features(maps=maps, input_size=(4 * grid, 4 * grid))
 
 
 @pytest.mark.parametrize(
@@ -70,10 +70,10 @@ def test_the_linear_recipes_are_expressible():
 def test_linear_logits_are_a_matrix_product_on_every_cell():
     head = LinearHead((8,), (16,), 5, norm='none').eval()
     x = torch.randn(2, 8, 3, 4)
-    outputs = head(Features(maps=(x,), size=(48, 64)))
+    outputs = head(Features(maps=(x,), input_size=(48, 64)))
     weight, bias = head.classifier.weight[:, :, 0, 0], head.classifier.bias
     torch.testing.assert_close(outputs.logits[1, :, 2, 3], weight @ x[1, :, 2, 3] + bias)
-    assert outputs.size == (48, 64)
+    assert outputs.input_size == (48, 64)
 
 
 def test_auxiliary_logits_come_in_training_only_from_the_chosen_map():
@@ -85,15 +85,17 @@ def test_auxiliary_logits_come_in_training_only_from_the_chosen_map():
     without = UPerNetHead((8,) * 4, (4, 8, 16, 32), 5, channels=8, aux_index=None)
     assert without(features).aux == () and not [name for name in without.state_dict() if name.startswith('aux')]
     lone = UPerNetHead((8,), (16,), 5, channels=8)  # fewer maps than aux_index: the coarsest one is read
-    assert [tuple(aux.shape) for aux in lone(Features(maps=features.maps[:1], size=(64, 64))).aux] == [(2, 5, 16, 16)]
+    assert [tuple(aux.shape) for aux in lone(Features(maps=features.maps[:1], input_size=(64, 64))).aux] == [
+        (2, 5, 16, 16)
+    ]
 
 
 def test_one_cell_of_one_image_is_an_error_of_every_batch_norm():
-    head, one = LinearHead((8,), (16,), 5), Features(maps=(torch.randn(1, 8, 1, 1),), size=(16, 16))
+    head, one = LinearHead((8,), (16,), 5), Features(maps=(torch.randn(1, 8, 1, 1),), input_size=(16, 16))
     with pytest.raises(ConfigError, match='one value per channel'):
         head(one)
     assert head.eval()(one).logits.shape == (1, 5, 1, 1)
-    assert head.train()(Features(maps=(torch.randn(2, 8, 1, 1),), size=(16, 16))).logits.shape == (2, 5, 1, 1)
+    assert head.train()(Features(maps=(torch.randn(2, 8, 1, 1),), input_size=(16, 16))).logits.shape == (2, 5, 1, 1)
 
 
 def test_one_image_pooled_to_one_cell_is_an_error_with_a_cure():

@@ -93,13 +93,13 @@ def test_a_step_of_deformable_detr_equals_transformers(two_stage):
     wanted = theirs(torch.zeros(3, 3, *DETR_SIZE), labels=labels)
     # their loss leaves the proposals of the first stage out
     task = DetectionTask(matcher=HungarianMatcher(class_weight=1.0), proposal_weight=0.0)
-    losses = task.loss(ours(Features(maps=tuple(maps), size=DETR_SIZE)), targets)
+    losses = task.loss(ours(Features(maps=tuple(maps), input_size=DETR_SIZE)), targets)
     leaves = [torch.autograd.grad(total, maps, retain_graph=True) for total in (sum(losses.values()), wanted.loss)]
     assert all(relative_error(*pair) < 1e-4 for pair in zip(*leaves, strict=True))
     if not two_stage:  # theirs has one classifier for all layers
         for predictor in ours.decoder.class_predictors:
             predictor.weight, predictor.bias = ours.decoder.class_predictors[0].parameters()
-        losses = task.loss(ours(Features(maps=tuple(maps), size=DETR_SIZE)), targets)
+        losses = task.loss(ours(Features(maps=tuple(maps), input_size=DETR_SIZE)), targets)
     assert_equal_steps(theirs, ours, our_deformable_weights, losses, wanted.loss)
 
 
@@ -131,7 +131,7 @@ def test_a_step_of_detr_equals_transformers():
         num_decoder_layers=3,
         num_queries=9,
         num_heads=4,
-        hidden=24,
+        ffn_dim=24,
         dropout=0.0,
     )
 
@@ -146,7 +146,7 @@ def test_a_step_of_detr_equals_transformers():
     wanted = theirs(torch.zeros(3, 3, *DETR_SIZE), labels=labels)
     # their auxiliary losses change the network: what a layer gives is normalised before the next one
     task = DetectionTask(classification=SoftmaxCrossEntropy(), aux_weight=0.0)
-    losses = task.loss(ours(Features(maps=maps, size=DETR_SIZE)), targets)
+    losses = task.loss(ours(Features(maps=maps, input_size=DETR_SIZE)), targets)
     assert_equal_steps(theirs, ours, name, losses, wanted.loss)
 
 
@@ -183,7 +183,7 @@ def test_a_step_of_the_real_time_head_equals_transformers(kind):
     targets, labels = objects(2, REAL_TIME_SIZE)
     theirs.model.backbone = Seen(*maps)
     wanted = theirs(torch.zeros(2, 3, *REAL_TIME_SIZE), labels=labels)
-    outputs = ours(Features(maps=maps, size=REAL_TIME_SIZE))
+    outputs = ours(Features(maps=maps, input_size=REAL_TIME_SIZE))
     losses = DetectionTask(classification=IouAware()).loss(outputs, targets)
     assert_equal_steps(theirs, ours, head_weights, losses, wanted.loss)
 
@@ -203,7 +203,7 @@ def test_a_step_of_dpt_equals_transformers():
     features = Features(
         layers=tuple(x[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2) for x in hidden),
         cls=tuple(x[:, 0] for x in hidden),
-        size=(64, 64),
+        input_size=(64, 64),
     )
     losses = SemanticTask(aux_weight=0.4).loss(head(adapter(features, imgs)), [Target(semantic=x) for x in labels])
     del losses['acc']

@@ -67,7 +67,7 @@ def test_equal_to_transformers_on_even_and_odd_grids(pair, grid):
     sizes = [(-(-grid[0] // step), -(-grid[1] // step)) for step in (1, 2, 4, 8)]
     maps = tuple(torch.randn(2, channels, *size) for channels, size in zip(IN_CHANNELS, sizes, strict=True))
     with torch.no_grad():
-        outputs = head(Features(maps=maps, size=(128, 128)))
+        outputs = head(Features(maps=maps, input_size=(128, 128)))
         assert relative_error(outputs.logits, decode(maps)) < 1e-5  # asked for: 1e-4
         assert relative_error(head.aux(maps[2]), aux(maps)) < 1e-5
     assert outputs.aux == ()

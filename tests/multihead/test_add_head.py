@@ -91,7 +91,7 @@ def test_a_work_directory_and_a_checkpoint_are_trained_models_too(home, tmp_path
     path = home / 'sem' / (source or 'model/model.safetensors')
     state = read_checkpoint(path)['state_dict'] if source else load_file(path)
     assert state and all(torch.equal(after[name], value) for name, value in state.items())
-    assert runner.network_model.network.learning == ('cls',)
+    assert runner.network_model.network.trainable_branches == ('cls',)
 
 
 def test_an_interrupted_run_goes_on(home, tmp_path):

@@ -104,7 +104,7 @@ def test_answers_are_those_of_transformers(kind: str, shares: tuple[float, float
     imgs = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         wanted, got = theirs(imgs), ours(imgs)['sem']
-    assert got.mask_logits.shape == (2, 6, 16, 16) and got.plane == (64, 64)
+    assert got.mask_logits.shape == (2, 6, 16, 16) and got.input_size == (64, 64)
     assert wanted.masks_queries_logits.std() > 0.1
     assert (got.class_logits - wanted.class_queries_logits).abs().max() < 1e-4
     assert (got.mask_logits - wanted.masks_queries_logits).abs().max() < 1e-4 * wanted.masks_queries_logits.abs().max()

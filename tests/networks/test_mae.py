@@ -79,7 +79,7 @@ def test_loss_tokens_and_patches_equal_those_of_transformers(norm_pix):
     with torch.no_grad():
         theirs = reference(imgs, noise=noise)
         tokens = reference.vit(imgs, noise=noise).last_hidden_state
-        ours = network(imgs, hints={'mae': noise})['mae']
+        ours = network(imgs, training_inputs={'mae': noise})['mae']
         seen = noise.argsort(1)[:, : network.num_seen(16)]
         torch.testing.assert_close(network.encode(imgs, seen), tokens, atol=1e-4, rtol=1e-4)
     assert ours.mask.tolist() == theirs.mask.bool().tolist() and ours.mask.sum(1).tolist() == [12, 12]
@@ -88,7 +88,7 @@ def test_loss_tokens_and_patches_equal_those_of_transformers(norm_pix):
     torch.testing.assert_close(loss, theirs.loss, atol=1e-4, rtol=1e-4)
 
     reference(imgs, noise=noise).loss.backward()
-    sum(ReconstructionTask().loss(network(imgs, hints={'mae': noise})['mae'], []).values()).backward()
+    sum(ReconstructionTask().loss(network(imgs, training_inputs={'mae': noise})['mae'], []).values()).backward()
     expected = gradients_of(reference)
     del expected['decoder.decoder_pos_embed']  # fixed; ours are no parameter
     assert gradient_error(weights_for_transformers(gradients_of(network)), expected) < 1e-4
@@ -101,7 +101,7 @@ def test_the_encoder_sees_visible_patches_only():
         block.register_forward_hook(lambda block, given, answer: lengths.append(given[0].shape[1]))
     imgs, noise = torch.randn(1, 3, *SIZE), torch.rand(1, 12)
     seen = noise.argsort(1)[:, :3]
-    hidden = network(imgs, hints={'mae': noise})['mae'].mask
+    hidden = network(imgs, training_inputs={'mae': noise})['mae'].mask
     assert lengths == [1 + 3, 1 + 3]
     assert not hidden[0, seen[0]].any() and hidden.sum() == 9
 

@@ -29,20 +29,20 @@ class CountedBackbone(nn.Module):
             layers=tuple(torch.full((len(imgs), 8, *grid), value) for value in values),
             cls=tuple(torch.full((len(imgs), 8), value) for value in values),
             valid=valid,
-            size=tuple(imgs.shape[-2:]),
+            input_size=tuple(imgs.shape[-2:]),
         )
 
 
 class EchoHead(nn.Module):
-    """Keeps what it was shown; takes hints."""
+    """Keeps its inputs; takes denoising queries."""
 
     def __init__(self, in_channels, strides, num_classes: int) -> None:
         super().__init__()
         self.facts = (tuple(in_channels), tuple(strides), num_classes)
 
-    def forward(self, features: Features, hints=None) -> PixelOutputs:
-        self.seen, self.hints = features, hints
-        return PixelOutputs(features.maps[0], features.size)
+    def forward(self, features: Features, denoising_queries=None) -> PixelOutputs:
+        self.seen, self.denoising_queries = features, denoising_queries
+        return PixelOutputs(features.maps[0], features.input_size)
 
 
 def plain(*layers: int, **arguments) -> dict:
@@ -74,7 +74,7 @@ def test_each_branch_sees_only_its_own_layers_in_its_own_order():
     seen = {name: network.heads[name].seen for name in network.names}
     assert {name: values(features) for name, features in seen.items()} == {'a': [2.5, 0.5], 'b': [0.5, 2.5], 'c': [2.0]}
     assert [cls.mean().item() for cls in seen['a'].cls] == [2.5, 0.5]
-    assert seen['a'].size == (8, 12)
+    assert seen['a'].input_size == (8, 12)
 
 
 def test_facts_flow_from_the_backbone_to_the_adapter_to_the_head():
@@ -86,10 +86,10 @@ def test_facts_flow_from_the_backbone_to_the_adapter_to_the_head():
 def test_hints_reach_only_the_branch_they_are_for():
     branches = {'a': branch(plain(0)), 'b': dict(adapter=plain(0), head=dict(type=LinearHead))}
     network = SharedNetwork(CountedBackbone(), branches, num_classes=dict(a=2, b=2))
-    network(torch.rand(1, 3, 8, 8), hints={'a': 'queries'})
-    assert network.heads['a'].hints == 'queries'
+    network(torch.rand(1, 3, 8, 8), training_inputs={'a': 'queries'})
+    assert network.heads['a'].denoising_queries == 'queries'
     network(torch.rand(1, 3, 8, 8))
-    assert network.heads['a'].hints is None
+    assert network.heads['a'].denoising_queries is None
 
 
 def test_a_image_ends_at_a_whole_cell_for_every_part():
@@ -176,7 +176,7 @@ def test_one_branch_learns_and_all_else_rests():
     network = SharedNetwork(MovingBackbone(), branches, num_classes=dict(old=2, new=3)).eval()
     imgs = torch.rand(2, 3, 8, 8)
     before = network(imgs)['old'].logits
-    network.learn_only('new')
+    network.freeze_except('new')
     network.train()
     assert {name for name, x in network.named_parameters() if x.requires_grad} == {
         f'heads.new.{name}' for name, _ in network.heads['new'].named_parameters()

@@ -27,20 +27,20 @@ def test_a_plane_of_one_cell_fades_to_zero_over_half_a_cell() -> None:
 
 
 def test_nothing_is_read_beyond_the_extents() -> None:
-    plane, points = torch.randn(1, 4, 4), torch.rand(1, 50, 2) * 4
-    small = sample_points(plane[:, :3, :2], points, torch.tensor([3.0, 2.0]))
-    plane[:, 3:], plane[:, :, 2:] = torch.nan, torch.nan
-    assert torch.equal(sample_points(plane, points, torch.tensor([[3.0, 2.0]])), small)
+    input_size, points = torch.randn(1, 4, 4), torch.rand(1, 50, 2) * 4
+    small = sample_points(input_size[:, :3, :2], points, torch.tensor([3.0, 2.0]))
+    input_size[:, 3:], input_size[:, :, 2:] = torch.nan, torch.nan
+    assert torch.equal(sample_points(input_size, points, torch.tensor([[3.0, 2.0]])), small)
 
 
 def test_points_have_the_gradient_of_grid_sample() -> None:
-    plane = torch.randn(2, 4, 6, dtype=torch.float64).float().requires_grad_()
+    input_size = torch.randn(2, 4, 6, dtype=torch.float64).float().requires_grad_()
     points = torch.rand(2, 9, 2)
-    sample_points(plane, points * torch.tensor([6.0, 4.0]), torch.tensor([4.0, 6.0])).square().sum().backward()
-    got, plane.grad = plane.grad, None
-    wanted = functional.grid_sample(plane[:, None], 2 * points[:, None] - 1, align_corners=False)
+    sample_points(input_size, points * torch.tensor([6.0, 4.0]), torch.tensor([4.0, 6.0])).square().sum().backward()
+    got, input_size.grad = input_size.grad, None
+    wanted = functional.grid_sample(input_size[:, None], 2 * points[:, None] - 1, align_corners=False)
     wanted.square().sum().backward()
-    assert torch.allclose(got, plane.grad, atol=1e-5)
+    assert torch.allclose(got, input_size.grad, atol=1e-5)
 
 
 def test_boxes_of_masks_are_those_of_pycocotools() -> None:
@@ -57,7 +57,7 @@ def test_labels_of_masks_are_those_of_the_whole_plane(monkeypatch) -> None:
     probs, masks = torch.rand(6, 4), 3 * torch.randn(6, 5, 8)
     full = functional.interpolate(masks[None], (20, 32), mode='bilinear')[..., :18, :30]
     full = functional.interpolate(full, (31, 41), mode='bilinear')[0]
-    geometry = dict(plane=(20, 32), crop=(18, 30), out=(31, 41))
+    geometry = dict(input_size=(20, 32), crop=(18, 30), out=(31, 41))
     assert torch.allclose(resize_masks(masks, **geometry), full, atol=1e-5)
     scores = (probs.T[:, :, None, None] * full.sigmoid()).sum(1)
     assert torch.allclose(class_scores(probs, full), scores, atol=1e-5)

@@ -58,7 +58,7 @@ def _assert_same(labels, full):
 def test_equals_the_naive_way(make, classes, geometry):
     size, plane, crop, out = geometry
     logits = make(classes, size)
-    labels = full_resolution_labels(logits, plane=plane, crop=crop, out=out)
+    labels = full_resolution_labels(logits, input_size=plane, crop=crop, out=out)
     assert labels.shape == out and labels.dtype == torch.uint8 and labels.is_contiguous()
     _assert_same(labels, _naive(logits, plane, crop, out))
 
@@ -101,22 +101,22 @@ def test_taps_are_weights_of_existing_cells(geometry):
 def test_ties_go_to_the_lowest_class():
     logits = torch.zeros(5, 6, 6)
     logits[2] = logits[4] = 1
-    labels = full_resolution_labels(logits, plane=(48, 48), crop=(48, 48), out=(60, 60))
+    labels = full_resolution_labels(logits, input_size=(48, 48), crop=(48, 48), out=(60, 60))
     assert (labels == 2).all()
     logits = torch.zeros(300, 2, 2)
-    assert not full_resolution_labels(logits, plane=(8, 8), crop=(8, 8), out=(8, 8)).any()
+    assert not full_resolution_labels(logits, input_size=(8, 8), crop=(8, 8), out=(8, 8)).any()
 
 
 def test_more_than_255_classes():
     logits = _sharp(300, (16, 16))
-    labels = full_resolution_labels(logits, plane=(64, 64), crop=(64, 60), out=(64, 60))
+    labels = full_resolution_labels(logits, input_size=(64, 64), crop=(64, 60), out=(64, 60))
     assert labels.dtype == torch.int16 and labels.max() > 255
     _assert_same(labels, _naive(logits, (64, 64), (64, 60), (64, 60)))
 
 
 def test_low_precision_and_gradients_do_not_matter():
     logits = _sharp(10, (8, 8)).bfloat16().requires_grad_()
-    labels = full_resolution_labels(logits, plane=(64, 64), crop=(64, 64), out=(64, 64))
+    labels = full_resolution_labels(logits, input_size=(64, 64), crop=(64, 64), out=(64, 64))
     _assert_same(labels, _naive(logits.detach().float(), (64, 64), (64, 64), (64, 64)))
 
 
@@ -125,16 +125,16 @@ def test_non_finite_logits_are_refused(value):
     logits = torch.zeros(3, 4, 4)
     logits[1, 2, 3] = value
     with pytest.raises(NumericsError, match='2.1% of the logits'):
-        full_resolution_labels(logits, plane=(8, 8), crop=(8, 8), out=(8, 8))
+        full_resolution_labels(logits, input_size=(8, 8), crop=(8, 8), out=(8, 8))
 
 
 def test_huge_finite_logits_are_accepted():
-    labels = full_resolution_labels(torch.full((3, 4, 4), 3e38), plane=(8, 8), crop=(8, 8), out=(8, 8))
+    labels = full_resolution_labels(torch.full((3, 4, 4), 3e38), input_size=(8, 8), crop=(8, 8), out=(8, 8))
     assert not labels.any()
 
 
 def test_a_crop_cannot_leave_the_plane():
     with pytest.raises(ValueError, match='cannot crop'):
-        full_resolution_labels(torch.zeros(3, 4, 4), plane=(8, 8), crop=(9, 8), out=(8, 8))
+        full_resolution_labels(torch.zeros(3, 4, 4), input_size=(8, 8), crop=(9, 8), out=(8, 8))
     with pytest.raises(ValueError, match='cannot crop'):
-        full_resolution_labels(torch.zeros(3, 4, 4), plane=(8, 8), crop=(8, 8), out=(0, 8))
+        full_resolution_labels(torch.zeros(3, 4, 4), input_size=(8, 8), crop=(8, 8), out=(0, 8))

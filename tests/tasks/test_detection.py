@@ -19,7 +19,7 @@ EMPTY = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)
 
 
 class Queries(nn.Module):
-    """The smallest detector with everything: proposals, two layers, and answers to hints."""
+    """The smallest detector with everything: proposals, two layers, and denoising queries."""
 
     def __init__(self, columns: int = NUM_CLASSES) -> None:
         super().__init__()
@@ -27,13 +27,13 @@ class Queries(nn.Module):
         self.names = nn.Embedding(NUM_CLASSES, 8)
         self.first, self.second, self.third = (nn.Linear(8, columns + 4) for _ in range(3))
 
-    def forward(self, sizes, hints=None):
+    def forward(self, sizes, denoising_queries=None):
         queries = self.content.weight.expand(len(sizes), -1, -1)
         outputs = self._read(queries, sizes)._replace(proposals=self._answer(self.first, queries, sizes))
-        if hints is None:
+        if denoising_queries is None:
             return outputs
-        noised = self._read(self.names(hints.labels) + hints.boxes.repeat(1, 1, 2), sizes)
-        return outputs._replace(denoising=noised, hints=hints)
+        noised = self._read(self.names(denoising_queries.labels) + denoising_queries.boxes.repeat(1, 1, 2), sizes)
+        return outputs._replace(denoising=noised, denoising_queries=denoising_queries)
 
     def _read(self, queries, sizes):
         earlier, last = (self._answer(layer, queries, sizes) for layer in (self.second, self.third))
@@ -56,7 +56,7 @@ def target_of(count):
 
 def losses_of(model, task, targets):
     sizes = torch.full((len(targets), 2), 64.0)
-    return task.loss(model(sizes, task.hints(targets, sizes)), targets)
+    return task.loss(model(sizes, task.training_inputs(targets, sizes)), targets)
 
 
 @pytest.mark.parametrize('part', PARTS, ids=lambda part: type(part).__name__)

@@ -14,7 +14,7 @@ from vitdense.errors import ConfigError
 from vitdense.ops.boxes import iou, to_xyxy
 from vitdense.tasks.detection import DetectionTask
 from vitdense.tasks.detection_losses import Focal, IouAware, SoftmaxCrossEntropy, Varifocal, box_losses
-from vitdense.tasks.matching import IGNORED, NOTHING, HungarianMatcher
+from vitdense.tasks.matching import IGNORED, NO_OBJECT, HungarianMatcher
 from vitdense.types import QueryOutputs, Target
 
 PARTS = (Focal(), Varifocal(), IouAware(), SoftmaxCrossEntropy())
@@ -95,7 +95,7 @@ def test_rf_detr_equals_transformers_with_its_groups_and_proposals(groups):
 
 def test_varifocal_equals_transformers():
     logits, boxes, wanted = torch.randn(1, 2, 6, 5), boxes_cxcywh(1, 2, 6), boxes_cxcywh(1, 2, 6)
-    labels = torch.full((1, 2, 6), NOTHING)
+    labels = torch.full((1, 2, 6), NO_OBJECT)
     labels[0, 0, 3], labels[0, 1, 5] = 2, 4
     ious = iou(to_xyxy(boxes), to_xyxy(wanted)).where(labels >= 0, 0)
     ours = Varifocal()(logits, labels, ious, torch.tensor(2.0))

@@ -13,11 +13,11 @@ from transformers.models.rt_detr.modeling_rt_detr import get_contrastive_denoisi
 
 from tests.heads.from_transformers import relative_error
 from tests.tasks.test_detection_losses import boxes_cxcywh, peer, scene
-from vitdense.heads.detr.queries import who_sees_whom
+from vitdense.heads.detr.queries import self_attention_mask
 from vitdense.tasks.denoising import SMALLEST, Denoising
 from vitdense.tasks.detection import DetectionTask
 from vitdense.tasks.detection_losses import IouAware, SoftmaxCrossEntropy, Varifocal
-from vitdense.tasks.matching import HungarianMatcher, Truth
+from vitdense.tasks.matching import HungarianMatcher, ObjectTargets
 from vitdense.types import QueryOutputs, Target
 
 SIZES = torch.tensor([[64.0, 96.0], [48.0, 80.0]])
@@ -105,36 +105,41 @@ def same_draws(monkeypatch) -> None:
 
 def test_noised_objects_and_what_they_see_equal_rt_detr(objects, same_draws):
     targets, theirs = objects
-    hints = Denoising(num_queries=8, label_noise=0.8, box_noise=0.9)(Truth.of(targets, SIZES), num_classes=5)
+    denoising_queries = Denoising(num_queries=8, label_noise=0.8, box_noise=0.9)(
+        ObjectTargets.of(targets, SIZES), num_classes=5
+    )
     labels, logits, mask, facts = get_contrastive_denoising_training_group(theirs, 5, 7, lambda x: x, 8, 0.8, 0.9)
-    assert hints.groups == facts['dn_num_group'] == 4
-    assert torch.equal(hints.labels, labels.long())
+    assert denoising_queries.groups == facts['dn_num_group'] == 4
+    assert torch.equal(denoising_queries.labels, labels.long())
     centers, sides = logits.sigmoid().split(2, dim=-1)
     wanted = torch.cat([centers, sides.clamp(min=SMALLEST)], dim=-1)  # theirs stop at 1e-5
-    assert torch.allclose(hints.boxes, wanted, atol=2e-5)
-    assert [row.nonzero().flatten().tolist() for row in hints.positive] == [
+    assert torch.allclose(denoising_queries.boxes, wanted, atol=2e-5)
+    assert [row.nonzero().flatten().tolist() for row in denoising_queries.positive] == [
         index.tolist() for index in facts['dn_positive_idx']
     ]
-    num_noised = hints.labels.shape[1]
+    num_noised = denoising_queries.labels.shape[1]
     order = [*range(7, 7 + num_noised), *range(7)]  # theirs has the noised queries in front
-    sees = who_sees_whom(7, 1, hints)[:, 0][:, order][:, :, order]
+    sees = self_attention_mask(7, 1, denoising_queries)[:, 0][:, order][:, :, order]
     assert torch.equal(sees, (mask == 0).expand_as(sees))
 
 
 def test_the_loss_of_denoising_and_its_gradients_equal_rt_detr(objects):
     targets, theirs = objects
-    hints = Denoising(num_queries=8)(Truth.of(targets, SIZES), num_classes=5)
+    denoising_queries = Denoising(num_queries=8)(ObjectTargets.of(targets, SIZES), num_classes=5)
     outputs, noised = (
-        QueryOutputs(torch.randn(2, count, 5), boxes_cxcywh(2, count), SIZES) for count in (9, hints.labels.shape[1])
+        QueryOutputs(torch.randn(2, count, 5), boxes_cxcywh(2, count), SIZES)
+        for count in (9, denoising_queries.labels.shape[1])
     )
     earlier = QueryOutputs(torch.randn_like(noised.class_logits), boxes_cxcywh(*noised.boxes.shape[:2]), SIZES)
     leaves = leaves_of(noised._replace(aux=(earlier,)))
     task = DetectionTask(num_classes=5, classification=Varifocal(), denoising=Denoising(num_queries=8))
-    ours = task.loss(outputs._replace(denoising=noised._replace(aux=(earlier,)), hints=hints), targets)
+    ours = task.loss(
+        outputs._replace(denoising=noised._replace(aux=(earlier,)), denoising_queries=denoising_queries), targets
+    )
 
     layers = [{'logits': each.class_logits, 'pred_boxes': each.boxes} for each in (earlier, noised)]
-    places = [row.nonzero().flatten() for row in hints.positive]
-    facts = {'dn_positive_idx': places, 'dn_num_group': hints.groups}
+    places = [row.nonzero().flatten() for row in denoising_queries.positive]
+    facts = {'dn_positive_idx': places, 'dn_num_group': denoising_queries.groups}
     peers = RTDetrLoss(RT_DETR)(
         {
             'logits': outputs.class_logits,

@@ -10,7 +10,7 @@ from torch.nn import functional
 from vitdense.errors import ConfigError, DataError, NumericsError
 from vitdense.tasks.mask_classification import InstanceTask, MaskSemanticTask, _full_masks
 from vitdense.tasks.mask_losses import MaskLoss
-from vitdense.tasks.mask_matching import MaskAnswers, MaskMatcher, MaskTruth
+from vitdense.tasks.mask_matching import LayerMaskPredictions, MaskMatcher, MaskTargets
 from vitdense.types import IGNORE, Meta, PixelOutputs, QueryOutputs, Target
 
 CLASSES = 4
@@ -23,7 +23,7 @@ def answers(size=(64, 96), batch: int = 2, queries: int = 7, stride: int = 4, la
         class_logits=torch.randn(batch, queries, CLASSES + 1),
         mask_logits=2 * torch.randn(batch, queries, height // stride, width // stride),
         sizes=torch.tensor([[float(height), float(width)]] * batch),
-        plane=size,
+        input_size=size,
         aux=tuple(answers(size, batch, queries, stride) for _ in range(layers)),
     )
 
@@ -78,8 +78,8 @@ def test_earlier_layers_are_trained_like_the_last() -> None:
 
 def test_a_crowd_is_nobodys_object() -> None:
     outputs, target = answers(batch=1), objects(3, crowd=(1,))
-    truth = MaskTruth.of_objects([target], torch.device('cpu'))
-    rows = MaskMatcher(num_points=50)(MaskAnswers.of(outputs), truth)
+    truth = MaskTargets.of_objects([target], torch.device('cpu'))
+    rows = MaskMatcher(num_points=50)(LayerMaskPredictions.of(outputs), truth)
     assert sorted(rows[rows >= 0].tolist()) == [0, 2]
     torch.manual_seed(0)
     losses = SMALL(outputs, truth)
@@ -89,7 +89,7 @@ def test_a_crowd_is_nobodys_object() -> None:
 def test_classes_of_a_label_map_are_its_objects() -> None:
     labels = torch.full((6, 8), 2, dtype=torch.uint8)
     labels[:2], labels[5] = 0, IGNORE
-    truth = MaskTruth.of_classes([labels, torch.full((4, 4), IGNORE, dtype=torch.uint8)], labels.device)
+    truth = MaskTargets.of_classes([labels, torch.full((4, 4), IGNORE, dtype=torch.uint8)], labels.device)
     assert truth.labels.tolist() == [0, 2] and truth.counts == (2, 0) and truth.images.tolist() == [0, 0]
     points = torch.tensor(
         [[0.5, 0.99], [0.5, 0.6], [1.0, 1.0]]
@@ -116,7 +116,7 @@ def test_ignored_pixels_do_not_count() -> None:
 def test_a_padded_image_costs_what_it_costs_alone() -> None:
     alone, target = answers((48, 64), batch=1), objects(3, (40, 60))
     masks = enlarged(alone.mask_logits, (16, 24))
-    padded = alone._replace(mask_logits=masks, plane=(64, 96))
+    padded = alone._replace(mask_logits=masks, input_size=(64, 96))
     losses = []
     for outputs in (alone, padded):
         torch.manual_seed(1)
@@ -164,7 +164,7 @@ def test_objects_without_masks_and_queries_without_masks_are_errors() -> None:
         with pytest.raises(DataError, match='objects without masks'):
             InstanceTask().loss(answers(batch=len(targets)), targets)
     for size in ((65, 96), (64, 97)):
-        with pytest.raises(ValueError, match='larger than the input plane'):
+        with pytest.raises(ValueError, match='larger than the padded input'):
             InstanceTask(losses=SMALL).loss(answers(), [objects(1), objects(1, size)])
     with pytest.raises(ConfigError, match='no masks'):
         InstanceTask().loss(answers(batch=1)._replace(mask_logits=None), [objects(1)])
@@ -177,7 +177,7 @@ def test_instances_are_masks_in_the_original_size_with_scores_and_boxes() -> Non
     logits[0, 0, 1], logits[0, 1, 2], logits[0, 2, CLASSES] = 20.0, 20.0, 20.0
     masks = torch.full((1, 3, 8, 8), -30.0)
     masks[0, 0, 2:4, 1:5], masks[0, 1, 6:] = 30.0, 1.0
-    outputs = QueryOutputs(logits, mask_logits=masks, sizes=torch.tensor([[32.0, 32.0]]), plane=(32, 32))
+    outputs = QueryOutputs(logits, mask_logits=masks, sizes=torch.tensor([[32.0, 32.0]]), input_size=(32, 32))
     found = InstanceTask(top_k=3).predict(outputs, [Meta(0, orig_size=(64, 48), size=(32, 24))])[0]
     assert found.labels.tolist()[:2] == [1, 2] and found.masks.shape[1:] == (64, 48)
     assert found.boxes[0].tolist() == [8.0, 16.0, 40.0, 32.0]
@@ -196,7 +196,7 @@ def test_the_loss_and_the_cost_at_a_single_point(monkeypatch) -> None:
     losses = InstanceTask(losses=MaskLoss(matcher=matcher, num_points=1)).loss(outputs, [target])
     assert losses['loss_mask'].item() == pytest.approx(5 * surprise, rel=1e-4)
     assert losses['loss_dice'].item() == pytest.approx(5 * dice, rel=1e-4)
-    costs = matcher.costs(MaskAnswers.of(outputs), MaskTruth.of_objects([target], torch.device('cpu')))
+    costs = matcher.costs(LayerMaskPredictions.of(outputs), MaskTargets.of_objects([target], torch.device('cpu')))
     chosen = outputs.class_logits.softmax(-1)[0, 0, 2].item()
     assert costs.item() == pytest.approx(5 * surprise + 5 * dice - 2 * chosen, rel=1e-4)
 

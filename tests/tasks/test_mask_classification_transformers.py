@@ -18,7 +18,7 @@ def outputs() -> QueryOutputs:
     logits = 3 * torch.randn(2, QUERIES, CLASSES + 1)
     logits[:, :3, CLASSES] += 8  # three queries see no object
     masks = functional.interpolate(4 * torch.randn(2, QUERIES, 3, 3), (24, 24), mode='bilinear')
-    return QueryOutputs(logits, mask_logits=masks, sizes=torch.full((2, 2), float(SIDE)), plane=(SIDE, SIDE))
+    return QueryOutputs(logits, mask_logits=masks, sizes=torch.full((2, 2), float(SIDE)), input_size=(SIDE, SIDE))
 
 
 @pytest.fixture

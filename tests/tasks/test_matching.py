@@ -7,7 +7,7 @@ from transformers.loss.loss_for_object_detection import HungarianMatcher as Detr
 from transformers.loss.loss_lw_detr import LwDetrHungarianMatcher
 
 from vitdense.errors import ConfigError, NumericsError
-from vitdense.tasks.matching import NOTHING, Answers, HungarianMatcher, Truth
+from vitdense.tasks.matching import NO_OBJECT, HungarianMatcher, LayerPredictions, ObjectTargets
 from vitdense.types import QueryOutputs, Target
 
 COUNTS = (3, 0, 7, 1)
@@ -21,12 +21,12 @@ def truth_of(counts=COUNTS, num_classes=5):
     total = sum(counts)
     images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     labels = torch.randint(num_classes, (total,))
-    return Truth(labels, boxes_cxcywh(total), images, torch.zeros(total, dtype=torch.bool), counts)
+    return ObjectTargets(labels, boxes_cxcywh(total), images, torch.zeros(total, dtype=torch.bool), counts)
 
 
 def answers_of(num_layers=1, num_queries=12, num_classes=5, groups=1, batch=4):
     shape = (num_layers, batch, num_queries)
-    return Answers(torch.randn(*shape, num_classes), boxes_cxcywh(*shape), groups)
+    return LayerPredictions(torch.randn(*shape, num_classes), boxes_cxcywh(*shape), groups)
 
 
 def theirs(matcher, answers, truth, *more):
@@ -34,7 +34,7 @@ def theirs(matcher, answers, truth, *more):
     per_image = zip(truth.labels.split(truth.counts), truth.boxes.split(truth.counts), strict=True)
     targets = [{'class_labels': labels, 'boxes': boxes} for labels, boxes in per_image]
     found = matcher({'logits': answers.logits[-1], 'pred_boxes': answers.boxes[-1]}, targets, *more)
-    rows = torch.full(answers.boxes.shape[1:3], NOTHING)
+    rows = torch.full(answers.boxes.shape[1:3], NO_OBJECT)
     for image, (queries, objects) in enumerate(found):
         rows[image, queries] = objects + truth.starts[image]
     return rows
@@ -63,7 +63,9 @@ def test_layers_and_decoders_together_are_as_each_alone():
     queries, proposals, truth = answers_of(num_layers=3), answers_of(num_queries=40, num_classes=1), truth_of()
     matcher = HungarianMatcher()
     together = matcher([queries, proposals], truth)
-    alone = [matcher([Answers(*(part[None] for part in pair))], truth)[0] for pair in zip(*queries[:2], strict=True)]
+    alone = [
+        matcher([LayerPredictions(*(part[None] for part in pair))], truth)[0] for pair in zip(*queries[:2], strict=True)
+    ]
     assert torch.equal(together[0], torch.cat(alone))
     assert torch.equal(together[1], matcher([proposals], truth)[0])
 
@@ -79,13 +81,13 @@ def test_all_costs_come_to_the_cpu_at_once(monkeypatch):
 def test_a_duplicate_never_matches_too():
     truth = truth_of((1,))
     logits, boxes = torch.zeros(1, 1, 4, 5), truth.boxes.expand(1, 1, 4, 4)
-    (rows,) = HungarianMatcher()([Answers(logits, boxes)], truth)
+    (rows,) = HungarianMatcher()([LayerPredictions(logits, boxes)], truth)
     assert (rows >= 0).sum() == 1
 
 
 def test_two_equal_objects_have_two_queries():
     one = truth_of((1,))
-    truth = Truth(*(torch.cat([field] * 2) for field in one[:4]), (2,))
+    truth = ObjectTargets(*(torch.cat([field] * 2) for field in one[:4]), (2,))
     (rows,) = HungarianMatcher()([answers_of(batch=1)], truth)
     assert sorted(rows[rows >= 0].tolist()) == [0, 1]
 
@@ -114,7 +116,7 @@ def test_crowds_belong_to_nobody():
 def test_the_image_decides_which_queries_are_candidates():
     truth = truth_of((1, 1))
     boxes = truth.boxes.flip(0)[:, None].repeat(1, 3, 1)  # every image predicts what the other one holds
-    (rows,) = HungarianMatcher()([Answers(torch.zeros(1, 2, 3, 5), boxes[None])], truth)
+    (rows,) = HungarianMatcher()([LayerPredictions(torch.zeros(1, 2, 3, 5), boxes[None])], truth)
     assert [sorted(row.tolist()) for row in rows[0]] == [[-1, -1, 0], [-1, -1, 1]]
 
 
@@ -123,7 +125,7 @@ def test_a_query_that_is_not_finite_is_taken_last(poison):
     answers, truth = answers_of(), truth_of()
     answers.logits[0, 0, 4] = answers.boxes[0, 2, 6] = poison
     (rows,) = HungarianMatcher()([answers], truth)
-    assert rows[0, 0, 4] == rows[0, 2, 6] == NOTHING
+    assert rows[0, 0, 4] == rows[0, 2, 6] == NO_OBJECT
     assert (rows[0] >= 0).sum(1).tolist() == list(COUNTS)
 
 
@@ -160,7 +162,7 @@ def test_truth_is_in_shares_of_each_images_region():
         Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)),
         Target(boxes=torch.tensor([[0.0, 0, 8, 8]]), labels=torch.tensor([1]), iscrowd=torch.tensor([True])),
     ]
-    truth = Truth.of(targets, torch.tensor([[80.0, 40.0], [1, 1], [1, 1], [16, 32]]))
+    truth = ObjectTargets.of(targets, torch.tensor([[80.0, 40.0], [1, 1], [1, 1], [16, 32]]))
     assert torch.allclose(truth.boxes, torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.125, 0.25, 0.25, 0.5]]))
     assert truth.counts == (1, 0, 0, 1) and truth.images.tolist() == [0, 3] and truth.starts.tolist() == [0, 1, 1, 1]
     assert truth.crowd.tolist() == [False, True]
@@ -168,7 +170,7 @@ def test_truth_is_in_shares_of_each_images_region():
 
 def test_answers_are_the_layers_in_order():
     layers = [QueryOutputs(torch.full((1, 2, 3), float(i)), torch.zeros(1, 2, 4)) for i in range(3)]
-    answers = Answers.of(layers[2]._replace(aux=tuple(layers[:2]), groups=2))
+    answers = LayerPredictions.of(layers[2]._replace(aux=tuple(layers[:2]), groups=2))
     assert answers.logits[:, 0, 0, 0].tolist() == [0, 1, 2] and answers.groups == 2
 
 

@@ -87,7 +87,7 @@ def test_low_precision_logits_and_autocast_give_a_float32_loss():
 
 def test_truth_larger_than_the_plane_is_refused():
     for size, plane in (((9, 8), (8, 8)), ((9, 8), (8, 16)), ((8, 9), (16, 8))):
-        with pytest.raises(ValueError, match='larger than the input plane'):
+        with pytest.raises(ValueError, match='larger than the padded input'):
             SemanticTask().loss(PixelOutputs(torch.randn(1, 3, 2, 2), plane), [Target(semantic=_labels(*size))])
 
 

@@ -130,7 +130,7 @@ class Finder(nn.Module):
 
     names, divisor, mean, std = ('det',), 8, (0.0,) * 3, (1.0,) * 3
 
-    def forward(self, imgs, valid=None, hints=None):
+    def forward(self, imgs, valid=None, training_inputs=None):
         height, width = imgs.shape[-2:]
         boxes, logits = [], []
         for img in imgs:

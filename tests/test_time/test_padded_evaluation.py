@@ -41,7 +41,7 @@ class Fixed(nn.Module):
         super().__init__()
         self.names, self.outputs, self.seen = (name,), outputs, []
 
-    def forward(self, imgs: Tensor, valid: Tensor | None = None, hints=None) -> dict:
+    def forward(self, imgs: Tensor, valid: Tensor | None = None, training_inputs=None) -> dict:
         self.seen.append((imgs, valid))
         return {self.names[0]: self.outputs(imgs) if callable(self.outputs) else self.outputs}
 
@@ -97,7 +97,9 @@ def test_mask_ap_of_two_halves_is_one(tiled):
     mask_logits[0, 0, :2], mask_logits[0, 1, 2:4], mask_logits[0, 2, 5:] = 1.0, 1.0, 1.0
     class_logits = torch.full((1, 3, 3), -9.0)
     class_logits[0, [0, 1, 2], [0, 1, 0]] = 9.0
-    outputs = QueryOutputs(class_logits, mask_logits=mask_logits, plane=(32, 32), sizes=torch.tensor([[32.0, 32.0]]))
+    outputs = QueryOutputs(
+        class_logits, mask_logits=mask_logits, input_size=(32, 32), sizes=torch.tensor([[32.0, 32.0]])
+    )
     masks = torch.zeros(2, 64, 128, dtype=torch.bool)
     masks[0, :32], masks[1, 32:] = True, True
     boxes = torch.tensor([[0.0, 0.0, 128.0, 32.0], [0.0, 32.0, 128.0, 64.0]])
@@ -129,7 +131,7 @@ def test_mask_ap_of_two_halves_is_one(tiled):
 def test_masks_are_undone_as_the_authors_undo_them():
     """tue-mps/eomt: to the square, cut to the scaled size, to the original size, each bilinear."""
     mask_logits = torch.randn(1, 5, 8, 8)
-    outputs = QueryOutputs(torch.randn(1, 5, 3), mask_logits=mask_logits, plane=(32, 32))
+    outputs = QueryOutputs(torch.randn(1, 5, 3), mask_logits=mask_logits, input_size=(32, 32))
     sample = Pipeline(SQUARE)(sample_of(50, 83))
     full = functional.interpolate(mask_logits, (32, 32), mode='bilinear')[..., : sample.meta.image_size[0], :]
     wanted = functional.interpolate(full, (50, 83), mode='bilinear')[0]
@@ -148,7 +150,7 @@ def test_label_maps_are_cut_to_the_image(name):
         outputs, task = PixelOutputs(logits, (32, 32)), SemanticTask()
     else:
         eye = torch.cat([9 * torch.eye(2), torch.full((2, 1), -9.0)], dim=1)[None]
-        outputs, task = QueryOutputs(eye, mask_logits=18 * logits - 9, plane=(32, 32)), MaskSemanticTask()
+        outputs, task = QueryOutputs(eye, mask_logits=18 * logits - 9, input_size=(32, 32)), MaskSemanticTask()
     sample = Pipeline(SQUARE)(sample_of())
     for tiler in (None, Tiler(32, 32), Tiler(32, 32, accumulate='labels')):
         network = Fixed('sem', outputs)
@@ -165,7 +167,7 @@ def test_windows_of_eomt_are_merged_by_the_mean_of_their_scores():
     def outputs(imgs: Tensor) -> QueryOutputs:
         first, second = next(probs)
         logits = torch.tensor([[[first, second, 1e-9]]]).log()
-        return QueryOutputs(logits, mask_logits=torch.full((1, 1, 8, 8), 20.0), plane=(32, 32))
+        return QueryOutputs(logits, mask_logits=torch.full((1, 1, 8, 8), 20.0), input_size=(32, 32))
 
     for accumulate in ('pixels', 'labels'):
         model = DenseModel(

@@ -58,7 +58,7 @@ def _slide(network, imgs, crop, stride):
 def test_equals_the_plain_loop(plane, crop, stride, batch):
     network, imgs = Network(), torch.randn(2, 3, *plane)
     answer = Tiler(crop, stride, batch=batch, divisor=8)(network, imgs)['sem']
-    assert answer.size == plane
+    assert answer.input_size == plane
     assert torch.allclose(answer.logits, _slide(network, imgs, crop, stride), atol=1e-6)
 
 
@@ -92,7 +92,7 @@ def test_windows_that_are_no_whole_patches_are_padded():
 def test_logits_are_averaged_on_the_grid_of_the_network():
     network, imgs = Network(), torch.randn(2, 3, 64, 96)
     answer = Tiler(30, 20, accumulate='logits', divisor=8, batch=2)(network, imgs)['sem']
-    assert answer.logits.shape == (2, 5, 8, 12) and answer.size == (64, 96)
+    assert answer.logits.shape == (2, 5, 8, 12) and answer.input_size == (64, 96)
     total, count = torch.zeros(2, 5, 8, 12), torch.zeros(8, 12)
     for top in (0, 16, 32):  # 20 and 32 pixels, rounded down to cells
         for left in (0, 16, 40, 56, 64):
@@ -133,7 +133,7 @@ def test_images_of_different_sizes_answer_as_alone(accumulate):
         valid[row, :height, :width] = True
     tiler = Tiler(32, 16, accumulate=accumulate, divisor=8)
     together = tiler(network, imgs, valid)
-    assert together['sem'].size == (64, 72)
+    assert together['sem'].input_size == (64, 72)
     for row, size in enumerate(sizes):
         height, width = (-(-side // 8) * 8 for side in size)
         alone = tiler(network, imgs[row : row + 1, :, :height, :width])

@@ -38,7 +38,7 @@ def test_probabilities_are_averaged_over_scales_and_mirror_images():
             logits = answer['sem'].logits.flip(-1) if flip else answer['sem'].logits
             pixels.append(functional.interpolate(logits, (32, 48), mode='bilinear').softmax(1))
             images.append(answer['cls'].logits.softmax(1))
-    assert outputs['sem'].size == (32, 48)
+    assert outputs['sem'].input_size == (32, 48)
     assert torch.allclose(outputs['sem'].logits.exp(), torch.stack(pixels).mean(0), atol=1e-6)
     assert torch.allclose(outputs['cls'].logits.exp(), torch.stack(images).mean(0), atol=1e-6)
 

@@ -72,7 +72,7 @@ def model_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope='module')
 def detector_folder(tmp_path_factory) -> Path:
     """A tiny random detector as training would leave it."""
-    head = dict(type=path_of(DetrHead), channels=16, num_heads=2, hidden=16, num_queries=4)
+    head = dict(type=path_of(DetrHead), channels=16, num_heads=2, ffn_dim=16, num_queries=4)
     head |= dict(num_encoder_layers=1, num_decoder_layers=1)
     backbone = dict(type=path_of(ViT), name='vit_tiny_patch16_224', img_size=64)
     backbone |= dict(timm_args=dict(embed_dim=24, depth=2, num_heads=2))

@@ -18,7 +18,7 @@ TINY = (
     "+model.network.backbone.timm_args=dict(embed_dim=24,num_heads=2)",
     'model.network.branches.det.adapter.channels=32',
     'model.network.branches.det.head.channels=32',
-    'model.network.branches.det.head.hidden=32',
+    'model.network.branches.det.head.ffn_dim=32',
     'model.network.branches.det.head.num_queries=10',
     'train_dataloader.num_workers=0',
     'val_dataloader.num_workers=0',

@@ -55,7 +55,7 @@ model = dict(
         branches=dict(
             sem=dict(adapter=dict(type=PlainMaps), head=dict(type=LinearHead, norm='none')),
             det=dict(adapter=dict(type=SimplePyramid, channels=16), head=dict(
-                type=DeformableDetrHead, channels=16, num_levels=4, num_queries=6, hidden=16, num_heads=2,
+                type=DeformableDetrHead, channels=16, num_levels=4, num_queries=6, ffn_dim=16, num_heads=2,
                 num_encoder_layers=0, num_decoder_layers=1, dropout=0.0, two_stage=True)),
             cls=dict(adapter=dict(type=PlainMaps), head=dict(type=ClassHead)),
         ),
@@ -239,7 +239,7 @@ def test_a_dry_run_on_one_image_has_all_branches(joint):
     batch = worst_batch(runner.train_dataloader.dataset.dataset, 2)
     assert _Step(runner, wrapper, batch).measure(1).peak > 0
     assert all(parameter in wrapper.optimizer.state for parameter in wrapper.parameters)  # its image has one label
-    assert runner.network_model.rest_unlabelled
+    assert runner.network_model.skip_unlabelled
 
 
 def test_weights_scale_the_sum_and_not_the_log(joint, tmp_path):

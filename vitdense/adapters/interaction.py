@@ -42,9 +42,9 @@ class Cells(NamedTuple):
         return [part.unflatten(1, grid).permute(0, 3, 1, 2) for part, grid in zip(parts, self.grids, strict=True)]
 
     def places(self, others: Cells, like: Tensor) -> Tensor:
-        """Return (B, S, L, 2): where the middle of each cell lies, (x, y) in [0, 1] of the plane of each of `others`.
+        """Return (B, S, L, 2): where the middle of each cell lies, (x, y) in [0, 1] of the maps of each of `others`.
 
-        Planes begin at one corner and each is as long as its cells; where a stride does not divide the image they
+        Maps begin at one corner and each is as long as its cells; where a stride does not divide the image they
         end at different pixels, so the same place is another share of each. `like` (B, ...) gives device and batch.
         """
         dtype = torch.promote_types(like.dtype, torch.float32)
@@ -83,7 +83,7 @@ class Injector(nn.Module):
     def forward(self, patches: Tensor, places: Tensor, spatial: Tensor, cells: Cells) -> Tensor:
         """Return `patches` (B, N, C) with what they read from `spatial` (B, S, C), which lie in `cells`.
 
-        `places` (B, N, levels, 2) are those of the patches in the planes of `cells`.
+        `places` (B, N, levels, 2) are those of the patches in the maps of `cells`.
         """
         read = self.attn(self.query_norm(patches), places, self.feat_norm(spatial), cells.grids, cells.valid)
         return patches + self.gamma * read
@@ -121,7 +121,7 @@ class Extractor(nn.Module):
     def forward(self, spatial: Tensor, cells: Cells, places: Tensor, patches: Tensor, patch_cells: Cells) -> Tensor:
         """Return `spatial` (B, S, C), which lie in `cells`, with what they read from `patches` (B, N, C).
 
-        `places` (B, S, 1, 2) are those of the spatial features in the plane of `patch_cells`.
+        `places` (B, S, 1, 2) are those of the spatial features in the map of `patch_cells`.
         """
         queries, values = self.query_norm(spatial), self.feat_norm(patches)
         spatial = spatial + self.attn(queries, places, values, patch_cells.grids, patch_cells.valid)
@@ -133,11 +133,11 @@ class Extractor(nn.Module):
 class ConvFFN(nn.Module):
     """A feed-forward layer with a 3x3 depthwise convolution, shared by all levels, before its GELU (PVTv2)."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, ffn_dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.dwconv = nn.Conv2d(hidden, hidden, kernel_size=3, padding=1, groups=hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = nn.Linear(dim, ffn_dim)
+        self.dwconv = nn.Conv2d(ffn_dim, ffn_dim, kernel_size=3, padding=1, groups=ffn_dim)
+        self.fc2 = nn.Linear(ffn_dim, dim)
         self.apply(init_weights)
 
     def forward(self, x: Tensor, cells: Cells) -> Tensor:

@@ -115,7 +115,7 @@ class ViTAdapter(nn.Module):
             layers=tuple(zero_padding(self.vit.fold(seen), patch_cells.extents[0]) for seen in read),
             cls=tuple(seen.x[:, 0] for seen in read) if self.has_cls else (),
             valid=valid,
-            size=tuple(imgs.shape[-2:]),
+            input_size=tuple(imgs.shape[-2:]),
         )
 
     def read_classifier(self) -> Classifier:

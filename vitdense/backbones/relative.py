@@ -26,31 +26,40 @@ class RelativeBias(nn.Module):
         offsets = (2 * grid[0] - 1) * (2 * grid[1] - 1)
         self.table = nn.Parameter(torch.zeros(offsets + 3, num_heads))
 
-    def forward(self, grid: tuple[int, int], grids: Sequence[tuple[int, int]] | None, num_lead: int) -> Tensor:
-        """Return what is added to the scores, (1 or B, heads, N, N), for patches of `grid` behind `num_lead` tokens.
+    def forward(
+        self, grid: tuple[int, int], grids: Sequence[tuple[int, int]] | None, num_special_tokens: int
+    ) -> Tensor:
+        """Return what is added to the scores, (1 or B, heads, N, N), for patches of `grid` behind `num_special_tokens`
+        tokens.
 
         Where `grids` are given, each image has the offsets of its own; those to its padding mean nothing.
         """
         if grids is None:
-            plane = self._offsets(grid)[None]
+            table = self._offsets(grid)[None]
         else:
-            planes = {own: _widened(self._offsets(own), own, grid) for own in set(grids)}
-            plane = torch.stack([planes[own] for own in grids])
-        keys = plane.unfold(2, grid[0], 1).unfold(3, grid[1], 1).flip(4, 5)  # of query (y, x): (b, heads, y, x, h, w)
+            tables = {own: _widened(self._offsets(own), own, grid) for own in set(grids)}
+            table = torch.stack([tables[own] for own in grids])
+        keys = table.unfold(2, grid[0], 1).unfold(3, grid[1], 1).flip(4, 5)  # of query (y, x): (b, heads, y, x, h, w)
         patches = keys.flatten(2, 3).flatten(3, 4)  # -> (b, heads, h * w, h * w)
-        if not num_lead:
+        if not num_special_tokens:
             return patches
         batch, heads, cells = patches.shape[:3]
         down, up, among = self.table[-3:, None, :, None, None].expand(-1, batch, -1, -1, -1)  # 3 x (b, heads, 1, 1)
-        lead = torch.cat([among.expand(-1, -1, num_lead, num_lead), down.expand(-1, -1, num_lead, cells)], dim=3)
-        return torch.cat([lead, torch.cat([up.expand(-1, -1, cells, num_lead), patches], dim=3)], dim=2)
+        lead = torch.cat(
+            [
+                among.expand(-1, -1, num_special_tokens, num_special_tokens),
+                down.expand(-1, -1, num_special_tokens, cells),
+            ],
+            dim=3,
+        )
+        return torch.cat([lead, torch.cat([up.expand(-1, -1, cells, num_special_tokens), patches], dim=3)], dim=2)
 
     def _offsets(self, grid: tuple[int, int]) -> Tensor:
         """Return the bias of each offset, (heads, 2h - 1, 2w - 1)."""
-        plane = self.table[:-3].T.unflatten(1, [2 * side - 1 for side in self.grid])
+        table = self.table[:-3].T.unflatten(1, [2 * side - 1 for side in self.grid])
         if tuple(grid) == self.grid:
-            return plane
-        return functional.interpolate(plane[None], size=[2 * side - 1 for side in grid], mode='bilinear')[0]
+            return table
+        return functional.interpolate(table[None], size=[2 * side - 1 for side in grid], mode='bilinear')[0]
 
 
 def add_bias(model: nn.Module, *, windowed: bool) -> None:
@@ -90,7 +99,7 @@ def _dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def _widened(plane: Tensor, own: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+def _widened(table: Tensor, own: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """Lay the offsets of a small grid into the middle of those of a larger one."""
     down, right = grid[0] - own[0], grid[1] - own[1]
-    return functional.pad(plane, (right, right, down, down))
+    return functional.pad(table, (right, right, down, down))

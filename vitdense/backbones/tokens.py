@@ -22,9 +22,9 @@ class Tokens(NamedTuple):
     layout: Layout | None = None  # how x is cut into windows; rope and mask stay those of the whole
 
     @property
-    def num_lead(self) -> int:
+    def num_special_tokens(self) -> int:
         """How many tokens stand before the patches: prefix and inserted ones."""
-        return self.x.shape[1] - self.grid[0] * self.grid[1] if self.layout is None else self.layout.num_lead
+        return self.x.shape[1] - self.grid[0] * self.grid[1] if self.layout is None else self.layout.num_special_tokens
 
 
 def cut(tokens: Tokens, windows: WindowPartition, layout: Layout | None = None) -> Tokens:
@@ -33,7 +33,9 @@ def cut(tokens: Tokens, windows: WindowPartition, layout: Layout | None = None) 
     """
     if layout is None:
         batch = tokens.x.shape[0]
-        layout = windows.layout(tokens.grid, tokens.grids, tokens.num_lead, batch=batch, device=tokens.x.device)
+        layout = windows.layout(
+            tokens.grid, tokens.grids, tokens.num_special_tokens, batch=batch, device=tokens.x.device
+        )
     return tokens._replace(x=layout.cut(tokens.x), layout=layout)
 
 
@@ -60,7 +62,7 @@ def keep(tokens: Tokens, rows: Tensor, *, prefix: int, mixed: bool) -> Tokens:
 
     `prefix` tokens are not rotated; a `mixed` rotation leads with the blocks.
     """
-    ahead = tokens.num_lead
+    ahead = tokens.num_special_tokens
     before = torch.arange(ahead, device=rows.device).expand(len(rows), -1)
     index = torch.cat([before, rows + ahead], dim=1)  # (B, N')
     x = torch.take_along_dim(tokens.x, index[..., None], dim=1)

@@ -169,7 +169,7 @@ class ViT(nn.Module):
             layers=tuple(without_padding(self.fold(seen[request]), tokens) for request in requests),
             cls=tuple(seen[request].x[:, 0] for request in requests) if self.has_cls else (),
             valid=valid,
-            size=tuple(imgs.shape[-2:]),
+            input_size=tuple(imgs.shape[-2:]),
         )
 
     def embed(self, imgs: Tensor, valid: Tensor | None = None) -> Tokens:
@@ -236,7 +236,12 @@ class ViT(nn.Module):
         """Run blocks; what windowed blocks leave stays cut, so that no reading in between changes what follows."""
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         layout = tokens.layout
-        each = self.windows is not None and self.windows.prefix == 'each' and attn_mask is None and tokens.num_lead > 0
+        each = (
+            self.windows is not None
+            and self.windows.prefix == 'each'
+            and attn_mask is None
+            and tokens.num_special_tokens > 0
+        )
         for index in range(start, stop):
             if index not in self._windowed and not each:
                 tokens = whole(tokens)

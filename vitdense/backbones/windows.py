@@ -73,35 +73,35 @@ class WindowPartition:
         self,
         grid: tuple[Side, Side],
         grids: Sequence[tuple[int, int]] | None,
-        num_lead: int,
+        num_special_tokens: int,
         *,
         batch: Side,
         device: torch.device,
     ) -> Layout:
-        """Return how `batch` images of `grid` cells, and `num_lead` tokens before them, are cut.
+        """Return how `batch` images of `grid` cells, and `num_special_tokens` tokens before them, are cut.
 
         `grids` are the cells of each image where some are padded: a split is then of the image's own grid.
         """
         (rows, height), (columns, width) = (self._axis(axis, grid, grids, device) for axis in (0, 1))
         across = columns.cell.shape[1]
         count, cells = rows.cell.shape[1] * across, height * width
-        total, length = num_lead + grid[0] * grid[1], num_lead + cells
+        total, length = num_special_tokens + grid[0] * grid[1], num_special_tokens + cells
         images = torch.arange(batch, device=device)[:, None, None]
         cell = _crossed(rows.cell)[0] * grid[1] + _crossed(columns.cell)[1]  # (b, p, q, r, c): b is 1 or B
         cell = cell.flatten(1, 2).flatten(2).expand(batch, -1, -1)  # -> (B, windows, cells)
         inside = (_crossed(rows.inside)[0] & _crossed(columns.inside)[1]).flatten(1, 2).flatten(2).expand(batch, -1, -1)
-        lead = torch.arange(num_lead, device=device).expand(batch, count, -1)
+        lead = torch.arange(num_special_tokens, device=device).expand(batch, count, -1)
         window = rows.window[:, :, None] * across + columns.window[:, None]  # (b, h, w)
         place = rows.place[:, :, None] * width + columns.place[:, None]
         full = grids is None and rows.full and columns.full
         return Layout(
-            index=(torch.cat([lead, num_lead + cell], dim=2) + images * total).flatten(0, 1),
-            back=(window * length + num_lead + place).flatten(1) + images[:, 0] * count * length,
+            index=(torch.cat([lead, num_special_tokens + cell], dim=2) + images * total).flatten(0, 1),
+            back=(window * length + num_special_tokens + place).flatten(1) + images[:, 0] * count * length,
             shows=None if full else inside.any(2),
-            mask=None if full else _mask(inside, num_lead),
+            mask=None if full else _mask(inside, num_special_tokens),
             count=count,
             window=(height, width),
-            num_lead=num_lead,
+            num_special_tokens=num_special_tokens,
         )
 
     def _axis(
@@ -154,10 +154,10 @@ def _cut_axis(
     )
 
 
-def _mask(inside: Tensor, num_lead: int) -> Tensor:
+def _mask(inside: Tensor, num_special_tokens: int) -> Tensor:
     """Return who may be attended to in each window, (B, windows, cells) -> (B * windows, 1, 1, L)."""
-    mask = functional.pad(inside.flatten(0, 1), (num_lead, 0), value=True)
-    if not num_lead:
+    mask = functional.pad(inside.flatten(0, 1), (num_special_tokens, 0), value=True)
+    if not num_special_tokens:
         mask = mask | ~mask.any(1, keepdim=True)  # nobody reads a window of padding, but it must stay finite
     return mask[:, None, None]
 
@@ -176,7 +176,7 @@ class Layout(NamedTuple):
     mask: Tensor | None  # (B * windows, 1, 1, L) bool, False = padding; None: there is none
     count: Side  # windows of an image
     window: tuple[Side, Side]  # cells of a window
-    num_lead: int  # tokens before the patches
+    num_special_tokens: int  # tokens before the patches
 
     def cut(self, x: Tensor) -> Tensor:
         """Return the windows of x, (B, N, C) -> (B * windows, L, C)."""
@@ -186,9 +186,9 @@ class Layout(NamedTuple):
     def join(self, x: Tensor) -> Tensor:
         """Return the windows put together, (B * windows, L, C) -> (B, N, C)."""
         patches = functional.embedding(self.back, x.flatten(0, 1))
-        if not self.num_lead:
+        if not self.num_special_tokens:
             return patches
-        lead = x[:, : self.num_lead].unflatten(0, (self.back.shape[0], self.count))  # (B, windows, lead, C)
+        lead = x[:, : self.num_special_tokens].unflatten(0, (self.back.shape[0], self.count))  # (B, windows, lead, C)
         if self.shows is None:
             return torch.cat([lead.mean(1), patches], dim=1)
         shows = self.shows.to(x.dtype)[:, :, None, None]
@@ -223,7 +223,7 @@ class Layout(NamedTuple):
 
     def merged_rotation(self, rope: Tensor, grid: tuple[Side, Side]) -> Tensor:
         """Return the rotation of such a row: `rope` of one block, (..., n, 2d) -> (B, 1 or heads, n', 2d)."""
-        prefix = self.num_lead + grid[0] * grid[1] - rope.shape[-2]
+        prefix = self.num_special_tokens + grid[0] * grid[1] - rope.shape[-2]
         rope = not_rotated(rope, prefix)
         rope = rope[(None,) * (4 - rope.ndim)].expand(self.back.shape[0], -1, -1, -1).transpose(1, 2)
         row = self.merge(self.cut(rope.flatten(2)))  # (B, N, heads, 2d) -> (B, windows * L, heads * 2d)

@@ -184,11 +184,11 @@ class _Step:
         batch = Batch(self.batch.imgs[:number], self.batch.targets[:number], self.batch.metas[:number])
         self.wrapper.initialize_count_status(self.runner.model, 0, 1)  # a step of the optimizer after this one batch
         self.runner.model.train()
-        self.runner.network_model.rest_unlabelled = False
+        self.runner.network_model.skip_unlabelled = False
         try:
             self.runner.model.train_step(batch, self.wrapper)
         finally:
-            self.runner.network_model.rest_unlabelled = True
+            self.runner.network_model.skip_unlabelled = True
         if self.runner.device.type == 'cuda':
             torch.cuda.synchronize(self.runner.device)
 

@@ -35,7 +35,7 @@ LIMITS: dict[str, Limits] = {
     **dict.fromkeys(('img_size', 'patch_size', 'max_size', 'size', 'sizes', 'stride', 'divisor', 'split'), SIZE),
     **dict.fromkeys(('crop', 'before', 'pool_scales', 'max_pixels'), SIZE),
     **dict.fromkeys(('channels', 'aux_channels', 'prior_channels', 'decoder_channels', 'detail_channels'), SIZE),
-    **dict.fromkeys(('embed_dim', 'hidden', 'rank', 'groups', 'cross_heads', 'decoder_heads', 'decoder_depth'), SIZE),
+    **dict.fromkeys(('embed_dim', 'ffn_dim', 'rank', 'groups', 'cross_heads', 'decoder_heads', 'decoder_depth'), SIZE),
     **dict.fromkeys(('depth', 'bins', 'batch', 'batches', 'interval', 'top_k', 'steps', 'proposals_per_object'), SIZE),
     **dict.fromkeys(('temperature', 'scale', 'scales', 'ratio', 'radius', 'ffn_ratio'), POSITIVE),
     **dict.fromkeys(('deform_ratio', 'value_ratio', 'mlp_ratio', 'oversample'), POSITIVE),

@@ -73,7 +73,7 @@ class DPTHead(nn.Module):
         if self.upsample:
             logits = double(logits, extents)
         aux = (hold_edges(self.aux(fused), extents),) if self.aux is not None and self.training else ()
-        return PixelOutputs(logits, features.size, aux)
+        return PixelOutputs(logits, features.input_size, aux)
 
 
 class Fusion(nn.Module):

@@ -55,7 +55,7 @@ class LinearHead(nn.Module):
         size = tuple(features.maps[0].shape[-2:])
         x = self._join([resize(x, size, extent) for x, extent in zip(features.maps, extents, strict=True)])
         logits = self.classifier(self.norm(self.dropout(x)))
-        return PixelOutputs(hold_edges(logits, extents[0]), features.size)  # logits will be resized too
+        return PixelOutputs(hold_edges(logits, extents[0]), features.input_size)  # logits will be resized too
 
     @staticmethod
     def _join(maps: Sequence[Tensor]) -> Tensor:

@@ -71,7 +71,7 @@ class UPerNetHead(nn.Module):
         aux = ()
         if self.aux is not None and self.training:
             aux = (hold_edges(self.aux(maps[self.aux_index]), extents[self.aux_index]),)
-        return PixelOutputs(hold_edges(logits, extents[0]), features.size, aux)  # logits will be resized too
+        return PixelOutputs(hold_edges(logits, extents[0]), features.input_size, aux)  # logits will be resized too
 
     def _pyramid(self, maps: Sequence[Tensor], extents: Sequence[Tensor | None]) -> list[Tensor]:
         """Return one (B, channels, h_i, w_i) for each map, each informed by all coarser ones."""
@@ -105,7 +105,7 @@ class PyramidPooling(nn.Module):
     """The pyramid pooling module of PSPNet (Zhao et al. 2017, section 3.2) with its 3x3 bottleneck.
 
     The map is averaged into s x s bins for every s of `scales`, projected to `channels`, resized back, concatenated
-    with the map itself and fused. Bins divide each image, not the padded plane it lies in. `norm`: see `ConvBlock`.
+    with the map itself and fused. Bins divide each image, not the padded input. `norm`: see `ConvBlock`.
 
     Raises ValueError for scales that are no numbers from 1 to 64.
     """

@@ -60,7 +60,7 @@ class DeformableAttention(nn.Module):
         """Return (B, Q, dim): what `queries` (B, Q, dim) read from `values` (B, S, dim).
 
         `values` are the cells of all levels, row by row, as `grids` [(h, w), ...] says. `references` (B, Q, levels, 2)
-        are (x, y), or (B, Q, levels, 4) boxes cxcywh, in [0, 1] of the whole plane of each level (with its padding:
+        are (x, y), or (B, Q, levels, 4) boxes cxcywh, in [0, 1] of the whole map of each level (with its padding:
         multiply by the valid ratios before). Offsets count cells of the level around a point; around a box they count
         half boxes divided by `num_points`. Cells that are not `valid` (B, S) read as zeros. Raises ValueError for
         shapes that do not fit.

@@ -188,6 +188,6 @@ def take_over(model: DenseModel, cfg: Config, trained: Trained, *, load: bool) -
         if trained.recipe is not None:
             state = {key: value for key, value in state.items() if key.startswith('network.')}
         load_weights(model, state, where=trained.where, partial=[name])
-    model.network.learn_only(name)
+    model.network.freeze_except(name)
     others = [other for other in model.network.names if other != name]
     logger.info("the head '%s' learns; the backbone and %s rest", name, ', '.join(others) or 'nothing else')

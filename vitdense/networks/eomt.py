@@ -35,7 +35,7 @@ class EoMT(nn.Module):
     0, the block is one of a plain ViT. The shares are a buffer and part of the weights. Which queries are masked is
     drawn anew for every image in training, and in evaluation always the same, evenly spread.
 
-    Answers to the name `name`: `QueryOutputs` with class and mask logits; in training `aux` has the answers before each
+    Outputs to the name `name`: `QueryOutputs` with class and mask logits; in training `aux` has the answers before each
     of the blocks. Names of parameters are those of the published weights: `q`, `class_head`, `mask_head`, `upscale`.
 
     Raises ConfigError where the number of classes is unknown, or the ViT has too few blocks or windows in those blocks.
@@ -75,12 +75,12 @@ class EoMT(nn.Module):
         self.register_load_state_dict_post_hook(_read_masking)
 
     def forward(
-        self, imgs: Tensor, valid: Tensor | None = None, hints: Mapping[str, Any] | None = None
+        self, imgs: Tensor, valid: Tensor | None = None, training_inputs: Mapping[str, Any] | None = None
     ) -> dict[str, QueryOutputs]:
         """Answer a batch: `imgs` (B, 3, H, W) float32 normalised, H and W multiples of `divisor`.
 
-        `valid` (B, H, W) bool is False on padding, where mask logits repeat the edge of the image. `hints` are not
-        used.
+        `valid` (B, H, W) bool is False on padding, where mask logits repeat the edge of the image. `training_inputs`
+        are not used.
         """
         if valid is not None:
             valid = whole_cells(valid, self.divisor)
@@ -91,11 +91,11 @@ class EoMT(nn.Module):
         for place, masked in enumerate(self._masked):
             mask = None
             if masked or self.training:
-                earlier.append(self._answer(tokens, imgs, valid))
+                earlier.append(self._predict(tokens, imgs, valid))
             if masked:
                 mask = self._attention(tokens, earlier[-1].mask_logits.detach(), self.attn_mask_probs[place])
             tokens = self.backbone.run(tokens, first + place, first + place + 1, attn_mask=mask)
-        outputs = self._answer(tokens, imgs, valid)
+        outputs = self._predict(tokens, imgs, valid)
         return {self.names[0]: outputs._replace(aux=tuple(earlier)) if self.training else outputs}
 
     def set_masking(self, shares: Sequence[float]) -> None:
@@ -108,7 +108,7 @@ class EoMT(nn.Module):
         self.attn_mask_probs.copy_(torch.tensor(shares))
         self._masked = tuple(share > 0 for share in shares)
 
-    def _answer(self, tokens: Tokens, imgs: Tensor, valid: Tensor | None) -> QueryOutputs:
+    def _predict(self, tokens: Tokens, imgs: Tensor, valid: Tensor | None) -> QueryOutputs:
         """Return what the queries say at this point."""
         tokens = self.backbone.norm(tokens)
         start = self.backbone.num_prefix_tokens
@@ -120,12 +120,12 @@ class EoMT(nn.Module):
             extents = map_extents(valid, stride, (2 * maps.shape[-2], 2 * maps.shape[-1]))
             maps = block(maps, extents)
         mask_logits = torch.einsum('bqc,bchw->bqhw', self.mask_head(queries), maps)
-        plane = (imgs.shape[-2], imgs.shape[-1])
+        input_size = (imgs.shape[-2], imgs.shape[-1])
         return QueryOutputs(
             class_logits=self.class_head(queries),
             mask_logits=hold_edges(mask_logits, extents),
-            sizes=region_sizes(valid, imgs, plane),
-            plane=plane,
+            sizes=region_sizes(valid, imgs, input_size),
+            input_size=input_size,
         )
 
     def _attention(self, tokens: Tokens, mask_logits: Tensor, share: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class EoMT(nn.Module):
         seen = functional.interpolate(mask_logits, tokens.grid, mode='bilinear', align_corners=False) > 0
         free = self._noise(seen) > share  # (B, Q) or (Q,)
         batch, total = tokens.x.shape[:2]
-        start, stop = self.backbone.num_prefix_tokens, tokens.num_lead
+        start, stop = self.backbone.num_prefix_tokens, tokens.num_special_tokens
         mask = torch.ones(batch, 1, total, total, dtype=torch.bool, device=seen.device)
         mask[:, 0, start:stop, stop:] = seen.flatten(2) | free[..., None]
         return mask

@@ -73,16 +73,16 @@ class MaskedAutoencoder(nn.Module):
         self._begin(fresh)
 
     def forward(
-        self, imgs: Tensor, valid: Tensor | None = None, hints: Mapping[str, Any] | None = None
+        self, imgs: Tensor, valid: Tensor | None = None, training_inputs: Mapping[str, Any] | None = None
     ) -> dict[str, ReconstructionOutputs]:
         """Hide patches of `imgs` (B, 3, H, W), float32 normalised, and paint them.
 
-        `hints[name]` (B, L) is the noise by which patches are hidden: those with the least noise are seen. Raises
-        DataError for a batch with padding: images of one batch have one size.
+        `training_inputs[name]` (B, L) is the noise by which patches are hidden: those with the least noise are seen.
+        Raises DataError for a batch with padding: images of one batch have one size.
         """
         _check_padding(valid)
         grid = (imgs.shape[-2] // self.patch_size, imgs.shape[-1] // self.patch_size)
-        noise = (hints or {}).get(self.names[0])
+        noise = (training_inputs or {}).get(self.names[0])
         if noise is None:
             noise = self._noise(len(imgs), grid[0] * grid[1], imgs.device)
         order = noise.argsort(dim=1)  # (B, L) patches, those that are seen first

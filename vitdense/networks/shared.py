@@ -58,9 +58,9 @@ class SharedNetwork(nn.Module):
         self.mean = tuple(self.backbone.mean)
         self.std = tuple(self.backbone.std)
         self._wanted = {name: _blocks(name, adapter, self.backbone.depth) for name, adapter in self.adapters.items()}
-        self.learning = self.names  # the branches that run in training
-        self._rests = False  # whether all but `learning` is frozen
-        _freeze_unread(self.backbone, self._union(self.names))
+        self.trainable_branches = self.names  # those that run in training
+        self._others_frozen = False  # all parts but those of `trainable_branches`
+        _freeze_unused(self.backbone, self._union(self.names))
         for name, head in self.heads.items():
             if getattr(head, 'pretrained', False):
                 self._load_classifier(name)
@@ -69,48 +69,49 @@ class SharedNetwork(nn.Module):
         self,
         imgs: Tensor,
         valid: Tensor | None = None,
-        hints: Mapping[str, Any] | None = None,
+        training_inputs: Mapping[str, Any] | None = None,
         names: tuple[str, ...] | None = None,
     ) -> dict[str, Outputs]:
-        """Answer a batch: `imgs` (B, 3, H, W) float32 normalised, H and W multiples of `divisor`.
+        """Return the outputs of a batch: `imgs` (B, 3, H, W) float32 normalised, H and W multiples of `divisor`.
 
-        `valid` (B, H, W) bool is False on padding. `hints` are training-only inputs by branch; a head that has some
-        is called with `hints=`. Only the branches `names` answer; without it all of them, in training mode `learning`.
+        `valid` (B, H, W) bool is False on padding. `training_inputs` are denoising queries by branch. Only the branches
+        `names` run; by default all of them, in training mode `trainable_branches`.
         """
         if valid is not None:
             valid = whole_cells(valid, self.divisor)  # one idea of where an image ends, for all parts
-        names = names or (self.learning if self.training else self.names)
+        names = names or (self.trainable_branches if self.training else self.names)
         layers = self._union(names)
         features = self.backbone(imgs, valid, layers=layers)
         outputs = {}
         for name in names:
-            seen = self.adapters[name](self._select(features, layers, self._wanted[name]), imgs)
-            given = {'hints': hints[name]} if hints and name in hints else {}
-            outputs[name] = self.heads[name](seen, **given)
+            maps = self.adapters[name](self._select(features, layers, self._wanted[name]), imgs)
+            options = (
+                {'denoising_queries': training_inputs[name]} if training_inputs and name in training_inputs else {}
+            )
+            outputs[name] = self.heads[name](maps, **options)
         return outputs
 
-    def learn_only(self, name: str) -> None:
-        """Train the branch `name` alone: all else keeps its weights and evaluation mode, whatever `train()` says.
+    def freeze_except(self, name: str) -> None:
+        """Freeze the backbone and all branches but `name`, and keep them in evaluation mode after `train()`.
 
-        Normalisation, dropout and stochastic depth of the backbone and of the other branches rest, so that what they
-        answer stays the same to the bit. A training pass then runs only the blocks that this branch reads.
+        The outputs of the other branches stay bit-equal. A training pass runs only the blocks that this branch reads.
         """
-        self.learning, self._rests = (name,), True
-        for part in self._resting():
+        self.trainable_branches, self._others_frozen = (name,), True
+        for part in self._frozen_parts():
             part.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> SharedNetwork:
-        """Set training mode, except for what rests after `learn_only`."""
+        """Set training mode; parts frozen by `freeze_except` stay in evaluation mode."""
         super().train(mode)
-        for part in self._resting():
+        for part in self._frozen_parts():
             part.eval()
         return self
 
-    def _resting(self) -> list[nn.Module]:
-        others = [name for name in self.names if name not in self.learning]
+    def _frozen_parts(self) -> list[nn.Module]:
+        others = [name for name in self.names if name not in self.trainable_branches]
         branches = [parts[name] for name in others for parts in (self.adapters, self.heads)]
-        return [self.backbone, *branches] if self._rests else []
+        return [self.backbone, *branches] if self._others_frozen else []
 
     def _adapter(self, part: nn.Module | dict) -> nn.Module:
         """Build the adapter of a branch with those facts of the backbone that it takes."""
@@ -153,21 +154,21 @@ class SharedNetwork(nn.Module):
         )
 
 
-def _freeze_unread(backbone: nn.Module, layers: tuple[LayerRequest, ...]) -> None:
+def _freeze_unused(backbone: nn.Module, layers: tuple[LayerRequest, ...]) -> None:
     """Freeze what no branch reads: distributed training waits for a gradient of every parameter that may have one."""
     vit = getattr(backbone, 'vit', backbone)  # an adapter that wraps its ViT reads some layers itself
     layers = layers + tuple(getattr(backbone, 'reads', ()))
     last = max(request.index for request in layers) + 1  # as `layer_of` counts: 0 is the embedding
     normed = any(request.normed for request in layers)
-    unread = []
+    unused = []
     for name, parameter in vit.named_parameters():
         layer = vit.layer_of(name)
         behind = last < layer <= vit.depth
         if parameter.requires_grad and (behind or (layer > vit.depth and not normed)):
             parameter.requires_grad_(False)
-            unread.append(name)
-    if unread:
-        _log.info('frozen, because no branch reads them: %s', ', '.join(unread))
+            unused.append(name)
+    if unused:
+        _log.info('frozen, because no branch reads them: %s', ', '.join(unused))
 
 
 def _blocks(name: str, adapter: nn.Module, depth: int) -> tuple[LayerRequest, ...]:

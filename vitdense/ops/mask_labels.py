@@ -23,15 +23,15 @@ def log_scores(probs: Tensor, masks: Tensor) -> Tensor:
 
 
 def labels_of_masks(
-    probs: Tensor, masks: Tensor, *, plane: tuple[int, int], crop: tuple[int, int], out: tuple[int, int]
+    probs: Tensor, masks: Tensor, *, input_size: tuple[int, int], crop: tuple[int, int], out: tuple[int, int]
 ) -> Tensor:
     """Return the class of the largest `class_scores` at every pixel: (H, W) uint8, or int16 above 255 classes.
 
-    `masks` (Q, h, w), which cover `plane`, are resized to it, cut to the top left `crop` and resized to `out` before
-    they become scores; neither (Q, H, W) nor (K, H, W) is ever held as a whole. `probs` are (Q, K).
+    `masks` (Q, h, w), which cover `input_size`, are resized to it, cut to the top left `crop` and resized to `out`
+    before they become scores; neither (Q, H, W) nor (K, H, W) is ever held as a whole. `probs` are (Q, K).
     """
     probs, masks = probs.detach().float(), masks.detach().float()
-    rows, columns = (axis_taps(*axis) for axis in zip(masks.shape[-2:], plane, crop, out, strict=True))
+    rows, columns = (axis_taps(*axis) for axis in zip(masks.shape[-2:], input_size, crop, out, strict=True))
     limit = BAND_VALUES.get(masks.device.type, BAND_VALUES['cpu'])
     height = max(limit // (sum(probs.shape) * len(columns.cells)), 1)
     labels = []
@@ -43,9 +43,11 @@ def labels_of_masks(
     return torch.cat(labels).to(torch.uint8 if probs.shape[1] <= 255 else torch.int16)
 
 
-def resize_masks(masks: Tensor, *, plane: tuple[int, int], crop: tuple[int, int], out: tuple[int, int]) -> Tensor:
-    """Return (Q, H, W): `masks` (Q, h, w) over `plane` resized to it, cut to the top left `crop`, resized to `out`."""
-    rows, columns = (axis_taps(*axis) for axis in zip(masks.shape[-2:], plane, crop, out, strict=True))
+def resize_masks(masks: Tensor, *, input_size: tuple[int, int], crop: tuple[int, int], out: tuple[int, int]) -> Tensor:
+    """Return (Q, H, W): `masks` (Q, h, w) over `input_size` resized to it, cut to the top left `crop`, resized to
+    `out`.
+    """
+    rows, columns = (axis_taps(*axis) for axis in zip(masks.shape[-2:], input_size, crop, out, strict=True))
     return resize_axis(resize_axis(masks, columns.cells, columns.weights, axis=2), rows.cells, rows.weights, axis=1)
 
 

@@ -180,16 +180,16 @@ def box_of(segmentation: Any, size: Size | None) -> list[float]:
 
 def runs_of_masks(masks: Tensor) -> list[dict[str, Any]]:
     """Return (N, H, W) bool masks as pycocotools' packed run lengths."""
-    planes = masks.detach().cpu().numpy().astype(np.uint8).transpose(1, 2, 0)  # (N, H, W) -> (H, W, N)
-    return coco.encode(np.asfortranarray(planes))
+    values = masks.detach().cpu().numpy().astype(np.uint8).transpose(1, 2, 0)  # (N, H, W) -> (H, W, N)
+    return coco.encode(np.asfortranarray(values))
 
 
 def masks_of_runs(runs: list[dict[str, Any]], size: tuple[int, int]) -> Tensor:
     """Return (N, H, W) bool masks of packed run lengths of images of `size` (H, W)."""
     if not runs:
         return torch.zeros(0, *size, dtype=torch.bool)
-    planes = coco.decode(runs).transpose(2, 0, 1)  # (H, W, N) -> (N, H, W)
-    return torch.from_numpy(np.ascontiguousarray(planes)).bool()
+    values = coco.decode(runs).transpose(2, 0, 1)  # (H, W, N) -> (N, H, W)
+    return torch.from_numpy(np.ascontiguousarray(values)).bool()
 
 
 def areas_of_runs(runs: list[dict[str, Any]]) -> np.ndarray:
@@ -203,18 +203,18 @@ def boxes_of_runs(runs: list[dict[str, Any]]) -> np.ndarray:
     return coco.toBbox(runs).astype(np.float64) if runs else np.zeros((0, 4))
 
 
-def sample_points(planes: Tensor, points: Tensor, extents: Tensor) -> Tensor:
-    """Return (N, P) float32: what `planes` (N, h, w) hold at `points` (N, P, 2) x, y in cells, bilinear between cells.
+def sample_points(values: Tensor, points: Tensor, extents: Tensor) -> Tensor:
+    """Return (N, P) float32: what `values` (N, h, w) hold at `points` (N, P, 2) x, y in cells, bilinear between cells.
 
     The first cell covers [0, 1] and holds its value in the middle, at 0.5. Beyond the first cells, and beyond the
-    `extents` (2,) or (N, 2) (rows, columns) of each plane, there is zero: without them it is torch's `grid_sample` with
-    `align_corners=False`. `points` (P, 2) are shared by all planes.
+    `extents` (2,) or (N, 2) (rows, columns) of each map, there is zero: without them it is torch's `grid_sample` with
+    `align_corners=False`. `points` (P, 2) are shared by all maps.
     """
-    width = planes.shape[-1]
-    flat = planes.flatten(1)
+    width = values.shape[-1]
+    flat = values.flatten(1)
     rows, columns = (extents[..., axis, None] - 1 for axis in (0, 1))  # the last ones, as (1,) or (N, 1)
     x, y = (points - 0.5).unbind(-1)  # (P,) or (N, P)
-    total = torch.zeros((), device=planes.device)
+    total = torch.zeros((), device=values.device)
     for row in (y.floor(), y.floor() + 1):
         for column in (x.floor(), x.floor() + 1):
             inside = (row >= 0) & (column >= 0) & (row <= rows) & (column <= columns)

@@ -1,6 +1,6 @@
 """Padding inside feature maps: which cells are image, and what stands in the others.
 
-Images lie at the top left of their plane. A cell that holds any pixel of the image belongs to it. `extents` is
+Images lie at the top left of the padded input. A cell that holds any pixel of the image belongs to it. `extents` is
 (B, 2) int64, the (rows, columns) of cells that belong to each image; None means that every cell does. Three rules
 keep a padded batch equal to its single images:
 
@@ -23,15 +23,15 @@ def image_sizes(valid: Tensor) -> Tensor:
     return torch.stack([valid.any(2).sum(1), valid.any(1).sum(1)], dim=1)
 
 
-def region_sizes(valid: Tensor | None, x: Tensor, plane: Sequence[int], cell: int = 1) -> Tensor:
+def region_sizes(valid: Tensor | None, x: Tensor, input_size: Sequence[int], cell: int = 1) -> Tensor:
     """Return (B, 2) float32: the (height, width) in pixels of each image in whole cells of `cell` pixels.
 
     This is the region that boxes in [0, 1] measure, the same for an image alone and in a padded batch. `x` is any
-    tensor of the batch; `plane` (H, W) is the size of the network input, which is the answer without `valid`.
+    tensor of the batch; `input_size` (H, W) is the size of the network input, which is the answer without `valid`.
     """
     if valid is not None:
         return image_sizes(whole_cells(valid, cell)).float()
-    return torch.stack([torch.full((x.shape[0],), length, device=x.device) for length in plane], dim=1).float()
+    return torch.stack([torch.full((x.shape[0],), length, device=x.device) for length in input_size], dim=1).float()
 
 
 def rectangles(extents: Tensor, size: tuple[int, int]) -> Tensor:
@@ -42,7 +42,7 @@ def rectangles(extents: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def whole_cells(valid: Tensor, cell: int) -> Tensor:
-    """Return `valid` (B, H, W) with every image grown to whole cells of `cell` pixels, as far as the plane goes."""
+    """Return `valid` (B, H, W) with every image grown to whole cells of `cell` pixels, clipped to the padded input."""
     sizes = image_sizes(valid)
     return rectangles((sizes + cell - 1) // cell * cell, tuple(valid.shape[-2:]))
 
@@ -50,7 +50,7 @@ def whole_cells(valid: Tensor, cell: int) -> Tensor:
 def map_extents(valid: Tensor | None, stride: float, size: tuple[int, int]) -> Tensor | None:
     """Return the extents of the images in a map of `size` (h, w) cells at `stride` pixels, or None without `valid`.
 
-    `valid` is (B, H, W) bool in pixels of the input plane.
+    `valid` is (B, H, W) bool in pixels of the padded input.
     """
     if valid is None:
         return None

@@ -1,7 +1,7 @@
 """Separable resampling as small matrices, one axis at a time.
 
 A resize or a pooling along one axis is a matrix (out, in). Written so, it follows each image's own size inside a
-padded plane without a loop over the batch or a question to the device, and it can change places with a convolution.
+padded input without a loop over the batch or a question to the device, and it can change places with a convolution.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Labels at full resolution from logits at low resolution, without ever holding (K, H, W) logits at that size.
 
-Logits cover the padded input plane; labels are wanted for the original image. In between lie two bilinear resizes
+Logits cover the padded input; labels are wanted for the original image. In between lie two bilinear resizes
 and a crop. Both resizes are linear and separable, so together they are one interpolation along each axis, in which
 an output reads at most four cells: `Taps`.
 
-Where the classes are clear, most of the plane needs no arithmetic. An interpolated value lies between the smallest
+Where the classes are clear, most of the image needs no arithmetic. An interpolated value lies between the smallest
 and the largest logit that it is made of: in a tile, a class whose largest logit is below the smallest logit of
 another class cannot win. Only the classes that are left, the candidates, are interpolated and compared there, and a
 tile with one candidate is filled with it. Where too many are left, all classes are streamed past a running maximum.
@@ -45,21 +45,22 @@ class Tiling(NamedTuple):
 
 
 def full_resolution_labels(
-    logits: Tensor, *, plane: tuple[int, int], crop: tuple[int, int], out: tuple[int, int]
+    logits: Tensor, *, input_size: tuple[int, int], crop: tuple[int, int], out: tuple[int, int]
 ) -> Tensor:
     """Return the class of the largest logit at every pixel: (H, W) uint8, or int16 above 255 classes.
 
-    `logits (K, h, w)` cover `plane`. The answer is that of: resize to `plane`, keep the top left `crop`, resize to
-    `out` (both bilinear, align_corners=False), argmax over classes, up to the rounding of float32. Equal logits go to
-    the lowest class. Raises NumericsError for logits that are not finite, ValueError for a crop that leaves the plane.
+    `logits (K, h, w)` cover `input_size`. The answer is that of: resize to `input_size`, keep the top left `crop`,
+    resize to `out` (both bilinear, align_corners=False), argmax over classes, up to the rounding of float32. Equal
+    logits go to the lowest class. Raises NumericsError for logits that are not finite, ValueError for a crop larger
+    than the input.
     """
-    if crop[0] > plane[0] or crop[1] > plane[1] or min(*crop, *out) < 1:
-        raise ValueError(f'cannot crop {tuple(crop)} from {tuple(plane)} and resize it to {tuple(out)}')
+    if crop[0] > input_size[0] or crop[1] > input_size[1] or min(*crop, *out) < 1:
+        raise ValueError(f'cannot crop {tuple(crop)} from {tuple(input_size)} and resize it to {tuple(out)}')
     logits = logits.detach().float()
     refuse_non_finite(logits)
-    if logits.shape[-2:] == tuple(plane) and tuple(crop) == tuple(out):
+    if logits.shape[-2:] == tuple(input_size) and tuple(crop) == tuple(out):
         return running_argmax(logits[:, : crop[0], : crop[1]], labels_of(len(logits), logits.device)).contiguous()
-    rows, columns = (axis_taps(*axis) for axis in zip(logits.shape[-2:], plane, crop, out, strict=True))
+    rows, columns = (axis_taps(*axis) for axis in zip(logits.shape[-2:], input_size, crop, out, strict=True))
     tile_rows, tile_columns = (cut(taps, logits.device) for taps in (rows, columns))
     candidates = find_candidates(logits, tile_rows, tile_columns)
     counts = candidates.sum(0)
@@ -69,13 +70,13 @@ def full_resolution_labels(
     return prune_labels(logits, tile_rows, tile_columns, candidates)[: out[0], : out[1]].contiguous()
 
 
-def axis_taps(cells: int, plane: int, crop: int, out: int) -> Taps:
-    """Return the map of one axis from `cells` over `plane` pixels, the first `crop` of them kept, to `out` pixels."""
-    first = _bilinear(cells, plane)
+def axis_taps(cells: int, length: int, crop: int, out: int) -> Taps:
+    """Return the map of one axis from `cells` over `length` pixels, the first `crop` of them kept, to `out` pixels."""
+    first = _bilinear(cells, length)
     if crop == out:
         return Taps(first.cells[:crop], first.weights[:crop])
     second = _bilinear(crop, out)
-    if cells == plane:
+    if cells == length:
         return second
     chained = second.weights[..., None] * first.weights[second.cells]  # (out, 2, 2)
     return Taps(first.cells[second.cells].flatten(1), chained.flatten(1))
@@ -162,8 +163,8 @@ def _label_tiles(logits: Tensor, chosen: Tensor, rows: Tiling, columns: Tiling) 
     values = logits[chosen[:, :, None, None], y[:, None, :, None], x[:, None, None, :]]  # (n, c, Sy, Sx)
     wide = weigh(values[..., None].unbind(3), columns.weights[:, None, None].unbind(4))  # (n, c, Sy, width)
     row_weights = rows.weights[..., None].unbind(2)  # Sy of (n, height, 1)
-    planes = (weigh(plane[:, :, None].unbind(1), row_weights) for plane in wide.unbind(1))  # c of (n, height, width)
-    return running_argmax(planes, chosen.to(_label_dtype(len(logits)))[:, :, None, None].unbind(1))
+    maps = (weigh(each[:, :, None].unbind(1), row_weights) for each in wide.unbind(1))  # c of (n, height, width)
+    return running_argmax(maps, chosen.to(_label_dtype(len(logits)))[:, :, None, None].unbind(1))
 
 
 def _cells_of(tiling: Tiling, side: int) -> Tensor:
@@ -184,12 +185,12 @@ def stream_labels(logits: Tensor, rows: Taps, columns: Taps) -> Tensor:
 def _stream_band(logits: Tensor, rows: Taps, columns: Taps) -> Tensor:
     top, bottom = int(rows.cells.min()), int(rows.cells.max()) + 1
     rows = Taps((rows.cells - top).to(logits.device), rows.weights.to(logits.device))
-    planes = (resized_plane(low, rows, columns) for low in logits[:, top:bottom])
-    return running_argmax(planes, labels_of(len(logits), logits.device))
+    maps = (resize_map(low, rows, columns) for low in logits[:, top:bottom])
+    return running_argmax(maps, labels_of(len(logits), logits.device))
 
 
-def resized_plane(low: Tensor, rows: Taps, columns: Taps) -> Tensor:
-    """Return the plane (H, W) of one class from its cells (h, w); the taps are on their device."""
+def resize_map(low: Tensor, rows: Taps, columns: Taps) -> Tensor:
+    """Return the map (H, W) of one class from its cells (h, w); the taps are on their device."""
     wide = weigh([low[:, tap] for tap in columns.cells.unbind(1)], columns.weights.unbind(1))  # (h, w) -> (h, W)
     return weigh([wide[tap] for tap in rows.cells.unbind(1)], rows.weights[..., None].unbind(1))  # (h, W) -> (H, W)
 
@@ -202,14 +203,14 @@ def weigh(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def running_argmax(planes: Iterable[Tensor], labels: Iterable[Tensor]) -> Tensor:
-    """Return at every position the label of the largest plane, the first among equals."""
-    pairs = zip(planes, labels, strict=True)
+def running_argmax(maps: Iterable[Tensor], labels: Iterable[Tensor]) -> Tensor:
+    """Return at every position the label of the largest value, the first among equals."""
+    pairs = zip(maps, labels, strict=True)
     best, winner = next(pairs)
     winner = winner.expand(best.shape)
-    for plane, label in pairs:
-        winner = torch.where(plane > best, label, winner)
-        best = torch.maximum(best, plane)
+    for values, label in pairs:
+        winner = torch.where(values > best, label, winner)
+        best = torch.maximum(best, values)
     return winner
 
 

@@ -119,7 +119,7 @@ class PixelProbe:
     def _features(self, records: Sequence[Record]) -> Features:
         """Return the features of records that share one grid."""
         maps = torch.stack([_map(record) for record in records]).to(self.device)
-        return Features(maps=(maps.float(),), size=records[0].plane)
+        return Features(maps=(maps.float(),), input_size=records[0].plane)
 
     def _crops(self, records: Sequence[Record], generator: torch.Generator) -> tuple[Features, list[Target]]:
         """Return features and targets of one size: crops at whole cells, as large as the smallest of them."""
@@ -135,7 +135,7 @@ class PixelProbe:
             truth = record.truth[top * step : (top + high) * step, left * step : (left + wide) * step]
             targets.append(Target(**{self.task.field: truth.to(self.device)}))
         stacked = torch.stack(maps).to(self.device).float()
-        return Features(maps=(stacked,), size=(high * step, wide * step)), targets
+        return Features(maps=(stacked,), input_size=(high * step, wide * step)), targets
 
 
 def _map(record: Record) -> Tensor:

@@ -60,9 +60,9 @@ class ClassificationTask:
             if not rows:  # zero, with a gradient for every parameter, even where the logits are not finite
                 return {name: (logits.nan_to_num() * 0).sum(), 'acc': logits.new_zeros(())}
             logits = logits if len(rows) == len(logits) else logits[rows]
-            truth = as_shares([getattr(targets[row], self.field) for row in rows], logits.shape[1])
-            total = self._total(logits, truth)
-        return {name: total / count, 'acc': _accuracy(logits, truth)}
+            shares = as_shares([getattr(targets[row], self.field) for row in rows], logits.shape[1])
+            total = self._total(logits, shares)
+        return {name: total / count, 'acc': _accuracy(logits, shares)}
 
     def predict(self, outputs: ClassOutputs, metas: Sequence[Meta]) -> list[ImageClass]:
         """Return the scores of all classes: softmax probabilities, or one probability for each yes or no."""
@@ -70,20 +70,20 @@ class ClassificationTask:
         scores = logits.softmax(1) if self.kind == 'cross_entropy' else logits.sigmoid()
         return [ImageClass(row) for row in scores]
 
-    def _total(self, logits: Tensor, truth: Tensor) -> Tensor:
-        """Return the sum over images; `logits` and `truth` are (rows, K)."""
+    def _total(self, logits: Tensor, shares: Tensor) -> Tensor:
+        """Return the sum over images; `logits` and `shares` are (rows, K)."""
         if self.kind == 'cross_entropy':
-            return functional.cross_entropy(logits, truth, reduction='sum', label_smoothing=self.label_smoothing)
+            return functional.cross_entropy(logits, shares, reduction='sum', label_smoothing=self.label_smoothing)
         num_classes = logits.shape[1]
-        truth = truth * (1 - self.label_smoothing) + self.label_smoothing / num_classes
-        return functional.binary_cross_entropy_with_logits(logits, truth, reduction='sum') / num_classes
+        shares = shares * (1 - self.label_smoothing) + self.label_smoothing / num_classes
+        return functional.binary_cross_entropy_with_logits(logits, shares, reduction='sum') / num_classes
 
 
 @torch.no_grad()
-def _accuracy(logits: Tensor, truth: Tensor) -> Tensor:
+def _accuracy(logits: Tensor, shares: Tensor) -> Tensor:
     """Return the share of images whose likeliest class is among those of the largest share."""
-    chosen = truth.gather(1, logits.argmax(1, keepdim=True)).squeeze(1)  # (rows,)
-    return ((chosen == truth.amax(1)) & (chosen > 0)).float().mean()
+    chosen = shares.gather(1, logits.argmax(1, keepdim=True)).squeeze(1)  # (rows,)
+    return ((chosen == shares.amax(1)) & (chosen > 0)).float().mean()
 
 
 def _check(field: str, datasets: Sequence[str] | None, loss: str, label_smoothing: float) -> None:

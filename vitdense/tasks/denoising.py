@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vitdense.arguments import check_range
 from vitdense.ops.boxes import to_cxcywh, to_xyxy
-from vitdense.tasks.matching import NOTHING, Truth
-from vitdense.types import DenoisingHints
+from vitdense.tasks.matching import NO_OBJECT, ObjectTargets
+from vitdense.types import DenoisingQueries
 
 SMALLEST = 1e-3  # least width and height of a noised box, in shares of the image
 
@@ -37,15 +37,15 @@ class Denoising:
         check_range('Denoising(label_noise=)', self.label_noise, 0.0, 2.0)
         check_range('Denoising(box_noise=)', self.box_noise, 0.0, float('inf'))
 
-    def __call__(self, truth: Truth, num_classes: int) -> DenoisingHints:
-        """Return hints for a batch; images with fewer objects than others, and crowds, leave filler.
+    def __call__(self, targets: ObjectTargets, num_classes: int) -> DenoisingQueries:
+        """Return the queries of a batch; images with fewer objects than others, and crowds, leave filler.
 
-        A batch without any object gets one object of filler for each image: the parameters that read hints must have
-        a gradient on every rank.
+        A batch without any object gets one object of filler for each image: the parameters that embed them must
+        have a gradient on every rank.
         """
-        most = max(truth.counts, default=0)
+        most = max(targets.counts, default=0)
         groups = max(self.num_queries // max(most, 1), 1) if most else 1
-        objects, labels, boxes = _padded(truth, max(most, 1))
+        objects, labels, boxes = _padded(targets, max(most, 1))
         kinds = torch.tensor([True, False] if self.contrastive else [True], device=labels.device)
         shape = (labels.shape[0], groups, len(kinds), labels.shape[1])  # (B, groups, kinds, N)
         objects = objects[:, None, None].expand(shape)
@@ -53,7 +53,7 @@ class Denoising:
         labels = self._noised_labels(labels[:, None, None].expand(shape), num_classes)
         boxes = self._noised_boxes(boxes[:, None, None].expand(*shape, 4), positive)
         filler = objects < 0
-        return DenoisingHints(
+        return DenoisingQueries(
             labels=labels.masked_fill(filler, 0).flatten(1),
             boxes=boxes.flatten(1, 3),
             objects=objects.flatten(1),
@@ -75,14 +75,14 @@ class Denoising:
         return torch.cat([noised[..., :2], noised[..., 2:].clamp(min=SMALLEST)], dim=-1)
 
 
-def _padded(truth: Truth, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each image its objects' rows in the target (B, N), NOTHING for filler; labels; boxes (B, N, 4)."""
-    device, batch = truth.labels.device, len(truth.counts)
-    rows = torch.arange(len(truth.labels), device=device) - truth.starts[truth.images]
-    objects = torch.full((batch, length), NOTHING, device=device)
+def _padded(targets: ObjectTargets, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for each image its objects' rows in the target (B, N), NO_OBJECT for filler; labels; boxes (B, N, 4)."""
+    device, batch = targets.labels.device, len(targets.counts)
+    rows = torch.arange(len(targets.labels), device=device) - targets.starts[targets.images]
+    objects = torch.full((batch, length), NO_OBJECT, device=device)
     labels = torch.zeros((batch, length), dtype=torch.int64, device=device)
     boxes = torch.full((batch, length, 4), 0.5, device=device)
-    objects[truth.images, rows] = rows.masked_fill(truth.crowd, NOTHING)
-    labels[truth.images, rows] = truth.labels
-    boxes[truth.images, rows] = truth.boxes
+    objects[targets.images, rows] = rows.masked_fill(targets.crowd, NO_OBJECT)
+    labels[targets.images, rows] = targets.labels
+    boxes[targets.images, rows] = targets.boxes
     return objects, labels, boxes

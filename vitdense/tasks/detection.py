@@ -15,8 +15,16 @@ from vitdense.registry import build
 from vitdense.tasks.denoising import Denoising
 from vitdense.tasks.detection_losses import Focal, box_losses
 from vitdense.tasks.losses import share_of_count
-from vitdense.tasks.matching import IGNORED, NOTHING, Answers, HungarianMatcher, Truth, agnostic, is_labelled
-from vitdense.types import DenoisingHints, Instances, Meta, QueryOutputs, Target
+from vitdense.tasks.matching import (
+    IGNORED,
+    NO_OBJECT,
+    HungarianMatcher,
+    LayerPredictions,
+    ObjectTargets,
+    class_agnostic_labels,
+    is_labelled,
+)
+from vitdense.types import DenoisingQueries, Instances, Meta, QueryOutputs, Target
 
 
 class DetectionTask:
@@ -77,13 +85,13 @@ class DetectionTask:
                 fix='give the model the classes of the data set, or write num_classes=...',
             )
 
-    def hints(self, targets: Sequence[Target], sizes: Tensor) -> DenoisingHints | None:
+    def training_inputs(self, targets: Sequence[Target], sizes: Tensor) -> DenoisingQueries | None:
         """Return noised objects of all images, whose boxes measure regions of `sizes` (B, 2); None without
         `denoising`.
         """
         if self.denoising is None:
             return None
-        return self.denoising(Truth.of(targets, sizes), self.num_classes)
+        return self.denoising(ObjectTargets.of(targets, sizes), self.num_classes)
 
     def loss(self, outputs: QueryOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Return `loss_class`, `loss_l1` and `loss_giou`, and `loss_aux`, `loss_proposals`, `loss_denoising` where the
@@ -94,23 +102,27 @@ class DetectionTask:
         labelled = [row for row, target in enumerate(targets) if is_labelled(target)]
         with torch.autocast(outputs.class_logits.device.type, enabled=False):
             outputs = rows_of(outputs, labelled)
-            truth = Truth.of([targets[row] for row in labelled], outputs.sizes)
-            queries = Answers.of(outputs)
-            stages = [queries] if outputs.proposals is None else [queries, Answers.of(outputs.proposals, 'proposals')]
-            rows = self.matcher(stages, truth, (1, self.proposals_per_object)[: len(stages)])
-            num_boxes, num_noised = share_of_count(torch.stack([(~truth.crowd).sum(), _num_noised(outputs, truth)]))
+            objects = ObjectTargets.of([targets[row] for row in labelled], outputs.sizes)
+            queries = LayerPredictions.of(outputs)
+            stages = (
+                [queries]
+                if outputs.proposals is None
+                else [queries, LayerPredictions.of(outputs.proposals, 'proposals')]
+            )
+            rows = self.matcher(stages, objects, (1, self.proposals_per_object)[: len(stages)])
+            num_boxes, num_noised = share_of_count(torch.stack([(~objects.crowd).sum(), _num_noised(outputs, objects)]))
 
-            layers = self._layers(queries, rows[0], truth, num_boxes * queries.groups)
+            layers = self._layers(queries, rows[0], objects, num_boxes * queries.groups)
             losses = {f'loss_{name}': values[-1] for name, values in layers.items()}
             if outputs.aux:
                 losses['loss_aux'] = self.aux_weight * sum(values[:-1].sum() for values in layers.values())
             if outputs.proposals is not None:
                 count = num_boxes * stages[1].groups * self.proposals_per_object
-                losses['loss_proposals'] = self.proposal_weight * self._total(stages[1], rows[1], truth, count)
+                losses['loss_proposals'] = self.proposal_weight * self._total(stages[1], rows[1], objects, count)
             if outputs.denoising is not None:
-                noised = Answers.of(outputs.denoising, 'denoising')
-                restored = _noised_rows(outputs.hints, truth).expand(noised.logits.shape[:3])
-                losses['loss_denoising'] = self.denoising_weight * self._total(noised, restored, truth, num_noised)
+                noised = LayerPredictions.of(outputs.denoising, 'denoising')
+                restored = _noised_rows(outputs.denoising_queries, objects).expand(noised.logits.shape[:3])
+                losses['loss_denoising'] = self.denoising_weight * self._total(noised, restored, objects, num_noised)
         return losses
 
     @torch.no_grad()
@@ -133,17 +145,19 @@ class DetectionTask:
         scores, places = probs.topk(min(self.top_k, probs.shape[1]))
         return scores, places % num_classes, places // num_classes
 
-    def _total(self, answers: Answers, rows: Tensor, truth: Truth, num_boxes: Tensor) -> Tensor:
-        return sum(values.sum() for values in self._layers(answers, rows, truth, num_boxes).values())
+    def _total(self, predictions: LayerPredictions, rows: Tensor, objects: ObjectTargets, num_boxes: Tensor) -> Tensor:
+        return sum(values.sum() for values in self._layers(predictions, rows, objects, num_boxes).values())
 
-    def _layers(self, answers: Answers, rows: Tensor, truth: Truth, num_boxes: Tensor) -> dict[str, Tensor]:
+    def _layers(
+        self, predictions: LayerPredictions, rows: Tensor, objects: ObjectTargets, num_boxes: Tensor
+    ) -> dict[str, Tensor]:
         """Return the weighted losses by kind, (L,) each. `rows` (L, B, Q) are the objects that queries answer for."""
-        labels, wanted = _wanted(rows, truth, answers.logits)
+        labels, wanted = _wanted(rows, objects, predictions.logits)
         positive = rows >= 0
-        ious = iou(to_xyxy(answers.boxes.detach()), to_xyxy(wanted)).where(positive, 0.0)
-        distance, miss = box_losses(answers.boxes, wanted, positive)
+        ious = iou(to_xyxy(predictions.boxes.detach()), to_xyxy(wanted)).where(positive, 0.0)
+        distance, miss = box_losses(predictions.boxes, wanted, positive)
         return {
-            'class': self.classification(answers.logits, labels, ious, num_boxes),
+            'class': self.classification(predictions.logits, labels, ious, num_boxes),
             'l1': self.l1_weight * distance / num_boxes,
             'giou': self.giou_weight * miss / num_boxes,
         }
@@ -159,24 +173,30 @@ def rows_of(outputs: QueryOutputs, rows: Sequence[int]) -> QueryOutputs:
             chosen[name] = value[list(rows)]
         elif isinstance(value, QueryOutputs):
             chosen[name] = rows_of(value, rows)
-        elif isinstance(value, DenoisingHints):
-            chosen[name] = DenoisingHints(*(field[list(rows)] for field in value[:-1]), value.groups)
+        elif isinstance(value, DenoisingQueries):
+            chosen[name] = DenoisingQueries(*(field[list(rows)] for field in value[:-1]), value.groups)
     return outputs._replace(**chosen, aux=tuple(rows_of(layer, rows) for layer in outputs.aux))
 
 
-def _num_noised(outputs: QueryOutputs, truth: Truth) -> Tensor:
-    return truth.crowd.new_zeros(()).long() if outputs.hints is None else outputs.hints.positive.sum()
+def _num_noised(outputs: QueryOutputs, objects: ObjectTargets) -> Tensor:
+    return (
+        objects.crowd.new_zeros(()).long()
+        if outputs.denoising_queries is None
+        else outputs.denoising_queries.positive.sum()
+    )
 
 
-def _noised_rows(hints: DenoisingHints, truth: Truth) -> Tensor:
-    """Return (B, D) int64: the row of `truth` that each noised query must restore, NOTHING, or IGNORED for filler."""
-    rows = torch.where(hints.positive, hints.objects + truth.starts[:, None], NOTHING)
-    return rows.masked_fill(hints.objects < 0, IGNORED)
+def _noised_rows(denoising_queries: DenoisingQueries, objects: ObjectTargets) -> Tensor:
+    """Return (B, D) int64: the row of `objects` that each noised query must restore, NO_OBJECT, or IGNORED for
+    filler.
+    """
+    rows = torch.where(denoising_queries.positive, denoising_queries.objects + objects.starts[:, None], NO_OBJECT)
+    return rows.masked_fill(denoising_queries.objects < 0, IGNORED)
 
 
-def _wanted(rows: Tensor, truth: Truth, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what queries must say: labels (L, B, Q), NOTHING or IGNORED, and boxes (L, B, Q, 4) cxcywh."""
-    labels, boxes = agnostic(truth.labels, logits), truth.boxes
+def _wanted(rows: Tensor, objects: ObjectTargets, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what queries must say: labels (L, B, Q), NO_OBJECT or IGNORED, and boxes (L, B, Q, 4) cxcywh."""
+    labels, boxes = class_agnostic_labels(objects.labels, logits), objects.boxes
     labels, boxes = torch.cat([labels, labels.new_zeros(1)]), torch.cat([boxes, boxes.new_full((1, 4), 0.5)])
     places = rows.clamp(min=-1)  # who has no object reads the last row, which is none
     return labels[places].where(rows >= 0, rows), boxes[places]

@@ -1,7 +1,7 @@
 """Losses of object queries, as small parts that a task adds up.
 
 A classification part is called with what all layers of a decoder say: `logits (L, B, Q, K)` in float32, `labels
-(L, B, Q)` int64 (the class of the object that a query answers for, NOTHING, or IGNORED), `ious (L, B, Q)` (of the
+(L, B, Q)` int64 (the class of the object that a query predictions for, NO_OBJECT, or IGNORED), `ious (L, B, Q)` (of the
 query's box and its object's, without gradient) and `num_boxes ()`, this rank's share of the objects of all ranks. It
 gives one number for each layer, (L,). Its `form` says how logits become scores: 'sigmoid', where every class is a
 yes-no question, or 'softmax' over the classes and a last column, no object.
@@ -111,10 +111,10 @@ class SoftmaxCrossEntropy:
 
     def __call__(self, logits: Tensor, labels: Tensor, ious: Tensor, num_boxes: Tensor) -> Tensor:
         known = labels.where(labels >= 0, logits.shape[-1] - 1)
-        surprise = logits.logsumexp(-1) - _pick(logits, known)
+        nll = logits.logsumexp(-1) - _pick(logits, known)
         weights = torch.where(labels >= 0, 1.0, self.no_object_weight).where(labels != IGNORED, 0.0)
         count = share_of_count(weights.flatten(1).sum(1))
-        return self.weight * (weights * surprise).flatten(1).sum(1) / count
+        return self.weight * (weights * nll).flatten(1).sum(1) / count
 
 
 def box_losses(boxes_cxcywh: Tensor, wanted_cxcywh: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,8 +134,8 @@ def _pick(values: Tensor, labels: Tensor) -> Tensor:
     return values.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)
 
 
-def _binary_cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
-    return truth * functional.softplus(-logits) + (1 - truth) * functional.softplus(logits)
+def _binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return targets * functional.softplus(-logits) + (1 - targets) * functional.softplus(logits)
 
 
 def _total(no: Tensor, yes: Tensor, labels: Tensor) -> Tensor:

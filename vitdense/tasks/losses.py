@@ -140,14 +140,14 @@ class PixelFocal:
         valid = labels != IGNORE
         if self.form == 'sigmoid':
             classes = torch.arange(logits.shape[1], device=labels.device)
-            truth = (labels[:, None] == classes[:, None, None]).to(logits.dtype)  # (B, K, H, W)
+            one_hot = (labels[:, None] == classes[:, None, None]).to(logits.dtype)  # (B, K, H, W)
             alpha = -1 if self.alpha is None else self.alpha
-            pixels = sigmoid_focal_loss(logits, truth, alpha=alpha, gamma=self.gamma).sum(1)  # (B, H, W)
+            pixels = sigmoid_focal_loss(logits, one_hot, alpha=alpha, gamma=self.gamma).sum(1)  # (B, H, W)
         else:
-            surprise = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction='none')  # (B, H, W)
+            nll = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction='none')  # (B, H, W)
             # away from 0 the power has a finite slope for every gamma; nobody sees the difference
-            miss = (-torch.expm1(-surprise)).clamp(min=1e-8)
-            pixels = (1.0 if self.alpha is None else self.alpha) * miss.pow(self.gamma) * surprise
+            miss = (-torch.expm1(-nll)).clamp(min=1e-8)
+            pixels = (1.0 if self.alpha is None else self.alpha) * miss.pow(self.gamma) * nll
         return self.weight * torch.where(valid, pixels, 0).sum() / share_of_count(valid.sum())
 
 
@@ -173,19 +173,19 @@ class OhemCrossEntropy:
         check_range('OhemCrossEntropy(min_kept=)', self.min_kept, 0, float('inf'))
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        surprise = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction='none')  # (B, H, W)
-        kept = self._hard(surprise.detach(), labels != IGNORE)
-        pixels = torch.where(kept, surprise, 0)
+        nll = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction='none')  # (B, H, W)
+        kept = self._hard(nll.detach(), labels != IGNORE)
+        pixels = torch.where(kept, nll, 0)
         weights = _weights_of_classes(self.class_weights, logits)
         if weights is not None:
             pixels = pixels * weights[labels.where(kept, 0)]
         count = kept.sum() if self.average == 'kept' else torch.tensor(labels.numel(), device=labels.device)
         return self.weight * pixels.sum() / share_of_count(count)
 
-    def _hard(self, surprise: Tensor, valid: Tensor) -> Tensor:
+    def _hard(self, nll: Tensor, valid: Tensor) -> Tensor:
         """Return (B, H, W) bool: the pixels that count. It never waits for the device."""
         easy = 2.0  # above every probability: where fewer than min_kept pixels have a label, all of them are kept
-        probs = torch.where(valid, torch.exp(-surprise), easy)
+        probs = torch.where(valid, torch.exp(-nll), easy)
         rank = self.min_kept * len(probs) + 1
         bound = probs.flatten().kthvalue(rank).values if rank <= probs.numel() else probs.new_tensor(easy)
         return valid & (probs < bound.clamp(min=self.threshold))

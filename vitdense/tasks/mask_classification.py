@@ -15,7 +15,7 @@ from vitdense.ops.masks import boxes_of_masks
 from vitdense.ops.upsample import full_resolution_labels
 from vitdense.tasks.detection import rows_of
 from vitdense.tasks.mask_losses import as_losses
-from vitdense.tasks.mask_matching import MaskTruth
+from vitdense.tasks.mask_matching import MaskTargets
 from vitdense.types import Instances, MaskScores, Meta, PixelOutputs, QueryOutputs, SemanticMap, Target
 
 MASKS_AT_A_TIME = 1 << 22  # values of full-size masks that are worked on together
@@ -61,24 +61,24 @@ class InstanceTask:
                 fix='let the data set give masks (CocoDetection: masks=True), or name those that do: datasets=[...]',
             )
         with torch.autocast(outputs.class_logits.device.type, enabled=False):
-            truth = MaskTruth.of_objects([targets[row] for row in rows], outputs.class_logits.device)
-            return self.losses(rows_of(outputs, rows), truth)
+            objects = MaskTargets.of_objects([targets[row] for row in rows], outputs.class_logits.device)
+            return self.losses(rows_of(outputs, rows), objects)
 
     @torch.no_grad()
     def predict(self, outputs: QueryOutputs, metas: Sequence[Meta]) -> list[Instances]:
         """Return the best objects of every image, in its original size."""
         probs = outputs.class_logits.float().softmax(-1)[..., :-1]
         images = zip(probs, outputs.mask_logits, metas, strict=True)
-        return [self._image(*image, outputs.plane) for image in images]
+        return [self._image(*image, outputs.input_size) for image in images]
 
-    def _image(self, probs: Tensor, masks: Tensor, meta: Meta, plane: tuple[int, int]) -> Instances:
+    def _image(self, probs: Tensor, masks: Tensor, meta: Meta, input_size: tuple[int, int]) -> Instances:
         """Return the objects of one image from `probs` (Q, K) and mask logits (Q, h, w)."""
         scores, places = probs.flatten().topk(min(self.top_k, probs.numel()))
         queries, labels = places // probs.shape[1], places % probs.shape[1]
         wanted, back = queries.unique(return_inverse=True)
-        parts = [*_full_masks(masks[wanted], meta, plane)]
-        full, sureness = (torch.cat(part)[back] for part in zip(*parts, strict=True))
-        scores = scores * sureness
+        parts = [*_full_masks(masks[wanted], meta, input_size)]
+        full, mask_confidence = (torch.cat(part)[back] for part in zip(*parts, strict=True))
+        scores = scores * mask_confidence
         order = scores.argsort(descending=True, stable=True)
         order = order[full[order].flatten(1).any(1)]
         full = full[order]
@@ -103,34 +103,39 @@ class MaskSemanticTask:
         rows = [row for row, target in enumerate(targets) if getattr(target, self.field) is not None]
         with torch.autocast(outputs.class_logits.device.type, enabled=False):
             maps = [getattr(targets[row], self.field) for row in rows]
-            truth = MaskTruth.of_classes(maps, outputs.class_logits.device)
-            return self.losses(rows_of(outputs, rows), truth)
+            objects = MaskTargets.of_classes(maps, outputs.class_logits.device)
+            return self.losses(rows_of(outputs, rows), objects)
 
     @torch.no_grad()
     def pixels(self, outputs: QueryOutputs) -> PixelOutputs:
-        """Return the logarithms of the scores of all classes at every pixel of the input plane.
+        """Return the logarithms of the scores of all classes at every pixel of the padded input.
 
         As logits they can be averaged over views, which queries cannot. Masks are resized before they become scores:
         scores on the coarse grid of the masks would lose the course of borders between its cells.
         """
-        return PixelOutputs(torch.stack([log_scores(*pair) for pair in self._full(outputs)]), outputs.plane)
+        return PixelOutputs(torch.stack([log_scores(*pair) for pair in self._full(outputs)]), outputs.input_size)
 
     @torch.no_grad()
     def scores(self, outputs: QueryOutputs) -> PixelOutputs:
-        """Return the scores of all classes at every pixel of the input plane, whose mean over windows is what EoMT
+        """Return the scores of all classes at every pixel of the padded input, whose mean over windows is what EoMT
         compares. Masks are resized before they become scores, as in `pixels`.
         """
-        return PixelOutputs(torch.stack([class_scores(*pair) for pair in self._full(outputs)]), outputs.plane)
+        return PixelOutputs(torch.stack([class_scores(*pair) for pair in self._full(outputs)]), outputs.input_size)
 
     @torch.no_grad()
     def factors(self, outputs: QueryOutputs) -> MaskScores:
         """Return what `scores` multiplies out: it takes little memory, and rows of it are made when they are read."""
-        return MaskScores(_probs(outputs), outputs.mask_logits.float(), outputs.plane)
+        return MaskScores(_probs(outputs), outputs.mask_logits.float(), outputs.input_size)
 
     def _full(self, outputs: QueryOutputs) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the probabilities of classes (Q, K) and the masks (Q, H, W) of each image at the input plane."""
-        plane = outputs.plane
-        masks = (resize_masks(each.float(), plane=plane, crop=plane, out=plane) for each in outputs.mask_logits)
+        """Yield the probabilities of classes (Q, K) and the masks (Q, H, W) of each image at the size of the padded
+        input.
+        """
+        input_size = outputs.input_size
+        masks = (
+            resize_masks(each.float(), input_size=input_size, crop=input_size, out=input_size)
+            for each in outputs.mask_logits
+        )
         return zip(_probs(outputs), masks, strict=True)
 
     @torch.no_grad()
@@ -143,21 +148,25 @@ class MaskSemanticTask:
             full = full_resolution_labels
             images = zip(outputs.logits, metas, strict=True)
             return [
-                SemanticMap(full(scores, plane=outputs.size, crop=meta.unpadded_size, out=meta.orig_size))
+                SemanticMap(full(scores, input_size=outputs.input_size, crop=meta.unpadded_size, out=meta.orig_size))
                 for scores, meta in images
             ]
         images = zip(_probs(outputs), outputs.mask_logits, metas, strict=True)
         return [
-            SemanticMap(labels_of_masks(probs, masks, plane=outputs.plane, crop=meta.unpadded_size, out=meta.orig_size))
+            SemanticMap(
+                labels_of_masks(
+                    probs, masks, input_size=outputs.input_size, crop=meta.unpadded_size, out=meta.orig_size
+                )
+            )
             for probs, masks, meta in images
         ]
 
 
-def _full_masks(masks: Tensor, meta: Meta, plane: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+def _full_masks(masks: Tensor, meta: Meta, input_size: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield a few masks at a time: (n, H, W) bool in the original size, and the mean probability of their pixels."""
     step = max(MASKS_AT_A_TIME // (meta.orig_size[0] * meta.orig_size[1]), 1)
     for some in masks.split(step):
-        logits = resize_masks(some.float(), plane=plane, crop=meta.unpadded_size, out=meta.orig_size)
+        logits = resize_masks(some.float(), input_size=input_size, crop=meta.unpadded_size, out=meta.orig_size)
         inside = logits > 0
         mass = (logits.sigmoid() * inside).flatten(1).sum(1)
         yield inside, mass / inside.flatten(1).sum(1).clamp(min=1)

@@ -14,7 +14,7 @@ from vitdense.errors import ConfigError
 from vitdense.registry import build
 from vitdense.tasks.detection_losses import SoftmaxCrossEntropy
 from vitdense.tasks.losses import share_of_count
-from vitdense.tasks.mask_matching import MaskAnswers, MaskMatcher, MaskTruth, sizes_of
+from vitdense.tasks.mask_matching import LayerMaskPredictions, MaskMatcher, MaskTargets, sizes_of
 from vitdense.types import QueryOutputs
 
 
@@ -27,8 +27,8 @@ class MaskLoss:
     `oversample` times as many are drawn evenly over the image, those in most doubt (logits nearest to 0) are kept as
     `importance` of the points, and the rest are new random ones (PointRend, arXiv 1912.08193, section 3.1). The binary
     cross-entropy there counts `mask_weight`, the Dice loss `dice_weight`; both are divided by the number of objects of
-    all ranks. Points on pixels that nobody labelled do not count. Answers of earlier layers are matched and trained
-    like the last ones, in one `loss_aux`.
+    all ranks. Points on pixels that nobody labelled do not count. LayerPredictions of earlier layers are matched and
+    trained like the last ones, in one `loss_aux`.
     """
 
     matcher: object | dict = field(default_factory=MaskMatcher)
@@ -48,7 +48,7 @@ class MaskLoss:
         check_range('MaskLoss(oversample=)', self.oversample, 1.0, float('inf'))
         check_range('MaskLoss(importance=)', self.importance, 0.0, 1.0)
 
-    def __call__(self, outputs: QueryOutputs, truth: MaskTruth) -> dict[str, Tensor]:
+    def __call__(self, outputs: QueryOutputs, targets: MaskTargets) -> dict[str, Tensor]:
         """Return `loss_class`, `loss_mask` and `loss_dice`, and `loss_aux` where there are earlier layers."""
         if outputs.mask_logits is None:
             raise ConfigError(
@@ -57,12 +57,12 @@ class MaskLoss:
                 why='this task trains the masks of queries',
                 fix='use a network whose queries have masks, such as EoMT',
             )
-        answers = MaskAnswers.of(outputs)
-        rows = self.matcher(answers, truth)
-        count = share_of_count((~truth.crowd).sum())
-        classes = self._classes(answers, rows, truth, count)
-        pairs = zip(answers.masks, rows, strict=True)
-        masks = torch.stack([self._masks(*pair, answers, truth) for pair in pairs]) / count  # (L, 2)
+        predictions = LayerMaskPredictions.of(outputs)
+        rows = self.matcher(predictions, targets)
+        count = share_of_count((~targets.crowd).sum())
+        classes = self._classes(predictions, rows, targets, count)
+        pairs = zip(predictions.masks, rows, strict=True)
+        masks = torch.stack([self._masks(*pair, predictions, targets) for pair in pairs]) / count  # (L, 2)
         values = {
             'loss_class': classes,
             'loss_mask': self.mask_weight * masks[:, 0],
@@ -73,46 +73,48 @@ class MaskLoss:
             losses['loss_aux'] = sum(value[:-1].sum() for value in values.values())
         return losses
 
-    def _classes(self, answers: MaskAnswers, rows: Tensor, truth: MaskTruth, count: Tensor) -> Tensor:
-        labels = torch.cat([truth.labels, truth.labels.new_zeros(1)])[rows.clamp(min=-1)].where(rows >= 0, rows)
+    def _classes(self, predictions: LayerMaskPredictions, rows: Tensor, targets: MaskTargets, count: Tensor) -> Tensor:
+        labels = torch.cat([targets.labels, targets.labels.new_zeros(1)])[rows.clamp(min=-1)].where(rows >= 0, rows)
         part = SoftmaxCrossEntropy(weight=self.class_weight, no_object_weight=self.no_object_weight)
-        return part(answers.logits, labels, torch.zeros_like(labels), count)
+        return part(predictions.logits, labels, torch.zeros_like(labels), count)
 
-    def _masks(self, masks: Tensor, rows: Tensor, answers: MaskAnswers, truth: MaskTruth) -> Tensor:
+    def _masks(self, masks: Tensor, rows: Tensor, predictions: LayerMaskPredictions, targets: MaskTargets) -> Tensor:
         """Return the summed cross-entropy and Dice loss of one layer, (2,). `rows` (B, Q) are the queries' objects."""
         images, queries = (rows >= 0).nonzero(as_tuple=True)  # image after image
-        planes, lengths = masks[images, queries], sizes_of(truth, answers)  # (n, h, w)
+        mask_logits, lengths = masks[images, queries], sizes_of(targets, predictions)  # (n, h, w)
         with torch.no_grad():
-            points = self._points(planes, answers, images, lengths)
-            wanted, counted = _at(points, rows[images, queries], images, truth)
-        said = answers.sample(planes, points, images, lengths)  # (n, P)
+            points = self._points(mask_logits, predictions, images, lengths)
+            wanted, counted = _at(points, rows[images, queries], images, targets)
+        logits = predictions.sample(mask_logits, points, images, lengths)  # (n, P)
         weight = counted.float()
-        surprise = (functional.softplus(said) - said * wanted) * weight
-        probs, wanted = said.sigmoid() * weight, wanted * weight
+        bce = (functional.softplus(logits) - logits * wanted) * weight
+        probs, wanted = logits.sigmoid() * weight, wanted * weight
         areas = probs.sum(1) + wanted.sum(1)
         dice = 1 - (2 * (probs * wanted).sum(1) + 1) / (areas + 1)
-        return torch.stack([(surprise.sum(1) / weight.sum(1).clamp(min=1)).sum(), dice.sum()])
+        return torch.stack([(bce.sum(1) / weight.sum(1).clamp(min=1)).sum(), dice.sum()])
 
-    def _points(self, planes: Tensor, answers: MaskAnswers, images: Tensor, lengths: Tensor) -> Tensor:
+    def _points(
+        self, mask_logits: Tensor, predictions: LayerMaskPredictions, images: Tensor, lengths: Tensor
+    ) -> Tensor:
         """Return points (n, P, 2) in [0, 1] of the images, most of them where the masks are in doubt."""
-        device, number = planes.device, len(planes)
+        device, number = mask_logits.device, len(mask_logits)
         points = torch.rand(number, int(self.num_points * self.oversample), 2, device=device)
-        certainty = answers.sample(planes, points, images, lengths).abs()
+        certainty = predictions.sample(mask_logits, points, images, lengths).abs()
         num_doubtful = int(self.importance * self.num_points)
         chosen = certainty.topk(num_doubtful, dim=1, largest=False).indices
         others = torch.rand(number, self.num_points - num_doubtful, 2, device=device)
         return torch.cat([torch.take_along_dim(points, chosen[..., None], dim=1), others], dim=1)
 
 
-def _at(points: Tensor, objects: Tensor, images: Tensor, truth: MaskTruth) -> tuple[Tensor, Tensor]:
+def _at(points: Tensor, objects: Tensor, images: Tensor, targets: MaskTargets) -> tuple[Tensor, Tensor]:
     """Return the masks of `objects` (n,), rows of the truth, at points (n, P, 2), and which points count, bool."""
     nothing = points.new_zeros(0, points.shape[1])
     values, counted = [nothing], [nothing.bool()]
     start = 0
-    for image, count in enumerate(truth.counts):
+    for image, count in enumerate(targets.counts):
         mine = images == image
         if count:
-            value, counts = truth.sample(image, objects[mine] - start, points[mine])
+            value, counts = targets.sample(image, objects[mine] - start, points[mine])
             values.append(value), counted.append(counts)
         start += count
     return torch.cat(values), torch.cat(counted)

@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from vitdense.arguments import check_range
 from vitdense.ops.masks import sample_points
-from vitdense.tasks.matching import assign, sane
+from vitdense.tasks.matching import assign, finite_costs
 from vitdense.types import IGNORE, QueryOutputs, Target
 
 
-class MaskTruth(NamedTuple):
+class MaskTargets(NamedTuple):
     """The objects of all images of a batch, one after the other."""
 
     labels: Tensor  # (M,) int64
@@ -27,7 +27,7 @@ class MaskTruth(NamedTuple):
     known: tuple[Tensor | None, ...]  # of each image, (H, W) bool: somebody labelled the pixel; None: all of them
 
     @classmethod
-    def of_objects(cls, targets: Sequence[Target], device: torch.device) -> MaskTruth:
+    def of_objects(cls, targets: Sequence[Target], device: torch.device) -> MaskTargets:
         """Return the objects of `targets`, which all have labels and masks."""
         nobody = torch.zeros(0, dtype=torch.bool, device=device)
         crowd = [
@@ -39,7 +39,7 @@ class MaskTruth(NamedTuple):
         return cls._of(labels, torch.cat([nobody, *crowd]), masks, (None,) * len(masks), device)
 
     @classmethod
-    def of_classes(cls, maps: Sequence[Tensor], device: torch.device) -> MaskTruth:
+    def of_classes(cls, maps: Sequence[Tensor], device: torch.device) -> MaskTargets:
         """Return each class of each label map (H, W) as one object; pixels with IGNORE are not known."""
         labels, masks, known = [], [], []
         for labelled in maps:
@@ -54,7 +54,7 @@ class MaskTruth(NamedTuple):
     @classmethod
     def _of(
         cls, labels: Sequence[Tensor], crowd: Tensor, masks: tuple, known: tuple, device: torch.device
-    ) -> MaskTruth:
+    ) -> MaskTargets:
         counts = tuple(len(some) for some in labels)
         labels = torch.cat([torch.zeros(0, dtype=torch.int64, device=device), *labels])
         images = [torch.full((count,), row, device=device) for row, count in enumerate(counts)]
@@ -75,36 +75,37 @@ class MaskTruth(NamedTuple):
         return values, known[y.clamp(max=height - 1), x.clamp(max=width - 1)]
 
 
-class MaskAnswers(NamedTuple):
+class LayerMaskPredictions(NamedTuple):
     """What the layers of one decoder say, L of them; the last layer is the final one."""
 
     logits: Tensor  # (L, B, Q, K + 1) float32
     masks: tuple[Tensor, ...]  # L times (B, Q, h, w), of the network's own dtype
     sizes: Tensor  # (B, 2) float32 (H, W) in input pixels of the region of each image, in whole cells
-    plane: tuple[int, int]  # (H, W) that the masks cover, padding included
+    input_size: tuple[int, int]  # (H, W) that the masks cover, padding included
     groups: int = 1
     name: str = 'queries'
 
     @classmethod
-    def of(cls, outputs: QueryOutputs) -> MaskAnswers:
+    def of(cls, outputs: QueryOutputs) -> LayerMaskPredictions:
         """Return the answers of `outputs.aux` and of `outputs` itself, in this order."""
         layers = (*outputs.aux, outputs)
         logits = torch.stack([layer.class_logits for layer in layers]).float()
-        return cls(logits, tuple(layer.mask_logits for layer in layers), outputs.sizes, outputs.plane)
+        return cls(logits, tuple(layer.mask_logits for layer in layers), outputs.sizes, outputs.input_size)
 
     @property
     def parts(self) -> dict[str, Sequence[Tensor]]:
         """What a layer says, by name, for messages."""
         return {'class logits': self.logits, 'mask logits': self.masks}
 
-    def sample(self, planes: Tensor, points: Tensor, images: Tensor, lengths: Tensor) -> Tensor:
-        """Return mask logits `planes` (n, h, w) at `points` (n, P, 2) or (P, 2) in [0, 1] of their images, float32.
+    def sample(self, mask_logits: Tensor, points: Tensor, images: Tensor, lengths: Tensor) -> Tensor:
+        """Return mask logits `mask_logits` (n, h, w) at `points` (n, P, 2) or (P, 2) in [0, 1] of their images,
+        float32.
 
         `images` (n,) or () are the rows of the images, `lengths` (B, 2) their own sizes (H, W) in pixels.
         """
-        cells = points.new_tensor(planes.shape[-2:]) / points.new_tensor(self.plane)  # (2,) cells of a pixel
+        cells = points.new_tensor(mask_logits.shape[-2:]) / points.new_tensor(self.input_size)  # (2,) cells of a pixel
         places = points * (lengths * cells)[images].flip(-1).unsqueeze(-2)
-        return sample_points(planes.float(), places, (self.sizes * cells).round()[images])
+        return sample_points(mask_logits.float(), places, (self.sizes * cells).round()[images])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,47 +131,53 @@ class MaskMatcher:
         check_range('MaskMatcher(num_points=)', self.num_points, 1, float('inf'))
 
     @torch.no_grad()
-    def __call__(self, answers: MaskAnswers, truth: MaskTruth) -> Tensor:
-        """Return (L, B, Q) int64: the row of `truth` that a query answers for, or NOTHING."""
-        costs = sane(self.costs(answers, truth), truth.crowd)
-        return torch.from_numpy(assign(costs.cpu().numpy(), answers, truth.counts, 1)).to(truth.labels.device)
+    def __call__(self, predictions: LayerMaskPredictions, targets: MaskTargets) -> Tensor:
+        """Return (L, B, Q) int64: the row of `targets` that a query answers for, or NO_OBJECT."""
+        costs = finite_costs(self.costs(predictions, targets), targets.crowd)
+        return torch.from_numpy(assign(costs.cpu().numpy(), predictions, targets.counts, 1)).to(targets.labels.device)
 
-    def costs(self, answers: MaskAnswers, truth: MaskTruth) -> Tensor:
+    def costs(self, predictions: LayerMaskPredictions, targets: MaskTargets) -> Tensor:
         """Return (L, M, Q) float32: what it costs that a query of an object's own image answers for it."""
-        lengths = sizes_of(truth, answers)
+        lengths = sizes_of(targets, predictions)
         layers = []
-        for logits, masks in zip(answers.logits, answers.masks, strict=True):
+        for logits, masks in zip(predictions.logits, predictions.masks, strict=True):
             pairs = zip(logits, masks, strict=True)
-            blocks = [self._image(row, *pair, answers, truth, lengths) for row, pair in enumerate(pairs)]
+            blocks = [self._image(row, *pair, predictions, targets, lengths) for row, pair in enumerate(pairs)]
             layers.append(torch.cat([logits.new_zeros(0, logits.shape[1]), *blocks]))
         return torch.stack(layers)
 
     def _image(
-        self, row: int, logits: Tensor, masks: Tensor, answers: MaskAnswers, truth: MaskTruth, lengths: Tensor
+        self,
+        row: int,
+        logits: Tensor,
+        masks: Tensor,
+        predictions: LayerMaskPredictions,
+        targets: MaskTargets,
+        lengths: Tensor,
     ) -> Tensor:
         """Return (N, Q) for the objects and queries of one image."""
         points = torch.rand(self.num_points, 2, device=logits.device)
-        rows = torch.arange(truth.counts[row], device=logits.device)
-        wanted, counted = truth.sample(row, rows, points)  # (N, P), (P,)
-        said = answers.sample(masks, points, torch.tensor(row, device=logits.device), lengths)  # (Q, P)
+        rows = torch.arange(targets.counts[row], device=logits.device)
+        wanted, counted = targets.sample(row, rows, points)  # (N, P), (P,)
+        point_logits = predictions.sample(masks, points, torch.tensor(row, device=logits.device), lengths)  # (Q, P)
         weight = counted.float()
         total = weight.sum().clamp(min=1)
         wanted = wanted * weight
-        surprise = (functional.softplus(said) @ weight - wanted @ said.T) / total  # (N, Q)
-        probs = said.sigmoid()
+        bce = (functional.softplus(point_logits) @ weight - wanted @ point_logits.T) / total  # (N, Q)
+        probs = point_logits.sigmoid()
         areas = wanted.sum(1, keepdim=True) + probs @ weight
         dice = 1 - (2 * wanted @ probs.T + 1) / (areas + 1)
-        labels = truth.labels[truth.images == row] if truth.counts[row] else truth.labels[:0]
+        labels = targets.labels[targets.images == row] if targets.counts[row] else targets.labels[:0]
         chosen = logits.softmax(-1)[:, labels].T  # (N, Q)
-        return self.mask_weight * surprise + self.dice_weight * dice - self.class_weight * chosen
+        return self.mask_weight * bce + self.dice_weight * dice - self.class_weight * chosen
 
 
-def sizes_of(truth: MaskTruth, answers: MaskAnswers) -> Tensor:
+def sizes_of(targets: MaskTargets, predictions: LayerMaskPredictions) -> Tensor:
     """Return the own (H, W) of each image, (B, 2) float32 in pixels.
 
     Raises ValueError for masks that do not fit into their image.
     """
-    sizes = [tuple(masks.shape[-2:]) for masks in truth.masks]
-    if any(size[0] > answers.plane[0] or size[1] > answers.plane[1] for size in sizes):
-        raise ValueError(f'masks of {max(sizes)} pixels are larger than the input plane {answers.plane}')
-    return answers.sizes.new_tensor(sizes).view(-1, 2)
+    sizes = [tuple(masks.shape[-2:]) for masks in targets.masks]
+    if any(size[0] > predictions.input_size[0] or size[1] > predictions.input_size[1] for size in sizes):
+        raise ValueError(f'masks of {max(sizes)} pixels are larger than the padded input {predictions.input_size}')
+    return predictions.sizes.new_tensor(sizes).view(-1, 2)

@@ -18,7 +18,7 @@ from vitdense.errors import NumericsError
 from vitdense.ops.boxes import generalized_iou, scales_of, to_cxcywh, to_xyxy
 from vitdense.types import QueryOutputs, Target
 
-NOTHING = -1  # what a query answers for that is assigned to no object: it must say that there is nothing
+NO_OBJECT = -1  # what a query answers for that is assigned to no object: it must say that there is nothing
 IGNORED = -2  # a query that takes no part in any loss
 
 _LARGEST = 1e6  # costs are cut to +- this, so that sums of them stay exact
@@ -27,7 +27,7 @@ _AT_A_TIME = (2**18, 2**24)  # costs computed together, on a CPU (whose cache ho
 _CROWD = float('inf')  # the cost of an object that must not be assigned to anybody
 
 
-class Truth(NamedTuple):
+class ObjectTargets(NamedTuple):
     """The objects of all images of a batch, one after the other."""
 
     labels: Tensor  # (M,) int64
@@ -37,7 +37,7 @@ class Truth(NamedTuple):
     counts: tuple[int, ...]  # number of objects of each image, known without asking the device
 
     @classmethod
-    def of(cls, targets: Sequence[Target], sizes: Tensor) -> Truth:
+    def of(cls, targets: Sequence[Target], sizes: Tensor) -> ObjectTargets:
         """Return the truth of images whose boxes measure regions of `sizes` (B, 2) pixels (H, W).
 
         An image that nobody labelled has no objects.
@@ -60,7 +60,7 @@ class Truth(NamedTuple):
         return torch.tensor((0, *accumulate(self.counts)), device=self.labels.device)[:-1]
 
 
-class Answers(NamedTuple):
+class LayerPredictions(NamedTuple):
     """What the layers of one decoder say, stacked, in float32; the last layer is the final one."""
 
     logits: Tensor  # (L, B, Q, K)
@@ -69,7 +69,7 @@ class Answers(NamedTuple):
     name: str = 'queries'  # who says it, for messages
 
     @classmethod
-    def of(cls, outputs: QueryOutputs, name: str = 'queries') -> Answers:
+    def of(cls, outputs: QueryOutputs, name: str = 'queries') -> LayerPredictions:
         """Return the answers of `outputs.aux` and of `outputs` itself, in this order."""
         layers = (*outputs.aux, outputs)
         logits = torch.stack([layer.class_logits for layer in layers]).float()
@@ -110,39 +110,45 @@ class HungarianMatcher:
         check_range('HungarianMatcher(alpha=)', self.alpha, 0.0, 1.0)
 
     @torch.no_grad()
-    def __call__(self, answers: Sequence[Answers], truth: Truth, copies: Sequence[int] | None = None) -> list[Tensor]:
-        """Return for each of `answers` (L, B, Q) int64: the row of `truth` that a query answers for, or NOTHING.
+    def __call__(
+        self, predictions: Sequence[LayerPredictions], targets: ObjectTargets, copies: Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """Return for each of `predictions` (L, B, Q) int64: the row of `targets` that a query answers for, or
+        NO_OBJECT.
 
-        `copies` says, for each of `answers`, how many queries of a group answer for one object (default: one; H-DETR,
-        Jia et al. 2023, section 3, repeats the objects). Where the queries do not suffice, objects stay without.
+        `copies` says, for each of `predictions`, how many queries of a group answer for one object (default: one;
+        H-DETR, Jia et al. 2023, section 3, repeats the objects). Where the queries do not suffice, objects stay
+        without.
         """
-        blocks = [sane(self.costs(each, truth), truth.crowd) for each in answers]
+        blocks = [finite_costs(self.costs(each, targets), targets.crowd) for each in predictions]
         table = torch.cat([block.flatten() for block in blocks]).cpu().numpy()  # the one transfer
         ends = list(accumulate(block.numel() for block in blocks))
         found = []
-        for each, end, block, repeat in zip(answers, ends, blocks, copies or [1] * len(blocks), strict=True):
+        for each, end, block, repeat in zip(predictions, ends, blocks, copies or [1] * len(blocks), strict=True):
             costs = table[end - block.numel() : end].reshape(block.shape)
-            found.append(assign(costs, each, truth.counts, repeat))
-        rows = torch.from_numpy(np.concatenate([rows.ravel() for rows in found])).to(truth.labels.device)
+            found.append(assign(costs, each, targets.counts, repeat))
+        rows = torch.from_numpy(np.concatenate([rows.ravel() for rows in found])).to(targets.labels.device)
         return [
             part.view(each.shape) for part, each in zip(rows.split([each.size for each in found]), found, strict=True)
         ]
 
-    def costs(self, answers: Answers, truth: Truth) -> Tensor:
+    def costs(self, predictions: LayerPredictions, targets: ObjectTargets) -> Tensor:
         """Return (L, M, Q) float32: what it costs that a query of an object's own image answers for it."""
-        logits = answers.logits.transpose(2, 3)  # (L, B, Q, K) -> (L, B, K, Q): what is read has one row for each class
-        planes = answers.boxes.movedim(-1, 0).contiguous()  # (4, L, B, Q)
-        mass = answers.logits.logsumexp(-1) if self.form == 'softmax' else None  # (L, B, Q)
-        labels, count = agnostic(truth.labels, answers.logits), len(truth.labels)
-        costs = planes.new_empty(planes.shape[1], count, planes.shape[3])
+        logits = predictions.logits.transpose(
+            2, 3
+        )  # (L, B, Q, K) -> (L, B, K, Q): what is read has one row for each class
+        boxes = predictions.boxes.movedim(-1, 0).contiguous()  # (4, L, B, Q)
+        mass = predictions.logits.logsumexp(-1) if self.form == 'softmax' else None  # (L, B, Q)
+        labels, count = class_agnostic_labels(targets.labels, predictions.logits), len(targets.labels)
+        costs = boxes.new_empty(boxes.shape[1], count, boxes.shape[3])
         step = max(_AT_A_TIME[costs.device.type != 'cpu'] // max(costs[:, :1].numel(), 1), 1)
         for start in range(0, count, step):
             some = slice(start, start + step)
-            images = truth.images[some]
+            images = targets.images[some]
             chosen = logits[:, images, labels[some]]  # (L, m, Q)
             total = self._class_costs(chosen, None if mass is None else mass[:, images]).mul_(self.class_weight)
-            boxes_cxcywh = planes[:, :, images].movedim(0, -1)  # (L, m, Q, 4)
-            wanted_cxcywh = truth.boxes[some, None]  # (m, 1, 4)
+            boxes_cxcywh = boxes[:, :, images].movedim(0, -1)  # (L, m, Q, 4)
+            wanted_cxcywh = targets.boxes[some, None]  # (m, 1, 4)
             for mine, theirs in zip(boxes_cxcywh.unbind(-1), wanted_cxcywh.unbind(-1), strict=True):
                 total += (mine - theirs).abs_().mul_(self.l1_weight)
             total -= generalized_iou(_corners(boxes_cxcywh), to_xyxy(wanted_cxcywh)).mul_(self.giou_weight)
@@ -153,9 +159,9 @@ class HungarianMatcher:
         """Return (L, m, Q) from the logits of the objects' classes, and the log of the sum of all in a softmax."""
         if mass is not None:
             return -(chosen - mass).exp()
-        probs, surprise = chosen.sigmoid(), functional.softplus(-chosen)  # surprise: -log(p)
-        yes = self.alpha * (1 - probs) ** self.gamma * surprise
-        no = (1 - self.alpha) * probs**self.gamma * (surprise + chosen)
+        probs, nll = chosen.sigmoid(), functional.softplus(-chosen)  # nll: -log(p)
+        yes = self.alpha * (1 - probs) ** self.gamma * nll
+        no = (1 - self.alpha) * probs**self.gamma * (nll + chosen)
         return yes - no
 
 
@@ -170,36 +176,36 @@ def _crowd(target: Target) -> Tensor:
     return target.iscrowd.bool()
 
 
-def agnostic(labels: Tensor, logits: Tensor) -> Tensor:
+def class_agnostic_labels(labels: Tensor, logits: Tensor) -> Tensor:
     """Return the labels as `logits` (..., K) knows them: to a single class, which asks for any object, all are 0."""
     return torch.zeros_like(labels) if logits.shape[-1] == 1 else labels
 
 
 def _corners(boxes_cxcywh: Tensor) -> Tensor:
-    """Return xyxy in the memory layout of `boxes_cxcywh` (..., 4), one plane for each coordinate."""
+    """Return xyxy in the memory layout of `boxes_cxcywh` (..., 4), one block for each coordinate."""
     centers, halves = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:] / 2
     x, y = centers.unbind(-1)
     dx, dy = halves.unbind(-1)
     return torch.stack([x - dx, y - dy, x + dx, y + dy]).movedim(0, -1)
 
 
-def sane(costs: Tensor, crowd: Tensor) -> Tensor:
+def finite_costs(costs: Tensor, crowd: Tensor) -> Tensor:
     """Return costs (L, M, Q) that can be added up; those of crowds are marked."""
     costs = costs.clamp(-_LARGEST, _LARGEST).where(costs.isfinite(), _WORST)
     return costs.masked_fill(crowd[:, None], _CROWD)
 
 
-def assign(costs: np.ndarray, answers: Any, counts: Sequence[int], copies: int) -> np.ndarray:
-    """Return (L, B, Q) int64: the row of the object that each query answers for, or NOTHING.
+def assign(costs: np.ndarray, predictions: Any, counts: Sequence[int], copies: int) -> np.ndarray:
+    """Return (L, B, Q) int64: the row of the object that each query answers for, or NO_OBJECT.
 
-    `costs` (L, M, Q) have been through `sane`; `answers` has the fields `groups` and `name` and the property `parts`.
-    Raises NumericsError when no cost of a layer is finite.
+    `costs` (L, M, Q) have been through `finite_costs`; `predictions` has the fields `groups` and `name` and the
+    property `parts`. Raises NumericsError when no cost of a layer is finite.
     """
     num_layers, _, num_queries = costs.shape
-    rows = np.full((num_layers, len(counts), num_queries), NOTHING, np.int64)
-    size = num_queries // answers.groups
+    rows = np.full((num_layers, len(counts), num_queries), NO_OBJECT, np.int64)
+    size = num_queries // predictions.groups
     for layer in range(num_layers):
-        _check(costs[layer], answers, layer)
+        _check(costs[layer], predictions, layer)
         for image, (end, count) in enumerate(zip(accumulate(counts), counts, strict=True)):
             objects = np.arange(end - count, end)
             objects = objects[costs[layer, objects, 0] != _CROWD].repeat(copies)
@@ -209,13 +215,13 @@ def assign(costs: np.ndarray, answers: Any, counts: Sequence[int], copies: int) 
     return rows
 
 
-def _check(costs: np.ndarray, answers: Any, layer: int) -> None:
+def _check(costs: np.ndarray, predictions: Any, layer: int) -> None:
     """Raise NumericsError when no cost of a layer is finite."""
     if not costs.size or costs.min() < _WORST or (costs == _CROWD).all():
         return
-    shares = {name: 1 - values[layer].isfinite().double().mean().item() for name, values in answers.parts.items()}
+    shares = {name: 1 - values[layer].isfinite().double().mean().item() for name, values in predictions.parts.items()}
     raise NumericsError(
-        f'no matching cost is finite: {answers.name}, layer {layer + 1} of {len(answers.logits)}',
+        f'no matching cost is finite: {predictions.name}, layer {layer + 1} of {len(predictions.logits)}',
         where=', '.join(f'{name} {share:.0%} not finite' for name, share in shares.items()),
         why='the network has diverged, or the targets are not numbers',
         fix='lower the learning rate, clip gradients (optim_wrapper.clip_grad) or use --amp off, then --resume',

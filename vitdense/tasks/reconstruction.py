@@ -34,8 +34,8 @@ class ReconstructionTask:
         hidden = functional.interpolate(hidden, scale_factor=cell, mode='nearest')  # (B, 1, H, W)
         rows = zip(imgs, hidden, hidden_errors(outputs), metas, strict=True)
         return [
-            Reconstruction(_painted(img, meta), _original(plane, meta, mode='nearest-exact')[0] > 0.5, error)
-            for img, plane, error, meta in rows
+            Reconstruction(_painted(img, meta), _original(mask, meta, mode='nearest-exact')[0] > 0.5, error)
+            for img, mask, error, meta in rows
         ]
 
 
@@ -57,9 +57,9 @@ def _painted(img: Tensor, meta: Meta) -> Tensor:
     return (full.clamp(0, 1) * 255).round().byte()
 
 
-def _original(plane: Tensor, meta: Meta, **resize: object) -> Tensor:
-    """Return a plane (C, H, W) of the network's input without its padding, in the image's original size."""
-    plane = plane[:, : meta.unpadded_size[0], : meta.unpadded_size[1]]
-    if tuple(plane.shape[-2:]) == tuple(meta.orig_size):
-        return plane
-    return functional.interpolate(plane[None], tuple(meta.orig_size), **resize)[0]
+def _original(values: Tensor, meta: Meta, **resize: object) -> Tensor:
+    """Return values (C, H, W) of the padded input without its padding, in the image's original size."""
+    values = values[:, : meta.unpadded_size[0], : meta.unpadded_size[1]]
+    if tuple(values.shape[-2:]) == tuple(meta.orig_size):
+        return values
+    return functional.interpolate(values[None], tuple(meta.orig_size), **resize)[0]

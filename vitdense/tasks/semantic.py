@@ -43,26 +43,30 @@ class SemanticTask:
     def loss(self, outputs: PixelOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Return `loss_<part>` for every part, `loss_aux` when there are auxiliary answers, and `acc`.
 
-        The logits are resized bilinearly to the input plane and cropped to the targets. Images without labels are
-        left out. `acc` is the share of labelled pixels that are right, from a sample of them.
+        The logits are resized bilinearly to the size of the padded input and cropped to the targets. Images without
+        labels are left out. `acc` is the share of labelled pixels that are right, from a sample of them.
         """
         rows = [row for row, target in enumerate(targets) if getattr(target, self.field) is not None]
         with torch.autocast(outputs.logits.device.type, enabled=False):
             labels = self._labels(rows, targets, outputs)
-            full = _full(outputs.logits, rows, outputs.size, labels.shape[-2:])
+            full = _full(outputs.logits, rows, outputs.input_size, labels.shape[-2:])
             losses = {f'loss_{part.name}': part(full, labels) for part in self.losses}
             accuracy = _accuracy(full, labels)
             del full  # the losses keep what they need of it
             if outputs.aux:
-                plane = outputs.size
-                grids = (_full(logits, rows, plane, labels.shape[-2:]) for logits in outputs.aux)
+                input_size = outputs.input_size
+                grids = (_full(logits, rows, input_size, labels.shape[-2:]) for logits in outputs.aux)
                 losses['loss_aux'] = self.aux_weight * sum(part(grid, labels) for grid in grids for part in self.losses)
         return losses | {'acc': accuracy}
 
     def predict(self, outputs: PixelOutputs, metas: Sequence[Meta]) -> list[SemanticMap]:
         """Return the likeliest class of every pixel, in each image's original size."""
         return [
-            SemanticMap(full_resolution_labels(logits, plane=outputs.size, crop=meta.unpadded_size, out=meta.orig_size))
+            SemanticMap(
+                full_resolution_labels(
+                    logits, input_size=outputs.input_size, crop=meta.unpadded_size, out=meta.orig_size
+                )
+            )
             for logits, meta in zip(outputs.logits, metas, strict=True)
         ]
 
@@ -75,25 +79,27 @@ class SemanticTask:
             return torch.zeros((1, 0, 0), dtype=torch.int64, device=outputs.logits.device)
         maps = [getattr(targets[row], self.field) for row in rows]
         height, width = (max(sides) for sides in zip(*(labels.shape for labels in maps), strict=True))
-        if height > outputs.size[0] or width > outputs.size[1]:
-            raise ValueError(f'a label map of {(height, width)} pixels is larger than the input plane {outputs.size}')
+        if height > outputs.input_size[0] or width > outputs.input_size[1]:
+            raise ValueError(
+                f'a label map of {(height, width)} pixels is larger than the padded input {outputs.input_size}'
+            )
         padded = outputs.logits.new_full((len(maps), height, width), IGNORE, dtype=torch.int64)
         for row, labels in zip(padded, maps, strict=True):
             row[: labels.shape[0], : labels.shape[1]] = labels
         return padded
 
 
-def _full(logits: Tensor, rows: Sequence[int], plane: tuple[int, int], crop: Sequence[int]) -> Tensor:
-    """Return the float32 logits of `rows` at every pixel of `crop`: (rows, K, H, W), a view of the whole plane.
+def _full(logits: Tensor, rows: Sequence[int], input_size: tuple[int, int], crop: Sequence[int]) -> Tensor:
+    """Return the float32 logits of `rows` at every pixel of `crop`: (rows, K, H, W), a view of all logits.
 
-    Without rows it is a plane of no pixels that hangs on all logits: every parameter gets a gradient, which is zero
+    Without rows the result has no pixels but depends on all logits: every parameter gets a gradient, which is zero
     even where the logits are not finite.
     """
     if not rows:
         nothing = (logits.float().nan_to_num() * 0).sum((0, 2, 3))  # (K,)
         return nothing[None, :, None, None].expand(1, -1, 0, 0)
     chosen = logits if len(rows) == len(logits) else logits[list(rows)]
-    full = functional.interpolate(chosen.float(), plane, mode='bilinear', align_corners=False)
+    full = functional.interpolate(chosen.float(), input_size, mode='bilinear', align_corners=False)
     return full[..., : crop[0], : crop[1]]
 
 

@@ -26,14 +26,14 @@ def read_objects(
 ) -> dict[str, Outputs]:
     """Return what `network` says about `imgs`, with `QueryOutputs` read at once: objects can be joined, queries not.
 
-    `reads` are the `predict` of the tasks by name. Boxes are in pixels of the input plane.
+    `reads` are the `predict` of the tasks by name. Boxes are in pixels of the padded input.
     """
-    plane = tuple(imgs.shape[-2:])
-    metas = [Meta(row, orig_size=plane, size=plane) for row in range(len(imgs))]
+    input_size = tuple(imgs.shape[-2:])
+    metas = [Meta(row, orig_size=input_size, size=input_size) for row in range(len(imgs))]
     outputs = network(imgs, valid)
     return {
-        name: ObjectOutputs(tuple(reads[name](answer, metas))) if isinstance(answer, QueryOutputs) else answer
-        for name, answer in outputs.items()
+        name: ObjectOutputs(tuple(reads[name](output, metas))) if isinstance(output, QueryOutputs) else output
+        for name, output in outputs.items()
     }
 
 
@@ -68,9 +68,9 @@ class Pieces(NamedTuple):
 
 
 def join_windows(
-    found: Sequence[Instances], corners: Sequence[tuple[int, int]], size: tuple[int, int], plane: tuple[int, int]
+    found: Sequence[Instances], corners: Sequence[tuple[int, int]], size: tuple[int, int], input_size: tuple[int, int]
 ) -> Instances:
-    """Return the objects of an image of `plane` (H, W), found in windows of `size` at `corners` (top, left).
+    """Return the objects of an image of `input_size` (H, W), found in windows of `size` at `corners` (top, left).
 
     Boxes are in pixels of their window. Two boxes of one class in two windows are one object when they agree where
     both windows look: cut to that region their IoU is at least `SAME`, or a box that ends at the border of its window
@@ -79,30 +79,32 @@ def join_windows(
     every window comes only in pieces: the kept box is what encloses those with at least half the score of the best.
     Boxes of one window are never compared: queries do not repeat themselves. Masks go with their boxes.
     """
-    pieces = _pieces(found, corners, size, plane)
+    pieces = _pieces(found, corners, size, input_size)
     near = _same_objects(pieces, corners, size)
     groups = _grouped(pieces, near)
     if not groups:
         none = found[0]
-        masks = None if none.masks is None else none.masks.new_zeros((0, *plane))
+        masks = None if none.masks is None else none.masks.new_zeros((0, *input_size))
         return Instances(none.boxes[:0], none.scores[:0], none.labels[:0], masks)
     leaders = [members[0] for members in groups]
     boxes = torch.stack([_enclosing(pieces.boxes[members]) for members in groups])
     masks = None
     if found[0].masks is not None:
         rows = [row for each in found for row in range(len(each.boxes))]
-        masks = torch.stack([_pasted(found, corners, pieces, rows, members, plane) for members in groups])
+        masks = torch.stack([_pasted(found, corners, pieces, rows, members, input_size) for members in groups])
     return Instances(boxes, pieces.scores[leaders], pieces.labels[leaders], masks)
 
 
 def _pieces(
-    found: Sequence[Instances], corners: Sequence[tuple[int, int]], size: tuple[int, int], plane: tuple[int, int]
+    found: Sequence[Instances], corners: Sequence[tuple[int, int]], size: tuple[int, int], input_size: tuple[int, int]
 ) -> Pieces:
     parts = []
     for window, (each, (top, left)) in enumerate(zip(found, corners, strict=True)):
         limits = each.boxes.new_tensor([size[1], size[0]] * 2)  # padding behind the window is no image
         boxes = torch.minimum(each.boxes, limits)
-        inner = boxes.new_tensor([left > 0, top > 0, left + size[1] < plane[1], top + size[0] < plane[0]]).bool()
+        inner = boxes.new_tensor(
+            [left > 0, top > 0, left + size[1] < input_size[1], top + size[0] < input_size[0]]
+        ).bool()
         ends = torch.cat([boxes[:, :2] <= MARGIN * limits[:2], boxes[:, 2:] >= (1 - MARGIN) * limits[2:]], dim=1)
         shifted = boxes + boxes.new_tensor([left, top] * 2)
         number = torch.full((len(boxes),), window, device=boxes.device)
@@ -184,10 +186,10 @@ def _pasted(
     pieces: Pieces,
     rows: Sequence[int],
     members: Sequence[int],
-    plane: tuple[int, int],
+    input_size: tuple[int, int],
 ) -> Tensor:
     """Return the mask (H, W) of an object: the union of those of its pieces. `rows` are places in their windows."""
-    mask = found[0].masks.new_zeros(plane)
+    mask = found[0].masks.new_zeros(input_size)
     for member in members:
         window = int(pieces.window[member])
         top, left = corners[window]
@@ -203,13 +205,13 @@ def unmirrored(found: Instances, width: int) -> Instances:
     return found._replace(boxes=boxes, masks=None if found.masks is None else found.masks.flip(-1))
 
 
-def rescaled(found: Instances, size: tuple[int, int], plane: tuple[int, int]) -> Instances:
-    """Return objects of an image of `size` (H, W) as those of the same image at `plane` (H, W)."""
-    if tuple(size) == tuple(plane):
+def rescaled(found: Instances, size: tuple[int, int], input_size: tuple[int, int]) -> Instances:
+    """Return objects of an image of `size` (H, W) as those of the same image at `input_size` (H, W)."""
+    if tuple(size) == tuple(input_size):
         return found
-    factors = found.boxes.new_tensor([plane[1] / size[1], plane[0] / size[0]] * 2)
+    factors = found.boxes.new_tensor([input_size[1] / size[1], input_size[0] / size[0]] * 2)
     return found._replace(
-        boxes=found.boxes * factors, masks=None if found.masks is None else _resized_masks(found.masks, plane)
+        boxes=found.boxes * factors, masks=None if found.masks is None else _resized_masks(found.masks, input_size)
     )
 
 

@@ -1,4 +1,4 @@
-"""Where overlapping windows lie on a plane."""
+"""Positions of overlapping windows on an image."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class WindowGrid(NamedTuple):
     def corners(self) -> list[Corner]:
         return [(top, left) for top in self.tops for left in self.lefts]
 
-    def counts(self, plane: Sequence[int]) -> Tensor:
-        """Return (H, W) int64: how many windows lie over each cell of `plane`, a product of the two axes."""
+    def counts(self, input_size: Sequence[int]) -> Tensor:
+        """Return (H, W) int64: how many windows lie over each cell of `input_size`, a product of the two axes."""
         rows, columns = (
             torch.tensor([sum(start <= cell < start + side for start in starts) for cell in range(whole)])
-            for starts, side, whole in zip(self[1:], self.size, plane, strict=True)
+            for starts, side, whole in zip(self[1:], self.size, input_size, strict=True)
         )
         return rows[:, None] * columns

@@ -69,7 +69,7 @@ class Tiler:
     def __call__(
         self, network: Network, imgs: Tensor, valid: Tensor | None = None, *, metas: Sequence[Meta] = ()
     ) -> dict[str, Outputs]:
-        """Return the blended outputs for `imgs (B, 3, H, W)`; `PixelOutputs.size` is (H, W). No gradients."""
+        """Return the blended outputs for `imgs (B, 3, H, W)`; `PixelOutputs.input_size` is (H, W). No gradients."""
         if valid is not None:
 
             def alone(row: int, img: Tensor) -> dict[str, Outputs]:
@@ -85,65 +85,67 @@ class Tiler:
             crops = torch.cat([_crop(imgs, corner, windows.size) for corner in corners])
             # less than a cell of padding, so that no whole cell of the grid is padding
             crops = functional.pad(crops, (0, -windows.size[1] % self.divisor, 0, -windows.size[0] % self.divisor))
-            for name, answer in network(crops, None).items():
+            for name, output in network(crops, None).items():
                 if name not in sums:
-                    sums[name] = self._sum(name, answer, windows, imgs, metas)
-                sums[name].add(answer, corners)
+                    sums[name] = self._sum(name, output, windows, imgs, metas)
+                sums[name].add(output, corners)
         return {name: total.mean() for name, total in sums.items()}
 
-    def windows(self, plane: tuple[int, int]) -> WindowGrid:
-        """Return the windows of an image of `plane` (H, W) pixels."""
+    def windows(self, input_size: tuple[int, int]) -> WindowGrid:
+        """Return the windows of an image of `input_size` (H, W) pixels."""
         cell = self.divisor if self.accumulate == 'logits' else 1
-        if plane[0] % cell or plane[1] % cell:
-            raise ValueError(f'an image of {plane} pixels is not padded to multiples of {cell}')
-        size = tuple(min(-(-side // cell) * cell, whole) for side, whole in zip(self.size, plane, strict=True))
+        if input_size[0] % cell or input_size[1] % cell:
+            raise ValueError(f'an image of {input_size} pixels is not padded to multiples of {cell}')
+        size = tuple(min(-(-side // cell) * cell, whole) for side, whole in zip(self.size, input_size, strict=True))
         tops, lefts = (
             [start // cell * cell for start in _starts(whole, side, stride, even=self.even)]
-            for whole, side, stride in zip(plane, size, self.stride, strict=True)
+            for whole, side, stride in zip(input_size, size, self.stride, strict=True)
         )
         return WindowGrid(size, tops, lefts)
 
-    def _sum(self, name: str, answer: Outputs, windows: WindowGrid, imgs: Tensor, metas: Sequence[Meta]) -> _Sum:
-        plane = tuple(imgs.shape[-2:])
-        if isinstance(answer, ClassOutputs):
+    def _sum(self, name: str, output: Outputs, windows: WindowGrid, imgs: Tensor, metas: Sequence[Meta]) -> _Sum:
+        input_size = tuple(imgs.shape[-2:])
+        if isinstance(output, ClassOutputs):
             return _ClassSum(len(windows.corners))
-        if isinstance(answer, ObjectOutputs):
-            return _ObjectSum(windows, plane)
-        if not isinstance(answer, PixelOutputs | MaskScores if self.streams else PixelOutputs):
-            refuse_outputs(name, answer, where='model.tiler', fix='leave the tiler out and test on whole images')
+        if isinstance(output, ObjectOutputs):
+            return _ObjectSum(windows, input_size)
+        if not isinstance(output, PixelOutputs | MaskScores if self.streams else PixelOutputs):
+            refuse_outputs(name, output, where='model.tiler', fix='leave the tiler out and test on whole images')
         if self.streams:
-            return _LabelSum([LabelStrips(windows, plane, meta) for meta in metas])
-        cells = windows.size if self.accumulate == 'pixels' else tuple(answer.logits.shape[-2:])
-        return _PixelSum(answer.logits, windows, cells, plane=plane)
+            return _LabelSum([LabelStrips(windows, input_size, meta) for meta in metas])
+        cells = windows.size if self.accumulate == 'pixels' else tuple(output.logits.shape[-2:])
+        return _PixelSum(output.logits, windows, cells, input_size=input_size)
 
 
 class _PixelSum:
     """Adds up logits of windows on one grid that covers the image; a window is `cells` (h, w) of it."""
 
-    def __init__(self, logits: Tensor, windows: WindowGrid, cells: tuple[int, int], plane: tuple[int, int]) -> None:
+    def __init__(
+        self, logits: Tensor, windows: WindowGrid, cells: tuple[int, int], input_size: tuple[int, int]
+    ) -> None:
         tops, lefts = (
             [_scaled(start, *ratio) for start in starts]
             for starts, ratio in zip((windows.tops, windows.lefts), zip(cells, windows.size, strict=True), strict=True)
         )
         self.windows = WindowGrid(cells, tops, lefts)
         self.corners = dict(zip(windows.corners, self.windows.corners, strict=True))  # from pixels to cells
-        self.plane = plane
+        self.input_size = input_size
         self.resized = tuple(cells) == tuple(windows.size)
         self.total: Tensor | None = None
-        self.shape = [_scaled(*side) for side in zip(plane, cells, windows.size, strict=True)]
+        self.shape = [_scaled(*side) for side in zip(input_size, cells, windows.size, strict=True)]
 
-    def add(self, answer: PixelOutputs, corners: list[Corner]) -> None:
-        for logits, corner in zip(answer.logits.chunk(len(corners)), corners, strict=True):
+    def add(self, output: PixelOutputs, corners: list[Corner]) -> None:
+        for logits, corner in zip(output.logits.chunk(len(corners)), corners, strict=True):
             if self.total is None:
                 self.total = logits.new_zeros(*logits.shape[:2], *self.shape, dtype=torch.float32)
             if self.resized:
-                logits = functional.interpolate(logits.float(), answer.size, mode='bilinear', align_corners=False)
+                logits = functional.interpolate(logits.float(), output.input_size, mode='bilinear', align_corners=False)
                 logits = _crop(logits, (0, 0), self.windows.size)
             _crop(self.total, self.corners[corner], self.windows.size).add_(logits)
 
     def mean(self) -> PixelOutputs:
         """Return the mean, divided in place."""
-        return PixelOutputs(self.total.div_(self.windows.counts(self.shape).to(self.total.device)), self.plane)
+        return PixelOutputs(self.total.div_(self.windows.counts(self.shape).to(self.total.device)), self.input_size)
 
 
 class _ClassSum:
@@ -153,8 +155,8 @@ class _ClassSum:
         self.number = number
         self.total: Tensor | float = 0.0
 
-    def add(self, answer: ClassOutputs, corners: list[Corner]) -> None:
-        self.total = self.total + answer.logits.float().unflatten(0, (len(corners), -1)).sum(0)
+    def add(self, output: ClassOutputs, corners: list[Corner]) -> None:
+        self.total = self.total + output.logits.float().unflatten(0, (len(corners), -1)).sum(0)
 
     def mean(self) -> ClassOutputs:
         return ClassOutputs(self.total / self.number)
@@ -166,11 +168,11 @@ class _LabelSum:
     def __init__(self, strips: Sequence[LabelStrips]) -> None:
         self.strips = strips
 
-    def add(self, answer: PixelOutputs | MaskScores, corners: list[Corner]) -> None:
-        if isinstance(answer, MaskScores):
-            windows = [MaskLogits(*pair, answer.plane) for pair in zip(*answer[:2], strict=True)]
+    def add(self, output: PixelOutputs | MaskScores, corners: list[Corner]) -> None:
+        if isinstance(output, MaskScores):
+            windows = [MaskLogits(*pair, output.input_size) for pair in zip(*output[:2], strict=True)]
         else:
-            windows = [GridLogits(logits.float(), answer.size) for logits in answer.logits]
+            windows = [GridLogits(logits.float(), output.input_size) for logits in output.logits]
         for window, (corner, strips) in zip(windows, product(corners, self.strips), strict=True):
             strips.add(window, corner)
 
@@ -181,18 +183,18 @@ class _LabelSum:
 class _ObjectSum:
     """Collects the objects of windows."""
 
-    def __init__(self, windows: WindowGrid, plane: tuple[int, int]) -> None:
-        self.windows, self.plane = windows, plane
+    def __init__(self, windows: WindowGrid, input_size: tuple[int, int]) -> None:
+        self.windows, self.input_size = windows, input_size
         self.found: list = []  # of the images of a batch, window by window
 
-    def add(self, answer: ObjectOutputs, corners: list[Corner]) -> None:
-        self.found += answer.objects
+    def add(self, output: ObjectOutputs, corners: list[Corner]) -> None:
+        self.found += output.objects
 
     def mean(self) -> ObjectOutputs:
         number = len(self.found) // len(self.windows.corners)
         images = (self.found[row::number] for row in range(number))
         corners, size = self.windows.corners, self.windows.size
-        return ObjectOutputs(tuple(join_windows(found, corners, size, self.plane) for found in images))
+        return ObjectOutputs(tuple(join_windows(found, corners, size, self.input_size) for found in images))
 
 
 _Sum = _PixelSum | _ClassSum | _LabelSum | _ObjectSum
@@ -206,36 +208,36 @@ def one_by_one(
     `valid (B, H, W)` is True on images, which lie at the top left; `run` gets the row of each and the image, with
     sides rounded up to `divisor`. Beyond an image the logits repeat its edge, so that they can be resized.
     """
-    plane = tuple(imgs.shape[-2:])
+    input_size = tuple(imgs.shape[-2:])
     sizes = [
-        [min(-(-side // divisor) * divisor, whole) for side, whole in zip(size, plane, strict=True)]
+        [min(-(-side // divisor) * divisor, whole) for side, whole in zip(size, input_size, strict=True)]
         for size in image_sizes(valid).tolist()
     ]
-    answers = [
+    outputs = [
         run(row, img[None, :, : size[0], : size[1]]) for row, (img, size) in enumerate(zip(imgs, sizes, strict=True))
     ]
-    return {name: _joined([answer[name] for answer in answers], plane) for name in answers[0]}
+    return {name: _joined([output[name] for output in outputs], input_size) for name in outputs[0]}
 
 
-def _joined(answers: list[Outputs], plane: tuple[int, int]) -> Outputs:
-    if isinstance(answers[0], ClassOutputs):
-        return ClassOutputs(torch.cat([answer.logits for answer in answers]))
-    if isinstance(answers[0], LabelOutputs | ObjectOutputs):
-        return type(answers[0])(tuple(each for answer in answers for each in answer[0]))
+def _joined(outputs: list[Outputs], input_size: tuple[int, int]) -> Outputs:
+    if isinstance(outputs[0], ClassOutputs):
+        return ClassOutputs(torch.cat([output.logits for output in outputs]))
+    if isinstance(outputs[0], LabelOutputs | ObjectOutputs):
+        return type(outputs[0])(tuple(each for output in outputs for each in output[0]))
     padded = []
-    for logits, size, _ in answers:
+    for logits, size, _ in outputs:
         height, width = (
             _scaled(whole, cells, side) - cells
-            for whole, cells, side in zip(plane, logits.shape[-2:], size, strict=True)
+            for whole, cells, side in zip(input_size, logits.shape[-2:], size, strict=True)
         )
         padded.append(functional.pad(logits, (0, width, 0, height), mode='replicate'))
-    return PixelOutputs(torch.cat(padded), plane)
+    return PixelOutputs(torch.cat(padded), input_size)
 
 
-def refuse_outputs(name: str, answer: Outputs, *, where: str, fix: str) -> None:
+def refuse_outputs(name: str, output: Outputs, *, where: str, fix: str) -> None:
     """Raise the ConfigError about outputs that have no average."""
     raise ConfigError(
-        f"the answers of '{name}' are {type(answer).__name__}, which have no average",
+        f"the answers of '{name}' are {type(output).__name__}, which have no average",
         where=where,
         why='only logits of pixels and of whole images can be averaged',
         fix=fix,

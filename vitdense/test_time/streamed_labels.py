@@ -1,4 +1,4 @@
-"""Labels of a large image from the logits of its windows, without ever holding the logits of its plane.
+"""Labels of a large image from the logits of its windows, without ever holding all logits of the image.
 
 What is kept are the logits of windows as the network gave them, on its own grid (of queries with masks: their classes
 and masks), until the rows that they cover are labelled. A strip of rows that no later window sees is resized, added up
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitdense.ops.mask_labels import class_scores, resize_axis
-from vitdense.ops.upsample import Taps, axis_taps, labels_of, refuse_non_finite, resized_plane, running_argmax
+from vitdense.ops.upsample import Taps, axis_taps, labels_of, refuse_non_finite, resize_map, running_argmax
 from vitdense.test_time.overlap import WindowGrid
 from vitdense.types import Meta
 
@@ -28,7 +28,7 @@ class GridLogits(NamedTuple):
     """Logits of a window on the network's own grid."""
 
     logits: Tensor  # (K, h, w) float32
-    size: tuple[int, int]  # (H, W) of the pixels that they cover, padding included
+    input_size: tuple[int, int]  # (H, W) of the pixels that they cover, padding included
 
     @property
     def num_classes(self) -> int:
@@ -38,7 +38,9 @@ class GridLogits(NamedTuple):
 
     def rows(self, classes: slice, first: int, last: int) -> Tensor:
         """Return the logits (k, last - first, W) of some classes in some rows."""
-        full = functional.interpolate(self.logits[None, classes], self.size, mode='bilinear', align_corners=False)[0]
+        full = functional.interpolate(
+            self.logits[None, classes], self.input_size, mode='bilinear', align_corners=False
+        )[0]
         return full[:, first:last]
 
 
@@ -47,7 +49,7 @@ class MaskLogits(NamedTuple):
 
     probs: Tensor  # (Q, K) float32
     masks: Tensor  # (Q, h, w) float32
-    size: tuple[int, int]  # (H, W) of the pixels that the masks cover, padding included
+    input_size: tuple[int, int]  # (H, W) of the padded input that the masks cover
 
     @property
     def num_classes(self) -> int:
@@ -57,7 +59,7 @@ class MaskLogits(NamedTuple):
 
     def rows(self, classes: slice, first: int, last: int) -> Tensor:
         """Return the scores (k, last - first, W) of some classes in some rows."""
-        rows, columns = (axis_taps(*axis) for axis in zip(self.masks.shape[-2:], *[self.size] * 3, strict=True))
+        rows, columns = (axis_taps(*axis) for axis in zip(self.masks.shape[-2:], *[self.input_size] * 3, strict=True))
         cells, weights = rows.cells[first:last], rows.weights[first:last]
         top, bottom = int(cells.min()), int(cells.max()) + 1
         wide = resize_axis(self.masks[:, top:bottom], columns.cells, columns.weights, axis=2)
@@ -65,22 +67,22 @@ class MaskLogits(NamedTuple):
 
 
 class LabelStrips:
-    """The labels (H, W) of one image of `meta`, whose `plane` (H, W) is covered by `windows`.
+    """The labels (H, W) of one image of `meta`, whose `input_size` (H, W) is covered by `windows`.
 
     `add` takes the windows row by row, as `WindowGrid.corners` has them; after the last one `labels` is whole. They
     equal: resize the logits of each window to its pixels, average where windows overlap, crop to
     `meta.unpadded_size`, resize to `meta.orig_size`, argmax.
     """
 
-    def __init__(self, windows: WindowGrid, plane: tuple[int, int], meta: Meta) -> None:
-        self.windows, self.plane = windows, plane
+    def __init__(self, windows: WindowGrid, input_size: tuple[int, int], meta: Meta) -> None:
+        self.windows, self.input_size = windows, input_size
         self.crop, self.out = tuple(meta.unpadded_size), tuple(meta.orig_size)
         self.resized = self.crop != self.out
         self.rows, self.columns = (
             axis_taps(*axis) if self.resized else _same(axis[2])
-            for axis in zip(plane, plane, self.crop, self.out, strict=True)
+            for axis in zip(input_size, input_size, self.crop, self.out, strict=True)
         )
-        self.counts = windows.counts(plane)
+        self.counts = windows.counts(input_size)
         self.seen: dict[tuple[int, int], GridLogits | MaskLogits] = {}
         self.done = 0  # rows of the answer
         self.labels: Tensor | None = None
@@ -98,7 +100,7 @@ class LabelStrips:
         top, left = corner
         if left == self.windows.lefts[-1]:
             later = [start for start in self.windows.tops if start > top]
-            self._label(later[0] if later else self.plane[0])
+            self._label(later[0] if later else self.input_size[0])
 
     def _label(self, stop: int) -> None:
         """Label the rows of the answer that read nothing from row `stop` on, and forget what is done."""
@@ -110,33 +112,33 @@ class LabelStrips:
             rows = slice(self.done, self.done + max(fits, 1))
             self.labels[rows] = self._strip(Taps(self.rows.cells[rows], self.rows.weights[rows]))
             self.done = rows.stop
-        needed = int(self.rows.cells[self.done].min()) if self.done < len(last) else self.plane[0]
+        needed = int(self.rows.cells[self.done].min()) if self.done < len(last) else self.input_size[0]
         self.seen = {corner: kept for corner, kept in self.seen.items() if corner[0] + self.windows.size[0] > needed}
 
     def _height(self) -> int:
-        """Return how many rows of the plane a strip has, so that the fewest classes of it fit into the block."""
+        """Return how many rows of the image a strip has, so that the fewest classes of it fit into the block."""
         window = next(iter(self.seen.values()))
-        return max(BLOCK_NUMBERS // (self.plane[1] * window.fewest), 2)
+        return max(BLOCK_NUMBERS // (self.input_size[1] * window.fewest), 2)
 
     def _strip(self, rows: Taps) -> Tensor:
         """Return the labels of some rows of the answer."""
         top, bottom = int(rows.cells.min()), int(rows.cells.max()) + 1
-        planes = self._planes(top, bottom)
+        maps = self._class_maps(top, bottom)
         device = self.labels.device
         if self.resized:
             there = Taps((rows.cells - top).to(device), rows.weights.to(device))
             columns = Taps(*(part.to(device) for part in self.columns))
-            planes = (resized_plane(plane, there, columns) for plane in planes)
+            maps = (resize_map(each, there, columns) for each in maps)
         else:
-            planes = (plane[:, : self.crop[1]] for plane in planes)
+            maps = (each[:, : self.crop[1]] for each in maps)
         num_classes = next(iter(self.seen.values())).num_classes
-        return running_argmax(planes, labels_of(num_classes, device))
+        return running_argmax(maps, labels_of(num_classes, device))
 
-    def _planes(self, top: int, bottom: int) -> Iterator[Tensor]:
-        """Yield the mean logits (bottom - top, W) of every class in some rows of the plane."""
+    def _class_maps(self, top: int, bottom: int) -> Iterator[Tensor]:
+        """Yield the mean logits (bottom - top, W) of every class in some rows of the image."""
         window = next(iter(self.seen.values()))
         num_classes = window.num_classes
-        width, counts = self.plane[1], self.counts[top:bottom].to(self.labels.device)
+        width, counts = self.input_size[1], self.counts[top:bottom].to(self.labels.device)
         step = min(max(BLOCK_NUMBERS // ((bottom - top) * width), window.fewest), window.most)
         for start in range(0, num_classes, step):
             block = slice(start, min(start + step, num_classes))
@@ -148,7 +150,7 @@ class LabelStrips:
     def _add_window(
         self, total: Tensor, top: int, corner: tuple[int, int], window: GridLogits | MaskLogits, classes: slice
     ) -> None:
-        """Add those rows of a window that lie in `total`, which begins at row `top` of the plane."""
+        """Add those rows of a window that lie in `total`, which begins at row `top` of the image."""
         height, width = self.windows.size
         first, last = max(top, corner[0]), min(top + total.shape[1], corner[0] + height)
         if first < last:

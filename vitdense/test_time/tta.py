@@ -43,7 +43,7 @@ class TestTimeAugmentation:
 
     @torch.no_grad()
     def __call__(self, network: Network, imgs: Tensor, valid: Tensor | None = None) -> dict[str, Outputs]:
-        """Return the averaged outputs for `imgs (B, 3, H, W)`; `PixelOutputs.size` is (H, W). No gradients."""
+        """Return the averaged outputs for `imgs (B, 3, H, W)`; `PixelOutputs.input_size` is (H, W). No gradients."""
         if valid is not None:
             return one_by_one(lambda row, img: self(network, img), imgs, valid, divisor=self.divisor)
         totals: dict[str, Tensor] = {}
@@ -51,48 +51,48 @@ class TestTimeAugmentation:
         for scale in self.scales:
             scaled = self._scaled(imgs, scale)
             for flipped in (False, True) if self.flip else (False,):
-                answers = network(scaled.flip(-1) if flipped else scaled, None)
-                for name, answer in answers.items():
-                    if isinstance(answer, ObjectOutputs):
-                        views.setdefault(name, []).append(_upright(answer, scaled, imgs, flipped))
+                outputs = network(scaled.flip(-1) if flipped else scaled, None)
+                for name, output in outputs.items():
+                    if isinstance(output, ObjectOutputs):
+                        views.setdefault(name, []).append(_upright(output, scaled, imgs, flipped))
                     else:
-                        totals[name] = _add(totals.get(name), name, answer, imgs, flipped)
+                        totals[name] = _add(totals.get(name), name, output, imgs, flipped)
         number = len(self.scales) * (2 if self.flip else 1)
         fused = {name: ObjectOutputs(tuple(map(fuse_views, zip(*found, strict=True)))) for name, found in views.items()}
         averaged = {name: _outputs(total.div_(number), tuple(imgs.shape[-2:])) for name, total in totals.items()}
         return averaged | fused
 
     def _scaled(self, imgs: Tensor, scale: float) -> Tensor:
-        plane = tuple(imgs.shape[-2:])
-        size = tuple(max(round(side * scale / self.divisor), 1) * self.divisor for side in plane)
-        if size == plane:
+        input_size = tuple(imgs.shape[-2:])
+        size = tuple(max(round(side * scale / self.divisor), 1) * self.divisor for side in input_size)
+        if size == input_size:
             return imgs
         return functional.interpolate(imgs, size, mode='bilinear', align_corners=False, antialias=scale < 1)
 
 
-def _add(total: Tensor | None, name: str, answer: Outputs, imgs: Tensor, flipped: bool) -> Tensor:
+def _add(total: Tensor | None, name: str, output: Outputs, imgs: Tensor, flipped: bool) -> Tensor:
     """Return `total` with the probabilities of one view added in place."""
-    if isinstance(answer, ClassOutputs):
-        probs = answer.logits.float().softmax(1)
+    if isinstance(output, ClassOutputs):
+        probs = output.logits.float().softmax(1)
         return probs if total is None else total.add_(probs)
-    if not isinstance(answer, PixelOutputs):
-        refuse_outputs(name, answer, where='model.tta', fix='test without --tta')
+    if not isinstance(output, PixelOutputs):
+        refuse_outputs(name, output, where='model.tta', fix='test without --tta')
     if total is None:
-        total = imgs.new_zeros(len(imgs), answer.logits.shape[1], *imgs.shape[-2:], dtype=torch.float32)
-    for image, logits in zip(total, answer.logits, strict=True):  # one at a time: a full map is large
+        total = imgs.new_zeros(len(imgs), output.logits.shape[1], *imgs.shape[-2:], dtype=torch.float32)
+    for image, logits in zip(total, output.logits, strict=True):  # one at a time: a full map is large
         logits = (logits.flip(-1) if flipped else logits)[None].float()
         full = functional.interpolate(logits, imgs.shape[-2:], mode='bilinear', align_corners=False)
         image.add_(full.softmax(1)[0])
     return total
 
 
-def _upright(answer: ObjectOutputs, scaled: Tensor, imgs: Tensor, flipped: bool) -> list[Instances]:
+def _upright(output: ObjectOutputs, scaled: Tensor, imgs: Tensor, flipped: bool) -> list[Instances]:
     """Return the objects of one view of every image in pixels of `imgs`."""
-    size, plane = tuple(scaled.shape[-2:]), tuple(imgs.shape[-2:])
-    found = (unmirrored(each, size[1]) if flipped else each for each in answer.objects)
-    return [rescaled(each, size, plane) for each in found]
+    size, input_size = tuple(scaled.shape[-2:]), tuple(imgs.shape[-2:])
+    found = (unmirrored(each, size[1]) if flipped else each for each in output.objects)
+    return [rescaled(each, size, input_size) for each in found]
 
 
-def _outputs(probs: Tensor, plane: tuple[int, int]) -> Outputs:
+def _outputs(probs: Tensor, input_size: tuple[int, int]) -> Outputs:
     logits = probs.clamp_(min=TINY).log_()
-    return ClassOutputs(logits) if logits.ndim == 2 else PixelOutputs(logits, plane)
+    return ClassOutputs(logits) if logits.ndim == 2 else PixelOutputs(logits, input_size)

@@ -122,7 +122,7 @@ class DenseRunner(Runner):
             module=model,
             device_ids=[self.device.index] if cuda else None,
             broadcast_buffers=True,
-            find_unused_parameters=len(getattr(getattr(model, 'network', None), 'learning', ())) > 1,  # some may rest
+            find_unused_parameters=len(getattr(getattr(model, 'network', None), 'trainable_branches', ())) > 1,
         )
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> GuardedOptimWrapper:

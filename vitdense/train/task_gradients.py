@@ -40,7 +40,7 @@ def task_gradients(model: DenseModel, *batches: Batch, scale: float = 1.0) -> Ta
     """
     shared = shared_parameters(model)
     pulls: dict[str, Tensor] = {}
-    for name in getattr(model.network, 'learning', tuple(model.tasks)):
+    for name in getattr(model.network, 'trainable_branches', tuple(model.tasks)):
         pulls[name] = _mean_of_ranks(sum(_pull(model, name, batch, shared, scale) for batch in batches) / len(batches))
     norms = {name: float(pull.norm()) for name, pull in pulls.items()}
     cosines = {

@@ -9,10 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vitdense.errors import ConfigError
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
 from vitdense.heads.detr.detr import DetrHead
-from vitdense.heads.detr.queries import SILENT
-from vitdense.types import DenoisingHints, Features
+from vitdense.heads.detr.queries import INVALID_LOGIT
+from vitdense.types import DenoisingQueries, Features
 
-SMALL = dict(channels=16, num_heads=2, hidden=16, num_encoder_layers=1, num_decoder_layers=2, dropout=0.0)
+SMALL = dict(channels=16, num_heads=2, ffn_dim=16, num_encoder_layers=1, num_decoder_layers=2, dropout=0.0)
 SMALL |= dict(num_queries=6, num_levels=2)
 DINO = dict(two_stage=True, class_agnostic=False, mixed_selection=True, anchors=True, look_forward_twice=True)
 DINO |= dict(final_norm=True, denoising=True)
@@ -24,7 +24,7 @@ HEADS = {
     'selected': dict(two_stage=True, selected_content=True, class_agnostic=False),
     'dense': dict(two_stage=True, selected_content=True, class_agnostic=False, dense_proposals=True),
     'dino': DINO,
-    'real-time': dict(DINO, look_forward_twice=False, refine=False, relative_steps=True, learned_steps=True),
+    'real-time': dict(DINO, look_forward_twice=False, refine=False, relative_box_deltas=True, learned_box_deltas=True),
 }
 
 
@@ -37,13 +37,13 @@ def head_of(name: str, **changes) -> DeformableDetrHead:
 
 
 def features_of(height: int = 6, width: int = 8, valid: Tensor | None = None) -> Features:
-    return Features(maps=(torch.randn(2, 12, height, width),), size=(16 * height, 16 * width), valid=valid)
+    return Features(maps=(torch.randn(2, 12, height, width),), input_size=(16 * height, 16 * width), valid=valid)
 
 
-def hints_of(objects: list[list[int]], groups: int = 2) -> DenoisingHints:
+def hints_of(objects: list[list[int]], groups: int = 2) -> DenoisingQueries:
     rows = torch.tensor(objects)
     boxes = 0.2 + 0.4 * torch.rand(*rows.shape, 4)
-    return DenoisingHints(torch.randint(5, rows.shape), boxes, rows, rows >= 0, groups)
+    return DenoisingQueries(torch.randint(5, rows.shape), boxes, rows, rows >= 0, groups)
 
 
 @pytest.mark.parametrize('name', HEADS)
@@ -85,7 +85,7 @@ def test_more_queries_than_cells_begin_with_the_whole_image(name):
     with torch.no_grad():
         outputs = head(features_of(2, 3))
         assert outputs.boxes.shape == (2, 30, 4) and outputs.boxes.isfinite().all()
-        if HEADS[name].get('two_stage') and not HEADS[name].get('learned_steps'):
+        if HEADS[name].get('two_stage') and not HEADS[name].get('learned_box_deltas'):
             queries, _ = head.queries(head.project(features_of(2, 3)), 1)
             rest = queries.references[:, 2 * 3 + 1 * 2 :]
             torch.testing.assert_close(rest, torch.tensor([0.5, 0.5, 1.0, 1.0]).expand_as(rest))
@@ -96,7 +96,7 @@ def test_padding_never_proposes():
     valid[0], valid[1, :32, :48] = True, True
     proposals = head_of('encoded').train()(features_of(valid=valid)).proposals
     assert proposals.class_logits.shape == (2, 6 * 8 + 3 * 4, 1)  # every cell, one logit
-    heard = proposals.class_logits[..., 0] != SILENT
+    heard = proposals.class_logits[..., 0] != INVALID_LOGIT
     assert heard.sum(1).tolist() == [6 * 8 + 3 * 4, 2 * 3 + 1 * 2]
     assert not proposals.boxes[~heard].any()
 
@@ -132,29 +132,36 @@ def test_groups_are_blind_to_each_other_and_one_answers_in_evaluation():
 @pytest.mark.parametrize('name', ['anchors', 'encoded', 'dino', 'real-time'])
 def test_nobody_sees_noised_queries_but_their_own_group(name):
     head = head_of(name, groups=2).train()
-    features, hints = features_of(), hints_of([[0, 1, 0, 1], [0, -1, 0, -1]])
+    features, denoising_queries = features_of(), hints_of([[0, 1, 0, 1], [0, -1, 0, -1]])
     other = hints_of([[0, 1, 0, 1], [0, -1, 0, -1]])
-    labels, boxes = hints.labels.clone(), hints.boxes.clone()
+    labels, boxes = denoising_queries.labels.clone(), denoising_queries.boxes.clone()
     labels[:, 2:], boxes[:, 2:] = other.labels[:, 2:], other.boxes[:, 2:]  # another second group
     labels[1, 1], boxes[1, 1] = 4, 0.9  # other filler
     with torch.no_grad():
         without = head(features)
-        one, two = head(features, hints=hints), head(features, hints=hints._replace(labels=labels, boxes=boxes))
+        one, two = (
+            head(features, denoising_queries=denoising_queries),
+            head(features, denoising_queries=denoising_queries._replace(labels=labels, boxes=boxes)),
+        )
     for outputs in (one, two):
         torch.testing.assert_close(outputs.class_logits, without.class_logits)
         torch.testing.assert_close(outputs.boxes, without.boxes)
     torch.testing.assert_close(one.denoising.boxes[0, :2], two.denoising.boxes[0, :2])
     torch.testing.assert_close(one.denoising.boxes[1, 0], two.denoising.boxes[1, 0])
     assert (one.denoising.boxes[:, 2] - two.denoising.boxes[:, 2]).abs().max() > 1e-4
-    assert one.hints is hints and len(one.denoising.aux) == 1 and one.denoising.class_logits.shape == (2, 4, 5)
+    assert (
+        one.denoising_queries is denoising_queries
+        and len(one.denoising.aux) == 1
+        and one.denoising.class_logits.shape == (2, 4, 5)
+    )
 
 
 def test_every_weight_has_a_gradient_with_and_without_hints():
     head = head_of('dino').train()
-    for hints in (None, hints_of([[0, 1], [-1, -1]], groups=1)):
+    for denoising_queries in (None, hints_of([[0, 1], [-1, -1]], groups=1)):
         head.zero_grad(set_to_none=True)
-        outputs = head(features_of(), hints=hints)
-        stages = [outputs, *outputs.aux, outputs.proposals, *([] if hints is None else [outputs.denoising])]
+        outputs = head(features_of(), denoising_queries=denoising_queries)
+        stages = [outputs, *outputs.aux, outputs.proposals, *([] if denoising_queries is None else [outputs.denoising])]
         sum(stage.class_logits.square().sum() + stage.boxes.square().sum() for stage in stages).backward()
         assert [name for name, parameter in head.named_parameters() if parameter.grad is None] == []
 
@@ -205,7 +212,7 @@ def test_boxes_stay_float32_under_autocast(name):
         (dict(dense_proposals=True), 'needs two_stage'),
         (dict(two_stage=True, mixed_selection=True, selected_content=True), 'choose one'),
         (dict(denoising=True), 'needs two_stage or anchors'),
-        (dict(relative_steps=True), 'needs two_stage or anchors'),
+        (dict(relative_box_deltas=True), 'needs two_stage or anchors'),
         (dict(norm='none'), 'takes maps as they are'),
         (dict(num_levels=0), 'is less than'),
         (dict(num_heads=3), 'do not divide'),
@@ -217,10 +224,10 @@ def test_options_that_exclude_each_other_are_refused(options, message):
 
 
 def test_hints_are_refused_by_heads_that_cannot_answer():
-    hints = hints_of([[0], [0]], groups=1)
+    denoising_queries = hints_of([[0], [0]], groups=1)
     for head in (head_of('learned'), DetrHead((12,), (16,), 5, channels=16, num_heads=2)):
         with pytest.raises(ConfigError, match='denoising'):
-            head(features_of(), hints=hints)
+            head(features_of(), denoising_queries=denoising_queries)
 
 
 class NoWaiting(TorchDispatchMode):
@@ -236,19 +243,19 @@ class NoWaiting(TorchDispatchMode):
 def test_no_part_of_a_training_step_waits_for_the_device():
     valid = functional.pad(torch.ones(2, 64, 96, dtype=torch.bool), (0, 32, 0, 32))
     head = head_of('dino').train()
-    features, hints = features_of(valid=valid), hints_of([[0, 1], [0, -1]], groups=1)
+    features, denoising_queries = features_of(valid=valid), hints_of([[0, 1], [0, -1]], groups=1)
     with NoWaiting():
-        outputs = head(features, hints=hints)
+        outputs = head(features, denoising_queries=denoising_queries)
         (outputs.boxes.sum() + outputs.denoising.boxes.sum()).backward()
 
 
-class Answers(nn.Module):
+class HeadOutputs(nn.Module):
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
         self.head = head
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = self.head(Features(maps=(x,), size=(16 * x.shape[2], 16 * x.shape[3])))
+        outputs = self.head(Features(maps=(x,), input_size=(16 * x.shape[2], 16 * x.shape[3])))
         return outputs.class_logits, outputs.boxes
 
 
@@ -258,7 +265,7 @@ def test_an_exported_head_answers_for_other_batches_and_sizes(name):
         head = DetrHead((12,), (16,), 5, channels=16, num_heads=2, num_encoder_layers=1, num_decoder_layers=1)
     else:
         head = head_of('dino', num_decoder_layers=1, num_levels=1)
-    model = Answers(head).eval()
+    model = HeadOutputs(head).eval()
     sides = {axis: torch.export.Dim(side, min=4, max=40) for axis, side in ((2, 'rows'), (3, 'columns'))}
     free = {'x': {0: torch.export.Dim('batch', min=1, max=8), **sides}}
     program = torch.export.export(model, (torch.randn(2, 12, 6, 8),), dynamic_shapes=free).module()

@@ -107,7 +107,7 @@ def deformable_pair(**options: bool) -> tuple[nn.Module, DeformableDetrHead]:
         num_decoder_layers=3,
         num_heads=4,
         num_points=3,
-        hidden=24,
+        ffn_dim=24,
         dropout=0.0,
         num_queries=9,
         two_stage=two_stage,
@@ -155,11 +155,11 @@ def test_deformable_detr_equals_transformers(options):
     theirs.model.backbone = Given(*maps)
     with torch.no_grad():
         wanted = theirs(torch.zeros(len(SIZES), 3, *PLANE))
-        got = ours(Features(maps=maps, size=PLANE))
+        got = ours(Features(maps=maps, input_size=PLANE))
         assert got.aux == () and got.proposals is None
         assert_equal(got, wanted)
 
-        got = ours.train()(Features(maps=maps, size=PLANE))
+        got = ours.train()(Features(maps=maps, input_size=PLANE))
     states, references = wanted.intermediate_hidden_states, wanted.intermediate_reference_points
     for index, answer in enumerate(got.aux):
         assert relative_error(answer.class_logits, theirs.class_embed[index](states[:, index])) < BOUND
@@ -174,7 +174,7 @@ def test_deformable_detr_equals_transformers(options):
 def test_deformable_detr_with_padding_equals_transformers(two_stage):
     theirs, ours = deformable_pair(two_stage=two_stage, with_box_refine=True)
     maps, valid = maps_of((16, 32), (16, 24)), padding()
-    features = Features(maps=maps, valid=valid, size=PLANE)
+    features = Features(maps=maps, valid=valid, input_size=PLANE)
     with torch.no_grad():
         if (
             two_stage
@@ -217,7 +217,7 @@ def test_detr_equals_transformers(padded):
         num_decoder_layers=3,
         num_queries=9,
         num_heads=4,
-        hidden=24,
+        ffn_dim=24,
     )
     state = {key: tensor for key, tensor in theirs.state_dict().items() if 'backbone' not in key}
     ours.load_state_dict(translate(state, DETR), strict=True)
@@ -226,4 +226,4 @@ def test_detr_equals_transformers(padded):
     theirs.model.backbone = Given(*maps)
     with torch.no_grad():
         wanted = theirs(torch.zeros(len(SIZES), 3, *PLANE), pixel_mask=valid.long() if padded else None)
-        assert_equal(ours(Features(maps=maps, valid=valid, size=PLANE)), wanted)
+        assert_equal(ours(Features(maps=maps, valid=valid, input_size=PLANE)), wanted)

@@ -50,7 +50,7 @@ def test_levels_know_their_cells():
     valid = torch.zeros(2, 48, 64, dtype=torch.bool)
     valid[0], valid[1, :16, :40] = True, True
     maps = (torch.randn(2, 6, 6, 8), torch.randn(2, 6, 3, 4))
-    levels = project(Features(maps=maps, valid=valid, size=(48, 64)))
+    levels = project(Features(maps=maps, valid=valid, input_size=(48, 64)))
     assert project.strides == (8, 16, 32, 64)
     assert levels.grids == [(6, 8), (3, 4), (2, 2), (1, 1)]
     assert levels.tokens.shape == (2, 48 + 12 + 4 + 1, 32)

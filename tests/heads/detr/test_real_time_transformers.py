@@ -49,17 +49,17 @@ def our_head(num_levels: int) -> DeformableDetrHead:
         num_heads=4,
         cross_heads=8,
         num_points=2,
-        hidden=24,
+        ffn_dim=24,
         dropout=0.0,
         num_queries=6,
         groups=3,
         two_stage=True,
         class_agnostic=False,
         mixed_selection=True,
-        learned_steps=True,
+        learned_box_deltas=True,
         anchors=True,
         refine=False,
-        relative_steps=True,
+        relative_box_deltas=True,
         final_norm=True,
     )
 
@@ -131,7 +131,7 @@ def test_the_head_equals_rf_detr(training):
     theirs.train(training), ours.train(training)
     with torch.no_grad():
         wanted = theirs(torch.zeros(2, 3, *PLANE))
-        got = ours(Features(maps=(x,), size=PLANE))
+        got = ours(Features(maps=(x,), input_size=PLANE))
         assert relative_error(got.class_logits, wanted.logits) < BOUND
         assert relative_error(got.boxes, wanted.pred_boxes) < BOUND
         assert (got.groups, len(got.aux)) == ((3, 1) if training else (1, 0))
@@ -152,7 +152,7 @@ def test_the_head_equals_lw_detr_on_three_levels():
     theirs.eval(), ours.eval()
     with torch.no_grad():
         wanted = theirs(torch.zeros(2, 3, *PLANE))
-        got = ours(Features(maps=maps, size=PLANE))
+        got = ours(Features(maps=maps, input_size=PLANE))
     assert relative_error(got.class_logits, wanted.logits) < BOUND
     assert relative_error(got.boxes, wanted.pred_boxes) < BOUND
 

@@ -56,10 +56,10 @@ class AddNorm(nn.Module):
 class FeedForward(nn.Module):
     """Two linear layers with ReLU between, added to their input and normalised."""
 
-    def __init__(self, dim: int, hidden: int, *, dropout: float) -> None:
+    def __init__(self, dim: int, ffn_dim: int, *, dropout: float) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(dim, hidden)
-        self.linear2 = nn.Linear(hidden, dim)
+        self.linear1 = nn.Linear(dim, ffn_dim)
+        self.linear2 = nn.Linear(ffn_dim, dim)
         self.dropout = nn.Dropout(dropout)
         self.add = AddNorm(dim, dropout=dropout)
         nn.init.xavier_uniform_(self.linear1.weight)
@@ -69,12 +69,12 @@ class FeedForward(nn.Module):
         return self.add(x, self.linear2(self.dropout(functional.relu(self.linear1(x)))))
 
 
-class Perceptron(nn.Module):
+class MLP(nn.Module):
     """`num_layers` linear layers with ReLU between."""
 
-    def __init__(self, in_channels: int, hidden: int, out_channels: int, num_layers: int) -> None:
+    def __init__(self, in_channels: int, ffn_dim: int, out_channels: int, num_layers: int) -> None:
         super().__init__()
-        widths = [in_channels, *[hidden] * (num_layers - 1), out_channels]
+        widths = [in_channels, *[ffn_dim] * (num_layers - 1), out_channels]
         self.linears = nn.ModuleList(nn.Linear(*pair) for pair in zip(widths, widths[1:], strict=False))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitdense.heads.detr.attention import Perceptron
+from vitdense.heads.detr.attention import MLP
 from vitdense.heads.detr.levels import FeatureLevels
 from vitdense.heads.detr.position import rows_first, sine_boxes
 from vitdense.heads.detr.predictors import BoxPredictor, BoxStep, class_predictor
@@ -47,7 +47,7 @@ class DeformableDecoder(nn.Module):
             DecoderLayer(channels, DeformableAttention(channels, **attention), **layer) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(channels) if final_norm else nn.Identity()
-        self.position_encoder = Perceptron(2 * channels, channels, channels, num_layers=2) if anchors else None
+        self.position_encoder = MLP(2 * channels, channels, channels, num_layers=2) if anchors else None
         num_predictors = 1 if shared_predictors else num_layers
         self.class_predictors = nn.ModuleList(class_predictor(channels, num_classes) for _ in range(num_predictors))
         self.class_layers = tuple(ClassLayer(f'class_predictors.{index}') for index in range(num_predictors))
@@ -63,7 +63,7 @@ class DeformableDecoder(nn.Module):
         x, references, positions = queries.content, queries.references, queries.positions
         start = references  # what the next box is a step from: `references`, with a gradient to look forward twice
         ratios = levels.ratios()[:, None]  # (B or 1, 1, L, 2)
-        answers = []
+        predictions = []
         for index, layer in enumerate(self.layers):
             if self.position_encoder is not None and (index == 0 or self.refine):
                 positions = self._encode(references)
@@ -76,12 +76,12 @@ class DeformableDecoder(nn.Module):
             deltas = _of(self.box_predictors, index)(seen)
             boxes = self.step(start, deltas)
             if answered:
-                answers.append((_of(self.class_predictors, index)(seen), boxes))
+                predictions.append((_of(self.class_predictors, index)(seen), boxes))
             if self.refine:
                 # the gradient of the next layer reaches these deltas, not the boxes that they refine
                 start = self.step(references, deltas) if self.look_forward_twice else boxes.detach()
                 references = start.detach()
-        return answers
+        return predictions
 
     def _encode(self, references: Tensor) -> Tensor:
         """Return the positions (B, Q, C) of queries that are boxes (B, Q, 4) (DAB-DETR, equations 2 and 3)."""

@@ -11,10 +11,10 @@ from vitdense.errors import ConfigError
 from vitdense.heads.detr.decoder import DeformableDecoder
 from vitdense.heads.detr.levels import LevelProjection
 from vitdense.heads.detr.predictors import step_in_logits, step_in_sizes
-from vitdense.heads.detr.queries import LearnedQueries, NoisedQueries, Queries, SelectedQueries, who_sees_whom
+from vitdense.heads.detr.queries import LearnedQueries, NoisedQueries, Queries, SelectedQueries, self_attention_mask
 from vitdense.heads.detr.transformer import DeformableEncoder
 from vitdense.ops.padding import region_sizes
-from vitdense.types import DenoisingHints, Features, QueryOutputs
+from vitdense.types import DenoisingQueries, Features, QueryOutputs
 
 
 class DeformableDetrHead(nn.Module):
@@ -29,15 +29,15 @@ class DeformableDetrHead(nn.Module):
     arXiv 2203.03605, section 3.4); with `selected_content` the feature of its cell. With `anchors` every query is a
     box whose position is encoded anew for every decoder layer (DAB-DETR, Liu et al. 2022, arXiv 2201.12329).
     `groups` sets of queries that do not see each other answer in training, the first of them in evaluation
-    (Group DETR, Chen et al. 2022, arXiv 2207.13085). `learned_steps` moves each proposal by a learned step.
+    (Group DETR, Chen et al. 2022, arXiv 2207.13085). `learned_box_deltas` moves each proposal by a learned step.
 
     **Boxes.** With `refine` each decoder layer steps from the box of the layer before, else all step from the queries'
     references. `look_forward_twice` lets the loss of a layer reach the box predictor of the one before, and no earlier
-    one (DINO, section 3.5). Steps are added to the logits of a box, or with `relative_steps` measured in its size.
+    one (DINO, section 3.5). Steps are added to the logits of a box, or with `relative_box_deltas` measured in its size.
     `shared_predictors`: all decoder layers predict with the same weights (None: unless they refine). `final_norm`
     normalises queries before they answer.
 
-    **Denoising.** With `denoising` the head answers the hints that it is given: noised objects (DINO, section 3.3).
+    **Denoising.** With `denoising` the head decodes denoising queries, noised objects, in training (DINO, section 3.3).
 
     Logits are for a sigmoid. In training `aux` holds the answers after earlier decoder layers, and `proposals` those of
     the first stage: over every cell, with a single logit, when `class_agnostic` (Deformable-DETR); over the selected
@@ -61,7 +61,7 @@ class DeformableDetrHead(nn.Module):
         num_heads: int = 8,
         cross_heads: int | None = None,
         num_points: int = 4,
-        hidden: int = 1024,
+        ffn_dim: int = 1024,
         dropout: float = 0.1,
         temperature: float = 10000.0,
         offset: float = -0.5,
@@ -72,11 +72,11 @@ class DeformableDetrHead(nn.Module):
         dense_proposals: bool | None = None,
         mixed_selection: bool = False,
         selected_content: bool = False,
-        learned_steps: bool = False,
+        learned_box_deltas: bool = False,
         anchors: bool = False,
         refine: bool = True,
         look_forward_twice: bool = False,
-        relative_steps: bool = False,
+        relative_box_deltas: bool = False,
         shared_predictors: bool | None = None,
         final_norm: bool = False,
         denoising: bool = False,
@@ -85,15 +85,17 @@ class DeformableDetrHead(nn.Module):
         has_boxes = two_stage or anchors
         _check_needs('refine', refine, look_forward_twice=look_forward_twice)
         selecting = dict(mixed_selection=mixed_selection, selected_content=selected_content)
-        _check_needs('two_stage', two_stage, **selecting, learned_steps=learned_steps, dense_proposals=dense_proposals)
-        _check_needs('two_stage or anchors', has_boxes, relative_steps=relative_steps, denoising=denoising)
+        _check_needs(
+            'two_stage', two_stage, **selecting, learned_box_deltas=learned_box_deltas, dense_proposals=dense_proposals
+        )
+        _check_needs('two_stage or anchors', has_boxes, relative_box_deltas=relative_box_deltas, denoising=denoising)
         num_levels = max(4, len(in_channels)) if num_levels is None else num_levels
         if not 1 <= num_queries <= 10_000 or num_levels > 16:
             raise ValueError(f'num_queries={num_queries} is from 1 to 10,000, num_levels={num_levels} at most 16')
         self.num_classes, self.num_queries, self.groups = num_classes, num_queries, groups
-        step = step_in_sizes if relative_steps else step_in_logits
+        step = step_in_sizes if relative_box_deltas else step_in_logits
         sampling = dict(num_levels=num_levels, num_points=num_points)
-        layer = dict(num_heads=num_heads, hidden=hidden, dropout=dropout)
+        layer = dict(num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout)
         position = dict(num_levels=num_levels, temperature=temperature, offset=offset)
         self.project = LevelProjection(in_channels, strides, channels, num_levels, norm=norm)
         self.encoder = None
@@ -101,7 +103,7 @@ class DeformableDetrHead(nn.Module):
             self.encoder = DeformableEncoder(channels, num_encoder_layers, layer=sampling | layer, **position)
         if two_stage:
             dense = class_agnostic if dense_proposals is None else dense_proposals
-            kind = dict(class_agnostic=class_agnostic, dense=dense, learned_steps=learned_steps)
+            kind = dict(class_agnostic=class_agnostic, dense=dense, learned_box_deltas=learned_box_deltas)
             kind |= dict(content=_content(**selecting))
             self.queries = SelectedQueries(channels, num_classes, num_queries, groups, step, anchors=anchors, **kind)
         else:
@@ -123,10 +125,10 @@ class DeformableDetrHead(nn.Module):
         if not has_boxes:  # boxes begin small, not as half of the image (Deformable-DETR's own code)
             nn.init.constant_(self.decoder.box_predictors[0].linears[-1].bias[2:], -2.0)
 
-    def forward(self, features: Features, hints: DenoisingHints | None = None) -> QueryOutputs:
+    def forward(self, features: Features, denoising_queries: DenoisingQueries | None = None) -> QueryOutputs:
         """Read `features.maps`; return logits (B, Q, num_classes) and boxes (B, Q, 4).
 
-        Q is `num_queries`, in training times `groups`. Raises ConfigError for hints that the head was not built for.
+        Q is `num_queries`, in training times `groups`. Raises ConfigError for denoising queries without `denoising`.
         """
         levels = self.project(features)
         if self.encoder is not None:
@@ -134,21 +136,23 @@ class DeformableDetrHead(nn.Module):
         groups = self.groups if self.training else 1
         queries, proposals = self.queries(levels, groups)
         mask = None
-        if hints is not None or (self.noised is not None and self.training):
-            queries, mask = self._add_noised(queries, groups, hints)
-        answers = self.decoder(queries, levels, groups=groups, mask=mask)
-        sizes = region_sizes(features.valid, levels.tokens, features.size)
-        *aux, found = _outputs(answers, sizes, slice(self.num_queries * groups))
+        if denoising_queries is not None or (self.noised is not None and self.training):
+            queries, mask = self._add_noised(queries, groups, denoising_queries)
+        predictions = self.decoder(queries, levels, groups=groups, mask=mask)
+        sizes = region_sizes(features.valid, levels.tokens, features.input_size)
+        *aux, found = _outputs(predictions, sizes, slice(self.num_queries * groups))
         outputs = found._replace(aux=tuple(aux), groups=groups)
         if proposals is not None:
             outputs = outputs._replace(proposals=proposals._replace(sizes=sizes))
-        if hints is not None:
-            *aux, restored = _outputs(answers, sizes, slice(self.num_queries * groups, None))
-            outputs = outputs._replace(denoising=restored._replace(aux=tuple(aux)), hints=hints)
+        if denoising_queries is not None:
+            *aux, restored = _outputs(predictions, sizes, slice(self.num_queries * groups, None))
+            outputs = outputs._replace(denoising=restored._replace(aux=tuple(aux)), denoising_queries=denoising_queries)
         return outputs
 
-    def _add_noised(self, queries: Queries, groups: int, hints: DenoisingHints | None) -> tuple[Queries, Tensor | None]:
-        """Return all queries, those of `hints` last, and the mask of their self-attention."""
+    def _add_noised(
+        self, queries: Queries, groups: int, denoising_queries: DenoisingQueries | None
+    ) -> tuple[Queries, Tensor | None]:
+        """Return all queries, those of `denoising_queries` last, and the mask of their self-attention."""
         if self.noised is None:
             raise ConfigError(
                 'the head has no denoising queries',
@@ -156,15 +160,17 @@ class DeformableDetrHead(nn.Module):
                 why='the task sends noised objects, and nothing embeds their classes',
                 fix='set denoising=True in the head, or remove denoising from the task',
             )
-        if hints is None:
+        if denoising_queries is None:
             return self.noised(queries, None, None), None
-        positions = None if queries.positions is None else self.queries.positions_of(hints.boxes)
-        return self.noised(queries, hints, positions), who_sees_whom(self.num_queries, groups, hints)
+        positions = None if queries.positions is None else self.queries.positions_of(denoising_queries.boxes)
+        return self.noised(queries, denoising_queries, positions), self_attention_mask(
+            self.num_queries, groups, denoising_queries
+        )
 
 
-def _outputs(answers: Sequence[tuple[Tensor, Tensor]], sizes: Tensor, queries: slice) -> list[QueryOutputs]:
+def _outputs(predictions: Sequence[tuple[Tensor, Tensor]], sizes: Tensor, queries: slice) -> list[QueryOutputs]:
     """Return the answers of some queries, one record for each decoder layer."""
-    return [QueryOutputs(logits[:, queries], boxes=boxes[:, queries], sizes=sizes) for logits, boxes in answers]
+    return [QueryOutputs(logits[:, queries], boxes=boxes[:, queries], sizes=sizes) for logits, boxes in predictions]
 
 
 def _content(mixed_selection: bool, selected_content: bool) -> Literal['learned', 'selected', 'encoded']:

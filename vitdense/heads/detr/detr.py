@@ -13,7 +13,7 @@ from vitdense.heads.detr.position import sine_positions
 from vitdense.heads.detr.predictors import BoxPredictor
 from vitdense.heads.detr.transformer import DecoderLayer, EncoderLayer
 from vitdense.ops.padding import map_extents, rectangles, region_sizes, resize
-from vitdense.types import ClassLayer, DenoisingHints, Features, QueryOutputs
+from vitdense.types import ClassLayer, DenoisingQueries, Features, QueryOutputs
 
 
 class DetrHead(nn.Module):
@@ -40,7 +40,7 @@ class DetrHead(nn.Module):
         num_decoder_layers: int = 6,
         num_queries: int = 100,
         num_heads: int = 8,
-        hidden: int = 2048,
+        ffn_dim: int = 2048,
         dropout: float = 0.1,
         level: int = -1,
     ) -> None:
@@ -49,7 +49,7 @@ class DetrHead(nn.Module):
         self.num_classes = num_classes
         self.level = level
         self.projections = nn.ModuleList(nn.Conv2d(width, channels, kernel_size=1) for width in in_channels)
-        settings = dict(num_heads=num_heads, hidden=hidden, dropout=dropout)
+        settings = dict(num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout)
         self.encoder = nn.ModuleList(EncoderLayer(channels, **settings) for _ in range(num_encoder_layers))
         self.decoder = nn.ModuleList(
             DecoderLayer(channels, Attention(channels, num_heads, dropout=dropout), **settings)
@@ -61,12 +61,12 @@ class DetrHead(nn.Module):
         self.class_predictor = nn.Linear(channels, num_classes + 1)
         self.box_predictor = BoxPredictor(channels, zero=False)
 
-    def forward(self, features: Features, hints: DenoisingHints | None = None) -> QueryOutputs:
+    def forward(self, features: Features, denoising_queries: DenoisingQueries | None = None) -> QueryOutputs:
         """Read `features.maps`; return logits (B, Q, num_classes + 1) and boxes (B, Q, 4).
 
-        Raises ConfigError for hints, which learned queries cannot answer.
+        Raises ConfigError for denoising queries, which need queries that are boxes.
         """
-        if hints is not None:
+        if denoising_queries is not None:
             raise ConfigError(
                 'DetrHead cannot answer denoising queries',
                 where='DetectionTask(denoising=)',
@@ -76,12 +76,12 @@ class DetrHead(nn.Module):
         x, extents = self._join(features)
         positions = sine_positions(x, x.shape[1], extents)  # (B or 1, S, C)
         mask = None if extents is None else rectangles(extents, tuple(x.shape[-2:])).flatten(1)[:, None, None]
-        sizes = region_sizes(features.valid, x, features.size)
+        sizes = region_sizes(features.valid, x, features.input_size)
         x = x.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, S, C)
         for layer in self.encoder:
             x = layer(x, positions, mask)
-        answers = [self._answer(seen, sizes) for seen in self._decode(x, positions, mask)]
-        return answers[-1]._replace(aux=tuple(answers[:-1]))
+        predictions = [self._predict(seen, sizes) for seen in self._decode(x, positions, mask)]
+        return predictions[-1]._replace(aux=tuple(predictions[:-1]))
 
     def _join(self, features: Features) -> tuple[Tensor, Tensor | None]:
         """Return the sum of all projected maps (B, C, h, w) on the grid of one, and its extents."""
@@ -103,6 +103,6 @@ class DetrHead(nn.Module):
                 seen.append(self.norm(x))
         return seen
 
-    def _answer(self, queries: Tensor, sizes: Tensor) -> QueryOutputs:
+    def _predict(self, queries: Tensor, sizes: Tensor) -> QueryOutputs:
         boxes = self.box_predictor(queries).sigmoid()
         return QueryOutputs(self.class_predictor(queries), boxes=boxes, sizes=sizes)

@@ -33,9 +33,9 @@ class FeatureLevels(NamedTuple):
         return torch.stack(used, dim=1).flip(-1)
 
     def ratios(self) -> Tensor:
-        """Return (B or 1, L, 2) float32: the share of each level's plane, along (x, y), that is image."""
-        planes = torch.cat([whole_map(x) for x in self.maps]).flip(-1)  # (L, 2)
-        return self.used().float() / planes
+        """Return (B or 1, L, 2) float32: the valid share of each level along (x, y)."""
+        grids = torch.cat([whole_map(x) for x in self.maps]).flip(-1)  # (L, 2)
+        return self.used().float() / grids
 
     def centers(self) -> Tensor:
         """Return (B or 1, S, 2) float32: the middles of all cells as (x, y) in [0, 1] of each image."""

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitdense.heads.detr.attention import Perceptron
+from vitdense.heads.detr.attention import MLP
 
 BoxStep = Callable[[Tensor, Tensor], Tensor]  # (references, steps) -> boxes cxcywh
 PRIOR = 0.01  # probability of every class before training (focal loss, Lin et al. 2017, section 3.3)
 
 
-class BoxPredictor(Perceptron):
+class BoxPredictor(MLP):
     """Three layers that predict a step (..., 4) from a reference to a box; `zero`: which is zero before training.
 
     They run in float32 also under autocast: eight bits of a box are not enough.

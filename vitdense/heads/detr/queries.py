@@ -1,4 +1,4 @@
-"""Where the queries of a detector begin: learned, selected among the cells of the image, or told by hints."""
+"""Initial queries: learned, two-stage or denoising."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.nn import functional
 from vitdense.heads.detr.levels import FeatureLevels
 from vitdense.heads.detr.position import sine_boxes
 from vitdense.heads.detr.predictors import BoxPredictor, BoxStep, class_predictor
-from vitdense.types import ClassLayer, DenoisingHints, QueryOutputs
+from vitdense.types import ClassLayer, DenoisingQueries, QueryOutputs
 
-SILENT = -20.0  # logit of a cell that may not propose: a probability that no loss can feel
+INVALID_LOGIT = -20.0  # logit of a cell that may not propose: a probability that no loss can feel
 SMALLEST = 0.05  # side of the boxes that cells of the finest level start from, as a share of the image
 MARGIN = 0.01  # cells whose middle is nearer to the edge than this do not propose
 
@@ -77,17 +77,17 @@ class SelectedQueries(nn.Module):
 
     Every cell proposes a class and a box, a step from its middle and a size that doubles from level to level; the
     `num_queries` best begin in the decoder where they propose. `content` says what they hold there: 'encoded', the
-    encoding of their box (Deformable-DETR); 'learned', the same for every image, by rank (the mixed selection of
-    DINO, Zhang et al. 2022, section 3.4); 'selected', the feature of their cell (pure query selection, ibid.).
-    `anchors` leaves positions to the decoder, which encodes the references itself. `learned_steps` adds a learned step
-    to each proposal, by rank (LW-DETR). Each group has a first stage of its own, trained by the same cells.
+    encoding of their box (Deformable-DETR); 'learned', the same for every image, by rank (the mixed selection of DINO,
+    Zhang et al. 2022, section 3.4); 'selected', the feature of their cell (pure query selection, ibid.). `anchors`
+    leaves positions to the decoder, which encodes the references itself. `learned_box_deltas` adds a learned step to
+    each proposal, by rank (LW-DETR). Each group has a first stage of its own, trained by the same cells.
 
     Cells of padding, and those whose middle is within 1 % of the image's edge, do not propose. Where fewer cells may
     propose than queries are wanted, the rest of the queries starts from the whole image.
 
     Proposals, in training only, have one logit when `class_agnostic`, else `num_classes`; they are over every cell when
-    `dense`, else over the selected cells; group after group. A cell that may not propose has logits of `SILENT` and an
-    empty box.
+    `dense`, else over the selected cells; group after group. A cell that may not propose has logits of `INVALID_LOGIT`
+    and an empty box.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class SelectedQueries(nn.Module):
         dense: bool,
         content: Literal['encoded', 'learned', 'selected'],
         anchors: bool,
-        learned_steps: bool,
+        learned_box_deltas: bool,
     ) -> None:
         super().__init__()
         self.num_queries, self.dense, self.step = num_queries, dense, step
@@ -119,7 +119,7 @@ class SelectedQueries(nn.Module):
         self.content_kind = content
         rows = num_queries * groups
         self.content = nn.Parameter(torch.randn(rows, channels)) if content == 'learned' else None
-        self.steps = nn.Parameter(torch.zeros(rows, 4)) if learned_steps else None
+        self.steps = nn.Parameter(torch.zeros(rows, 4)) if learned_box_deltas else None
         self.encoding = None
         if not anchors or content == 'encoded':
             self.encoding = BoxEncoding(channels, with_content=content == 'encoded')
@@ -154,10 +154,10 @@ class SelectedQueries(nn.Module):
         if self.training and self.dense:
             everywhere = self.step(starts, predict_boxes(x))
             boxes = _rows(everywhere, rows)
-            logits, proposed = _silenced(logits, everywhere, may_propose.expand(x.shape[:2]))
+            logits, proposed = _mask_invalid(logits, everywhere, may_propose.expand(x.shape[:2]))
         else:
             boxes = self.step(_rows(starts, rows), predict_boxes(features))
-            logits, proposed = _silenced(_rows(logits, rows), boxes, found) if self.training else (None, None)
+            logits, proposed = _mask_invalid(_rows(logits, rows), boxes, found) if self.training else (None, None)
         boxes, lost = boxes.detach(), ~found[..., None]
         whole = torch.cat([boxes[..., :2].masked_fill(lost, 0.5), boxes[..., 2:].masked_fill(lost, 1.0)], dim=-1)
         return whole, features.detach().masked_fill(lost, 0.0), logits, proposed
@@ -179,7 +179,7 @@ class SelectedQueries(nn.Module):
 
 
 class NoisedQueries(nn.Module):
-    """Queries made of hints: noised boxes, and an embedding of the noised class (DN-DETR, Li et al. 2022, section 4.2).
+    """Denoising queries: noised boxes, and an embedding of the noised class (DN-DETR, Li et al. 2022, section 4.2).
 
     The embedding has `num_classes` + 1 rows, as in DINO; the last one is that of filler.
     """
@@ -190,32 +190,41 @@ class NoisedQueries(nn.Module):
         super().__init__()
         self.labels = nn.Embedding(num_classes + 1, channels)
 
-    def forward(self, queries: Queries, hints: DenoisingHints | None, positions: Tensor | None) -> Queries:
-        """Return `queries` with those of `hints`, at `positions`, behind them."""
-        if hints is None:  # distributed training waits for a gradient of every parameter
+    def forward(
+        self, queries: Queries, denoising_queries: DenoisingQueries | None, positions: Tensor | None
+    ) -> Queries:
+        """Return `queries` with those of `denoising_queries`, at `positions`, behind them."""
+        if denoising_queries is None:  # distributed training waits for a gradient of every parameter
             return queries._replace(content=queries.content + 0.0 * self.labels.weight.sum())
         filler = self.labels.num_embeddings - 1
-        content = self.labels(hints.labels.masked_fill(hints.objects < 0, filler))
+        content = self.labels(denoising_queries.labels.masked_fill(denoising_queries.objects < 0, filler))
         return Queries(
             torch.cat([queries.content, content], dim=1),
-            torch.cat([queries.references, hints.boxes.float()], dim=1),
+            torch.cat([queries.references, denoising_queries.boxes.float()], dim=1),
             None if positions is None else torch.cat([queries.positions, positions], dim=1),
         )
 
 
-def who_sees_whom(num_queries: int, groups: int, hints: DenoisingHints) -> Tensor:
-    """Return the mask (B, 1, Q, Q) bool of self-attention, True = sees, of queries with those of `hints` behind them.
+def self_attention_mask(num_queries: int, groups: int, denoising_queries: DenoisingQueries) -> Tensor:
+    """Return the mask (B, 1, Q, Q) bool of self-attention, True = sees, of queries with those of `denoising_queries`
+    behind them.
 
     A query sees its own of `groups` groups of `num_queries`; a noised one its own group of noised queries and the first
     group of the others, which see no noised one: what they would see holds the answer (DN-DETR, section 4.4). Nobody
     but itself sees filler.
     """
-    num_noised, device = hints.labels.shape[1], hints.labels.device
+    num_noised, device = denoising_queries.labels.shape[1], denoising_queries.labels.device
     own = torch.arange(num_queries * groups, device=device) // num_queries
-    noised = torch.arange(num_noised, device=device) // (num_noised // hints.groups) + groups
+    noised = torch.arange(num_noised, device=device) // (num_noised // denoising_queries.groups) + groups
     group = torch.cat([own, noised])
     sees = (group[:, None] == group) | ((group[:, None] >= groups) & (group == 0))  # (Q, Q)
-    real = torch.cat([(hints.objects >= 0).new_ones(len(hints.objects), len(own)), hints.objects >= 0], dim=1)
+    real = torch.cat(
+        [
+            (denoising_queries.objects >= 0).new_ones(len(denoising_queries.objects), len(own)),
+            denoising_queries.objects >= 0,
+        ],
+        dim=1,
+    )
     itself = torch.eye(len(group), dtype=torch.bool, device=device)
     return ((sees & real[:, None]) | itself)[:, None]
 
@@ -236,6 +245,6 @@ def _rows(x: Tensor, rows: Tensor) -> Tensor:
     return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def _silenced(logits: Tensor, boxes: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `logits` and `boxes` with an answer that no loss feels where `heard` (B, N) is False."""
-    return logits.masked_fill(~heard[..., None], SILENT), boxes.masked_fill(~heard[..., None], 0.0)
+def _mask_invalid(logits: Tensor, boxes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `logits` and `boxes` with an answer that no loss feels where `valid` (B, N) is False."""
+    return logits.masked_fill(~valid[..., None], INVALID_LOGIT), boxes.masked_fill(~valid[..., None], 0.0)

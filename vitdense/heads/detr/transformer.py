@@ -17,11 +17,11 @@ from vitdense.layers.deform_attention import DeformableAttention
 class EncoderLayer(nn.Module):
     """Self-attention of cells and a feed-forward network (DETR, Carion et al. 2020, section 3.2 and figure 10)."""
 
-    def __init__(self, dim: int, *, num_heads: int, hidden: int, dropout: float) -> None:
+    def __init__(self, dim: int, *, num_heads: int, ffn_dim: int, dropout: float) -> None:
         super().__init__()
         self.self_attn = Attention(dim, num_heads, dropout=dropout)
         self.add1 = AddNorm(dim, dropout=dropout)
-        self.feed_forward = FeedForward(dim, hidden, dropout=dropout)
+        self.feed_forward = FeedForward(dim, ffn_dim, dropout=dropout)
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map `x` (B, S, C); `mask` (B, 1, 1, S), True = may be seen."""
@@ -32,13 +32,13 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Self-attention of queries, attention to what `cross_attn` sees, and a feed-forward network (DETR, figure 10)."""
 
-    def __init__(self, dim: int, cross_attn: nn.Module, *, num_heads: int, hidden: int, dropout: float) -> None:
+    def __init__(self, dim: int, cross_attn: nn.Module, *, num_heads: int, ffn_dim: int, dropout: float) -> None:
         super().__init__()
         self.self_attn = Attention(dim, num_heads, dropout=dropout)
         self.add1 = AddNorm(dim, dropout=dropout)
         self.cross_attn = cross_attn
         self.add2 = AddNorm(dim, dropout=dropout)
-        self.feed_forward = FeedForward(dim, hidden, dropout=dropout)
+        self.feed_forward = FeedForward(dim, ffn_dim, dropout=dropout)
 
     def forward(
         self, x: Tensor, positions: Tensor, seen: Sequence[Any], *, mask: Tensor | None = None, groups: int = 1
@@ -63,12 +63,12 @@ class DeformableEncoderLayer(nn.Module):
     """Deformable self-attention of the cells of all levels, and a feed-forward network (Zhu et al. 2021, 4.1)."""
 
     def __init__(
-        self, dim: int, *, num_levels: int, num_heads: int, num_points: int, hidden: int, dropout: float
+        self, dim: int, *, num_levels: int, num_heads: int, num_points: int, ffn_dim: int, dropout: float
     ) -> None:
         super().__init__()
         self.self_attn = DeformableAttention(dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points)
         self.add1 = AddNorm(dim, dropout=dropout)
-        self.feed_forward = FeedForward(dim, hidden, dropout=dropout)
+        self.feed_forward = FeedForward(dim, ffn_dim, dropout=dropout)
 
     def forward(self, x: Tensor, positions: Tensor, references: Tensor, levels: FeatureLevels) -> Tensor:
         """Map `x` (B, S, C), the tokens of `levels`, whose middles are `references` (B, S, L, 2)."""

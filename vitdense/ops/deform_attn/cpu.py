@@ -120,7 +120,7 @@ def pyramid_of(
 
 
 def locate(pyramid: Pyramid, locations: Tensor, *, slopes: bool = False) -> Places:
-    """Find the corners around `locations` (n, heads, levels, points, 2), which are in [0, 1] of the plane."""
+    """Find the corners around `locations` (n, heads, levels, points, 2), which are in [0, 1] of the map."""
     offsets = locations.new_empty(2, 2, len(locations), pyramid.start.numel())  # from both corners, in cells
     torch.mul(locations.flatten(1, 3).movedim(-1, 0), pyramid.size, out=offsets[0]).sub_(0.5)  # 0 is a cell centre
     corner = offsets[0].floor().clamp_(min=0)

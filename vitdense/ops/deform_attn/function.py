@@ -38,7 +38,7 @@ def deform_attn(
 
     `value` (B, S, heads, C) holds the maps of all levels, row by row, fine to coarse or in any other order that `grids`
     [(h, w), ...] names; S is the sum of h * w. `locations` (B, Q, heads, levels, points, 2) are (x, y) in [0, 1] of
-    the plane of their level; what lies outside reads zeros. `weights` (B, Q, heads, levels, points) are used as given.
+    the map of their level; what lies outside reads zeros. `weights` (B, Q, heads, levels, points) are used as given.
 
     Places and sums are computed in float32 at least; the answer has the type of `value`. `path` forces one way of
     computing it (for tests and timing); all give the same answer and the same gradients. Raises ValueError for shapes
@@ -149,11 +149,11 @@ def sample_grids(value: Tensor, grids: Grids, locations: Tensor, weights: Tensor
     maps = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B, S, heads, C) -> (B*heads, C, S)
     places = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # -> (B*heads, Q, levels, points, 2)
     shares = weights.transpose(1, 2).flatten(0, 1)[:, None]  # -> (B*heads, 1, Q, levels, points)
-    planes = maps.split([height * width for height, width in grids], dim=2)
+    levels = maps.split([height * width for height, width in grids], dim=2)
     sums = maps.new_zeros(())
-    for level, (plane, grid) in enumerate(zip(planes, grids, strict=True)):
+    for level, (values, grid) in enumerate(zip(levels, grids, strict=True)):
         samples = functional.grid_sample(
-            plane.unflatten(2, grid), places[:, :, level], mode='bilinear', padding_mode='zeros', align_corners=False
+            values.unflatten(2, grid), places[:, :, level], mode='bilinear', padding_mode='zeros', align_corners=False
         )  # (B*heads, C, Q, points)
         sums = sums + (samples * shares[..., level, :]).sum(-1)
     return sums.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)  # (B*heads, C, Q) -> (B, Q, heads*C)
