@@ -19,27 +19,27 @@ def truth() -> ObjectTargets:
 
 
 def test_groups_hold_every_object_twice(truth):
-    denoising_queries = Denoising(num_queries=20)(truth, num_classes=8)
-    assert denoising_queries.groups == 4 and denoising_queries.labels.shape == (3, 4 * 2 * 5) and denoising_queries.boxes.shape == (3, 40, 4)
-    objects, positive = denoising_queries.objects.view(3, 4, 2, 5), denoising_queries.positive.view(3, 4, 2, 5)
+    queries = Denoising(num_queries=20)(truth, num_classes=8)
+    assert queries.groups == 4 and queries.labels.shape == (3, 4 * 2 * 5) and queries.boxes.shape == (3, 40, 4)
+    objects, positive = queries.objects.view(3, 4, 2, 5), queries.positive.view(3, 4, 2, 5)
     assert objects[0, 2].tolist() == [[0, 1, 2, -1, -1]] * 2 and (objects[1] == -1).all()
     assert positive[0, 3].tolist() == [[True, True, True, False, False], [False] * 5]
-    assert denoising_queries.positive.sum() == 4 * 8
+    assert queries.positive.sum() == 4 * 8
 
 
 def test_without_noise_positives_are_the_objects(truth):
-    denoising_queries = Denoising(num_queries=5, label_noise=0, box_noise=0)(truth, num_classes=8)
-    rows = (denoising_queries.objects + truth.starts[:, None])[denoising_queries.positive]
-    assert torch.equal(denoising_queries.labels[denoising_queries.positive], truth.labels[rows])
-    assert torch.allclose(denoising_queries.boxes[denoising_queries.positive], truth.boxes[rows])
-    filler = denoising_queries.objects < 0
-    assert (denoising_queries.boxes[filler] == 0.5).all() and (denoising_queries.labels[filler] == 0).all()
+    queries = Denoising(num_queries=5, label_noise=0, box_noise=0)(truth, num_classes=8)
+    rows = (queries.objects + truth.starts[:, None])[queries.positive]
+    assert torch.equal(queries.labels[queries.positive], truth.labels[rows])
+    assert torch.allclose(queries.boxes[queries.positive], truth.boxes[rows])
+    filler = queries.objects < 0
+    assert (queries.boxes[filler] == 0.5).all() and (queries.labels[filler] == 0).all()
 
 
 def test_a_share_of_zero_changes_no_label(truth, monkeypatch):
     monkeypatch.setattr(torch, 'rand', lambda shape, device=None: torch.zeros(shape))
-    denoising_queries = Denoising(label_noise=0)(truth._replace(labels=truth.labels + 100), num_classes=8)
-    assert (denoising_queries.labels[denoising_queries.positive] >= 100).all()
+    queries = Denoising(label_noise=0)(truth._replace(labels=truth.labels + 100), num_classes=8)
+    assert (queries.labels[queries.positive] >= 100).all()
 
 
 def test_defaults_are_those_of_dino():
@@ -47,44 +47,44 @@ def test_defaults_are_those_of_dino():
 
 
 def test_boxes_move_by_up_to_half_a_side_and_contrasts_further(truth):
-    denoising_queries = Denoising(num_queries=500)(truth, num_classes=8)
-    real = denoising_queries.objects >= 0
-    rows = (denoising_queries.objects + truth.starts[:, None])[real]
-    moved = (to_xyxy(denoising_queries.boxes[real]) - to_xyxy(truth.boxes[rows])).abs() / truth.boxes[rows][:, 2:].repeat(1, 2)
-    positive = denoising_queries.positive[real]
+    queries = Denoising(num_queries=500)(truth, num_classes=8)
+    real = queries.objects >= 0
+    rows = (queries.objects + truth.starts[:, None])[real]
+    moved = (to_xyxy(queries.boxes[real]) - to_xyxy(truth.boxes[rows])).abs() / truth.boxes[rows][:, 2:].repeat(1, 2)
+    positive = queries.positive[real]
     assert moved[positive].max() < 0.5 and moved[positive].mean() == pytest.approx(0.25, abs=0.01)
-    noised = iou(to_xyxy(denoising_queries.boxes[real]), to_xyxy(truth.boxes[rows]))
+    noised = iou(to_xyxy(queries.boxes[real]), to_xyxy(truth.boxes[rows]))
     assert noised[positive].mean() > 0.3 > 0.15 > noised[~positive].mean()
 
 
 def test_labels_change_with_half_the_rate(truth):
-    denoising_queries = Denoising(num_queries=2000, label_noise=0.5)(truth, num_classes=1000)
-    rows = (denoising_queries.objects + truth.starts[:, None])[denoising_queries.positive]
-    changed = (denoising_queries.labels[denoising_queries.positive] != truth.labels[rows]).float().mean().item()
+    queries = Denoising(num_queries=2000, label_noise=0.5)(truth, num_classes=1000)
+    rows = (queries.objects + truth.starts[:, None])[queries.positive]
+    changed = (queries.labels[queries.positive] != truth.labels[rows]).float().mean().item()
     assert changed == pytest.approx(0.25, abs=0.03)
 
 
 def test_every_number_is_in_range(truth):
     edge = truth._replace(boxes=torch.tensor([0.0, 1.0, 1e-4, 1.0]).expand(8, 4))
-    denoising_queries = Denoising()(edge, num_classes=8)
-    assert ((denoising_queries.boxes >= 0) & (denoising_queries.boxes <= 1)).all() and (denoising_queries.boxes[..., 2:] > 0).all()
-    assert ((denoising_queries.labels >= 0) & (denoising_queries.labels < 8)).all()
+    queries = Denoising()(edge, num_classes=8)
+    assert ((queries.boxes >= 0) & (queries.boxes <= 1)).all() and (queries.boxes[..., 2:] > 0).all()
+    assert ((queries.labels >= 0) & (queries.labels < 8)).all()
 
 
 def test_a_batch_without_objects_is_filler():
     nothing = torch.zeros(0, dtype=torch.int64)
-    denoising_queries = Denoising()(ObjectTargets(nothing, torch.zeros(0, 4), nothing, nothing.bool(), (0, 0)), num_classes=3)
-    assert denoising_queries.labels.shape == (2, 2) and (denoising_queries.objects == -1).all() and not denoising_queries.positive.any()
+    queries = Denoising()(ObjectTargets(nothing, torch.zeros(0, 4), nothing, nothing.bool(), (0, 0)), num_classes=3)
+    assert queries.labels.shape == (2, 2) and (queries.objects == -1).all() and not queries.positive.any()
 
 
 def test_crowds_are_filler(truth):
-    denoising_queries = Denoising()(truth._replace(crowd=torch.arange(8) == 1), num_classes=8)
-    assert set(denoising_queries.objects[0].tolist()) == {0, 2, -1}
+    queries = Denoising()(truth._replace(crowd=torch.arange(8) == 1), num_classes=8)
+    assert set(queries.objects[0].tolist()) == {0, 2, -1}
 
 
 def test_without_contrast_there_are_only_positives(truth):
-    denoising_queries = Denoising(num_queries=10, contrastive=False)(truth, num_classes=8)
-    assert denoising_queries.labels.shape == (3, 2 * 5) and torch.equal(denoising_queries.positive, denoising_queries.objects >= 0)
+    queries = Denoising(num_queries=10, contrastive=False)(truth, num_classes=8)
+    assert queries.labels.shape == (3, 2 * 5) and torch.equal(queries.positive, queries.objects >= 0)
 
 
 def test_wrong_arguments_are_errors_now():
