@@ -73,11 +73,11 @@ def test_labels_are_made_a_band_of_rows_at_a_time(values, heights, monkeypatch) 
     monkeypatch.setattr(mask_labels, 'BAND_VALUES', {'cpu': values})
     score = lambda probs, masks: seen.append(masks.shape[1]) or class_scores(probs, masks)  # noqa: E731
     monkeypatch.setattr(mask_labels, 'class_scores', score)
-    labels_of_masks(torch.rand(6, 4), torch.randn(6, 5, 8), plane=(20, 32), crop=(18, 30), out=(31, 41))
+    labels_of_masks(torch.rand(6, 4), torch.randn(6, 5, 8), input_size=(20, 32), crop=(18, 30), out=(31, 41))
     assert seen == heights
 
 
 @pytest.mark.parametrize(('count', 'dtype'), [(255, torch.uint8), (256, torch.int16)])
 def test_labels_are_bytes_where_a_byte_is_enough(count, dtype) -> None:
-    labels = labels_of_masks(torch.eye(count)[-1:], torch.ones(1, 2, 2), plane=(8, 8), crop=(8, 8), out=(8, 8))
+    labels = labels_of_masks(torch.eye(count)[-1:], torch.ones(1, 2, 2), input_size=(8, 8), crop=(8, 8), out=(8, 8))
     assert labels.dtype == dtype and (labels == count - 1).all()
