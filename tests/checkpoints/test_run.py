@@ -75,7 +75,7 @@ def test_a_kill_while_saving_leaves_the_old_file(tmp_path, monkeypatch, moment):
         if moment == 'written':
             replace(source, target)
 
-    monkeypatch.setattr(checkpoints.os, 'replace', killed)
+    monkeypatch.setattr(os, 'replace', killed)
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(path, content(2))
     monkeypatch.undo()
@@ -103,7 +103,7 @@ def test_a_full_disk_keeps_the_old_file_and_no_rest(tmp_path, monkeypatch):
     with pytest.raises(DiskError, match=r'not written \(free 300 B\)'):
         write_checkpoint(path, content(2))
     monkeypatch.setattr(shutil, 'disk_usage', lambda folder: usage(1, 1, 10**9))
-    monkeypatch.setattr(checkpoints.os, 'fsync', lambda handle: (_ for _ in ()).throw(OSError(28, 'No space left')))
+    monkeypatch.setattr(os, 'fsync', lambda handle: (_ for _ in ()).throw(OSError(28, 'No space left')))
     with pytest.raises(DiskError, match='not written'):
         write_checkpoint(path, content(2))
     monkeypatch.undo()

@@ -15,8 +15,8 @@ from vitdense.data.shapes import ShapesScenes
 from vitdense.errors import ConfigError
 from vitdense.metrics.miou import MeanIoU
 from vitdense.probing import classifiers as probing_classes
-from vitdense.probing.extract import Reader, with_backbone
-from vitdense.probing.feature_cache import FeatureCache, Record, features_of, files_key, key_of, weights_key
+from vitdense.probing.extract import FeatureExtractor, with_backbone
+from vitdense.probing.feature_cache import FeatureCache, ImageFeatures, features_of, files_key, key_of, weights_key
 from vitdense.probing.probe import probe
 from vitdense.probing.segment import PixelProbe
 from vitdense.train.start import build_model
@@ -54,7 +54,7 @@ def test_a_image_of_a_class_without_neighbours_scores_nothing_there():
     assert scores.tolist() == [[0, 1, 0]]
 
 
-def descend(features, labels, num_classes, rate, steps, batch, seed):
+def softmax_regression(features, labels, num_classes, rate, steps, batch, seed):
     """Momentum descent on softmax regression, written out in numpy; return the function of logits."""
     mean, deviation = features.mean(0), features.std(0)
     x = np.c_[(features - mean) / deviation, np.ones(len(features))]
@@ -83,7 +83,7 @@ def test_every_rate_is_trained_as_numpy_trains_it_alone():
     )
     logits = fit.logits(torch.tensor(test))
     for row, rate in enumerate(rates):
-        reference = descend(train.astype(np.float64), labels, 3, rate, 40, 16, 5)
+        reference = softmax_regression(train.astype(np.float64), labels, 3, rate, 40, 16, 5)
         np.testing.assert_allclose(logits[row], reference(test), atol=1e-4)
 
 
@@ -95,7 +95,7 @@ def test_the_rate_is_chosen_on_images_that_were_held_out():
     )
     held = np.arange(200) % 10 == 9
     for rate, share in zip(rates, shares, strict=True):
-        logits = descend(train[~held].astype(np.float64), labels[~held], 3, rate, steps, 180, 5)(train[held])
+        logits = softmax_regression(train[~held].astype(np.float64), labels[~held], 3, rate, steps, 180, 5)(train[held])
         assert share == pytest.approx((logits.argmax(1) == labels[held]).mean())
     assert shares[rates.index(chosen)] == max(shares)
 
@@ -103,47 +103,47 @@ def test_the_rate_is_chosen_on_images_that_were_held_out():
 # ------------------------------------------------------------------------------------------------------------- cache
 
 
-class Seer:
-    """Makes records and counts the images; it fails before it has seen more than `most`."""
+class CountingExtractor:
+    """Returns mean colours as features and counts the images; interrupted before more than `limit` images."""
 
-    def __init__(self, most: int = 10**6) -> None:
-        self.most, self.seen = most, 0
+    def __init__(self, limit: int = 10**6) -> None:
+        self.limit, self.num_images = limit, 0
 
     def __call__(self, batch):
-        if self.seen + len(batch.metas) > self.most:
+        if self.num_images + len(batch.metas) > self.limit:
             raise KeyboardInterrupt
-        self.seen += len(batch.metas)
+        self.num_images += len(batch.metas)
         return [
-            Record(img.float().mean((1, 2)), target.image_label, (1, 1), (32, 32), (32, 32))
+            ImageFeatures(img.float().mean((1, 2)), target.image_label, (1, 1), (32, 32), (32, 32))
             for img, target in zip(batch.imgs, batch.targets, strict=True)
         ]
 
 
-def look(see, count=150, key='key'):
+def extract_all(extract, count=150, key='key'):
     data = ShapesScenes(count, size=32, radius=(4, 8), split='val')
-    return features_of(data, dict(batch_size=16, num_workers=0), see, key=key, seed=0)
+    return features_of(data, dict(batch_size=16, num_workers=0), extract, key=key, seed=0)
 
 
 def test_an_interrupted_pass_goes_on_behind_its_last_whole_part(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        look(Seer(most=140))
+        extract_all(CountingExtractor(limit=140))
     assert len(list((tmp_path / 'cache').rglob('part-*.safetensors'))) == 2  # of 64 images each
-    see = Seer()
-    table = look(see).table()
-    assert see.seen == 150 - 128
-    whole = look(Seer(), key='other').table()
+    extract = CountingExtractor()
+    table = extract_all(extract).table()
+    assert extract.num_images == 150 - 128
+    whole = extract_all(CountingExtractor(), key='other').table()
     assert all(torch.equal(one, other) for one, other in zip(table, whole, strict=True))
-    look(see)
-    assert see.seen == 150 - 128  # all there
+    extract_all(extract)
+    assert extract.num_images == 150 - 128  # all there
 
 
 def test_a_damaged_part_is_made_again(tmp_path):
-    before = look(Seer()).table()
+    before = extract_all(CountingExtractor()).table()
     part = sorted((tmp_path / 'cache').rglob('part-*.safetensors'))[1]
     part.write_bytes(part.read_bytes()[:-100])
-    see = Seer()
-    after = look(see).table()
-    assert see.seen == 64 and torch.equal(before[0], after[0])
+    extract = CountingExtractor()
+    after = extract_all(extract).table()
+    assert extract.num_images == 64 and torch.equal(before[0], after[0])
 
 
 def test_maps_of_any_size_come_back_mapped_from_the_file(tmp_path):
@@ -151,16 +151,16 @@ def test_maps_of_any_size_come_back_mapped_from_the_file(tmp_path):
     records = []
     for h, w in ((2, 3), (1, 5), (4, 4)):
         size = (h * 8 - 1, w * 8)
-        truth = torch.randint(5, size, dtype=torch.uint8)
-        records.append(Record(torch.rand(h * w, 4).half(), truth, (h, w), (h * 8, w * 8), size))
+        labels = torch.randint(5, size, dtype=torch.uint8)
+        records.append(ImageFeatures(torch.rand(h * w, 4).half(), labels, (h, w), (h * 8, w * 8), size))
     cache.write(range(0, 2), records[:2])
     cache.write(range(2, 3), records[2:])
     fresh = FeatureCache(tmp_path, 3, part=2)
     for index, record in enumerate(records):
-        found = fresh[index]
-        assert torch.equal(found.features, record.features) and found.features.dtype == torch.float16
-        assert torch.equal(found.truth, record.truth)
-        assert found[2:] == record[2:]
+        cached = fresh[index]
+        assert torch.equal(cached.features, record.features) and cached.features.dtype == torch.float16
+        assert torch.equal(cached.target, record.target)
+        assert cached[2:] == record[2:]
     maps = Path('/proc/self/maps')
     assert not maps.exists() or str(tmp_path / 'part-00000') in maps.read_text()  # no copy in memory
 
@@ -193,11 +193,11 @@ def test_a_linear_head_on_cached_maps_learns_and_is_scored_as_a_test_is(config_f
     written = json.loads((tmp_path / 'w' / 'probe.json').read_text())
     assert written['rows'] == rows and written['branch'] == 'sem'
     again = probe(cfg, work_dir=tmp_path / 'w', device='cpu', rates=[1e-5, 1e-2], steps=30)
-    assert again[0]['sem/mIoU'] == rows[0]['sem/mIoU']  # from the cache, with the same draws
+    assert again[0]['sem/mIoU'] == rows[0]['sem/mIoU']  # from the cache, with the same batches
 
 
-def test_a_head_on_cached_maps_answers_as_in_the_model(config_file):
-    cfg = load_config(config_file, ['test_dataloader.dataset.size=72'])  # no whole patches: the plane is 80
+def test_a_head_on_cached_maps_predicts_as_in_the_model(config_file):
+    cfg = load_config(config_file, ['test_dataloader.dataset.size=72'])  # no whole patches: the input is 80
     data = ShapesScenes(**{key: value for key, value in cfg.test_dataloader.dataset.items() if key != 'type'})
     model = build_model(cfg, data.metainfo, pretrained=True).eval()
     head = model.network.heads.sem
@@ -208,12 +208,12 @@ def test_a_head_on_cached_maps_answers_as_in_the_model(config_file):
     ready = model.data_preprocessor(batch)
     with torch.inference_mode():
         whole.process(batch, model(ready.imgs, metas=batch.metas, valid=ready.valid, mode='predict'))
-    reader = Reader(model, 'sem')
-    records = reader.read(batch)
-    facts = dict(name='sem', batch_size=2, steps=1)
-    made = PixelProbe({}, records, model.tasks['sem'], 4, **facts).scores(head, records, range(3), [half])
-    assert records[0].plane == (80, 80) and records[0].features.dtype == torch.float16
-    assert made == pytest.approx(whole.evaluate(3), abs=2e-3)
+    extractor = FeatureExtractor(model, 'sem')
+    records = extractor.read(batch)
+    options = dict(name='sem', batch_size=2, steps=1)
+    scores = PixelProbe({}, records, model.tasks['sem'], 4, **options).scores(head, records, range(3), [half])
+    assert records[0].input_size == (80, 80) and records[0].features.dtype == torch.float16
+    assert scores == pytest.approx(whole.evaluate(3), abs=2e-3)
 
 
 def test_two_weights_have_two_caches_and_two_lines(config_file, tmp_path, one_thread, capsys):

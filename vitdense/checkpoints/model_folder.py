@@ -9,7 +9,6 @@ transforms.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -34,10 +33,10 @@ from vitdense.checkpoints.omitted_weights import needs_pretrained, restore_omitt
 from vitdense.checkpoints.run import read_checkpoint
 from vitdense.config.from_text import model_in
 from vitdense.data.transforms.common import Pipeline
-from vitdense.errors import CheckpointError, DiskError
+from vitdense.errors import CheckpointError
 from vitdense.model import DenseModel
 from vitdense.registry import build
-from vitdense.storage.atomic import sha256_of, sync_folder, write_text
+from vitdense.storage.atomic import disk_error, sha256_of, sync_folder, write_json
 from vitdense.storage.weights import load_weights, read_weights, save_weights
 
 WEIGHTS = 'model.safetensors'
@@ -78,15 +77,10 @@ def save_model_folder(
         temporary.mkdir(parents=True, exist_ok=True)
         save_weights(temporary / WEIGHTS, state)
         content['weights'] = {'file': WEIGHTS, 'sha256': sha256_of(temporary / WEIGHTS)}
-        write_text(temporary / 'model.json', json.dumps(content, indent=1, allow_nan=False, default=list) + '\n')
+        write_json(temporary / 'model.json', content)
         _put_in_place(temporary, folder)
     except OSError as error:
-        raise DiskError(
-            f"could not write the model folder '{folder.name}'",
-            where=str(folder),
-            why=str(error),
-            fix='make room on the disk or choose another folder',
-        ) from error
+        raise disk_error(folder, error, what=f"the model folder '{folder.name}'") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,7 +29,7 @@ import torch
 from torch import Tensor
 
 from vitdense.errors import CheckpointError, DiskError, FullDiskError, some
-from vitdense.storage.atomic import format_bytes, free_bytes, sha256_of, sync_folder, write_text
+from vitdense.storage.atomic import atomic_path, disk_problem, format_bytes, free_bytes, sha256_of, write_text
 from vitdense.storage.weight_files import check_tensors, load_pickle, why_unreadable
 
 logger = logging.getLogger('vitdense')
@@ -43,30 +42,27 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     Raises DiskError (FullDiskError where room is what is missing); then `path` is as it was before.
     """
     size = bytes_of(content)
-    temporary = path.with_name(f'{path.name}.tmp.{os.getpid()}')
+    sums = path.with_name(f'{path.name}.sha256')
+    earlier = sums.read_text().split()[:1] if sums.exists() and path.exists() else []
+    digests: list[str] = []
+
+    def write_checksums(temporary: Path) -> None:
+        digests.append(sha256_of(temporary))
+        write_text(sums, '\n'.join(digests + earlier) + '\n')
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if free_bytes(path.parent) < size:
             raise OSError(errno.ENOSPC, 'there is not enough room')
-        with open(temporary, 'wb') as file:
+        with atomic_path(path, before_replace=write_checksums) as temporary, open(temporary, 'wb') as file:
             torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        digest = sha256_of(temporary)
-        sums = path.with_name(f'{path.name}.sha256')
-        earlier = sums.read_text().split() if sums.exists() and path.exists() else []
-        write_text(sums, '\n'.join([digest, *earlier[:1]]) + '\n')
-        os.replace(temporary, path)
-        sync_folder(path.parent)
         if earlier:
-            write_text(sums, digest + '\n')
+            write_text(sums, digests[0] + '\n')
     except (OSError, RuntimeError) as error:  # torch's writer turns an OSError into a RuntimeError
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = disk_problem(cause) == 'disk full'
         raise (FullDiskError if full else DiskError)(
             f'checkpoint of {format_bytes(size)} not written (free {format_bytes(free_bytes(path.parent))})',
             where=str(path),

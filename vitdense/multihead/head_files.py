@@ -27,10 +27,10 @@ from vitdense.checkpoints.descriptions import (
     without_pretrained,
 )
 from vitdense.checkpoints.model_folder import METAINFO, read_model_folder
-from vitdense.errors import CheckpointError, ConfigError, DiskError, did_you_mean
+from vitdense.errors import CheckpointError, ConfigError, did_you_mean
 from vitdense.model import DenseModel
 from vitdense.registry import resolve
-from vitdense.storage.atomic import sha256_of, write_text
+from vitdense.storage.atomic import disk_error, sha256_of, write_json
 from vitdense.storage.weights import read_weights, save_weights
 
 CONTENT = ('branch', 'task', 'field', 'classes', 'transforms', 'backbone')  # what NAME.json holds at the least
@@ -180,11 +180,9 @@ def save_head(folder: str | Path, head: Head) -> Path:
     }
     path = folder / f'{head.name}.json'
     try:
-        write_text(path, json.dumps(content, indent=1, allow_nan=False, default=list) + '\n')
+        write_json(path, content)
     except OSError as error:
-        raise DiskError(
-            f'could not write {path.name}', where=str(path), why=str(error), fix='make room on the disk'
-        ) from error
+        raise disk_error(path, error) from error
     return path
 
 

@@ -1,4 +1,4 @@
-"""Which features a probe reads: those that stand before the linear layer of the config's head."""
+"""Features for probing: the inputs of the linear layer of the config's head."""
 
 from __future__ import annotations
 
@@ -15,64 +15,63 @@ from vitdense.heads.classify import ClassHead
 from vitdense.heads.linear import LinearHead
 from vitdense.model import DenseModel
 from vitdense.ops.padding import resize
-from vitdense.probing.feature_cache import Record
+from vitdense.probing.feature_cache import ImageFeatures
 from vitdense.registry import resolve
 from vitdense.types import Batch, Features
 
-OWN = ('pretrained', 'partial_weights', 'patch_size', 'img_size', 'timm_args', 'lora', 'stem', 'windows')
+WEIGHT_ARGUMENTS = ('pretrained', 'partial_weights', 'patch_size', 'img_size', 'timm_args', 'lora', 'stem', 'windows')
 
 
-class Reader:
-    """Makes records of batches: what the head of the branch `name` of `model` would read.
+class FeatureExtractor:
+    """Extracts the inputs of the linear layer of branch `name` of `model`, with the labels.
 
-    `whole` says that they are of whole images, in float32; else they are maps, in half precision.
+    With `image_level` they are one float32 vector for each image, else float16 maps.
     """
 
     def __init__(self, model: DenseModel, name: str) -> None:
         self.model, self.name = model, name
         self.task = model.tasks[name]
         head = model.network.heads[name]
-        self.whole = isinstance(head, ClassHead)
+        self.image_level = isinstance(head, ClassHead)
         self.weights: dict[str, Tensor] = model.network.backbone.state_dict()
         self.device = next(model.network.backbone.parameters()).device
         self.dim = head.classifier.weight.shape[1]
-        model.network.heads[name] = _Before(head)
+        model.network.heads[name] = _HeadInput(head)
 
     @torch.inference_mode()
-    def read(self, batch: Batch) -> list[Record]:
-        """Return the records of a batch in its order. Images of one size run together, so that none is padded."""
+    def read(self, batch: Batch) -> list[ImageFeatures]:
+        """Return the features of a batch in its order. Images of one size run together, so that none is padded."""
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for row, meta in enumerate(batch.metas):
             groups[meta.size].append(row)
-        records: dict[int, Record] = {}
+        records: dict[int, ImageFeatures] = {}
         for (height, width), rows in groups.items():
             imgs, metas = batch.imgs[rows][..., :height, :width], [batch.metas[row] for row in rows]
-            targets = [batch.targets[row] for row in rows]
-            ready = self.model.data_preprocessor(Batch(imgs, targets, metas))
-            seen = self.model(ready.imgs, valid=ready.valid)[self.name].float().cpu()
-            plane = tuple(ready.imgs.shape[-2:])
-            for row, values in zip(rows, seen, strict=True):
-                records[row] = self._record(values, batch.targets[row], plane, (height, width))
+            ready = self.model.data_preprocessor(Batch(imgs, [batch.targets[row] for row in rows], metas))
+            features = self.model(ready.imgs, valid=ready.valid)[self.name].float().cpu()
+            input_size = tuple(ready.imgs.shape[-2:])
+            for row, values in zip(rows, features, strict=True):
+                records[row] = self._record(values, batch.targets[row], input_size, (height, width))
         return [records[row] for row in range(len(batch.metas))]
 
-    def _record(self, values: Tensor, target: Any, plane: tuple[int, int], size: tuple[int, int]) -> Record:
-        truth = getattr(target, self.task.field)
-        if truth is None or (self.whole and truth.ndim):
+    def _record(self, values: Tensor, target: Any, input_size: tuple[int, int], size: tuple[int, int]) -> ImageFeatures:
+        target = getattr(target, self.task.field)
+        if target is None or (self.image_level and target.ndim):
             raise ConfigError(
-                'an image without one label' if self.whole else 'an image without a label map',
+                'an image without one label' if self.image_level else 'an image without a label map',
                 where=f'{self.task.field} of the data set',
-                why='a probe learns from one class for each image (or pixel)',
+                why='a probe is trained on one class for each image (or pixel)',
                 fix='probe with labelled images of one class each',
             )
-        if self.whole:
-            return Record(values, truth.long(), (1, 1), plane, size)
+        if self.image_level:
+            return ImageFeatures(values, target.long(), (1, 1), input_size, size)
         grid = tuple(values.shape[-2:])
         cells = values.flatten(1).T.contiguous().half()  # (C, h, w) -> (h * w, C)
-        return Record(cells, truth, grid, plane, size)
+        return ImageFeatures(cells, target, grid, input_size, size)
 
 
-class _Before(nn.Module):
-    """Stands in the place of a head and answers with what the head reads."""
+class _HeadInput(nn.Module):
+    """Replaces a head and returns the input of its linear layer."""
 
     def __init__(self, head: ClassHead | LinearHead) -> None:
         super().__init__()
@@ -113,7 +112,7 @@ def check_probeable(model: DenseModel, name: str) -> None:
         raise ConfigError(
             f'{trained} of this config has weights of its own',
             where=f'model.network.branches.{name}',
-            why='features are probed as the backbone makes them; weights that nobody trained would only blur them',
+            why='features are probed as the backbone returns them; untrained weights behind it would distort them',
             fix="use adapter=dict(type=PlainMaps), and pool='token', 'average' or 'both' in a ClassHead",
         )
 
@@ -121,22 +120,22 @@ def check_probeable(model: DenseModel, name: str) -> None:
 def with_backbone(
     recipe: Mapping[str, Any], backbones: Sequence[str], weights: Sequence[str]
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Return (label, recipe of a backbone) for every backbone to probe. Raises ConfigError for a word without name."""
+    """Return (label, recipe) of every backbone to probe. Raises ConfigError for one without name."""
     if not backbones and not weights:
         return [(_label(recipe.get('name', 'backbone'), recipe.get('pretrained', '')), dict(recipe))]
-    found = [(_label(recipe.get('name', 'backbone'), file), {**recipe, 'pretrained': file}) for file in weights]
-    for word in backbones:
-        name, _, file = word.partition('=')
+    labelled = [(_label(recipe.get('name', 'backbone'), file), {**recipe, 'pretrained': file}) for file in weights]
+    for backbone in backbones:
+        name, _, file = backbone.partition('=')
         if not name:
             raise ConfigError(
-                f"'{word}' names no backbone",
+                f"'{backbone}' names no backbone",
                 where='--backbones',
                 why="a backbone is timm's name, or NAME=FILE with weights of one's own",
                 fix='write --backbones vit_tiny_patch16_224=WEIGHTS.safetensors',
             )
-        rest = {key: value for key, value in recipe.items() if key not in OWN}
-        found.append((_label(name, file or True), {**rest, 'name': name, 'pretrained': file or True}))
-    return found
+        kept = {key: value for key, value in recipe.items() if key not in WEIGHT_ARGUMENTS}
+        labelled.append((_label(name, file or True), {**kept, 'name': name, 'pretrained': file or True}))
+    return labelled
 
 
 def _label(name: str, source: Any) -> str:

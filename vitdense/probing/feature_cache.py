@@ -1,9 +1,9 @@
-"""What a backbone sees of a data set, computed once and kept on disk.
+"""Cache of backbone features on disk.
 
-A set of features lies in a folder of the user's cache (`$VITDENSE_CACHE`, `$XDG_CACHE_HOME/vitdense` or
-`~/.cache/vitdense`), named by a key of everything that they follow from: the weights, the parts that read them, the
-recipe of the data with its transforms, and name, size and time of every file. It is made of parts of some images
-each. A part appears when it is whole, so that an interrupted pass goes on where it was; parts are mapped into memory.
+The features of a data set lie in a folder of the user's cache (`$VITDENSE_CACHE`, `$XDG_CACHE_HOME/vitdense` or
+`~/.cache/vitdense`). Its name is a hash of the weights, the network, the data set's recipe with its transforms, and
+name, size and time of every file. Each file in it holds the features of some images and is written atomically, so an
+interrupted extraction continues where it stopped; files are mapped into memory.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from vitdense.train.loaders import CarryErrors, TypedErrorLoader, close_loaders,
 from vitdense.train.workers import pack
 from vitdense.types import Batch
 
-FORMAT = 1  # a part of the key: features written by other code are not read
+FORMAT = 2  # part of the key: features written by other code are not read
 PART = 64  # images in one file, at most: what an interruption may cost
 logger = logging.getLogger('vitdense')
 
 
-class Record(NamedTuple):
-    """What is kept of one image."""
+class ImageFeatures(NamedTuple):
+    """Features and label of one image."""
 
     features: Tensor  # (C,) of the image, or (h * w, C) of its cells, row by row
-    truth: Tensor  # () int64, or (H, W) uint8 or int16
+    target: Tensor  # () int64, or (H, W) uint8 or int16
     grid: tuple[int, int]  # (h, w); (1, 1) for features of the whole image
-    plane: tuple[int, int]  # (H, W) of the network input that the grid covers, padding included
+    input_size: tuple[int, int]  # (H, W) of the network input that the grid covers, padding included
     size: tuple[int, int]  # (H, W) of the image in it
 
 
 class FeatureCache:
-    """The records of `num_images` images below `folder`, in parts of at most `part` images."""
+    """The features of `num_images` images below `folder`, in files of at most `part` images."""
 
     def __init__(self, folder: Path, num_images: int, *, part: int = PART) -> None:
         self.folder, self.num_images, self.part = folder, num_images, part
@@ -55,40 +55,38 @@ class FeatureCache:
     def __len__(self) -> int:
         return self.num_images
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> ImageFeatures:
         number, row = divmod(index, self.part)
         held = self._held(number)
         cells, pixels = held['cell_ends'].tolist(), held['pixel_ends'].tolist()
-        grid, plane, size, shape = (tuple(side) for side in held['sizes'][row].tolist())
+        grid, input_size, size, shape = (tuple(side) for side in held['sizes'][row].tolist())
         features = held['features'][cells[row] : cells[row + 1]]
-        truth = held['truth'][pixels[row] : pixels[row + 1]]
+        target = held['target'][pixels[row] : pixels[row + 1]]
         whole = shape == (0, 0)
-        return Record(
-            features[0] if whole else features, truth[0] if whole else truth.reshape(shape), grid, plane, size
+        return ImageFeatures(
+            features[0] if whole else features, target[0] if whole else target.reshape(shape), grid, input_size, size
         )
 
     def table(self) -> tuple[Tensor, Tensor]:
-        """Return features (N, C) and truth (N,) of whole images."""
+        """Return features (N, C) and labels (N,) of whole images."""
         parts = [self._held(number) for number in range(-(-self.num_images // self.part))]
-        return torch.cat([held['features'] for held in parts]), torch.cat([held['truth'] for held in parts])
+        return torch.cat([held['features'] for held in parts]), torch.cat([held['target'] for held in parts])
 
     def missing(self) -> list[range]:
         """Return the images of every part that is not there, or is damaged."""
         absent = [number for number in range(-(-self.num_images // self.part)) if self._read(number) is None]
         return [range(n * self.part, min((n + 1) * self.part, self.num_images)) for n in absent]
 
-    def write(self, images: range, records: Sequence[Record]) -> None:
-        """Keep the records of one part; the file appears when it is whole. Raises DiskError."""
-        whole = [record.truth.ndim == 0 for record in records]
+    def write(self, images: range, records: Sequence[ImageFeatures]) -> None:
+        """Write the features of one part atomically. Raises DiskError."""
         features = [record.features[None] if record.features.ndim == 1 else record.features for record in records]
-        shapes = [(0, 0) if one else tuple(record.truth.shape) for one, record in zip(whole, records, strict=True)]
-        rows = [[record.grid, record.plane, record.size, shape] for record, shape in zip(records, shapes, strict=True)]
+        sizes = [[r.grid, r.input_size, r.size, tuple(r.target.shape) or (0, 0)] for r in records]
         state = {
             'features': torch.cat(features),
-            'truth': torch.cat([record.truth.flatten() for record in records]),
+            'target': torch.cat([record.target.flatten() for record in records]),
             'cell_ends': _ends(len(rows) for rows in features),
-            'pixel_ends': _ends(record.truth.numel() for record in records),
-            'sizes': torch.tensor(rows),  # (images, 4, 2)
+            'pixel_ends': _ends(record.target.numel() for record in records),
+            'sizes': torch.tensor(sizes),  # (images, 4, 2)
         }
         try:
             save_weights(self._path(images.start // self.part), state)
@@ -104,7 +102,7 @@ class FeatureCache:
             held = self._read(number)
             if held is None:
                 raise DataError(
-                    'cached features are gone',
+                    'cached features are missing',
                     where=str(self._path(number)),
                     why='the file was deleted or damaged after it was written',
                     fix='run the probe again: what is missing is computed anew',
@@ -126,17 +124,17 @@ class FeatureCache:
 def features_of(
     dataset: Any,
     section: Mapping[str, Any],
-    see: Callable[[Batch], list[Record]],
+    extract: Callable[[Batch], list[ImageFeatures]],
     *,
     key: str,
     seed: int,
     part: int = PART,
-    tell: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureCache:
-    """Return the records of every image of `dataset`; `see` makes those of a batch that are not on disk yet.
+    """Return the features of every image of `dataset`; `extract` computes those of a batch that is not on disk.
 
-    `section` says batch size and workers, `part` how many images are kept in one file. `tell(done, total)` hears of
-    the progress in images.
+    `section` is the data loader section (batch size and workers), `part` the number of images in one file.
+    `on_progress(done, total)` is called after each batch, with numbers of images.
     """
     cache = FeatureCache(cache_folder() / 'features' / key, len(dataset), part=part)
     parts = cache.missing()
@@ -145,7 +143,7 @@ def features_of(
         return cache
     check_writable(cache.folder)
     if left < len(dataset):
-        logger.info('%d of %d images were seen before: %s', len(dataset) - left, len(dataset), cache.folder)
+        logger.info('%d of %d images are cached: %s', len(dataset) - left, len(dataset), cache.folder)
     size = section.get('batch_size', 1)
     batches = [list(part[begin : begin + size]) for part in parts for begin in range(0, len(part), size)]
     loader = TypedErrorLoader(
@@ -157,10 +155,10 @@ def features_of(
     stream, done = iter(loader), len(dataset) - left
     try:
         for part in parts:
-            records: list[Record] = []
+            records: list[ImageFeatures] = []
             while len(records) < len(part):
-                records += see(next(stream))
-                tell(done + len(records), len(dataset))
+                records += extract(next(stream))
+                on_progress(done + len(records), len(dataset))
             cache.write(part, records)
             done += len(part)
     finally:
@@ -169,7 +167,7 @@ def features_of(
 
 
 def check_writable(folder: Path) -> None:
-    """Raise DiskError, before an hour of computing, when nothing can be kept in a folder of the cache."""
+    """Raise DiskError, before an hour of computing, unless files can be written to a cache folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -179,7 +177,7 @@ def check_writable(folder: Path) -> None:
 
 def _unwritable(folder: Path, why: str) -> DiskError:
     return DiskError(
-        'the features cannot be kept',
+        'the features cannot be written',
         where=str(folder),
         why=why,
         fix='set VITDENSE_CACHE=DIR to a folder that you may write to and that has room',
@@ -187,13 +185,13 @@ def _unwritable(folder: Path, why: str) -> DiskError:
 
 
 def key_of(*parts: Any) -> str:
-    """Return a name for what `parts` (recipes, words, numbers) say."""
-    text = json.dumps([FORMAT, *parts], sort_keys=True, default=_word)
+    """Return a hash of `parts` (recipes, strings, numbers) as a name."""
+    text = json.dumps([FORMAT, *parts], sort_keys=True, default=_text_of)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def weights_key(state: Mapping[str, Tensor]) -> str:
-    """Return a code of the names, types and values of weights."""
+    """Return a hash of the names, types and values of weights."""
     code = hashlib.sha256()
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous()
@@ -203,7 +201,7 @@ def weights_key(state: Mapping[str, Tensor]) -> str:
 
 
 def files_key(paths: Iterable[Path]) -> str:
-    """Return a code of names, sizes and times of files. One that cannot be looked at counts by its name."""
+    """Return a hash of names, sizes and times of files; of a missing one by its name alone."""
     code = hashlib.sha256()
     for path in paths:
         code.update(f'{path} {_state(path)}\n'.encode())
@@ -218,8 +216,8 @@ def _state(path: Path) -> tuple[int, int]:
     return state.st_size, state.st_mtime_ns
 
 
-def _word(value: Any) -> str:
-    """Return the dotted path of a class, and the text of anything else that JSON does not know."""
+def _text_of(value: Any) -> str:
+    """Return the dotted path of a class, and the text of any other type that JSON does not have."""
     return f'{value.__module__}.{value.__qualname__}' if hasattr(value, '__qualname__') else str(value)
 
 

@@ -1,7 +1,7 @@
-"""What `tools/probe.py` does with its arguments: how good the features of backbones are, without training them.
+"""Probing of frozen backbones by k nearest neighbours and linear heads (`tools/probe.py`).
 
-Every backbone sees each image once; nearest neighbours and linear layers then work on what is kept of it
-(`vitdense.probing.feature_cache`). Images for training pass through the transforms of evaluation, as the others do.
+Each backbone runs once over each image, with the evaluation transforms; the heads are trained on the cached features
+(`vitdense.probing.feature_cache`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from vitdense.data.class_names import check_classes
 from vitdense.data.datasets import build_dataset, share_classes
 from vitdense.device import choose_device, choose_precision, torch_threads
 from vitdense.errors import ConfigError
-from vitdense.probing import classifiers as classes
-from vitdense.probing import segment as pixels
-from vitdense.probing.extract import Reader, check_probeable, choose_branch, with_backbone
+from vitdense.probing import classifiers, segment
+from vitdense.probing.extract import FeatureExtractor, check_probeable, choose_branch, with_backbone
 from vitdense.probing.feature_cache import PART, FeatureCache, features_of, files_key, key_of, weights_key
 from vitdense.registry import build, takes
 from vitdense.reporting.console import print_table, progress, start_logging
@@ -38,7 +37,7 @@ logger = logging.getLogger('vitdense')
 
 
 class Settings(NamedTuple):
-    """What does not depend on the backbone."""
+    """Options of the probing heads, the same for every backbone."""
 
     heads: tuple[str, ...]
     rates: tuple[float, ...]
@@ -77,9 +76,9 @@ def probe(
     rows: list[dict[str, Any]] = []
     for label, backbone in candidates:
         content = {**recipe, 'model': single_branch(recipe['model'], name, backbone)}
-        with_model = _Probe(Config(content), name, choose_device(device))
-        settings = with_model.settings(heads, rates, steps, folder)
-        for row in with_model.rows(settings):
+        backbone_probe = _Probe(Config(content), name, choose_device(device))
+        settings = backbone_probe.settings(heads, rates, steps, folder)
+        for row in backbone_probe.rows(settings):
             rows.append({'backbone': label, 'pretrained': str(backbone.get('pretrained', False)), **row})
             write_json(folder / 'probe.json', {'config': str(cfg.filename), 'branch': name, 'rows': rows})
     _print(rows, title=f'{name}: {Path(cfg.filename).stem}')
@@ -88,14 +87,14 @@ def probe(
 
 
 def single_branch(model: Mapping[str, Any], name: str, backbone: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recipe of a model with the branch `name` alone, on `backbone`, at rest and without windows."""
+    """Return a model recipe with the branch `name` only, on `backbone`, without sliding window and TTA."""
     network = {**model['network'], 'backbone': dict(backbone), 'branches': {name: model['network']['branches'][name]}}
-    rest = {key: value for key, value in model.items() if key not in ('tiler', 'tta', 'augment')}
-    return {**rest, 'network': network, 'tasks': {name: model['tasks'][name]}}
+    kept = {key: value for key, value in model.items() if key not in ('tiler', 'tta', 'augment')}
+    return {**kept, 'network': network, 'tasks': {name: model['tasks'][name]}}
 
 
 class _Probe:
-    """One backbone on the data of a config."""
+    """Probe of one backbone on the data sets of a config."""
 
     def __init__(self, cfg: Config, name: str, device: torch.device) -> None:
         self.recipe, self.name, self.seed = cfg.to_dict(), name, cfg.get('seed', 0)
@@ -109,92 +108,93 @@ class _Probe:
         model.amp = precision.dtype
         self.task = model.tasks[name]
         self.num_classes = len(model.head_classes[name])
-        self.reader = Reader(model.to(device).eval(), name)
-        weights = weights_key(self.reader.weights)
+        self.extractor = FeatureExtractor(model.to(device).eval(), name)
+        weights = weights_key(self.extractor.weights)
         self.model_key = [weights, self.recipe['model']['network'], str(precision.dtype), self.seed]
 
     def settings(
         self, heads: Sequence[str] | None, rates: Sequence[float], steps: int | None, folder: Path
     ) -> Settings:
-        """Return the settings with what the task takes for granted. Raises ConfigError for heads it cannot have."""
-        whole = self.reader.whole
-        usual = classes.RATES if whole else pixels.RATES
+        """Return the settings with the defaults of the task."""
+        image_level = self.extractor.image_level
         return Settings(
-            tuple(heads or (HEADS if whole else HEADS[1:])),
-            tuple(rates or usual),
-            steps or STEPS['image_label' if whole else 'semantic'],
-            self.reader.device,
+            tuple(heads or (HEADS if image_level else HEADS[1:])),
+            tuple(rates or (classifiers.RATES if image_level else segment.RATES)),
+            steps or STEPS['image_label' if image_level else 'semantic'],
+            self.extractor.device,
             folder,
         )
 
     def rows(self, settings: Settings) -> list[dict[str, Any]]:
         """Return a row for each head. Raises ConfigError for heads that the task cannot have."""
-        check_heads(settings.heads, whole=self.reader.whole)
+        check_heads(settings.heads, image_level=self.extractor.image_level)
         began = time.perf_counter()
         caches = {part: self.features(part) for part in ('train', 'test')}
-        facts = {'dim': self.reader.dim, 'seconds_features': round(time.perf_counter() - began, 1)}
-        make = self._class_rows if self.reader.whole else self._pixel_rows
-        return [{**facts, **row} for row in make(caches, settings)]
+        common = {'dim': self.extractor.dim, 'seconds_features': round(time.perf_counter() - began, 1)}
+        make = self._class_rows if self.extractor.image_level else self._pixel_rows
+        return [{**common, **row} for row in make(caches, settings)]
 
     def features(self, part: str) -> FeatureCache:
         """Return the features of the images for `part`."""
         dataset, section = self.data[part], self.sections[part]
         files = files_key(dataset.paths()) if hasattr(dataset, 'paths') else len(dataset)
-        size = 4 * PART if self.reader.whole else PART  # maps are large
+        size = 4 * PART if self.extractor.image_level else PART  # maps are large
         key = key_of(self.model_key, section['dataset'], self._root(), files, size)
-        with progress(f'features, {part}', len(dataset)) as tell:
-            return features_of(dataset, section, self.reader.read, key=key, seed=self.seed, part=size, tell=tell)
+        with progress(f'features, {part}', len(dataset)) as on_progress:
+            return features_of(
+                dataset, section, self.extractor.read, key=key, seed=self.seed, part=size, on_progress=on_progress
+            )
 
     def _root(self) -> str:
         return str(Path(self.recipe.get('data_root') or '').resolve())
 
     def _metrics(self) -> list[Any]:
-        """Return the metrics of the config that read this branch, told the names of the classes."""
-        made = [build(dict(metric)) for metric in self.recipe.get('test_evaluator') or ()]
-        made = [metric for metric in made if getattr(metric, 'head', None) == self.name]
-        for metric in made:
+        """Return the config's metrics of this branch, with the class names set."""
+        metrics = [build(dict(metric)) for metric in self.recipe.get('test_evaluator') or ()]
+        metrics = [metric for metric in metrics if getattr(metric, 'head', None) == self.name]
+        for metric in metrics:
             metric.dataset_meta = self.data['test'].metainfo
-        if not made:
+        if not metrics:
             raise ConfigError(
                 f"no metric reads the branch '{self.name}'",
                 where='test_evaluator',
                 why='a probe is scored as a test is',
                 fix=f"add dict(type=Accuracy, head='{self.name}'), or MeanIoU for label maps",
             )
-        return made
+        return metrics
 
     def _class_rows(self, caches: Mapping[str, FeatureCache], settings: Settings) -> list[dict[str, Any]]:
-        (train, labels), (test, truth) = (caches[part].table() for part in ('train', 'test'))
+        (train, labels), (test, targets) = (caches[part].table() for part in ('train', 'test'))
         train, labels, test = (value.to(settings.device) for value in (train, labels, test))
         rows = []
         if 'knn' in settings.heads:
-            found = classes.knn_scores(train, labels, test, self.num_classes)
-            rows += [{'head': 'knn', 'k': k, **self._class_scores(scores, truth)} for k, scores in found.items()]
+            by_k = classifiers.knn_scores(train, labels, test, self.num_classes)
+            rows += [{'head': 'knn', 'k': k, **self._class_scores(scores, targets)} for k, scores in by_k.items()]
         if 'linear' in settings.heads:
             began = time.perf_counter()
-            facts = dict(steps=settings.steps, seed=self.seed)
-            rate, held = classes.choose_rate(train, labels, self.num_classes, rates=settings.rates, **facts)
-            fit = classes.fit_linear(train, labels, self.num_classes, rates=[rate], **facts)
-            scores = self._class_scores(fit.logits(test)[0].softmax(-1), truth)
+            options = dict(steps=settings.steps, seed=self.seed)
+            rate, held = classifiers.choose_rate(train, labels, self.num_classes, rates=settings.rates, **options)
+            fit = classifiers.fit_linear(train, labels, self.num_classes, rates=[rate], **options)
+            scores = self._class_scores(fit.logits(test)[0].softmax(-1), targets)
             sweep = {f'{one:g}': share for one, share in zip(settings.rates, held, strict=True)}
             rows.append({'head': 'linear', 'lr': rate, **scores, 'held_out': sweep, 'seconds': _since(began)})
         return rows
 
-    def _class_scores(self, scores: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
+    def _class_scores(self, scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
         metrics = self._metrics()
-        targets = [Target(**{self.task.field: label}) for label in truth]
-        metas = [Meta(index) for index in range(len(truth))]
-        answers = [{self.name: ImageClass(row)} for row in scores.cpu()]
+        targets = [Target(**{self.task.field: label}) for label in labels]
+        metas = [Meta(index) for index in range(len(labels))]
+        predictions = [{self.name: ImageClass(row)} for row in scores.cpu()]
         for metric in metrics:
-            metric.process(Batch(torch.empty(0), targets, metas), answers)
-        return finite({key: value for metric in metrics for key, value in metric.evaluate(len(truth)).items()})
+            metric.process(Batch(torch.empty(0), targets, metas), predictions)
+        return finite({key: value for metric in metrics for key, value in metric.evaluate(len(labels)).items()})
 
     def _pixel_rows(self, caches: Mapping[str, FeatureCache], settings: Settings) -> list[dict[str, Any]]:
         began = time.perf_counter()
         train, test = caches['train'], caches['test']
-        pixels.check_cells(train[0])
-        with progress('linear head', settings.steps) as tell:
-            made = pixels.PixelProbe(
+        segment.check_cells(train[0])
+        with progress('linear head', settings.steps) as on_progress:
+            head_probe = segment.PixelProbe(
                 self.recipe['model']['network']['branches'][self.name]['head'],
                 train,
                 self.task,
@@ -204,11 +204,11 @@ class _Probe:
                 steps=settings.steps,
                 seed=self.seed,
                 device=settings.device,
-                tell=tell,
+                on_progress=on_progress,
             )
-            rate, held = made.choose_rate(settings.rates, self._metrics())
-            head = made.fit([rate], range(len(train)))[0]
-        scores = finite(made.scores(head, test, range(len(test)), self._metrics()))
+            rate, held = head_probe.choose_rate(settings.rates, self._metrics())
+            head = head_probe.fit([rate], range(len(train)))[0]
+        scores = finite(head_probe.scores(head, test, range(len(test)), self._metrics()))
         sweep = {f'{one:g}': score for one, score in held.items()}
         return [{'head': 'linear', 'lr': rate, **scores, 'held_out': sweep, 'seconds': _since(began)}]
 
@@ -222,25 +222,25 @@ def probe_data(sections: Mapping[str, Mapping[str, Any]], *, root: str | None) -
             raise ConfigError(
                 'the data set has no transforms of its own',
                 where=f'{part}_dataloader.dataset',
-                why='a probe sees the images for training as it sees those of the test',
+                why='a probe reads the training images with the transforms of the test images',
                 fix='probe with a config of one data set that says transforms=[...]',
             )
     sections['train']['dataset']['transforms'] = sections['test']['dataset'].get('transforms', ())
-    made = {part: build_dataset(section['dataset'], root=root) for part, section in sections.items()}
-    share_classes(made['test'], made['train'].metainfo)
-    check_classes(made['train'].metainfo, made['test'].metainfo, where='train_dataloader, test_dataloader')
-    return made
+    datasets = {part: build_dataset(section['dataset'], root=root) for part, section in sections.items()}
+    share_classes(datasets['test'], datasets['train'].metainfo)
+    check_classes(datasets['train'].metainfo, datasets['test'].metainfo, where='train_dataloader, test_dataloader')
+    return datasets
 
 
-def check_heads(heads: Sequence[str], *, whole: bool) -> None:
+def check_heads(heads: Sequence[str], *, image_level: bool) -> None:
     """Raise ConfigError for heads that are unknown, or that the task does not have."""
     unknown = [head for head in heads if head not in HEADS]
-    if unknown or ('knn' in heads and not whole):
+    if unknown or ('knn' in heads and not image_level):
         raise ConfigError(
             f"the probe has no head '{unknown[0]}'" if unknown else "label maps have no head 'knn'",
             where='--heads',
             why=f'the heads are {", ".join(HEADS)}' if unknown else 'every cell would be a neighbour: millions of them',
-            fix=f'write --heads {",".join(HEADS) if whole else "linear"}',
+            fix=f'write --heads {",".join(HEADS) if image_level else "linear"}',
         )
 
 

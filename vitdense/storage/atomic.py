@@ -1,4 +1,4 @@
-"""Write files whole or not at all, make folders, and hash files."""
+"""Atomic writing of files, hashes of files, free disk space and the cache folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,40 @@ logger = logging.getLogger('vitdense')
 Row = dict[str, float | int | None]
 
 
+@contextlib.contextmanager
+def atomic_path(path: Path, *, before_replace: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """Yield a temporary path; the file written there is synced to disk and renamed to `path` on leaving.
+
+    `before_replace` is called with the temporary path between both. After any error `path` is as it was before and the
+    temporary file is deleted.
+    """
+    temporary = path.with_name(f'{path.name}.tmp.{os.getpid()}')
+    try:
+        yield temporary
+        with open(temporary, 'rb') as file:
+            os.fsync(file.fileno())
+        if before_replace is not None:
+            before_replace(temporary)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def disk_error(path: Path, error: Exception, *, what: str = '') -> DiskError:
+    """Return the error for a file that cannot be written; `what` is how messages call it."""
+    return DiskError(
+        f'could not write {what or repr(path.name)}',
+        where=str(path),
+        why=disk_problem(error),
+        fix='free some space, or choose a folder that you may write to; an earlier file there is unchanged',
+    )
+
+
 def free_bytes(folder: Path) -> int:
-    """Return the free bytes of the disk under `folder`; 0 where it cannot be asked."""
+    """Return the free bytes of the disk under `folder`; 0 where they are unknown."""
     try:
         return shutil.disk_usage(folder).free
     except OSError:
@@ -37,7 +69,7 @@ def format_bytes(size: float) -> str:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder for results, unless it is there. Raises DiskError."""
+    """Create a folder for results, if missing. Raises DiskError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -47,22 +79,13 @@ def make_folder(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically. Raises OSError; then the file is as it was before."""
-    temporary = path.with_name(f'{path.name}.tmp.{os.getpid()}')
-    try:
-        with open(temporary, 'w', encoding='utf-8', newline='') as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    """Write a small text file atomically. Raises OSError."""
+    with atomic_path(path) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as file:
+        file.write(text)
 
 
 def try_write_text(path: Path, text: str, *, warn: bool = True) -> bool:
-    """Write a small text file that is not worth a run: a failure is a warning. Return whether it was written."""
+    """Write a small text file; log a warning and return False where that fails."""
     try:
         write_text(path, text)
     except OSError as error:
@@ -72,13 +95,16 @@ def try_write_text(path: Path, text: str, *, warn: bool = True) -> bool:
     return True
 
 
-def disk_problem(error: OSError) -> str:
-    """Return in a few words what is wrong with the disk."""
-    return 'disk full' if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+def disk_problem(error: Exception) -> str:
+    """Return the reason of a failed write, in a few words."""
+    full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT) or 'No space left' in str(error)
+    return 'disk full' if full else getattr(error, 'strerror', None) or str(error).strip().partition('\n')[0][:200]
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` last through a power cut."""
+    """Sync a folder, so that renames in it survive a power failure; only POSIX systems can open one."""
+    if os.name != 'posix':
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -93,7 +119,7 @@ def sha256_of(path: Path) -> str:
 
 
 def finite(row: Mapping[str, Any]) -> Row:
-    """Return `row` with plain Python numbers; what is not finite is None."""
+    """Return `row` with plain Python numbers, and None for what is not finite."""
     numbers = {key: value.item() if hasattr(value, 'item') else value for key, value in row.items()}
     return {
         key: value if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)) else None
@@ -107,11 +133,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def json_text(content: Mapping[str, Any]) -> str:
-    """Return valid JSON (no NaN) for a file."""
-    return json.dumps(content, indent=2, allow_nan=False) + '\n'
+    """Return valid JSON (no NaN) for a file; sequences of other types become lists."""
+    return json.dumps(content, indent=2, allow_nan=False, default=list) + '\n'
 
 
 def cache_folder() -> Path:
-    """Return the folder for caches, which need not exist."""
+    """Return the cache folder of the user: VITDENSE_CACHE, or `vitdense` below XDG_CACHE_HOME or ~/.cache."""
     own, base = os.environ.get('VITDENSE_CACHE'), os.environ.get('XDG_CACHE_HOME')
     return Path(own).expanduser() if own else Path(base or '~/.cache').expanduser() / 'vitdense'

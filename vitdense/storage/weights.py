@@ -5,10 +5,8 @@ Loading says how much matched, and refuses less than everything unless told othe
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vitdense.errors import CheckpointError, DiskError, some
+from vitdense.errors import CheckpointError, some
+from vitdense.storage.atomic import atomic_path, disk_error
 from vitdense.storage.weight_files import read_weights
 from vitdense.storage.weight_sets import State, open_checkpoint
 
@@ -98,31 +97,17 @@ def load_weights(
 
 
 def save_weights(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write `state` as a safetensors file that appears under its name only when it is whole.
-
-    Raises DiskError when the disk is full or refuses; what stood there before is kept.
-    """
+    """Write `state` as a safetensors file, atomically. Raises DiskError; then an earlier file is unchanged."""
     path = Path(path)
-    temporary = path.with_name(f'{path.name}.tmp.{os.getpid()}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(_unshared(state), temporary, dict(metadata or {}))
-        temporary.chmod(mode)  # safetensors makes files that only their owner may read
-        with open(temporary, 'rb') as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        with atomic_path(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            save_file(_unshared(state), temporary, dict(metadata or {}))
+            temporary.chmod(mode)  # safetensors makes files that only their owner may read
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        full = getattr(error, 'errno', None) == errno.ENOSPC or 'No space left' in str(error)
-        raise DiskError(
-            f"could not write '{path.name}'",
-            where=str(path),
-            why='the disk is full' if full else _first_line(error),
-            fix='free some space or choose another folder; the file that stood there before is untouched',
-        ) from error
+        raise disk_error(path, error) from error
 
 
 def _prefixes(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
@@ -228,22 +213,8 @@ def _unshared(state: Mapping[str, Tensor]) -> State:
     return result
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name != 'posix':
-        return  # other systems cannot open a folder
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _count(number: int) -> str:
     for size, unit in ((1e9, ' G'), (1e6, ' M'), (1e3, ' k')):
         if number >= size:
             return f'{number / size:.1f}{unit}'
     return str(number)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [''])[0][:200]

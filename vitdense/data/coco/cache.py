@@ -22,7 +22,7 @@ import numpy as np
 from vitdense.data.coco.arrays import CocoArrays, CocoFileInfo, Texts
 from vitdense.data.coco.parse import read_coco
 from vitdense.errors import DataError
-from vitdense.storage.atomic import cache_folder
+from vitdense.storage.atomic import atomic_path, cache_folder
 
 MAGIC = b'vitdense coco 3\n'
 LEAST = 8_000_000  # bytes; a smaller annotation file is read in less than a second
@@ -102,15 +102,10 @@ def _write(place: Path, arrays: CocoArrays, facts: CocoFileInfo, stamp: Mapping[
     header = json.dumps({'stamp': stamp, 'facts': facts._asdict(), 'table': table, 'bytes': offset}).encode()
     header += b' ' * (-(len(MAGIC) + 8 + len(header)) % ALIGN)
     place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f'{place.name}.tmp.{os.getpid()}')
-    try:
-        with open(temporary, 'wb') as file:
-            file.write(MAGIC + len(header).to_bytes(8, 'little') + header)
-            for array in flat.values():
-                file.write(np.ascontiguousarray(array).tobytes() + b'\0' * (-array.nbytes % ALIGN))
-        os.replace(temporary, place)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(place) as temporary, open(temporary, 'wb') as file:
+        file.write(MAGIC + len(header).to_bytes(8, 'little') + header)
+        for array in flat.values():
+            file.write(np.ascontiguousarray(array).tobytes() + b'\0' * (-array.nbytes % ALIGN))
 
 
 def _open(place: Path, path: Path) -> tuple[CocoArrays, CocoFileInfo] | None:
