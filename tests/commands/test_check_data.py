@@ -78,9 +78,11 @@ def test_annotations_that_say_nothing_are_listed_with_the_reason(tree):
     assert {where for _, where in found} == {*map(str, wrong), 'x', '1'}
     kinds = {where: kind for kind, where in found}
     assert [kinds[str(number)] for number in wrong] == (
-        ['box'] * 3 + ['segmentation'] * 3 + ['hollow'] + ['segmentation'] * 2 + ['category', 'orphan', 'area']
+        ['box'] * 3
+        + ['segmentation'] * 3
+        + ['empty_segmentation', 'segmentation', 'segmentation', 'category', 'missing_image', 'area']
     )
-    assert kinds['x'] == 'id' and kinds['1'] == 'double'
+    assert kinds['x'] == 'id' and kinds['1'] == 'duplicate_id'
 
 
 def test_corners_and_files_without_boxes_are_found(tree):

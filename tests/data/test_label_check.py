@@ -1,4 +1,4 @@
-"""Label maps from which nothing can be learnt, and what is said about the others before the first step."""
+"""Label statistics: errors for a single class, and what is logged before the first step."""
 
 import logging
 
@@ -33,9 +33,7 @@ def data(tmp_path):
 def test_masks_of_0_and_255_are_refused_with_the_table_that_is_meant(data, caplog):
     made = data([[0, 255]], [[255, 0]])
     assert made.check() == 2
-    assert (
-        "class 1 'box' is in none of the 2 label maps looked at, while 255 (ignored) is in all of them" in caplog.text
-    )
+    assert "class 1 'box' is in none of the 2 label maps checked, while 255 (ignored) is in all of them" in caplog.text
     assert 'if that is the class: label_map={0: 0, 255: 1}' in caplog.text
     with pytest.raises(DataError, match="class 0 'ground' is the only one in the 2 label maps") as caught:
         made.check(training=True)
@@ -73,7 +71,7 @@ def test_all_files_are_looked_at_before_any_is_refused(data):
 def test_absent_classes_and_ignored_numbers_are_said(data, caplog):
     caplog.set_level(logging.INFO, 'vitdense')
     data([[0, 1, 11, 12]], [[0, 0, 11, 11]], classes=[f'c{k}' for k in range(5)], ignore=[11, 12]).check()
-    assert "mine: classes 2 'c2', 3 'c3', 4 'c4' are in none of the 2 label maps looked at" in caplog.text
+    assert "mine: classes 2 'c2', 3 'c3', 4 'c4' are in none of the 2 label maps checked" in caplog.text
     assert '50.0% of the pixels of 2 label maps (of 2) are ignored' in caplog.text
     assert '11 (in all files), 12 (in 1 of 2 files)' in caplog.text
     caplog.clear()

@@ -78,9 +78,9 @@ def test_every_round_holds_the_weights_and_is_shuffled():
     rounds = [tuple(drawn[start : start + 4]) for start in range(0, 400, 4)]
     assert all(Counter(each) == dict(maps=2, boxes=1, labels=1) for each in rounds)
     assert len(set(rounds)) == 12  # all orders occur
-    shares = three(weights=dict(maps=0.5, boxes=0.3, labels=0.2)).turns
+    shares = three(weights=dict(maps=0.5, boxes=0.3, labels=0.2)).blocks
     assert [turns / sum(shares) for turns in shares] == pytest.approx([0.5, 0.3, 0.2])
-    assert three().turns == [5, 7, 3]  # an epoch of everything
+    assert three().blocks == [5, 7, 3]  # an epoch of everything
     alone = three(weights=dict(maps=0, boxes=0.5, labels=0))
     assert set(names_of(alone, take(alone, 50))) == {'boxes'}
     assert set(alone.metainfo['classes']) == {'semantic', 'labels', 'image_label'}  # the model stays the same

@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from vitdense.data.class_names import distinct_colors, read_classes, read_palette
+from vitdense.data.class_names import NAMES, distinct_colors, read_classes, read_palette, voc_colors
 from vitdense.data.collate import collate
-from vitdense.data.known_class_names import NAMES, voc_colors
 from vitdense.data.segmentation import SegmentationDataset
 from vitdense.data.transforms.common import RandomCrop, ResizeShortSide
 from vitdense.errors import ConfigError, DataError

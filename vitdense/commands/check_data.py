@@ -61,7 +61,7 @@ def check_coco(
 ) -> DataReport:
     """Look at a COCO annotation file, and at the images below `images`. Raises DataError when it is no COCO file.
 
-    Beside what `read_coco` finds: `corners` (boxes are xyxy), `fractions` (boxes in [0, 1]), `nothing` (no image, no
+    Beside what `read_coco` finds: `corners` (boxes are xyxy), `fractions` (boxes in [0, 1]), `no_objects` (no image, no
     annotation, or crowds only), `image` (missing or unreadable), `size` (it is not what the file says),
     `range` (images of 16 bits look like fewer; `value_range` says how many they are).
     """
@@ -69,15 +69,15 @@ def check_coco(
     counts = Counter(facts.counts)
     found = [Finding(kind, str(number), reason) for kind, number, reason in facts.faults]
     if not len(arrays.segments.data):  # boxes only: nobody meant to draw masks
-        found = [finding for finding in found if finding.kind != 'hollow']
-        del counts['hollow']
+        found = [finding for finding in found if finding.kind != 'empty_segmentation']
+        del counts['empty_segmentation']
     more, seen = list(_whole_file(path, arrays, facts)), ImageStatistics(max_pixels=max_pixels, value_range=value_range)
     if images is not None:
         jobs = [(arrays, row, images, seen) for row in range(len(arrays.sizes))]
         more += [finding for finding in _each(_check_image, jobs, threads, tell) if finding]
         more += _range(images, seen)
     counts.update(Counter(finding.kind for finding in more))  # those of single annotations are counted already
-    told = _facts_of(arrays, facts, images) + seen.facts()
+    told = _facts_of(arrays, facts, images) + seen.notes()
     return DataReport(told, [*found, *more], *_histogram(arrays, facts), dict(counts))
 
 
@@ -94,11 +94,11 @@ def _whole_file(path: Path, arrays: CocoArrays, facts: CocoFileInfo) -> Iterator
     if facts.fractions:
         yield Finding('fractions', path.name, 'all boxes lie in [0, 1]: they look like fractions of the image')
     if not len(arrays.sizes):
-        yield Finding('nothing', path.name, f'{path.name} lists no images')
+        yield Finding('no_objects', path.name, f'{path.name} lists no images')
     if not len(arrays.ids):
-        yield Finding('nothing', path.name, f'no annotations in {path.name}')
+        yield Finding('no_objects', path.name, f'no annotations in {path.name}')
     elif arrays.crowd.all():
-        yield Finding('nothing', path.name, f'all {len(arrays.ids):,} annotations are crowds (iscrowd 1)')
+        yield Finding('no_objects', path.name, f'all {len(arrays.ids):,} annotations are crowds (iscrowd 1)')
 
 
 def check_labels(
@@ -118,7 +118,7 @@ def check_labels(
     `classes`, `ignore` and `reduce_zero_label` say what the numbers mean, as for `SegmentationDataset`; without classes
     the numbers are only counted. Finds `label` (unreadable, or a number that is no class), `image` (missing or
     unreadable), `size` (not that of its image), `match` (names without a partner), `range` (as `check_coco`) and
-    `nothing` (fewer than two classes). Raises DataError where there is no such folder.
+    `no_objects` (fewer than two classes). Raises DataError where there is no such folder.
     """
     files = list_files(labels, LABEL_SUFFIXES, what='label maps')
     table = None if classes is None else LabelTable(classes, ignore=ignore, reduce_zero_label=reduce_zero_label)
@@ -135,14 +135,14 @@ def check_labels(
         ('label maps', f'{len(files):,}'),
         ('images', 'not looked at' if images is None else f'{len(partners):,}'),
     ]
-    facts += seen.facts()
+    facts += seen.notes()
     found += _range(labels if images is None else images, seen)
     present = (
         [] if table is None else [name for k, name in enumerate(table.metainfo['classes']['semantic']) if pixels[k]]
     )
     if table is not None and not found and len(present) < 2:
         reason = f'{present[0]!r} is the only class with pixels' if present else 'no pixel has a class'
-        found.append(Finding('nothing', labels.name, f'{reason}: nothing can be told apart'))
+        found.append(Finding('no_objects', labels.name, f'{reason}: nothing can be told apart'))
     rows = _label_rows(pixels, image_counts, table)
     counts = dict(Counter(finding.kind for finding in found))
     hints = _label_hints(strange, ignore)
@@ -175,7 +175,7 @@ def check_folders(
     found += [finding for finding in _each(_check_file, jobs, threads, tell) if finding]
     found += _range(folder, seen)
     rows = [(name, f'{objects[name]:,}', f'{100 * objects[name] / len(files):.1f} %') for name in classes]
-    facts = [('images', f'{len(files):,}'), ('classes', f'{len(objects):,}'), *seen.facts()]
+    facts = [('images', f'{len(files):,}'), ('classes', f'{len(objects):,}'), *seen.notes()]
     return DataReport(
         facts, found, ('class', 'images', 'share'), rows, dict(Counter(finding.kind for finding in found))
     )

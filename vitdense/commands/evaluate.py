@@ -16,7 +16,7 @@ from vitdense.commands.coco_results import read_results
 from vitdense.data.class_names import read_classes
 from vitdense.data.coco.arrays import CocoFileInfo
 from vitdense.data.coco.cache import open_coco
-from vitdense.data.coco.faults import refuse_faults, refuse_no_images, remarks
+from vitdense.data.coco.faults import check_faults, check_has_images, describe_corrections
 from vitdense.data.files.images import LABEL_SUFFIXES, read_label_map
 from vitdense.data.files.pairs import list_files, match
 from vitdense.data.label_check import LabelStatistics
@@ -54,8 +54,8 @@ def evaluate_coco(
     metric = CocoAP(iou_type=iou_type, engine=engine, max_detections=max_detections)
     base = _start(work_dir)
     arrays, facts = open_coco(truth_path, masks=iou_type == 'segm')
-    refuse_faults(truth_path, facts, but=('name',))
-    refuse_no_images(truth_path, arrays)
+    check_faults(truth_path, facts, but=('name',))
+    check_has_images(truth_path, arrays)
     _log_facts(truth_path, facts)
     numbering, rows = number(arrays, facts)
     metric.dataset_meta = {'classes': {'labels': facts.names}, 'category_ids': {'labels': facts.category_ids}}
@@ -83,10 +83,10 @@ def evaluate_coco(
 
 def _log_facts(path: Path, facts: CocoFileInfo) -> None:
     """Say what is odd about an annotation file."""
-    text = remarks(facts, evaluation=True)
+    text = describe_corrections(facts, evaluation=True)
     if text:
         logger.warning('%s: %s', path.name, text)
-    if facts.counts.get('double'):
+    if facts.counts.get('duplicate_id'):
         logger.warning(
             '%s: objects of one id all count; pycocotools counts the last of them in place of each', path.name
         )

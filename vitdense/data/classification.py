@@ -1,4 +1,4 @@
-"""One folder for each class, or a list of images and their classes: ImageNet, and your own."""
+"""Classification data set: one folder for each class (ImageNet), or a list of images and their classes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torchvision import tv_tensors
 
 from vitdense.arguments import interval
 from vitdense.data.files import images as decoding
-from vitdense.data.files.image_check import spaced, warn_about_images
-from vitdense.data.files.listing import Found, as_text, count_endings, find_files, log_files, read_text
+from vitdense.data.files.image_check import evenly_spaced, warn_about_images
+from vitdense.data.files.listing import FileListing, as_text, count_endings, find_files, log_files, read_list
 from vitdense.data.files.opening import IMAGE_SUFFIXES
 from vitdense.data.files.pairs import safe_below
 from vitdense.data.files.similar_names import missing_files, near_match
@@ -38,7 +38,7 @@ class ClassificationDataset:
 
     `classes` says which classes there are and in which order: by default the folders that hold images, sorted;
     'imagenet1k', the 1000 of ILSVRC 2012 in the order of its classifiers; a WordNet file (`n01440764 tench, Tinca
-    tinca` in each line); or a list, or a file as `vocabularies.read_classes` takes it. `wordnet` ('imagenet1k' or such
+    tinca` in each line); or a list, or a file as for `class_names.read_classes`. `wordnet` ('imagenet1k' or such
     a file) gives folders that are called by WordNet ids readable names. `value_range` is that of `images.read_image`;
     `follow_links` takes what links lead to from elsewhere as well.
 
@@ -71,20 +71,23 @@ class ClassificationDataset:
         self.multi_label = multi_label
         self.pipeline = Pipeline(transforms)
         self._listed = split is not None
-        found = _walk_folders(self.folder, follow_links) if split is None else None
-        lines = [(file, as_text(file.split('/', 1)[0])) for file in found.files] if found else _read_lines(root / split)
+        listing = _walk_folders(self.folder, follow_links) if split is None else None
+        if listing:
+            lines = [(file, as_text(file.split('/', 1)[0])) for file in listing.files]
+        else:
+            lines = _read_lines(root / split)
         words = {word for _, words in lines for word in self._words(words)}
         names, self._number = read_folder_classes(classes, wordnet, sorted(words, key=_in_order), root=root)
         self.metainfo: dict[str, Any] = {'classes': {'image_label': names}}
         self._labels = self._read_labels(lines, names, split)
         # arrays, not lists: workers share them, while counting references would copy a million words into each
         self._files = np.array([os.fsencode(file) for file, _ in lines])
-        if found:
-            self._check_folders(found, every=classes is None)
-            log_files(logger, self.name, 'images', self.folder, found)
+        if listing:
+            self._check_folders(listing, every=classes is None)
+            log_files(logger, self.name, 'images', self.folder, listing)
         else:
             logger.info('%s: %d images listed in %s', self.name, len(self), split)
-        self._say_missing(names)
+        self._log_absent_classes(names)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -107,25 +110,24 @@ class ClassificationDataset:
         return (folder / file for file in files)
 
     def missing(self) -> list[str]:
-        """Return the files of a list that are not there."""
+        """Return the listed files that do not exist."""
         return missing_files(self.folder, self._files.tolist()) if self._listed else []
 
     def check(self, limit: int | None = 64, *, training: bool = False) -> int:
-        """Look for `limit` files of a list, evenly spaced (None: all), and return how many were looked for.
+        """Check that `limit` files of a list exist, evenly spaced (None: all); return the number of files checked.
 
-        Raises DataError that names up to ten files that are not there, and, for `training`, where images of fewer
-        than two classes are there: nothing can be learnt from them.
+        Raises DataError that names up to ten missing files, and, for `training`, for images of a single class.
         """
-        rows = spaced(len(self), limit)
+        rows = evenly_spaced(len(self), limit)
         if self._listed:
-            self._refuse_missing(rows)
+            self._check_exist(rows)
         paths = (self.folder / os.fsdecode(self._files[row].item()) for row in rows)
         warn_about_images(paths, self.value_range, logger, self.name)
         if training and not self.multi_label:
-            self._refuse_one_class()
+            self._check_several_classes()
         return len(rows) if self._listed else 0
 
-    def _refuse_missing(self, rows: Sequence[int]) -> None:
+    def _check_exist(self, rows: Sequence[int]) -> None:
         files = [os.fsdecode(self._files[row].item()) for row in rows]
         missing = [file for file in files if not self._below(file, 'split').is_file()]
         if not missing:
@@ -138,15 +140,15 @@ class ClassificationDataset:
             fix='correct the list, or the folder that its paths start at',
         )
 
-    def _refuse_one_class(self) -> None:
-        seen = np.unique(self._labels)
-        if len(seen) > 1:
+    def _check_several_classes(self) -> None:
+        labels = np.unique(self._labels)
+        if len(labels) > 1:
             return
         names = self.metainfo['classes']['image_label']
         raise DataError(
-            f'all {len(self)} images are of one class, {names[int(seen[0])]!r}',
+            f'all {len(self)} images are of one class, {names[int(labels[0])]!r}',
             where=str(self.folder),
-            why='there is nothing to tell apart: the loss is 0 and every answer is right, whatever is learnt'
+            why='with a single class the loss is 0 and the accuracy 1 for any weights'
             + ('; the folders of the classes may lie one folder further down' if len(names) == 1 else ''),
             fix='give the folder that holds one folder for each class, with images of at least two',
         )
@@ -154,12 +156,12 @@ class ClassificationDataset:
     def _below(self, file: str, where: str) -> Path:
         return safe_below(self.folder, file, where=where, follow_links=self.follow_links)
 
-    def _check_folders(self, found: Found, *, every: bool) -> None:
+    def _check_folders(self, listing: FileListing, *, every: bool) -> None:
         """Raise DataError for class folders with files of which none is an image; warn of those without any file."""
         with os.scandir(self.folder) as entries:
             folders = {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.')}
-        empty = sorted(folders - {file.split('/', 1)[0] for file in found.files})
-        others = {name: [file for file in found.left_out if file.startswith(f'{name}/')] for name in empty}
+        empty = sorted(folders - {file.split('/', 1)[0] for file in listing.files})
+        others = {name: [file for file in listing.left_out if file.startswith(f'{name}/')] for name in empty}
         full = [name for name in empty if others[name] and (every or name in self._number)]
         if full:
             raise DataError(
@@ -209,13 +211,13 @@ class ClassificationDataset:
             )
         return number
 
-    def _say_missing(self, names: Sequence[str]) -> None:
+    def _log_absent_classes(self, names: Sequence[str]) -> None:
         if self.multi_label:
             return
-        seen = np.bincount(self._labels, minlength=len(names)) > 0
-        if not seen.all():
+        present = np.bincount(self._labels, minlength=len(names)) > 0
+        if not present.all():
             text = 'no images of %d of the %d classes in %s, such as %s'
-            logger.info(text, (~seen).sum(), len(names), self.folder, names[int(np.argmin(seen))])
+            logger.info(text, (~present).sum(), len(names), self.folder, names[int(np.argmin(present))])
 
 
 def _in_order(word: str) -> tuple[int, str]:
@@ -223,10 +225,10 @@ def _in_order(word: str) -> tuple[int, str]:
     return (int(word), '') if word.isdecimal() else (10**9, word)
 
 
-def _walk_folders(folder: Path, follow_links: bool) -> Found:
-    """Return every image below `folder`; all of them lie in the folder of a class. Raises DataError."""
-    found = find_files(folder, follow_links=follow_links)
-    loose = [file for file in found.files if '/' not in file]
+def _walk_folders(folder: Path, follow_links: bool) -> FileListing:
+    """Return the images below `folder`. Raises DataError for images outside of class folders."""
+    listing = find_files(folder, follow_links=follow_links)
+    loose = [file for file in listing.files if '/' not in file]
     if loose:
         raise DataError(
             f'{len(loose)} images lie in no class folder, such as {loose[0]}',
@@ -234,21 +236,12 @@ def _walk_folders(folder: Path, follow_links: bool) -> Found:
             why='an image lies in the folder of its class',
             fix="sort them into folders, one for each class, or list them with their classes: split='train.txt'",
         )
-    return found
+    return listing
 
 
 def _read_lines(path: Path) -> list[tuple[str, str]]:
     """Return (path, class) of every line of a list. Raises DataError."""
-    try:
-        lines = read_text(path).splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f'cannot read the list {path.name}', where=str(path), why=str(error), fix='check the path'
-        ) from None
-    pairs = [_split_line(line.strip(), f'{path} line {number}') for number, line in enumerate(lines, 1) if line.strip()]
-    if not pairs:
-        raise DataError('the list is empty', where=str(path), why='no line holds a name', fix='list one image a line')
-    return pairs
+    return [_split_line(line, f'{path} line {number}') for number, line in read_list(path)]
 
 
 def _split_line(line: str, where: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Samples to a batch."""
+"""Collate function: samples to a padded batch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from vitdense.types import Batch, Sample, Target
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples into a uint8 batch, padded with zeros at the right and the bottom to the largest height and width.
 
-    Targets are not padded and become plain tensors. `valid` stays None: the model's Preprocessor knows the grid, and
-    pads, marks and normalises on the device.
+    Targets are not padded and become plain tensors. `valid` stays None: the model's Preprocessor pads to
+    whole patches, sets `valid` and normalises on the device.
     """
     height = max(sample.img.shape[-2] for sample in samples)
     width = max(sample.img.shape[-1] for sample in samples)
@@ -25,5 +25,5 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _plain(target: Target) -> Target:
-    """tv_tensors have served once the transforms are done; as subclasses they would only slow later operations."""
+    """Return plain tensors: tv_tensors are slower in later operations."""
     return Target(*(None if field is None else field.as_subclass(Tensor) for field in target))

@@ -10,28 +10,28 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from vitdense.data.class_names import join_metainfo
-from vitdense.data.mixture import rooted
+from vitdense.data.mixture import with_root
 from vitdense.registry import build, takes
 
 
 def build_dataset(recipe: Mapping[str, Any], *, root: str | None = None) -> Dataset:
-    """Return the data set of a loader's `dataset` recipe; its `root` starts at the config's `data_root`.
+    """Build the data set of a loader's `dataset` recipe, with its `root` relative to `root` (`data_root`).
 
-    It is called as the folder `root`, unless the recipe has a `name`.
+    Its default `name` is that of the folder `root`.
     """
-    recipe = rooted(recipe, root)
+    recipe = with_root(recipe, root)
     named = root is not None and takes(recipe, 'root') and takes(recipe, 'name')
     return build(recipe, **({'name': Path(recipe['root']).absolute().name} if named else {}))
 
 
 def share_classes(dataset: Dataset, metainfo: Mapping[str, Any]) -> None:
-    """Let a data set whose files have numbers of their own count its classes as `metainfo` does, by name."""
+    """Number the classes of a data set as in `metainfo`, by name, if its annotation file has its own ids."""
     if hasattr(dataset, 'set_classes'):
         dataset.set_classes(metainfo['classes'])
 
 
 class JoinedDatasets:
-    """The number of images of several data sets, and their `metainfo` joined."""
+    """Length and joined `metainfo` of several data sets."""
 
     def __init__(self, datasets: Sequence[Dataset]) -> None:
         self.datasets = list(datasets)
@@ -41,11 +41,11 @@ class JoinedDatasets:
 
     @property
     def num_bad(self) -> int:
-        """How many images of all sets were found to be unreadable so far, by the workers of this process."""
+        """The number of unreadable images so far, over all data sets and the workers of this process."""
         return sum(dataset.num_bad for dataset in self.datasets)
 
     @property
     def metainfo(self) -> dict[str, Any]:
-        """What all of them say; of a key that is no dict, what the first says."""
-        found = [dataset.metainfo for dataset in self.datasets]
-        return reduce(lambda first, second: join_metainfo(first, second, where='evaluation'), found)
+        """The joined `metainfo`; of a key that is no dict, that of the first data set."""
+        infos = [dataset.metainfo for dataset in self.datasets]
+        return reduce(lambda first, second: join_metainfo(first, second, where='evaluation'), infos)

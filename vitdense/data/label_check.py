@@ -1,4 +1,4 @@
-"""What the label maps of a data set hold, and whether a model can learn from it."""
+"""Statistics of label maps: pixels of each class, ignored values, and checks for absent classes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SHOWN = 8  # names or numbers in a message
 
 
 class LabelStatistics:
-    """Counts over the label maps that were looked at: pixels of each class, and files with each ignored number.
+    """Pixels of each class, and files with each ignored value, over the label maps added so far.
 
-    `names` are the classes. With `colored` the files hold colours, and their numbers mean nothing.
+    `names` are the classes. With `colored` the files hold colours, and their values are not reported.
     """
 
     def __init__(self, names: list[str], *, colored: bool = False) -> None:
@@ -52,24 +52,24 @@ class LabelStatistics:
         return np.flatnonzero(self.pixels[: len(self.names)] == 0).tolist()
 
     def log(self, logger: logging.Logger, name: str, total: int) -> None:
-        """Log what is ignored and which classes are missing in the label maps looked at, of `total`."""
+        """Log the ignored share and the absent classes of the label maps added, of `total`."""
         if not self.files:
             return
         share = self.pixels[IGNORE] / max(1, self.pixels.sum())
         if self.ignored:
             text = '%s: %s of the pixels of %d label maps (of %d) are ignored%s'
-            logger.info(text, name, f'{share:.1%}', self.files, total, '' if self.colored else self._ignored_words())
+            logger.info(text, name, f'{share:.1%}', self.files, total, '' if self.colored else self._ignored_text())
         if not self.present:
-            logger.warning('%s: no pixel of the %d label maps looked at is labelled: no score', name, self.files)
+            logger.warning('%s: no pixel of the %d label maps checked is labelled: no score', name, self.files)
         elif self.absent:
-            logger.warning('%s: %s', name, self._absent_words())
+            logger.warning('%s: %s', name, self._absent_text())
 
-    def refuse(self, where: str) -> None:
-        """Raise DataError where fewer than two classes have pixels: there is nothing to tell apart."""
+    def check_classes_present(self, where: str) -> None:
+        """Raise DataError where fewer than two classes have pixels."""
         if len(self.present) > 1:
             return
         if len(self.names) == 1:
-            message = f'there is one class only, {self.names[0]!r}: nothing can be told apart'
+            message = f'there is one class only, {self.names[0]!r}, so nothing can be learned'
             fix = (
                 f"name the background as well, such as classes=['background', {self.names[0]!r}], and do not ignore it"
             )
@@ -82,15 +82,15 @@ class LabelStatistics:
         raise DataError(
             message,
             where=where,
-            why='the loss becomes 0 whatever the model does, and a score would mean nothing' + self._ignored_words(),
+            why='the loss becomes 0 whatever the model does, and a score would mean nothing' + self._ignored_text(),
             fix=fix,
         )
 
-    def _absent_words(self) -> str:
+    def _absent_text(self) -> str:
         named = [f'{index} {self.names[index]!r}' for index in self.absent[:SHOWN]]
         more = ', ...' if len(self.absent) > SHOWN else ''
         what = f'class {named[0]} is' if len(named) == 1 else f'classes {", ".join(named)}{more} are'
-        text = f'{what} in none of the {self.files} label maps looked at'
+        text = f'{what} in none of the {self.files} label maps checked'
         everywhere = self._everywhere()
         if everywhere:
             meant = self._label_map()
@@ -102,7 +102,7 @@ class LabelStatistics:
         """The ignored numbers that every file holds."""
         return [] if self.colored else sorted(n for n, files in self.ignored.items() if files == self.files)
 
-    def _ignored_words(self) -> str:
+    def _ignored_text(self) -> str:
         if self.colored or not self.ignored:
             return ''
         words = [

@@ -1,4 +1,4 @@
-"""What the numbers in label files mean."""
+"""Mapping of the numbers or colours in label files to class indices."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vitdense.data.class_names import HERE, Color, as_color, read_classes, read_palette
-from vitdense.data.known_class_names import NAMES, PALETTES
+from vitdense.data.class_names import HERE, NAMES, PALETTES, Color, as_color, read_classes, read_palette
 from vitdense.errors import ConfigError, DataError
 from vitdense.types import IGNORE
 
-_STRANGE = 254  # marks what is no class and not ignored; so there are at most 254 classes, 0..253
+_UNKNOWN = 254  # marks numbers that are neither a class nor ignored; so there are at most 254 classes, 0..253
 
 
 class LabelTable:
-    """The way from the numbers (or colours) in label files to class indices 0..K-1 or IGNORE.
+    """Table from the numbers (or colours) in label files to class indices 0..K-1 or IGNORE.
 
     The arguments are those of `SegmentationDataset`. `metainfo` holds the classes, the palette and one sentence on what
     is ignored; `colors` is the colour table for `read_label_map`, or None.
@@ -40,8 +39,8 @@ class LabelTable:
             self.colors, self.metainfo = None, {'classes': {}, 'palette': {}}
             return
         ignored = _ignored(ignore, label_map or {})
-        names = read_classes(_given(classes), root=root)
-        if len(names) > _STRANGE:
+        names = read_classes(_required(classes), root=root)
+        if len(names) > _UNKNOWN:
             raise _config('classes', f'{len(names)} classes', 'labels are 8-bit numbers: at most 254 classes')
         self._own_palette = palette is not None or list(names.values()) in [list(NAMES[key]) for key in PALETTES]
         direct = label_map is None and not colored and not reduce_zero_label
@@ -50,7 +49,7 @@ class LabelTable:
         names = {label: name for label, name in names.items() if label not in dropped}
         colors = [colors[label] for label in names]
         if not names:
-            raise _config('classes', 'every class is ignored', 'there is nothing to learn')
+            raise _config('classes', 'every class is ignored', 'no class is left to train on')
         if colored:
             lookup = _color_lookup(label_map, colors, ignored)
             self.colors: dict[Color, int] | None = lookup
@@ -60,7 +59,7 @@ class LabelTable:
             self.lookup = _number_lookup(label_map, list(names), reduce_zero_label, ignored)
         _check_range(self.lookup, len(names))
         self._class_colors = [tuple(color) for color in colors]
-        self._table = np.array([self.lookup.get(label, _STRANGE) for label in range(256)], np.uint8)
+        self._table = np.array([self.lookup.get(label, _UNKNOWN) for label in range(256)], np.uint8)
         self.metainfo = {
             'classes': {'semantic': list(names.values())},
             'palette': {'semantic': colors},
@@ -68,25 +67,25 @@ class LabelTable:
         }
 
     def apply(self, raw: np.ndarray, path: Path) -> np.ndarray:
-        """Return (H, W) uint8 class indices of the numbers of one file. Raises DataError naming what is no class."""
+        """Return (H, W) uint8 class indices of the numbers of one file. Raises DataError for unknown numbers."""
         if raw.dtype == np.uint8:
             indices = cv2.LUT(raw, self._table)
-            strange = indices == _STRANGE
-            if strange.any():
-                raise self._out_of_range(np.unique(raw[strange]).tolist(), path)
+            unknown = indices == _UNKNOWN
+            if unknown.any():
+                raise self._out_of_range(np.unique(raw[unknown]).tolist(), path)
             return indices
-        numbers, places = np.unique(raw, return_inverse=True)
-        strange = [number for number in numbers.tolist() if number not in self.lookup]
-        if strange:
-            raise self._out_of_range(strange, path)
+        numbers, inverse = np.unique(raw, return_inverse=True)
+        unknown = [number for number in numbers.tolist() if number not in self.lookup]
+        if unknown:
+            raise self._out_of_range(unknown, path)
         table = np.array([self.lookup[number] for number in numbers.tolist()], np.uint8)
-        return table[places.reshape(raw.shape)]
+        return table[inverse.reshape(raw.shape)]
 
     def check_palette(self, raw: np.ndarray, path: Path, colors: Sequence[Color] | None) -> None:
         """Raise DataError where the palette `colors` of a file gives its numbers the colours of other classes.
 
-        Programs that save palette images may number the colours anew: then the colours are right and the numbers
-        are not. Only a palette that was given, or that of a well-known data set, can tell.
+        Image programs may renumber palette images: then the colours are right and the numbers are not. Checked with a
+        `palette` argument, or that of a well-known data set.
         """
         if colors is None or self.colors is not None or not self._own_palette:
             return
@@ -177,7 +176,7 @@ def _color_lookup(
     table = label_map or {tuple(color): index for index, color in enumerate(palette)}
     lookup = {as_color(color, 'label_map'): _index(index) for color, index in table.items()}
     if label_map is None and len(lookup) < len(palette):
-        raise _config('palette', 'two classes have one colour', 'coloured labels are told apart by colour alone')
+        raise _config('palette', 'two classes have one colour', 'a label image names classes by colour only')
     return lookup | {as_color(color, 'ignore'): IGNORE for color in ignored if not isinstance(color, int)}
 
 
@@ -185,9 +184,9 @@ def _index(index: int | None) -> int:
     return IGNORE if index is None else int(index)
 
 
-def _given(classes: Any) -> Any:
+def _required(classes: Any) -> Any:
     if classes is None:
-        raise _config('classes', 'classes are not given', 'labels are numbers; their names say what is being learnt')
+        raise _config('classes', 'classes are not given', 'labels are numbers; classes gives their names')
     return classes
 
 

@@ -22,7 +22,7 @@ from vitdense.data.files.images import UnreadableImage
 from vitdense.errors import ConfigError, DataError
 from vitdense.types import Sample
 
-_MOST_IN_A_ROW = 20
+_MAX_RETRIES = 20
 _logger = logging.getLogger('vitdense')
 
 
@@ -34,10 +34,10 @@ class SampleIndex(NamedTuple):
 
 
 class InfiniteSampler(Sampler):
-    """Draw for ever: one permutation of the data set after the other, each a function of (seed, epoch) alone.
+    """Endless sampler: one permutation of the data set after the other, each a function of (seed, epoch).
 
-    The ranks of a distributed run take turns. `start` is the number of draws this rank has made already: a resumed
-    run begins there, and nothing that is skipped is read. `shuffle=False` keeps the order of the data set.
+    Samples are dealt out to the ranks in turn. `start` is the number of samples that this rank has had: a resumed run
+    continues there. `shuffle=False` keeps the order of the data set.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class InfiniteSampler(Sampler):
             position += self.world_size
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the indices of one epoch in the order in which they are drawn."""
+        """Return the indices of one epoch in their order."""
         if not self.shuffle:
             return np.arange(self.length)
         return np.random.default_rng([self.seed, epoch]).permutation(self.length)
 
 
 class EvaluationSampler(Sampler):
-    """Draw every index exactly once over all ranks, in order, without padding: ranks may differ by one sample."""
+    """Every index exactly once over all ranks, in order, without padding: ranks may differ by one sample."""
 
     def __init__(self, length: int, *, rank: int = 0, world_size: int = 1) -> None:
         _check_length(length, rank, world_size)
@@ -86,13 +86,12 @@ class EvaluationSampler(Sampler):
 
 
 class SeededDataset(Dataset):
-    """Give `dataset[index]` with torch, numpy and random seeded from (seed, epoch, index), and restored afterwards.
+    """Data set whose items are read with torch, numpy and random seeded from (seed, epoch, index).
 
-    With `tolerate` (training) an image that cannot be decoded is logged once and replaced by another, chosen by the
-    same seed from the same part of a mixture; after 20 in a row, or when more than `max_bad_fraction` of the data set
-    (one image is always allowed) turned out bad, DataError. Broken or wrong *labels* always raise. Without `tolerate`
-    (evaluation) everything raises: a test set never shrinks silently. With `skip` such an image is logged and counted
-    before that, for a loader that leaves it out.
+    With `tolerate` (training) an unreadable image is logged once and replaced by a random one of the same data set of a
+    mixture; 20 in a row, or more than `max_bad_fraction` of the data set (but one is always allowed), are a DataError.
+    Wrong *labels* always raise. Without `tolerate` (evaluation) unreadable images raise, too. With `skip` they are
+    logged and counted before that, for a loader that leaves them out.
     """
 
     def __init__(
@@ -119,40 +118,40 @@ class SeededDataset(Dataset):
 
     @property
     def num_bad(self) -> int:
-        """How many images were found to be unreadable so far, by all workers."""
+        """The number of unreadable images so far, over all workers."""
         return int(self._bad.sum())
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, draw: SampleIndex | int) -> Sample:
-        epoch, index = draw if isinstance(draw, tuple) else (0, draw)
+    def __getitem__(self, item: SampleIndex | int) -> Sample:
+        epoch, index = item if isinstance(item, tuple) else (0, item)
         start, stop = self.dataset.span(index) if hasattr(self.dataset, 'span') else (0, len(self.dataset))
-        for attempt in range(_MOST_IN_A_ROW):
-            numbers = self.seed, epoch, index - start, attempt  # in a mixture a data set draws as it does alone
+        for attempt in range(_MAX_RETRIES):
+            numbers = self.seed, epoch, index - start, attempt  # the same in a mixture as alone
             try:
                 with seeded(*numbers):
                     return self.dataset[index]
             except UnreadableImage as error:
                 if not self.tolerate:
-                    self._refuse(index, error)
-                self._note(index, error)
+                    self._raise_unreadable(index, error)
+                self._count_unreadable(index, error)
             index = start + int(np.random.default_rng(numbers).integers(stop - start))
         raise DataError(
-            f'{_MOST_IN_A_ROW} unreadable images in a row',
-            where=f'draw {tuple(draw) if isinstance(draw, tuple) else draw} of {type(self.dataset).__name__}',
+            f'{_MAX_RETRIES} unreadable images in a row',
+            where=f'{type(self.dataset).__name__}[{index}]',
             why='single bad images are replaced, but this looks like a broken data set or a lost disk',
             fix='see the warnings above for the files, repair or remove them',
         )
 
-    def _refuse(self, index: int, error: UnreadableImage) -> NoReturn:
+    def _raise_unreadable(self, index: int, error: UnreadableImage) -> NoReturn:
         if self.skip and not self._bad[index]:
             self._bad[index] = True
             _logger.warning('unreadable image is not evaluated: %s (%s)', error.where, error.message)
         fix = f'{error.fix}; or leave such images out, counted beside the score: --skip-bad-eval'
         raise UnreadableImage(error.message, where=error.where, why=error.why, fix=fix) from error
 
-    def _note(self, index: int, error: UnreadableImage) -> None:
+    def _count_unreadable(self, index: int, error: UnreadableImage) -> None:
         if not self._bad[index]:
             self._bad[index] = True
             _logger.warning('unreadable image replaced by another: %s (%s)', error.where, error.message)
@@ -168,7 +167,7 @@ class SeededDataset(Dataset):
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Seed torch (CPU), numpy and random from `numbers`; on leaving, all three continue as if nothing happened."""
+    """Seed torch (CPU), numpy and random from `numbers`; their states are restored on leaving."""
     words = np.random.SeedSequence(numbers).generate_state(4)
     generator = torch.random.default_generator  # not torch.manual_seed, which would reset the accelerator's as well
     states = generator.get_state(), np.random.get_state(), random.getstate()

@@ -1,4 +1,4 @@
-"""A folder of images and a folder of label maps: ADE20K, Cityscapes, PASCAL VOC, CamVid, and your own."""
+"""Segmentation data set: a folder of images and one of label maps (ADE20K, Cityscapes, PASCAL VOC, CamVid, ...)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 
 from vitdense.arguments import interval
 from vitdense.data.files import images as decoding
-from vitdense.data.files.image_check import spaced, warn_about_images
+from vitdense.data.files.image_check import evenly_spaced, warn_about_images
 from vitdense.data.files.opening import IMAGE_SUFFIXES
 from vitdense.data.files.pairs import find_pairs, list_files, read_split
 from vitdense.data.label_check import LabelStatistics
@@ -30,7 +30,7 @@ class SegmentationDataset:
     """Images below `images`, matched by their relative path with label maps below `labels`.
 
     All paths start at `root` (a config gives its `data_root`). `classes` and `palette` are lists, files, or names such
-    as 'ade20k' (`vocabularies.read_classes`); a missing palette is made up.
+    as 'ade20k' (`class_names.read_classes`); a missing palette is made up.
 
     What the numbers in the label files mean: number k is class k; with `reduce_zero_label` 0 is ignored and k is class
     k - 1 (ADE20K); `label_map={number: class index}` says it in a table (255 or None: ignored); a map of classes
@@ -100,7 +100,7 @@ class SegmentationDataset:
             follow_links=follow_links,
             name=self.name,
         )
-        self.seen: LabelStatistics | None = None  # what `check` saw
+        self.label_statistics: LabelStatistics | None = None  # set by `check`
         self._keys = list(files)
         self._files = list(files.values())
 
@@ -130,30 +130,30 @@ class SegmentationDataset:
                 yield self.labels / labels
 
     def check(self, limit: int | None = 64, *, training: bool = False) -> int:
-        """Look at `limit` label files, evenly spaced (None: all), and return how many were looked at.
+        """Check `limit` label files, evenly spaced (None: all), and return the number of files checked.
 
-        Meant for the start of a run: it finds wrong tables before an hour of training does. The log tells which
-        classes are in none of them and what is ignored. Raises DataError that lists up to ten files with labels out of
-        range or with a size that is not the image's, and, for `training`, where fewer than two classes have pixels
-        (then all label files are looked at).
+        Meant for the start of a run. The log names absent classes and ignored values. Raises DataError that lists up to
+        ten files with labels out of range or of another size than the image, and, for `training`, where fewer than two
+        classes have pixels (all label files are read in that case).
         """
         if self.labels is None:
             return 0
-        rows = spaced(len(self), limit)
-        self.seen = LabelStatistics(self.metainfo['classes']['semantic'], colored=self.table.colors is not None)
-        warn_about_images(self._heads(rows), self.value_range, logger, self.name)
-        self._refuse_faults(rows)
-        self.seen.log(logger, self.name, len(self))
-        if training and len(self.seen.present) < 2:
-            self._look_further(set(rows))
-            self.seen.refuse(str(self.labels))
+        rows = evenly_spaced(len(self), limit)
+        names = self.metainfo['classes']['semantic']
+        self.label_statistics = LabelStatistics(names, colored=self.table.colors is not None)
+        warn_about_images(self._image_paths(rows), self.value_range, logger, self.name)
+        self._check_rows(rows)
+        self.label_statistics.log(logger, self.name, len(self))
+        if training and len(self.label_statistics.present) < 2:
+            self._check_more(set(rows))
+            self.label_statistics.check_classes_present(str(self.labels))
         return len(rows)
 
-    def _refuse_faults(self, rows: Iterable[int]) -> None:
+    def _check_rows(self, rows: Iterable[int]) -> None:
         faults: list[DataError] = []
         for row in rows:
             try:
-                self._look(row)
+                self._check_row(row)
             except decoding.UnreadableImage:
                 continue  # a bad image has its own policy (SeededDataset)
             except DataError as error:
@@ -168,25 +168,25 @@ class SegmentationDataset:
                 fix=faults[0].fix,
             )
 
-    def _look(self, row: int) -> None:
-        """Count what one label file holds. Raises DataError for what is wrong with it."""
+    def _check_row(self, row: int) -> None:
+        """Add one label file to the statistics. Raises DataError for labels that are wrong."""
         size = decoding.image_size(self.images / self._files[row][0], max_pixels=self.max_pixels)
         path = self.labels / self._files[row][1]
         raw = self._read_numbers(row, size)
-        self.seen.add(raw, self.table.apply(raw, path))
+        self.label_statistics.add(raw, self.table.apply(raw, path))
         self.table.check_palette(raw, path, decoding.label_colors(path, max_pixels=self.max_pixels))
 
-    def _look_further(self, done: set[int]) -> None:
-        """Look at the other label files until two classes were seen."""
-        if len(self.seen.names) < 2:
+    def _check_more(self, done: set[int]) -> None:
+        """Check the other label files until two classes have pixels."""
+        if len(self.label_statistics.names) < 2:
             return
         for row in range(len(self)):
             if row not in done:
-                self._refuse_faults([row])
-            if len(self.seen.present) > 1:
+                self._check_rows([row])
+            if len(self.label_statistics.present) > 1:
                 return
 
-    def _heads(self, rows: Iterable[int]) -> Iterator[Path]:
+    def _image_paths(self, rows: Iterable[int]) -> Iterator[Path]:
         return (self.images / self._files[row][0] for row in rows)
 
     def _read_numbers(self, index: int, size: tuple[int, int]) -> np.ndarray:
@@ -217,7 +217,7 @@ def _files(images: Path, labels: Path | None, *, split: Path | None, **options: 
         return find_pairs(images, labels, split=split, **options)
     suffix, links, later = options['image_suffix'], options['follow_links'], split is not None
     suffixes = IMAGE_SUFFIXES if suffix is None else (suffix,)
-    common = dict(follow_links=links, checked_later=later and not links, say=options['name'])
+    common = dict(follow_links=links, checked_later=later and not links, log_name=options['name'])
     files = list_files(images, suffixes, what='images', **common)
     files = read_split(split, files, images, follow_links=links) if later else files
     return {key: (name, '') for key, name in files.items()}

@@ -1,4 +1,4 @@
-"""Drawn scenes of circles, squares and triangles: a data set without files, for quick starts and tests."""
+"""Synthetic data set of circles, squares and triangles, for quick starts and tests."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _COLORS = ([66, 135, 245], [245, 166, 35], [60, 180, 100])
 
 class _Scene(NamedTuple):
     img: np.ndarray  # (H, W, 3) uint8
-    owner: np.ndarray  # (H, W) uint8: 0 background, i + 1 where object i is seen
+    owner: np.ndarray  # (H, W) uint8: 0 background, i + 1 where object i is visible
     labels: np.ndarray  # (N,) int64
 
 
 class ShapesScenes:
-    """Scenes with boxes, labels, masks, a semantic map (0 background, 1.. shapes) and an image label.
+    """Images with boxes, labels, masks, a semantic map (0 background, 1.. shapes) and an image label.
 
-    Boxes and masks are of the visible part; an object that is wholly hidden is not in the target. `image_label` is
-    the shape of the largest visible object. A class is told by shape alone: colours are random.
+    Boxes and masks are of the visible part; fully occluded objects are not in the target. `image_label` is the shape of
+    the largest visible object. Colours are random and independent of the class.
 
-    `split='train'` draws from torch's global generator, so no two epochs are alike (`SeededDataset` makes them
-    repeatable); `split='val'` is fixed by (`seed`, index). `size` is a side or (H, W), `num_objects` and `radius`
+    `split='train'` uses torch's global generator, so epochs differ (`SeededDataset` makes them repeatable);
+    `split='val'` is fixed by (`seed`, index). `size` is a side or (H, W), `num_objects` and `radius`
     (pixels; half the width of a square is 0.85 of it, a triangle's corners lie at 1.15) are inclusive ranges.
 
     Difficulty: more and smaller objects, `noise` (standard deviation in gray levels), `contrast` (least distance of an
@@ -164,8 +164,8 @@ def _target(scene: _Scene, index: int) -> Target:
     numbers = np.arange(1, len(scene.labels) + 1, dtype=np.uint8)
     masks = scene.owner == numbers[:, None, None]  # (N, H, W)
     area = masks.sum((1, 2))
-    seen = area > 0
-    masks, area, labels = masks[seen], area[seen], scene.labels[seen]
+    visible = area > 0
+    masks, area, labels = masks[visible], area[visible], scene.labels[visible]
     semantic = np.concatenate([[0], scene.labels + 1]).astype(np.uint8)[scene.owner]
     boxes = tv_tensors.BoundingBoxes(
         torch.from_numpy(_boxes(masks)), format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=scene.owner.shape
@@ -178,7 +178,7 @@ def _target(scene: _Scene, index: int) -> Target:
         image_label=torch.tensor(labels[area.argmax()]),
         iscrowd=torch.zeros(len(labels), dtype=torch.bool),
         area=torch.from_numpy(area.astype(np.float32)),
-        annotation_ids=index * 256 + torch.from_numpy(np.flatnonzero(seen)) + 1,
+        annotation_ids=index * 256 + torch.from_numpy(np.flatnonzero(visible)) + 1,
     )
 
 

@@ -1,7 +1,4 @@
-"""What timm publishes about ImageNet and about its checkpoints: names of classes, and how images are cut.
-
-The only file of this room that imports timm, and only when it is asked.
-"""
+"""ImageNet class names and evaluation crops from timm, which is imported when they are needed."""
 
 from __future__ import annotations
 
@@ -11,10 +8,10 @@ from vitdense.errors import ConfigError, did_you_mean
 
 
 class Crop(NamedTuple):
-    """How the images of a published evaluation were cut."""
+    """Evaluation crop of a published checkpoint."""
 
     size: int  # pixels of a side
-    crop_pct: float  # share of the short side that is seen
+    crop_pct: float  # share of the short side inside the crop
     interpolation: str
     squash: bool  # both sides are resized to `size`, whatever the aspect
 
@@ -24,7 +21,7 @@ def imagenet_wordnet() -> dict[str, str]:
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo('imagenet-1k')
-    return {synset: info.label_name_to_description(synset) for synset in info.label_names()}
+    return {wordnet_id: info.label_name_to_description(wordnet_id) for wordnet_id in info.label_names()}
 
 
 def evaluation_crop(checkpoint: str) -> Crop:
@@ -38,7 +35,7 @@ def evaluation_crop(checkpoint: str) -> Crop:
         raise ConfigError(
             f"timm has no checkpoint '{checkpoint}'{did_you_mean(checkpoint, known)}",
             where='EvaluationCrop(checkpoint=)',
-            why=f'timm {timm.__version__} does not know this name',
+            why=f'it is no model of timm {timm.__version__}',
             fix='write the name of the backbone, or give size=, crop_pct= and interpolation=',
         )
     height, width = (cfg.test_input_size or cfg.input_size)[1:]

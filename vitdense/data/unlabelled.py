@@ -1,4 +1,4 @@
-"""Images and nothing else: what a network may learn from without labels."""
+"""Data set of unlabelled images, for self-supervised pretraining and prediction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 
 from vitdense.arguments import interval
 from vitdense.data.files import images as decoding
-from vitdense.data.files.image_check import spaced, warn_about_images
+from vitdense.data.files.image_check import evenly_spaced, warn_about_images
 from vitdense.data.files.listing import find_files, log_files
 from vitdense.data.transforms.common import Pipeline, Transforms
 from vitdense.types import Meta, Sample, Target
@@ -21,11 +21,11 @@ logger = logging.getLogger('vitdense')
 
 
 class ImageDataset:
-    """All images below `folder`, in folders of any depth; `folder` starts at `root` (a config gives its `data_root`).
+    """All images below `folder`, which is relative to `root` (`data_root` of the config), with empty targets.
 
-    `value_range` is that of `images.read_image`; `follow_links` takes what links lead to from elsewhere as well. Their
-    targets know nothing, and there are no classes. Raises DataError at construction for a folder that is not
-    there or holds no image, UnreadableImage in `__getitem__` for files that cannot be used.
+    `value_range` is that of `images.read_image`; with `follow_links`, links to files outside are read.
+    Raises DataError at construction for a folder that does not exist or holds no image, UnreadableImage in
+    `__getitem__` for files that cannot be decoded.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class ImageDataset:
         self.value_range = interval(value_range, 'ImageDataset.value_range')
         self.pipeline = Pipeline(transforms)
         self.metainfo: dict[str, Any] = {'classes': {}}
-        found = find_files(self.folder, follow_links=follow_links)
-        log_files(logger, self.name, 'images', self.folder, found)
+        listing = find_files(self.folder, follow_links=follow_links)
+        log_files(logger, self.name, 'images', self.folder, listing)
         # an array, not a list: workers share it, while counting references would copy a million words into each
-        self._files = np.array([os.fsencode(file) for file in found.files])
+        self._files = np.array([os.fsencode(file) for file in listing.files])
 
     def __len__(self) -> int:
         return len(self._files)
@@ -61,8 +61,8 @@ class ImageDataset:
         return self.pipeline(Sample(img, Target(), Meta(file, str(path), self.name, size, size)))
 
     def check(self, limit: int | None = 64) -> int:
-        """Look at `limit` images, evenly spaced (None: all), warn of what is odd, and return how many there were."""
-        rows = spaced(len(self), limit)
+        """Check the headers of `limit` images, evenly spaced (None: all); return the number of images checked."""
+        rows = evenly_spaced(len(self), limit)
         paths = (self.folder / os.fsdecode(self._files[row].item()) for row in rows)
         warn_about_images(paths, self.value_range, logger, self.name)
         return len(rows)

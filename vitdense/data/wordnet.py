@@ -1,4 +1,4 @@
-"""Which classes the folders of a classification data set are, and what WordNet calls them."""
+"""Classes of a classification data set, from folder names, class lists or WordNet ids."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _LINE = re.compile(r'([nvar]\d{8})[\s,]+(.+)')  # WordNet id: part of speech and
 def read_folder_classes(
     classes: Sequence[str] | Mapping[int, str] | str | Path | None,
     wordnet: str | Path | None,
-    found: Sequence[str],
+    folders: Sequence[str],
     *,
     root: Path,
 ) -> tuple[list[str], dict[str, int]]:
-    """Return the names of the classes, and {folder, id or name: number}. `found` are the words that the data has.
+    """Return the class names, and {folder, id or name: class index}. `folders` are the class labels in the data.
 
     See `ClassificationDataset` for what `classes` and `wordnet` may be. Raises ConfigError.
     """
     table = _read_wordnet(classes, root) if isinstance(classes, str | Path) else None
     if classes is None:
-        ids = list(found)
+        ids = list(folders)
     elif table is not None:
         ids = list(table)
     else:
@@ -44,11 +44,11 @@ def read_folder_classes(
                 fix=f"give such a file, or '{IMAGENET}'; a plain list of names is classes=",
             )
     firsts = {key: synonyms.split(',')[0].strip() for key, synonyms in (table or {}).items()}
-    names = _told_apart(ids, [firsts.get(key, key) for key in ids])
+    names = _unique_names(ids, [firsts.get(key, key) for key in ids])
     return names, {word: number for words in (names, ids) for number, word in enumerate(words)}
 
 
-def _told_apart(ids: Sequence[str], names: Sequence[str]) -> list[str]:
+def _unique_names(ids: Sequence[str], names: Sequence[str]) -> list[str]:
     """Return the names; one that occurs twice ('crane', the bird and the machine) gets its id behind it."""
     counts = Counter(names)
     return [name if counts[name] == 1 else f'{name} ({key})' for key, name in zip(ids, names, strict=True)]

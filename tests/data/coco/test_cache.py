@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vitdense.data.coco import cache as coco_cache
-from vitdense.data.coco.arrays import Texts
+from vitdense.data.coco.arrays import StringArray
 from vitdense.data.coco.cache import open_coco
 from vitdense.data.coco.parse import read_coco
 from vitdense.storage.atomic import cache_folder
@@ -40,7 +40,7 @@ def reads(monkeypatch):
 
 def same(one, other):
     for first, second in zip(one, other, strict=True):
-        if isinstance(first, Texts):
+        if isinstance(first, StringArray):
             same(first, second)
         else:
             assert first.dtype == second.dtype and np.array_equal(first, second)

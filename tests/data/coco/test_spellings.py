@@ -162,7 +162,7 @@ def test_ids_beyond_64_bits_are_shown_as_they_are(files, long, cached, monkeypat
     assert sorted(files.open(evaluation=True)[0].target.annotation_ids.tolist()) == [3, 6]  # the place in the file
     files.annotations[1]['id'] = files.annotations[0]['id']
     files.write()
-    assert ('double', str(files.annotations[0]['id'])) in files.kinds()
+    assert ('duplicate_id', str(files.annotations[0]['id'])) in files.kinds()
 
 
 BAD = {
@@ -213,7 +213,7 @@ def test_numbers_of_three_hundred_digits_do_not_overflow(files):
 def test_an_annotation_whose_image_is_not_there_is_counted(files, said):
     files.annotations[1]['image_id'] = 1.5
     files.write()
-    assert ('orphan', '2') in files.kinds()
+    assert ('missing_image', '2') in files.kinds()
     files.open()
     assert 'a.json: boxes without image 1' in said.text
     said.clear()
@@ -234,7 +234,7 @@ def test_ids_that_occur_twice_are_said_in_evaluation(files, said):
 def test_a_size_that_is_none_is_a_finding(files, size):
     files.content['images'][0] |= size
     files.write()
-    assert files.kinds() == {('stated', '1'), ('size', '1')}
+    assert files.kinds() == {('image_size', '1'), ('size', '1')}
     assert len(files.open(masks=True)[0].target.masks) == 2
 
 

@@ -49,7 +49,7 @@ def test_dark_sixteen_bits_are_a_finding_and_turns_are_a_fact(tree, check):
 
 def test_label_maps_of_one_class_are_a_finding(tree):
     report = check_labels(tree / 'm', classes=['a', 'b'], reduce_zero_label=True)
-    assert [finding.kind for finding in report.findings] == ['nothing'] and "'a'" in report.findings[0].reason
+    assert [finding.kind for finding in report.findings] == ['no_objects'] and "'a'" in report.findings[0].reason
 
 
 def test_a_palette_numbered_anew_is_a_finding(tmp_path):

@@ -204,9 +204,9 @@ def test_numbers_up_to_their_bounds_are_accepted(kind, name, low, high):
             kind(**{name: value})
 
 
-def test_a_labelled_image_is_drawn_fifty_times_at_most(monkeypatch):
+def test_a_labelled_image_is_sampled_fifty_times_at_most(monkeypatch):
     draws = []
-    monkeypatch.setattr(LargeScaleJitter, '_draw', lambda self, sample: draws.append(sample) or sample)
+    monkeypatch.setattr(LargeScaleJitter, '_jitter', lambda self, sample: draws.append(sample) or sample)
 
     def count(target: Target, **options) -> int:
         draws.clear()

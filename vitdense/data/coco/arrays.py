@@ -1,4 +1,4 @@
-"""COCO annotations as flat arrays: what a data set keeps in memory, once for all workers."""
+"""COCO annotations as flat arrays, which loader workers share."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Texts(NamedTuple):
-    """Many short texts in one array of bytes, UTF-8 with bytes of file names that are none (surrogateescape)."""
+class StringArray(NamedTuple):
+    """Strings in one array of bytes, UTF-8 with surrogateescape for other bytes of file names."""
 
     data: np.ndarray  # uint8
     ends: np.ndarray  # (N,) int64 end of each text
@@ -19,10 +19,10 @@ class Texts(NamedTuple):
 
 
 class CocoArrays(NamedTuple):
-    """The images and annotations of a file: N images in the file's order, A annotations, image after image."""
+    """Images and annotations of a COCO file: N images in its order, A annotations, sorted by image."""
 
-    image_ids: Texts  # N, as JSON: numbers or words
-    file_names: Texts  # N
+    image_ids: StringArray  # N, as JSON: numbers or words
+    file_names: StringArray  # N
     sizes: np.ndarray  # (N, 2) int32 (H, W); zero: the file does not say
     starts: np.ndarray  # (N + 1,) int64: image i has the annotations starts[i] ... starts[i + 1] - 1
     ids: np.ndarray  # (A,) int64; the annotation's place in the file from 1, where some do not fit 64 bits
@@ -30,8 +30,8 @@ class CocoArrays(NamedTuple):
     boxes: np.ndarray  # (A, 4) float64 x, y, width, height as in the file
     areas: np.ndarray  # (A,) float64
     crowd: np.ndarray  # (A,) bool
-    segments: Texts  # A, as JSON ('' where there is none); empty unless asked for
-    long_ids: Texts  # A, the ids as in the file; empty where all of them fit 64 bits
+    segments: StringArray  # A, as JSON ('' where there is none); empty unless asked for
+    long_ids: StringArray  # A, the ids as in the file; empty where all of them fit 64 bits
 
     def name(self, row: int) -> int:
         """Return the id that an annotation has in the file."""
@@ -39,7 +39,7 @@ class CocoArrays(NamedTuple):
 
 
 class CocoFileInfo(NamedTuple):
-    """What is known about a file beside its arrays."""
+    """Categories and faults of a COCO file."""
 
     category_ids: list[int]  # sorted
     names: list[str]  # of the categories, in that order
@@ -52,11 +52,11 @@ class CocoFileInfo(NamedTuple):
     root: int | None  # id of a category that no annotation has and that only groups the others
 
 
-def texts(words: Sequence[str]) -> Texts:
+def texts(words: Sequence[str]) -> StringArray:
     """Return `words` as one array."""
     coded = [word.encode(errors='surrogateescape') for word in words]
     data = np.frombuffer(b''.join(coded), np.uint8)
-    return Texts(data, np.cumsum([len(word) for word in coded], dtype=np.int64))
+    return StringArray(data, np.cumsum([len(word) for word in coded], dtype=np.int64))
 
 
 def sizes_of(arrays: CocoArrays) -> np.ndarray:
@@ -64,7 +64,7 @@ def sizes_of(arrays: CocoArrays) -> np.ndarray:
     return np.repeat(arrays.sizes, np.diff(arrays.starts), axis=0)
 
 
-def inside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Return (A, 4) xyxy of x, y, width, height boxes, cut at the borders of images of `sizes` (A, 2) (H, W).
 
     Where the size is not known (zero) nothing is cut.

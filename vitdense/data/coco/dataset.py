@@ -1,4 +1,4 @@
-"""COCO's annotation files: boxes, labels, crowds and masks of objects."""
+"""Detection data set from a COCO annotation file: boxes, labels, crowds and masks."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from torchvision import tv_tensors
 
 from vitdense.arguments import interval
 from vitdense.data.class_names import read_classes, read_palette
-from vitdense.data.coco.arrays import inside, is_empty
+from vitdense.data.coco.arrays import clip_boxes, is_empty
 from vitdense.data.coco.cache import open_coco
 from vitdense.data.coco.faults import (
-    learnable,
-    nothing_to_learn,
-    refuse_faults,
-    refuse_layout,
-    refuse_no_images,
-    remarks,
+    check_box_layout,
+    check_faults,
+    check_has_images,
+    describe_corrections,
+    is_trainable,
+    no_training_objects,
 )
 from vitdense.data.coco.parse import read_coco
 from vitdense.data.files import images as decoding
-from vitdense.data.files.image_check import spaced, warn_about_images
+from vitdense.data.files.image_check import evenly_spaced, warn_about_images
 from vitdense.data.files.pairs import safe_below
 from vitdense.data.files.similar_names import missing_files
 from vitdense.data.formats.open_labels import open_labels
@@ -49,22 +49,21 @@ class CocoDetection:
     (names, or a file with them): then the objects of other categories are left out. `metainfo` has the names, made-up
     colours and, for results, the `category_ids`.
 
-    In training, boxes are cut at the borders of the image, those that have less than a pixel there are dropped, and
-    the log tells how many. With `evaluation` transforms touch only the image; the target is what the file says, in
-    float64, so that scores are those of the file. Crowds (`iscrowd`) are in both: no task may take them for an object
-    to find. Images without objects stay, unless `drop_empty`. `num_images` takes the first that many of what is left:
-    a head that cannot learn a few images by heart is broken.
+    In training, boxes are clipped to the image, and those of less than a pixel are dropped; the log counts them. With
+    `evaluation`, transforms apply to the image only and the target is that of the file, in float64. Crowds (`iscrowd`)
+    are in both; tasks must not use them as objects. Images without objects stay, unless `drop_empty`. `num_images`
+    takes the first images of the rest, for overfitting tests.
 
-    `masks` asks for the objects' masks, from polygons or run lengths. An object without a mask that can be used is an
-    error, or, with `skip_unmasked`, a reason to leave its image out; a crowd without one is its box.
+    `masks` adds the objects' masks, from polygons or RLE. An object without usable mask is an error, or its image is
+    left out with `skip_unmasked`; the mask of a crowd without one is its box.
 
-    A category that only groups the others (the first of Roboflow's exports), which no annotation has, is no class.
+    A root category that only groups the others (Roboflow) and that no annotation has is no class.
 
-    An image whose size is not what the file says is an error (`check_sizes=False` looks the other way), as is one
-    that lies outside of `images`. `cache` is described at `coco_cache.open_coco`.
+    An image whose size differs from that in the file is an error (unless `check_sizes=False`), as is one outside of
+    `images`. `cache` is that of `coco.cache.open_coco`.
 
-    Raises DataError at construction when the file is none, or holds boxes that are no numbers, categories that do not
-    exist, corners in place of sizes, or no object to learn from; ConfigError for classes that it does not have.
+    Raises DataError at construction for a file that is not COCO, boxes that are no numbers or are x1, y1, x2, y2,
+    categories that do not exist, and a file without objects to train on; ConfigError for unknown `classes`.
     """
 
     def __init__(
@@ -105,20 +104,20 @@ class CocoDetection:
             )
         content = open_labels(self.path, self.images, split)
         if content is None:
-            self._arrays, self._facts = open_coco(self.path, masks=masks, cache=cache)
+            self._arrays, self._info = open_coco(self.path, masks=masks, cache=cache)
         else:
             content.refuse_problems(self.path)
-            self._arrays, self._facts = read_coco(self.path, masks=masks, data=content.encoded())
-        refuse_faults(self.path, self._facts, but=('segmentation',) if skip_unmasked else ())
-        refuse_layout(self.path, self._facts)
-        refuse_no_images(self.path, self._arrays)
-        ids, names = self._facts.category_ids, self._facts.names
-        self._ids = {name: number for number, name in zip(ids, names, strict=True) if number != self._facts.root}
+            self._arrays, self._info = read_coco(self.path, masks=masks, data=content.encoded())
+        check_faults(self.path, self._info, but=('segmentation',) if skip_unmasked else ())
+        check_box_layout(self.path, self._info)
+        check_has_images(self.path, self._arrays)
+        ids, names = self._info.category_ids, self._info.names
+        self._ids = {name: number for number, name in zip(ids, names, strict=True) if number != self._info.root}
         self._names = list(self._ids) if classes is None else list(read_classes(classes, root=root).values())
         self._choose(self._names)
         self._rows = self._images(drop_empty, skip_unmasked)[:num_images]
         if not evaluation:
-            self._refuse_nothing(all_used=classes is None and len(self._rows) == len(self._arrays.sizes))
+            self._check_objects(all_used=classes is None and len(self._rows) == len(self._arrays.sizes))
         self._log_remarks()
 
     def __len__(self) -> int:
@@ -147,11 +146,11 @@ class CocoDetection:
         return [tuple(size) for size in sizes.tolist() if min(size) > 0], int(counts.max(initial=0))
 
     def object_counts(self, *, of_one_class: bool = False) -> np.ndarray:
-        """Return for each image (N,) how many objects of the classes there are to find in it, crowds left out.
+        """Return the number of objects in each image (N,) of the chosen classes, without crowds.
 
-        With `of_one_class`, of the class that has most of them. In training objects without a pixel do not count.
+        With `of_one_class`, that of the most frequent class of the image. In training empty boxes do not count.
         """
-        chosen = self._chosen() & (~self._arrays.crowd if self.evaluation else learnable(self._arrays))
+        chosen = self._chosen() & (~self._arrays.crowd if self.evaluation else is_trainable(self._arrays))
         image = self._images_of_annotations()[chosen]
         if not of_one_class:
             return np.bincount(image, minlength=len(self._arrays.sizes))[self._rows]
@@ -162,20 +161,20 @@ class CocoDetection:
         return most[self._rows]
 
     def missing(self) -> list[str]:
-        """Return the files of the data set that are not there."""
+        """Return the image files that do not exist."""
         data, ends = self._arrays.file_names.data.tobytes(), self._arrays.file_names.ends
         starts = np.append(0, ends[:-1])[self._rows].tolist()
         return missing_files(self.images, (data[i:j] for i, j in zip(starts, ends[self._rows].tolist(), strict=True)))
 
-    def _refuse_nothing(self, *, all_used: bool) -> None:
-        """Raise DataError when there is no object to learn from in the images and of the classes that are used."""
-        if self._facts.usable if all_used else self.object_counts().any():
+    def _check_objects(self, *, all_used: bool) -> None:
+        """Raise DataError when the chosen images have no object of the chosen classes to train on."""
+        if self._info.usable if all_used else self.object_counts().any():
             return
         used = np.isin(self._images_of_annotations(), self._rows) & self._chosen()
-        raise nothing_to_learn(self.path, self._arrays, chosen=int(used.sum()))
+        raise no_training_objects(self.path, self._arrays, chosen=int(used.sum()))
 
     def _chosen(self) -> np.ndarray:
-        """Return (A,) bool: the annotations of the classes that are used."""
+        """Return (A,) bool: the annotations of the chosen classes."""
         return self._label_of[self._arrays.labels] >= 0
 
     def _images_of_annotations(self) -> np.ndarray:
@@ -186,9 +185,9 @@ class CocoDetection:
         return json.loads(self._arrays.image_ids[row])
 
     def set_classes(self, classes: Mapping[str, Sequence[str]]) -> None:
-        """Number the labels as another data set does, by name: two files of one task may have ids of their own.
+        """Number the labels as in `classes` ({field: names}), by name: annotation files may have different ids.
 
-        `classes` is `{field: names}` of the other. Raises ConfigError when it lacks a class that this one has.
+        Raises ConfigError when `classes` lacks a class of this data set.
         """
         names = list(classes.get('labels', self._names))
         unknown = [name for name in self._names if name not in names]
@@ -203,11 +202,11 @@ class CocoDetection:
         self._choose(names, missing=True)
 
     def check(self, limit: int | None = 64, *, training: bool = False) -> int:
-        """Look at the size of `limit` images, evenly spaced (None: all), and return how many were looked at.
+        """Check the size of `limit` images, evenly spaced (None: all), and return the number of images checked.
 
-        Meant for the start of a run. Raises DataError for a size that is not what the file says.
+        Meant for the start of a run. Raises DataError for a size that differs from the annotation file.
         """
-        rows = [int(self._rows[index]) for index in spaced(len(self), limit)]
+        rows = [int(self._rows[index]) for index in evenly_spaced(len(self), limit)]
         warn_about_images((self._file(row) for row in rows), self.value_range, _logger, self.name)
         for row in rows:
             path = self._file(row)
@@ -218,24 +217,24 @@ class CocoDetection:
         return len(rows)
 
     def _file(self, row: int) -> Path:
-        """Return the path of an image. Raises DataError for one that leads out of the folder."""
+        """Return the path of an image. Raises DataError for one outside of the folder."""
         name, where = self._arrays.file_names[row], f'{self.path} image {self.image_id(row)}'
         return safe_below(self.images, name, where=where, follow_links=self.follow_links)
 
     def _choose(self, names: Sequence[str], *, missing: bool = False) -> None:
         """Set labels and `metainfo` so that label k is `names[k]`."""
         ids = self._ids
-        strange = [name for name in names if name not in ids and not missing]
-        if strange:
+        unknown = [name for name in names if name not in ids and not missing]
+        if unknown:
             raise ConfigError(
-                f"the file has no category '{strange[0]}'{did_you_mean(strange[0], ids)}",
+                f"the file has no category '{unknown[0]}'{did_you_mean(unknown[0], ids)}",
                 where=f'{self.path}, classes',
                 why=f'its categories are {", ".join(list(ids)[:12])}{", ..." if len(ids) > 12 else ""}',
                 fix='choose among them, or leave classes out to take all',
             )
         numbers = {name: label for label, name in enumerate(names)}
-        by_row = zip(self._facts.category_ids, self._facts.names, strict=True)
-        labels = [-1 if number == self._facts.root else numbers.get(name, -1) for number, name in by_row]
+        by_row = zip(self._info.category_ids, self._info.names, strict=True)
+        labels = [-1 if number == self._info.root else numbers.get(name, -1) for number, name in by_row]
         self._label_of = np.array(labels, np.int64)
         self.metainfo: dict[str, Any] = {
             'classes': {'labels': list(names)},
@@ -244,7 +243,7 @@ class CocoDetection:
         }
 
     def _images(self, drop_empty: bool, skip_unmasked: bool) -> np.ndarray:
-        """Return the rows of the images to use, as the options say."""
+        """Return the rows of the images to use."""
         arrays = self._arrays
         if not drop_empty and not self.masks:
             return np.arange(len(arrays.sizes))
@@ -252,7 +251,7 @@ class CocoDetection:
         keep = np.ones(len(arrays.sizes), bool)
         chosen = self._chosen() & ~arrays.crowd
         if drop_empty:
-            good = chosen & learnable(arrays)
+            good = chosen & is_trainable(arrays)
             keep = np.bincount(image[good], minlength=len(keep)) > 0
         if self.masks:
             bare = chosen & (np.diff(arrays.segments.ends, prepend=0) == 0)
@@ -261,7 +260,7 @@ class CocoDetection:
                 raise DataError(
                     f'{int(bare.sum())} of {len(bare)} annotations have no segmentation',
                     where=f'{self.path}, such as annotation {arrays.name(int(bare.argmax()))}',
-                    why='masks=True asks for the mask of every object',
+                    why='masks=True needs the mask of every object',
                     fix='leave masks out, or write skip_unmasked=True to leave out the images of such objects',
                 )
         if not keep.any():
@@ -276,16 +275,16 @@ class CocoDetection:
         return np.flatnonzero(keep)
 
     def _target(self, row: int, size: tuple[int, int]) -> Target:
-        """Return the objects of an image: as in the file for evaluation, fit to learn from for training."""
+        """Return the objects of an image: as in the file for evaluation, clipped and non-empty for training."""
         arrays = self._arrays
         rows = np.arange(arrays.starts[row], arrays.starts[row + 1])
         rows = rows[self._label_of[arrays.labels[rows]] >= 0]
-        if not self._facts.annotated:
+        if not self._info.annotated:
             return Target()
         if self.evaluation:
             boxes = arrays.boxes[rows] + np.pad(arrays.boxes[rows, :2], ((0, 0), (2, 0)))  # x, y, w, h -> x, y, x2, y2
         else:
-            boxes = inside(arrays.boxes[rows], np.tile(size, (len(rows), 1)))
+            boxes = clip_boxes(arrays.boxes[rows], np.tile(size, (len(rows), 1)))
             rows, boxes = rows[~is_empty(boxes)], boxes[~is_empty(boxes)].astype(np.float32)
         with np.errstate(over='ignore'):
             area = arrays.areas[rows] if self.evaluation else arrays.areas[rows].astype(np.float32)
@@ -307,7 +306,7 @@ class CocoDetection:
             box = [[x, y, x + width, y, x + width, y + height, x, y + height]]
             try:
                 runs.append(runs_of(json.loads(text) if text else box, size))
-            except ValueError as error:  # the file was looked through, but with sizes of its own
+            except ValueError as error:  # the file was checked with the image sizes stated in it
                 raise DataError(
                     f'annotation {self._arrays.name(row)}: {error}',
                     where=str(self.path),
@@ -331,22 +330,22 @@ class CocoDetection:
         )
 
     def summary(self) -> str:
-        """Return in a few words how many images and objects there are."""
+        """Return the numbers of images, objects and classes as text."""
         used = self._chosen() & ~self._arrays.crowd
         used &= np.isin(self._images_of_annotations(), self._rows)
         counts = np.bincount(self._label_of[self._arrays.labels[used]], minlength=len(self._names))
         absent = [name for name, count in zip(self._names, counts.tolist(), strict=True) if not count]
         text = f'{len(self):,} images, {int(counts.sum()):,} objects of {len(self._names) - len(absent)} classes'
-        if absent and self._facts.annotated:
+        if absent and self._info.annotated:
             text += f'; no object of {", ".join(absent[:5])}{", ..." if len(absent) > 5 else ""}'
         return text
 
     def _log_remarks(self) -> None:
-        """Say what is put right, and what cannot be used."""
-        text = remarks(self._facts, evaluation=self.evaluation)
+        """Log corrections, and the root category that is left out."""
+        text = describe_corrections(self._info, evaluation=self.evaluation)
         if text:
             _logger.warning('%s: %s', self.path.name, text)
-        if self._facts.root is not None:
-            name = dict(zip(self._facts.category_ids, self._facts.names, strict=True))[self._facts.root]
+        if self._info.root is not None:
+            name = dict(zip(self._info.category_ids, self._info.names, strict=True))[self._info.root]
             text = "%s: category '%s' (id %d) is left out: no object has it, it only groups the others"
-            _logger.info(text, self.path.name, name, self._facts.root)
+            _logger.info(text, self.path.name, name, self._info.root)

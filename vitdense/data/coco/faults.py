@@ -1,4 +1,4 @@
-"""What can be wrong in a COCO annotation file, and what is done about it."""
+"""Faults of COCO annotation files: which are errors and which are corrected."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any
 
 import numpy as np
 
-from vitdense.data.coco.arrays import CocoArrays, CocoFileInfo, inside, is_empty, sizes_of
+from vitdense.data.coco.arrays import CocoArrays, CocoFileInfo, clip_boxes, is_empty, sizes_of
 from vitdense.errors import DataError
 from vitdense.ops.coco_numbers import fault_of_numbers, shown, side
 
 SLACK = 0.5  # pixels that a box may stick out: files round
-FATAL = ('id', 'box', 'category', 'crowd', 'segmentation', 'name')  # what has such a fault says nothing
+FATAL = ('id', 'box', 'category', 'crowd', 'segmentation', 'name')  # kinds of faults that are errors
 FIXES = {
     'name': 'a file_name is a path below the folder of images, with / between folders',
     'crowd': 'iscrowd is 0 for an object and 1 for a crowd',
     'segmentation': 'skip_unmasked=True leaves out the images of objects without a usable mask',
 }
-REMARKS = {
-    'orphan': 'without image',
-    'double': 'with ids that occur twice',
-    'derived': 'taken from segmentations',
-    'ring': 'with polygons that are left out',
+CORRECTIONS = {
+    'missing_image': 'without image',
+    'duplicate_id': 'with ids that occur twice',
+    'box_from_segmentation': 'taken from segmentations',
+    'invalid_polygon': 'with polygons that are left out',
     'area': 'whose area is that of the box',
-    'rotation': 'that CVAT rotates and nobody here',
-    'stated': 'in images of unreadable size',
+    'rotation': 'with a rotation of CVAT that is not applied',
+    'image_size': 'in images of unreadable size',
 }
 MOST_FAULTS = 1000  # remembered of each kind; all are counted
 
@@ -47,10 +47,10 @@ class Faults:
 
 
 def check_boxes(arrays: CocoArrays, faults: Faults) -> int:
-    """Note the boxes that lie outside of their image, wholly or in part; return how many can be learnt from."""
+    """Add the boxes that lie outside of their image, wholly or in part; return the number of boxes to train on."""
     sizes = sizes_of(arrays)
     with np.errstate(over='ignore', invalid='ignore'):  # a number of 300 digits lies outside all the same
-        corners = inside(arrays.boxes, sizes)
+        corners = clip_boxes(arrays.boxes, sizes)
         wide = corners[:, 2:] - corners[:, :2]
         empty = is_empty(corners)
         cut = ((np.abs(wide - arrays.boxes[:, 2:]) > SLACK).any(1)) & ~empty
@@ -66,7 +66,7 @@ def check_boxes(arrays: CocoArrays, faults: Faults) -> int:
 
 
 def check_ids(arrays: CocoArrays, faults: Faults) -> None:
-    """Note the ids that several annotations have."""
+    """Add the ids that several annotations have."""
     if len(arrays.long_ids.ends):
         counted = Counter(arrays.name(row) for row in range(len(arrays.ids)))
         double = [(number, count) for number, count in counted.items() if count > 1]
@@ -74,18 +74,18 @@ def check_ids(arrays: CocoArrays, faults: Faults) -> None:
         numbers, counts = np.unique(arrays.ids, return_counts=True)
         double = zip(numbers[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True)
     for number, count in double:
-        faults.add('double', number, f'{count} annotations have this id')
+        faults.add('duplicate_id', number, f'{count} annotations have this id')
 
 
 def fault_of_box(box: Any) -> str | None:
-    """Return why `box` is no box, or None."""
+    """Return the fault of a `bbox`, or None."""
     if not isinstance(box, list) or len(box) != 4:
         return 'a box has four numbers: x, y, width, height'
     return fault_of_numbers(box)
 
 
 def fault_of_size(image: Mapping[str, Any]) -> str | None:
-    """Return why the width and height that the record of an image states are none, or None; both may be missing."""
+    """Return the fault of the width and height of an image record, or None; both may be missing."""
     stated = [image.get('width'), image.get('height')]
     if stated == [None, None] or None not in map(side, stated):
         return None
@@ -93,7 +93,7 @@ def fault_of_size(image: Mapping[str, Any]) -> str | None:
 
 
 def fault_of_name(name: Any) -> str | None:
-    """Return why a file name is no plain path below a folder, or None. (Links are looked at when it is opened.)"""
+    """Return the fault of a file name that is no plain path below a folder, or None; links are checked on opening."""
     if not isinstance(name, str) or not name:
         return 'it has no file_name'
     if not is_encodable(name):
@@ -141,13 +141,13 @@ def are_fractions(boxes: np.ndarray) -> bool:
     return bool(len(boxes)) and bool(((boxes >= 0) & (boxes <= 1)).all()) and bool((boxes % 1 > 0).any())
 
 
-def refuse_faults(path: Path, facts: CocoFileInfo, *, but: Sequence[str] = ()) -> None:
-    """Raise DataError when some annotations or images cannot be used; of the kinds in `but` there may be some."""
-    kinds = [kind for kind in FATAL if kind not in but and facts.counts.get(kind)]
+def check_faults(path: Path, info: CocoFileInfo, *, but: Sequence[str] = ()) -> None:
+    """Raise DataError for fatal faults of annotations or images, except those of the kinds in `but`."""
+    kinds = [kind for kind in FATAL if kind not in but and info.counts.get(kind)]
     if not kinds:
         return
-    fatal = [fault for fault in facts.faults if fault[0] in kinds]
-    count = sum(facts.counts[kind] for kind in kinds)
+    fatal = [fault for fault in info.faults if fault[0] in kinds]
+    count = sum(info.counts[kind] for kind in kinds)
     raise DataError(
         f'{count} annotations or images cannot be used',
         where=str(path),
@@ -158,7 +158,7 @@ def refuse_faults(path: Path, facts: CocoFileInfo, *, but: Sequence[str] = ()) -
     )
 
 
-def refuse_no_images(path: Path, arrays: CocoArrays) -> None:
+def check_has_images(path: Path, arrays: CocoArrays) -> None:
     """Raise DataError when the file lists no image."""
     if not len(arrays.sizes):
         raise DataError(
@@ -169,16 +169,16 @@ def refuse_no_images(path: Path, arrays: CocoArrays) -> None:
         )
 
 
-def refuse_layout(path: Path, facts: CocoFileInfo) -> None:
+def check_box_layout(path: Path, info: CocoFileInfo) -> None:
     """Raise DataError when boxes are corners, x, y, x2, y2, or fractions, in place of x, y, width, height in pixels."""
-    if facts.corners is not None:
+    if info.corners is not None:
         raise DataError(
-            f'{facts.corners:.0%} of boxes leave the image if read as xywh; they fit as xyxy',
+            f'{info.corners:.0%} of boxes leave the image if read as xywh; they fit as xyxy',
             where=str(path),
             why='COCO boxes are x, y, width, height',
             fix='write bbox as [x, y, x2 - x, y2 - y]',
         )
-    if facts.fractions:
+    if info.fractions:
         raise DataError(
             'all boxes lie in [0, 1]: they look like fractions of the image',
             where=str(path),
@@ -187,26 +187,24 @@ def refuse_layout(path: Path, facts: CocoFileInfo) -> None:
         )
 
 
-def learnable(arrays: CocoArrays) -> np.ndarray:
-    """Return (A,) bool: the annotations that are no crowd and have a box of at least a pixel in their image."""
+def is_trainable(arrays: CocoArrays) -> np.ndarray:
+    """Return (A,) bool: annotations that are no crowd and have a box of at least a pixel in their image."""
     with np.errstate(over='ignore', invalid='ignore'):
-        return ~arrays.crowd & ~is_empty(inside(arrays.boxes, sizes_of(arrays)))
+        return ~arrays.crowd & ~is_empty(clip_boxes(arrays.boxes, sizes_of(arrays)))
 
 
-def nothing_to_learn(path: Path, arrays: CocoArrays, *, chosen: int) -> DataError:
-    """Return the error for a file without any object to learn from, where `chosen` annotations are of the classes and
-    images that are used.
-    """
+def no_training_objects(path: Path, arrays: CocoArrays, *, chosen: int) -> DataError:
+    """Return the error for a file without objects to train on; `chosen` annotations are of the classes in use."""
     total, crowds = len(arrays.ids), int(arrays.crowd.sum())
-    why = 'there is no box to learn from'
+    why = 'there is no box to train on'
     if total and not chosen:
         why += f': none of the {total:,} annotations is of the classes and images that are chosen'
     elif crowds == total > 0:
-        why += f': all {total:,} annotations are crowds (iscrowd 1), which no task takes for an object to find'
+        why += f': all {total:,} annotations are crowds (iscrowd 1), which are no targets'
     elif total:
         why += f': of {total:,} annotations {crowds:,} are crowds (iscrowd 1), the others are empty or outside'
     return DataError(
-        f'no object to learn from in {path.name}' if total else f'no annotations in {path.name}',
+        f'no object to train on in {path.name}' if total else f'no annotations in {path.name}',
         where=str(path),
         why=why,
         fix=('write iscrowd 0 for single objects; ' if crowds else '')
@@ -214,8 +212,8 @@ def nothing_to_learn(path: Path, arrays: CocoArrays, *, chosen: int) -> DataErro
     )
 
 
-def remarks(facts: CocoFileInfo, *, evaluation: bool) -> str:
-    """Return in a few words what is put right in a file and what cannot be used; '' where that is nothing."""
-    words = REMARKS if evaluation else {'empty': 'dropped', 'outside': 'clamped', **REMARKS}
-    said = [f'{word} {facts.counts[kind]}' for kind, word in words.items() if facts.counts.get(kind)]
-    return f'boxes {", ".join(said)} (tools/check_data.py says which)' if said else ''
+def describe_corrections(info: CocoFileInfo, *, evaluation: bool) -> str:
+    """Return a summary of the corrections made to a file, '' for none."""
+    texts = CORRECTIONS if evaluation else {'empty': 'dropped', 'outside': 'clamped', **CORRECTIONS}
+    parts = [f'{text} {info.counts[kind]}' for kind, text in texts.items() if info.counts.get(kind)]
+    return f'boxes {", ".join(parts)} (tools/check_data.py lists them)' if parts else ''

@@ -1,4 +1,4 @@
-"""A COCO annotation file as flat arrays, with everything that is wrong in it."""
+"""Parsing of a COCO annotation file into flat arrays, and a list of its faults."""
 
 from __future__ import annotations
 
@@ -31,14 +31,13 @@ INT64 = 2**63
 def read_coco(path: Path, *, masks: bool = False, data: bytes | None = None) -> tuple[CocoArrays, CocoFileInfo]:
     """Return what the annotation file at `path` (its content, if given, is `data`) says; segmentations with `masks`.
 
-    What single annotations do wrong is collected in the facts, by kind. No use can be made of: `id`, `box`, `category`,
-    `crowd` (iscrowd is neither 0 nor 1): they are not in the arrays; `segmentation` (that was asked for: the
-    annotation is in the arrays without it); `name` (of a file: there is none, or it leads out of the folder). The
-    others cost less: `orphan` (its image is not in the file: not in the arrays), `empty` (nothing of the box, or less
-    than a pixel, lies in the image), `outside` (a part of the box does not), `derived` (without bbox: that of the
-    segmentation is taken), `hollow` (a segmentation that was asked for is empty), `ring` (some of its polygons are
-    none, and left out), `area` (not a number; the box's is taken), `double` (the id occurs twice), `rotation` (CVAT's:
-    the box is that of the object before it was turned), `stated` (width or height of an image are no whole numbers).
+    Faults are collected by kind. Fatal ones are `id`, `box`, `category` and `crowd` (iscrowd is neither 0 nor 1), whose
+    annotations are not in the arrays, `segmentation` (with `masks`; the annotation is in the arrays without it) and
+    `name` (a file name that is missing or leads out of the folder). The others are `missing_image` (the annotation is
+    not in the arrays), `empty` (less than a pixel of the box lies in the image), `outside` (a part of the box lies
+    outside), `box_from_segmentation` (bbox is missing), `empty_segmentation`, `invalid_polygon` (some polygons are left
+    out), `area` (no number; the box's is used), `duplicate_id`, `rotation` (of CVAT: bbox is that of the object before
+    it was rotated) and `image_size` (width or height are no whole numbers).
 
     Raises DataError when the file is no COCO file.
     """
@@ -47,7 +46,7 @@ def read_coco(path: Path, *, masks: bool = False, data: bytes | None = None) -> 
     images, image_ids = read_images(content, path)
     faults = Faults()
     for record, name in zip(images, image_ids, strict=True):
-        for kind, fault in (('name', fault_of_name(record.get('file_name'))), ('stated', fault_of_size(record))):
+        for kind, fault in (('name', fault_of_name(record.get('file_name'))), ('image_size', fault_of_size(record))):
             if fault:
                 faults.add(kind, name, fault)
     sizes = np.array([_size(record) for record in images], np.int32).reshape(-1, 2)
@@ -73,7 +72,7 @@ def read_coco(path: Path, *, masks: bool = False, data: bytes | None = None) -> 
 
 
 class _Rows:
-    """The columns of the annotations, while they are read."""
+    """The columns of the annotation arrays as lists."""
 
     def __init__(
         self, image_ids: Sequence[int | str], sizes: np.ndarray, categories: Sequence[int], faults: Faults, masks: bool
@@ -88,15 +87,15 @@ class _Rows:
         self.segments: list[str] = []
 
     def add(self, place: int, record: Any) -> None:
-        """Take one annotation, or note what is wrong with it."""
-        given = record.get('id') if isinstance(record, dict) else None
-        number = whole(given)
+        """Add one annotation, or its fault."""
+        raw_id = record.get('id') if isinstance(record, dict) else None
+        number = whole(raw_id)
         if number is None:
-            name = f'#{place}' if given is None else given if isinstance(given, str) else shown(given)
+            name = f'#{place}' if raw_id is None else raw_id if isinstance(raw_id, str) else shown(raw_id)
             return self.faults.add('id', name, 'it has no whole number as id')
         row = find(self.row_of, record.get('image_id'))
         if row is None:
-            return self.faults.add('orphan', number, f'no image has the id {shown(record.get("image_id"))}')
+            return self.faults.add('missing_image', number, f'no image has the id {shown(record.get("image_id"))}')
         box = record.get('bbox')
         fault = fault_of_box(box)
         if fault:
@@ -125,7 +124,7 @@ class _Rows:
         parts, _, fault = checked(segmentation, self.shapes[row])
         if fault:
             return None
-        self.faults.add('derived', number, 'it has no bbox; that of its segmentation is taken')
+        self.faults.add('box_from_segmentation', number, 'it has no bbox; that of its segmentation is taken')
         return box_of(parts, self.shapes[row])
 
     def _segment(self, record: Mapping[str, Any], number: int, row: int) -> str:
@@ -133,14 +132,14 @@ class _Rows:
         segmentation = record.get('segmentation')
         if segmentation in (None, [], {}):
             if segmentation is not None:
-                self.faults.add('hollow', number, 'its segmentation is empty')
+                self.faults.add('empty_segmentation', number, 'its segmentation is empty')
             return ''
         parts, left_out, fault = checked(segmentation, self.shapes[row])
         if fault:
             self.faults.add('segmentation', number, fault)
             return ''
         if left_out:
-            self.faults.add('ring', number, f'{len(left_out)} of its polygons are left out: {left_out[0]}')
+            self.faults.add('invalid_polygon', number, f'{len(left_out)} of its polygons are left out: {left_out[0]}')
         return json.dumps(parts, separators=(',', ':'))
 
     def _area(self, record: Mapping[str, Any], number: int, box: Sequence[float]) -> float:

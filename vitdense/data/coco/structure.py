@@ -1,4 +1,4 @@
-"""The lists of a COCO annotation file: images, annotations and categories, before single annotations are read."""
+"""Images and categories of a COCO annotation file, and checks of its overall structure."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ NO_PARENT = (None, '', 'none', 'None')  # supercategory of a root category
 
 
 def parse(path: Path, data: bytes | None = None) -> dict[str, Any]:
-    """Return the content of an annotation file, read from `path` where `data` is not given.
+    """Return the content of an annotation file, `data` or else read from `path`.
 
-    Raises DataError for what is no COCO file of annotated objects, and says what it is where that can be seen.
+    Raises DataError for anything but a COCO file of annotated objects; the message names the kind of file if known.
     """
     try:
         content = json.loads(path.read_bytes() if data is None else data)
@@ -68,8 +68,9 @@ def read_categories(content: Mapping[str, Any], path: Path) -> tuple[dict[int, s
         if number in records:
             raise _twice(path, record.get('name', number), number)
         records[number] = record
-    given = {number: record.get('name') for number, record in records.items()}
-    names = {number: str(number if name is None else name) for number, name in given.items()}
+    names = {
+        number: str(record['name'] if record.get('name') is not None else number) for number, record in records.items()
+    }
     root = _root_category(records, names, content.get('annotations') or [])
     counted = Counter(name for number, name in names.items() if number != root)
     for number, name in names.items():

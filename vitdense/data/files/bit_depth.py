@@ -1,4 +1,4 @@
-"""How many bits the numbers of an image file have, and what Pillow made of them."""
+"""Bit depth of image files, and the scaling that Pillow applies to values of other depths."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEEP_COLORS = ('RGB', 'RGBA', 'LA')  # modes in which Pillow keeps the high byte
 
 
 class Scale(NamedTuple):
-    """How Pillow stretches the numbers of a file that has fewer bits than its mode."""
+    """Scaling by Pillow of the values of a file with fewer bits than its mode."""
 
     stored: int  # largest number that the file can hold
     shown: int  # what Pillow makes of it

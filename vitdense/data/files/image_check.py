@@ -1,4 +1,4 @@
-"""What about the images of a data set may be wrong without any sign: unknown bits in 16-bit files, hidden turns."""
+"""Checks of image files for unknown bit depths and EXIF orientations that labels may not share."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vitdense.data.files.images import MAX_PIXELS, UnreadableImage, read_header,
 DEEP = 8  # images of 16 bits that are decoded, at most
 
 
-def spaced(length: int, limit: int | None) -> list[int]:
+def evenly_spaced(length: int, limit: int | None) -> list[int]:
     """Return `limit` rows of a data set, evenly spaced; all for None."""
     return np.linspace(0, length - 1, length if limit is None else min(limit, length)).astype(int).tolist()
 
 
 def dark_range(brightest: Sequence[int]) -> str:
-    """Return what is odd about 16-bit images with these largest numbers, in words; '' where nothing is.
+    """Return a hint on the bit depth of 16-bit images with these largest values; '' if none is needed.
 
     Cameras and scanners of 10, 12 or 14 bits store their numbers in 16 bits as they are: read as 16 bits, such images
     are black.
@@ -35,8 +35,8 @@ def dark_range(brightest: Sequence[int]) -> str:
 def warn_about_images(
     paths: Iterable[Path], value_range: tuple[float, float] | None, logger: logging.Logger, name: str
 ) -> None:
-    """Warn of images that look like fewer bits in 16, and of EXIF turns that no comparison of sizes can find."""
-    turned, brightest, looked = [], [], 0
+    """Warn of 16-bit images that seem to use fewer bits, and of EXIF orientations that keep the image size."""
+    turned, brightest, checked = [], [], 0
     for path in paths:
         try:
             header = read_header(path)
@@ -45,22 +45,22 @@ def warn_about_images(
                 brightest += [] if top is None else [top]  # None: the file says its range
         except UnreadableImage:
             continue  # a bad image has its own policy (SeededDataset)
-        looked += 1
+        checked += 1
         if header.turn in (2, 3, 4):
             turned.append(path.name)
-    odd = dark_range(brightest)
-    if odd:
-        logger.warning('%s: %s', name, odd)
+    hint = dark_range(brightest)
+    if hint:
+        logger.warning('%s: %s', name, hint)
     if turned:
         text = (
             '%s: EXIF turns %d of %d images by 180 degrees or mirrors them, such as %s: they are read upright, and '
             'their labels must have been drawn so'
         )
-        logger.warning(text, name, len(turned), looked, turned[0])
+        logger.warning(text, name, len(turned), checked, turned[0])
 
 
 class ImageStatistics:
-    """Reads images, in any number of threads, and keeps what their files say beside the pixels."""
+    """Image reader that collects bit depths and EXIF orientations; usable from several threads."""
 
     def __init__(self, *, max_pixels: int = MAX_PIXELS, value_range: tuple[float, float] | None = None) -> None:
         self.options = {'max_pixels': max_pixels, 'value_range': value_range}
@@ -76,8 +76,8 @@ class ImageStatistics:
             self.brightest.append(brightest)
         return image
 
-    def facts(self) -> list[tuple[str, str]]:
-        """Return what is worth a look, though it may be right."""
+    def notes(self) -> list[tuple[str, str]]:
+        """Return (name, text) rows on EXIF orientations that labels may not share."""
         if not self.turned:
             return []
         words = f'{len(self.turned):,}, such as {min(self.turned)}: what was drawn on them must have been drawn upright'

@@ -93,7 +93,7 @@ def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
 
 
 class Header(NamedTuple):
-    """What an image file says before its pixels."""
+    """Header of an image file."""
 
     size: tuple[int, int]  # (H, W), upright
     turn: int  # EXIF orientation: 1 upright, 2..4 mirrored or turned by 180 degrees, 5..8 on its side
@@ -185,13 +185,13 @@ def _labels_of_colors(array: np.ndarray, colors: Mapping[tuple[int, int, int], i
     known = {red * 65536 + green * 256 + blue: label for (red, green, blue), label in colors.items()}
     table = np.array(sorted(known), np.int32)
     rows = np.searchsorted(table, codes).clip(max=len(table) - 1)
-    strange = codes[table[rows] != codes]
-    if len(strange):
-        shown = [(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in np.unique(strange)[:5]]
+    unknown = codes[table[rows] != codes]
+    if len(unknown):
+        shown = [(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in np.unique(unknown)[:5]]
         raise DataError(
             f'{Path(path).name}: colours {shown} belong to no class',
             where=str(path),
-            why=f'{len(strange)} pixels have colours that are not in the colour table',
+            why=f'{len(unknown)} pixels have colours that are not in the colour table',
             fix='add the colours to the table, or to ignore=[[r, g, b], ...]',
         )
     return np.array([known[code] for code in table.tolist()], np.uint8)[rows]

@@ -1,4 +1,4 @@
-"""What a folder holds: COCO files and their images, label maps, or one folder of images for each class."""
+"""Detection of the data set layout of a folder: COCO files, label maps, or class folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vitdense.errors import DataError
 Kind = Literal['coco', 'labels', 'folders']
 IMAGE_FOLDERS = ('images', 'imgs', 'image', 'img', 'JPEGImages', 'leftImg8bit')
 LABEL_FOLDERS = ('labels', 'masks', 'annotations', 'label', 'mask', 'SegmentationClass', 'gtFine')
-UNREAD = ('.xml', '.txt')  # labels of PASCAL VOC and YOLO
+UNSUPPORTED = ('.xml', '.txt')  # labels of PASCAL VOC and YOLO
 NO_OBJECTS = ('captions', 'person_keypoints', 'panoptic', 'stuff', 'image_info')  # of COCO's own files
 PEEK = 2**20  # bytes of a file that are looked at
 SAMPLE = 8  # images that are looked at
@@ -29,7 +29,7 @@ _FILE_NAME = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
 class Part(NamedTuple):
-    """Something that can be checked by itself."""
+    """A data set inside the folder."""
 
     kind: Kind
     data: Path  # a COCO file, a folder of label maps, or a folder of class folders
@@ -52,7 +52,7 @@ def parts_of(data: Path, images: Path | None = None, *, labels: bool = False) ->
         return found
     names = sorted(walk(data).files)
     images_there = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
-    others = [name for name in names if name.lower().endswith(UNREAD)]
+    others = [name for name in names if name.lower().endswith(UNSUPPORTED)]
     if images_there and others and _are_photographs(data, images_there):
         raise DataError(
             f'labels in {Path(others[0]).suffix} files are not read: {others[0]} and {len(others) - 1} more',

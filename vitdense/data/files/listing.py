@@ -1,4 +1,4 @@
-"""Files below a folder: which there are, which are left out and why, and names that are nearly the same."""
+"""Listing of files below a folder, and reading of text files that list names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_TEXT = 2**28  # bytes of a list or a table of names
 LOOKED_AT = 8  # files of one unknown ending whose first bytes are looked at
 
 
-class Walk(NamedTuple):
+class FolderListing(NamedTuple):
     """All files below a folder, sorted, with '/' between folders; names that begin with a dot are left out."""
 
     files: list[str]
@@ -25,22 +25,22 @@ class Walk(NamedTuple):
     repeated: list[str]  # links to folders that are listed already, a loop for example: they are not followed
 
 
-class Found(NamedTuple):
-    """Files of the wanted endings below a folder, and the others."""
+class FileListing(NamedTuple):
+    """Files below a folder: those with the wanted suffixes, and the others."""
 
     files: list[str]
     left_out: list[str]
 
 
-def walk(root: Path, *, follow_links: bool = False) -> Walk:
+def walk(root: Path, *, follow_links: bool = False) -> FolderListing:
     """Return all files below `root`; with `follow_links` also those that links lead to from elsewhere.
 
     Every folder is listed once, under its own name where it has one below `root`. Raises DataError for a folder that
     cannot be listed.
     """
     base = os.path.realpath(root)
-    result, links, seen = Walk([], {}, []), [], set()
-    _list_folder(base, '', result.files, links, seen)
+    result, links, visited = FolderListing([], {}, []), [], set()
+    _list_folder(base, '', result.files, links, visited)
     while links:
         name, target = links.pop(0)
         inside = target == base or target.startswith(os.path.join(base, ''))
@@ -48,21 +48,21 @@ def walk(root: Path, *, follow_links: bool = False) -> Walk:
             result.outside[name] = target
         elif not os.path.isdir(target):
             result.files.append(name)  # also a link to nothing: reading it is an error that says so
-        elif target in seen:
+        elif target in visited:
             result.repeated.append(name)
         else:
-            _list_folder(target, name + '/', result.files, links, seen)
-    return Walk(sorted(result.files), result.outside, result.repeated)
+            _list_folder(target, name + '/', result.files, links, visited)
+    return FolderListing(sorted(result.files), result.outside, result.repeated)
 
 
-def _list_folder(folder: str, prefix: str, files: list[str], links: list[tuple[str, str]], seen: set[str]) -> None:
+def _list_folder(folder: str, prefix: str, files: list[str], links: list[tuple[str, str]], visited: set[str]) -> None:
     """Add what lies in the folders below the real path `folder`; links are put aside, with their targets."""
     open_folders = [(folder, prefix)]
     while open_folders:
         folder, prefix = open_folders.pop()
-        if folder in seen:  # a link led to a folder above
+        if folder in visited:  # a link led to a folder above
             continue
-        seen.add(folder)
+        visited.add(folder)
         try:
             with os.scandir(folder) as listing:
                 entries = sorted((entry for entry in listing if not entry.name.startswith('.')), key=lambda e: e.name)
@@ -86,7 +86,7 @@ def find_files(
     what: str = 'images',
     follow_links: bool = False,
     checked_later: bool = False,
-) -> Found:
+) -> FileListing:
     """Return the files below `root` whose names end in one of `suffixes`, and those that do not.
 
     With `checked_later` links that lead out of `root` are listed: those that a split chooses are refused then. Raises
@@ -108,15 +108,15 @@ def find_files(
         raise DataError(
             f'{name!r} leads out of the folder of {what}: it is a link to {target}{more}',
             where=str(root),
-            why='a data set reads nothing outside of its folders unless it is told to',
+            why='a data set reads nothing outside of its folders, unless follow_links=True',
             fix='give the folder in which the files really lie, copy them, or write follow_links=True',
         )
     endings = tuple(suffix.lower() for suffix in suffixes)
     names = sorted(walked.files)
     wanted = {name for name in names if name.lower().endswith(endings) and _has_stem(name, endings)}
-    found = Found([name for name in names if name in wanted], [name for name in names if name not in wanted])
-    if not found.files:
-        others = f'; there are {count_endings(found.left_out)}' if found.left_out else ''
+    listing = FileListing([name for name in names if name in wanted], [name for name in names if name not in wanted])
+    if not listing.files:
+        others = f'; there are {count_endings(listing.left_out)}' if listing.left_out else ''
         raise DataError(
             f'no {what} in {root}',
             where=str(root),
@@ -124,7 +124,7 @@ def find_files(
             fix='check the path, or the endings of the files (image_suffix / label_suffix)'
             + ('; label maps are PNG files: JPEG changes their numbers' if 'label' in what else ''),
         )
-    return found
+    return listing
 
 
 def _has_stem(name: str, endings: Sequence[str]) -> bool:
@@ -141,20 +141,20 @@ def count_endings(names: Iterable[str]) -> str:
     return ' and '.join([', '.join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def log_files(logger: Logger, name: str, what: str, root: Path, found: Found, *, look: bool = True) -> None:
-    """Log how many files were found and left out; a warning where some of those begin like images (with `look`)."""
-    left_out = f'; left out: {count_endings(found.left_out)}' if found.left_out else ''
-    logger.info('%s: %d %s in %s%s', name, len(found.files), what, root, left_out)
-    hidden = images_among(root, found.left_out) if look else []
-    if hidden:
+def log_files(logger: Logger, name: str, what: str, root: Path, listing: FileListing, *, look: bool = True) -> None:
+    """Log how many files are listed and left out; warn (with `look`) when some of the latter begin like images."""
+    left_out = f'; left out: {count_endings(listing.left_out)}' if listing.left_out else ''
+    logger.info('%s: %d %s in %s%s', name, len(listing.files), what, root, left_out)
+    unlisted = images_among(root, listing.left_out) if look else []
+    if unlisted:
         text = '%s: %s in %s begin like images but are left out, such as %s: %s if they are %s'
-        lossy = 'label' in what and any(file.lower().endswith(IMAGE_SUFFIXES) for file in hidden)
+        lossy = 'label' in what and any(file.lower().endswith(IMAGE_SUFFIXES) for file in unlisted)
         logger.warning(
             text,
             name,
-            count_endings(hidden),
+            count_endings(unlisted),
             root,
-            hidden[0],
+            unlisted[0],
             'export them anew as PNG' if lossy else 'rename them',
             what,
         )
@@ -172,6 +172,20 @@ def images_among(root: Path, names: Iterable[str]) -> list[str]:
 def as_text(name: str) -> str:
     """Return a file name as text that can be printed, drawn and saved: bytes that are not UTF-8 as \\xe9."""
     return os.fsencode(name).decode('utf-8', 'backslashreplace')
+
+
+def read_list(path: Path) -> list[tuple[int, str]]:
+    """Return (number, text) of each line of a text file that is not blank. Raises DataError, also for none."""
+    try:
+        lines = [(number, line.strip()) for number, line in enumerate(read_text(path).splitlines(), 1)]
+    except (OSError, ValueError) as error:
+        raise DataError(f'cannot read {path}', where=str(path), why=str(error), fix='check the path') from None
+    lines = [(number, line) for number, line in lines if line]
+    if not lines:
+        raise DataError(
+            f'{path.name} is empty', where=str(path), why='no line holds a name', fix='list one name a line'
+        )
+    return lines
 
 
 def read_text(path: Path) -> str:

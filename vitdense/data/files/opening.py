@@ -1,4 +1,4 @@
-"""Open image files safely: regular files of a few formats, their size checked before anything is decoded."""
+"""Safe opening of image files: regular files of known formats, with the size checked before decoding."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def image_source(path: str | Path) -> bytes | Path:
         with open(path, 'rb') as file:
             return file.read(size)
     except OSError as error:
-        raise _unread(path, error) from error
+        raise _unreadable_file(path, error) from error
 
 
 def file_size(path: str | Path) -> int:
@@ -87,7 +87,7 @@ def file_size(path: str | Path) -> int:
     try:
         state = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        raise _unread(path, error) from error
+        raise _unreadable_file(path, error) from error
     if not stat.S_ISREG(state.st_mode):
         what = 'a folder' if stat.S_ISDIR(state.st_mode) else 'a pipe or a device'
         raise unreadable(path, f'cannot be read: {what}', 'an image is a regular file', 'remove or replace it')
@@ -99,7 +99,7 @@ def file_size(path: str | Path) -> int:
     return state.st_size
 
 
-def _unread(path: str | Path, error: Exception) -> UnreadableImage:
+def _unreadable_file(path: str | Path, error: Exception) -> UnreadableImage:
     return unreadable(path, 'cannot be read', str(error), 'check the path and the permissions')
 
 

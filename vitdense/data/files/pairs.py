@@ -1,4 +1,4 @@
-"""Which label file belongs to which image: two folders, matched by the path below them."""
+"""Matching of images and label files of two folders by the path below them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from vitdense.data.files.images import LABEL_SUFFIXES
-from vitdense.data.files.listing import Found, find_files, log_files, read_text
+from vitdense.data.files.listing import FileListing, find_files, log_files, read_list
 from vitdense.data.files.opening import IMAGE_SUFFIXES
 from vitdense.data.files.similar_names import near_match, near_name
 from vitdense.errors import DataError
@@ -25,18 +25,17 @@ def list_files(
     without: Sequence[str] = (),
     follow_links: bool = False,
     checked_later: bool = False,
-    say: str = '',
+    log_name: str = '',
 ) -> dict[str, str]:
     """Return `{key: path below root}` of all files below `root` whose name ends in one of `suffixes`, sorted.
 
-    The key is the path below `root` without the suffix, with '/' between folders. Files whose path begins or ends as
-    one of `without` says are of another kind. `checked_later` is that of `find_files`. `say` is the name under which
-    the log tells what was found. Raises DataError when `root` is no folder, holds no such file, or holds two files of
-    one key.
+    The key is the path below `root` without the suffix, with '/' between folders. `without` are folders ('masks/') and
+    endings ('_mask.png') of other files. `checked_later` is that of `find_files`; with `log_name` the numbers of files
+    are logged. Raises DataError when `root` is no folder, holds no such file, or holds two files of one key.
     """
     found = find_files(root, suffixes, what=what, follow_links=follow_links, checked_later=checked_later)
     kept, left_out = ([name for name in names if not any(_is_of(name, part) for part in without)] for names in found)
-    others, found = len(found.files) - len(kept), Found(kept, left_out)
+    others, found = len(found.files) - len(kept), FileListing(kept, left_out)
     files: dict[str, str] = {}
     for name in found.files:
         suffix = next(suffix for suffix in suffixes if name.lower().endswith(suffix.lower()))
@@ -56,8 +55,8 @@ def list_files(
             why=f'all {others} files with their endings are of the other kind ({", ".join(without)})',
             fix='check image_suffix and label_suffix',
         )
-    if say:
-        log_files(_logger, say, what, root, found, look=len(suffixes) > 1)
+    if log_name:
+        log_files(_logger, log_name, what, root, found, look=len(suffixes) > 1)
     return files
 
 
@@ -89,7 +88,7 @@ def find_pairs(
             _refuse_ambiguous(images, image_suffixes, label_suffixes, image_suffix)
         masks += [label_suffix] if label_suffix not in (None, image_suffix) else []
         photos += [image_suffix] if label_suffix is None and image_suffix is not None else []
-    common = dict(follow_links=follow_links, say=name)
+    common = dict(follow_links=follow_links, log_name=name)
     later = split is not None and not follow_links
     files = list_files(images, image_suffixes, what='images', without=masks, checked_later=later, **common)
     if split is not None:
@@ -188,22 +187,22 @@ def _without_both(files: Mapping[str, str]) -> dict[str, str]:
 
 
 def _no_label(images: Mapping[str, str], labels: Mapping[str, str], paired: set[str], where: str) -> DataError:
-    """Return the error that images have no label, with what may be the reason."""
+    """Return the error for images without label, with a likely reason."""
     missing = [name for name in images.values() if name not in paired]
     first = missing[0].rsplit('.', 1)[0]
     alike = near_name(first, labels)
     same_name = next((key for key in labels if key.rsplit('/', 1)[-1] == first.rsplit('/', 1)[-1]), None)
     if alike is not None:
-        hint = f'; {labels[alike]} is there, whose name is spelt in another way (case, accents, %20)'
+        note = f'; {labels[alike]} is there, whose name is spelt in another way (case, accents, %20)'
     elif same_name is not None:
-        hint = f'; {labels[same_name]} is there, in another folder: images= and labels= may name different levels'
+        note = f'; {labels[same_name]} is there, in another folder: images= and labels= may name different levels'
     else:
-        hint = ''
+        note = ''
     return DataError(
         f'{len(missing)} of {len(images)} images have no label, such as {", ".join(missing[:3])}',
         where=where,
         why=f'labels have the same path below their folder as the image; there are {len(labels)} labels, '
-        f'such as {", ".join(list(labels.values())[:3])}{hint}',
+        f'such as {", ".join(list(labels.values())[:3])}{note}',
         fix="add the labels, list the labelled images in split='train.txt', or give the endings in which the "
         "names differ: image_suffix='_leftImg8bit.png', label_suffix='_gtFine_labelTrainIds.png'",
     )
@@ -214,19 +213,10 @@ def read_split(path: Path, images: Mapping[str, str], root: Path, *, follow_link
 
     Raises DataError for a name that is not there or leads out of `root`: a list is data that others may have written.
     """
-    try:
-        lines = read_text(path).splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f'cannot read the split {path}', where=str(path), why=str(error), fix='check the path'
-        ) from None
     by_name = {name: key for key, name in images.items()}
     by_stem = {name.rsplit('.', 1)[0]: key for key, name in images.items()}
     chosen: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        name = line.strip()
-        if not name:
-            continue
+    for number, name in read_list(path):
         safe_below(root, name, where=f'{path} line {number}', follow_links=follow_links)
         key = name if name in images else by_name.get(name, by_stem.get(name))
         if key is None:
@@ -239,8 +229,6 @@ def read_split(path: Path, images: Mapping[str, str], root: Path, *, follow_link
             )
         safe_below(root, images[key], where=f'{path} line {number}', follow_links=follow_links)
         chosen[key] = images[key]
-    if not chosen:
-        raise DataError('the split is empty', where=str(path), why='no line holds a name', fix='list one name per line')
     return chosen
 
 
@@ -250,21 +238,21 @@ def safe_below(root: Path, name: str, *, where: str, follow_links: bool = False)
     A link that leads out of `root` is an error as well, unless `follow_links`.
     """
     plain = name.replace('\\', '/')
-    strange = (
+    leads_out = (
         '\0' in name
         or '://' in name
         or PurePosixPath(plain).is_absolute()
         or bool(PureWindowsPath(name).drive)
         or '..' in PurePosixPath(plain).parts
     )
-    if plain != name and not strange:
+    if plain != name and not leads_out:
         raise DataError(
             f'{name!r} has backslashes',
             where=where,
             why='Windows writes paths so; names in lists have / between folders',
             fix=f'write {plain!r}',
         )
-    end = (root / name).resolve() if not strange else None
+    end = (root / name).resolve() if not leads_out else None
     if end is not None and (follow_links or end.is_relative_to(root.resolve())):
         return root / name
     raise DataError(

@@ -1,4 +1,4 @@
-"""Files that a list names and that are not there: which ones, and what is there in their place."""
+"""Missing files of a list, and existing files with similar names."""
 
 from __future__ import annotations
 

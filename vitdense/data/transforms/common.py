@@ -1,7 +1,7 @@
 """Augmentation and test-time resizing of samples, on torchvision's tv_tensors.
 
-Every class is a callable `Sample -> Sample`. torchvision's own v2 transforms (`v2.RandomGrayscale`, ...) can stand
-beside them in a pipeline. All randomness comes from torch's global generator, which `SeededDataset` seeds per draw.
+Every class is a callable `Sample -> Sample`. torchvision's own v2 transforms (`v2.RandomGrayscale`, ...) can be used
+in the same pipeline. All randomness comes from torch's global generator, which `SeededDataset` seeds for each sample.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional
 
 from vitdense.arguments import pair, sides, span, within
 from vitdense.data.transforms import geometry
-from vitdense.data.transforms.random import chance, integer, uniform
+from vitdense.data.transforms.random import bernoulli, integer, uniform
 from vitdense.errors import ConfigError
 from vitdense.registry import build
 from vitdense.types import IGNORE, Sample
@@ -148,7 +148,7 @@ class RandomCrop:
 
     def _accepts(self, semantic: Tensor, window: tuple[int, ...]) -> bool:
         top, left, height, width = window
-        # every second row and column is enough to know who fills the window
+        # every second row and column is enough to estimate the class shares
         labels = semantic.as_subclass(Tensor).numpy()[top : top + height : 2, left : left + width : 2]
         counts = cv2.calcHist([np.ascontiguousarray(labels)], [0], None, [256], [0, 256]).ravel()[:IGNORE]
         total = counts.sum()
@@ -160,7 +160,7 @@ class RandomCrop:
 class Pad:
     """Pad at the right and the bottom up to `size` (a side, or (H, W)); the last transform of a pipeline.
 
-    The padding is part of what the network sees: nothing masks it. It is `fill` gray before normalisation, or with
+    The padding is part of the network input and is not masked. It is `fill` gray before normalisation, or with
     `after_normalisation` zero behind it, as mmsegmentation pads. Labels ignore it; predictions are cut to the
     image before they are resized to the original size. A larger image stays as it is.
     """
@@ -186,7 +186,7 @@ class RandomFlip:
         self.probability = within(probability, 0, 1, 'RandomFlip.probability')
 
     def __call__(self, sample: Sample) -> Sample:
-        return geometry.flip(sample) if chance(self.probability) else sample
+        return geometry.flip(sample) if bernoulli(self.probability) else sample
 
 
 class PhotometricDistortion:
@@ -212,11 +212,11 @@ class PhotometricDistortion:
         self.hue = within(hue, 0, 90, 'PhotometricDistortion.hue')
 
     def __call__(self, sample: Sample) -> Sample:
-        shift = uniform(-self.brightness, self.brightness) if chance(0.5) else 0.0
-        contrast = uniform(*self.contrast) if chance(0.5) else 1.0
-        contrast_first = chance(0.5)
-        saturation = uniform(*self.saturation) if chance(0.5) else 1.0
-        turn = uniform(-self.hue, self.hue) if chance(0.5) else 0.0
+        shift = uniform(-self.brightness, self.brightness) if bernoulli(0.5) else 0.0
+        contrast = uniform(*self.contrast) if bernoulli(0.5) else 1.0
+        contrast_first = bernoulli(0.5)
+        saturation = uniform(*self.saturation) if bernoulli(0.5) else 1.0
+        turn = uniform(-self.hue, self.hue) if bernoulli(0.5) else 0.0
 
         array = geometry.as_array(sample.img)
         if shift:
@@ -251,7 +251,7 @@ class ColorJitter:
         colors = [(functional.adjust_saturation, self.saturation, 1.0), (functional.adjust_hue, self.hue, 0.0)]
         contrast = [(functional.adjust_contrast, self.contrast, 1.0)]
         img = _jittered(sample.img, [(functional.adjust_brightness, self.brightness, 1.0)])
-        steps = [*contrast, *colors] if chance(0.5) else [*colors, *contrast]
+        steps = [*contrast, *colors] if bernoulli(0.5) else [*colors, *contrast]
         return sample._replace(img=_jittered(img, steps))
 
 
@@ -298,7 +298,7 @@ class ResizeTo:
 def _jittered(img: Tensor, steps: Sequence[tuple[Callable, float, float]]) -> Tensor:
     """Return `img` after each step (change, largest distance, middle) that a coin toss chooses."""
     for change, distance, middle in steps:
-        if chance(0.5):
+        if bernoulli(0.5):
             img = change(img, uniform(middle - distance, middle + distance))
     return img
 

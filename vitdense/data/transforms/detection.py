@@ -1,4 +1,4 @@
-"""Sizes for detectors: DETR's multi-scale crop and large-scale jitter. What is cut away is never resized."""
+"""Multi-scale resizing and cropping for detectors: DETR's recipe and large-scale jitter."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from vitdense.arguments import span, within
 from vitdense.data.transforms import geometry
 from vitdense.data.transforms.common import draw_window, fit
-from vitdense.data.transforms.random import chance, choice, integer, uniform
+from vitdense.data.transforms.random import bernoulli, choice, integer, uniform
 from vitdense.errors import ConfigError
 from vitdense.types import IGNORE, Sample, Target
 
 DETR_SIZES = tuple(range(480, 801, 32))
-MOST_DRAWS = 50
+MAX_ATTEMPTS = 50
 
 
 class MultiScaleCrop:
@@ -44,7 +44,7 @@ class MultiScaleCrop:
         self.crop = tuple(int(side) for side in span(crop, f'{where}.crop'))
 
     def __call__(self, sample: Sample) -> Sample:
-        if chance(self.probability):
+        if bernoulli(self.probability):
             sample, shape = self._cut(sample)
         else:
             shape = sample.img.shape[-2:]
@@ -56,8 +56,8 @@ class MultiScaleCrop:
         source = sample.img.shape[-2:]
         between = fit(source, float('inf'), choice(self.before))
         low, high = self.crop
-        drawn = [min(low, side) + integer(max(min(high, side) - low, 0) + 1) for side in between]
-        window, shape = draw_window(source, between, drawn)
+        sides = [min(low, side) + integer(max(min(high, side) - low, 0) + 1) for side in between]
+        window, shape = draw_window(source, between, sides)
         return geometry.crop(sample, *window), shape
 
 
@@ -86,14 +86,14 @@ class LargeScaleJitter:
         self.require_labels = require_labels
 
     def __call__(self, sample: Sample) -> Sample:
-        drawn = self._draw(sample)
-        for _ in range(MOST_DRAWS - 1 if self.require_labels else 0):
-            if _is_labelled(drawn.target):
+        jittered = self._jitter(sample)
+        for _ in range(MAX_ATTEMPTS - 1 if self.require_labels else 0):
+            if _is_labelled(jittered.target):
                 break
-            drawn = self._draw(sample)
-        return drawn
+            jittered = self._jitter(sample)
+        return jittered
 
-    def _draw(self, sample: Sample) -> Sample:
+    def _jitter(self, sample: Sample) -> Sample:
         source, square = sample.img.shape[-2:], (self.size, self.size)
         resized = fit(source, self.size * uniform(*self.ratio), float('inf'))
         window, shape = draw_window(source, resized, square)
@@ -102,7 +102,7 @@ class LargeScaleJitter:
 
 
 def _is_labelled(target: Target) -> bool:
-    """Return whether an object or a labelled pixel is left; True where nothing is known about the image."""
+    """Return whether an object or a labelled pixel is left; True where the image has no labels at all."""
     known = [bool((target.semantic != IGNORE).any())] if target.semantic is not None else []
     if target.labels is not None:
         known.append(len(target.labels) > 0)

@@ -1,4 +1,4 @@
-"""The crop with which classifiers are evaluated."""
+"""Resize and centre crop for the evaluation of classifiers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class EvaluationCrop:
 
     `checkpoint`, a name of timm with or without tag, gives what its `pretrained_cfg` says; `size`, `crop_pct` (in
     (0, 1]) and `interpolation` ('bilinear', 'bicubic') replace parts of it. Without a checkpoint they are 224, 0.875
-    and 'bicubic'. What lies outside is not seen: this is for answers about whole images.
+    and 'bicubic'. The rest of the image is cut off.
 
     Raises ConfigError for values that cannot be, and for checkpoints that are evaluated in another way.
     """
@@ -35,8 +35,8 @@ class EvaluationCrop:
         interpolation: str | None = None,
     ) -> None:
         published = evaluation_crop(checkpoint) if checkpoint else Crop(224, 0.875, 'bicubic', False)
-        given = dict(size=size, crop_pct=crop_pct, interpolation=interpolation)
-        crop = published._replace(**{key: value for key, value in given.items() if value is not None})
+        overrides = dict(size=size, crop_pct=crop_pct, interpolation=interpolation)
+        crop = published._replace(**{key: value for key, value in overrides.items() if value is not None})
         if crop.interpolation not in ('bilinear', 'bicubic') or not 0 < crop.crop_pct <= 1 or crop.size < 1:
             raise ConfigError(
                 f'size={crop.size}, crop_pct={crop.crop_pct}, interpolation={crop.interpolation!r} is no crop',

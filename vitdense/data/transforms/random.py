@@ -1,4 +1,4 @@
-"""Chance for transforms: all of it comes from torch's global generator, which `SeededDataset` seeds for every draw."""
+"""Random numbers for transforms, from torch's global generator, which `SeededDataset` seeds for each sample."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def integer(count: int) -> int:
     return int(torch.randint(count, ()))
 
 
-def chance(probability: float) -> bool:
+def bernoulli(probability: float) -> bool:
     """Return True with this probability."""
     return torch.rand(()).item() < probability
 
