@@ -32,11 +32,11 @@ TESTS = {  # file of the package, or config -> its tests
     'vitdense/ops/mixing.py': ['tests/ops/test_mixing.py'],
     'vitdense/train/schedule.py': ['tests/train/test_schedule.py'],
     'vitdense/train/mask_annealing.py': ['tests/train/test_mask_annealing.py'],
-    'vitdense/train/optim.py': ['tests/train/test_optim.py', f'{RECIPE}[detection/dino_simple_mae_b_coco_800_12ep]'],
+    'vitdense/train/optim.py': ['tests/train/test_optim.py', f'{RECIPE}[detection/dino_mae_b_coco_12ep]'],
     'vitdense/data/transforms/common.py': [
         'tests/data/transforms/test_common.py',
         'tests/data/transforms/test_numbers.py',
-        f'{RECIPE}[semantic/linear_plain_dinov2_b_ade20k_512_40k]',
+        f'{RECIPE}[semantic/linear_dinov2_b_ade20k]',
     ],
     'vitdense/data/transforms/detection.py': [
         'tests/data/transforms/test_detection.py',
@@ -51,16 +51,16 @@ TESTS = {  # file of the package, or config -> its tests
     'vitdense/metrics/multilabel.py': ['tests/metrics/test_accuracy.py'],
     'vitdense/metrics/average_precision.py': ['tests/metrics/test_average_precision.py'],
     'vitdense/metrics/coco_curves.py': ['tests/metrics/test_average_precision.py'],
-    'configs/_base_/dino.py': [f'{RECIPE}[detection/dino_simple_mae_b_coco_800_12ep]'],
-    'configs/_base_/eomt.py': [f'{RECIPE}[semantic/eomt_plain_dinov2_l_ade20k_512_40k]'],
-    'configs/_base_/upernet.py': [f'{RECIPE}[semantic/upernet_layers4_mae_b_ade20k_512_160k]', OWN],
+    'configs/_base_/dino.py': [f'{RECIPE}[detection/dino_mae_b_coco_12ep]'],
+    'configs/_base_/eomt.py': [f'{RECIPE}[semantic/eomt_dinov2_l_ade20k]'],
+    'configs/_base_/upernet.py': [f'{RECIPE}[semantic/upernet_mae_b_ade20k]', OWN],
     'configs/_base_/real_time_detr.py': [
         f'{RECIPE}[detection/real_time_projector_{name}]'
         for name in ('dinov2_s_coco_512_100ep', 'lw_small_coco_640_60ep')
     ],
-    'configs/_base_/class_finetuned.py': [f'{RECIPE}[classification/class_finetuned_mae_b_imagenet_224_100ep]'],
-    'configs/_base_/mae.py': [*(f'{RECIPE}[pretraining/mae_vit_{size}_imagenet_224_800ep]' for size in 'bl'), OWN],
-    'configs/_base_/datasets/ade20k.py': [f'{RECIPE}[semantic/linear_plain_dinov2_b_ade20k_512_40k]'],
+    'configs/_base_/class_finetuned.py': [f'{RECIPE}[classification/finetuned_mae_b_imagenet]'],
+    'configs/_base_/mae.py': [*(f'{RECIPE}[pretraining/mae_vit_{size}_imagenet]' for size in 'bl'), OWN],
+    'configs/_base_/datasets/ade20k.py': [f'{RECIPE}[semantic/linear_dinov2_b_ade20k]'],
 }
 
 # Limits of what is read, numbers that say how much is worked on together, or mark what is worse than every cost

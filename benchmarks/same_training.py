@@ -27,10 +27,10 @@ VIT = 'model.network.backbone.pretrained={data}/weights/vit_tiny_patch16_224_fp1
 RUNS = {  # name: (config, options); {data} is the folder of --data
     'quickstart': ('configs/quickstart/shapes.py', ()),
     'mae': ('configs/quickstart/shapes_mae.py', ()),
-    'linear': ('configs/semantic/linear_plain_vit_ti_camvid_480.py', ('data_root={data}/camvid', VIT)),
+    'linear': ('configs/semantic/linear_vit_ti_camvid.py', ('data_root={data}/camvid', VIT)),
     'detector': ('configs/detection/finetune_small.py', ('data_root={data}/coco_mini480', VIT)),
     'eomt': (
-        'configs/semantic/eomt_plain_vit_ti_camvid_480.py',
+        'configs/semantic/eomt_vit_ti_camvid.py',
         ('data_root={data}/camvid', VIT, 'schedule.backbone_warmup_iters=0'),
     ),
 }

@@ -1,6 +1,6 @@
 """Say what a model costs: parameters, FLOPs, the time of every stage, throughput and memory, over image sizes.
 
-    python tools/benchmark.py configs/semantic/linear_plain_dinov2_s_ade20k_512_40k.py --size 512 1024
+    python tools/benchmark.py configs/semantic/linear_dinov2_s_ade20k.py --size 512 1024
     python tools/benchmark.py CONFIG --size 480x640 --compile --amp bf16 --device cuda
 
 Weights are random and images are drawn, so neither weights nor data need be there. The network sees images of the

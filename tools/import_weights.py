@@ -1,11 +1,11 @@
 """Bring published weights of the same architectures into a model folder.
 
     python tools/import_weights.py dinov2-linear dinov2_vits14_pretrain.pth dinov2_vits14_ade20k_linear_head.pth \\
-        --config configs/semantic/linear_plain_dinov2_s_ade20k_512_40k.py --out models/dinov2_s_ade20k
+        --config configs/semantic/linear_dinov2_s_ade20k.py --out models/dinov2_s_ade20k
     python tools/import_weights.py rf-detr rf-detr-nano.pth --out models/rf_detr_nano \\
-        --config configs/detection/real_time_projector_dinov2_s_coco_384_100ep.py
+        --config configs/detection/rf_detr_dinov2_s_coco_384.py
     python tools/import_weights.py eomt-dinov3 pytorch_model.bin --base dinov3_vitl16/model.safetensors \\
-        --config configs/semantic/eomt_plain_dinov3_l_ade20k_512_20k.py --out models/eomt_dinov3_l --accept-licence
+        --config configs/semantic/eomt_dinov3_l_ade20k.py --out models/eomt_dinov3_l --accept-licence
 
 CONFIG is ours of the same architecture. Every tensor must find its place: what is missing or left over is listed, and
 nothing is written. Source and licence are printed, and kept in the folder; weights that not everybody may use need

@@ -1,7 +1,7 @@
 """Probe backbones: nearest neighbours and a linear head on features that are computed once.
 
-    python tools/probe.py configs/classification/class_linear_vit_ti_imagenette_224.py
-    python tools/probe.py configs/semantic/linear_plain_dinov2_s_ade20k_512_40k.py \\
+    python tools/probe.py configs/classification/linear_vit_ti_imagenette.py
+    python tools/probe.py configs/semantic/linear_dinov2_s_ade20k.py \\
         --backbones vit_small_patch14_dinov2.lvd142m vit_small_patch16_224=mine.safetensors
 
 CONFIG is one with a ClassHead or a LinearHead; its data, evaluation transforms and metrics are used. Images are seen

@@ -76,7 +76,7 @@ def test_every_stage_is_timed_and_written(tmp_path):
 
 
 def test_classes_come_from_the_config_or_the_command_line():
-    config = load_config('configs/semantic/linear_plain_dinov2_s_ade20k_512_40k.py', ['data_root=nowhere'])
+    config = load_config('configs/semantic/linear_dinov2_s_ade20k.py', ['data_root=nowhere'])
     config.model.network.backbone.timm_args = dict(embed_dim=24, depth=2, num_heads=2)
     assert model_of(config).network.heads['sem'].num_classes == 150
     assert model_of(config, num_classes=7).network.heads['sem'].num_classes == 7

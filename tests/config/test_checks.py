@@ -109,7 +109,7 @@ def test_a_wrong_value_in_the_file_is_refused_too(config_file):
 
 @pytest.mark.parametrize('value', ['2024', '1e3', '2024_01', '1,2'])
 def test_what_looks_like_a_number_is_a_word_where_a_path_or_name_is_meant(value, tmp_path):
-    leaf = ROOT / 'configs/semantic/linear_plain_vit_ti_camvid_480.py'
+    leaf = ROOT / 'configs/semantic/linear_vit_ti_camvid.py'
     keys = ('train_dataloader.dataset.images', 'val_dataloader.dataset.labels', 'test_dataloader.dataset.images')
     more = ('data_root', 'model.network.backbone.pretrained', '+work_dir', '+train_dataloader.dataset.split')
     cfg = load_config(leaf, [f'{key}={value}' for key in (*keys, *more)])
@@ -155,10 +155,10 @@ def passes(content: dict, holder: Any, key: Any, value: Any) -> bool:
     'leaf',
     [
         'configs/detection/finetune_small.py',
-        'configs/detection/eomt_plain_dinov2_l_coco_640_12ep.py',
-        'configs/semantic/upernet_vitadapter_deit_t_ade20k_512_160k.py',
-        'configs/classification/class_finetuned_deit3_s_imagenet_384_20ep.py',
-        'configs/multitask/dino_linear_simple_dinov2_s_coco_ade20k_640_12ep.py',
+        'configs/detection/eomt_dinov2_l_coco_640.py',
+        'configs/semantic/upernet_vitadapter_deit_t_ade20k.py',
+        'configs/classification/finetuned_deit3_s_imagenet.py',
+        'configs/multitask/dino_linear_dinov2_s_coco_ade20k.py',
     ],
 )
 def test_no_value_passes_that_is_of_another_kind(leaf):

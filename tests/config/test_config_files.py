@@ -23,7 +23,7 @@ def test_a_step_is_changed_by_its_name_in_a_config_anywhere_and_on_the_command_l
     file.write_text(
         'from mmengine.config import read_base\n'
         'with read_base():\n'
-        '    from vitdense.configs.semantic.linear_plain_vit_ti_camvid_480 import *\n'
+        '    from vitdense.configs.semantic.linear_vit_ti_camvid import *\n'
         'train_dataloader.dataset.transforms.crop.update(size=(240, 240))\n'
         "del train_dataloader.dataset.transforms['color']\n"
     )

@@ -53,7 +53,7 @@ def test_labels_of_another_task_are_an_error(tmp_path: Path):
 
 def test_masks_keep_no_meaning_of_the_labels_of_the_config(tmp_path: Path):
     masks(tmp_path)
-    own = load_config('configs/semantic/linear_plain_dinov2_s_ade20k_512_40k.py', data=tmp_path)
+    own = load_config('configs/semantic/linear_dinov2_s_ade20k.py', data=tmp_path)
     dataset = own['train_dataloader']['dataset']
     assert dataset['classes'] == 'classes.txt' and not dataset.get('reduce_zero_label')
 

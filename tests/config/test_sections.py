@@ -223,7 +223,7 @@ def test_the_configs_of_the_docs_load_in_any_folder(tmp_path, monkeypatch):
 
 
 def test_threads_may_load_configs_at_once(tmp_path):
-    path = Path(__file__).resolve().parents[2] / 'configs/semantic/linear_plain_vit_ti_camvid_480.py'
+    path = Path(__file__).resolve().parents[2] / 'configs/semantic/linear_vit_ti_camvid.py'
     first = load_config(path).to_dict()
     with ThreadPoolExecutor(4) as pool:
         assert all(cfg.to_dict() == first for cfg in pool.map(load_config, [path] * 12))

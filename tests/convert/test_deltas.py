@@ -127,7 +127,7 @@ def test_the_tool_takes_the_base_and_names_it_in_the_card(tmp_path, capsys):
     options = [f'model.network.backbone.{size}' for size in sizes]
     options += ['+model.network.backbone.timm_args=dict(embed_dim=48, depth=4, num_heads=3)']
     options += ['model.network.num_queries=6', 'model.network.num_blocks=2']
-    config = 'configs/semantic/eomt_plain_dinov3_l_ade20k_512_20k.py'
+    config = 'configs/semantic/eomt_dinov3_l_ade20k.py'
     where = ['--config', config, '--out', str(tmp_path / 'model'), '--num-classes', '5', '--accept-licence']
     command = ['eomt-dinov3', str(tmp_path / 'pytorch_model.safetensors'), *where]
     with pytest.raises(CheckpointError, match='differences from base weights'):

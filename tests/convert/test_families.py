@@ -203,7 +203,7 @@ def test_the_config_imports_checkpoints_with_layer_scale_and_those_from_before_i
     """The authors' ViT has LayerScale since 2022-06-19; checkpoints of before are the same model without it."""
     kept = {name: value for name, value in state.items() if scaled or '.gamma1' not in name and '.gamma2' not in name}
     save_weights(tmp_path / 'tiny.safetensors', kept)
-    cfg = load_config('configs/semantic/upernet_vitadapter_deit_t_ade20k_512_160k.py')
+    cfg = load_config('configs/semantic/upernet_vitadapter_deit_t_ade20k.py')
     coverage = import_weights('vit-adapter', [tmp_path / 'tiny.safetensors'], cfg, tmp_path / 'model')
     assert coverage.complete and coverage.matched == coverage.total
     names = load(tmp_path / 'model', device='cpu', amp='off').model.network.backbone.vit.state_dict()

@@ -104,7 +104,7 @@ def test_mae_with_upernet_loads_with_its_relative_bias(tmp_path):
     assert state['backbone.layers.3.attn.relative_position_bias_table'].shape == (15**2 + 3, 3)
     save_weights(tmp_path / 'mae.safetensors', state)
     cfg = load_config(
-        'configs/semantic/upernet_layers4_mae_b_ade20k_512_160k.py',
+        'configs/semantic/upernet_mae_b_ade20k.py',
         ['model.network.backbone.name=vit_tiny_patch16_224', 'model.network.branches.sem.head.channels=512'],
     )
     coverage = import_weights(
@@ -365,10 +365,10 @@ def lw_sized(size: str) -> tuple[type, dict]:
 def test_configs_have_the_tensors_of_the_published_sizes(family, size):
     kind, config = (rf_sized if family == 'rf' else lw_sized)(size)
     if family == 'rf':
-        leaf, published = f'dinov2_{size}_100ep', RF_DETR
+        leaf, published = f'rf_detr_dinov2_{size}', RF_DETR
     else:
-        leaf, published = f'lw_{size}_coco_640_60ep', LW_DETR
-    cfg = load_config(f'configs/detection/real_time_projector_{leaf}.py')
+        leaf, published = f'lw_detr_{size}_coco', LW_DETR
+    cfg = load_config(f'configs/detection/{leaf}.py')
     with torch.device('meta'):
         state = kind(config).state_dict()
         recipe = fitted(without_pretrained(cfg.to_dict()['model']), state, published)
@@ -391,7 +391,7 @@ def test_a_leftover_tensor_of_a_detector_is_an_error_that_names_it():
     assert 'segmentation_head.bias' in caught.value.why
 
 
-CONFIG = 'configs/semantic/linear_plain_dinov2_s_ade20k_512_40k.py'
+CONFIG = 'configs/semantic/linear_dinov2_s_ade20k.py'
 SMALL = ['+model.network.backbone.timm_args=dict(embed_dim=48, depth=2, num_heads=3)', 'data_root=nowhere']
 
 

@@ -20,7 +20,7 @@ from vitdense.inference.predictor import Predictor
 from vitdense.types import ImageClass
 from vitdense.visualize import draw
 
-CONFIG = str(Path(__file__).parents[2] / 'configs/classification/class_original_vit_ti_imagenet_224.py')
+CONFIG = str(Path(__file__).parents[2] / 'configs/classification/original_vit_ti_imagenet.py')
 SMALL = dict(depth=2, embed_dim=48, num_heads=3)
 ELSEWHERE = 'n01440764'  # tench
 

@@ -20,7 +20,7 @@ lwdetr = pytest.importorskip('rfdetr.models.lwdetr')
 tensors = pytest.importorskip('rfdetr.utilities.tensors')
 configs = pytest.importorskip('rfdetr.config')
 
-CONFIG = 'configs/detection/real_time_projector_dinov2_s_coco_384_100ep.py'
+CONFIG = 'configs/detection/rf_detr_dinov2_s_coco_384.py'
 SIDE = 384
 BOUND = 2e-6
 

@@ -48,11 +48,11 @@ def test_changing_any_number_is_noticed(leaf):
 @pytest.mark.parametrize(
     ('leaf', 'path'),
     [
-        ('detection/dino_simple_mae_b_coco_800_12ep', 'optim_wrapper.optimizer.lr'),
-        ('detection/dino_simple_mae_b_coco_800_12ep', 'model.network.branches.det.head.num_queries'),
-        ('semantic/eomt_plain_dinov2_l_ade20k_512_40k', 'optim_wrapper.clip_grad.max_norm'),
-        ('semantic/upernet_layers4_mae_b_ade20k_512_160k', 'model.network.branches.sem.adapter.layers'),
-        ('classification/class_finetuned_mae_b_imagenet_224_100ep', 'optim_wrapper.groups.decay'),
+        ('detection/dino_mae_b_coco_12ep', 'optim_wrapper.optimizer.lr'),
+        ('detection/dino_mae_b_coco_12ep', 'model.network.branches.det.head.num_queries'),
+        ('semantic/eomt_dinov2_l_ade20k', 'optim_wrapper.clip_grad.max_norm'),
+        ('semantic/upernet_mae_b_ade20k', 'model.network.branches.sem.adapter.layers'),
+        ('classification/finetuned_mae_b_imagenet', 'optim_wrapper.groups.decay'),
     ],
 )
 def test_a_wrong_number_is_named(leaf, path):
@@ -78,11 +78,11 @@ def test_every_published_number_is_that_of_the_docstring():
 
 
 def test_numbers_that_no_source_has_are_those_of_the_docstrings():
-    upernet = config_of('semantic/upernet_layers4_dinov2_s_ade20k_512_80k')['model']
+    upernet = config_of('semantic/upernet_dinov2_s_ade20k')['model']
     assert upernet['network']['branches']['sem']['head']['channels'] == 512
     assert (upernet['tiler']['size'], upernet['tiler']['stride']) == (512, 341)
     for size in 'bl':
-        cfg = config_of(f'pretraining/mae_vit_{size}_imagenet_224_800ep')
+        cfg = config_of(f'pretraining/mae_vit_{size}_imagenet')
         train, val = (cfg[f'{split}_dataloader']['dataset']['transforms'][0]['size'] for split in ('train', 'val'))
         assert train == val == 224
 

@@ -39,10 +39,10 @@ def rates(leaf: str, num_classes: int = 80) -> dict[str, tuple[float, float]]:
 @pytest.mark.parametrize(
     ('leaf', 'steps', 'milestone', 'warmup'),
     [
-        ('dino_simple_mae_b_coco_800_12ep', 90_000, 82_500, 0),
-        ('dino_simple_mae_b_coco_800_50ep', 375_000, 300_000, 0),
-        ('dino_simple_mae_l_coco_800_12ep', 90_000, 72_000, 250),
-        ('dino_simple_mae_l_coco_800_50ep', 375_000, 300_000, 250),
+        ('dino_mae_b_coco_12ep', 90_000, 82_500, 0),
+        ('dino_mae_b_coco_50ep', 375_000, 300_000, 0),
+        ('dino_mae_l_coco_12ep', 90_000, 72_000, 250),
+        ('dino_mae_l_coco_50ep', 375_000, 300_000, 250),
     ],
 )
 def test_dino_on_mae_is_that_of_detrex(leaf, steps, milestone, warmup):
@@ -69,7 +69,7 @@ def test_dino_on_mae_is_that_of_detrex(leaf, steps, milestone, warmup):
 
 def test_fine_tuned_linear_is_that_of_benchmark_vfm_ss():
     """datasets/transforms.py, configs/ade20k_linear_semantic.yaml."""
-    cfg = config('semantic/linear_finetuned_dinov2_b_ade20k_512_40k')
+    cfg = config('semantic/linear_finetuned_dinov2_b_ade20k')
     steps = cfg.train_dataloader.dataset.transforms
     assert kinds(steps) == ['ColorJitter', 'RandomFlip', 'LargeScaleJitter']
     assert steps.color['hue'] == 18 / 360 and steps.color['brightness'] == 32 / 255
@@ -81,7 +81,7 @@ def test_fine_tuned_linear_is_that_of_benchmark_vfm_ss():
 def test_dinov3_linear_turns_hue_by_half_the_circle():
     """dinov3/eval/segmentation/transforms.py: hue_range=(-0.5, 0.5), images of PIL, PadTensor behind NormalizeImage."""
     for size in 'sbl':
-        cfg = config(f'semantic/linear_plain_dinov3_{size}_ade20k_512_40k')
+        cfg = config(f'semantic/linear_dinov3_{size}_ade20k')
         steps = cfg.train_dataloader.dataset.transforms
         assert steps.color['hue'] == 90 and steps.pad['after_normalisation']
         assert steps.resize['antialias'] and cfg.val_dataloader.dataset.transforms.resize['antialias']
@@ -89,11 +89,11 @@ def test_dinov3_linear_turns_hue_by_half_the_circle():
 
 
 MMSEG = [
-    *(f'linear_plain_dinov2_{size}_ade20k_512_40k' for size in 'sbl'),
-    'linear_plain4_dinov2_s_ade20k_640_40k',
-    'upernet_layers4_mae_b_ade20k_512_160k',
-    'dpt_reassemble_vit_b_ade20k_512_160k',
-    *(f'upernet_vitadapter_{name}_ade20k_512_160k' for name in ('deit_t', 'deit_s', 'deit_b', 'augreg_b', 'augreg_l')),
+    *(f'linear_dinov2_{size}_ade20k' for size in 'sbl'),
+    'linear_layers4_dinov2_s_ade20k',
+    'upernet_mae_b_ade20k',
+    'dpt_vit_b_ade20k',
+    *(f'upernet_vitadapter_{name}_ade20k' for name in ('deit_t', 'deit_s', 'deit_b', 'augreg_b', 'augreg_l')),
 ]
 
 
@@ -114,7 +114,7 @@ def test_ade20k_is_prepared_as_mmsegmentation_does(leaf):
 
 @pytest.mark.parametrize(('version', 'size'), [('dinov2', 640), ('dinov2', 1280), ('dinov3', 640), ('dinov3', 1280)])
 def test_eomt_evaluates_on_a_padded_square(version, size):
-    cfg = config(f'detection/eomt_plain_{version}_l_coco_{size}_12ep')
+    cfg = config(f'detection/eomt_{version}_l_coco_{size}')
     steps = cfg.val_dataloader.dataset.transforms
     resize, pad = steps.values()
     assert (resize['size'], resize['max_size'], pad['size'], pad.get('fill', 0)) == (size, size, size, 0)
@@ -123,22 +123,22 @@ def test_eomt_evaluates_on_a_padded_square(version, size):
 
 def test_eomt_on_dinov3_learns_as_the_released_code_runs():
     """training/lightning_module.py: `elif ... lr_mult` is never reached; transformers' DINOv3ViT: rescale 2.0."""
-    found = rates('semantic/eomt_plain_dinov3_l_ade20k_512_20k', 150)
+    found = rates('semantic/eomt_dinov3_l_ade20k', 150)
     assert {lr for lr, _ in found.values()} == {2e-4} and {decay for _, decay in found.values()} == {0.05}
-    for leaf in ('semantic/eomt_plain_dinov3_l_ade20k_512_20k', 'detection/eomt_plain_dinov3_l_coco_640_12ep'):
+    for leaf in ('semantic/eomt_dinov3_l_ade20k', 'detection/eomt_dinov3_l_coco_640'):
         backbone = config(leaf).to_dict()['model']['network']['backbone']
         with torch.device('meta'):
             vit = build({**backbone, 'pretrained': False})
         assert vit.model.rope.rescale_coords == 2.0 and 'blocks.0.attn.q_bias' in dict(vit.model.named_parameters())
     for size in 'sb':
-        hook = config(f'semantic/eomt_plain_dinov3_{size}_ade20k_512_20k').custom_hooks[0]
+        hook = config(f'semantic/eomt_dinov3_{size}_ade20k').custom_hooks[0]
         assert hook['begin'] == (1 / 6, 5 / 12, 2 / 3) and hook['end'] == (1 / 3, 7 / 12, 5 / 6)
 
 
 def test_rates_and_decays_of_rf_detr():
     """rfdetr/util/get_param_dicts.py, rfdetr/models/backbone/backbone.py."""
     for leaf, layers in (('384', 13), ('560', 12)):  # the last layer that is read, plus one
-        found = rates(f'detection/real_time_projector_dinov2_s_coco_{leaf}_100ep')
+        found = rates(f'detection/rf_detr_dinov2_s_coco_{leaf}')
         backbone, head = 'network.backbone.model.', 'network.heads.det.'
         for name, layer, decay in (
             ('blocks.3.attn.qkv.weight', 4, 1e-4),
@@ -169,7 +169,7 @@ def test_rates_and_decays_of_rf_detr():
 )
 def test_rates_and_decays_of_lw_detr(size, depth, decay, component, weight_decay, top_k, batch):
     """scripts/lwdetr_*_coco_train.sh (eight GPUs), models/backbone/backbone.py, util/get_param_dicts.py."""
-    leaf = f'detection/real_time_projector_lw_{size}_coco_640_60ep'
+    leaf = f'detection/lw_detr_{size}_coco'
     cfg = config(leaf)
     assert cfg.model.tasks.det.top_k == top_k and cfg.ema.buffers
     assert cfg.train_dataloader.batch_size * cfg.optim_wrapper.accumulative_counts == batch
@@ -189,8 +189,8 @@ def test_rates_and_decays_of_lw_detr(size, depth, decay, component, weight_decay
     assert found['network.adapters.det.stages.0.norm.weight'] == pytest.approx((1e-4, weight_decay))
 
 
-@pytest.mark.parametrize('leaf', sorted((ROOT / 'detection').glob('*_coco_*.py')), ids=lambda path: path.stem)
+@pytest.mark.parametrize('leaf', sorted((ROOT / 'detection').glob('*_coco*.py')), ids=lambda path: path.stem)
 def test_as_many_detections_are_read_as_by_each_family(leaf):
     task = load_config(leaf).model.tasks.det
-    few = any(word in leaf.stem for word in ('eomt', 'detr_plain', 'lw_tiny'))
+    few = leaf.stem.startswith(('eomt', 'detr_', 'lw_detr_tiny'))
     assert task.get('top_k', 100) == (100 if few else 300)

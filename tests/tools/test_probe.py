@@ -16,7 +16,7 @@ from timm.data import create_transform
 from tools import probe
 from vitdense.errors import ConfigError
 
-CONFIG = 'configs/classification/class_linear_vit_ti_imagenette_224.py'
+CONFIG = 'configs/classification/linear_vit_ti_imagenette.py'
 EACH = 6  # images of each class
 
 
@@ -100,5 +100,5 @@ def test_imagenette_by_twenty_neighbours_and_a_linear_head(shared, tmp_path, mon
 
 
 def test_a_misspelt_config_is_named():
-    with pytest.raises(ConfigError, match='class_linear_vit_ti_imagenette_224'):
-        probe.main(['configs/classification/class_linear_vit_ti_imagenete_224.py'])
+    with pytest.raises(ConfigError, match='linear_vit_ti_imagenette'):
+        probe.main(['configs/classification/linear_vit_ti_imagenete.py'])

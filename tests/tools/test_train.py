@@ -229,7 +229,7 @@ def test_real_ade20k_pairs_go_through_the_tools(shared, tmp_path):
         'schedule.warmup_iters=1',
         'optim_wrapper.optimizer.lr=2e-2',
     )
-    config = str(ROOT / 'configs/semantic/linear_plain_dinov2_s_ade20k_512_40k.py')
+    config = str(ROOT / 'configs/semantic/linear_dinov2_s_ade20k.py')
     code, out, err = run(
         'train.py', config, '--workers', '0', '--work-dir', 'run', '--cfg-options', *options, cwd=tmp_path
     )

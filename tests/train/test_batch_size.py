@@ -121,19 +121,19 @@ def test_a_run_whose_processes_cannot_share_its_batches_does_not_begin(folder, m
 
 
 TOTALS = {  # images of an update, as the recipes have them
-    'pretraining/mae_vit_b_imagenet_224_800ep': 4096,
-    'pretraining/mae_vit_l_imagenet_224_800ep': 4096,
-    'classification/class_finetuned_mae_b_imagenet_224_100ep': 1024,
-    'classification/class_linear_mae_b_imagenet_224_90ep': 16_384,
-    'detection/dino_simple_mae_b_coco_800_12ep': 16,
-    'detection/detr_plain_dinov2_s_coco_800_300ep': 16,
-    'detection/deformable_vitadapter_deit_s_coco_800_36ep': 16,
-    'detection/eomt_plain_dinov2_l_coco_1280_12ep': 16,
-    'detection/real_time_projector_dinov2_s_coco_384_100ep': 16,
-    'detection/real_time_projector_lw_small_coco_640_60ep': 32,
-    'semantic/linear_plain_dinov2_s_ade20k_512_40k': 16,
-    'semantic/upernet_vitadapter_deit_s_ade20k_512_160k': 16,
-    'multitask/dino_linear_simple_dinov2_s_coco_ade20k_640_12ep': 16,
+    'pretraining/mae_vit_b_imagenet': 4096,
+    'pretraining/mae_vit_l_imagenet': 4096,
+    'classification/finetuned_mae_b_imagenet': 1024,
+    'classification/linear_mae_b_imagenet': 16_384,
+    'detection/dino_mae_b_coco_12ep': 16,
+    'detection/detr_dinov2_s_coco': 16,
+    'detection/deformable_vitadapter_deit_s_coco': 16,
+    'detection/eomt_dinov2_l_coco_1280': 16,
+    'detection/rf_detr_dinov2_s_coco_384': 16,
+    'detection/lw_detr_small_coco': 32,
+    'semantic/linear_dinov2_s_ade20k': 16,
+    'semantic/upernet_vitadapter_deit_s_ade20k': 16,
+    'multitask/dino_linear_dinov2_s_coco_ade20k': 16,
 }
 
 

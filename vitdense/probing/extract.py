@@ -97,7 +97,9 @@ def choose_branch(recipe: Mapping[str, Any], name: str | None) -> str:
         else 'the config has no linear head',
         where='model.network.branches',
         why=f'a probe takes the place of a ClassHead or a LinearHead; those are: {", ".join(linear) or "none"}',
-        fix=f'write --branch {linear[0]}' if linear else 'probe a config such as configs/semantic/linear_plain_...',
+        fix=f'write --branch {linear[0]}'
+        if linear
+        else 'probe a config such as configs/semantic/linear_vit_ti_camvid.py',
     )
 
 

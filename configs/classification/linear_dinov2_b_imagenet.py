@@ -1,0 +1,16 @@
+"""A linear classifier on a frozen DINOv2 ViT-B/14, ImageNet-1k.
+
+    python tools/train.py configs/classification/linear_dinov2_b_imagenet.py
+
+Aims at 84.5 top-1 (facebookresearch/dinov2, README.md), the best of 52 classifiers. The recipe is that of the ViT-S
+leaf.
+
+Cost: about 8 hours on one 24 GB GPU.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .linear_dinov2_s_imagenet import *
+
+model.network.backbone.name = 'vit_base_patch14_dinov2.lvd142m'
