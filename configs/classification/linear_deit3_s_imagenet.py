@@ -12,7 +12,15 @@ Cost: about 5 hours on one 24 GB GPU.
 from mmengine.config import read_base
 
 with read_base():
-    from .linear_dinov3_s_imagenet import *
+    from .._base_.class_linear import *
+    from .._base_.datasets.imagenet import *
+    from .._base_.runtime import *
+    from .._base_.schedules.cosine_12500 import *
 
 model.network.backbone.name = 'deit3_small_patch16_224.fb_in1k'
+model.network.branches.cls.adapter.update(layers=(-1,))
+model.network.branches.cls.head.update(pool='token')
+train_dataloader.batch_size = 1024
+del train_dataloader.dataset.transforms['augment']
 val_dataloader.dataset.transforms.crop.update(crop_pct=1.0)
+checkpoint.update(interval=2_500, best='cls/top1')

@@ -16,10 +16,10 @@ with read_base():
     from .._base_.class_linear import *
     from .._base_.datasets.imagenet import *
     from .._base_.runtime import *
+    from .._base_.schedules.cosine_12500 import *
 
 model.network.branches.cls.adapter.update(layers=(8, 9, 10, 11))
 model.network.branches.cls.head.update(pool='both')
 train_dataloader.batch_size = 1024
 del train_dataloader.dataset.transforms['augment']
-schedule = dict(max_iters=12_500, val_interval=2_500, decay='cosine')
 checkpoint.update(interval=2_500, best='cls/top1')

@@ -11,8 +11,14 @@ Cost: about 6 hours on one 24 GB GPU.
 from mmengine.config import read_base
 
 with read_base():
-    from .linear_dinov2_s_imagenet import *
+    from .._base_.class_linear import *
+    from .._base_.datasets.imagenet import *
+    from .._base_.runtime import *
+    from .._base_.schedules.cosine_12500 import *
 
 model.network.backbone.name = 'vit_small_patch16_dinov3.lvd1689m'
 model.network.branches.cls.adapter.update(layers=(-1,))
 model.network.branches.cls.head.update(pool='token')
+train_dataloader.batch_size = 1024
+del train_dataloader.dataset.transforms['augment']
+checkpoint.update(interval=2_500, best='cls/top1')

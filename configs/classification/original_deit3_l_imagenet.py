@@ -12,9 +12,9 @@ Training goes on with it, by the recipe of the fine-tuning leaf at 224 pixels.
 from mmengine.config import read_base
 
 with read_base():
-    from .finetuned_deit3_l_imagenet import *
+    from .finetuned_deit3_s_imagenet import *
 
-model.network.backbone.update(img_size=None)
+model.network.backbone.update(name='deit3_large_patch16_224.fb_in1k', img_size=None, drop_path=0.4)
 train_dataloader.dataset.transforms.crop.update(size=224)
 val_dataloader.dataset.transforms.crop.update(
     checkpoint='deit3_large_patch16_224.fb_in1k', size=None, crop_pct=None, interpolation=None

@@ -13,7 +13,10 @@ classes on folders of some of them. Training goes on with it, by the fine-tuning
 from mmengine.config import read_base
 
 with read_base():
-    from .original_deit3_s_imagenet import *
+    from .finetuned_deit3_s_imagenet import *
 
-model.network.backbone.update(name='vit_tiny_patch16_224.augreg_in21k_ft_in1k')
-val_dataloader.dataset.transforms.crop.update(checkpoint='vit_tiny_patch16_224.augreg_in21k_ft_in1k')
+model.network.backbone.update(name='vit_tiny_patch16_224.augreg_in21k_ft_in1k', img_size=None)
+train_dataloader.dataset.transforms.crop.update(size=224)
+val_dataloader.dataset.transforms.crop.update(
+    checkpoint='vit_tiny_patch16_224.augreg_in21k_ft_in1k', size=None, crop_pct=None, interpolation=None
+)  # what the checkpoint says

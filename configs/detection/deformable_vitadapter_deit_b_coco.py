@@ -20,16 +20,8 @@ with read_base():
     from .._base_.datasets.coco import *
     from .._base_.deformable_vit_adapter import *
     from .._base_.runtime import *
+    from .._base_.schedules.step_36ep import *
 
 model.network.backbone.vit.update(name='deit_base_patch16_224.fb_in1k', drop_path=0.3)
 model.network.backbone.update(num_heads=12, deform_ratio=0.5, drop_path=0.3)
-schedule = dict(
-    max_epochs=36,
-    val_interval=2,
-    warmup_iters=500,
-    warmup_ratio=1e-3,
-    decay='step',
-    milestones=(27, 33),
-    gamma=0.1,
-)
 checkpoint.update(interval=1, best='det/AP')

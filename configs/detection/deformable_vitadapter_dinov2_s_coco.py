@@ -20,16 +20,8 @@ with read_base():
     from .._base_.datasets.coco import *
     from .._base_.deformable_vit_adapter import *
     from .._base_.runtime import *
+    from .._base_.schedules.step_36ep import *
 
 model.network.backbone.vit.update(name='vit_small_patch14_dinov2.lvd142m', patch_size=16)
 optim_wrapper.groups.update(decay=0.7, no_decay=('norm', 'bias', 'layer_scale', 'gamma'))
-schedule = dict(
-    max_epochs=36,
-    val_interval=2,
-    warmup_iters=500,
-    warmup_ratio=1e-3,
-    decay='step',
-    milestones=(27, 33),
-    gamma=0.1,
-)
 checkpoint.update(interval=1, best='det/AP')

@@ -11,6 +11,8 @@ Cost: about a week on eight 80 GB GPUs (`torchrun --nproc_per_node 8`: two image
 from mmengine.config import read_base
 
 with read_base():
-    from .dino_mae_l_coco_12ep import *
+    from .dino_mae_b_coco_12ep import *
 
-schedule.update(max_iters=375_000, milestones=(300_000,))
+model.network.backbone.update(name='vit_large_patch16_224.mae', drop_path=0.4, checkpointing=True)
+model.network.backbone.windows.update(global_blocks=(5, 11, 17, 23))
+schedule.update(max_iters=375_000, milestones=(300_000,), warmup_iters=250, warmup_ratio=1e-3)

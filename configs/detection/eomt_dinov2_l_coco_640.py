@@ -17,11 +17,10 @@ Cost: about 2 days on one 80 GB GPU.
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.datasets.coco_lsj import *
+    from .._base_.datasets.coco_masks import *
     from .._base_.eomt import *
     from .._base_.runtime import *
 
-from vitdense.data.transforms.common import Pad
 from vitdense.tasks.mask_classification import InstanceTask
 from vitdense.tasks.mask_losses import MaskLoss
 from vitdense.train.mask_annealing import MaskAnnealingHook
@@ -30,13 +29,6 @@ model.network.backbone.update(img_size=640)
 model.network.update(num_queries=200, name='det')
 model.tasks = dict(det=dict(type=InstanceTask, losses=dict(type=MaskLoss), top_k=100))
 model.tiler = None
-train_dataloader.update(batch_size=16)
-train_dataloader.dataset.update(masks=True, drop_empty=True)
-train_dataloader.dataset.transforms.jitter.update(size=640, fill=0, require_labels=True)
-val_dataloader.dataset.update(masks=True)
-val_dataloader.dataset.transforms.resize.update(size=640, max_size=640)
-val_dataloader.dataset.transforms.update(pad=dict(type=Pad, size=640))
-val_evaluator[0].update(iou_type='segm')
 schedule = dict(
     max_iters=88_692, val_interval=7_391, warmup_iters=500, backbone_warmup_iters=1_000, decay='poly', power=0.9
 )

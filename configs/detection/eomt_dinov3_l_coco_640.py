@@ -13,11 +13,27 @@ Cost: about 2 days on one 80 GB GPU.
 from mmengine.config import read_base
 
 with read_base():
-    from .eomt_dinov2_l_coco_640 import *
+    from .._base_.datasets.coco_masks import *
+    from .._base_.eomt import *
+    from .._base_.runtime import *
+
+from vitdense.tasks.mask_classification import InstanceTask
+from vitdense.tasks.mask_losses import MaskLoss
+from vitdense.train.mask_annealing import MaskAnnealingHook
 
 model.network.backbone.update(
-    name='vit_large_patch16_dinov3_qkvb.lvd1689m', patch_size=None, timm_args=dict(rope_rescale_coords=2.0)
+    name='vit_large_patch16_dinov3_qkvb.lvd1689m',
+    patch_size=None,
+    img_size=640,
+    timm_args=dict(rope_rescale_coords=2.0),
 )
+model.network.update(num_queries=200, name='det')
+model.tasks = dict(det=dict(type=InstanceTask, losses=dict(type=MaskLoss), top_k=100))
+model.tiler = None
 optim_wrapper.optimizer.update(lr=2e-4)
 optim_wrapper.groups.update(full_blocks=4)
-schedule.update(warmup_iters=2_000, backbone_warmup_iters=3_000)
+schedule = dict(
+    max_iters=88_692, val_interval=7_391, warmup_iters=2_000, backbone_warmup_iters=3_000, decay='poly', power=0.9
+)
+custom_hooks = [dict(type=MaskAnnealingHook)]
+checkpoint.update(interval=7_391, best='det/segm/AP')

@@ -10,7 +10,7 @@ expect less. Its weights come in by `tools/import_weights.py lw-detr`, and `--we
 from mmengine.config import read_base
 
 with read_base():
-    from .lw_detr_small_coco import *
+    from .._base_.lw_detr import *
 
 model.network.backbone.update(name='deit_small_patch16_224')
 optim_wrapper.groups.update(decay=0.7)

@@ -10,7 +10,7 @@ expect less. Its weights come in by `tools/import_weights.py lw-detr`, and `--we
 from mmengine.config import read_base
 
 with read_base():
-    from .lw_detr_small_coco import *
+    from .._base_.lw_detr import *
 
 model.network.backbone.timm_args.update(depth=6)
 model.network.backbone.windows.update(global_blocks=(1, 3, 5))

@@ -11,8 +11,13 @@ component, drop path 0.1, weight decay 1e-3, batches of 16.
 from mmengine.config import read_base
 
 with read_base():
-    from .lw_detr_large_coco import *
+    from .._base_.lw_detr import *
 
-model.network.backbone.update(name='deit_base_patch16_224')
+model.network.backbone.update(name='deit_base_patch16_224', drop_path=0.1)
+model.network.branches.det.adapter.update(channels=384, scales=(2.0, 0.5))
+model.network.branches.det.head.update(channels=384, num_levels=2, num_heads=12, cross_heads=24, num_points=4)
 optim_wrapper.optimizer.update(weight_decay=1e-3)
-optim_wrapper.groups.update(decay=0.75)
+optim_wrapper.groups.update(
+    decay=0.75, backbone_lr=0.375, lr_of={'layers': 0.5, 'position_encoder': 0.5, 'decoder.norm': 0.5}
+)
+train_dataloader.update(batch_size=4)

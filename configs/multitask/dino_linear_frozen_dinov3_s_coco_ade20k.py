@@ -10,6 +10,6 @@ Cost: not measured; less than fine-tuning, whose backward pass through the ViT i
 from mmengine.config import read_base
 
 with read_base():
-    from .dino_linear_dinov3_s_coco_ade20k import *
+    from .dino_linear_dinov2_s_coco_ade20k import *
 
-model.network.backbone.update(frozen=True, drop_path=0.0)
+model.network.backbone.update(name='vit_small_patch16_dinov3.lvd1689m', patch_size=None, frozen=True, drop_path=0.0)

@@ -18,9 +18,9 @@ with read_base():
     from .._base_.datasets.ade20k import *
     from .._base_.dpt import *
     from .._base_.runtime import *
+    from .._base_.schedules.poly_160k import *
 
 from vitdense.tasks.losses import CrossEntropy
 
 model.tasks.sem.update(losses=[dict(type=CrossEntropy, average='all')])
-schedule = dict(max_iters=160_000, val_interval=16_000, warmup_iters=1500, warmup_ratio=1e-6, decay='poly', power=1.0)
 checkpoint.update(interval=4_000)

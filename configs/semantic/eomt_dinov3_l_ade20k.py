@@ -15,16 +15,25 @@ Cost: about 7 hours on one 80 GB GPU.
 from mmengine.config import read_base
 
 with read_base():
-    from .eomt_dinov2_l_ade20k import *
+    from .._base_.datasets.ade20k_jitter import *
+    from .._base_.eomt import *
+    from .._base_.runtime import *
+
+from vitdense.train.mask_annealing import MaskAnnealingHook
 
 model.network.backbone.update(
     name='vit_large_patch16_dinov3_qkvb.lvd1689m', patch_size=None, timm_args=dict(rope_rescale_coords=2.0)
 )
 optim_wrapper.optimizer.update(lr=2e-4)
 optim_wrapper.groups.update(decay=1.0, full_blocks=4)
-schedule.update(max_iters=20_200, val_interval=2_525, warmup_iters=2_000, backbone_warmup_iters=3_000)
-custom_hooks[0].update(
-    begin=(0.0, 6_520 / 20_200, 9_780 / 20_200, 13_040 / 20_200),
-    end=(3_000 / 20_200, 9_780 / 20_200, 13_040 / 20_200, 16_300 / 20_200),
+schedule = dict(
+    max_iters=20_200, val_interval=2_525, warmup_iters=2_000, backbone_warmup_iters=3_000, decay='poly', power=0.9
 )
+custom_hooks = [
+    dict(
+        type=MaskAnnealingHook,
+        begin=(0.0, 6_520 / 20_200, 9_780 / 20_200, 13_040 / 20_200),
+        end=(3_000 / 20_200, 9_780 / 20_200, 13_040 / 20_200, 16_300 / 20_200),
+    )
+]
 checkpoint.update(interval=2_525)

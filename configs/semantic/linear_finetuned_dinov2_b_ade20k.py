@@ -20,12 +20,10 @@ Cost: about 12 hours on one 40 GB GPU.
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.datasets.ade20k import *
+    from .._base_.datasets.ade20k_jitter import *
     from .._base_.linear_frozen import *
     from .._base_.runtime import *
 
-from vitdense.data.transforms.common import ColorJitter, RandomFlip, ResizeShortSide
-from vitdense.data.transforms.detection import LargeScaleJitter
 
 model.network.backbone.update(name='vit_base_patch14_dinov2.lvd142m', patch_size=16, frozen=False)
 model.network.branches.sem.adapter.update(normed=False)
@@ -33,11 +31,5 @@ model.network.branches.sem.head.update(norm='layer')
 model.tiler.update(stride=512, even=True)
 optim_wrapper.optimizer.update(lr=1e-4, weight_decay=0.05)
 optim_wrapper.groups.update(backbone_lr=0.1)
-train_dataloader.dataset.transforms = dict(
-    color=dict(type=ColorJitter, brightness=32 / 255, contrast=0.5, saturation=0.5, hue=18 / 360),
-    flip=dict(type=RandomFlip),
-    jitter=dict(type=LargeScaleJitter, size=512, ratio=(0.5, 2.0), fill=0, require_labels=True),
-)
-val_dataloader.dataset.transforms = dict(resize=dict(type=ResizeShortSide, size=512))
 schedule = dict(max_iters=40_000, val_interval=5_000, decay='poly', power=0.9)
 checkpoint.update(interval=5_000)

@@ -10,10 +10,11 @@ merged.
 from mmengine.config import read_base
 
 with read_base():
-    from .linear_finetuned_vit_ti_camvid import *
+    from .linear_vit_ti_camvid import *
 
 from vitdense.layers.lora import Lora
 
-model.network.backbone.update(lora=dict(type=Lora, rank=8, targets=('attn',)))
+model.network.backbone.update(frozen=False, drop_path=0.1, lora=dict(type=Lora, rank=8, targets=('attn',)))
 optim_wrapper.optimizer.update(lr=3e-3, weight_decay=1e-4)
-optim_wrapper.groups.update(decay=1.0, head_lr=1.5)
+optim_wrapper.groups.update(decay=1.0, head_lr=1.5, no_decay=('norm', 'bias', 'layer_scale', 'pos_embed', 'cls_token'))
+schedule.update(warmup_iters=100)

@@ -14,6 +14,7 @@ from mmengine.config import read_base
 with read_base():
     from .._base_.datasets.ade20k import *
     from .._base_.runtime import *
+    from .._base_.schedules.poly_160k import *
     from .._base_.upernet import *
 
 from vitdense.tasks.losses import CrossEntropy
@@ -21,5 +22,5 @@ from vitdense.tasks.losses import CrossEntropy
 model.network.backbone.update(name='vit_small_patch14_dinov2.lvd142m', patch_size=16)
 model.tasks.sem.update(losses=[dict(type=CrossEntropy, average='all')])
 optim_wrapper.groups.decay = 0.75
-schedule = dict(max_iters=80_000, val_interval=8_000, warmup_iters=1500, warmup_ratio=1e-6, decay='poly', power=1.0)
+schedule.update(max_iters=80_000, val_interval=8_000)
 checkpoint.update(interval=4_000)

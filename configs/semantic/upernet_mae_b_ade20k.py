@@ -17,6 +17,7 @@ from mmengine.config import read_base
 with read_base():
     from .._base_.datasets.ade20k import *
     from .._base_.runtime import *
+    from .._base_.schedules.poly_160k import *
     from .._base_.upernet import *
 
 from vitdense.tasks.losses import CrossEntropy
@@ -28,5 +29,4 @@ model.network.branches.sem.head.update(channels=768)
 model.tasks.sem.update(losses=[dict(type=CrossEntropy, average='all')])
 model.tiler.update(stride=256)
 optim_wrapper.groups.update(no_decay=('norm', 'bias', 'layer_scale'))  # positions decay: see the optimizer's source
-schedule = dict(max_iters=160_000, val_interval=16_000, warmup_iters=1500, warmup_ratio=1e-6, decay='poly', power=1.0)
 checkpoint.update(interval=4_000)

@@ -9,6 +9,11 @@ No published number. The budget is that of `linear_vit_ti_camvid.py`, which it i
 from mmengine.config import read_base
 
 with read_base():
-    from .upernet_simple_vit_ti_camvid import *
+    from .upernet_vit_ti_camvid import *
+
+from vitdense.adapters.pyramid import SimplePyramid
 
 model.network.backbone.update(frozen=True, drop_path=0.0)
+model.network.branches.sem.adapter = dict(type=SimplePyramid, channels=96)
+schedule.update(max_iters=1000, val_interval=500, decay='cosine', power=1.0)
+checkpoint.update(interval=500)

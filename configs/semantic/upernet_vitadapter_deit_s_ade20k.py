@@ -20,6 +20,7 @@ from mmengine.config import read_base
 with read_base():
     from .._base_.datasets.ade20k import *
     from .._base_.runtime import *
+    from .._base_.schedules.poly_160k import *
     from .._base_.upernet_vit_adapter import *
 
 from vitdense.tasks.losses import CrossEntropy
@@ -27,5 +28,4 @@ from vitdense.tasks.losses import CrossEntropy
 model.tasks.sem.update(losses=[dict(type=CrossEntropy, average='all')])
 # the authors' ResizeToMultiple(size_divisor=32)
 val_dataloader.dataset.transforms.resize.update(divisor=32, round_up=True)
-schedule = dict(max_iters=160_000, val_interval=16_000, warmup_iters=1500, warmup_ratio=1e-6, decay='poly', power=1.0)
 checkpoint.update(interval=4_000)

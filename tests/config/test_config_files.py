@@ -39,3 +39,29 @@ def test_transforms_of_a_model_are_a_list_with_and_without_names():
     for transforms in ([step], {'resize': step}):
         content = {'val_dataloader': {'dataset': {'type': 'x', 'transforms': transforms}}}
         assert image_recipe(content)['transforms'] == [step]
+
+
+def bases_of(file: Path) -> list[Path]:
+    """Return the config files that `file` starts from."""
+    found = re.findall(r'^    from (\.+)(\S+) import', file.read_text(encoding='utf-8'), re.MULTILINE)
+    return [file.parents[len(dots) - 1].joinpath(*name.split('.')).with_suffix('.py') for dots, name in found]
+
+
+def depth_of(file: Path) -> int:
+    return 1 + max((depth_of(base) for base in bases_of(file)), default=0)
+
+
+def test_a_config_is_read_in_three_files_at_most():
+    assert all(base.is_file() for file in LEAVES for base in bases_of(file))
+    assert {str(file.relative_to(CONFIGS)): depth for file in LEAVES if (depth := depth_of(file)) > 3} == {}
+
+
+def test_names_are_short_and_each_says_its_data_set():
+    data = 'ade20k|camvid|coco|imagenet|imagenette|small|shapes'
+    odd = [file.stem for file in LEAVES if len(file.stem) > 40 or not re.search(rf'(^|_)({data})(_|$)', file.stem)]
+    assert odd == []
+
+
+def test_no_base_is_without_a_leaf():
+    used = {base.resolve() for file in FILES for base in bases_of(file)}
+    assert {file for file in FILES if '_base_' in file.parts and file.resolve() not in used} == set()

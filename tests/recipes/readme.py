@@ -13,7 +13,7 @@ from tests.recipes.table import ROOT, Recipe, config_of, leaves, recipes_of, row
 
 README = ROOT / 'configs' / 'README.md'
 TITLES = {
-    'quickstart': 'Quick start: drawn shapes, one CPU core',
+    'quickstart': 'Quick start: synthetic shapes, one CPU core',
     'semantic': 'Semantic segmentation',
     'detection': 'Detection and instance segmentation',
     'classification': 'Classification',
@@ -26,7 +26,11 @@ HEAD = """# Configs
 
 Every file here is a run: `python tools/train.py configs/FOLDER/NAME.py`. Its docstring says what it is, which number
 it aims at, what it follows, where it differs from the source and why, and what it costs. `_base_` holds what several
-share.
+share: models, data sets, schedules. No config needs more than three files to be read.
+
+A name is `HEAD[_ADAPTER][_MODE]_BACKBONE_DATA[_SIZE or LENGTH]`. Head and backbone are always there; the adapter, the
+mode (`frozen`, `finetuned`, `lora`) and the size of the images or the length of the run only where they tell two
+configs apart. Sizes, lengths and batches stand in the tables below.
 
 [recipes.toml](recipes.toml) has the numbers of every published recipe with the file they were read in; a test compares
 it with the resolved configs, so that no number changes unnoticed. The column *numbers* counts those of a config.
