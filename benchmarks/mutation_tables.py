@@ -55,8 +55,7 @@ TESTS = {  # file of the package, or config -> its tests
     'configs/_base_/eomt.py': [f'{RECIPE}[semantic/eomt_dinov2_l_ade20k]'],
     'configs/_base_/upernet.py': [f'{RECIPE}[semantic/upernet_mae_b_ade20k]', OWN],
     'configs/_base_/real_time_detr.py': [
-        f'{RECIPE}[detection/real_time_projector_{name}]'
-        for name in ('dinov2_s_coco_512_100ep', 'lw_small_coco_640_60ep')
+        f'{RECIPE}[detection/{name}]' for name in ('rf_detr_dinov2_s_coco_512', 'lw_detr_small_coco')
     ],
     'configs/_base_/class_finetuned.py': [f'{RECIPE}[classification/finetuned_mae_b_imagenet]'],
     'configs/_base_/mae.py': [*(f'{RECIPE}[pretraining/mae_vit_{size}_imagenet]' for size in 'bl'), OWN],
