@@ -38,10 +38,11 @@ MAY_IMPORT = {  # folder or file of the package -> the others that it may import
     'multihead': {'backbones', 'checkpoints', 'config', 'model'},
     'convert': {'backbones', 'checkpoints', 'config', 'data'},
     'probing': {'data', 'heads', 'model', 'ops', 'reporting', 'train'},
-    'inference': {'backbones', 'checkpoints', 'config', 'data', 'layers', 'model', 'test_time', 'visualize'},
+    'export': {'checkpoints', 'data', 'model'},
+    'inference': {'backbones', 'checkpoints', 'config', 'data', 'export', 'layers', 'model', 'test_time', 'visualize'},
     'commands': {
-        'checkpoints', 'config', 'convert', 'data', 'inference', 'metrics', 'model', 'multihead', 'ops', 'probing',
-        'reporting', 'test_time', 'train', 'visualize',
+        'checkpoints', 'config', 'convert', 'data', 'export', 'inference', 'metrics', 'model', 'multihead', 'ops',
+        'probing', 'reporting', 'test_time', 'train', 'visualize',
     },
     '__init__': {'inference'},
 }  # fmt: skip

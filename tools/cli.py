@@ -18,6 +18,7 @@ TOOLS = {
     'evaluate': 'score saved predictions, without a model',
     'benchmark': 'say what a model costs',
     'import-weights': 'bring published weights into a model folder',
+    'export': 'write a model as one ONNX graph',
     'check-data': 'report what is wrong with a data set',
     'probe': 'compare backbones by nearest neighbours and linear heads',
     'visualize-features': 'show what a ViT sees, as colours',

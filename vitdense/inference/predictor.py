@@ -45,16 +45,19 @@ _PIL_DECODING = threading.Lock()  # a PIL image is decoded at its first use, and
 
 
 def load(model_dir: str | Path, **options: Any) -> Predictor:
-    """Return the predictor of a model folder (`model.json`, `model.safetensors`), as training leaves one.
+    """Return the predictor of a model folder (`model.json`, `model.safetensors`), as training leaves one, or of an
+    exported one (`model.onnx`, `export.json`), as tools/export.py leaves one.
 
     `options` go to `Predictor`: `device`, `amp`, `batch_size`, `max_pixels`, `tile`, `value_range` (by default that of
     the data which the model was validated with). Loading runs no code of the
     folder. Raises CheckpointError when the folder is not whole, ConfigError for options that cannot be.
     """
     from vitdense.checkpoints.model_folder import read_model_folder
+    from vitdense.export.folder import is_exported, read_exported
 
     refuse_unknown(options, OPTIONS, where='vitdense.load')
-    model, info = read_model_folder(folder_name(model_dir))
+    folder = folder_name(model_dir)
+    model, info = read_exported(folder) if is_exported(folder) else read_model_folder(folder)
     options = {'value_range': info.get('value_range'), **options}
     return Predictor(model, transforms=info['transforms'], metainfo=_metainfo(info), **options)
 

@@ -1,0 +1,104 @@
+"""Export a model as one ONNX graph with all heads of one backbone pass, and compare it with the model.
+
+    python tools/export.py work_dirs/shapes/model --out exported --verify 4
+    python tools/export.py work_dirs/shapes/model --out exported --verify photos --heads det,sem
+
+MODEL is a model folder. Writes model.onnx (opset 20, plain operators), export.json (inputs, outputs, verdict) and
+model.json. The graph takes normalised images (B, 3, H, W): (RGB in [0, 1] - mean) / std, mean and std in export.json.
+The size is that of the evaluation transforms where they give all images one size; otherwise sizes are free. --verify
+runs both on images of a folder or on N drawn ones, prints the differences of outputs and predictions and the time of
+both, and leaves with 5 where an output differs by more than 1e-3. `vitdense.load` and demo.py take the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vitdense.commands.parser import Parser, run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitdense.export.verify import Verdict
+
+DIFFERENT = 5  # exit code of a graph whose outputs are not those of the model
+MOST = 32  # images of a folder that are compared
+
+
+def parser() -> Parser:
+    """Return the parser of the tool's arguments."""
+    made = Parser(prog='export.py', description=__doc__)
+    made.add_argument('model', metavar='MODEL', help='a model folder, or the folder of a run')
+    made.add_argument('--out', metavar='D', required=True, help='the folder to write')
+    made.add_argument('--heads', metavar='A,B', help='heads to export (default: all)')
+    made.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='size of the images of the graph')
+    made.add_argument(
+        '--dynamic', type=_dynamic, metavar='batch,size', help='what may differ from call to call, or none'
+    )
+    made.add_argument('--verify', metavar='DATA|N', help='a folder of images, or a number of drawn ones')
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export as `argv` says; return 0, or 5 when outputs differ."""
+    args = parser().parse_args(argv)
+    from pathlib import Path  # heavy from here on: after the arguments are known to be right
+
+    from vitdense.export.folder import export_model, verify
+    from vitdense.reporting.console import console, start_logging
+
+    start_logging(None)
+    out = Path(args.out)
+    heads = args.heads.split(',') if args.heads else None
+    size = tuple(args.size) if args.size else None
+    content = export_model(args.model, out, heads=heads, size=size, dynamic=args.dynamic)
+    free = f', free: {", ".join(content["dynamic"])}' if content['dynamic'] else ''
+    console().print(f'{out}: {", ".join(content["heads"])} in one graph of {tuple(content["size"])}{free}')
+    if args.verify is None:
+        return 0
+    verdict = verify(args.model, out, images_of(args.verify))
+    show(verdict)
+    return 0 if verdict.passed else DIFFERENT
+
+
+def images_of(words: str) -> list[Tensor]:
+    """Return the images of a folder, or that many drawn scenes."""
+    from vitdense.data.files.images import read_image
+    from vitdense.data.files.listing import find_files
+    from vitdense.data.shapes import ShapesScenes
+
+    if words.isdecimal() and int(words):
+        scenes = ShapesScenes(num_images=int(words), size=256, split='val')
+        return [scenes[row].img for row in range(len(scenes))]
+    from pathlib import Path
+
+    return [read_image(Path(words) / name) for name in find_files(Path(words)).files[:MOST]]
+
+
+def show(verdict: Verdict) -> None:
+    """Print the verdict."""
+    from vitdense.reporting.console import console, print_table
+
+    rows = [
+        (each.name, f'{each.largest:.2e}', f'{each.mean:.2e}', f'{each.scale:.3g}', 'yes' if each.passed else 'NO')
+        for each in verdict.outputs
+    ]
+    print_table(f'{verdict.images} images', ('output', 'max difference', 'mean', 'magnitude', 'equal'), rows)
+    for head in verdict.heads:
+        console().print(f'{head.head}: {head.same:,} of {head.total:,} {head.what} equal ({100 * head.share:.2f} %)')
+    torch_ms, graph_ms = (1000 * verdict.seconds[name] for name in ('torch', 'graph'))
+    console().print(f'a pass: torch {torch_ms:.1f} ms, onnxruntime {graph_ms:.1f} ms ({torch_ms / graph_ms:.2f} x)')
+    console().print('passed' if verdict.passed else 'NOT passed: outputs differ by more than 1e-3', style='bold')
+
+
+def _dynamic(text: str) -> tuple[str, ...]:
+    words = () if text == 'none' else tuple(text.split(','))
+    if set(words) - {'batch', 'size'}:
+        raise argparse.ArgumentTypeError(f'{text!r} is not batch, size, batch,size or none')
+    return words
+
+
+if __name__ == '__main__':
+    run(main)

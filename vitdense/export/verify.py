@@ -1,0 +1,168 @@
+"""Compare an exported graph with the model that it was made from: outputs, predictions and time, image by image."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from vitdense.types import ImageClass, Instances, Outputs, Prediction, QueryOutputs, SemanticMap
+
+TOLERANCE = 1e-3  # of an output, relative to its largest magnitude where that is above 1
+LEAST_SCORE = 0.05  # of an object that is compared
+SAME_BOX = 0.99  # IoU
+ROUNDS = 5
+
+
+class OutputDifference(NamedTuple):
+    """How far an output of the graph is from the model's."""
+
+    name: str
+    largest: float
+    mean: float
+    scale: float  # the largest magnitude of the output, at least 1
+
+    @property
+    def passed(self) -> bool:
+        return self.largest <= TOLERANCE * self.scale
+
+
+class Agreement(NamedTuple):
+    """How many predictions of a head are the same."""
+
+    head: str
+    what: str  # pixels, objects or images
+    same: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        return self.same / self.total if self.total else 1.0
+
+
+class Verdict(NamedTuple):
+    """The comparison of a graph with its model."""
+
+    images: int
+    outputs: list[OutputDifference]
+    heads: list[Agreement]
+    seconds: dict[str, float]  # median time of a pass of the network: torch, graph
+
+    @property
+    def passed(self) -> bool:
+        return all(output.passed for output in self.outputs)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the verdict as json holds it."""
+        return {
+            'passed': self.passed,
+            'images': self.images,
+            'tolerance': TOLERANCE,
+            'outputs': [output._asdict() for output in self.outputs],
+            'heads': [head._asdict() for head in self.heads],
+            'seconds': self.seconds,
+        }
+
+
+@torch.inference_mode()
+def compare(
+    network: nn.Module,
+    exported: nn.Module,
+    batches: Sequence[Tensor],
+    read: Callable[[dict[str, Outputs], int], dict[str, Prediction]],
+) -> Verdict:
+    """Return the verdict on `exported` for `batches` of one normalised image each, (1, 3, H, W).
+
+    `read` makes predictions of the outputs of the batch with that number.
+    """
+    differences: dict[str, list[tuple[float, float, float]]] = {}  # largest, mean, magnitude of each image
+    same: dict[str, list[int]] = {}
+    for number, imgs in enumerate(batches):
+        theirs, ours = network(imgs), exported(imgs)
+        predictions = read(theirs, number), read(ours, number)
+        for head, outputs in ours.items():
+            for name, expected, found in _pairs(head, theirs[head], outputs):
+                gap = (expected - found).abs()
+                row = gap.max().item(), gap.mean().item(), expected.abs().max().item()
+                differences.setdefault(name, []).append(row)
+            equal, total = equal_predictions(predictions[0][head], predictions[1][head])
+            count = same.setdefault(head, [0, 0])
+            count[0], count[1] = count[0] + equal, count[1] + total
+    outputs = []
+    for name, rows in differences.items():
+        largest, means, magnitudes = zip(*rows, strict=True)
+        outputs.append(OutputDifference(name, max(largest), statistics.mean(means), max(1.0, *magnitudes)))
+    kinds = {head: _what(predictions[1][head]) for head in same}
+    heads = [Agreement(head, kinds[head], *count) for head, count in same.items()]
+    return Verdict(len(batches), outputs, heads, _times(network, exported, batches[0]))
+
+
+def equal_predictions(first: Prediction, second: Prediction) -> tuple[int, int]:
+    """Return how many predictions are equal, and of how many: pixels, objects, or the class of the image."""
+    if isinstance(first, SemanticMap):
+        return int((first.labels == second.labels).sum()), first.labels.numel()
+    if isinstance(first, ImageClass):
+        return int(first.scores.argmax() == second.scores.argmax()), 1
+    return _equal_objects(first, second)
+
+
+def _equal_objects(first: Instances, second: Instances) -> tuple[int, int]:
+    """Match objects above `LEAST_SCORE` one to one by box and class, and count those with equal scores."""
+    kept = [_chosen(objects) for objects in (first, second)]
+    total = max(len(objects.scores) for objects in kept)
+    if not min(len(objects.scores) for objects in kept):
+        return 0, total
+    equal = (box_iou(kept[0].boxes, kept[1].boxes) >= SAME_BOX) & (kept[0].labels[:, None] == kept[1].labels)
+    equal &= (kept[0].scores[:, None] - kept[1].scores).abs() <= TOLERANCE
+    rows, columns = linear_sum_assignment(equal.cpu().numpy(), maximize=True)
+    return int(equal[rows, columns].sum()), total
+
+
+def _chosen(objects: Instances) -> Instances:
+    rows = objects.scores >= LEAST_SCORE
+    return Instances(objects.boxes[rows], objects.scores[rows], objects.labels[rows])
+
+
+def _pairs(head: str, expected: Outputs, found: Outputs) -> list[tuple[str, Tensor, Tensor]]:
+    """Return the tensors of both under their names; queries, which may be in another order, are matched first."""
+    if isinstance(expected, QueryOutputs):
+        rows = torch.cat([_queries(expected, row) for row in range(len(expected.class_logits))])
+        others = torch.cat([_queries(found, row) for row in range(len(found.class_logits))])
+        first, second = linear_sum_assignment(torch.cdist(rows, others, p=float('inf')).cpu().numpy())
+        classes = expected.class_logits.shape[-1]
+        pairs = [(f'{head}.class_logits', rows[first, :classes], others[second, :classes])]
+        if expected.boxes is not None:
+            pairs.append((f'{head}.boxes', rows[first, classes:][:, :4], others[second, classes:][:, :4]))
+        if expected.mask_logits is not None:
+            masks = expected.mask_logits.flatten(0, 1)[first], found.mask_logits.flatten(0, 1)[second]
+            pairs.append((f'{head}.mask_logits', *masks))
+        return pairs
+    fields = [field for field, value in zip(expected._fields, expected, strict=True) if isinstance(value, Tensor)]
+    return [(f'{head}.{field}', getattr(expected, field), getattr(found, field)) for field in fields]
+
+
+def _queries(outputs: QueryOutputs, row: int) -> Tensor:
+    """Return (Q, K + 4) logits and boxes of the queries of an image."""
+    parts = [outputs.class_logits[row]] + ([] if outputs.boxes is None else [outputs.boxes[row]])
+    return torch.cat(parts, dim=-1).float()
+
+
+def _what(prediction: Prediction) -> str:
+    return {SemanticMap: 'pixels', ImageClass: 'images', Instances: 'objects'}[type(prediction)]
+
+
+def _times(network: nn.Module, exported: nn.Module, imgs: Tensor) -> dict[str, float]:
+    """Return the median seconds of a pass of each, taken in turns."""
+    seconds: Mapping[str, list[float]] = {'torch': [], 'graph': []}
+    for _ in range(ROUNDS):
+        for name, each in (('torch', network), ('graph', exported)):
+            start = time.perf_counter()
+            each(imgs)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
