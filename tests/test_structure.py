@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,3 +174,12 @@ def test_the_registry_imports_mmengine_only_when_it_builds_a_recipe():
     lines = [ast.unparse(node) for node in top_level if isinstance(node, ast.ImportFrom | ast.Import)]
     names = [name for line in lines for name in imports(line)]
     assert names and not [name for name in names if name.startswith('mmengine')]
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'tools').glob('*.py')), ids=lambda path: path.stem)
+def test_what_the_tools_import_late_exists(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith('vitdense'):
+            module = importlib.import_module(node.module)
+            missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            assert missing == [], f'{path.name}:{node.lineno}: {node.module} has no {missing}'

@@ -57,7 +57,7 @@ def test_a_home_that_exists_is_left_as_it_is(tmp_path):
 @pytest.mark.faults
 def test_a_cache_that_cannot_be_written_names_its_variable(tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(DiskError, match='the features cannot be kept') as caught:
+    with pytest.raises(DiskError, match='the features cannot be written') as caught:
         check_writable(tmp_path / 'file' / 'features')
     assert 'VITDENSE_CACHE=DIR' in caught.value.fix
     check_writable(tmp_path / 'new' / 'features')
