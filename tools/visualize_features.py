@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vitdense.device import read_device
     from vitdense.inference.feature_maps import FeatureImages
     from vitdense.inference.inputs import OutputNames, find_inputs
+    from vitdense.inference.predictor import as_tensor
     from vitdense.reporting.console import console, start_logging
     from vitdense.visualize.image_files import write_image
 
