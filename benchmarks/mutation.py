@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -158,7 +159,7 @@ class Copies:
 
     def __init__(self, place: str, jobs: int) -> None:
         sys.dont_write_bytecode = True
-        self.pool = get_context('fork').Pool(jobs, Copies.copy, (place,))
+        self.pool = ProcessPoolExecutor(jobs, get_context('fork'), Copies.copy, (place,))
 
     @staticmethod
     def copy(place: str) -> None:
@@ -242,15 +243,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place:
         pool = Copies(place, options.jobs).pool
         used = sorted({tuple(TESTS[mutant.file]) for mutant in mutants})
-        broken = [' '.join(tests) for tests, failed in zip(used, pool.imap(fails, used), strict=True) if failed]
+        broken = [' '.join(tests) for tests, failed in zip(used, pool.map(fails, used), strict=True) if failed]
         if broken:
             sys.exit(f'these tests fail without any change: {broken}')
-        for number, (mutant, seen) in enumerate(pool.imap_unordered(noticed, mutants), start=1):
+        for number, (mutant, seen) in enumerate(pool.map(noticed, mutants), start=1):
             survivors += [] if seen else [mutant]
             what = 'noticed ' if seen else 'SURVIVED'
             change = f'{mutant.file}:{mutant.line}: {mutant.before} -> {mutant.after}'
             print(f'{number}/{len(mutants)} {what} {change}', flush=True)
-        pool.terminate()
+        pool.shutdown()
     share = 1 - len(survivors) / max(len(mutants), 1)
     print(f'{len(mutants) - len(survivors)} of {len(mutants)} mutants noticed: {share:.1%}')
     return 0

@@ -7,6 +7,7 @@ from transformers.loss.loss_for_object_detection import HungarianMatcher as Detr
 from transformers.loss.loss_lw_detr import LwDetrHungarianMatcher
 
 from vitdense.errors import ConfigError, NumericsError
+from vitdense.tasks import matching
 from vitdense.tasks.matching import NO_OBJECT, HungarianMatcher, LayerPredictions, ObjectTargets
 from vitdense.types import QueryOutputs, Target
 
@@ -183,3 +184,18 @@ def test_wrong_arguments_are_errors_now():
 def test_defaults_are_those_of_deformable_detr():
     wanted = HungarianMatcher(class_weight=2.0, l1_weight=5.0, giou_weight=2.0, form='sigmoid', alpha=0.25, gamma=2.0)
     assert HungarianMatcher() == wanted
+
+
+@pytest.mark.parametrize(
+    ('queries', 'values', 'objects'),
+    [(12, 24, [2, 2, 2, 2, 2, 1]), (12, 1, [1] * 11), (1, 4, [4, 4, 3]), (12, 10**6, [11])],
+)
+def test_costs_are_computed_for_a_few_objects_at_a_time(queries, values, objects, monkeypatch):
+    answers, truth, seen = answers_of(num_queries=queries), truth_of(), []
+    together = HungarianMatcher().costs(answers, truth)
+    monkeypatch.setattr(matching, '_AT_A_TIME', (values, 10**9))  # on a CPU, elsewhere
+    plain = HungarianMatcher._class_costs
+    monkeypatch.setattr(
+        HungarianMatcher, '_class_costs', lambda self, some, mass: seen.append(some.shape[1]) or plain(self, some, mass)
+    )
+    assert torch.allclose(HungarianMatcher().costs(answers, truth), together) and seen == objects
