@@ -1,4 +1,4 @@
-"""What the machine has: processors, memory, and whether bfloat16 pays."""
+"""Device, thread and precision selection."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def shared_memory_free() -> int | None:
 def torch_threads(num_workers: int, *, processes: int = 1) -> int:
     """Return how many threads torch should use beside `num_workers` loader workers, in each of `processes`.
 
-    An environment variable OMP_NUM_THREADS is obeyed: its owner knows more.
+    The environment variable OMP_NUM_THREADS overrides it.
     """
-    wish = os.environ.get('OMP_NUM_THREADS', '')
-    if wish.isdigit() and int(wish) > 0:
-        return int(wish)
+    chosen = os.environ.get('OMP_NUM_THREADS', '')
+    if chosen.isdigit() and int(chosen) > 0:
+        return int(chosen)
     return max(1, cpu_count() // (processes * (num_workers + 1)))
 
 
@@ -74,7 +74,7 @@ def read_device(name: str | torch.device | None) -> torch.device:
     except RuntimeError as error:
         raise _no_device(name, str(error).partition(' at start')[0]) from None
     if device.type == 'cuda' and (device.index or 0) >= number:
-        raise _no_device(name, f'torch sees {number} CUDA devices')
+        raise _no_device(name, f'torch has {number} CUDA devices')
     return device
 
 
@@ -85,7 +85,7 @@ def _no_device(name: str | torch.device | None, why: str) -> ConfigError:
 
 
 class Precision(NamedTuple):
-    """In which numbers the network computes."""
+    """Number format of the forward and backward pass."""
 
     name: Literal['bf16', 'fp16', 'off']
     dtype: torch.dtype | None  # of autocast; None is float32
@@ -114,14 +114,14 @@ def choose_precision(amp: str, device: torch.device) -> Precision:
                 'bf16', torch.bfloat16, False, f'bfloat16 ({torch.cuda.get_device_name(device)} computes it)'
             )
         return Precision('off', None, False, f'float32 ({torch.cuda.get_device_name(device)} has no bfloat16)')
-    gain = bfloat16_gain(device.type)
-    if gain >= 1.2:
-        return Precision('bf16', torch.bfloat16, False, f'bfloat16 ({gain:.1f} times as fast as float32 in a probe)')
-    return Precision('off', None, False, f'float32 (bfloat16 is {gain:.1f} times as fast in a probe: no gain)')
+    speedup = bfloat16_speedup(device.type)
+    if speedup >= 1.2:
+        return Precision('bf16', torch.bfloat16, False, f'bfloat16 ({speedup:.1f} times as fast as float32 in a probe)')
+    return Precision('off', None, False, f'float32 (bfloat16 is {speedup:.1f} times as fast in a probe: too little)')
 
 
 @cache
-def bfloat16_gain(kind: str) -> float:
+def bfloat16_speedup(kind: str) -> float:
     """Return how many times faster a ViT's MLP and a convolution train under bfloat16 autocast than in float32.
 
     Both are timed in turns and the fastest turns compared, so that other programs do not decide.
@@ -134,8 +134,8 @@ def bfloat16_gain(kind: str) -> float:
     def seconds(dtype: torch.dtype | None) -> float:
         start = time.perf_counter()
         with torch.autocast(kind, dtype, enabled=dtype is not None):
-            answer = conv(mlp(tokens).view(2, 96, 32, 32))
-        answer.float().mean().backward()
+            output = conv(mlp(tokens).view(2, 96, 32, 32))
+        output.float().mean().backward()
         return time.perf_counter() - start
 
     with torch.enable_grad():

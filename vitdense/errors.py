@@ -1,7 +1,6 @@
-"""Errors that tell the user where it went wrong, why, and what to do.
+"""Exceptions with `where`, `why` and `fix`, which the tools print as one block before they exit with `exit_code`.
 
-Every error carries `where`, `why` and `fix`; the tools print it as one block and leave with `exit_code`. Set the
-environment variable VITDENSE_DEBUG=1 to see the traceback as well.
+With the environment variable VITDENSE_DEBUG=1 the traceback is printed, too.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 
 class VitDenseError(Exception):
-    """Base of all errors that a user can mend.
+    """Base class of errors that a user can fix.
 
     `message` is one line; `where` names the file, key or parameter; `why` explains; `fix` says what to do.
     """
@@ -64,17 +63,10 @@ class CheckpointError(VitDenseError):
 
 
 class NumericsError(VitDenseError):
-    """Numbers that stopped being numbers."""
+    """NaN or infinite values."""
 
     kind = 'numerics'
     exit_code = 4
-
-
-class ExportError(VitDenseError):
-    """An exported model that does not answer as the model does."""
-
-    kind = 'export'
-    exit_code = 5
 
 
 class ResourceError(VitDenseError):
@@ -92,7 +84,7 @@ class DiskError(VitDenseError):
 
 
 class FullDiskError(DiskError):
-    """A disk without room, or a quota that is used up: deleting files helps."""
+    """A full disk or an exhausted quota: deleting files helps."""
 
 
 def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:

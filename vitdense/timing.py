@@ -1,4 +1,4 @@
-"""Where the time of a forward pass goes. Several threads may time passes of one model at once."""
+"""Time measurement of the parts of a forward pass; thread-safe."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
-NETWORK = 'network.'  # what the time of a whole network is counted under: no part can be called so
+NETWORK = 'network.'  # key for the time of the whole network; no part can have this name
 
 _running = threading.local()  # `watch`: the stopwatch of this thread's forward pass
 
 
 class Stopwatch:
-    """Adds up `seconds` by name. `now` tells the time; of a GPU it waits for the work that was given before."""
+    """Sum of `seconds` by name. `now` returns the time, on a GPU after synchronisation."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
@@ -24,7 +24,7 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Count what happens inside under `name`."""
+        """Add the time inside to `name`."""
         start = self.now()
         try:
             yield
@@ -33,7 +33,7 @@ class Stopwatch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count, inside, what this thread does under `timed(name)`."""
+        """Measure `timed(name)` blocks of this thread inside."""
         before = getattr(_running, 'watch', None)
         _running.watch = self
         try:
@@ -43,7 +43,7 @@ class Stopwatch:
 
     @contextmanager
     def watching(self, modules: Iterable[tuple[str, nn.Module]]) -> Iterator[None]:
-        """Count, inside, every call of the `modules` that this thread makes under their names."""
+        """Measure the calls of `modules` by this thread inside, under their names."""
         handles = [handle for name, module in modules for handle in self._hooks(name, module)]
         try:
             yield
@@ -67,15 +67,15 @@ class Stopwatch:
 
 
 def timed(name: str) -> AbstractContextManager[None]:
-    """Count what happens inside under `name`, on the stopwatch that is `running` in this thread, if there is one."""
+    """Add the time inside to `name` of the stopwatch that is `running` in this thread, if any."""
     watch = getattr(_running, 'watch', None)
     return nullcontext() if watch is None else watch(name)
 
 
 def parts_of(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the backbone of a network and what each of its heads runs, under the names 'backbone' and of the heads.
+    """Return the (name, module) pairs to measure: the backbone, and the adapter and head of each branch.
 
-    Of a network that is compiled nothing is returned: to watch a part would split its graph.
+    Empty for a compiled network, whose graph hooks would split.
     """
     if is_compiled(network):
         return []
@@ -87,6 +87,6 @@ def parts_of(network: nn.Module) -> list[tuple[str, nn.Module]]:
 def is_compiled(network: nn.Module) -> bool:
     """Return whether torch.compile makes the network or one of its modules run, in place or as a wrapper."""
     return any(
-        '_orig_mod' in module._modules or module._compiled_call_impl is not None  # asked without loading the compiler
+        '_orig_mod' in module._modules or module._compiled_call_impl is not None  # without importing the compiler
         for module in network.modules()
     )

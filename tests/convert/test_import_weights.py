@@ -26,7 +26,7 @@ from vitdense.convert.families import (
     load_published,
     translate,
 )
-from vitdense.convert.import_weights import fitted, import_weights
+from vitdense.convert.import_weights import import_weights, match_vit
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
 from vitdense.heads.linear import LinearHead
@@ -371,7 +371,7 @@ def test_configs_have_the_tensors_of_the_published_sizes(family, size):
     cfg = load_config(f'configs/detection/{leaf}.py')
     with torch.device('meta'):
         state = kind(config).state_dict()
-        recipe = fitted(without_pretrained(cfg.to_dict()['model']), state, published)
+        recipe = match_vit(without_pretrained(cfg.to_dict()['model']), state, published)
         wanted = build(recipe, classes={'labels': [str(number) for number in range(80)]}).network.state_dict()
         ours = translate(state, published, wanted)
     assert {name: value.shape for name, value in ours.items()} == {name: v.shape for name, v in wanted.items()}
@@ -432,5 +432,5 @@ def test_a_table_of_published_weights_has_the_grid_that_the_config_says() -> Non
     state |= {'backbone.model.patch_embed.proj.weight': torch.zeros(8, 3, 16, 16)}
     published = RF_DETR._replace(rules=())
     for said, expected in ((None, 224), (512, 224), ((112, 448), (112, 448)), (224, 224)):
-        made = fitted({'network': {'backbone': {'img_size': said}}}, state, published)
+        made = match_vit({'network': {'backbone': {'img_size': said}}}, state, published)
         assert made['network']['backbone']['img_size'] == expected

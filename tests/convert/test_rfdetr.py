@@ -11,7 +11,7 @@ from tests.heads.from_transformers import relative_error
 from vitdense.checkpoints.model_folder import without_pretrained
 from vitdense.config.load import load_config
 from vitdense.convert.families import COCO_ROWS, RF_DETR, load_published
-from vitdense.convert.import_weights import fitted
+from vitdense.convert.import_weights import match_vit
 from vitdense.model import DenseModel
 from vitdense.registry import build
 from vitdense.types import Features, Target
@@ -43,7 +43,7 @@ def pair() -> tuple[nn.Module, DenseModel]:
     theirs = lwdetr.build_model_from_config(configs.RFDETRNanoConfig(pretrain_weights=None, device='cpu'))
     randomise(theirs)
     state = theirs.state_dict()
-    recipe = fitted(without_pretrained(load_config(CONFIG).to_dict()['model']), state, RF_DETR)
+    recipe = match_vit(without_pretrained(load_config(CONFIG).to_dict()['model']), state, RF_DETR)
     ours = build(recipe, classes={'labels': [str(number) for number in range(COCO_ROWS)]})
     coverage = load_published(ours.network, state, RF_DETR, where='rfdetr')
     assert coverage.complete and coverage.matched == coverage.total

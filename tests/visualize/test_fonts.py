@@ -51,7 +51,7 @@ def forget() -> None:
     for cached in (
         fonts.system_faces,
         fonts._runs,
-        fonts.announce,
+        fonts.warn_missing_glyphs,
         fonts._face,
         fonts._named_face,
         fonts._plot_family,
@@ -59,7 +59,7 @@ def forget() -> None:
     ):
         cached.cache_clear()
     text.legend_width.cache_clear()
-    fonts._said.clear()
+    fonts._warned.clear()
 
 
 @pytest.fixture

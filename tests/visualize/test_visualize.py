@@ -9,7 +9,7 @@ from vitdense.types import IGNORE, ImageClass, Instances, SemanticMap, Target
 from vitdense.visualize import contact_sheet, draw, draw_target, palette, plot_curves
 from vitdense.visualize.draw_boxes import box_width, draw_boxes
 from vitdense.visualize.predictions import boundaries
-from vitdense.visualize.text import LegendRow, add_legend, font, percent, plate_size, readable_on, shorten
+from vitdense.visualize.text import LegendRow, add_legend, font, label_size, percent, readable_on, shorten
 
 META = {
     'classes': {'semantic': ['road', 'sky'], 'labels': ['car', 'bus'], 'image_label': ['day', 'night']},
@@ -166,7 +166,7 @@ def test_names_of_boxes_at_one_place_do_not_hide_each_other():
     plain = np.full((200, 300, 3), 100, np.uint8)
     drawn = draw_boxes(plain, boxes, ['first', 'second', 'third'], colors, size=12)
     areas = [(drawn == color).all(-1).sum() for color in colors]
-    width, height = plate_size('first', 12)
+    width, height = label_size('first', 12)
     assert min(areas) > 0.6 * width * height  # the plate of each, less its letters
 
 

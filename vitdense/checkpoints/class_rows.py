@@ -1,4 +1,4 @@
-"""Take the weights of a trained model over to other classes: rows of class layers are matched by class name."""
+"""Transfer of classifier rows to another list of classes, matched by class name."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ FIX = (
 
 
 class ClassRow(NamedTuple):
-    """Where the weights of one class come from."""
+    """Source row of one class."""
 
     name: str
     source: int | None  # row in the trained model; None: the class is new
 
 
 def match_classes(wanted: Sequence[str], trained: Sequence[str]) -> list[ClassRow]:
-    """Return for each of the classes `wanted` the row of the same name among those `trained`.
+    """Return for each class of `wanted` the row of the same name in `trained`.
 
-    A name that is not there in the same letters is looked for without regard to case and to spaces, hyphens and
-    underscores, where that leaves one candidate on each side. A class has no two rows, and a row serves one class.
+    Names without exact match are compared without case, spaces, hyphens and underscores, where that is unique on both
+    sides. The matching is one-to-one.
     """
     exact = {name: row for row, name in enumerate(trained)}
     rows = {name: exact[name] for name in wanted if name in exact}
@@ -65,11 +65,11 @@ def transfer_class_rows(
 ) -> dict[str, Tensor]:
     """Return `state`, weights of a model with the classes `trained` ({field: names}), for the classes of `model`.
 
-    Known classes keep their rows, new ones have those that `model` begins with, others are dropped; a table in the log
-    says which is which. With the same classes in the same order `state` comes back as it is.
+    Matched classes keep their rows, new ones have the initial rows of `model`, others are dropped; the log lists them.
+    With the same classes in the same order `state` is unchanged.
 
-    Raises CheckpointError when the number of classes differs and `trained` does not name them. `where` names the
-    source.
+    Raises CheckpointError when the number of classes differs and `trained` does not name them. `where` is the source in
+    messages.
     """
     result, own, matched = dict(state), model.state_dict(), {}
     for head, name, layer in class_layers(model):

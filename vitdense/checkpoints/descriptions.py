@@ -1,7 +1,7 @@
-"""Json files that describe weights (`model.json`, `NAME.json`): every field is checked before anything is built.
+"""Validation of `model.json` and `NAME.json`, which may come from untrusted sources.
 
-They are data from anywhere. Types are looked up only among the parts of vitdense and torchvision's v2 transforms, and
-a part that loads weights of its own is told not to: a description asks no network and no other file.
+Every field is checked before anything is built. Types are looked up only among the parts of vitdense and torchvision's
+v2 transforms, and `pretrained` is switched off, so that building reads neither the network nor other files.
 """
 
 from __future__ import annotations
@@ -66,21 +66,21 @@ def read_description(path: Path, content: Sequence[str]) -> dict[str, Any]:
         info = {key: _plain(value, key) if key in RECIPES else value for key, value in info.items()}
     except (OSError, ValueError, TypeError, RecursionError) as error:
         what = 'a model folder' if path.name == 'model.json' else 'a head'
-        raise broken(path, f'this is not {what}', str(error)) from error
+        raise description_error(path, f'this is not {what}', str(error)) from error
     return info
 
 
 def described_weights(path: Path, info: Mapping[str, Any]) -> Path:
-    """Return the file of weights beside the description at `path`. Raises CheckpointError when it is another."""
+    """Return the weights file of the description at `path`. Raises CheckpointError on a wrong SHA-256."""
     weights = path.parent / info['weights']['file']
     if weights.parent != path.parent or not weights.is_file():
-        raise broken(weights, 'the weights are missing', f'{path.name} names a file that is not in the folder')
+        raise description_error(weights, 'the weights are missing', f'the file that {path.name} names does not exist')
     if sha256_of(weights) != info['weights']['sha256']:
-        raise broken(weights, 'checksum mismatch', f'the weights are not those that {path.name} describes')
+        raise description_error(weights, 'checksum mismatch', f'the weights are not those that {path.name} describes')
     return weights
 
 
-def broken(path: Path, message: str, why: str) -> CheckpointError:
+def description_error(path: Path, message: str, why: str) -> CheckpointError:
     """Return the error for a description or weights that cannot be used."""
     return CheckpointError(
         message,
@@ -92,9 +92,9 @@ def broken(path: Path, message: str, why: str) -> CheckpointError:
     )
 
 
-def check_metadata(facts: Mapping[str, Any], path: Path) -> None:
-    """Raise CheckpointError unless what a checkpoint says of its classes and omitted tensors is what a run writes."""
-    metainfo, omitted = facts.get('metainfo'), facts.get('omitted_weights')
+def check_metadata(metadata: Mapping[str, Any], path: Path) -> None:
+    """Raise CheckpointError unless `metainfo` and `omitted_weights` of a checkpoint are as a run writes them."""
+    metainfo, omitted = metadata.get('metainfo'), metadata.get('omitted_weights')
     good = metainfo is None or (
         isinstance(metainfo, dict) and (not metainfo or isinstance(metainfo.get('classes'), dict))
     )
@@ -107,7 +107,7 @@ def check_metadata(facts: Mapping[str, Any], path: Path) -> None:
     pairs = named and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in (omitted or {}).values())
     if not (good and pairs):
         raise CheckpointError(
-            'the checkpoint does not say what it should',
+            'the metadata of the checkpoint is wrong',
             where=str(path),
             why=f'its {"omitted" if good else "metainfo"} is {_short(omitted if good else metainfo)}',
             fix='give a checkpoint as a run of vitdense wrote it, or its weights alone as a file of names and tensors',
@@ -231,8 +231,8 @@ def _plain(value: Any, key: str, depth: int = 0) -> Any:
     if depth > MAX_DEPTH:
         raise ValueError(f'{key} holds more than {MAX_DEPTH} levels')
     if isinstance(value, dict):
-        made = {name: _plain(item, f'{key}.{name}', depth + 1) for name, item in value.items()}
-        return without_pretrained(made) if depth == 0 else made
+        plain = {name: _plain(item, f'{key}.{name}', depth + 1) for name, item in value.items()}
+        return without_pretrained(plain) if depth == 0 else plain
     if isinstance(value, list):
         items = [_plain(item, f'{key}.{row}', depth + 1) for row, item in enumerate(value)]
         items = without_pretrained(items) if depth == 0 else items
@@ -260,10 +260,10 @@ def _check_part(key: str, part: Mapping[str, Any], path: Path) -> None:
     """Raise CheckpointError unless a recipe names a class of ours and stays inside the folder."""
     outside = [name for name in part if name in OUTSIDE]
     if outside or ':' in plain_name(str(part.get('name', ''))):
-        raise broken(path, f'{key} points outside', f'it gives {outside or part["name"]}')
+        raise description_error(path, f'{key} points outside', f'it gives {outside or part["name"]}')
     for name in ('tiler', 'tta', 'augment'):
         if not isinstance(part.get(name), dict | None):
-            raise broken(path, f'{key}.{name} is {_short(part[name])}', 'it is a part, given by its type and arguments')
+            raise description_error(path, f'{key}.{name} is {_short(part[name])}', 'it is a recipe with a type')
     if 'type' not in part:
         return
     kind = part['type']
@@ -271,9 +271,9 @@ def _check_part(key: str, part: Mapping[str, Any], path: Path) -> None:
     try:
         found = resolve(kind) if allowed else None
     except ConfigError as error:
-        raise broken(path, error.message, 'it may come from a newer version of vitdense') from error
+        raise description_error(path, error.message, 'it may come from a newer version of vitdense') from error
     # a module of ours also holds what it imports: only classes that are defined in ours count
     if not isinstance(found, type) or not any(
         f'{found.__module__}.'.startswith(f'{module}.') for module in ALLOWED_MODULES
     ):
-        raise broken(path, f'{key}.type is {kind!r}', 'a model is made of parts of vitdense only')
+        raise description_error(path, f'{key}.type is {kind!r}', 'a model is made of parts of vitdense only')

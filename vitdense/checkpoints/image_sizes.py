@@ -1,7 +1,6 @@
-"""Patch size and table of positions that a pretrained file decided: a run writes them down, a checkpoint brings them.
+"""Patch size and image size of a ViT in model recipes.
 
-A ViT that is given a file takes the patch size and the table of the file; built again for a checkpoint, without that
-file, it must be told.
+A ViT takes them from its pretrained file; a checkpoint stores them, so that the ViT can be built without that file.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ def sizes_in(recipe: Any) -> dict[str, Any]:
 
 
 def pretrained_sizes(model: nn.Module) -> dict[str, Any]:
-    """Return the sizes that the pretrained file of a model decided, as arguments of its ViT."""
+    """Return the sizes that come from the pretrained file of a model, as arguments of its ViT."""
     backbone = getattr(model.network, 'backbone', None)
     return getattr(getattr(backbone, 'vit', backbone), 'decided', {})
 
 
 def with_sizes(recipe: Mapping[str, Any], sizes: Mapping[str, Any], *, override: bool = False) -> dict[str, Any]:
-    """Return a model recipe whose ViT has `sizes`, where it says none itself; with `override`, in place of its own."""
+    """Return a model recipe whose ViT has `sizes` where it has none; with `override`, in any case."""
     vit = _vit(recipe)
     missing = {key: value for key, value in sizes.items() if vit and (override or vit.get(key) is None)}
     if not missing:

@@ -1,4 +1,4 @@
-"""Build parts that a file describes within the memory that its weights justify."""
+"""Memory limit for building untrusted recipes, in proportion to the size of their weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from vitdense.checkpoints.descriptions import broken
+from vitdense.checkpoints.descriptions import description_error
 from vitdense.errors import VitDenseError
 
 NUMBERS, TENSORS = 16_000_000, 300  # that parts may make beyond those of their weights
@@ -25,10 +25,10 @@ class _TooLarge(Exception):
 
 @contextlib.contextmanager
 def limit_tensors(state: Mapping[str, Tensor], path: Path, *, new: bool = False) -> Iterator[None]:
-    """Let what is built inside make about as many tensors as the weights `state` have; nothing larger is allocated.
+    """Limit the number and size of tensors created inside to about those of the weights `state`.
 
-    `new` allows for a part that has no weights yet. Numbers come out as they would without the limit. Whatever goes
-    wrong inside, but for errors that have a cure already, becomes a CheckpointError about the file `path`.
+    `new` allows for a part that has no weights yet. Any error inside, except VitDenseError, becomes a CheckpointError
+    about the file `path`.
     """
     numbers = sum(value.numel() for value in state.values())
     try:
@@ -39,14 +39,14 @@ def limit_tensors(state: Mapping[str, Tensor], path: Path, *, new: bool = False)
         raise
     except _TooLarge as error:
         why = f'{error}; its weights have {numbers} numbers in {len(state)} tensors'
-        raise broken(path, 'the description asks for a larger model than the weights are', why) from None
+        raise description_error(path, 'the description asks for a larger model than the weights are', why) from None
     except (Exception, RecursionError) as error:  # values of a file fail in any way, deep inside of parts
         first = (str(error).strip().splitlines() or [''])[0][:200]
-        raise broken(path, 'the description cannot be built', f'{type(error).__name__}: {first}') from error
+        raise description_error(path, 'the description cannot be built', f'{type(error).__name__}: {first}') from error
 
 
 class _Limit(TorchDispatchMode):
-    """Plans every operation without memory first, and refuses what is too large or too many."""
+    """Runs every operation on meta tensors first, and raises for results that are too large or too many."""
 
     def __init__(self, numbers: int, tensors: int) -> None:
         super().__init__()
@@ -64,11 +64,11 @@ class _Limit(TorchDispatchMode):
     def _plan(self, func: Any, args: Any, kwargs: Any) -> None:
         meta = {'device': torch.device('meta')} if 'device' in kwargs else {}
         try:
-            given = tree_map(lambda leaf: leaf.to('meta') if isinstance(leaf, Tensor) else leaf, (args, kwargs))
-            made = func(*given[0], **{**given[1], **meta})
+            inputs = tree_map(lambda leaf: leaf.to('meta') if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+            outputs = func(*inputs[0], **{**inputs[1], **meta})
         except (RuntimeError, NotImplementedError):
-            return  # an operation that reads numbers: it makes none
-        for leaf in tree_leaves(made):
+            return  # an operation that reads values: it creates none
+        for leaf in tree_leaves(outputs):
             if isinstance(leaf, Tensor):
                 self.left -= leaf.numel()
                 self.tensors -= 1

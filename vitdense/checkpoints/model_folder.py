@@ -1,6 +1,6 @@
-"""A model by itself: `model.json` (data only) and `model.safetensors`. Loading one never runs code that it brings.
+"""Model folders: `model.json` (data only) and `model.safetensors`, which are loaded without running code from them.
 
-`model.json` holds `format` 1, the `recipe` of the model with dotted types, `classes` ({field: names}), `palette`,
+`model.json` holds `format`, the `recipe` of the model with dotted types, `classes` ({field: names}), `palette`,
 `category_ids` (of the annotation file, where it has some), the evaluation `transforms`, `mean` and `std`, the version
 of vitdense, and the SHA-256 of the weights. Types are looked up only among the parts of vitdense and torchvision's v2
 transforms.
@@ -20,10 +20,10 @@ from torch import Tensor
 import vitdense
 from vitdense.checkpoints.descriptions import (
     FORMAT,
-    broken,
     check_metadata,
     check_recipes,
     described_weights,
+    description_error,
     read_description,
     without_pretrained,
 )
@@ -40,8 +40,8 @@ from vitdense.storage.atomic import disk_error, sha256_of, sync_folder, write_js
 from vitdense.storage.weights import load_weights, read_weights, save_weights
 
 WEIGHTS = 'model.safetensors'
-METAINFO = ('classes', 'palette', 'category_ids')  # what a model remembers of its data
-CONTENT = ('recipe', 'classes', 'transforms')  # what model.json holds at the least
+METAINFO = ('classes', 'palette', 'category_ids')  # keys of a data set's metainfo that are stored
+CONTENT = ('recipe', 'classes', 'transforms')  # required keys of model.json
 
 
 def save_model_folder(
@@ -53,10 +53,10 @@ def save_model_folder(
     transforms: Sequence[Mapping[str, Any]] = (),
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model folder; it appears under its name only when it is whole.
+    """Write a model folder atomically.
 
-    `recipe` is a config's `model`, `state` its weights, `metainfo` what the data set says (`METAINFO`),
-    `transforms` the recipes of the evaluation transforms. `extra` is added to the json file as it is. Raises
+    `recipe` is a config's `model`, `state` its weights, `metainfo` that of the data set (`METAINFO`), `transforms` the
+    recipes of the evaluation transforms. `extra` is added to the json file as it is. Raises
     DiskError.
     """
     folder = Path(folder)
@@ -86,7 +86,7 @@ def save_model_folder(
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Give a finished folder its name; the one that had it goes away after that. Raises OSError, also for a file."""
+    """Rename a finished folder to its name, replacing an earlier one. Raises OSError, also for a file of that name."""
     old = folder.with_name(f'{folder.name}.old.{os.getpid()}')
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -118,7 +118,7 @@ def read_model_folder(folder: str | Path) -> tuple[DenseModel, dict[str, Any]]:
         model = build(info['recipe'], classes=info['classes'])
         Pipeline(info['transforms'])
     if not isinstance(model, DenseModel):
-        raise broken(path, 'the recipe is not a model', f'it makes a {type(model).__name__}')
+        raise description_error(path, 'the recipe is not a model', f'it makes a {type(model).__name__}')
     load_weights(model, state, where=str(weights))
     return model, info
 
@@ -140,9 +140,9 @@ def build_trained(
 ) -> DenseModel:
     """Return the model of a recipe with the weights `state`, read from the file `where`.
 
-    They are weights of the whole model, but for what is `omitted` from its pretrained file, and with LoRA merged or
-    not; or, where every head takes the classifier of the checkpoint over, a published file of that (names of timm),
-    which the backbone then reads. Raises CheckpointError when they do not fit.
+    They are those of the whole model except `omitted` pretrained weights, with LoRA merged or not; or, where every head
+    loads the classifier of the pretrained file, a file with names of timm, which the backbone reads. Raises
+    CheckpointError when they do not fit.
     """
     if not any(name.endswith('.lora_a') for name in state):
         recipe = without_lora(recipe)
@@ -155,7 +155,7 @@ def build_trained(
 
 
 def reads_classifier(recipe: Mapping[str, Any]) -> bool:
-    """Whether the pretrained weights of a model recipe are all it needs: each head takes the classifier over."""
+    """Whether every head of a model recipe loads the classifier of the pretrained file."""
     network = recipe.get('network')
     branches = network.get('branches') if isinstance(network, Mapping) else None
     heads = [branch.get('head') for branch in (branches or {}).values()]
@@ -163,7 +163,7 @@ def reads_classifier(recipe: Mapping[str, Any]) -> bool:
 
 
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights at `path` and what the file says about them (`metainfo`, `step`, `averaged`, ...).
+    """Return the weights at `path` and their metadata (`metainfo`, `step`, `averaged`, ...).
 
     `path` is a checkpoint of a run (the averaged weights are taken where there are any), a model folder, or a file
     of weights. Raises CheckpointError.
@@ -172,8 +172,8 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if path.is_dir():
         info = read_description(path / 'model.json', CONTENT)
         weights = described_weights(path / 'model.json', info)
-        facts = {'metainfo': {key: info.get(key, {}) for key in METAINFO}, 'sizes': sizes_in(info['recipe'])}
-        return read_weights(weights), facts
+        metadata = {'metainfo': {key: info.get(key, {}) for key in METAINFO}, 'sizes': sizes_in(info['recipe'])}
+        return read_weights(weights), metadata
     if path.suffix == '.safetensors' or not path.is_file():
         return read_weights(path), {}
     try:
@@ -182,12 +182,12 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if 'checksum' in error.message:
             raise
         return read_weights(path), {}  # weights of other programs; it refuses what is not safe
-    facts = {
+    metadata = {
         key: value
         for key, value in content.items()
         if key in ('metainfo', 'step', 'metrics', 'classes', 'omitted_weights')
     }
-    check_metadata(facts, path)
-    facts['averaged'] = 'training_state_dict' in content or 'ema_updates' in content
-    facts['sizes'] = sizes_in(model_in(content))
-    return content['state_dict'], facts
+    check_metadata(metadata, path)
+    metadata['averaged'] = 'training_state_dict' in content or 'ema_updates' in content
+    metadata['sizes'] = sizes_in(model_in(content))
+    return content['state_dict'], metadata

@@ -1,8 +1,7 @@
-"""Frozen pretrained weights, which checkpoints leave out because the pretrained file has them.
+"""Frozen pretrained weights, omitted from checkpoints because the pretrained file has them.
 
-A part says so by an attribute `omitted`: the names of its tensors that came from its pretrained file and never learn
-(the ViT does under LoRA). A checkpoint holds the rest, and of each omitted tensor its mean and spread, so that another
-file is noticed.
+A module lists them in `omitted_weights`: the names of its tensors from the pretrained file that are never trained (of
+a ViT with LoRA). A checkpoint holds mean and standard deviation of each, so that another file is noticed.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ from torch import Tensor, nn
 from vitdense.errors import CheckpointError
 from vitdense.layers.lora import merge_lora
 
-TOLERANCE = 1e-3  # of a spread: resampled kernels are not equal to the last bit on every machine
+TOLERANCE = 1e-3  # relative to the standard deviation: resampled kernels differ slightly between machines
 
 
 def describe_omitted(model: nn.Module) -> dict[str, list[float]]:
-    """Return `{name: [mean, spread]}` of the tensors that `model` needs_pretrained."""
+    """Return `{name: [mean, standard deviation]}` of the omitted weights of `model`."""
     names = [
         f'{prefix}.{name}' if prefix else name
         for prefix, module in model.named_modules()
         for name in getattr(module, 'omitted_weights', ())
     ]
     state = model.state_dict()
-    return {name: [state[name].double().mean().item(), _spread(state[name])] for name in names}
+    return {name: [state[name].double().mean().item(), _std(state[name])] for name in names}
 
 
-def _spread(value: Tensor) -> float:
+def _std(value: Tensor) -> float:
     return value.double().std(correction=0).item()
 
 
@@ -45,7 +44,7 @@ def needs_pretrained(recipe: Mapping[str, Any], omitted: Mapping[str, Any] | Non
 def restore_omitted(
     state: Mapping[str, Tensor], omitted: Mapping[str, Any] | None, model: nn.Module, *, where: str
 ) -> dict[str, Tensor]:
-    """Return `state` with the tensors that its checkpoint left out, taken from `model`, which has loaded them again.
+    """Return `state` with the omitted tensors of its checkpoint, taken from `model`, which has loaded them.
 
     `omitted` is what the checkpoint says about them. Raises CheckpointError when `model` has others, or none.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints that survive: whole or absent, checksummed, and loadable without running code.
+"""Checkpoints of a training run: written atomically, with a checksum, and loaded without running code.
 
 A checkpoint is a dict of tensors and plain Python, written with torch.save:
 
@@ -7,9 +7,9 @@ A checkpoint is a dict of tensors and plain Python, written with torch.save:
 * `step` (steps done), `samples_seen` (by all ranks), `validation_pending`
 * `parameter_groups`: the names of the parameters in each group of the optimizer
 * `classes` ({field: names}), `metrics` of the last validation, `best`
-* `state_dict`: the weights to use (averaged ones, if there are any); `training_state_dict`: those that training moves,
-  where they differ; `omitted`: what of the model is in neither, because its pretrained file brings it again
-* `optimizer` and whatever hooks add; a checkpoint of the best weights has neither.
+* `state_dict`: the weights for inference (the EMA weights, if any); `training_state_dict`: those of training, where
+  they differ; `omitted_weights`: weights of the pretrained file that are in neither
+* `optimizer` and the state of hooks; a checkpoint of the best weights has neither.
 
 Beside `name.pth` lies `name.pth.sha256`. A file is written under a temporary name, flushed to disk, and only then
 renamed; older ones are deleted after that. While a file is replaced, its checksum file holds both sums.
@@ -39,7 +39,7 @@ POINTER = 'last_checkpoint'
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` at `path`, atomically, with its checksum.
 
-    Raises DiskError (FullDiskError where room is what is missing); then `path` is as it was before.
+    Raises DiskError (FullDiskError for a full disk); then `path` is as it was before.
     """
     size = bytes_of(content)
     sums = path.with_name(f'{path.name}.sha256')
@@ -85,7 +85,7 @@ def bytes_of(content: Any) -> int:
 
 
 def checksum_matches(path: Path) -> bool | None:
-    """Return whether the file is the one that was written; None when there is no checksum to compare with."""
+    """Return whether the file matches its checksum; None when there is none."""
     sums = path.with_name(f'{path.name}.sha256')
     try:
         return sha256_of(path) in sums.read_text(errors='replace').split() if sums.is_file() else None
@@ -99,7 +99,7 @@ def checksum_matches(path: Path) -> bool | None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Return the content of a checkpoint of ours, on the CPU. No code in it is run. Raises CheckpointError."""
+    """Return the content of a checkpoint of a run, on the CPU, without running code. Raises CheckpointError."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(
@@ -179,7 +179,7 @@ def steps_after(work_dir: Path, step: int) -> list[Path]:
 
 
 def find_checkpoint(work_dir: str | Path) -> Path | None:
-    """Return the newest checkpoint of a run that is whole, or None. Says so when it passes over a damaged one."""
+    """Return the newest valid checkpoint of a run, or None; damaged ones are logged."""
     work_dir = Path(work_dir)
     pointed = ''
     with contextlib.suppress(OSError):  # a pointer that cannot be read is as good as none
@@ -202,9 +202,7 @@ def find_checkpoint(work_dir: str | Path) -> Path | None:
 
 
 def delete_temporary_files(work_dir: Path) -> None:
-    """Delete the temporary files and folders of processes that were killed; bring a model folder back that one had
-    moved out of the way.
-    """
+    """Delete temporary files and folders of killed processes, and restore a model folder that one of them renamed."""
     for path in [*work_dir.glob('*.tmp.*'), *work_dir.glob('heads/*.tmp.*'), *work_dir.glob('model.old.*')]:
         if not path.suffix[1:].isdecimal():
             continue
@@ -224,7 +222,7 @@ def delete_older(work_dir: Path, keep: int) -> None:
 
 
 def delete_checkpoint(path: Path) -> bool:
-    """Delete a checkpoint and then its checksum, so that a kill leaves no file without one; return whether it went."""
+    """Delete a checkpoint and then its checksum; return whether that worked."""
     try:
         path.unlink(missing_ok=True)
         path.with_name(f'{path.name}.sha256').unlink(missing_ok=True)
@@ -235,7 +233,7 @@ def delete_checkpoint(path: Path) -> bool:
 
 
 def delete_oldest(work_dir: Path, size: int) -> bool:
-    """Delete the oldest step checkpoint, if that can help to write one of `size` bytes; return whether it was done.
+    """Delete the oldest step checkpoint if that can help to write one of `size` bytes; return whether it was deleted.
 
     The newest checkpoint whose checksum fits is never deleted.
     """
@@ -244,8 +242,8 @@ def delete_oldest(work_dir: Path, size: int) -> bool:
     with contextlib.suppress(CheckpointError):
         newest = next((path for path in steps if checksum_matches(path)), None)
     spare = [path for path in steps if path != newest]
-    room = free_bytes(work_dir) + sum(path.stat().st_size for path in spare)
-    if newest is None or not spare or room < size or not delete_checkpoint(spare[-1]):
+    available = free_bytes(work_dir) + sum(path.stat().st_size for path in spare)
+    if newest is None or not spare or available < size or not delete_checkpoint(spare[-1]):
         return False
     logger.warning('disk full: %s is deleted to make room', spare[-1].name)
     return True

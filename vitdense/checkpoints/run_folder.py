@@ -1,4 +1,4 @@
-"""What a command line means that names the folder of a run, or something in it, in place of a config."""
+"""Config and checkpoint of a command line that names a run folder, a model folder or a checkpoint."""
 
 from __future__ import annotations
 

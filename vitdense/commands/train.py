@@ -19,7 +19,7 @@ from vitdense.config.load import image_recipe
 from vitdense.device import choose_device
 from vitdense.errors import CheckpointError, ConfigError, DiskError, ResourceError
 from vitdense.multihead.add_head import ask_for_head
-from vitdense.multihead.head_files import save_head, take_head
+from vitdense.multihead.head_files import save_head, extract_head
 from vitdense.reporting.console import start_logging
 from vitdense.reporting.next_commands import tool_command
 from vitdense.reporting.run_images import write_sample
@@ -185,7 +185,7 @@ def _save_model(runner: DenseRunner, content: Mapping[str, Any]) -> None:
     added = cfg.get('add_head')
     if added:
         given = dict(recipe=recipe, state=state, metainfo=content['metainfo'], transforms=transforms)
-        path = save_head(folder / 'heads', take_head(runner.network_model, added['name'], **given))
+        path = save_head(folder / 'heads', extract_head(runner.network_model, added['name'], **given))
         logger.info('the head by itself: %s', path)
         transforms = added['transforms']  # the old heads keep theirs
     save_model_folder(

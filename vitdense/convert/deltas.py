@@ -1,4 +1,4 @@
-"""Published weights that are differences from base weights: recognise them, and add the base."""
+"""Published weights that are differences from base weights: detection and addition of the base."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitdense.backbones.pretrained import DISPENSABLE, timm_names
 from vitdense.convert.key_rules import DINOV3, CheckpointFamily
-from vitdense.convert.renaming import packed, rename
+from vitdense.convert.renaming import pack_qkv, rename
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.storage.weights import State, load_weights
 
@@ -66,7 +66,7 @@ def base_state(network: nn.Module, base: Mapping[str, Tensor], published: Checkp
     wanted = model.state_dict()
 
     def convert(trial: State) -> State:
-        return timm_names(packed({rename(name, DINOV3): value for name, value in trial.items()}, wanted), model=model)
+        return timm_names(pack_qkv({rename(name, DINOV3): value for name, value in trial.items()}, wanted), model=model)
 
     try:
         load_weights(model, base, where=f'{where}, base weights', convert=convert, ignore=DISPENSABLE)

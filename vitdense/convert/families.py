@@ -1,8 +1,4 @@
-"""Published checkpoints of the same architectures: where they are, under which licence, and which tensor means which.
-
-A `Published` says where checkpoints come from, under which licence, and how to translate them; `load_weights` with its
-`convert` then refuses whatever is not covered to the last number.
-"""
+"""Families of published checkpoints: source, licence and conversion of tensor names; every tensor must be used."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ from torch.nn import functional
 from vitdense.convert import key_rules as names
 from vitdense.convert.deltas import add_base, base_state, check_base
 from vitdense.convert.key_rules import CheckpointFamily
-from vitdense.convert.renaming import packed, rename
+from vitdense.convert.renaming import pack_qkv, rename
 from vitdense.storage.weights import Coverage, State, load_weights
 
 COCO_ROWS = 91  # of classifiers whose rows are COCO's category ids, 0 ... 90
@@ -129,7 +125,7 @@ def translate(state: Mapping[str, Tensor], published: CheckpointFamily, wanted: 
     """Return a published `state` under our names, in the layouts of the tensors `wanted` (a network's state)."""
     dispensable = [re.compile(pattern) for pattern in published.unused]
     kept = {name: value for name, value in state.items() if not any(each.search(name) for each in dispensable)}
-    ours = packed({rename(name, published.rules): value for name, value in kept.items()}, wanted)
+    ours = pack_qkv({rename(name, published.rules): value for name, value in kept.items()}, wanted)
     ours = _samplers(ours)
     for name, value in ours.items():
         place = wanted.get(name)
@@ -144,7 +140,7 @@ def translate(state: Mapping[str, Tensor], published: CheckpointFamily, wanted: 
 
 
 def _samplers(state: State) -> State:
-    """Name the layers of a projector's samplers: a row of several keeps their numbers, a single one is itself."""
+    """Rename the layers of a projector's samplers: a sequence keeps its indices, a single layer has none."""
     rows = {name.partition('.layers.1.')[0] for name in state if '.samplers.' in name and '.layers.1.' in name}
     ours = {}
     for name, value in state.items():
@@ -170,6 +166,6 @@ def _resample(table: Tensor, grid: tuple[int, int]) -> Tensor:
     side = math.isqrt(table.shape[1])
     if (side, side) == tuple(grid):
         return table
-    plane = table.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, s * s, C) -> (1, C, s, s)
-    plane = functional.interpolate(plane, size=grid, mode='bicubic', align_corners=False)
-    return plane.flatten(2).transpose(1, 2)
+    grid_map = table.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, s * s, C) -> (1, C, s, s)
+    grid_map = functional.interpolate(grid_map, size=grid, mode='bicubic', align_corners=False)
+    return grid_map.flatten(2).transpose(1, 2)

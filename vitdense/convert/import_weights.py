@@ -1,4 +1,4 @@
-"""From a published checkpoint to a model folder: a working model without training one."""
+"""Conversion of a published checkpoint to a model folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def import_weights(
     accept_licence: bool = False,
     base: str | Path | None = None,
 ) -> Coverage:
-    """Write the model folder of published weights, and return what matched: everything.
+    """Write the model folder of published weights and return the coverage.
 
     `family` is one of `FAMILIES`; `files` are its checkpoint, or its parts (a backbone and a head). `cfg` is our config
     of the same architecture: it gives the model, the transforms of evaluation and the classes, for which its data
@@ -50,7 +50,7 @@ def import_weights(
     check_licence(published, accepted=accept_licence)
     state = read_parts(files)
     metainfo = _metainfo(cfg, published, num_classes)
-    recipe = fitted(without_pretrained(cfg.to_dict()['model']), state, published)
+    recipe = match_vit(without_pretrained(cfg.to_dict()['model']), state, published)
     model = build(recipe, classes=metainfo['classes'])
     coverage = load_published(
         model.network,
@@ -59,7 +59,7 @@ def import_weights(
         where=', '.join(Path(file).name for file in files),
         base=None if base is None else read_weights(base),
     )
-    facts = origin(family, published, files if base is None else [*files, base])
+    provenance = origin(family, published, files if base is None else [*files, base])
     network = model.network
     save_model_folder(
         folder,
@@ -71,10 +71,10 @@ def import_weights(
             'mean': list(network.mean),
             'std': list(network.std),
             'licence': published.licence,
-            'published': facts,
+            'published': provenance,
         },
     )
-    write_text(Path(folder) / CARD, card(facts, coverage))
+    write_text(Path(folder) / CARD, model_card(provenance, coverage))
     return coverage
 
 
@@ -131,7 +131,7 @@ def _metainfo(cfg: Config, published: CheckpointFamily, num_classes: int | None)
     }
 
 
-def fitted(recipe: dict[str, Any], state: Mapping[str, Tensor], published: CheckpointFamily) -> dict[str, Any]:
+def match_vit(recipe: dict[str, Any], state: Mapping[str, Tensor], published: CheckpointFamily) -> dict[str, Any]:
     """Return the recipe with the ViT of the published weights: without a final norm where they have none, with a table
     of positions of their size where they have a class token (others are resampled as they come), and inside a
     ViT-Adapter without LayerScale where they have none.
@@ -173,16 +173,16 @@ def origin(family: str, published: CheckpointFamily, files: Sequence[str | Path]
     }
 
 
-def card(facts: Mapping[str, Any], coverage: Coverage) -> str:
+def model_card(provenance: Mapping[str, Any], coverage: Coverage) -> str:
     """Return the text of a model card."""
-    files = '\n'.join(f'- `{file["name"]}`, SHA-256 `{file["sha256"]}`' for file in facts['files'])
-    note = f'- {facts["note"]}\n' if facts['note'] else ''
+    files = '\n'.join(f'- `{file["name"]}`, SHA-256 `{file["sha256"]}`' for file in provenance['files'])
+    note = f'- {provenance["note"]}\n' if provenance['note'] else ''
     return (
-        f'# {facts["name"]}\n\n'
+        f'# {provenance["name"]}\n\n'
         f'Published weights under the names of vitdense; {coverage}.\n\n'
-        f'- Source: {facts["source"]}\n'
-        f'- Licence of the weights: {facts["licence"]}\n'
-        f'- Where that is stated: {facts["licence_stated_in"]}\n'
+        f'- Source: {provenance["source"]}\n'
+        f'- Licence of the weights: {provenance["licence"]}\n'
+        f'- Where that is stated: {provenance["licence_stated_in"]}\n'
         f'- The data that they were trained on has terms of its own.\n'
         f'{note}\n'
         f'Made from:\n\n{files}\n'

@@ -1,4 +1,4 @@
-"""How published checkpoints call their tensors: rules for their names, applied one after another."""
+"""Rules that rename the tensors of published checkpoints, applied one after another."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ class CheckpointFamily(NamedTuple):
     rules: Sequence[Rule]  # applied one after another to every name
     free: bool = True  # whether the licence is known and lets anybody use the weights
     evidence: str = ''  # where the licence is stated
-    unused: Sequence[str] = ()  # patterns of names that no answer depends on
+    unused: Sequence[str] = ()  # patterns of tensor names that predictions do not depend on
     coco: bool = False  # classifiers may have a row for each of COCO's category ids
     base: str | None = None  # checkpoints may be differences: from which backbone
-    note: str = ''  # in what our answers differ from theirs
+    note: str = ''  # differences of predictions from the original code

@@ -1,4 +1,4 @@
-"""Published tensors under other names, and queries, keys and values joined as the model at hand has them."""
+"""Renaming of tensors, and packing of separate query, key and value weights."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def rename(name: str, rules: Sequence[Rule]) -> str:
     return name
 
 
-def packed(state: State, wanted: Mapping[str, Tensor]) -> State:
-    """Join queries, keys and values to one tensor, where ours are one. A bias that keys do not have is zero."""
+def pack_qkv(state: State, wanted: Mapping[str, Tensor]) -> State:
+    """Join query, key and value weights to one tensor where the model has one; a missing key bias is zero."""
     ours = dict(state)
     for place, joined in _attentions(state):
         for kind in ('weight', 'bias'):

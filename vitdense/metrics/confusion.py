@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vitdense.visualize.fonts import announce, new_figure, one_line, plot_style, save_plot
+from vitdense.visualize.fonts import new_figure, one_line, plot_style, save_plot, warn_missing_glyphs
 
 
 def write_confusion(
@@ -48,7 +48,7 @@ def _draw(counts: np.ndarray, classes: Sequence[str], path: Path, what: str) -> 
     image = axes.imshow(share, vmin=0, vmax=1, cmap='viridis')
     figure.colorbar(image, ax=axes, shrink=0.7, label=f'share of the true {what}')
     if len(classes) <= 80:  # more names than that are not legible
-        announce(tuple(classes))
+        warn_missing_glyphs(tuple(classes))
         classes = [one_line(name) for name in classes]
         style = {'fontsize': 7, **plot_style(classes)}
         axes.set_xticks(range(len(classes)), classes, rotation=90, **style)

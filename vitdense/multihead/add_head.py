@@ -23,7 +23,7 @@ from vitdense.config.from_text import read_config_text
 from vitdense.config.load import image_recipe
 from vitdense.errors import CheckpointError, ConfigError, did_you_mean
 from vitdense.model import DenseModel
-from vitdense.multihead.merge import check_strategy, with_branch, with_vocabulary
+from vitdense.multihead.merge import check_strategy, with_branch, with_classes
 from vitdense.storage.weights import load_weights
 
 logger = logging.getLogger('vitdense')
@@ -173,7 +173,7 @@ def joint_metainfo(cfg: Config, trained: Trained, metainfo: Mapping[str, Any]) -
     added = fields.pop(cfg.add_head.name)
     known = {key: (metainfo.get(key) or {}).get(added) for key in METAINFO}
     old = {key: dict(trained.metainfo.get(key) or {}) for key in METAINFO}
-    joint = with_vocabulary(old, set(fields.values()), added, known, where=f'--add-head {cfg.add_head.name}')
+    joint = with_classes(old, set(fields.values()), added, known, where=f'--add-head {cfg.add_head.name}')
     return {**metainfo, **joint}
 
 

@@ -1,4 +1,4 @@
-"""Heads by themselves: small files that fit the backbone they were trained on, and no other.
+"""Head files: one branch of a model in a small file, valid for the backbone it was trained on.
 
 A head is a branch of a `SharedNetwork` (adapter and head) with the task that reads it. `NAME.safetensors` holds its
 weights as `adapter.*` and `head.*`; `NAME.json` (data only) holds `format` 1, `name`, the recipes `branch` and `task`,
@@ -33,9 +33,9 @@ from vitdense.registry import resolve
 from vitdense.storage.atomic import disk_error, sha256_of, write_json
 from vitdense.storage.weights import read_weights, save_weights
 
-CONTENT = ('branch', 'task', 'field', 'classes', 'transforms', 'backbone')  # what NAME.json holds at the least
+CONTENT = ('branch', 'task', 'field', 'classes', 'transforms', 'backbone')  # required keys of NAME.json
 BACKBONE = 'network.backbone.'
-# arguments of a backbone that change how it trains, not what it answers; the table of positions is among the weights
+# arguments of a backbone that affect training only; the position table is part of the weights
 TRAINING = ('pretrained', 'partial_weights', 'frozen', 'checkpointing', 'drop_path', 'lora', 'amp', 'img_size')
 
 
@@ -54,7 +54,7 @@ class Head(NamedTuple):
 
 
 def fingerprint(model: DenseModel, recipe: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return what heads rely on in the backbone of a model: two of them are equal when heads can be exchanged.
+    """Return a fingerprint of a model's backbone: heads can be exchanged between equal ones.
 
     It holds the SHA-256 of the weights, the patch size, windows, normalisation (mean and std), the interacting adapter
     where one wraps the ViT, and how the ViT is built. `recipe` and `state` are those of the model, as a model folder
@@ -62,7 +62,7 @@ def fingerprint(model: DenseModel, recipe: Mapping[str, Any], state: Mapping[str
     """
     backbone, network = recipe['network']['backbone'], model.network
     vit = backbone.get('vit', backbone)
-    facts = {
+    metadata = {
         'weights': _sha256({name: value for name, value in state.items() if name.startswith(BACKBONE)}),
         'patch size': network.backbone.patch_size,
         'windows': _spelled(vit.get('windows')),
@@ -73,7 +73,7 @@ def fingerprint(model: DenseModel, recipe: Mapping[str, Any], state: Mapping[str
         else None,
         'ViT': _spelled({key: part for key, part in vit.items() if key not in ('windows', 'patch_size')}),
     }
-    return json.loads(json.dumps(facts, default=list))
+    return json.loads(json.dumps(metadata, default=list))
 
 
 def _sha256(state: Mapping[str, Tensor]) -> str:
@@ -127,7 +127,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 100 else text[:99] + '…'
 
 
-def take_head(
+def extract_head(
     model: DenseModel,
     name: str,
     *,
@@ -195,12 +195,12 @@ def read_head(path: str | Path, name: str) -> Head:
     path = Path(path)
     if (path / 'model.json').is_file():
         model, info = read_model_folder(path)
-        given = dict(recipe=info['recipe'], state=model.state_dict(), metainfo=info, transforms=info['transforms'])
-        return take_head(model, name, **given)
+        parts = dict(recipe=info['recipe'], state=model.state_dict(), metainfo=info, transforms=info['transforms'])
+        return extract_head(model, name, **parts)
     description = path.with_suffix('.json')
     info = read_description(description, CONTENT)
     check_recipes([info['branch'], info['task'], info['transforms'], info.get('tiler')], description)
     state = read_weights(described_weights(description, info))
     known = {key: info.get(key) for key in METAINFO}
-    rest = known, info['transforms'], info.get('tiler'), info['backbone'], state
-    return Head(name, info['branch'], info['task'], info['field'], *rest)
+    others = known, info['transforms'], info.get('tiler'), info['backbone'], state
+    return Head(name, info['branch'], info['task'], info['field'], *others)

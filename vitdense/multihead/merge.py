@@ -1,4 +1,4 @@
-"""Several heads on one backbone: combine a model folder with heads that were trained elsewhere on the same backbone."""
+"""Merging of heads trained on the same backbone into one model folder, and splitting of a model into head files."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from vitdense.checkpoints.limits import limit_tensors
 from vitdense.checkpoints.model_folder import METAINFO, read_model_folder, save_model_folder
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.model import DenseModel
-from vitdense.multihead.head_files import Head, check_backbone, fingerprint, read_head, save_head, take_head
+from vitdense.multihead.head_files import Head, check_backbone, extract_head, fingerprint, read_head, save_head
 from vitdense.registry import build
 from vitdense.storage.weights import load_weights
 
 logger = logging.getLogger('vitdense')
-LASTING = ('type', 'network', 'tasks', 'tiler', 'tta')  # keys of a model recipe that say what it answers
+INFERENCE_KEYS = ('type', 'network', 'tasks', 'tiler', 'tta')  # keys of a model recipe that affect predictions
 
 
 def merge_heads(base: str | Path, heads: Mapping[str, str | Path], out: str | Path) -> DenseModel:
     """Write the model folder `out`: that of `base` with `heads` (`{name: path}`) beside its own, and return its model.
 
-    A path is a head file or a model folder with a head of that name. What `base` answers stays the same to the bit: its
-    test-time strategy and evaluation transforms are those of the result, and a warning says which heads were validated
-    with others.
+    A path is a head file or a model folder with a head of that name. Predictions of `base` stay bit-equal: its
+    test-time strategy and evaluation transforms are kept, with a warning for heads that were validated with others.
 
     Raises CheckpointError for damaged files and heads of another backbone, ConfigError for a name that is taken and for
-    two vocabularies of one field, DiskError.
+    different classes of one field, DiskError.
     """
     model, info = read_model_folder(base)
     recipe = info['recipe']
@@ -42,30 +41,30 @@ def merge_heads(base: str | Path, heads: Mapping[str, str | Path], out: str | Pa
         head = read_head(path, name)
         check_backbone(head, own, where=where)
         check_strategy(head.name, head.transforms, head.tiler, info['transforms'], recipe.get('tiler'))
-        metainfo = with_vocabulary(metainfo, read, head.field, head.metainfo, where=where)
+        metainfo = with_classes(metainfo, read, head.field, head.metainfo, where=where)
         recipe = with_branch(recipe, name, head.branch, head.task, where=where)
         state |= weights_of(head)
         read.add(head.field)
     with limit_tensors(state, Path(base) / 'model.json'):
         merged = build(recipe, classes=metainfo['classes'])
     load_weights(merged, state, where=str(out))
-    facts = {'mean': list(merged.network.mean), 'std': list(merged.network.std)}
-    facts |= {key: info[key] for key in ('value_range',) if key in info}
-    save_model_folder(out, recipe, state, metainfo=metainfo, transforms=info['transforms'], extra=facts)
+    extra = {'mean': list(merged.network.mean), 'std': list(merged.network.std)}
+    extra |= {key: info[key] for key in ('value_range',) if key in info}
+    save_model_folder(out, recipe, state, metainfo=metainfo, transforms=info['transforms'], extra=extra)
     return merged
 
 
 def split_heads(base: str | Path, out: str | Path) -> list[Path]:
     """Write every head of a model folder to a file of its own in the folder `out`, and return their json files."""
     model, info = read_model_folder(base)
-    given = dict(recipe=info['recipe'], state=model.state_dict(), metainfo=info, transforms=info['transforms'])
-    return [save_head(out, take_head(model, name, **given)) for name in model.network.names]
+    parts = dict(recipe=info['recipe'], state=model.state_dict(), metainfo=info, transforms=info['transforms'])
+    return [save_head(out, extract_head(model, name, **parts)) for name in model.network.names]
 
 
 def with_branch(
     recipe: Mapping[str, Any], name: str, branch: Mapping[str, Any], task: Mapping[str, Any], *, where: str
 ) -> dict[str, Any]:
-    """Return a model recipe with one more branch, and nothing but what decides answers (`LASTING`).
+    """Return a model recipe with one more branch, reduced to `INFERENCE_KEYS`.
 
     Raises ConfigError when the network has no branches, or has one of that name.
     """
@@ -84,7 +83,7 @@ def with_branch(
             why=f'its heads are: {", ".join(network["branches"])}',
             fix='give the new head another name; to train the old one on, use --weights without --add-head',
         )
-    lasting = {key: recipe[key] for key in LASTING if key in recipe}
+    lasting = {key: recipe[key] for key in INFERENCE_KEYS if key in recipe}
     branches = {**network['branches'], name: branch}
     return {
         **lasting,
@@ -93,7 +92,7 @@ def with_branch(
     }
 
 
-def with_vocabulary(
+def with_classes(
     metainfo: Mapping[str, Any], read: set[str], field: str, known: Mapping[str, Any], *, where: str
 ) -> dict[str, Any]:
     """Return `metainfo` with what is `known` of the classes of `field`.
@@ -107,7 +106,7 @@ def with_vocabulary(
             where=where,
             why=f'the model has {len(ours)} ({", ".join(ours[:3])}, ...), '
             f'the new head {len(theirs)} ({", ".join(theirs[:3])}, ...)',
-            fix='one model has one vocabulary for each field of targets: train the head with the same classes',
+            fix='a model has one list of classes for each field of targets: train the head with the same classes',
         )
     added = {key: {**(metainfo.get(key) or {}), field: known[key]} for key in METAINFO if known.get(key) is not None}
     return {**metainfo, **added}
@@ -137,7 +136,7 @@ def check_strategy(name: str, transforms: Any, tiler: Any, base_transforms: Sequ
 
 
 def _plain(value: Any) -> Any:
-    """Return a recipe whose tuples are lists: json knows no other."""
+    """Return a recipe with lists in place of tuples, as in JSON."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

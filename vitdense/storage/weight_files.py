@@ -1,4 +1,4 @@
-"""Read weight files of any origin: the format is known by content, and limits hold before memory is taken.
+"""Safe reading of weight files: the format is detected by content, and sizes are checked before allocation.
 
 Safetensors, PyTorch's zip archives and older pickles, and NumPy archives of JAX weights are read. No code of a file
 ever runs.
@@ -23,15 +23,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from vitdense.errors import CheckpointError, some
-from vitdense.storage.weight_sets import WRAPPERS, State, find_set, split_key, widened
+from vitdense.storage.weight_sets import WRAPPERS, State, find_set, split_key, to_float32
 
 SLACK = 64_000_000  # bytes that a file of any size may ask for
-GROWTH = 4  # times the size of its file that weights may take: halves are widened, shared tensors counted each time
+GROWTH = 4  # times the size of its file that weights may take: halves are to_float32, shared tensors counted each time
 MAX_HEADER = 100_000_000  # bytes of a safetensors header, as the format defines it
 AGAIN = 'download or copy the file again, and compare its size and sha256 with the source'
 OTHER = 'give the path of a .safetensors or .pth file with the weights'
 
-# Harmless things that training scripts pickle beside the weights. They are read as empty shells, never as themselves.
+# Harmless globals in pickles of training scripts, which are replaced by empty placeholders.
 _INERT = frozenset(
     {
         '_codecs.encode',
@@ -69,7 +69,7 @@ _safe_globals_lock = threading.Lock()  # torch's list of allowed globals belongs
 
 
 class _Shell:
-    """Stands in for an object that a checkpoint carries and nobody needs."""
+    """Placeholder for a pickled object that is not needed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -78,8 +78,8 @@ class _Shell:
         pass
 
 
-class Unreadable(Exception):
-    """Why a file is not read, and what to do."""
+class UnreadableFile(Exception):
+    """Reason why a file cannot be read, and a fix."""
 
     def __init__(self, why: str, fix: str = AGAIN) -> None:
         super().__init__(why)
@@ -87,7 +87,7 @@ class Unreadable(Exception):
 
 
 def read_weights(path: str | Path) -> State:
-    """Return the tensors of a weight file, by name, half precision widened to float32.
+    """Return the tensors of a weight file, by name, half precision as float32.
 
     Nested checkpoints are opened, as `find_set` says; what is not a tensor is left out. A path `FILE:KEY` names the set
     to take (`file.pth:model_ema`, `file.pth:model.student`), or what the names to take begin with. No code of the file
@@ -109,7 +109,7 @@ def read_weights(path: str | Path) -> State:
             fix=f'give a state dict, plain or under one of the keys {", ".join(WRAPPERS)}',
         )
     check_tensors(state, path)
-    return widened(state)
+    return to_float32(state)
 
 
 def check_regular(path: Path) -> None:
@@ -143,13 +143,13 @@ def _read(path: Path) -> Any:
             f"cannot read '{path.name}'",
             where=str(path),
             why=why_unreadable(error),
-            fix=error.fix if isinstance(error, Unreadable) else AGAIN,
+            fix=error.fix if isinstance(error, UnreadableFile) else AGAIN,
         ) from None
 
 
 def why_unreadable(error: Exception) -> str:
-    """Return what an error while reading says about the file, without torch's advice to trust it."""
-    if isinstance(error, Unreadable):
+    """Return the reason of a read error, without torch's advice to trust the file."""
+    if isinstance(error, UnreadableFile):
         return error.why
     if isinstance(error, pickle.UnpicklingError | EOFError | LookupError) or 'weights_only' in str(error):
         return 'it is damaged, or no weight file: its bytes are no PyTorch pickle'
@@ -157,22 +157,22 @@ def why_unreadable(error: Exception) -> str:
 
 
 def format_of(path: Path) -> str:
-    """Return 'safetensors', 'zip' (PyTorch), 'npz' or 'pickle', by the content of a file. Raises Unreadable."""
+    """Return 'safetensors', 'zip' (PyTorch), 'npz' or 'pickle', by the content of a file. Raises UnreadableFile."""
     size = path.stat().st_size
     with open(path, 'rb') as file:
         head = file.read(512)
     if not size:
-        raise Unreadable('the file is empty')
+        raise UnreadableFile('the file is empty')
     if head[8:9] == b'{':
         length = int.from_bytes(head[:8], 'little')
         if length > min(size - 8, MAX_HEADER):
-            raise Unreadable(f'its header claims {length} bytes and the file has {size}: it is cut off, or damaged')
+            raise UnreadableFile(f'its header claims {length} bytes and the file has {size}: it is cut off, or damaged')
         return 'safetensors'
     name = next((name for magic, name in _MAGIC.items() if head.lstrip().startswith(magic)), '')
     if name or head[257:262] == b'ustar':
-        raise Unreadable(f'it is {name or "a tar archive: unpack it"}', OTHER)
+        raise UnreadableFile(f'it is {name or "a tar archive: unpack it"}', OTHER)
     if head.lstrip().startswith(b'{'):
-        raise Unreadable(
+        raise UnreadableFile(
             'it is a JSON file, which holds no weights (an index.json lists the parts of weights)',
             'give the weight file itself; parts are joined by reading each with safetensors.torch.load_file and\n'
             'writing all of them with safetensors.torch.save_file',
@@ -180,23 +180,23 @@ def format_of(path: Path) -> str:
     if head.startswith(b'PK'):
         return _kind_of_archive(path, size)
     if path.suffix == '.safetensors' and not head.startswith(b'\x80'):
-        raise Unreadable('it is no safetensors file: it does not begin with the length of a header')
+        raise UnreadableFile('it is no safetensors file: it does not begin with the length of a header')
     return 'pickle'
 
 
 def _kind_of_archive(path: Path, size: int) -> str:
-    """Return 'npz' or 'zip'. Raises Unreadable for other archives, and for those that unpack to far more."""
+    """Return 'npz' or 'zip'. Raises UnreadableFile for other archives, and for those that unpack to far more."""
     try:
         with zipfile.ZipFile(path) as archive:
             files = archive.infolist()
     except zipfile.BadZipFile:
-        raise Unreadable('the archive is cut off or damaged') from None
+        raise UnreadableFile('the archive is cut off or damaged') from None
     names = [file.filename.rpartition('/')[2] for file in files]
     total = sum(file.file_size for file in files)
     if total > GROWTH * size + SLACK:
-        raise Unreadable(f'the archive has {size} bytes and unpacks to {total}')
+        raise UnreadableFile(f'the archive has {size} bytes and unpacks to {total}')
     if 'constants.pkl' in names:
-        raise Unreadable(
+        raise UnreadableFile(
             'it is a TorchScript program (torch.jit.save)',
             'load it once with torch.jit.load(PATH), and save its state_dict() with torch.save',
         )
@@ -204,21 +204,21 @@ def _kind_of_archive(path: Path, size: int) -> str:
         return 'zip'
     if any(name.endswith('.npy') for name in names):
         return 'npz'
-    raise Unreadable(f'it is an archive of other files: {some(names)}', OTHER)
+    raise UnreadableFile(f'it is an archive of other files: {some(names)}', OTHER)
 
 
 def _read_arrays(path: Path) -> State:
-    """Return the arrays of a NumPy archive. Raises Unreadable for arrays of objects: they would run code."""
+    """Return the arrays of a NumPy archive. Raises UnreadableFile for arrays of objects: they would run code."""
     with np.load(path, allow_pickle=False) as archive:
         try:
             arrays = {name: archive[name] for name in archive.files}
         except ValueError:
-            raise Unreadable('it is a NumPy archive with pickled objects, which would run code', OTHER) from None
+            raise UnreadableFile('it is a NumPy archive with pickled objects, which would run code', OTHER) from None
     return {name: torch.from_numpy(value) for name, value in arrays.items() if value.dtype.kind in 'fiu'}
 
 
 def load_pickle(path: Path) -> Any:
-    """Return what torch.save wrote, on the CPU, without running code. Raises Unreadable, and whatever torch does."""
+    """Return what torch.save wrote, on the CPU, without running code. Raises UnreadableFile, or torch's errors."""
     if format_of(path) == 'zip':
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.rpartition('/')[2] == 'data.pkl')
@@ -230,16 +230,16 @@ def load_pickle(path: Path) -> Any:
 
 
 def _check_sized(names: str) -> None:
-    found = _SIZED.search(names)
-    if found:
-        raise Unreadable(
-            f'its pickle makes a {found[0].split()[-1]} of any size',
+    match = _SIZED.search(names)
+    if match:
+        raise UnreadableFile(
+            f'its pickle makes a {match[0].split()[-1]} of any size',
             'save a plain state dict (names and tensors only) again, or as .safetensors',
         )
 
 
 def _check_old_format(path: Path) -> None:
-    """Raise Unreadable when a file of PyTorch's old format claims more numbers than it has bytes for."""
+    """Raise UnreadableFile when a file of PyTorch's old format claims more numbers than it has bytes for."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # slow to import, and seldom needed
 
     with open(path, 'rb') as file, contextlib.suppress(ValueError):  # cut off: torch says so
@@ -252,14 +252,14 @@ def _check_old_format(path: Path) -> None:
             claimed = [leaf.untyped_storage().nbytes() for leaf in leaves if isinstance(leaf, Tensor)]
     except (NotImplementedError, RuntimeError) as error:
         why = f'it is damaged, or holds sparse, nested or quantized tensors: {why_unreadable(error)}'
-        raise Unreadable(why, 'save a plain state dict (names and plain tensors only) again') from None
+        raise UnreadableFile(why, 'save a plain state dict (names and plain tensors only) again') from None
     size = path.stat().st_size
     if max(claimed, default=0) > size:
-        raise Unreadable(f'a tensor claims {max(claimed)} bytes, and the file has {size}')
+        raise UnreadableFile(f'a tensor claims {max(claimed)} bytes, and the file has {size}')
 
 
 def _read_pickle(path: Path) -> Any:
-    """Read a PyTorch file; harmless extras become empty shells, anything else that needs code is refused."""
+    """Read a PyTorch file; harmless globals become placeholders, others raise CheckpointError."""
     shells: set[str] = set()
     while True:
         try:
@@ -267,12 +267,12 @@ def _read_pickle(path: Path) -> Any:
                 return load_pickle(path)
         except pickle.UnpicklingError as error:
             wanted = _wanted_globals(path, error) - shells
-            refused = sorted(name for name in wanted if name not in _INERT and not name.startswith(_INERT_PREFIX))
-            if refused:
+            unsafe = sorted(name for name in wanted if name not in _INERT and not name.startswith(_INERT_PREFIX))
+            if unsafe:
                 raise CheckpointError(
                     f"refused to read '{path.name}': it would run code",
                     where=str(path),
-                    why=f'the pickle asks for {some(refused)}',
+                    why=f'the pickle asks for {some(unsafe)}',
                     fix='get the weights as .safetensors, or save a plain state dict (names and tensors only) again',
                 ) from None
             if not wanted:
@@ -311,7 +311,7 @@ def check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _odd_kind(value: Tensor) -> str:
-    """Return what makes a tensor no plain array of real numbers; nothing for one that is."""
+    """Return the kind of a tensor that is no plain array of real numbers, else ''."""
     if value.is_nested:
         return 'nested'
     if value.layout != torch.strided:

@@ -1,4 +1,4 @@
-"""Find the weights inside a checkpoint: the sets of tensors that it holds, and the one that is meant."""
+"""Selection of a state dict inside a nested checkpoint."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def split_key(path: str | Path) -> tuple[Path, str | None]:
 
 
 def open_checkpoint(raw: Any, *, key: str | None = None, where: str = '') -> State:
-    """Return the named tensors inside a checkpoint, however deep, half precision widened to float32. See `find_set`."""
-    return widened(find_set(raw, key=key, where=where))
+    """Return the named tensors inside a checkpoint, however deep, half precision as float32. See `find_set`."""
+    return to_float32(find_set(raw, key=key, where=where))
 
 
-def widened(state: Mapping[str, Tensor]) -> State:
+def to_float32(state: Mapping[str, Tensor]) -> State:
     """Return `state` with half precision as float32."""
     halves = (torch.float16, torch.bfloat16)
     return {name: value.float() if value.dtype in halves else value for name, value in state.items()}
 
 
 def find_set(raw: Any, *, key: str | None = None, where: str = '') -> State:
-    """Return the named tensors of the set that is meant: `key` if given, else what lies under `WRAPPERS`, else the only
-    one; sets that are passed over are named in the log.
+    """Return one state dict of a checkpoint: that under `key`, else under `WRAPPERS`, else the only one; others are
+    logged.
 
     Raises CheckpointError when `key` leads to nothing, and when several sets are there of which none is preferred.
     """
@@ -92,7 +92,7 @@ def _chosen(raw: Any, key: str, where: str) -> State:
     while rest and isinstance(inner, Mapping) and isinstance(inner.get(rest[0]), Mapping):
         inner, rest = inner[rest[0]], rest[1:]
     state: State = {}
-    with contextlib.suppress(CheckpointError if rest else ()):  # several sets: names cannot be told by their beginning
+    with contextlib.suppress(CheckpointError if rest else ()):  # several sets: a prefix of names is ambiguous
         state = find_set(inner, where=f'{where}:{key}')
     prefix = '.'.join([*rest, '']) if rest else ''
     chosen = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -1,7 +1,4 @@
-"""Weights in modules and on disk: load strictly, save atomically. `vitdense.storage.weight_files` reads them.
-
-Loading says how much matched, and refuses less than everything unless told otherwise.
-"""
+"""Strict loading of weights into modules, with a report of what matched, and atomic saving as safetensors."""
 
 from __future__ import annotations
 
@@ -28,10 +25,10 @@ FIX = 'load them into the model they were made for'
 
 
 class Coverage(NamedTuple):
-    """How a set of weights fits a module. Counts are of numbers (elements of tensors), not of tensors."""
+    """Match of a state dict with a module, counted in tensor elements."""
 
-    matched: int  # numbers that found their place
-    total: int  # numbers the module holds
+    matched: int  # elements that were loaded
+    total: int  # elements of the module
     prefix: str = ''  # what was stripped from the names in the file
     missing: tuple[str, ...] = ()  # names of the module that the file does not have
     mismatched: tuple[str, ...] = ()  # 'name: file (...), model (...)'
@@ -60,7 +57,7 @@ def load_weights(
     ignore: Sequence[str] = (),
     fix: str = FIX,
 ) -> Coverage:
-    """Copy `state` into `module`, all of it or not at all.
+    """Copy `state` into `module`, completely or not at all.
 
     One prefix (`module.`, `backbone.`, ...) is stripped from the names only when exactly one makes everything fit;
     `convert` then translates names and shapes. Leftover names that begin with one of `ignore` do not count. `where`
@@ -203,13 +200,13 @@ def _report(coverage: Coverage, where: str) -> None:
 
 def _unshared(state: Mapping[str, Tensor]) -> State:
     """Return contiguous CPU copies; safetensors refuses two names of one memory."""
-    seen: set[int] = set()
+    addresses: set[int] = set()
     result = {}
     for name, value in state.items():
         value = value.detach().cpu().contiguous()
         address = value.untyped_storage().data_ptr()
-        result[name] = value.clone() if address in seen else value
-        seen.add(address)
+        result[name] = value.clone() if address in addresses else value
+        addresses.add(address)
     return result
 
 

@@ -1,4 +1,4 @@
-"""Images for people: predictions and truths drawn on images, sheets of them, features, and curves."""
+"""Visualisation: predictions and targets on images, contact sheets, feature maps and training curves."""
 
 from vitdense.visualize.colors import palette
 from vitdense.visualize.curves import plot_curves

@@ -1,4 +1,4 @@
-"""Colours of classes: distinct, stable, and the same on every image of a run."""
+"""Class colours: distinct, and the same on every image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vitdense.visualize.fonts import announce
+from vitdense.visualize.fonts import warn_missing_glyphs
 
 GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5))  # radians; steps of it never fall on an old hue
 GREY = (128, 128, 128)
@@ -45,21 +45,21 @@ def palette(num_classes: int) -> np.ndarray:
     return colors
 
 
-class Vocabulary:
-    """Names and colours of the classes of one field, for as many classes as an image shows."""
+class ClassStyle:
+    """Names and colours of the classes of one field of targets."""
 
     def __init__(self, names: Sequence[str], colors: Sequence[Sequence[int]] | None = None) -> None:
         self.names = tuple(names)
-        given = np.asarray([] if colors is None else colors, dtype=np.uint8).reshape(-1, 3)
-        self.colors = np.concatenate([given, palette(len(self.names))[len(given) :]])  # (K, 3) uint8
+        chosen = np.asarray([] if colors is None else colors, dtype=np.uint8).reshape(-1, 3)
+        self.colors = np.concatenate([chosen, palette(len(self.names))[len(chosen) :]])  # (K, 3) uint8
 
     @classmethod
-    def of(cls, metainfo: Mapping[str, Any] | None, field: str, *, at_least: int = 0) -> Vocabulary:
-        """Return the vocabulary of `field`; a class that `metainfo` does not name is called by its number."""
+    def of(cls, metainfo: Mapping[str, Any] | None, field: str, *, at_least: int = 0) -> ClassStyle:
+        """Return names and colours of `field`; a class without name in `metainfo` is called by its index."""
         metainfo = metainfo or {}
         names = list((metainfo.get('classes') or {}).get(field) or ())
         names += [f'class {index}' for index in range(len(names), at_least)]
-        announce(tuple(names))
+        warn_missing_glyphs(tuple(names))
         return cls(names, (metainfo.get('palette') or {}).get(field))
 
     def __len__(self) -> int:

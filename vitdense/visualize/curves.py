@@ -1,4 +1,4 @@
-"""The curves of a training run: losses, the learning rate, and validation metrics in panels of their own."""
+"""Plots of a training run: losses with the learning rate, and validation metrics."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _curve(panel: Any, rows: Sequence[Mapping[str, Any]], key: str, *, smooth: b
 
 
 def number(value: Any) -> float:
-    """Return a cell of a table as a float; an empty or wordy one is NaN."""
+    """Return a table cell as a float, NaN if it is no number."""
     try:
         return float(value)
     except (TypeError, ValueError):

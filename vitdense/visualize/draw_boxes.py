@@ -1,4 +1,4 @@
-"""Boxes on images: thick lines, and names that do not hide each other."""
+"""Drawing of boxes and their labels, placed so that labels do not overlap."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from vitdense.visualize.text import plate, plate_size
+from vitdense.visualize.text import draw_label, label_size
 
 SHADOW = (0, 0, 0)  # a thin edge around coloured lines, for bright images
 
@@ -18,8 +18,8 @@ def draw_boxes(
 ) -> np.ndarray:
     """Return (H, W, 3) uint8: the image with (N, 4) xyxy boxes and their names, the first on top.
 
-    `size` is that of the letters in pixels. A name stands above its box; where that place is taken by the name of an
-    earlier box, or outside the image, at another corner. Boxes that are not finite are left out.
+    `size` is the font size in pixels. A name is drawn above its box, or at another corner where it would overlap the
+    name of an earlier box or leave the image. Boxes that are not finite are left out.
     """
     from PIL import Image, ImageDraw
 
@@ -29,14 +29,16 @@ def draw_boxes(
     line = box_width(height, width)
     shown = [index for index in range(len(boxes)) if np.isfinite(boxes[index]).all()]
     corners = {index: _ordered(boxes[index]) for index in shown}
-    places = _places([(corners[index], plate_size(names[index], size)) for index in shown], (width, height))
+    label_corners = _label_corners(
+        [(corners[index], label_size(names[index], size)) for index in shown], (width, height)
+    )
     for index in reversed(shown):
         left, top, right, bottom = corners[index]
         color = tuple(int(value) for value in colors[index])
         pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=SHADOW, width=line + 2)
         pen.rectangle((left, top, right, bottom), outline=color, width=line)
-    for index, place in reversed(list(zip(shown, places, strict=True))):
-        plate(canvas, place, names[index], color=colors[index], size=size)
+    for index, corner in reversed(list(zip(shown, label_corners, strict=True))):
+        draw_label(canvas, corner, names[index], color=colors[index], size=size)
     return np.asarray(canvas)
 
 
@@ -45,18 +47,18 @@ def box_width(height: int, width: int) -> int:
     return round(1.2 + (height * width) ** 0.5 / 260)
 
 
-def _places(wanted: Sequence[tuple[Area, tuple[int, int]]], image: tuple[int, int]) -> list[tuple[float, float]]:
-    """Return the lower left corner (x, y) of each name: the first place that hides no name before it, or the least."""
+def _label_corners(wanted: Sequence[tuple[Area, tuple[int, int]]], image: tuple[int, int]) -> list[tuple[float, float]]:
+    """Return the lower left corner (x, y) of each name: the first position that overlaps earlier names least."""
     taken: list[Area] = []
     for box, size in wanted:
         areas = list(_corners(box, size, image))
-        hidden = [sum(_overlap(area, other) for other in taken) for area in areas]
-        taken.append(areas[int(np.argmin(hidden))])
+        overlaps = [sum(_overlap(area, other) for other in taken) for area in areas]
+        taken.append(areas[int(np.argmin(overlaps))])
     return [(area[0], area[3]) for area in taken]
 
 
 def _corners(box: Area, size: tuple[int, int], image: tuple[int, int]) -> Iterator[Area]:
-    """Yield where a name of `size` (w, h) may stand at a box, best first, moved inside an image of (W, H)."""
+    """Yield positions of a name of `size` (w, h) at a box, best first, inside an image of (W, H)."""
     left, top, right, bottom = box
     width, height = size
     starts = (left, top - height), (left, top), (left, bottom), (right - width, top - height), (left, bottom - height)

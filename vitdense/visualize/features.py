@@ -1,4 +1,4 @@
-"""Colours of features: principal components as RGB, and heat maps of attention."""
+"""Feature maps as images: principal components as RGB, and heat maps of attention."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PALE = 0.25  # what is left of an image behind a heat map where nothing is hot
+PALE = 0.25  # opacity of a heat map at value 0
 
 
 class Components(NamedTuple):
@@ -23,10 +23,9 @@ class Components(NamedTuple):
 def principal_colors(maps: Sequence[Tensor]) -> list[Components]:
     """Return the first three principal components of `maps` (each (C, h, w), any sizes) as red, green and blue.
 
-    The components are those of all maps together, so a colour means the same in each of them. The foreground is found
-    much as in DINOv2 (https://arxiv.org/abs/2304.07193, section 7.5), where a threshold of the first component parts
-    figure and ground, and the components of the figure alone are shown. Here each of the three is cut where its sides
-    differ most, and that side of one of them is the figure which is most at the inside of the maps.
+    The components are computed over all maps together, so colours are comparable. The foreground is segmented as in
+    DINOv2 (https://arxiv.org/abs/2304.07193, section 7.5) by a threshold on a component: of the three components, each
+    cut by Otsu's method, the side that lies most inside the maps; `front` shows the components of the foreground.
     """
     grids = [(one.shape[1], one.shape[2]) for one in maps]
     cells = torch.cat([one.flatten(1).T.double() for one in maps])  # (N, C)
@@ -53,7 +52,7 @@ def heat_map(values: Tensor, image: np.ndarray, *, overlay: bool = True) -> np.n
     if not overlay:
         return colors
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    share = (PALE + (1 - PALE) * heat)[..., None]  # what is hot hides the image
+    share = (PALE + (1 - PALE) * heat)[..., None]  # high values are opaque
     return (grey * (1 - share) + colors * share).astype(np.uint8)
 
 
@@ -67,31 +66,30 @@ def _principal(cells: Tensor) -> Tensor:
 
 
 def _foreground(values: Tensor, border: Tensor) -> Tensor:
-    """Return (N,) bool: of the two sides of each column of `values` (N, 3), the one that is most at the inside.
+    """Return (N,) bool: the side of a threshold on one column of `values` (N, 3) that lies most inside the map.
 
-    That is the difference of its shares of the inner cells and of the `border` (N,) bool, times how well the column
-    falls in two.
+    The score is its share of the inner cells less that of the `border` (N,) bool cells, times the separability.
     """
-    best, figure = -1.0, border.new_zeros(len(border))
+    best, foreground = -1.0, border.new_zeros(len(border))
     for column in values.T:
-        cut, clearness = _parting(column)
+        cut, separability = _otsu(column)
         for side in (column > cut, column <= cut):
-            score = clearness * float(side[~border].double().mean() - side[border].double().mean())
+            score = separability * float(side[~border].double().mean() - side[border].double().mean())
             if score > best:
-                best, figure = score, side
-    return figure
+                best, foreground = score, side
+    return foreground
 
 
-def _parting(values: Tensor) -> tuple[float, float]:
-    """Return where `values` (N,) fall in two best, and the share of their variance between the sides (Otsu 1979)."""
+def _otsu(values: Tensor) -> tuple[float, float]:
+    """Return Otsu's threshold of `values` (N,), and the share of their variance between the two sides."""
     if len(values) < 2:
         return float(values[0]), 0.0
     ordered = values.sort().values
     count = torch.arange(1, len(ordered), dtype=ordered.dtype)
     below = ordered.cumsum(0)[:-1]
     above = ordered.sum() - below
-    rest = len(ordered) - count
-    between = count * rest * (below / count - above / rest) ** 2 / len(ordered) ** 2
+    num_above = len(ordered) - count
+    between = count * num_above * (below / count - above / num_above) ** 2 / len(ordered) ** 2
     cut = int(between.argmax())
     variance = max(float(ordered.var(correction=0)), 1e-12)
     return float(ordered[cut] + ordered[cut + 1]) / 2, float(between[cut]) / variance

@@ -1,4 +1,4 @@
-"""Which font draws which letter: DejaVu Sans, a font that the user names, or one of the system that has the letter."""
+"""Font selection for each character: VITDENSE_FONT, DejaVu Sans, or a system font that has the glyph."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from vitdense.errors import ConfigError
 
 logger = logging.getLogger('vitdense')
 
-VARIABLE = 'VITDENSE_FONT'  # of the environment: a font file that is asked first
+VARIABLE = 'VITDENSE_FONT'  # environment variable: the font file to try first
 SUFFIXES = ('.ttf', '.otf', '.ttc', '.otc')
 STRIKES = (109, 160, 136, 128, 96, 64)  # pixels; sizes of fonts that hold colour bitmaps, as for emoji
 MAX_LETTERS = 20  # that a warning lists
 
-_NO_LETTERS = ('lastresort', 'blank', 'notdef')  # fonts that have a box or nothing for every letter
+_NO_LETTERS = ('lastresort', 'blank', 'notdef')  # fonts with a box or no glyph for every character
 _PLAIN_LAST = ('bold', 'italic', 'oblique', 'light', 'thin', 'black', 'mono', 'serif', 'condensed', 'medium')
 _SHAPED = ((0x0590, 0x0DFF), (0x0F00, 0x109F), (0x1780, 0x17FF), (0xFB1D, 0xFEFC))  # from the right, or joined
-_said: set[str] = set()  # letters, and other things, that a warning was about
+_warned: set[str] = set()  # characters and topics that were warned about
 
 
 class Face(NamedTuple):
@@ -39,14 +39,14 @@ class Face(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Neighbouring letters that one font draws."""
+    """Adjacent characters drawn with one font."""
 
     text: str
     face: Face
 
 
 def font(size: int) -> Any:
-    """Return the font that is asked first, at `size` pixels: that of VITDENSE_FONT, else DejaVu Sans."""
+    """Return the default font at `size` pixels: that of VITDENSE_FONT, else DejaVu Sans."""
     return load(first_face(), size)
 
 
@@ -68,7 +68,7 @@ def check_font(file: str | Path) -> None:
 
 
 def first_face() -> Face:
-    """Return the face of the font that is asked first."""
+    """Return the face of the default font."""
     named = os.environ.get(VARIABLE)
     return _named_face(named) or _dejavu() if named else _dejavu()
 
@@ -110,8 +110,8 @@ def _lacks(text: str, first: Face) -> bool:
 
 
 @lru_cache(maxsize=256)
-def announce(names: tuple[str, ...]) -> None:
-    """Warn, in one line, of all letters of `names` that no font has."""
+def warn_missing_glyphs(names: tuple[str, ...]) -> None:
+    """Warn, in one line, of all characters of `names` that no font has."""
     letters = {letter for name in names if not name.isascii() for letter in name if not _invisible(letter)}
     lacking = [letter for letter in sorted(letters) if not _covering(letter, (first_face(), _dejavu()))]
     _warn_missing([letter for letter in lacking if not _covering(letter, system_faces())])
@@ -146,7 +146,7 @@ def save_plot(figure: Any, path: Path, *, dpi: int) -> None:
 
 
 def plot_families(texts: Iterable[str]) -> list[str]:
-    """Return the font families with which matplotlib draws `texts`, in the order in which it asks them."""
+    """Return the font families for matplotlib to draw `texts`, in their order of preference."""
     first = first_face()
     faces = dict.fromkeys(run.face for text in texts for run in _runs(text, first, colored=False))
     families = [_plot_family(face.file) for face in faces if face.file and face != _dejavu()]
@@ -174,18 +174,18 @@ def system_faces() -> tuple[Face, ...]:
 
 def _folders() -> Iterator[str]:
     """Yield the folders in which Linux, macOS and Windows keep fonts."""
-    home = os.path.expanduser('~')
-    yield from (f'{base}/fonts' for base in (os.environ.get('XDG_DATA_HOME') or f'{home}/.local/share', sys.prefix))
+    user = os.path.expanduser('~')
+    yield from (f'{base}/fonts' for base in (os.environ.get('XDG_DATA_HOME') or f'{user}/.local/share', sys.prefix))
     yield from (
         f'{base}/fonts' for base in (os.environ.get('XDG_DATA_DIRS') or '/usr/local/share:/usr/share').split(':')
     )
-    yield from (f'{home}/.fonts', f'{home}/Library/Fonts', '/Library/Fonts', '/System/Library/Fonts')
+    yield from (f'{user}/.fonts', f'{user}/Library/Fonts', '/Library/Fonts', '/System/Library/Fonts')
     yield from (f'{base}/Fonts' for base in (os.environ.get('WINDIR'), os.environ.get('LOCALAPPDATA')) if base)
 
 
 def _font_files(folder: str) -> Iterator[Path]:
-    for home, _, names in os.walk(folder):
-        yield from (Path(home, name) for name in sorted(names) if name.lower().endswith(SUFFIXES))
+    for base, _, names in os.walk(folder):
+        yield from (Path(base, name) for name in sorted(names) if name.lower().endswith(SUFFIXES))
 
 
 @cache
@@ -276,9 +276,9 @@ def _invisible(letter: str) -> bool:
 
 
 def _warn_missing(letters: Sequence[str]) -> None:
-    new = [letter for letter in dict.fromkeys(letters) if letter not in _said]
+    new = [letter for letter in dict.fromkeys(letters) if letter not in _warned]
     if new:
-        _said.update(new)
+        _warned.update(new)
         more = f' and {len(new) - MAX_LETTERS} more' if len(new) > MAX_LETTERS else ''
         logger.warning(
             'no font here has the letters %s%s, which are drawn as boxes; install one that has them (Debian: '
@@ -291,8 +291,8 @@ def _warn_missing(letters: Sequence[str]) -> None:
 
 def _warn_unshaped(text: str) -> None:
     shaped = any(low <= ord(letter) <= high for letter in text for low, high in _SHAPED)
-    if shaped and 'raqm' not in _said and not features.check('raqm'):
-        _said.add('raqm')
+    if shaped and 'raqm' not in _warned and not features.check('raqm'):
+        _warned.add('raqm')
         logger.warning(
             'letters such as those of %r are drawn one by one, neither joined nor from right to left: '
             'this Pillow finds no FriBiDi (Debian: libfribidi0)',

@@ -1,4 +1,4 @@
-"""Image files for people."""
+"""Writing of image files."""
 
 from __future__ import annotations
 

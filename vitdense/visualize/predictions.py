@@ -1,4 +1,4 @@
-"""Draw what a model answered, or what a data set says, on an image. Tensors in, (H, W, 3) uint8 RGB arrays out."""
+"""Predictions or targets drawn on an image: tensors in, (H, W, 3) uint8 RGB arrays out."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from vitdense.types import IGNORE, ImageClass, Instances, Prediction, Reconstruction, SemanticMap, Target
-from vitdense.visualize.colors import GREY, Vocabulary
+from vitdense.visualize.colors import GREY, ClassStyle
 from vitdense.visualize.draw_boxes import draw_boxes
-from vitdense.visualize.text import PAPER, LegendRow, add_legend, font_size, line_width, percent, plate
+from vitdense.visualize.text import BACKGROUND, LegendRow, add_legend, draw_label, font_size, line_width, percent
 
 FIELDS = {SemanticMap: 'semantic', Instances: 'labels', ImageClass: 'image_label'}
 SMALL = 320  # an image whose longest side is below is enlarged where text must fit
@@ -39,7 +39,7 @@ def draw(
 
     With a legend the image grows by a panel at its right, whose width depends on the image's size and the class
     names alone, and small images are enlarged by a whole factor. Without one the size is that of `img`.
-    A reconstruction has no legend: it stands at the right of what the model was shown, or alone.
+    A reconstruction has no legend: it is placed right of the masked image, or returned alone.
     """
     painted = [item for item in predictions.values() if isinstance(item, Reconstruction)]
     if painted:
@@ -50,12 +50,12 @@ def draw(
         field = ((metainfo or {}).get('head_fields') or {}).get(name, FIELDS[type(prediction)])
         if isinstance(prediction, SemanticMap):
             labels = array(prediction.labels)
-            scene.semantic(labels, Vocabulary.of(metainfo, field, at_least=_num_classes(labels)))
+            scene.semantic(labels, ClassStyle.of(metainfo, field, at_least=_num_classes(labels)))
         elif isinstance(prediction, Instances):
             scene.instances(prediction, metainfo, field, min_score)
         else:
             scores = array(prediction.scores)
-            names = Vocabulary.of(metainfo, field, at_least=len(scores)).names
+            names = ClassStyle.of(metainfo, field, at_least=len(scores)).names
             likely = [index for index in scores.argsort()[::-1][:LIKELY] if scores[index] >= 0.01] or [scores.argmax()]
             rows = [LegendRow(names[index], None, float(scores[index])) for index in likely]
             scene.headline(f'{rows[0].name} {percent(rows[0].share)}', names, rows)
@@ -70,7 +70,7 @@ def draw_target(
     alpha: float = 0.5,
     legend: bool = True,
 ) -> np.ndarray:
-    """Return the image with all that `target` knows about it; pixels that nobody labelled are hatched in grey.
+    """Return the image with its `target` drawn on it; ignored pixels are hatched in grey.
 
     Arguments and size as in `draw`.
     """
@@ -78,17 +78,17 @@ def draw_target(
     if target.semantic is not None:
         labels = array(target.semantic).astype(np.int16)
         at_least = _num_classes(labels[labels != IGNORE])
-        scene.semantic(labels, Vocabulary.of(metainfo, 'semantic', at_least=at_least), ignore=True)
+        scene.semantic(labels, ClassStyle.of(metainfo, 'semantic', at_least=at_least), ignore=True)
     if target.boxes is not None:
         labels = np.zeros(len(target.boxes), np.int64) if target.labels is None else array(target.labels)
-        vocabulary = Vocabulary.of(metainfo, 'labels', at_least=_num_classes(labels))
+        style = ClassStyle.of(metainfo, 'labels', at_least=_num_classes(labels))
         crowd = np.zeros(len(labels), bool) if target.iscrowd is None else array(target.iscrowd)
-        names = [vocabulary.names[label] + ' (crowd)' * bool(many) for label, many in zip(labels, crowd, strict=True)]
+        names = [style.names[label] + ' (crowd)' * bool(many) for label, many in zip(labels, crowd, strict=True)]
         if target.masks is not None:
-            scene.masks(array(target.masks), vocabulary.colors[labels])
-        scene.boxes(array(target.boxes), labels, names, vocabulary)
+            scene.masks(array(target.masks), style.colors[labels])
+        scene.boxes(array(target.boxes), labels, names, style)
     if target.image_label is not None:
-        names = Vocabulary.of(metainfo, 'image_label').names
+        names = ClassStyle.of(metainfo, 'image_label').names
         scene.headline(_label_words(array(target.image_label), names), names)
     return scene.finish()
 
@@ -131,7 +131,7 @@ def outlines(labels: np.ndarray, width: int = 1) -> np.ndarray:
 
 
 class _Scene:
-    """An image that is being drawn on, and the legend that grows with it."""
+    """Canvas: an image that is drawn on, and the rows of its legend."""
 
     def __init__(self, img: Tensor | np.ndarray, *, alpha: float, legend: bool) -> None:
         if not 0 <= alpha <= 1:
@@ -148,38 +148,36 @@ class _Scene:
         self.text = font_size(*self.image.shape[:2])
         self.line = line_width(*self.image.shape[:2])
 
-    def semantic(self, labels: np.ndarray, vocabulary: Vocabulary, *, ignore: bool = False) -> None:
+    def semantic(self, labels: np.ndarray, style: ClassStyle, *, ignore: bool = False) -> None:
         """Paint (H, W) class numbers and list the classes that are there with their share of all pixels."""
         self._check(labels)
-        count, num_classes = _counts(labels), len(vocabulary)
+        count, num_classes = _counts(labels), len(style)
         shares = count / max(1, labels.size)
-        self.names += vocabulary.names
+        self.names += style.names
         rows = self._section('regions')
         rows += [
-            LegendRow(vocabulary.names[index], vocabulary.colors[index], shares[index])
+            LegendRow(style.names[index], style.colors[index], shares[index])
             for index in np.flatnonzero(count[:num_classes])
         ]
         labels = enlarge(labels, self.factor)
         white, kind = num_classes, np.uint8 if num_classes < 253 and labels.dtype == np.uint8 else np.int16
-        colors = np.concatenate([vocabulary.colors, np.array([LINE, GREY, (70, 70, 70)], np.uint8)])
+        colors = np.concatenate([style.colors, np.array([LINE, GREY, (70, 70, 70)], np.uint8)])
         painted = np.where(boundaries(labels, max(1, self.line // 2)), kind(white), labels)
         if ignore and len(count) > IGNORE and count[IGNORE]:
             rows.append(LegendRow('ignored', GREY, shares[IGNORE], hatched=True))
             painted = np.where(labels == IGNORE, num_classes + 1 + self._hatch(), painted)
         self._paint(painted, colors)
 
-    def instances(self, found: Instances, metainfo: Mapping[str, Any] | None, field: str, min_score: float) -> None:
+    def instances(self, instances: Instances, metainfo: Mapping[str, Any] | None, field: str, min_score: float) -> None:
         """Draw the objects of at least `min_score`, the best on top."""
-        scores = array(found.scores)
+        scores = array(instances.scores)
         keep = np.flatnonzero(scores >= min_score)
-        labels = array(found.labels)[keep]
-        vocabulary = Vocabulary.of(metainfo, field, at_least=_num_classes(labels))
-        names = [
-            f'{vocabulary.names[label]} {percent(score)}' for label, score in zip(labels, scores[keep], strict=True)
-        ]
-        if found.masks is not None:
-            self.masks(array(found.masks)[keep], vocabulary.colors[labels])
-        self.boxes(array(found.boxes)[keep], labels, names, vocabulary)
+        labels = array(instances.labels)[keep]
+        style = ClassStyle.of(metainfo, field, at_least=_num_classes(labels))
+        names = [f'{style.names[label]} {percent(score)}' for label, score in zip(labels, scores[keep], strict=True)]
+        if instances.masks is not None:
+            self.masks(array(instances.masks)[keep], style.colors[labels])
+        self.boxes(array(instances.boxes)[keep], labels, names, style)
 
     def masks(self, masks: np.ndarray, colors: np.ndarray) -> None:
         """Tint and outline (N, H, W) masks in their (N, 3) colors, first on top; a semantic map keeps its colours."""
@@ -196,18 +194,18 @@ class _Scene:
             self._paint(owner, table, keep=outside)
         self.image[outline] = table[owner[outline]]
 
-    def boxes(self, boxes: np.ndarray, labels: np.ndarray, names: Sequence[str], vocabulary: Vocabulary) -> None:
+    def boxes(self, boxes: np.ndarray, labels: np.ndarray, names: Sequence[str], style: ClassStyle) -> None:
         """Draw (N, 4) xyxy boxes of (N,) `labels` with their names, the first on top, and list the classes."""
         size = max(10, round(self.text * 0.85))
-        self.image = draw_boxes(self.image, boxes * self.factor, names, vocabulary.colors[labels], size=size)
-        self.names += vocabulary.names
+        self.image = draw_boxes(self.image, boxes * self.factor, names, style.colors[labels], size=size)
+        self.names += style.names
         self._section('objects').extend(
-            LegendRow(vocabulary.names[index], vocabulary.colors[index], count=int((labels == index).sum()))
+            LegendRow(style.names[index], style.colors[index], count=int((labels == index).sum()))
             for index in np.unique(labels)
         )
 
     def headline(self, words: str, names: Sequence[str], rows: Sequence[LegendRow] | None = None) -> None:
-        """Say something about the whole image: `words` on it, or `rows` in the legend."""
+        """Add a text about the whole image: `words` on it, or `rows` in the legend."""
         self.names += names
         self.words.append(words)
         self._section('image').extend([LegendRow(words, None)] if rows is None else rows)
@@ -222,7 +220,7 @@ class _Scene:
         if self.words:
             canvas = Image.fromarray(self.image)
             for line, text in enumerate(self.words):
-                plate(canvas, (0, (line + 1) * self.text * 1.5), text, color=(0, 0, 0), size=self.text)
+                draw_label(canvas, (0, (line + 1) * self.text * 1.5), text, color=(0, 0, 0), size=self.text)
             self.image = np.asarray(canvas)
         return self.image
 
@@ -262,12 +260,12 @@ class _Scene:
         self.image = blended if keep is None else np.where(keep[..., None], self.image, blended)
 
 
-def _reconstruction(img: Tensor | np.ndarray, made: Reconstruction, *, legend: bool) -> np.ndarray:
-    image, painted = as_image(img), as_image(made.image)
+def _reconstruction(img: Tensor | np.ndarray, prediction: Reconstruction, *, legend: bool) -> np.ndarray:
+    image, painted = as_image(img), as_image(prediction.image)
     if not legend:
         return painted
     factor = max(1, -(-SMALL // max(1, *image.shape[:2])))
-    return enlarge(triptych(image, painted, array(made.hidden)), factor)
+    return enlarge(side_by_side(image, painted, array(prediction.hidden)), factor)
 
 
 def _counts(labels: np.ndarray) -> np.ndarray:
@@ -287,11 +285,11 @@ def _label_words(label: np.ndarray, names: Sequence[str]) -> str:
     return ', '.join(names[index] if index < len(names) else f'class {index}' for index in largest) or 'no label'
 
 
-def triptych(image: np.ndarray, painted: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Return `image`, the same with its `hidden` pixels grey, and `painted` side by side, with gaps between them.
+def side_by_side(image: np.ndarray, painted: np.ndarray, masked: np.ndarray) -> np.ndarray:
+    """Return `image`, the same with its `masked` pixels grey, and `painted`, side by side with gaps.
 
-    `image` and `painted` are (H, W, 3) uint8, `hidden` is (H, W) bool.
+    `image` and `painted` are (H, W, 3) uint8, `masked` is (H, W) bool.
     """
-    shown = np.where(hidden[..., None], np.array(GREY, np.uint8), image)
-    gap = np.full((image.shape[0], max(2, image.shape[1] // 64), 3), PAPER, np.uint8)
+    shown = np.where(masked[..., None], np.array(GREY, np.uint8), image)
+    gap = np.full((image.shape[0], max(2, image.shape[1] // 64), 3), BACKGROUND, np.uint8)
     return np.concatenate([image, gap, shown, gap, painted], axis=1)

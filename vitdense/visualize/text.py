@@ -1,4 +1,4 @@
-"""Text on images: words, plates behind them, and the legend beside an image."""
+"""Text on images: labels with a filled background, and the legend beside an image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from vitdense.visualize.fonts import Face, Run, first_face, font, load, runs
 
-INK, FAINT, PAPER = (235, 235, 235), (150, 150, 150), (24, 24, 24)
+TEXT_COLOR, HEADING_COLOR, BACKGROUND = (235, 235, 235), (150, 150, 150), (24, 24, 24)
 MAX_NAME = 20  # characters of a class name in a legend
 
 
@@ -106,17 +106,17 @@ def readable_on(color: Sequence[int]) -> tuple[int, int, int]:
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
 
 
-def plate_size(text: str, size: int) -> tuple[int, int]:
-    """Return the (width, height) in pixels of the plate behind `text` of `size` pixels."""
+def label_size(text: str, size: int) -> tuple[int, int]:
+    """Return the (width, height) in pixels of the background of `text` of `size` pixels."""
     pad = max(2, size // 5)
     return round(text_width(text, size)) + 2 * pad, size + 2 * pad
 
 
-def plate(canvas: Any, corner: tuple[float, float], text: str, *, color: Sequence[int], size: int) -> None:
-    """Write `text` on a filled plate whose lower left corner is at `corner` (x, y), moved inside the Pillow image."""
+def draw_label(canvas: Any, corner: tuple[float, float], text: str, *, color: Sequence[int], size: int) -> None:
+    """Write `text` on a filled rectangle with lower left corner `corner` (x, y), moved inside the Pillow image."""
     from PIL import ImageDraw
 
-    width, height = plate_size(text, size)
+    width, height = label_size(text, size)
     x = max(0, min(corner[0], canvas.width - width))
     y = max(0, min(corner[1] - height, canvas.height - height))
     color = tuple(int(value) for value in color)
@@ -127,7 +127,7 @@ def plate(canvas: Any, corner: tuple[float, float], text: str, *, color: Sequenc
 
 @lru_cache(maxsize=64)
 def legend_width(names: tuple[str, ...], size: int) -> int:
-    """Return the width in pixels of a legend that has room for every one of `names`: it does not change in a video."""
+    """Return the width in pixels of a legend for all of `names`, constant over the frames of a video."""
     longest = max((text_width(shorten(name), size) for name in names), default=0.0)
     values = text_width('< 0.1 %', size)
     return int(longest + values + 4.0 * size) // 2 * 2
@@ -141,12 +141,12 @@ def add_legend(img: np.ndarray, rows: Sequence[LegendRow], names: tuple[str, ...
     """
     step = round(size * 1.5)
     width = legend_width(names, size)
-    panel = np.full((max(img.shape[0], step * 5), width, 3), PAPER, np.uint8)
-    room = (len(panel) - step // 2) // step
-    if len(rows) > room:
+    panel = np.full((max(img.shape[0], step * 5), width, 3), BACKGROUND, np.uint8)
+    num_lines = (len(panel) - step // 2) // step
+    if len(rows) > num_lines:
         rows = [row for row in rows if not row.heading]
-    if len(rows) > room:
-        rows = [*_largest(rows, room - 1), LegendRow(f'+ {len(rows) - room + 1} more', None)]
+    if len(rows) > num_lines:
+        rows = [*_largest(rows, num_lines - 1), LegendRow(f'+ {len(rows) - num_lines + 1} more', None)]
     for line, row in enumerate(rows):
         top = step // 3 + line * step
         color = None if row.color is None else tuple(int(value) for value in row.color)
@@ -156,7 +156,7 @@ def add_legend(img: np.ndarray, rows: Sequence[LegendRow], names: tuple[str, ...
             right = width - round(size * 0.7)
             panel[top : top + step, right - value.shape[1] : right] = value
     below = len(panel) - len(img)
-    img = np.pad(img, ((0, below), (0, 0), (0, 0)), constant_values=PAPER[0]) if below else img
+    img = np.pad(img, ((0, below), (0, 0), (0, 0)), constant_values=BACKGROUND[0]) if below else img
     return np.concatenate([img, panel], axis=1)
 
 
@@ -173,7 +173,7 @@ def _largest(rows: Sequence[LegendRow], count: int) -> list[LegendRow]:
     return [rows[line] for line in sorted(keep)]
 
 
-# Letters cost more than all else in a frame of a video, and hardly change from one to the next: strips are kept.
+# Drawing text is the slowest step of a video frame and changes little between frames: strips are cached.
 
 
 @lru_cache(maxsize=1024)
@@ -183,7 +183,7 @@ def _name_strip(
     """Return the line of a legend without its value: a swatch and a name."""
     from PIL import Image, ImageDraw
 
-    strip = Image.new('RGB', (width, round(size * 1.5)), PAPER)
+    strip = Image.new('RGB', (width, round(size * 1.5)), BACKGROUND)
     pen = ImageDraw.Draw(strip)
     middle, left = size * 0.6, size * 0.7
     if color is not None:
@@ -191,9 +191,9 @@ def _name_strip(
         pen.rectangle(box, fill=color)
         for step in range(3 * hatched):
             x = left + size * 0.4 * step
-            pen.line((x, box[3], x + size * 0.4, box[1]), fill=INK, width=max(1, size // 12))
+            pen.line((x, box[3], x + size * 0.4, box[1]), fill=TEXT_COLOR, width=max(1, size // 12))
         left += size * 1.8
-    write_text(strip, (left, middle), shorten(name), size=size, fill=FAINT if heading else INK)
+    write_text(strip, (left, middle), shorten(name), size=size, fill=HEADING_COLOR if heading else TEXT_COLOR)
     return np.asarray(strip)
 
 
@@ -202,6 +202,6 @@ def _value_strip(text: str, size: int) -> np.ndarray:
     """Return the number at the end of a line."""
     from PIL import Image
 
-    strip = Image.new('RGB', (round(text_width(text, size)) + 1, round(size * 1.5)), PAPER)
-    write_text(strip, (strip.width, size * 0.6), text, size=size, fill=INK, right=True)
+    strip = Image.new('RGB', (round(text_width(text, size)) + 1, round(size * 1.5)), BACKGROUND)
+    write_text(strip, (strip.width, size * 0.6), text, size=size, fill=TEXT_COLOR, right=True)
     return np.asarray(strip)
