@@ -16,7 +16,16 @@ Rule = tuple[str, str | Callable[[re.Match], str]]
 _KERNEL = re.compile(r'(|.*\.)embeddings\.patch_embeddings?\.(?:projection\.)?weight')  # of transformers
 _JAX_KERNEL = re.compile(r'(opt/target/|params/(?:img/)?|)embedding/kernel')
 _CHUNK = re.compile(r'(|.*\.)blocks\.(\d+)\.(\d+)\.(.*)')
-_BLOCK = r'^(blocks\.\d+)\.'
+_BLOCK = r'\b(blocks\.\d+)\.'
+BLOCK_RULES: tuple[Rule, ...] = (  # of a transformer block of transformers, behind any prefix
+    (_BLOCK + r'(?:attention\.attention|attention|self_attn)\.(q|k|v)(?:uery|ey|alue|_proj)\.', r'\1.attn.\2_proj.'),
+    (_BLOCK + r'(?:attention|self_attn)\.(?:output\.dense|output|o_proj|out_proj)\.', r'\1.attn.proj.'),
+    (_BLOCK + r'(?:layernorm_before|layer_norm1)\.', r'\1.norm1.'),
+    (_BLOCK + r'(?:layernorm_after|layer_norm2)\.', r'\1.norm2.'),
+    (_BLOCK + r'intermediate\.dense\.', r'\1.mlp.fc1.'),
+    (_BLOCK + r'output\.dense\.', r'\1.mlp.fc2.'),
+    (_BLOCK + r'layer_scale(\d)\.lambda1$', r'\1.ls\2.gamma'),
+)
 _RULES: tuple[Rule, ...] = (  # of transformers, inside the model; applied one after another
     (r'^embeddings\.patch_embeddings?\.(?:projection\.)?', 'patch_embed.proj.'),
     (r'^embeddings\.(?:position_embeddings|position_embedding\.weight)$', 'pos_embed'),
@@ -26,13 +35,7 @@ _RULES: tuple[Rule, ...] = (  # of transformers, inside the model; applied one a
     (r'^pre_(?:layrnorm|layernorm)\.', 'norm_pre.'),
     (r'^(?:layernorm|post_layernorm)\.', 'norm.'),
     (r'^(?:(?:encoder|model)\.)?layers?\.(\d+)\.', r'blocks.\1.'),
-    (_BLOCK + r'(?:attention\.attention|attention|self_attn)\.(q|k|v)(?:uery|ey|alue|_proj)\.', r'\1.attn.\2.'),
-    (_BLOCK + r'(?:attention\.output\.dense|attention\.o_proj|self_attn\.out_proj)\.', r'\1.attn.proj.'),
-    (_BLOCK + r'(?:layernorm_before|layer_norm1)\.', r'\1.norm1.'),
-    (_BLOCK + r'(?:layernorm_after|layer_norm2)\.', r'\1.norm2.'),
-    (_BLOCK + r'intermediate\.dense\.', r'\1.mlp.fc1.'),
-    (_BLOCK + r'output\.dense\.', r'\1.mlp.fc2.'),
-    (_BLOCK + r'layer_scale(\d)\.lambda1$', r'\1.ls\2.gamma'),
+    *BLOCK_RULES,
     (_BLOCK + r'mlp\.weights_in\.', r'\1.mlp.w12.'),
     (_BLOCK + r'mlp\.weights_out\.', r'\1.mlp.w3.'),
 )
@@ -45,7 +48,7 @@ _JAX_RULES: tuple[Rule, ...] = (
     (r'^Transformer/encoderblock_(\d+)/', r'blocks.\1.'),
     (r'^(blocks\.\d+\.)LayerNorm_0/', r'\1norm1/'),
     (r'^(blocks\.\d+\.)LayerNorm_[12]/', r'\1norm2/'),
-    (r'^(blocks\.\d+\.)MultiHeadDotProductAttention_[01]/(q|k|v)(?:uery|ey|alue)/', r'\1attn.\2/'),
+    (r'^(blocks\.\d+\.)MultiHeadDotProductAttention_[01]/(q|k|v)(?:uery|ey|alue)/', r'\1attn.\2_proj/'),
     (r'^(blocks\.\d+\.)MultiHeadDotProductAttention_[01]/out/', r'\1attn.proj/'),
     (r'^(blocks\.\d+\.)MlpBlock_[03]/Dense_0/', r'\1mlp.fc1/'),
     (r'^(blocks\.\d+\.)MlpBlock_[03]/Dense_1/', r'\1mlp.fc2/'),
@@ -126,14 +129,17 @@ def _gated(state: State, *, rotary: bool) -> State:
 
 
 def _joined(state: State) -> State:
-    """Join queries, keys and values (`attn.q.*`, ...) to one tensor; a bias that keys do not have is zero."""
+    """Join queries, keys and values (`attn.q_proj.*`, ...) to one tensor; a missing key bias is zero."""
     result = dict(state)
-    for name in [name for name in state if '.attn.q.' in name]:
-        query, value = (result.pop(name.replace('.attn.q.', f'.attn.{part}.')) for part in 'qv')
-        key = result.pop(name.replace('.attn.q.', '.attn.k.'), None)
-        key = torch.zeros_like(query) if key is None else key
-        result[name.replace('.attn.q.', '.attn.qkv.')] = torch.cat([query, key, value])
+    for name in [name for name in state if '.attn.q_proj.' in name]:
+        parts = [result.pop(name.replace('.q_proj.', f'.{part}_proj.'), None) for part in 'qkv']
+        result[name.replace('.q_proj.', '.qkv.')] = concatenate_qkv(*parts)
     return result
+
+
+def concatenate_qkv(query: Tensor, key: Tensor | None, value: Tensor) -> Tensor:
+    """Return the packed weight or bias of queries, keys and values; a missing key bias is zero."""
+    return torch.cat([query, torch.zeros_like(query) if key is None else key, value])
 
 
 def _unchunked(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

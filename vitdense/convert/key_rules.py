@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-Rule = tuple[str, str | Callable[[re.Match], str]]  # a regular expression for a part of a name, and what replaces it
+from vitdense.backbones.foreign_names import BLOCK_RULES, Rule
+
+_MLP: tuple[Rule, ...] = (
+    (r'(blocks\.\d+)\.mlp\.up_proj\.', r'\1.mlp.fc1.'),
+    (r'(blocks\.\d+)\.mlp\.down_proj\.', r'\1.mlp.fc2.'),
+)
+_EVA_LAYER_SCALE: Rule = (r'(blocks\.\d+)\.ls(\d)\.gamma$', r'\1.gamma_\2')  # names of timm's Eva
 
 UPERNET: tuple[Rule, ...] = (  # mmsegmentation's UPerHead and FCNHead -> UPerNetHead of the branch 'sem'
     (r'^decode_head\.conv_seg\.', 'heads.sem.classifier.'),
@@ -39,7 +44,7 @@ VIT_ADAPTER: tuple[Rule, ...] = (
     (r'^backbone\.interactions\.(\d+)\.extractor\.', r'backbone.pyramid.extractors.\1.0.'),
     (
         r'^backbone\.interactions\.(\d+)\.extra_extractors\.(\d+)\.',
-        lambda found: f'backbone.pyramid.extractors.{found[1]}.{int(found[2]) + 1}.',
+        lambda match: f'backbone.pyramid.extractors.{match[1]}.{int(match[2]) + 1}.',
     ),
     (r'\.ffn\.dwconv\.dwconv\.', '.ffn.dwconv.'),
     *UPERNET,
@@ -77,29 +82,24 @@ EOMT: tuple[Rule, ...] = (  # the authors' names, and those of transformers (Eom
     (r'^embeddings\.register_tokens$', 'backbone.model.reg_token'),
     (r'^embeddings\.position_embeddings(\.weight)?$', 'backbone.model.pos_embed'),
     (r'^embeddings\.patch_embeddings\.(projection\.)?', 'backbone.model.patch_embed.proj.'),
-    (r'(blocks\.\d+)\.attention\.', r'\1.attn.'),
-    (r'(blocks\.\d+\.attn)\.(out_proj|o_proj)\.', r'\1.proj.'),
-    (r'(blocks\.\d+)\.mlp\.up_proj\.', r'\1.mlp.fc1.'),
-    (r'(blocks\.\d+)\.mlp\.down_proj\.', r'\1.mlp.fc2.'),
-    (r'(blocks\.\d+)\.layer_scale(\d)\.lambda1$', r'\1.ls\2.gamma'),
+    *BLOCK_RULES,
+    *_MLP,
 )
 EOMT_DINOV3 = (  # the authors wrap transformers' DINOv3 and call its embeddings `patch_embed`
     *EOMT,
     (r'^backbone\.model\.patch_embed\.cls_token$', 'backbone.model.cls_token'),
     (r'^backbone\.model\.patch_embed\.register_tokens$', 'backbone.model.reg_token'),
     (r'^backbone\.model\.patch_embed\.patch_embeddings\.', 'backbone.model.patch_embed.proj.'),
-    (r'(blocks\.\d+)\.ls(\d)\.gamma$', r'\1.gamma_\2'),  # timm's Eva has its own name for them
+    _EVA_LAYER_SCALE,
 )
 DINOV3: tuple[Rule, ...] = (  # the backbone by itself, as transformers calls it (DINOv3ViTModel)
     (r'^(.*\.)?embeddings\.(cls_token|mask_token)$', r'\2'),
     (r'^(.*\.)?embeddings\.register_tokens$', 'reg_token'),
     (r'^(.*\.)?embeddings\.patch_embeddings\.', 'patch_embed.proj.'),
     (r'^(.*\.)?layer\.(\d+)\.', r'blocks.\2.'),
-    (r'(blocks\.\d+)\.attention\.o_proj\.', r'\1.attn.proj.'),
-    (r'(blocks\.\d+)\.attention\.', r'\1.attn.'),
-    (r'(blocks\.\d+)\.mlp\.up_proj\.', r'\1.mlp.fc1.'),
-    (r'(blocks\.\d+)\.mlp\.down_proj\.', r'\1.mlp.fc2.'),
-    (r'(blocks\.\d+)\.layer_scale(\d)\.lambda1$', r'\1.gamma_\2'),
+    *BLOCK_RULES,
+    *_MLP,
+    _EVA_LAYER_SCALE,
 )
 _PROJECTOR: tuple[Rule, ...] = (
     (r'^backbone\.0\.projector\.stages_sampling\.(\d+)\.(\d+)\.(\d+)\.', r'STAGE\1.samplers.\2.layers.\3.'),
@@ -114,7 +114,7 @@ _PROJECTOR: tuple[Rule, ...] = (
     (r'^(STAGE\d+\.mix)\.bottlenecks\.', r'\1.blocks.'),
     (
         r'^(STAGE\d+\.mix\.blocks\.\d+)\.conv(\d)\.',
-        lambda found: f'{found[1]}.{int(found[2]) - 1}.',
+        lambda match: f'{match[1]}.{int(match[2]) - 1}.',
     ),
     (r'^(STAGE\d+\..*)\.bn\.', r'\1.norm.'),
     (r'^STAGE(\d+)\.', r'adapters.det.stages.\1.'),
@@ -147,11 +147,7 @@ RF_DETR: tuple[Rule, ...] = (  # the authors' names, and those of transformers
     (r'^backbone\.model\.embeddings\.patch_embeddings\.projection\.', 'backbone.model.patch_embed.proj.'),
     (r'^backbone\.model\.encoder\.layer\.', 'backbone.model.blocks.'),
     (r'^backbone\.model\.layernorm\.', 'backbone.model.norm.'),
-    (r'(blocks\.\d+)\.attention\.attention\.(query|key|value)\.', lambda found: f'{found[1]}.attn.{found[2][0]}_proj.'),
-    (r'(blocks\.\d+)\.attention\.output\.dense\.', r'\1.attn.proj.'),
-    (r'(blocks\.\d+)\.attention\.([qkv])_proj\.', r'\1.attn.\2_proj.'),
-    (r'(blocks\.\d+)\.attention\.o_proj\.', r'\1.attn.proj.'),
-    (r'(blocks\.\d+)\.layer_scale(\d)\.lambda1$', r'\1.ls\2.gamma'),
+    *BLOCK_RULES,
     *_PROJECTOR,
     *_DECODER,
 )
@@ -161,12 +157,8 @@ LW_DETR: tuple[Rule, ...] = (  # the authors' names, and those of transformers
     (r'^backbone\.backbone\.embeddings\.position_embeddings$', 'backbone.model.pos_embed'),
     (r'^backbone\.backbone\.embeddings\.projection\.', 'backbone.model.patch_embed.proj.'),
     (r'^backbone\.backbone\.encoder\.layer\.', 'backbone.model.blocks.'),
-    (r'(blocks\.\d+)\.attention\.attention\.(query|key|value)\.', lambda found: f'{found[1]}.attn.{found[2][0]}_proj.'),
-    (r'(blocks\.\d+)\.attention\.([qkv])_proj\.', r'\1.attn.\2_proj.'),
-    (r'(blocks\.\d+)\.attention\.(output|o_proj)\.', r'\1.attn.proj.'),
+    *BLOCK_RULES,
     (r'(blocks\.\d+)\.intermediate\.', r'\1.mlp.'),
-    (r'(blocks\.\d+)\.layernorm_before\.', r'\1.norm1.'),
-    (r'(blocks\.\d+)\.layernorm_after\.', r'\1.norm2.'),
     (r'(blocks\.\d+)\.gamma_(\d)$', r'\1.ls\2.gamma'),
     *_PROJECTOR,
     *_DECODER,

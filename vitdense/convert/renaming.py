@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
-from vitdense.convert.key_rules import Rule
+from vitdense.backbones.foreign_names import Rule, concatenate_qkv
 from vitdense.storage.weights import State
 
 
@@ -22,31 +21,26 @@ def rename(name: str, rules: Sequence[Rule]) -> str:
 def pack_qkv(state: State, wanted: Mapping[str, Tensor]) -> State:
     """Join query, key and value weights to one tensor where the model has one; a missing key bias is zero."""
     ours = dict(state)
-    for place, joined in _attentions(state):
+    for prefix, joined in _attentions(state):
         for kind in ('weight', 'bias'):
-            parts = {part: ours.get(f'{place}{part}_proj.{kind}') for part in 'qkv'}
+            parts = {part: ours.get(f'{prefix}{part}_proj.{kind}') for part in 'qkv'}
             if parts['q'] is None or parts['v'] is None:
                 continue
-            if kind == 'bias' and f'{place}q_bias' in wanted:
-                ours |= {f'{place}{part}_bias': value for part, value in parts.items() if value is not None}
+            if kind == 'bias' and f'{prefix}q_bias' in wanted:
+                ours |= {f'{prefix}{part}_bias': value for part, value in parts.items() if value is not None}
             else:
-                ours[f'{place}{joined}{kind}'] = _joined(parts)
+                ours[f'{prefix}{joined}{kind}'] = concatenate_qkv(*parts.values())
             for part in 'qkv':
-                ours.pop(f'{place}{part}_proj.{kind}', None)
+                ours.pop(f'{prefix}{part}_proj.{kind}', None)
     for name in [name for name in ours if name.endswith('attn.q_bias') and name not in wanted]:
-        place = name.removesuffix('q_bias')
-        parts = {'q': ours.pop(name), 'k': None, 'v': ours.pop(f'{place}v_bias')}
-        ours[f'{place}qkv.bias'] = _joined(parts)
+        prefix = name.removesuffix('q_bias')
+        parts = {'q': ours.pop(name), 'k': None, 'v': ours.pop(f'{prefix}v_bias')}
+        ours[f'{prefix}qkv.bias'] = concatenate_qkv(*parts.values())
     return ours
 
 
 def _attentions(state: State) -> Iterator[tuple[str, str]]:
-    """Yield the attentions whose queries stand alone, and what our joined tensor is called behind their name."""
+    """Yield the prefixes of attentions with separate queries, and the suffix of their packed tensor."""
     for name in [name for name in state if name.endswith('.q_proj.weight')]:
-        place = name.removesuffix('q_proj.weight')
-        yield place, 'in_proj_' if place.endswith('self_attn.') else 'qkv.'
-
-
-def _joined(parts: Mapping[str, Tensor | None]) -> Tensor:
-    key = torch.zeros_like(parts['q']) if parts['k'] is None else parts['k']
-    return torch.cat([parts['q'], key, parts['v']])
+        prefix = name.removesuffix('q_proj.weight')
+        yield prefix, 'in_proj_' if prefix.endswith('self_attn.') else 'qkv.'
