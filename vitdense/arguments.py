@@ -1,4 +1,4 @@
-"""Arguments of transforms: what is wrong is an error that says what would be right."""
+"""Checks of arguments, which raise ConfigError with the reason and a fix."""
 
 from __future__ import annotations
 
@@ -11,37 +11,34 @@ from vitdense.types import Target
 MAX_BAD_FRACTION = 0.01  # of the images of a training set that may be unreadable
 
 
+def check(holds: bool, where: str, value: object, why: str, fix: str = '') -> None:
+    """Raise ConfigError for the `value` of an argument `where` unless `holds`; `why` states the rule."""
+    if not holds:
+        fix = fix or f'choose another {where.rpartition(".")[2]}'
+        raise ConfigError(f'{where} = {value!r}', where=where, why=why, fix=fix)
+
+
 def within(value: float, low: float, high: float, where: str) -> float:
     """Return `value` if it is a number in [low, high]. Raises ConfigError."""
-    if isinstance(value, (int, float)) and low <= value <= high:
-        return value
-    raise ConfigError(
-        f'{where} = {value!r}',
-        where=where,
-        why=f'it is a number from {low} to {high}',
-        fix=f'choose a number in [{low}, {high}]',
-    )
+    holds = isinstance(value, (int, float)) and low <= value <= high
+    check(holds, where, value, f'it is a number from {low} to {high}', f'choose a number in [{low}, {high}]')
+    return value
 
 
 def pair(value: object, where: str, *, integer: bool = False) -> tuple:
     """Return `value` if it is a pair of numbers from 0 on. Raises ConfigError."""
     kinds = (int,) if integer else (int, float)
-    if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(v, kinds) and v >= 0 for v in value):
-        return tuple(value)
-    raise ConfigError(
-        f'{where} = {value!r}',
-        where=where,
-        why=f'it is a pair of {"whole " if integer else ""}numbers',
-        fix='write two numbers in parentheses, such as (512, 512)' if integer else 'write (low, high)',
-    )
+    holds = isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(v, kinds) and v >= 0 for v in value)
+    fix = 'write two numbers in parentheses, such as (512, 512)' if integer else 'write (low, high)'
+    check(holds, where, value, f'it is a pair of {"whole " if integer else ""}numbers', fix)
+    return tuple(value)
 
 
 def span(value: object, where: str) -> tuple[float, float]:
     """Return `value` if it is (low, high). Raises ConfigError."""
     low, high = pair(value, where)
-    if low <= high:
-        return low, high
-    raise ConfigError(f'{where} = {value!r}', where=where, why='low is above high', fix=f'write ({high}, {low})')
+    check(low <= high, where, value, 'low is above high', f'write ({high}, {low})')
+    return low, high
 
 
 def interval(value: object, where: str) -> tuple[float, float] | None:
@@ -49,40 +46,35 @@ def interval(value: object, where: str) -> tuple[float, float] | None:
     if value is None:
         return None
     numbers = isinstance(value, (tuple, list)) and len(value) == 2
-    if numbers and all(isinstance(v, (int, float)) and math.isfinite(v) for v in value) and value[0] < value[1]:
-        return float(value[0]), float(value[1])
-    raise ConfigError(
-        f'{where} = {value!r}',
-        where=where,
-        why='it is the numbers that become black and white: (low, high), low below high',
-        fix='write for example (0, 4095) for 12 bits',
-    )
+    holds = numbers and all(isinstance(v, (int, float)) and math.isfinite(v) for v in value) and value[0] < value[1]
+    why = 'it is the numbers that become black and white: (low, high), low below high'
+    check(holds, where, value, why, 'write for example (0, 4095) for 12 bits')
+    return float(value[0]), float(value[1])
 
 
 def sides(value: object, where: str) -> tuple[int, int]:
     """Return (H, W) of a side or a pair. Raises ConfigError."""
-    height, width = pair((value, value) if isinstance(value, int) else value, where, integer=True)
-    if min(height, width) > 0:
-        return height, width
-    raise ConfigError(f'{where} = {value!r}', where=where, why='a side has no pixel', fix='choose sides of 1 or more')
+    size = pair((value, value) if isinstance(value, int) else value, where, integer=True)
+    check(min(size) > 0, where, value, 'a side has no pixel', 'choose sides of 1 or more')
+    return size
 
 
-def check_choice(where: str, given: object, choices: tuple) -> None:
-    """Raise ConfigError unless `given` is one of `choices`."""
-    if given not in choices:
+def check_choice(where: str, value: object, choices: tuple) -> None:
+    """Raise ConfigError unless `value` is one of `choices`."""
+    if value not in choices:
         raise ConfigError(
-            f'{given!r} is not a choice here',
+            f'{value!r} is not a choice here',
             where=where,
             why=f'the choices are {", ".join(map(repr, choices))}',
             fix=f'write {choices[0]!r}, or one of the others',
         )
 
 
-def check_range(where: str, given: float, low: float, high: float) -> None:
-    """Raise ConfigError unless `given` lies between `low` and `high`."""
-    if not low <= given <= high:
+def check_range(where: str, value: float, low: float, high: float) -> None:
+    """Raise ConfigError unless `value` lies between `low` and `high`."""
+    if not low <= value <= high:
         raise ConfigError(
-            f'{given} is out of range',
+            f'{value} is out of range',
             where=where,
             why=f'it must lie between {low} and {high}',
             fix=f'choose a number between {low} and {high}',

@@ -48,7 +48,7 @@ def shared_memory_free() -> int | None:
 
 
 def torch_threads(num_workers: int, *, processes: int = 1) -> int:
-    """Return how many threads torch should use beside `num_workers` loader workers, in each of `processes`.
+    """Return the number of torch threads beside `num_workers` loader workers, in each of `processes`.
 
     The environment variable OMP_NUM_THREADS overrides it.
     """
@@ -122,7 +122,7 @@ def choose_precision(amp: str, device: torch.device) -> Precision:
 
 @cache
 def bfloat16_speedup(kind: str) -> float:
-    """Return how many times faster a ViT's MLP and a convolution train under bfloat16 autocast than in float32.
+    """Return the speedup of training a ViT's MLP and a convolution under bfloat16 autocast over float32.
 
     Both are timed in turns and the fastest turns compared, so that other programs do not decide.
     """

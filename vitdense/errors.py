@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 class VitDenseError(Exception):
     """Base class of errors that a user can fix.
 
-    `message` is one line; `where` names the file, key or parameter; `why` explains; `fix` says what to do.
+    `message` is one line; `where` names the file, key or parameter; `why` explains; `fix` gives the remedy.
     """
 
     kind = 'general'

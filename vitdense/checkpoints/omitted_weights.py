@@ -46,7 +46,7 @@ def restore_omitted(
 ) -> dict[str, Tensor]:
     """Return `state` with the omitted tensors of its checkpoint, taken from `model`, which has loaded them.
 
-    `omitted` is what the checkpoint says about them. Raises CheckpointError when `model` has others, or none.
+    `omitted` is their description in the checkpoint. Raises CheckpointError when `model` has others, or none.
     """
     if not omitted:
         return dict(state)

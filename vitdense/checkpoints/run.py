@@ -189,7 +189,7 @@ def find_checkpoint(work_dir: str | Path) -> Path | None:
     for path in candidates:
         try:
             if not checksum_matches(path):
-                read_checkpoint(path)  # says what is wrong, or that a file without checksum is whole
+                read_checkpoint(path)  # raises for a damaged file; one without checksum may be valid
         except CheckpointError as error:
             broken.append(f'{path.name}: {error.message}')
             continue

@@ -11,7 +11,7 @@ from vitdense.errors import ConfigError
 def config_and_checkpoint(config: str, checkpoint: str | None) -> tuple[str, str | None]:
     """Return the config and the checkpoint that `tools/test.py CONFIG [CHECKPOINT]` is about.
 
-    In place of both stands the folder of a run, its model folder, or one of its checkpoints: the config is then the
+    Both may be replaced by the folder of a run, its model folder, or one of its checkpoints: the config is then the
     `config.py` of the run, and the checkpoint what is named, or else the best one of the run. Raises ConfigError.
     """
     path = Path(config)

@@ -16,12 +16,12 @@ from vitdense.errors import CheckpointError, ConfigError
 from vitdense.storage.weights import State, load_weights
 
 BACKBONE = 'backbone.model.'
-_NORM = re.compile(r'^(?!.*upscale).*\b(layer)?norm\d?\.weight$')  # of the backbone, in anybody's names
+_NORM = re.compile(r'^(?!.*upscale).*\b(layer)?norm\d?\.weight$')  # of the backbone, in any naming
 NEAR_ZERO = 0.1  # mean weight of norms: they start at 1 and stay positive, differences of them scatter around 0
 
 
 def check_base(state: Mapping[str, Tensor], published: CheckpointFamily, *, where: str, has_base: bool) -> None:
-    """Raise unless the weights `state` and the base weights go together.
+    """Check that base weights are present exactly for differences.
 
     Raises CheckpointError for differences without base weights, and for complete weights with some; ConfigError for
     base weights of a family that is published complete.
@@ -37,7 +37,7 @@ def check_base(state: Mapping[str, Tensor], published: CheckpointFamily, *, wher
         return
     norms = [value for name, value in state.items() if _NORM.match(name)]
     if not norms:
-        return  # the comparison of names says what is wrong
+        return  # the comparison of names reports it
     mean = torch.cat([value.flatten().double() for value in norms]).mean().item()
     if mean < NEAR_ZERO and not has_base:
         raise CheckpointError(

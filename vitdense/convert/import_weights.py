@@ -91,7 +91,7 @@ def find_family(name: str) -> CheckpointFamily:
 
 
 def check_licence(published: CheckpointFamily, *, accepted: bool) -> None:
-    """Raise ConfigError for weights that not everybody may use, or whose licence nobody states, unless `accepted`."""
+    """Raise ConfigError for weights with a restrictive or unknown licence, unless `accepted`."""
     if published.free or accepted:
         return
     raise ConfigError(
@@ -161,7 +161,7 @@ def _has_grid(img_size: int | Sequence[int] | None, patch: int, count: int) -> b
 
 
 def origin(family: str, published: CheckpointFamily, files: Sequence[str | Path]) -> dict[str, Any]:
-    """Return where weights come from, for the model card."""
+    """Return source, licence and files of weights, for the model card."""
     return {
         'family': family,
         'name': published.name,

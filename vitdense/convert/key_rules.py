@@ -172,7 +172,7 @@ class CheckpointFamily(NamedTuple):
     source: str  # where the files are
     licence: str  # of the weights
     rules: Sequence[Rule]  # applied one after another to every name
-    free: bool = True  # whether the licence is known and lets anybody use the weights
+    free: bool = True  # whether the licence is known and unrestricted
     evidence: str = ''  # where the licence is stated
     unused: Sequence[str] = ()  # patterns of tensor names that predictions do not depend on
     coco: bool = False  # classifiers may have a row for each of COCO's category ids

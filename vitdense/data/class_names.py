@@ -176,7 +176,7 @@ def _as_map(classes: Any, where: str) -> dict[int, str]:
 
 
 def _read(path: Path, where: str) -> Any:
-    """Return what a small text file holds: a list of lines, the first synonyms of a table, or parsed json / yaml."""
+    """Read a small text file: a list of lines, the first synonyms of a table, or parsed json / yaml."""
     try:
         text = read_text(path)
     except (OSError, ValueError) as error:

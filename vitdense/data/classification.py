@@ -31,8 +31,8 @@ logger = logging.getLogger('vitdense')
 class ClassificationDataset:
     """Images below `folder`, which starts at `root` (a config gives its `data_root`), with one label each.
 
-    The class of an image is the first folder on its way (`cat/a.jpg`, `cat/more/b.jpg`). With `split` it is what a
-    text file says, one line for each image: its path below `folder`, a tab or a space, and the class (its name, its
+    The class of an image is the first folder on its way (`cat/a.jpg`, `cat/more/b.jpg`). With `split` it is listed in a
+    text file, one line for each image: its path below `folder`, a tab or a space, and the class (its name, its
     folder's name, or its number); a line without class takes the folder's. With `multi_label` a line names any number
     of classes, separated by commas, and the label is (K,) float32 with 1 for those.
 

@@ -136,7 +136,7 @@ class LabelTable:
 
 
 def _ignored(ignore: int | Sequence[Any] | None, label_map: Mapping[Any, int | None]) -> list[Any]:
-    """Return what is ignored: by default 255, unless the table says that it is a class."""
+    """Return the ignored numbers or colours: by default 255, unless it is a class in `label_map`."""
     if ignore is None:
         is_class = label_map.get(IGNORE, label_map.get(str(IGNORE))) not in (None, IGNORE)
         return [] if is_class else [IGNORE]

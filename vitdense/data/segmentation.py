@@ -33,7 +33,7 @@ class SegmentationDataset:
     as 'ade20k' (`class_names.read_classes`); a missing palette is made up.
 
     What the numbers in the label files mean: number k is class k; with `reduce_zero_label` 0 is ignored and k is class
-    k - 1 (ADE20K); `label_map={number: class index}` says it in a table (255 or None: ignored); a map of classes
+    k - 1 (ADE20K); `label_map={number: class index}` is an explicit table (255 or None: ignored); a map of classes
     {number: name} is such a table as well. `ignore` is one number, or several, that stand for no class (a class whose
     own number is ignored is left out); by default it is 255, unless the `label_map` gives 255 a class. With
     `colored_labels` the label files hold the colours of the palette instead (`ignore` may then name colours, too), and

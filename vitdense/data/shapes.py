@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torchvision import tv_tensors
 
+from vitdense.arguments import check
 from vitdense.data.transforms.common import Pipeline, Transforms
-from vitdense.errors import ConfigError
 from vitdense.types import Meta, Sample, Target
 
 SHAPES = ('circle', 'square', 'triangle')
@@ -192,5 +192,4 @@ def _boxes(masks: np.ndarray) -> np.ndarray:
 
 
 def _check(holds: bool, name: str, value: object, why: str) -> None:
-    if not holds:
-        raise ConfigError(f'{name} = {value!r}', where=f'ShapesScenes.{name}', why=why, fix=f'choose another {name}')
+    check(holds, f'ShapesScenes.{name}', value, why)

@@ -99,9 +99,7 @@ def _spelled(part: Any) -> Any:
         defaults = {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
     whole = {**defaults, **part}
     if 'name' in whole:
-        whole['name'] = plain_name(str(whole['name'])).split('.')[
-            0
-        ]  # the tag says which weights: they count by themselves
+        whole['name'] = plain_name(str(whole['name'])).split('.')[0]  # without the tag: weights are hashed themselves
     kept = {key: value for key, value in whole.items() if key not in TRAINING and not key.endswith('drop_rate')}
     return {key: _spelled(kept[key]) for key in sorted(kept)}
 

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from vitdense.errors import CheckpointError, some
 from vitdense.storage.weight_sets import WRAPPERS, State, find_set, split_key, to_float32
 
-SLACK = 64_000_000  # bytes that a file of any size may ask for
+SLACK = 64_000_000  # bytes that a file of any size may allocate
 GROWTH = 4  # times the size of its file that weights may take: halves are to_float32, shared tensors counted each time
 MAX_HEADER = 100_000_000  # bytes of a safetensors header, as the format defines it
 AGAIN = 'download or copy the file again, and compare its size and sha256 with the source'
@@ -89,12 +89,12 @@ class UnreadableFile(Exception):
 def read_weights(path: str | Path) -> State:
     """Return the tensors of a weight file, by name, half precision as float32.
 
-    Nested checkpoints are opened, as `find_set` says; what is not a tensor is left out. A path `FILE:KEY` names the set
+    Nested checkpoints are opened by `find_set`; what is not a tensor is left out. A path `FILE:KEY` names the set
     to take (`file.pth:model_ema`, `file.pth:model.student`), or what the names to take begin with. No code of the file
     ever runs.
 
-    Raises CheckpointError for a file that is missing, empty, cut off, not a weight file at all, that asks for far more
-    memory than it is long, whose tensors are not plain arrays, or that would need to run code to be read.
+    Raises CheckpointError for a file that is missing, empty, cut off, not a weight file at all, that needs far more
+    memory than its size, whose tensors are not plain arrays, or that would need to run code to be read.
     """
     path, key = split_key(path)
     check_regular(path)
@@ -130,7 +130,7 @@ def check_regular(path: Path) -> None:
 
 
 def _read(path: Path) -> Any:
-    """Return what a weight file holds, as it is nested there, on the CPU. Raises CheckpointError."""
+    """Return the content of a weight file on the CPU, nested as stored. Raises CheckpointError."""
     try:
         kind = format_of(path)
         if kind == 'safetensors':
@@ -218,7 +218,7 @@ def _read_arrays(path: Path) -> State:
 
 
 def load_pickle(path: Path) -> Any:
-    """Return what torch.save wrote, on the CPU, without running code. Raises UnreadableFile, or torch's errors."""
+    """Return the content of a torch.save file, without running code. Raises UnreadableFile, or torch's errors."""
     if format_of(path) == 'zip':
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.rpartition('/')[2] == 'data.pkl')
@@ -242,7 +242,7 @@ def _check_old_format(path: Path) -> None:
     """Raise UnreadableFile when a file of PyTorch's old format claims more numbers than it has bytes for."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # slow to import, and seldom needed
 
-    with open(path, 'rb') as file, contextlib.suppress(ValueError):  # cut off: torch says so
+    with open(path, 'rb') as file, contextlib.suppress(ValueError):  # a truncated file: torch raises
         for _ in range(4):  # magic number, version, system, content
             operations = pickletools.genops(file)
             _check_sized('\n'.join(str(argument) for code, argument, _ in operations if code.name == 'GLOBAL'))
@@ -281,7 +281,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _wanted_globals(path: Path, error: pickle.UnpicklingError) -> set[str]:
-    """Return what the pickle asks for beyond tensors: all of it for zip files, the first thing for older ones."""
+    """Return the globals that the pickle needs beyond tensors: all of a zip file, the first of an older one."""
     with contextlib.suppress(RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError):
         return set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     return set(re.findall(r'GLOBAL (\w[\w.]*\w)', str(error)))

@@ -61,7 +61,7 @@ def load_weights(
 
     One prefix (`module.`, `backbone.`, ...) is stripped from the names only when exactly one makes everything fit;
     `convert` then translates names and shapes. Leftover names that begin with one of `ignore` do not count. `where`
-    names the source in messages, `fix` says there what to do. `partial` copies what fits and leaves the rest as it is.
+    names the source in messages, `fix` is their advice. `partial` copies what fits and leaves the rest as it is.
 
     Raises CheckpointError with the share that matched and the reasons when anything is missing, has another shape or
     has no place; when nothing fits at all; and when weights are NaN or infinite.
@@ -122,7 +122,7 @@ def _converted(trial: State, convert: Callable[[State], State] | None) -> State:
     try:
         return convert(trial) if convert else trial
     except (RuntimeError, ValueError, KeyError, IndexError, AttributeError):
-        return trial  # weights of another model: the comparison of names and shapes says so better
+        return trial  # weights of another model: the comparison of names and shapes reports it better
 
 
 def _cover(wanted: State, trial: State, prefix: str, ignore: tuple[str, ...], new: set[str]) -> Coverage:

@@ -155,7 +155,7 @@ def plot_families(texts: Iterable[str]) -> list[str]:
 
 @cache
 def _plot_family(file: str) -> str:
-    """Make a font file known to matplotlib and return the name of its family."""
+    """Register a font file with matplotlib and return its family name."""
     from matplotlib import font_manager
 
     font_manager.fontManager.addfont(file)

@@ -269,7 +269,7 @@ def _reconstruction(img: Tensor | np.ndarray, prediction: Reconstruction, *, leg
 
 
 def _counts(labels: np.ndarray) -> np.ndarray:
-    """Return how many pixels each label has; torch counts bytes as they are, numpy would widen them first."""
+    """Return the pixels of each label; torch counts uint8 without a conversion, unlike numpy."""
     return torch.from_numpy(np.ascontiguousarray(labels)).flatten().bincount().numpy()
 
 

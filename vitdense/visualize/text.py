@@ -19,10 +19,10 @@ class LegendRow(NamedTuple):
 
     name: str
     color: Sequence[int] | None  # None: no swatch, a heading
-    share: float | None = None  # in [0, 1], stands at the right
+    share: float | None = None  # in [0, 1], right-aligned
     hatched: bool = False
-    count: int | None = None  # of objects, stands at the right
-    heading: bool = False  # names what follows; the first to go where there is no room
+    count: int | None = None  # of objects, right-aligned
+    heading: bool = False  # title of the rows below; dropped first when rows do not fit
 
 
 def text_width(text: str, size: int) -> float:
@@ -136,7 +136,7 @@ def legend_width(names: tuple[str, ...], size: int) -> int:
 def add_legend(img: np.ndarray, rows: Sequence[LegendRow], names: tuple[str, ...], size: int) -> np.ndarray:
     """Return (H', W', 3): the image with `rows` on a dark panel at its right.
 
-    The panel is as wide as the longest of `names` asks for, and as high as the image (of a flat image: high enough
+    The panel is as wide as the longest of `names` needs, and as high as the image (of a flat image: high enough
     for four rows). Rows that do not fit are counted in the last line.
     """
     step = round(size * 1.5)

@@ -23,14 +23,14 @@ class CocoArrays(NamedTuple):
 
     image_ids: StringArray  # N, as JSON: numbers or words
     file_names: StringArray  # N
-    sizes: np.ndarray  # (N, 2) int32 (H, W); zero: the file does not say
+    sizes: np.ndarray  # (N, 2) int32 (H, W); zero: not in the file
     starts: np.ndarray  # (N + 1,) int64: image i has the annotations starts[i] ... starts[i + 1] - 1
     ids: np.ndarray  # (A,) int64; the annotation's place in the file from 1, where some do not fit 64 bits
     labels: np.ndarray  # (A,) int32 row of the category, in the order of category ids
     boxes: np.ndarray  # (A, 4) float64 x, y, width, height as in the file
     areas: np.ndarray  # (A,) float64
     crowd: np.ndarray  # (A,) bool
-    segments: StringArray  # A, as JSON ('' where there is none); empty unless asked for
+    segments: StringArray  # A, as JSON ('' where there is none); empty without `masks`
     long_ids: StringArray  # A, the ids as in the file; empty where all of them fit 64 bits
 
     def name(self, row: int) -> int:

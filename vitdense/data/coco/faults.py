@@ -120,7 +120,7 @@ def looks_like_corners(arrays: CocoArrays) -> float | None:
 
 
 def share_of_corners(boxes: np.ndarray, sizes: np.ndarray) -> float | None:
-    """Return what `looks_like_corners` does, for (A, 4) boxes in images of `sizes` (A, 2) (H, W); zero: not known."""
+    """`looks_like_corners` for (A, 4) boxes in images of `sizes` (A, 2) (H, W), zero where unknown."""
     known = (sizes > 0).all(1)
     boxes, limits = boxes[known], sizes[known][:, ::-1] + 1
     if not len(boxes):

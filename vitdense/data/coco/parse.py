@@ -29,7 +29,7 @@ INT64 = 2**63
 
 
 def read_coco(path: Path, *, masks: bool = False, data: bytes | None = None) -> tuple[CocoArrays, CocoFileInfo]:
-    """Return what the annotation file at `path` (its content, if given, is `data`) says; segmentations with `masks`.
+    """Parse the annotation file at `path`, whose content is `data` if given; segmentations with `masks`.
 
     Faults are collected by kind. Fatal ones are `id`, `box`, `category` and `crowd` (iscrowd is neither 0 nor 1), whose
     annotations are not in the arrays, `segmentation` (with `masks`; the annotation is in the arrays without it) and

@@ -59,7 +59,7 @@ def read_categories(content: Mapping[str, Any], path: Path) -> tuple[dict[int, s
     """
     listed = content.get('categories')
     if not isinstance(listed, list) or not listed:
-        raise no_coco(path, "there is no list 'categories' in it: nothing says what is to be found")
+        raise no_coco(path, "there is no list 'categories' in it")
     records: dict[int, Mapping[str, Any]] = {}
     for record in listed:
         number = whole(record.get('id')) if isinstance(record, dict) else None

@@ -19,7 +19,7 @@ class Scale(NamedTuple):
 
 
 def bits_of(image: Image.Image) -> int:
-    """Return how many bits a channel of an opened file has; 8 also where it has less."""
+    """Return the bits per channel of an opened file, at least 8."""
     if image.mode == 'I':
         return 16 if image.format == 'PPM' else 32
     if image.format == 'TIFF' and (image.mode.startswith('I;16') or image.mode in DEEP_COLORS):
@@ -28,13 +28,13 @@ def bits_of(image: Image.Image) -> int:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """Return what Pillow calls the layout of an opened file's numbers, such as 'L;4' or 'RGB;16B'."""
+    """Return Pillow's raw mode of an opened file, such as 'L;4' or 'RGB;16B'."""
     args = image.tile[0].args if getattr(image, 'tile', None) else ''
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
 def scale_of(image: Image.Image) -> Scale | None:
-    """Return how Pillow will stretch the numbers of an opened file: 2 and 4 bits, and the largest number of a PGM."""
+    """Return the scaling that Pillow will apply to an opened file: of 2 and 4 bits, or of a PGM's maximum."""
     few = re.match(r'L;([24])', _raw_mode(image))
     if few:
         return Scale(2 ** int(few[1]) - 1, 255)
@@ -46,7 +46,7 @@ def scale_of(image: Image.Image) -> Scale | None:
 
 
 def stored_numbers(array: np.ndarray, scale: Scale) -> np.ndarray:
-    """Return the numbers that stand in the file, int64."""
+    """Return the values stored in the file, int64."""
     return (array.astype(np.int64) * scale.stored + scale.shown // 2) // scale.shown
 
 

@@ -42,7 +42,7 @@ def warn_about_images(
             header = read_header(path)
             if header.bits == 16 and value_range is None and len(brightest) < DEEP:
                 top = read_levels(path).brightest
-                brightest += [] if top is None else [top]  # None: the file says its range
+                brightest += [] if top is None else [top]  # None: the range is in the file
         except UnreadableImage:
             continue  # a bad image has its own policy (SeededDataset)
         checked += 1
@@ -68,7 +68,7 @@ class ImageStatistics:
         self.turned: list[str] = []  # by 180 degrees, or mirrored
 
     def read(self, path: Path) -> Tensor:
-        """Return what `read_image` returns. Raises UnreadableImage."""
+        """Read an image as `read_image` does. Raises UnreadableImage."""
         if read_header(path, max_pixels=self.options['max_pixels']).turn in (2, 3, 4):
             self.turned.append(path.name)
         image, brightest = read_levels(path, **self.options)

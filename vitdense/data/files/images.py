@@ -64,7 +64,7 @@ def read_image(
 def read_levels(
     path: str | Path, *, max_pixels: int = MAX_PIXELS, value_range: tuple[float, float] | None = None
 ) -> DecodedImage:
-    """Return what `read_image` returns, with the largest number in a file of 16 bits."""
+    """`read_image`, with the largest value of a 16-bit file."""
     value_range = interval(value_range, 'value_range')
     source = image_source(path)
     with opened(path, max_pixels, source=source) as image:
@@ -203,7 +203,7 @@ def _labels_of_colors(array: np.ndarray, colors: Mapping[tuple[int, int, int], i
 def _decode_plain_jpeg(data: bytes | Path, image: Image.Image) -> np.ndarray | None:
     """Return (H, W, 3) RGB of a JPEG that OpenCV surely decodes as Pillow does, else None.
 
-    OpenCV fills the missing part of a truncated or damaged JPEG with gray and says nothing. One scan up to an end
+    OpenCV fills the missing part of a truncated or damaged JPEG with gray without error. One scan up to an end
     marker at the end of the file, with no stray marker inside, excludes what Pillow would refuse.
     """
     plain = (

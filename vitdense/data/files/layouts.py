@@ -37,7 +37,7 @@ class Part(NamedTuple):
 
 
 def parts_of(data: Path, images: Path | None = None, *, labels: bool = False) -> list[Part]:
-    """Return what there is to check at `data`: a file, or a folder of any layout; `images` if the user gives it.
+    """Return the data sets at `data`: a file, or a folder of any layout; `images` is the folder of images, if known.
 
     With `labels` a folder holds label maps. Raises DataError for a folder in which nothing is found.
     """

@@ -47,7 +47,7 @@ def walk(root: Path, *, follow_links: bool = False) -> FolderListing:
         if not inside and not follow_links:
             result.outside[name] = target
         elif not os.path.isdir(target):
-            result.files.append(name)  # also a link to nothing: reading it is an error that says so
+            result.files.append(name)  # also a broken link: reading it is an error
         elif target in visited:
             result.repeated.append(name)
         else:
@@ -128,12 +128,12 @@ def find_files(
 
 
 def _has_stem(name: str, endings: Sequence[str]) -> bool:
-    """Whether something stands before the ending, in the name of the whole path."""
+    """Whether the path is longer than its suffix."""
     return any(name.lower().endswith(ending) and len(name) > len(ending) for ending in endings)
 
 
 def count_endings(names: Iterable[str]) -> str:
-    """Return how many files have which ending, in words: '12 .txt, 1 .mp4 and 3 without ending'."""
+    """Return the number of files of each suffix as text: '12 .txt, 1 .mp4 and 3 without ending'."""
     counts = Counter(os.path.splitext(name)[1].lower() for name in names)
     words = [f'{count:,} {ending}' for ending, count in counts.most_common(6) if ending]
     rest = sum(counts.values()) - sum(counts[ending] for ending, _ in counts.most_common(6) if ending) - counts['']

@@ -118,7 +118,7 @@ def begins_like_image(path: Path) -> bool:
 
 @contextmanager
 def opened(path: str | Path, max_pixels: int, *, source: bytes | Path | None = None) -> Iterator[Image.Image]:
-    """Open an image with Pillow, header only; `source` is what `image_source` returned, where it was asked before.
+    """Open an image with Pillow, header only; `source` is the result of `image_source`, if known.
 
     Raises UnreadableImage when it is none, or has more than `max_pixels`.
     """
@@ -191,7 +191,7 @@ def _not_an_image(source: bytes | Path, path: str | Path) -> UnreadableImage:
 
 
 def _describe_tiff(file: IO[bytes]) -> tuple[str, str]:
-    """Return what a TIFF holds that cannot be read, and why not, in words."""
+    """Return the content of an unsupported TIFF and the reason, as text."""
     file.seek(0)
     try:
         head = file.read(8)
@@ -240,12 +240,12 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright_array(array: np.ndarray, turn: int) -> np.ndarray:
-    """Return (H, W, ...) turned upright as its EXIF orientation `turn` says."""
+    """Return (H, W, ...) turned upright by its EXIF orientation `turn`."""
     array = array.swapaxes(0, 1) if turn >= 5 else array
     down, right = turn in (3, 4, 7, 8), turn in (2, 3, 6, 7)
     return array[:: -1 if down else 1, :: -1 if right else 1]
 
 
 def reason(error: Exception) -> str:
-    """Return what an exception says; those that say nothing are called by their type."""
+    """Return the message of an exception, or its type if that is empty."""
     return str(error) or type(error).__name__

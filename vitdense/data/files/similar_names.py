@@ -117,7 +117,7 @@ def _folded(name: str) -> str:
 
 
 def _difference(name: str, found: str) -> str:
-    """Return how two names that are nearly the same differ."""
+    """Return the difference of two similar names as text."""
     if unicodedata.normalize('NFC', name) == unicodedata.normalize('NFC', found):
         form = 'NFD' if unicodedata.is_normalized('NFD', found) else 'NFC'
         return f' (in Unicode form {form}: accents are written in another way)'

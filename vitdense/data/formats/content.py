@@ -62,7 +62,7 @@ class CocoContent:
         )
 
     def add_problem(self, where: str, reason: str) -> None:
-        """Note a label that cannot be used, and is not among the objects."""
+        """Add a label that cannot be used and is not among the objects."""
         self.problems.append(Problem(where, reason))
 
     def refuse_problems(self, path: Path) -> None:

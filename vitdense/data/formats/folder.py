@@ -1,4 +1,4 @@
-"""Which format a folder of labelled images has, and which splits."""
+"""Detection of the format and splits of a folder of labelled images."""
 
 from __future__ import annotations
 

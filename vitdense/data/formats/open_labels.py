@@ -1,4 +1,4 @@
-"""Which format detection labels have, by the file or folder that is given."""
+"""Detection of the format of box labels from their file or folder."""
 
 from __future__ import annotations
 

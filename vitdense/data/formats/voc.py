@@ -32,7 +32,7 @@ class VocObject(NamedTuple):
 
 
 class VocFile(NamedTuple):
-    """What an XML file says."""
+    """Content of an XML file."""
 
     filename: str
     size: tuple[int, int] | None  # (H, W)
@@ -86,7 +86,7 @@ def image_lists(folder: Path) -> dict[str, Path]:
 
 
 def _read(path: Path, name: str) -> VocFile:
-    """Return what an XML file says. Raises DataError when it is none of VOC's."""
+    """Return the content of an XML file. Raises DataError for other files than VOC's."""
     try:
         data = path.read_bytes() if path.stat().st_size <= MAX_BYTES else b''
         if not data or b'<!DOCTYPE' in data or b'<!ENTITY' in data:  # entities may grow without limit

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitdense.arguments import span, within
+from vitdense.arguments import check, span, within
 from vitdense.data.transforms import geometry
 from vitdense.data.transforms.common import draw_window, fit
 from vitdense.data.transforms.random import bernoulli, choice, integer, uniform
-from vitdense.errors import ConfigError
 from vitdense.types import IGNORE, Sample, Target
 
 DETR_SIZES = tuple(range(480, 801, 32))
@@ -110,11 +109,7 @@ def _is_labelled(target: Target) -> bool:
 
 
 def _several(values: Sequence[int], where: str) -> Sequence[int]:
-    if not isinstance(values, str) and isinstance(values, Sequence) and len(values):
-        return values
-    raise ConfigError(
-        f'{where} = {values!r}',
-        where=where,
-        why='one of several sizes is drawn for each image',
-        fix='write at least one size in parentheses, such as (480, 640, 800)',
-    )
+    holds = not isinstance(values, str) and isinstance(values, Sequence) and len(values) > 0
+    why, fix = 'one of several sizes is chosen for each image', 'write at least one size, such as (480, 640, 800)'
+    check(holds, where, values, why, fix)
+    return values

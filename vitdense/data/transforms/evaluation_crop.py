@@ -19,7 +19,7 @@ MARGIN = 4  # pixels of the smaller of both images; a bicubic filter reaches 2 t
 class EvaluationCrop:
     """Resize the short side to `size / crop_pct` pixels, and cut the middle `size` x `size` out.
 
-    `checkpoint`, a name of timm with or without tag, gives what its `pretrained_cfg` says; `size`, `crop_pct` (in
+    `checkpoint`, a name of timm with or without tag, gives the values of its `pretrained_cfg`; `size`, `crop_pct` (in
     (0, 1]) and `interpolation` ('bilinear', 'bicubic') replace parts of it. Without a checkpoint they are 224, 0.875
     and 'bicubic'. The rest of the image is cut off.
 
@@ -75,7 +75,7 @@ class EvaluationCrop:
 
 
 def _cut_side(side: int, needed: int, short: int, shortest: int) -> int:
-    """Return how much of a `side` to keep, `needed` pixels at least, so that its middle is resized as before.
+    """Return the part of a `side` to keep, at least `needed` pixels, so that its middle is resized as before.
 
     Both what is cut off and what the resize by `short / shortest` adds lie evenly around the middle, and the resized
     side is nearly a whole number of pixels.
