@@ -69,6 +69,13 @@ class NumericsError(VitDenseError):
     exit_code = 4
 
 
+class ExportError(VitDenseError):
+    """An exported model whose outputs differ from those of the model."""
+
+    kind = 'export'
+    exit_code = 5
+
+
 class ResourceError(VitDenseError):
     """Memory, shared memory, workers or system libraries that are missing."""
 
