@@ -26,7 +26,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 from paired import paired  # noqa: E402
 
 from vitdense.metrics.average_precision import CocoAP  # noqa: E402
-from vitdense.metrics.coco_columns import results_of, truth_columns  # noqa: E402
+from vitdense.metrics.coco_columns import results_of, target_columns  # noqa: E402
 from vitdense.types import Batch, Instances, Meta, Target  # noqa: E402
 
 CLASSES, FOUND = 80, 100
@@ -68,7 +68,7 @@ def index_of(images: list[Image]) -> COCO:
     annotations = []
     for target, meta, _ in images:
         rows = zip(
-            truth_columns([target]).boxes.tolist(),
+            target_columns([target]).boxes.tolist(),
             target.labels.tolist(),
             target.area.tolist(),
             target.iscrowd.tolist(),

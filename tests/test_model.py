@@ -212,3 +212,13 @@ def test_autocast_holds_for_the_network_only():
     data = model.data_preprocessor(batch)
     assert model(*data[:3])['sem'].logits.dtype == torch.bfloat16
     assert _losses(model, batch)['sem.loss_ce'].dtype == torch.float32
+
+
+def test_a_part_without_a_name_of_its_protocol_is_refused_when_the_model_is_built():
+    network = TinyNetwork(num_classes={})
+    del network.names
+    with pytest.raises(ConfigError, match='TinyNetwork has no names') as caught:
+        DenseModel(network, {'sem': SemanticTask()})
+    assert caught.value.where == 'model.network'
+    with pytest.raises(ConfigError, match='TinyNetwork has no field, datasets, loss, predict'):
+        _model({'sem': TinyNetwork(num_classes={})})

@@ -81,6 +81,12 @@ def check_range(where: str, value: float, low: float, high: float) -> None:
         )
 
 
+def check_ranges(part: object, names: Sequence[str], low: float, high: float = math.inf) -> None:
+    """Raise ConfigError unless the attributes `names` of `part` lie between `low` and `high`."""
+    for name in names:
+        check_range(f'{type(part).__name__}({name}=)', getattr(part, name), low, high)
+
+
 def check_names(task: str, field: str, datasets: Sequence[str] | None) -> None:
     """Raise ConfigError unless targets have `field` and `datasets` is a list; `task` is the class that asks."""
     if field not in Target._fields:

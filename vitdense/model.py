@@ -16,8 +16,10 @@ from torch.nn import functional
 from vitdense.errors import ConfigError
 from vitdense.layers.loss_weights import FixedWeights
 from vitdense.ops.padding import region_sizes
-from vitdense.registry import build, resolve
+from vitdense.protocols import BlendableTask, BranchedNetwork, Network, Task, TrainingInputsTask
+from vitdense.registry import build, check_part, resolve
 from vitdense.test_time.merged_objects import original_objects, read_objects
+from vitdense.test_time.sliding_window import Tiler
 from vitdense.timing import NETWORK, timed
 from vitdense.types import Batch, LabelOutputs, Meta, ObjectOutputs, Outputs, Prediction, SemanticMap, Target
 
@@ -102,9 +104,9 @@ class DenseModel(BaseModel):
         loss_weights: Mapping[str, float] | nn.Module | dict | None = None,
     ) -> None:
         classes = dict(classes or {})
-        tasks = {name: _task(task, classes) for name, task in tasks.items()}
+        tasks = {name: check_part(_task(task, classes), Task, f'model.tasks.{name}') for name, task in tasks.items()}
         num_classes = {name: len(classes[task.field]) for name, task in tasks.items() if task.field in classes}
-        network = build(network, num_classes=num_classes)
+        network = check_part(build(network, num_classes=num_classes), Network, 'model.network')
         if set(network.names) != set(tasks):
             raise ConfigError(
                 f'the network answers {sorted(network.names)} but the tasks are {sorted(tasks)}',
@@ -124,6 +126,11 @@ class DenseModel(BaseModel):
         self.use_tta = False
         self.skip_unlabelled = True  # branches without labels in a step do not run
         self.amp: torch.dtype | None = None
+
+    @property
+    def branches(self) -> Sequence[str]:
+        """The branches that are trained."""
+        return self.network.trainable_branches if isinstance(self.network, BranchedNetwork) else tuple(self.tasks)
 
     @property
     def head_classes(self) -> dict[str, list[str]]:
@@ -153,7 +160,7 @@ class DenseModel(BaseModel):
     def _loss(
         self, imgs: Tensor, targets: Sequence[Target], metas: Sequence[Meta], valid: Tensor | None
     ) -> dict[str, Tensor]:
-        tasks = {name: self.tasks[name] for name in getattr(self.network, 'trainable_branches', self.tasks)}
+        tasks = {name: self.tasks[name] for name in self.branches}
         readable = {name: _readable(task, targets, metas) for name, task in tasks.items()}
         shares = {name: _labelled(task, readable[name]) for name, task in tasks.items()}
         active = self._active_branches(shares, imgs)
@@ -161,10 +168,10 @@ class DenseModel(BaseModel):
         inputs = {
             name: tasks[name].training_inputs(readable[name], sizes)
             for name in active
-            if hasattr(tasks[name], 'training_inputs')
+            if isinstance(tasks[name], TrainingInputsTask)
         }
         options = {'training_inputs': {name: value for name, value in inputs.items() if value is not None} or None}
-        if hasattr(self.network, 'trainable_branches'):
+        if isinstance(self.network, BranchedNetwork):
             options['names'] = active
         outputs = self._run(imgs, valid, **options)
         losses = {}
@@ -182,7 +189,7 @@ class DenseModel(BaseModel):
 
         The other branches do not run: their weights, optimizer state and statistics are left unchanged.
         """
-        if len(shares) == 1 or not self.skip_unlabelled or not hasattr(self.network, 'trainable_branches'):
+        if len(shares) == 1 or not self.skip_unlabelled or not isinstance(self.network, BranchedNetwork):
             return tuple(shares)
         labelled = [share > 0 for share in shares.values()]
         if distributed.is_available() and distributed.is_initialized():
@@ -223,7 +230,7 @@ class DenseModel(BaseModel):
         augmented = self.tta is not None and self.use_tta
         if self.tiler is None and not augmented:
             return self._run
-        streams = getattr(self.tiler, 'streams', False)
+        streams = isinstance(self.tiler, Tiler) and self.tiler.streams
         blendable = partial(self._blendable, 'pixels' if augmented else 'factors' if streams else 'scores')
         run: Callable = partial(read_objects, blendable, {name: task.predict for name, task in self.tasks.items()})
         if augmented and streams:
@@ -241,8 +248,8 @@ class DenseModel(BaseModel):
         logarithms, which the average of views reads as logits.
         """
         outputs = self._run(imgs, valid)
-        made = {name: getattr(task, form)(outputs[name]) for name, task in self.tasks.items() if hasattr(task, form)}
-        return outputs | made
+        tasks = {name: task for name, task in self.tasks.items() if isinstance(task, BlendableTask)}
+        return outputs | {name: task.blendable(outputs[name], form) for name, task in tasks.items()}
 
 
 def _read(task: Any, outputs: Outputs, metas: Sequence[Meta]) -> list[Prediction]:
@@ -275,7 +282,7 @@ def _weights(part: Any, names: Sequence[str]) -> nn.Module:
 
 def _labelled(task: Any, targets: Sequence[Target]) -> float:
     """Return the share of images that are labelled for `task`; it is 1 for tasks that read no labels."""
-    known = [not task.field or getattr(target, task.field) is not None for target in targets]
+    known = [not task.field or target.value_of(task.field) is not None for target in targets]
     return sum(known) / len(known)
 
 

@@ -114,3 +114,17 @@ def _check_arguments(kind: Any, given: set[str], facts: dict[str, Any]) -> None:
             why='the config does not give it and no other part knows it',
             fix=f'add {missing[0]}=... to the config of {kind.__name__}',
         )
+
+
+def check_part(part: Any, protocol: type, where: str) -> Any:
+    """Return `part` if it has every name of `protocol`. Raises ConfigError."""
+    names = [name for name in (*vars(protocol).get('__annotations__', {}), *vars(protocol)) if not name.startswith('_')]
+    missing = [name for name in names if not hasattr(part, name)]
+    if missing:
+        raise ConfigError(
+            f'{type(part).__name__} has no {", ".join(missing)}',
+            where=where,
+            why=f'{protocol.__name__} of vitdense/protocols.py lists what such a part must have: {", ".join(names)}',
+            fix=f'add {missing[0]} to {type(part).__name__}, or use another part',
+        )
+    return part

@@ -79,9 +79,9 @@ def parts_of(network: nn.Module) -> list[tuple[str, nn.Module]]:
     """
     if is_compiled(network):
         return []
-    backbone = getattr(network, 'backbone', None)
-    branches = [item for part in ('adapters', 'heads') for item in getattr(network, part, nn.ModuleDict()).items()]
-    return ([] if backbone is None else [('backbone', backbone)]) + branches
+    backbone = [('backbone', network.backbone)] if isinstance(network, BackboneNetwork) else []
+    parts = (network.adapters, network.heads) if isinstance(network, HeadsNetwork) else ()
+    return backbone + [item for part in parts for item in part.items()]
 
 
 def is_compiled(network: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""The records: what one part of vitdense hands to the next.
+"""The records that parts exchange.
 
 Records are `NamedTuple`s, so DataLoader workers, pinned memory, torchvision v2 transforms and mmengine's `cast_data`
 carry them as they are. Shapes are written here, once. Three rules hold everywhere:
@@ -11,7 +11,7 @@ carry them as they are. Shapes are written here, once. Three rules hold everywhe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -29,6 +29,10 @@ class Target(NamedTuple):
     iscrowd: Tensor | None = None  # (N,) bool
     area: Tensor | None = None  # (N,) float32 (float64 like boxes), square pixels, as the annotation file says
     annotation_ids: Tensor | None = None  # (N,) int64, as in the annotation file
+
+    def value_of(self, field: str) -> Any:
+        """Return the value of the field that a task or a metric reads."""
+        return self[self._fields.index(field)]
 
 
 class Meta(NamedTuple):

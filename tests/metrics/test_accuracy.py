@@ -76,10 +76,10 @@ def test_images_without_truth_are_skipped_and_mixtures_count_as_their_largest(ca
     metric = Accuracy(classes=NAMES)
     fill(metric, scores, [None, torch.tensor([0.3, 0.6, 0.1, 0, 0, 0, 0, 0]), torch.tensor(2)])
     assert metric.evaluate(0)['cls/top1'] == 1
-    assert 'skipped without truth: 1 of' in caplog.text
+    assert 'skipped without target: 1 of' in caplog.text
     caplog.clear()
     fill(metric, scores[:1], [None])
-    assert metric.evaluate(0) == {} and 'skipped without truth: 1 of' in caplog.text
+    assert metric.evaluate(0) == {} and 'skipped without target: 1 of' in caplog.text
     caplog.clear()
     metric.evaluate(0)
     assert 'skipped' not in caplog.text
@@ -127,7 +127,7 @@ def test_tables_are_long_beyond_a_hundred_classes(num_classes, occur, listed, ca
 def test_the_confusion_matrix_is_saved_and_drawn(tmp_path):
     metric, _ = evaluated(*images(), save_dir=tmp_path)
     assert np.array_equal(np.load(tmp_path / 'confusion_cls.npy'), metric.confusion.numpy())
-    assert (tmp_path / 'confusion_cls.csv').read_text().startswith('truth / prediction,kind 0')
+    assert (tmp_path / 'confusion_cls.csv').read_text().startswith('target / prediction,kind 0')
     assert (tmp_path / 'confusion_cls.png').read_bytes()[:4] == b'\x89PNG'
 
 

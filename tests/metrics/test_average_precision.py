@@ -194,7 +194,7 @@ def test_an_image_without_annotations_is_skipped(caplog):
     for number, target in enumerate((Target(), Target(boxes=boxes), Target(labels=torch.zeros(1, dtype=torch.int64)))):
         unlabelled = (target, Meta(number, dataset='random'), images[0][2])
         metric, with_it = evaluate([*images, unlabelled])
-        assert with_it == scores and 'skipped without truth: 1 of' in caplog.text
+        assert with_it == scores and 'skipped without target: 1 of' in caplog.text
         caplog.clear()
         metric.evaluate(0)  # of nothing
         assert 'skipped' not in caplog.text

@@ -126,7 +126,7 @@ def test_no_labelled_pixel_means_no_score(said):
     metric.process(_batch([blank, None]), [{'sem': SemanticMap(torch.zeros(4, 4, dtype=torch.uint8))}] * 2)
     assert metric.evaluate(2) == {}
     assert any('n/a' in text for text in said.messages) and any(
-        'skipped without truth: 1 ' in text for text in said.messages
+        'skipped without target: 1 ' in text for text in said.messages
     )
     said.clear()
     metric.evaluate(0)
@@ -169,7 +169,7 @@ def test_wrong_values_name_the_image():
     assert caught.value.where == 'a.png'
     with pytest.raises(ConfigError, match=r'predicted classes \[7\]'):
         count_pairs(good, bad, 4)
-    with pytest.raises(ConfigError, match='the truth has'):
+    with pytest.raises(ConfigError, match='the target has'):
         count_pairs(good, bad[:2], 4)
     for kind in (torch.uint8, torch.int16):
         with pytest.raises(DataError, match=r'labels \[4\] are not in 0..3'):

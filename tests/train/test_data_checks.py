@@ -99,7 +99,8 @@ def test_the_share_of_bad_images_comes_from_the_config(make):
 
 def model(num_queries=100, **options):
     head = DetrHead((32,), (16,), 2, channels=32, num_heads=2, num_queries=num_queries)
-    return SimpleNamespace(network=SimpleNamespace(heads={'det': head}), tasks={'det': DetectionTask(**options)})
+    network = SimpleNamespace(adapters={}, heads={'det': head})
+    return SimpleNamespace(network=network, tasks={'det': DetectionTask(**options)})
 
 
 def test_more_objects_than_queries_and_predictions_are_said(make, said):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vitdense.errors import CheckpointError, some
 from vitdense.model import DenseModel
+from vitdense.protocols import ClassRows
 from vitdense.types import ClassLayer
 
 logger = logging.getLogger('vitdense')
@@ -54,7 +55,7 @@ def _plain(name: str) -> str:
 def class_layers(model: DenseModel) -> Iterator[tuple[str, str, ClassLayer]]:
     """Yield head, full name and declaration of every layer of `model` that has a row for each class."""
     for prefix, module in model.named_modules():
-        for layer in getattr(module, 'class_layers', ()):
+        for layer in module.class_layers if isinstance(module, ClassRows) else ():
             name = f'{prefix}.{layer.name}'
             head = next((head for head in model.tasks if name.startswith(f'network.heads.{head}.')), None)
             yield head or model.network.names[0], name, layer

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from vitdense.protocols import BackboneNetwork, SizedBackbone, WrappingBackbone
+
 SIZES = ('patch_size', 'img_size')  # arguments of a ViT
 
 
@@ -28,8 +30,9 @@ def sizes_in(recipe: Any) -> dict[str, Any]:
 
 def pretrained_sizes(model: nn.Module) -> dict[str, Any]:
     """Return the sizes that come from the pretrained file of a model, as arguments of its ViT."""
-    backbone = getattr(model.network, 'backbone', None)
-    return getattr(getattr(backbone, 'vit', backbone), 'decided', {})
+    backbone = model.network.backbone if isinstance(model.network, BackboneNetwork) else None
+    vit = backbone.vit if isinstance(backbone, WrappingBackbone) else backbone
+    return vit.decided if isinstance(vit, SizedBackbone) else {}
 
 
 def with_sizes(recipe: Mapping[str, Any], sizes: Mapping[str, Any], *, override: bool = False) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vitdense.errors import CheckpointError
 from vitdense.layers.lora import merge_lora
+from vitdense.protocols import PartlyPretrained
 
 TOLERANCE = 1e-3  # relative to the standard deviation: resampled kernels differ slightly between machines
 
@@ -24,7 +25,8 @@ def describe_omitted(model: nn.Module) -> dict[str, list[float]]:
     names = [
         f'{prefix}.{name}' if prefix else name
         for prefix, module in model.named_modules()
-        for name in getattr(module, 'omitted_weights', ())
+        if isinstance(module, PartlyPretrained)
+        for name in module.omitted_weights
     ]
     state = model.state_dict()
     return {name: [state[name].double().mean().item(), _std(state[name])] for name in names}

@@ -94,7 +94,8 @@ def benchmark(
 
 def count_parameters(network: nn.Module) -> dict[str, int]:
     """Return the number of parameters of each part of a network that has parts, and in `total`."""
-    parts = {stage: getattr(network, part) for part, stage in PARTS.items() if hasattr(network, part)}
+    children = dict(network.named_children())
+    parts = {stage: children[part] for part, stage in PARTS.items() if part in children}
     counts = {stage: sum(value.numel() for value in part.parameters()) for stage, part in parts.items()}
     return counts | {'total': sum(value.numel() for value in network.parameters())}
 
@@ -144,7 +145,8 @@ def _images(folder: Path, size: Size, count: int) -> list[Path]:
 def _run(predictor: Predictor, paths: Sequence[Path], *, split: bool) -> dict[str, float]:
     """Return the seconds of each stage for one image."""
     network = predictor.model.network
-    parts = {stage: getattr(network, part) for part, stage in PARTS.items() if split and hasattr(network, part)}
+    children = dict(network.named_children()) if split else {}
+    parts = {stage: children[part] for part, stage in PARTS.items() if part in children}
     watch = Stopwatch(predictor._now)
     modules = {
         stage: list(part.values()) if isinstance(part, nn.ModuleDict) else [part] for stage, part in parts.items()

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitdense.commands.worst_case import worst_batch
 from vitdense.errors import ResourceError
+from vitdense.protocols import Recomputing
 from vitdense.reporting.console import console
 from vitdense.train.runner import DenseRunner
 from vitdense.types import Batch
@@ -194,7 +195,7 @@ class _Step:
 
 
 def _can_recompute(module: nn.Module) -> bool:
-    return getattr(module, 'checkpointing', None) is False
+    return isinstance(module, Recomputing) and module.checkpointing is False
 
 
 def memory_now(device: torch.device) -> int:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from vitdense.data.mixture import Mixture
 from vitdense.errors import ConfigError
+from vitdense.protocols import FilePathsDataset, ImageFileDataset
 from vitdense.train.evaluation_sets import datasets_of
 from vitdense.types import Meta
 
@@ -75,7 +76,7 @@ class OutputPaths:
         self._homes.add(os.path.realpath(home))
         counts = Counter(str(PurePosixPath(file)) for file in files)
         self._inputs |= set(
-            _real_paths(dataset.paths() if hasattr(dataset, 'paths') else (home / file for file in counts))
+            _real_paths(dataset.paths() if isinstance(dataset, FilePathsDataset) else (home / file for file in counts))
         )
         stems = distinct_stems(list(counts))
         for (file, count), stem in zip(counts.items(), stems, strict=True):
@@ -116,7 +117,7 @@ def _parts(dataset: Any, folder: Path) -> Iterator[tuple[Path, Any]]:
     if isinstance(dataset, Mixture):
         for name, part in dataset.datasets.items():
             yield from _parts(part, folder / name)
-    elif hasattr(dataset, 'image_files'):
+    elif isinstance(dataset, ImageFileDataset):
         yield folder, dataset
 
 

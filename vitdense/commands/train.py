@@ -197,7 +197,7 @@ def _save_model(runner: DenseRunner, content: Mapping[str, Any]) -> None:
         extra={'mean': list(network.mean), 'std': list(network.std), 'step': content['step']}
         | ({'value_range': list(value_range)} if value_range else {}),
     )
-    if hasattr(network, 'encoder_weights'):
+    if isinstance(network, EncoderNetwork):
         state = {name.removeprefix('network.'): value for name, value in content['state_dict'].items()}
         save_weights(folder / ENCODER, network.encoder_weights(state))
 

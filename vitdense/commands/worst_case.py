@@ -12,6 +12,7 @@ from vitdense.data.sampling import SeededDataset
 from vitdense.data.transforms.common import Pipeline, RandomCrop, RandomResize, ResizeShortSide, ResizeTo, fit
 from vitdense.data.transforms.detection import LargeScaleJitter, MultiScaleCrop
 from vitdense.data.transforms.evaluation_crop import EvaluationCrop
+from vitdense.protocols import ExtentDataset, MixedDataset, TransformedDataset
 from vitdense.types import Batch, Meta, Sample, Target
 
 Size = tuple[int, int]  # (H, W)
@@ -71,7 +72,7 @@ def worst_batch(dataset: Any, batch_size: int, *, draws: int = 16) -> Batch:
     which a batch of upright and lying ones is padded. What is in the images and the targets is random.
     """
     whole = dataset.dataset if isinstance(dataset, SeededDataset) else dataset
-    parts = whole.parts() if hasattr(whole, 'parts') else [(range(len(whole)), whole)]
+    parts = whole.parts() if isinstance(whole, MixedDataset) else [(range(len(whole)), whole)]
     drawn = [[dataset[row] for row in _spread(rows, draws)] for rows, _ in parts]
     extents = [_extent(part, samples) for (_, part), samples in zip(parts, drawn, strict=True)]
     sizes, most = [size for sizes, _ in extents for size in sizes], max(most for _, most in extents)
@@ -94,9 +95,9 @@ def _spread(rows: range, number: int) -> list[int]:
 
 def _extent(dataset: Any, samples: Sequence[Sample]) -> tuple[list[Size], int]:
     """Return the largest sizes of images of a data set after its transforms, and its largest number of objects."""
-    sources, most = dataset.extent() if hasattr(dataset, 'extent') else ([], 0)
+    sources, most = dataset.extent() if isinstance(dataset, ExtentDataset) else ([], 0)
     sources = [*sources, *(sample.meta.orig_size for sample in samples)]
-    pipeline = getattr(dataset, 'pipeline', None)
+    pipeline = dataset.pipeline if isinstance(dataset, TransformedDataset) else None
     sizes = extreme_sizes(pipeline.transforms if isinstance(pipeline, Pipeline) else (), sources)
     sizes += [tuple(sample.img.shape[-2:]) for sample in samples]
     return sizes, max(most, *(0 if sample.target.boxes is None else len(sample.target.boxes) for sample in samples), 0)
@@ -117,7 +118,7 @@ def _target(samples: Sequence[Sample], size: Size, most: int, classes: dict[str,
         'annotation_ids': lambda: torch.arange(most),
     }
     known = {
-        name: next((value for sample in samples if (value := getattr(sample.target, name)) is not None), None)
+        name: next((value for sample in samples if (value := sample.target.value_of(name)) is not None), None)
         for name in Target._fields
     }
     known = {name: value for name, value in known.items() if value is not None}

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from vitdense.data.class_names import join_metainfo
 from vitdense.data.mixture import with_root
+from vitdense.protocols import RelabelledDataset
 from vitdense.registry import build, takes
 
 
@@ -26,7 +27,7 @@ def build_dataset(recipe: Mapping[str, Any], *, root: str | None = None) -> Data
 
 def share_classes(dataset: Dataset, metainfo: Mapping[str, Any]) -> None:
     """Number the classes of a data set as in `metainfo`, by name, if its annotation file has its own ids."""
-    if hasattr(dataset, 'set_classes'):
+    if isinstance(dataset, RelabelledDataset):
         dataset.set_classes(metainfo['classes'])
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Sampler
 from vitdense.data.class_names import join_metainfo
 from vitdense.data.sampling import InfiniteSampler, SampleIndex
 from vitdense.errors import ConfigError, did_you_mean
+from vitdense.protocols import CheckableDataset, CountingDataset, RelabelledDataset
 from vitdense.registry import build, takes
 from vitdense.types import Sample
 
@@ -87,7 +88,7 @@ class Mixture(Dataset):
         """Number the classes of all data sets as in `classes`, by name, else as in the first data set of a field."""
         joined: dict[str, Any] = {'classes': {}}
         for name, dataset in self.datasets.items():
-            if hasattr(dataset, 'set_classes'):
+            if isinstance(dataset, RelabelledDataset):
                 dataset.set_classes({**joined['classes'], **classes})
             joined = join_metainfo(joined, dataset.metainfo, where=f'Mixture(datasets={name})')
         self.metainfo = joined
@@ -99,7 +100,8 @@ class Mixture(Dataset):
         """
         for dataset in self.datasets.values():
             check_labels(dataset, training=False)
-        parts = [dataset for _, dataset in self.parts() if getattr(dataset, 'label_statistics', None) is not None]
+        counting = [dataset for _, dataset in self.parts() if isinstance(dataset, CountingDataset)]
+        parts = [dataset for dataset in counting if dataset.label_statistics is not None]
         if training and parts and len({index for part in parts for index in part.label_statistics.present}) < 2:
             for part in parts:
                 part.check(training=True)
@@ -182,7 +184,7 @@ def with_root(recipe: Any, root: str | Path | None) -> Any:
 
 def check_labels(dataset: Any, *, training: bool) -> None:
     """Call `check` of a data set that has one. Raises DataError."""
-    if hasattr(dataset, 'check'):
+    if isinstance(dataset, CheckableDataset):
         has_training = 'training' in inspect.signature(dataset.check).parameters  # optional in users' data sets
         dataset.check(**({'training': training} if has_training else {}))
 

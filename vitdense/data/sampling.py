@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, Sampler
 from vitdense.arguments import MAX_BAD_FRACTION, within
 from vitdense.data.files.images import UnreadableImage
 from vitdense.errors import ConfigError, DataError
+from vitdense.protocols import MixedDataset
 from vitdense.types import Sample
 
 _MAX_RETRIES = 20
@@ -126,7 +127,7 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, item: SampleIndex | int) -> Sample:
         epoch, index = item if isinstance(item, tuple) else (0, item)
-        start, stop = self.dataset.span(index) if hasattr(self.dataset, 'span') else (0, len(self.dataset))
+        start, stop = self.dataset.span(index) if isinstance(self.dataset, MixedDataset) else (0, len(self.dataset))
         for attempt in range(_MAX_RETRIES):
             numbers = self.seed, epoch, index - start, attempt  # the same in a mixture as alone
             try:

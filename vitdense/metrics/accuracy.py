@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import torch
 from mmengine.dist import all_reduce, is_main_process
-from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
 from vitdense.errors import ConfigError
+from vitdense.metrics.base import SingleHeadMetric
 from vitdense.metrics.confusion import write_confusion
 from vitdense.types import Batch, Prediction
 
@@ -29,7 +29,7 @@ class ClassAccuracy(NamedTuple):
     images: int  # of this class
 
 
-class Accuracy(BaseMetric):
+class Accuracy(SingleHeadMetric):
     """Accuracy and calibration of the scores of one head, in [0, 1], under `<head>/<name>`.
 
     * top1, top5: the share of images whose class is the best scored, or among the best five (of 6 classes or more);
@@ -37,7 +37,7 @@ class Accuracy(BaseMetric):
     * ece: the expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599, equation 3): the mean
       distance between score and accuracy over `bins` equal ranges of the best score, weighted by their images.
 
-    Counts are over all images and ranks. An image without truth is skipped and counted; of a mixture of labels the
+    Counts are over all images and ranks. An image without target is skipped and counted; of a mixture of labels the
     largest counts. `classes` are the names, by default those of the data set for `field`. With `save_dir` the
     confusion matrix is saved there after each evaluation.
     """
@@ -53,46 +53,19 @@ class Accuracy(BaseMetric):
         bins: int = 15,
         save_dir: str | Path | None = None,
     ) -> None:
-        super().__init__(prefix=head)
-        self.head = head
-        self.field = field
+        super().__init__(head, field, classes)
         self.bins = bins
         self.save_dir = save_dir
-        self._classes = None if classes is None else list(classes)
-        self._truth: list[int] = []  # of this rank
+        self._targets: list[int] = []  # of this rank
         self._ranked: list[Tensor] = []  # (5,) classes, best first
         self._scores: list[float] = []  # of the best class
-        self._skipped = 0
-        self._confusion: Tensor | None = None
         self._calibration = torch.zeros(3, bins, dtype=torch.float64)  # by range: images, sum of scores, hits
         self._five = 0
-
-    @property
-    def classes(self) -> list[str]:
-        """The names of the classes. Raises ConfigError when neither the config nor the data set gives them."""
-        if self._classes is not None:
-            return self._classes
-        known = (self.dataset_meta or {}).get('classes', {})
-        if self.field not in known:
-            raise ConfigError(
-                f"Accuracy does not know the classes of '{self.field}'",
-                where=f"Accuracy(head='{self.head}')",
-                why=f"metainfo['classes'] of the data set names {sorted(known) or 'nothing'}",
-                fix='give classes=[...] to Accuracy, or a data set whose metainfo has them',
-            )
-        return list(known[self.field])
-
-    @property
-    def confusion(self) -> Tensor:
-        """(K, K) int64: images by [truth, prediction], of the last evaluation."""
-        if self._confusion is None:
-            raise RuntimeError('there is no confusion matrix before the first evaluate()')
-        return self._confusion
 
     def process(self, data_batch: Batch, data_samples: Sequence[dict[str, Prediction]]) -> None:
         """Note one batch: `data_samples[i][head].scores` against `data_batch.targets[i]`."""
         for target, meta, sample in zip(data_batch.targets, data_batch.metas, data_samples, strict=True):
-            label = getattr(target, self.field)
+            label = target.value_of(self.field)
             if label is None:
                 self._skipped += 1
                 continue
@@ -100,7 +73,7 @@ class Accuracy(BaseMetric):
             scores = sample[self.head].scores.float().cpu()
             self._check_scores(scores, where)
             best = scores.topk(min(5, len(scores)))
-            self._truth.append(self._number(label, where))
+            self._targets.append(self._number(label, where))
             self._ranked.append(best.indices)
             self._scores.append(float(best.values[0]))
 
@@ -109,21 +82,20 @@ class Accuracy(BaseMetric):
         counts, five, calibration = self._counts()
         total = torch.cat([counts.flatten(), calibration.flatten(), torch.tensor([five, self._skipped])])
         all_reduce(total)  # every rank comes here, with or without images
-        self._truth, self._ranked, self._scores, self._skipped = [], [], [], 0
+        self._targets, self._ranked, self._scores, self._skipped = [], [], [], 0
         self._confusion = total[: counts.numel()].long().reshape(counts.shape)
         self._calibration = total[counts.numel() : -2].reshape(3, self.bins)
         self._five, skipped = int(total[-2]), int(total[-1])
         scores = self.compute_metrics([])
         if is_main_process():
-            if skipped:
-                logger.warning('%s: skipped without truth: %d of the images', self.prefix, skipped)
+            self.warn_skipped(skipped)
             if not scores:
                 logger.warning('%s: n/a, no image is labelled', self.prefix)
             if int((self._confusion.sum(1) > 0).sum()) > LONGEST:
                 logger.info('%s: the table lists the %d classes that are least often right', self.prefix, WORST)
             if self.save_dir is not None:
                 self.save_confusion(self.save_dir)
-        return {f'{self.prefix}/{name}': value for name, value in scores.items()}
+        return self.prefixed(scores)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Return the scores of the last evaluation, or nothing when no image is labelled."""
@@ -151,25 +123,25 @@ class Accuracy(BaseMetric):
         return rows if len(rows) <= LONGEST else sorted(rows, key=lambda row: row.acc)[:WORST]
 
     def save_confusion(self, folder: str | Path, *, stem: str = '') -> None:
-        """Write `<stem>.npy`, `<stem>.csv` (rows: truth) and `<stem>.png` into `folder`; default: confusion_HEAD."""
+        """Write `<stem>.npy`, `<stem>.csv` (rows: targets) and `<stem>.png` into `folder`; default: confusion_HEAD."""
         stem = stem or f'confusion_{self.head}'
         write_confusion(self.confusion.numpy(), self.classes, folder, stem=stem, what='images')
 
     def _counts(self) -> tuple[Tensor, int, Tensor]:
         """Return of this rank: (K, K) images; how often the five best are right; (3, bins) sums of 1, score, hit."""
         num_classes = len(self.classes)
-        truth = torch.tensor(self._truth, dtype=torch.int64)
-        ranked = torch.stack(self._ranked) if self._ranked else truth.new_zeros(0, 1)
+        targets = torch.tensor(self._targets, dtype=torch.int64)
+        ranked = torch.stack(self._ranked) if self._ranked else targets.new_zeros(0, 1)
         scores = torch.tensor(self._scores, dtype=torch.float64)
-        hit = ranked[:, 0] == truth
+        hit = ranked[:, 0] == targets
         # a score on the border of two ranges belongs to the lower one
         place = (scores * self.bins).ceil().long().clamp(1, self.bins) - 1
-        codes = truth * num_classes + ranked[:, 0]
+        codes = targets * num_classes + ranked[:, 0]
         calibration = [
             torch.bincount(place, weights, self.bins) for weights in (torch.ones_like(scores), scores, hit.double())
         ]
         counts = torch.bincount(codes, minlength=num_classes**2).reshape(num_classes, num_classes)
-        five = int((ranked == truth[:, None]).any(1).sum())
+        five = int((ranked == targets[:, None]).any(1).sum())
         return counts.double(), five, torch.stack(calibration)
 
     def _number(self, label: Tensor, where: str) -> int:

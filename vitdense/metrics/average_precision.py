@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
-from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
 from vitdense.errors import ConfigError, DataError, NumericsError
-from vitdense.metrics.coco_columns import Objects, category_ids, encode, found_columns, merge, truth_columns
+from vitdense.metrics.base import SingleHeadMetric
+from vitdense.metrics.coco_columns import Objects, category_ids, encode, merge, prediction_columns, target_columns
 from vitdense.metrics.coco_curves import LIMIT, NUMBERS, Curves, Engine, IouType, choose_engine, make_curves
 from vitdense.types import Batch, Instances, Meta, Prediction, Target
 
@@ -29,7 +29,7 @@ class ClassAP(NamedTuple):
     objects: int  # annotated objects of this class, crowds not counted
 
 
-class CocoAP(BaseMetric):
+class CocoAP(SingleHeadMetric):
     """COCO's twelve numbers of one head, in [0, 1], under `<head>/AP` ... `<head>/ARl`; equal to pycocotools'.
 
     AP, AP50, AP75; APs, APm, APl (objects below 32 x 32, up to 96 x 96, and above, by annotated area); AR1, AR10, AR100
@@ -75,32 +75,14 @@ class CocoAP(BaseMetric):
                 fix="write iou_type='bbox' or iou_type='segm'",
             )
         choose_engine(engine)
-        super().__init__(prefix=head if iou_type == 'bbox' else f'{head}/{iou_type}')
-        self.head, self.field = head, field
+        super().__init__(head, field, classes, prefix=head if iou_type == 'bbox' else f'{head}/{iou_type}')
         self.iou_type, self.engine, self.max_detections = iou_type, engine, max_detections
         self._numbers = {f'AR{max_detections}' if name == f'AR{LIMIT}' else name: name for name in NUMBERS}
         self.names = tuple(self._numbers)
-        self._classes = None if classes is None else list(classes)
         self._images: list[_Image] = []
-        self._skipped = 0
         self._curves: Curves | None = None
         self._objects: list[int] = []
         self.remark = ''  # what the last score leaves out
-
-    @property
-    def classes(self) -> list[str]:
-        """The names of the classes. Raises ConfigError when neither the config nor the data set gives them."""
-        if self._classes is not None:
-            return self._classes
-        known = (self.dataset_meta or {}).get('classes', {})
-        if self.field not in known:
-            raise ConfigError(
-                f"CocoAP does not know the classes of '{self.field}'",
-                where=f"CocoAP(head='{self.head}')",
-                why=f"metainfo['classes'] of the data set names {sorted(known) or 'nothing'}",
-                fix='give classes=[...] to CocoAP, or a data set whose metainfo has them',
-            )
-        return list(known[self.field])
 
     def process(self, data_batch: Batch, data_samples: Sequence[dict[str, Prediction]]) -> None:
         """Keep what is needed of one batch: `data_samples[i][head]` and `data_batch.targets[i]`."""
@@ -108,12 +90,12 @@ class CocoAP(BaseMetric):
             if target.boxes is None or target.labels is None:
                 self._skipped += 1
                 continue
-            found, runs = sample[self.head], None
+            predictions, runs = sample[self.head], None
             if self.iou_type == 'segm':
-                runs = encode(truth_masks(target, meta)), encode(found.masks)
+                runs = encode(target_masks(target, meta)), encode(predictions.masks)
             fields = (target.boxes, target.labels, target.iscrowd, target.area)
             boxes, labels, crowd, area = (None if field is None else field.detach().cpu() for field in fields)
-            scores = (field.detach().cpu() for field in found[:3])
+            scores = (field.detach().cpu() for field in predictions[:3])
             self._images.append(
                 _Image(
                     (meta.dataset, meta.image_id),
@@ -134,14 +116,14 @@ class CocoAP(BaseMetric):
         self._images, self._skipped = [], 0
         for share in shares:
             check_labels(share, len(self.classes))
-        refuse_non_finite([share.found for share in shares], where=self.prefix)
-        answer: list[Any] = [None]
+        refuse_non_finite([share.predictions for share in shares], where=self.prefix)
+        result: list[Any] = [None]
         if is_main_process():
-            answer = [self._try(shares, skipped)]
-        broadcast_object_list(answer)
-        if isinstance(answer[0], Exception):  # nobody waits for a rank that failed
-            raise answer[0]
-        return {f'{self.prefix}/{name}': value for name, value in answer[0].items()}
+            result = [self._try(shares, skipped)]
+        broadcast_object_list(result)
+        if isinstance(result[0], Exception):  # nobody waits for a rank that failed
+            raise result[0]
+        return self.prefixed(result[0])
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Return the numbers of the last evaluation that have a value."""
@@ -157,44 +139,43 @@ class CocoAP(BaseMetric):
 
     def _try(self, shares: list[_Share], skipped: int) -> dict[str, float] | Exception:
         try:
-            if skipped:
-                logger.warning('%s: skipped without truth: %d of the images', self.prefix, skipped)
+            self.warn_skipped(skipped)
             orders = in_order([share.keys for share in shares])
-            truth, found = (merge([share[place] for share in shares], orders, self._rows()) for place in (1, 2))
-            return self.score(truth, found, sum(map(len, orders)))
+            targets, predictions = (merge([share[place] for share in shares], orders, self._rows()) for place in (1, 2))
+            return self.score(targets, predictions, sum(map(len, orders)))
         except Exception as error:
             return error
 
-    def score(self, truth: Objects, found: Objects, num_images: int) -> dict[str, float]:
+    def score(self, targets: Objects, predictions: Objects, num_images: int) -> dict[str, float]:
         """Return the numbers of objects that are at hand as columns, by name; `table` then tells about their classes.
 
         Categories are numbered in the order of their ids. Raises NumericsError as `evaluate` does.
         """
-        refuse_non_finite([found], where=self.prefix)
+        refuse_non_finite([predictions], where=self.prefix)
         rows = self._rows()
         options = dict(iou_type=self.iou_type, engine=self.engine, max_detections=self.max_detections)
-        self._curves = make_curves(truth, found, num_images, len(rows), **options)
-        self._log_limit(truth, found, num_images, len(rows))
-        counts = np.bincount(truth.category[~truth.crowd], minlength=len(rows))
+        self._curves = make_curves(targets, predictions, num_images, len(rows), **options)
+        self._log_limit(targets, predictions, num_images, len(rows))
+        counts = np.bincount(targets.category[~targets.crowd], minlength=len(rows))
         self._objects = counts[rows].tolist()
         if not counts.any():
             logger.warning('%s: n/a, there is no object to find', self.prefix)
         return self.compute_metrics([])
 
-    def _log_limit(self, truth: Objects, found: Objects, num_images: int, num_categories: int) -> None:
+    def _log_limit(self, targets: Objects, predictions: Objects, num_images: int, num_categories: int) -> None:
         """Say how many images have more objects of one class, or predictions, than count."""
         cells, counts = np.unique(
-            truth.image[~truth.crowd] * num_categories + truth.category[~truth.crowd], return_counts=True
+            targets.image[~targets.crowd] * num_categories + targets.category[~targets.crowd], return_counts=True
         )
         crowded = np.unique(cells[counts > self.max_detections] // num_categories)
         self.remark = too_many_objects(len(crowded), num_images, self.max_detections) if len(crowded) else ''
         if self.remark:
             logger.warning('%s: %s', self.prefix, self.remark)
-        counts = np.unique(found.image * num_categories + found.category, return_counts=True)[1]
+        counts = np.unique(predictions.image * num_categories + predictions.category, return_counts=True)[1]
         beyond = int((counts - self.max_detections).clip(0).sum())
         if beyond:
             text = '%s: %d of %d predictions do not count: they are beyond the best %d of their image and class'
-            logger.info(text, self.prefix, beyond, len(found.image), self.max_detections)
+            logger.info(text, self.prefix, beyond, len(predictions.image), self.max_detections)
 
     def _rows(self) -> list[int]:
         """Return the row of each label: categories stand in the order of their ids, as in pycocotools."""
@@ -219,30 +200,30 @@ Key = tuple[str, int | str]  # data set and image id
 
 class _Image(NamedTuple):
     key: Key
-    truth: Target
-    found: Instances
-    runs: tuple[list, list] | None  # masks of truth and predictions, as run lengths
+    targets: Target
+    predictions: Instances
+    runs: tuple[list, list] | None  # masks of targets and predictions, as run lengths
 
 
 class _Share(NamedTuple):
     """The images of one rank."""
 
     keys: list[Key]
-    truth: Objects
-    found: Objects
+    targets: Objects
+    predictions: Objects
 
 
 def _share(images: Sequence[_Image], iou_type: IouType) -> _Share:
-    truth, found = [image.truth for image in images], [image.found for image in images]
+    targets, predictions = [image.targets for image in images], [image.predictions for image in images]
     if iou_type == 'bbox':
-        columns = truth_columns(truth), found_columns(found)
+        columns = target_columns(targets), prediction_columns(predictions)
     else:
         masks = [[image.runs[place] for image in images] for place in (0, 1)]
-        columns = truth_columns(truth, masks[0]), found_columns(found, masks[1])
+        columns = target_columns(targets, masks[0]), prediction_columns(predictions, masks[1])
     return _Share([image.key for image in images], *columns)
 
 
-def truth_masks(target: Target, meta: Meta) -> Tensor:
+def target_masks(target: Target, meta: Meta) -> Tensor:
     """Return the masks of a target. Raises DataError when there are none."""
     if target.masks is None:
         raise DataError(
@@ -256,7 +237,7 @@ def truth_masks(target: Target, meta: Meta) -> Tensor:
 
 def check_labels(share: _Share, num_classes: int) -> None:
     """Raise ConfigError for labels that are no class, and DataError for annotated boxes that are not finite."""
-    for table, kind in ((share.truth, 'annotated'), (share.found, 'predicted')):
+    for table, kind in ((share.targets, 'annotated'), (share.predictions, 'predicted')):
         strange = (table.category < 0) | (table.category >= num_classes)
         if strange.any():
             raise ConfigError(
@@ -265,11 +246,11 @@ def check_labels(share: _Share, num_classes: int) -> None:
                 why=f'the metric knows the {num_classes} classes of the data set under test',
                 fix='test on a data set with the classes that the model was trained on',
             )
-    odd = ~(np.isfinite(share.truth.boxes).all(1) & np.isfinite(share.truth.area))
+    odd = ~(np.isfinite(share.targets.boxes).all(1) & np.isfinite(share.targets.area))
     if odd.any():
         raise DataError(
             'an annotated box is not finite',
-            where=f'image {share.keys[share.truth.image[odd][0]][1]}',
+            where=f'image {share.keys[share.targets.image[odd][0]][1]}',
             why='no prediction can be compared with it',
             fix='correct the annotation; tools/check_data.py lists such boxes',
         )

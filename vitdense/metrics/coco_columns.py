@@ -22,11 +22,11 @@ class Objects(NamedTuple):
     boxes: np.ndarray  # (N, 4) float64 x, y, width, height
     area: np.ndarray  # (N,) float64 square pixels
     crowd: np.ndarray  # (N,) bool; False for predictions
-    scores: np.ndarray  # (N,) float64; zero for the truth
+    scores: np.ndarray  # (N,) float64; zero for targets
     masks: Sequence[dict[str, Any]] = ()  # N run-length masks as pycocotools has them; empty for boxes
 
 
-def truth_columns(targets: Sequence[Target], masks: Sequence[Sequence[dict[str, Any]]] = ()) -> Objects:
+def target_columns(targets: Sequence[Target], masks: Sequence[Sequence[dict[str, Any]]] = ()) -> Objects:
     """Return the annotated objects of several images, with their labels as categories; `masks` are run lengths."""
     image, boxes, labels = _stack(targets)
     boxes[:, 2:] = boxes[:, 2:].round(9)  # a difference of two float64 numbers is again the number that a file had
@@ -47,15 +47,17 @@ def truth_columns(targets: Sequence[Target], masks: Sequence[Sequence[dict[str, 
     )
 
 
-def found_columns(found: Sequence[Instances], masks: Sequence[Sequence[dict[str, Any]]] | None = None) -> Objects:
+def prediction_columns(
+    predictions: Sequence[Instances], masks: Sequence[Sequence[dict[str, Any]]] | None = None
+) -> Objects:
     """Return the predictions for several images, with their labels as categories.
 
     `masks` are run lengths, where objects are measured by their masks.
     """
-    image, boxes, labels = _stack(found)
+    image, boxes, labels = _stack(predictions)
     runs = [] if masks is None else [run for runs in masks for run in runs]
     area = boxes[:, 2] * boxes[:, 3] if masks is None else areas_of_runs(runs)
-    scores = _numbers([instances.scores for instances in found])
+    scores = _numbers([instances.scores for instances in predictions])
     return Objects(image, labels, boxes, area, np.zeros(len(image), bool), scores, runs)
 
 
@@ -114,14 +116,14 @@ def category_ids(metainfo: Mapping[str, Any], field: str = 'labels') -> list[int
 
 
 def results_of(
-    found: Instances, image_id: int | str, ids: Sequence[int | None], *, masks: bool = False
+    predictions: Instances, image_id: int | str, ids: Sequence[int | None], *, masks: bool = False
 ) -> list[dict[str, Any]]:
     """Return the predictions of one image as rows of a COCO results file; `ids` are those of the categories.
 
     With `masks` the rows hold masks instead of boxes: pycocotools measures objects by their box where there are both.
     Predictions of a class without an id are left out, as the file has no word for them.
     """
-    table = found_columns([found], [encode(found.masks)] if masks else None)
+    table = prediction_columns([predictions], [encode(predictions.masks)] if masks else None)
     if masks:
         key, values = 'segmentation', [{**mask, 'counts': mask['counts'].decode()} for mask in table.masks]
     else:

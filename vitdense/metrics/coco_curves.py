@@ -55,8 +55,8 @@ class Curves(NamedTuple):
 
 
 def make_curves(
-    truth: Objects,
-    found: Objects,
+    targets: Objects,
+    predictions: Objects,
     num_images: int,
     num_categories: int,
     *,
@@ -64,13 +64,13 @@ def make_curves(
     engine: Engine = 'pycocotools',
     max_detections: int = LIMIT,
 ) -> Curves:
-    """Return the curves of the predictions `found`, of which the best `max_detections` of an image and class count.
+    """Return the curves of the best `max_detections` predictions of each image and class.
 
     Raises ConfigError when the fast engine is not installed.
     """
     choice = choose_engine(engine)
     run = _fast if choice == 'fast' else _reference
-    return run(truth, found, num_images, num_categories, iou_type, [1, 10, max_detections])
+    return run(targets, predictions, num_images, num_categories, iou_type, [1, 10, max_detections])
 
 
 def choose_engine(engine: Engine) -> Literal['pycocotools', 'fast']:
@@ -96,11 +96,13 @@ def choose_engine(engine: Engine) -> Literal['pycocotools', 'fast']:
 class _Evaluation(COCOeval):
     """pycocotools' evaluation, fed from columns instead of its own index."""
 
-    def __init__(self, truth: Objects, found: Objects, num_images: int, num_categories: int, iou_type: IouType) -> None:
+    def __init__(
+        self, targets: Objects, predictions: Objects, num_images: int, num_categories: int, iou_type: IouType
+    ) -> None:
         super().__init__(None, None, iou_type)
         self.params.imgIds = list(range(num_images))
         self.params.catIds = list(range(num_categories))
-        self._columns = truth, found
+        self._columns = targets, predictions
 
     def _prepare(self) -> None:
         self._gts, self._dts = (_by_cell(objects) for objects in self._columns)
@@ -119,9 +121,9 @@ def _by_cell(objects: Objects) -> dict[tuple[int, int], list[dict[str, Any]]]:
 
 
 def _reference(
-    truth: Objects, found: Objects, num_images: int, num_categories: int, iou_type: IouType, limits: list[int]
+    targets: Objects, predictions: Objects, num_images: int, num_categories: int, iou_type: IouType, limits: list[int]
 ) -> Curves:
-    evaluation = _Evaluation(truth, found, num_images, num_categories, iou_type)
+    evaluation = _Evaluation(targets, predictions, num_images, num_categories, iou_type)
     evaluation.params.maxDets = limits
     with redirect_stdout(io.StringIO()):
         evaluation.evaluate()
@@ -130,7 +132,7 @@ def _reference(
 
 
 def _fast(
-    truth: Objects, found: Objects, num_images: int, num_categories: int, iou_type: IouType, limits: list[int]
+    targets: Objects, predictions: Objects, num_images: int, num_categories: int, iou_type: IouType, limits: list[int]
 ) -> Curves:
     import hotcoco  # an extra
 
@@ -140,17 +142,19 @@ def _fast(
     known = hotcoco.COCO.from_arrays(
         [dict(id=number) for number in range(num_images)],
         [dict(id=number, name=str(number)) for number in range(num_categories)],
-        truth.image,
-        truth.category,
-        truth.boxes,
-        area=truth.area,
-        iscrowd=truth.crowd,
-        segmentation=masks(truth),
+        targets.image,
+        targets.category,
+        targets.boxes,
+        area=targets.area,
+        iscrowd=targets.crowd,
+        segmentation=masks(targets),
     )
-    rows = np.column_stack([found.image, found.boxes, found.scores, found.category])  # its order, (N, 7)
-    answers = known.load_res(rows, segmentation=masks(found))
-    answers.update_anns(ids=np.arange(1, len(rows) + 1), area=found.area)
-    evaluation = hotcoco.COCOeval(known, answers, iou_type)
+    rows = np.column_stack(
+        [predictions.image, predictions.boxes, predictions.scores, predictions.category]
+    )  # its order, (N, 7)
+    results = known.load_res(rows, segmentation=masks(predictions))
+    results.update_anns(ids=np.arange(1, len(rows) + 1), area=predictions.area)
+    evaluation = hotcoco.COCOeval(known, results, iou_type)
     evaluation.params.max_dets = limits
     evaluation.evaluate()
     evaluation.accumulate()

@@ -16,7 +16,7 @@ from vitdense.visualize.fonts import new_figure, one_line, plot_style, save_plot
 def write_confusion(
     counts: np.ndarray, classes: Sequence[str], folder: str | Path, *, stem: str = 'confusion', what: str = 'pixels'
 ) -> None:
-    """Write `<stem>.npy`, `<stem>.csv` (rows: truth) and `<stem>.png` of (K, K) counts into `folder`.
+    """Write `<stem>.npy`, `<stem>.csv` (rows: targets) and `<stem>.png` of (K, K) counts into `folder`.
 
     `what` is counted.
     """
@@ -25,14 +25,14 @@ def write_confusion(
     np.save(folder / f'{stem}.npy', counts)
     with open(folder / f'{stem}.csv', 'w', newline='', encoding='utf-8', errors='backslashreplace') as file:
         writer = csv.writer(file)
-        writer.writerow(['truth / prediction', *classes])
+        writer.writerow(['target / prediction', *classes])
         writer.writerows([name, *row] for name, row in zip(classes, counts.tolist(), strict=True))
     _draw(counts, classes, folder / f'{stem}.png', what)
 
 
 def save_confusions(metrics: Iterable[Any], folder: str | Path) -> None:
     """Write the confusion matrix of each of `metrics` that has one; several of a kind are called by their prefix."""
-    able = [metric for metric in metrics if hasattr(metric, 'save_confusion')]
+    able = [metric for metric in metrics if isinstance(metric, WithConfusion)]
     kinds = Counter(map(type, able))
     for metric in able:
         alone = kinds[type(metric)] == 1
@@ -44,7 +44,7 @@ def _draw(counts: np.ndarray, classes: Sequence[str], path: Path, what: str) -> 
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(max(4.0, 0.28 * len(classes) + 2), 24.0)  # inches
     figure = new_figure(side, side)
-    axes = figure.add_subplot(xlabel='prediction', ylabel='truth')
+    axes = figure.add_subplot(xlabel='prediction', ylabel='target')
     image = axes.imshow(share, vmin=0, vmax=1, cmap='viridis')
     figure.colorbar(image, ax=axes, shrink=0.7, label=f'share of the true {what}')
     if len(classes) <= 80:  # more names than that are not legible

@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 import torch
 from mmengine.dist import all_reduce, is_main_process
-from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
 from vitdense.errors import ConfigError, DataError
+from vitdense.metrics.base import SingleHeadMetric
 from vitdense.metrics.confusion import write_confusion
 from vitdense.types import IGNORE, Batch, Prediction
 
@@ -28,16 +28,18 @@ class ClassScore(NamedTuple):
     """One row of the table. A score is None where it is not defined: nothing to divide by."""
 
     name: str
-    iou: float | None  # in [0, 1]; None: the class is neither in the truth nor predicted, or no other class is
-    acc: float | None  # in [0, 1]; None: the class is not in the truth, or no other class is in truth or prediction
+    iou: float | None  # in [0, 1]; None: the class is neither in the targets nor predicted, or no other class is
+    acc: (
+        float | None
+    )  # in [0, 1]; None: the class is not in the targets, or no other class is in targets or predictions
     pixels: int  # labelled pixels of this class
 
 
-class MeanIoU(BaseMetric):
+class MeanIoU(SingleHeadMetric):
     """mIoU, mAcc, mDice and aAcc of the label maps of one head, in [0, 1], under `<head>/<name>`.
 
-    Counts are whole numbers over all images and ranks. A class that is neither in the truth nor predicted is left
-    out of mIoU and mDice, a class that is not in the truth out of mAcc; the log names them. An image without truth
+    Counts are whole numbers over all images and ranks. A class that is neither in the targets nor predicted is left
+    out of mIoU and mDice, a class that is not in the targets out of mAcc; the log names them. An image without target
     is skipped and counted. Where no pixel is labelled at all, or every labelled pixel is of one class and predicted
     so, there is no score, and a warning says so: there was nothing to tell apart.
 
@@ -56,47 +58,25 @@ class MeanIoU(BaseMetric):
         ignore: int = IGNORE,
         save_dir: str | Path | None = None,
     ) -> None:
-        super().__init__(prefix=head)
-        self.head = head
-        self.field = field
+        super().__init__(head, field, classes)
         self.ignore = ignore
         self.save_dir = save_dir
-        self._classes = None if classes is None else list(classes)
-        self._counts: np.ndarray | None = None  # (K, K) int64 of this rank: [truth, prediction]
-        self._skipped = 0
-        self._confusion: Tensor | None = None
+        self._counts: np.ndarray | None = None  # (K, K) int64 of this rank: [target, prediction]
 
     @property
     def classes(self) -> list[str]:
-        """The names of the classes. Raises ConfigError when neither the config nor the data set gives them."""
-        if self._classes is not None:
-            return _few_enough(self._classes, self.head)
-        known = (self.dataset_meta or {}).get('classes', {})
-        if self.field not in known:
-            raise ConfigError(
-                f"MeanIoU does not know the classes of '{self.field}'",
-                where=f"MeanIoU(head='{self.head}')",
-                why=f"metainfo['classes'] of the data set names {sorted(known) or 'nothing'}",
-                fix='give classes=[...] to MeanIoU, or a data set whose metainfo has them',
-            )
-        return _few_enough(list(known[self.field]), self.head)
-
-    @property
-    def confusion(self) -> Tensor:
-        """(K, K) int64: pixels by [truth, prediction], of the last evaluation."""
-        if self._confusion is None:
-            raise RuntimeError('there is no confusion matrix before the first evaluate()')
-        return self._confusion
+        """The names of the classes. Raises ConfigError when they are unknown, or too many to count."""
+        return _few_enough(super().classes, self.head)
 
     def process(self, data_batch: Batch, data_samples: Sequence[dict[str, Prediction]]) -> None:
         """Count one batch: `data_samples[i][head].labels` against `data_batch.targets[i]`."""
         for target, meta, sample in zip(data_batch.targets, data_batch.metas, data_samples, strict=True):
-            truth = getattr(target, self.field)
-            if truth is None:
+            targets = target.value_of(self.field)
+            if targets is None:
                 self._skipped += 1
                 continue
             where = meta.path or f'image {meta.image_id}'
-            counts = count_pairs(truth, sample[self.head].labels, len(self.classes), ignore=self.ignore, where=where)
+            counts = count_pairs(targets, sample[self.head].labels, len(self.classes), ignore=self.ignore, where=where)
             self._counts = counts if self._counts is None else self._counts + counts
 
     def evaluate(self, size: int) -> dict[str, float]:
@@ -112,7 +92,7 @@ class MeanIoU(BaseMetric):
             self._report(skipped)
             if self.save_dir is not None:
                 self.save_confusion(self.save_dir)
-        return {f'{self.prefix}/{name}': value for name, value in scores.items()}
+        return self.prefixed(scores)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Return the scores of `confusion`; nothing where fewer than two classes are labelled or predicted."""
@@ -139,14 +119,13 @@ class MeanIoU(BaseMetric):
         ]
 
     def save_confusion(self, folder: str | Path, *, stem: str = 'confusion') -> None:
-        """Write `<stem>.npy`, `<stem>.csv` (rows: truth) and `<stem>.png` into `folder`."""
+        """Write `<stem>.npy`, `<stem>.csv` (rows: targets) and `<stem>.png` into `folder`."""
         write_confusion(self.confusion.numpy(), self.classes, folder, stem=stem)
 
     def _report(self, skipped: int) -> None:
         rows = self.table()
         absent = [row.name for row in rows if row.iou is None]
-        if skipped:
-            logger.warning('%s: skipped without truth: %d of the images', self.prefix, skipped)
+        self.warn_skipped(skipped)
         if not any(row.pixels for row in rows):
             logger.warning('%s: n/a, no pixel is labelled', self.prefix)
         elif len(absent) == len(rows):
@@ -170,59 +149,59 @@ def _few_enough(classes: list[str], head: str) -> list[str]:
 
 
 def count_pairs(
-    truth: Tensor, labels: Tensor, num_classes: int, *, ignore: int = IGNORE, where: str = ''
+    targets: Tensor, labels: Tensor, num_classes: int, *, ignore: int = IGNORE, where: str = ''
 ) -> np.ndarray:
-    """Return (K, K) int64: how many pixels of each class of `truth (H, W)` are given each class by `labels (H, W)`.
+    """Return (K, K) int64: how many pixels of each class of `targets (H, W)` are given each class by `labels (H, W)`.
 
-    Pixels whose truth is `ignore` do not count. Raises DataError for a truth outside [0, K), and ConfigError for a
+    Pixels whose target is `ignore` do not count. Raises DataError for a target outside [0, K), and ConfigError for a
     prediction outside it or of another size; `where` names the image in the message.
     """
-    if truth.shape != labels.shape:
+    if targets.shape != labels.shape:
         raise ConfigError(
-            f'the prediction has {tuple(labels.shape)} pixels and the truth has {tuple(truth.shape)}',
+            f'the prediction has {tuple(labels.shape)} pixels and the target has {tuple(targets.shape)}',
             where=where,
-            why='predictions are made in the original size of the image, so the truth must keep that size',
+            why='predictions are made in the original size of the image, so the target must keep that size',
             fix='let the transforms of evaluation change only the image, not the label map',
         )
-    truth_plane, label_plane = truth.cpu().numpy(), labels.cpu().numpy()
-    if truth_plane.dtype == label_plane.dtype == np.uint8:
-        pairs = _count_bytes(truth_plane, label_plane)
+    target_map, label_map = targets.cpu().numpy(), labels.cpu().numpy()
+    if target_map.dtype == label_map.dtype == np.uint8:
+        pairs = _count_bytes(target_map, label_map)
         if 0 <= ignore < len(pairs):
             pairs[ignore] = 0
         if pairs[num_classes:].any():
-            _refuse_truth(num_classes + np.flatnonzero(pairs[num_classes:].sum(1)), num_classes, ignore, where)
+            _refuse_targets(num_classes + np.flatnonzero(pairs[num_classes:].sum(1)), num_classes, ignore, where)
         if pairs[:, num_classes:].any():
             _refuse_labels(num_classes + np.flatnonzero(pairs[:, num_classes:].sum(0)), num_classes, where)
     else:
-        pairs = _count_codes(truth_plane, label_plane, num_classes, ignore, where)
+        pairs = _count_codes(target_map, label_map, num_classes, ignore, where)
     counts = np.zeros((num_classes, num_classes), np.int64)
     side = min(len(pairs), num_classes)
     counts[:side, :side] = pairs[:side, :side]
     return counts
 
 
-def _count_bytes(truth: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return (256, 256) int64 counts of two uint8 planes. cv2 counts them several times faster than numpy."""
-    truth, labels = np.ascontiguousarray(truth).reshape(1, -1), np.ascontiguousarray(labels).reshape(1, -1)
+def _count_bytes(targets: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return (256, 256) int64 counts of two uint8 maps. cv2 counts them several times faster than numpy."""
+    targets, labels = np.ascontiguousarray(targets).reshape(1, -1), np.ascontiguousarray(labels).reshape(1, -1)
     total = np.zeros((256, 256), np.int64)
-    for start in range(0, truth.size, STRIPE):
-        planes = [truth[:, start : start + STRIPE], labels[:, start : start + STRIPE]]
-        total += cv2.calcHist(planes, [0, 1], None, [256, 256], [0, 256, 0, 256]).astype(np.int64)
+    for start in range(0, targets.size, STRIPE):
+        maps = [targets[:, start : start + STRIPE], labels[:, start : start + STRIPE]]
+        total += cv2.calcHist(maps, [0, 1], None, [256, 256], [0, 256, 0, 256]).astype(np.int64)
     return total
 
 
-def _count_codes(truth: np.ndarray, labels: np.ndarray, num_classes: int, ignore: int, where: str) -> np.ndarray:
-    """Return (K, K) int64 counts of two integer planes. Values are checked before anything of their size is made."""
-    valid = truth != ignore
-    truth, labels = truth[valid].astype(np.int64), labels[valid].astype(np.int64)
-    for values, refuse in ((truth, partial(_refuse_truth, ignore=ignore)), (labels, _refuse_labels)):
+def _count_codes(targets: np.ndarray, labels: np.ndarray, num_classes: int, ignore: int, where: str) -> np.ndarray:
+    """Return (K, K) int64 counts of two integer maps. Values are checked before anything of their size is made."""
+    valid = targets != ignore
+    targets, labels = targets[valid].astype(np.int64), labels[valid].astype(np.int64)
+    for values, refuse in ((targets, partial(_refuse_targets, ignore=ignore)), (labels, _refuse_labels)):
         strange = np.unique(values[(values < 0) | (values >= num_classes)])
         if len(strange):
             refuse(strange, num_classes, where=where)
-    return np.bincount(truth * num_classes + labels, minlength=num_classes**2).reshape(num_classes, num_classes)
+    return np.bincount(targets * num_classes + labels, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def _refuse_truth(values: np.ndarray, num_classes: int, ignore: int, where: str) -> None:
+def _refuse_targets(values: np.ndarray, num_classes: int, ignore: int, where: str) -> None:
     file = f'{Path(where).name}: ' if where else ''
     raise DataError(
         f'{file}labels {values[:10].tolist()} are not in 0..{num_classes - 1} or ignore {ignore}',

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 from mmengine.dist import all_gather_object
-from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
+from vitdense.metrics.base import SingleHeadMetric
 from vitdense.types import Batch, Prediction
 
 
@@ -21,7 +21,7 @@ class ClassPrecision(NamedTuple):
     images: int  # that have this class
 
 
-class MeanPrecision(BaseMetric):
+class MeanPrecision(SingleHeadMetric):
     """Mean average precision of the scores of one head over classes, in [0, 1], as `<head>/mAP`.
 
     The average precision of a class is the mean, over the images that have it, of the precision among all images
@@ -32,16 +32,14 @@ class MeanPrecision(BaseMetric):
     names = ('mAP',)
 
     def __init__(self, *, head: str = 'cls', field: str = 'image_label') -> None:
-        super().__init__(prefix=head)
-        self.head = head
-        self.field = field
-        self._pairs: list[tuple[Tensor, Tensor]] = []  # (K,) scores and (K,) bool truth, of this rank
+        super().__init__(head, field)
+        self._pairs: list[tuple[Tensor, Tensor]] = []  # (K,) scores and (K,) bool targets, of this rank
         self._table: list[ClassPrecision] = []
 
     def process(self, data_batch: Batch, data_samples: Sequence[dict[str, Prediction]]) -> None:
-        """Note one batch: `data_samples[i][head].scores` against `data_batch.targets[i]`; without truth nothing."""
+        """Note one batch: `data_samples[i][head].scores` against `data_batch.targets[i]`; without target nothing."""
         for target, sample in zip(data_batch.targets, data_samples, strict=True):
-            label = getattr(target, self.field)
+            label = target.value_of(self.field)
             if label is None:
                 continue
             scores = sample[self.head].scores.float().cpu()
@@ -55,7 +53,7 @@ class MeanPrecision(BaseMetric):
         parts = [part for part in all_gather_object(mine) if part is not None]
         self._table = self._rows(*(torch.cat(part) for part in zip(*parts, strict=True))) if parts else []
         scores = self.compute_metrics([])
-        return {f'{self.prefix}/{name}': value for name, value in scores.items()}
+        return self.prefixed(scores)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Return the mean over the classes of the last evaluation, or nothing when no image has any."""
@@ -66,22 +64,22 @@ class MeanPrecision(BaseMetric):
         """Return one row for each class of the last evaluation."""
         return self._table
 
-    def _rows(self, scores: Tensor, truth: Tensor) -> list[ClassPrecision]:
+    def _rows(self, scores: Tensor, targets: Tensor) -> list[ClassPrecision]:
         names = list(((self.dataset_meta or {}).get('classes') or {}).get(self.field) or ())
         names += [f'class {index}' for index in range(len(names), scores.shape[1])]
         return [
-            ClassPrecision(name, average_precision(scores[:, index], truth[:, index]), int(truth[:, index].sum()))
+            ClassPrecision(name, average_precision(scores[:, index], targets[:, index]), int(targets[:, index].sum()))
             for index, name in enumerate(names[: scores.shape[1]])
         ]
 
 
-def average_precision(scores: Tensor, truth: Tensor) -> float | None:
-    """Return the average precision of (N,) scores for (N,) bool truth; equal scores count together. None: no truth."""
-    if not truth.any():
+def average_precision(scores: Tensor, targets: Tensor) -> float | None:
+    """Return the average precision of (N,) scores, equal ones together, for (N,) bool targets. None: no target."""
+    if not targets.any():
         return None
     values, places = scores.unique(return_inverse=True)  # ascending
     num_values = len(values)
-    hits = torch.bincount(places, truth.double(), num_values).flip(0)
+    hits = torch.bincount(places, targets.double(), num_values).flip(0)
     seen = torch.bincount(places, minlength=num_values).flip(0)
     precision = hits.cumsum(0) / seen.cumsum(0)
     return float((precision * hits).sum() / hits.sum())

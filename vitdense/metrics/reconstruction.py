@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.dist import all_reduce
-from mmengine.evaluator import BaseMetric
 
+from vitdense.metrics.base import SingleHeadMetric
 from vitdense.types import Batch, Prediction
 
 
-class ReconstructionError(BaseMetric):
+class ReconstructionError(SingleHeadMetric):
     """Mean squared error of the hidden patches of one head, over all images and ranks, as `<head>/error`.
 
     It is what the training minimises, on images that were not trained on: with normalised patches 1 is a painter who
@@ -21,8 +21,7 @@ class ReconstructionError(BaseMetric):
     names = ('error',)
 
     def __init__(self, *, head: str = 'mae') -> None:
-        super().__init__(prefix=head)
-        self.head = head
+        super().__init__(head)
         self._total = torch.zeros(2, dtype=torch.float64)  # sum of the errors, number of images
 
     def process(self, data_batch: Batch, data_samples: Sequence[dict[str, Prediction]]) -> None:
@@ -35,8 +34,4 @@ class ReconstructionError(BaseMetric):
         total = self._total.clone()
         all_reduce(total)  # every rank comes here, with or without images
         self._total.zero_()
-        return {f'{self.prefix}/error': float(total[0] / total[1])} if total[1] else {}
-
-    def compute_metrics(self, results: list) -> dict[str, float]:
-        """mmengine's hook, which `evaluate` does without."""
-        return {}
+        return self.prefixed({'error': float(total[0] / total[1])} if total[1] else {})

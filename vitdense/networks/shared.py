@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from vitdense.errors import ConfigError, did_you_mean
 from vitdense.ops.padding import whole_cells
-from vitdense.registry import build, resolve, takes
+from vitdense.protocols import (
+    Adapter,
+    Backbone,
+    ClassifyingHead,
+    ClassTokenBackbone,
+    PretrainedHead,
+    PyramidBackbone,
+    WrappingBackbone,
+)
+from vitdense.registry import build, check_part, resolve, takes
 from vitdense.types import Features, LayerRequest, Outputs
 
 _log = logging.getLogger('vitdense')
@@ -44,11 +53,11 @@ class SharedNetwork(nn.Module):
         _check_num_classes(branches, num_classes)
         super().__init__()
         self.names = tuple(branches)
-        self.backbone = build(backbone)
+        self.backbone = check_part(build(backbone), Backbone, 'network.backbone')
         self.adapters = nn.ModuleDict()
         self.heads = nn.ModuleDict()
         for name, branch in branches.items():
-            adapter = self._adapter(branch['adapter'])
+            adapter = check_part(self._adapter(branch['adapter']), Adapter, f'network.branches.{name}.adapter')
             facts = {'num_classes': num_classes[name]} if name in num_classes else {}
             if takes(branch['head'], 'cls_channels'):
                 facts['cls_channels'] = self._cls_channels(adapter)
@@ -62,7 +71,7 @@ class SharedNetwork(nn.Module):
         self._others_frozen = False  # all parts but those of `trainable_branches`
         _freeze_unused(self.backbone, self._union(self.names))
         for name, head in self.heads.items():
-            if getattr(head, 'pretrained', False):
+            if isinstance(head, PretrainedHead) and head.pretrained:
                 self._load_classifier(name)
 
     def forward(
@@ -115,17 +124,18 @@ class SharedNetwork(nn.Module):
 
     def _adapter(self, part: nn.Module | dict) -> nn.Module:
         """Build the adapter of a branch with those facts of the backbone that it takes."""
-        facts = {
-            'has_cls': bool(getattr(self.backbone, 'has_cls', False)),
-            'own_channels': getattr(self.backbone, 'out_channels', ()),
-            'own_strides': getattr(self.backbone, 'strides', ()),
-        }
-        taken = {name: fact for name, fact in facts.items() if takes(part, name)}
+        context = {'has_cls': self._has_cls()}
+        if isinstance(self.backbone, PyramidBackbone):
+            context |= {'own_channels': self.backbone.out_channels, 'own_strides': self.backbone.strides}
+        taken = {name: value for name, value in context.items() if takes(part, name)}
         return build(part, in_channels=self.backbone.embed_dim, patch_stride=self.backbone.patch_size, **taken)
 
     def _cls_channels(self, adapter: nn.Module) -> tuple[int, ...]:
         """Return the widths of the class tokens that a head will see: one for each layer the adapter asks for."""
-        return (self.backbone.embed_dim,) * len(adapter.layers) if getattr(self.backbone, 'has_cls', False) else ()
+        return (self.backbone.embed_dim,) * len(adapter.layers) if self._has_cls() else ()
+
+    def _has_cls(self) -> bool:
+        return isinstance(self.backbone, ClassTokenBackbone) and bool(self.backbone.has_cls)
 
     def _load_classifier(self, name: str) -> None:
         """Give a head the classifier of the backbone's checkpoint. Raises ConfigError, CheckpointError."""
@@ -156,8 +166,9 @@ class SharedNetwork(nn.Module):
 
 def _freeze_unused(backbone: nn.Module, layers: tuple[LayerRequest, ...]) -> None:
     """Freeze what no branch reads: distributed training waits for a gradient of every parameter that may have one."""
-    vit = getattr(backbone, 'vit', backbone)  # an adapter that wraps its ViT reads some layers itself
-    layers = layers + tuple(getattr(backbone, 'reads', ()))
+    vit = backbone
+    if isinstance(backbone, WrappingBackbone):  # it reads some layers itself
+        vit, layers = backbone.vit, (*layers, *backbone.reads)
     last = max(request.index for request in layers) + 1  # as `layer_of` counts: 0 is the embedding
     normed = any(request.normed for request in layers)
     unused = []
@@ -223,7 +234,9 @@ def _check_num_classes(branches: Mapping[str, Mapping[str, Any]], num_classes: M
             )
     for name, branch in branches.items():
         head, known = branch['head'], num_classes.get(name)
-        stated = head.get('num_classes') if isinstance(head, dict) else getattr(head, 'num_classes', None)
+        stated = head.num_classes if isinstance(head, ClassifyingHead) else None
+        if isinstance(head, dict):
+            stated = head.get('num_classes')
         if None not in (stated, known) and stated != known:
             raise ConfigError(
                 f'the head has {stated} classes but the data set has {known}',

@@ -55,7 +55,7 @@ class FeatureExtractor:
         return [records[row] for row in range(len(batch.metas))]
 
     def _record(self, values: Tensor, target: Any, input_size: tuple[int, int], size: tuple[int, int]) -> ImageFeatures:
-        target = getattr(target, self.task.field)
+        target = target.value_of(self.task.field)
         if target is None or (self.image_level and target.ndim):
             raise ConfigError(
                 'an image without one label' if self.image_level else 'an image without a label map',

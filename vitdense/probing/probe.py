@@ -23,6 +23,7 @@ from vitdense.errors import ConfigError
 from vitdense.probing import classifiers, segment
 from vitdense.probing.extract import FeatureExtractor, check_probeable, choose_branch, with_backbone
 from vitdense.probing.feature_cache import PART, FeatureCache, features_of, files_key, key_of, weights_key
+from vitdense.protocols import FilePathsDataset, HeadMetric
 from vitdense.registry import build, takes
 from vitdense.reporting.console import print_table, progress, start_logging
 from vitdense.storage.atomic import finite, make_folder, write_json
@@ -137,7 +138,7 @@ class _Probe:
     def features(self, part: str) -> FeatureCache:
         """Return the features of the images for `part`."""
         dataset, section = self.data[part], self.sections[part]
-        files = files_key(dataset.paths()) if hasattr(dataset, 'paths') else len(dataset)
+        files = files_key(dataset.paths()) if isinstance(dataset, FilePathsDataset) else len(dataset)
         size = 4 * PART if self.extractor.image_level else PART  # maps are large
         key = key_of(self.model_key, section['dataset'], self._root(), files, size)
         with progress(f'features, {part}', len(dataset)) as on_progress:
@@ -151,7 +152,7 @@ class _Probe:
     def _metrics(self) -> list[Any]:
         """Return the config's metrics of this branch, with the class names set."""
         metrics = [build(dict(metric)) for metric in self.recipe.get('test_evaluator') or ()]
-        metrics = [metric for metric in metrics if getattr(metric, 'head', None) == self.name]
+        metrics = [metric for metric in metrics if isinstance(metric, HeadMetric) and metric.head == self.name]
         for metric in metrics:
             metric.dataset_meta = self.data['test'].metainfo
         if not metrics:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vitdense.checkpoints.run import read_best
 from vitdense.errors import ConfigError, did_you_mean
+from vitdense.protocols import ScoreNames
 from vitdense.storage.atomic import disk_problem, finite, json_text, try_write_text
 
 logger = logging.getLogger('vitdense')
@@ -232,16 +233,20 @@ def check_metric(key: str, metrics: Mapping[str, Any], *, where: str) -> None:
         )
 
 
+def _names(metric: Any) -> Sequence[str]:
+    return metric.names if isinstance(metric, ScoreNames) else ()
+
+
 def check_metric_early(given: str | Sequence[str] | None, metrics: Sequence[Any], *, where: str) -> None:
     """Raise ConfigError at the start when no evaluator can give one of the metrics `given`.
 
     Evaluators are known by their prefix, and by their `names` where they have that attribute.
     """
-    known = [f'{metric.prefix}/{name}' for metric in metrics for name in getattr(metric, 'names', ('...',))]
+    known = [f'{metric.prefix}/{name}' for metric in metrics for name in _names(metric) or ('...',)]
     for key in metric_names(given) if metrics else ():
         prefix, _, name = key.rpartition('/')
         owners = [metric for metric in metrics if metric.prefix == prefix]
-        if not owners or not any(name in getattr(metric, 'names', (name,)) for metric in owners):
+        if not owners or not any(name in (_names(metric) or (name,)) for metric in owners):
             raise ConfigError(
                 f"there is no metric '{key}'{did_you_mean(key, known)}",
                 where=where,

@@ -11,6 +11,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
+from vitdense.protocols import Tabulated
 from vitdense.reporting.console import console, print_table, text_column
 
 ROWS = 45  # a longer table is folded into several beside each other
@@ -101,7 +102,7 @@ def print_metrics(evaluators: Sequence[Any], metrics: Mapping[str, Any], *, titl
             if key.rpartition('/')[0] == evaluator.prefix
         ]
         heading = f'{title}  {evaluator.prefix}: {", ".join(scores) or "n/a"}'
-        rows = evaluator.table() if hasattr(evaluator, 'table') else []
+        rows = evaluator.table() if isinstance(evaluator, Tabulated) else []
         seen = [row for row in rows if any(isinstance(value, float) or value for value in row[1:])]
         if len(rows) > ROWS and 0 < len(seen) < len(rows):  # a long vocabulary on few images: list what is there
             heading += f'  ({len(rows) - len(seen)} classes that do not occur are not listed)'

@@ -111,7 +111,7 @@ def only(target: Target, fields: set[str]) -> Target:
     """Return the target with nothing but what belongs to `fields`; objects belong to 'labels'."""
     objects = ('boxes', 'labels', 'masks', 'iscrowd', 'area', 'annotation_ids')
     kept = {name for name in target._fields if name in fields or ('labels' in fields and name in objects)}
-    return Target(**{name: getattr(target, name) for name in kept})
+    return Target(**{name: target.value_of(name) for name in kept})
 
 
 def original_image(img: Tensor, size: tuple[int, int], orig_size: tuple[int, int]) -> Tensor:

@@ -52,7 +52,7 @@ class ClassificationTask:
         Images without a label are left out. `acc` is the share of images whose likeliest class is true; of a
         mixture its largest part is.
         """
-        rows = [row for row, target in enumerate(targets) if getattr(target, self.field) is not None]
+        rows = [row for row, target in enumerate(targets) if target.value_of(self.field) is not None]
         with torch.autocast(outputs.logits.device.type, enabled=False):
             logits = outputs.logits.float()
             count = share_of_count(torch.tensor(len(rows), device=logits.device))  # every rank comes here
@@ -60,7 +60,7 @@ class ClassificationTask:
             if not rows:  # zero, with a gradient for every parameter, even where the logits are not finite
                 return {name: (logits.nan_to_num() * 0).sum(), 'acc': logits.new_zeros(())}
             logits = logits if len(rows) == len(logits) else logits[rows]
-            shares = as_shares([getattr(targets[row], self.field) for row in rows], logits.shape[1])
+            shares = as_shares([targets[row].value_of(self.field) for row in rows], logits.shape[1])
             total = self._total(logits, shares)
         return {name: total / count, 'acc': _accuracy(logits, shares)}
 

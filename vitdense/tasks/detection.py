@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitdense.arguments import check_names, check_range
+from vitdense.arguments import check_names, check_ranges
 from vitdense.errors import ConfigError
 from vitdense.ops.boxes import iou, scales_of, to_original, to_xyxy
+from vitdense.protocols import ScoreMatcher
 from vitdense.registry import build
 from vitdense.tasks.denoising import Denoising
 from vitdense.tasks.detection_losses import Focal, box_losses
@@ -73,10 +74,9 @@ class DetectionTask:
         self.proposal_weight, self.proposals_per_object = proposal_weight, proposals_per_object
         self.denoising, self.denoising_weight = build(denoising), denoising_weight
         self.top_k = top_k
-        for name in ('l1_weight', 'giou_weight', 'aux_weight', 'proposal_weight', 'denoising_weight'):
-            check_range(f'DetectionTask({name}=)', getattr(self, name), 0, float('inf'))
-        for name in ('proposals_per_object', 'top_k'):
-            check_range(f'DetectionTask({name}=)', getattr(self, name), 1, float('inf'))
+        weights = ('l1_weight', 'giou_weight', 'aux_weight', 'proposal_weight', 'denoising_weight')
+        check_ranges(self, weights, 0)
+        check_ranges(self, ('proposals_per_object', 'top_k'), 1)
         if self.denoising is not None and num_classes is None:
             raise ConfigError(
                 'denoising needs the number of classes',
@@ -207,7 +207,7 @@ def _matcher(matcher: Any, form: str) -> Any:
     if matcher is None:
         return HungarianMatcher(class_weight=1.0 if form == 'softmax' else 2.0, form=form)
     matcher = build(matcher)
-    if getattr(matcher, 'form', form) != form:
+    if isinstance(matcher, ScoreMatcher) and matcher.form != form:
         raise ConfigError(
             f'the matcher reads {matcher.form} scores, the classification loss {form} scores',
             where='DetectionTask(matcher=, classification=)',

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from vitdense.tasks.mask_losses import as_losses
 from vitdense.tasks.mask_matching import MaskTargets
 from vitdense.types import Instances, MaskScores, Meta, PixelOutputs, QueryOutputs, SemanticMap, Target
 
+ScoreForm = Literal['pixels', 'scores', 'factors']
 MASKS_AT_A_TIME = 1 << 22  # values of full-size masks that are worked on together
 
 
@@ -100,11 +101,15 @@ class MaskSemanticTask:
 
     def loss(self, outputs: QueryOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Return the losses of `MaskLoss`. Images without labels are left out."""
-        rows = [row for row, target in enumerate(targets) if getattr(target, self.field) is not None]
+        rows = [row for row, target in enumerate(targets) if target.value_of(self.field) is not None]
         with torch.autocast(outputs.class_logits.device.type, enabled=False):
-            maps = [getattr(targets[row], self.field) for row in rows]
+            maps = [targets[row].value_of(self.field) for row in rows]
             objects = MaskTargets.of_classes(maps, outputs.class_logits.device)
             return self.losses(rows_of(outputs, rows), objects)
+
+    def blendable(self, outputs: QueryOutputs, form: ScoreForm) -> PixelOutputs | MaskScores:
+        """Return the scores of pixels in a form that can be averaged over windows and views."""
+        return {'pixels': self.pixels, 'scores': self.scores, 'factors': self.factors}[form](outputs)
 
     @torch.no_grad()
     def pixels(self, outputs: QueryOutputs) -> PixelOutputs:

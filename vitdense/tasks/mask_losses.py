@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitdense.arguments import check_range
+from vitdense.arguments import check_ranges
 from vitdense.errors import ConfigError
 from vitdense.registry import build
 from vitdense.tasks.detection_losses import SoftmaxCrossEntropy
@@ -42,11 +42,9 @@ class MaskLoss:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'matcher', build(self.matcher))
-        for name in ('class_weight', 'mask_weight', 'dice_weight', 'no_object_weight'):
-            check_range(f'MaskLoss({name}=)', getattr(self, name), 0.0, float('inf'))
-        check_range('MaskLoss(num_points=)', self.num_points, 1, float('inf'))
-        check_range('MaskLoss(oversample=)', self.oversample, 1.0, float('inf'))
-        check_range('MaskLoss(importance=)', self.importance, 0.0, 1.0)
+        check_ranges(self, ('class_weight', 'mask_weight', 'dice_weight', 'no_object_weight'), 0)
+        check_ranges(self, ('num_points', 'oversample'), 1)
+        check_ranges(self, ('importance',), 0, 1)
 
     def __call__(self, outputs: QueryOutputs, targets: MaskTargets) -> dict[str, Tensor]:
         """Return `loss_class`, `loss_mask` and `loss_dice`, and `loss_aux` where there are earlier layers."""

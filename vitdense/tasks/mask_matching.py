@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitdense.arguments import check_range
+from vitdense.arguments import check_ranges
 from vitdense.ops.masks import sample_points
 from vitdense.tasks.matching import assign, finite_costs
 from vitdense.types import IGNORE, QueryOutputs, Target
@@ -126,9 +126,8 @@ class MaskMatcher:
     num_points: int = 12544
 
     def __post_init__(self) -> None:
-        for name in ('class_weight', 'mask_weight', 'dice_weight'):
-            check_range(f'MaskMatcher({name}=)', getattr(self, name), 0.0, float('inf'))
-        check_range('MaskMatcher(num_points=)', self.num_points, 1, float('inf'))
+        check_ranges(self, ('class_weight', 'mask_weight', 'dice_weight'), 0)
+        check_ranges(self, ('num_points',), 1)
 
     @torch.no_grad()
     def __call__(self, predictions: LayerMaskPredictions, targets: MaskTargets) -> Tensor:

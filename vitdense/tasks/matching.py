@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
-from vitdense.arguments import check_choice, check_range
+from vitdense.arguments import check_choice, check_ranges
 from vitdense.errors import NumericsError
 from vitdense.ops.boxes import generalized_iou, scales_of, to_cxcywh, to_xyxy
 from vitdense.types import QueryOutputs, Target
@@ -105,9 +105,8 @@ class HungarianMatcher:
 
     def __post_init__(self) -> None:
         check_choice('HungarianMatcher(form=)', self.form, ('sigmoid', 'softmax'))
-        for name in ('class_weight', 'l1_weight', 'giou_weight', 'gamma'):
-            check_range(f'HungarianMatcher({name}=)', getattr(self, name), 0.0, float('inf'))
-        check_range('HungarianMatcher(alpha=)', self.alpha, 0.0, 1.0)
+        check_ranges(self, ('class_weight', 'l1_weight', 'giou_weight', 'gamma'), 0)
+        check_ranges(self, ('alpha',), 0, 1)
 
     @torch.no_grad()
     def __call__(

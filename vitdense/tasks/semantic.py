@@ -46,7 +46,7 @@ class SemanticTask:
         The logits are resized bilinearly to the size of the padded input and cropped to the targets. Images without
         labels are left out. `acc` is the share of labelled pixels that are right, from a sample of them.
         """
-        rows = [row for row, target in enumerate(targets) if getattr(target, self.field) is not None]
+        rows = [row for row, target in enumerate(targets) if target.value_of(self.field) is not None]
         with torch.autocast(outputs.logits.device.type, enabled=False):
             labels = self._labels(rows, targets, outputs)
             full = _full(outputs.logits, rows, outputs.input_size, labels.shape[-2:])
@@ -77,7 +77,7 @@ class SemanticTask:
         """
         if not rows:
             return torch.zeros((1, 0, 0), dtype=torch.int64, device=outputs.logits.device)
-        maps = [getattr(targets[row], self.field) for row in rows]
+        maps = [targets[row].value_of(self.field) for row in rows]
         height, width = (max(sides) for sides in zip(*(labels.shape for labels in maps), strict=True))
         if height > outputs.input_size[0] or width > outputs.input_size[1]:
             raise ValueError(

@@ -15,6 +15,18 @@ from vitdense.arguments import MAX_BAD_FRACTION
 from vitdense.data.files.similar_names import near_match
 from vitdense.errors import DataError
 from vitdense.metrics.average_precision import too_many_objects
+from vitdense.protocols import (
+    AnnotatedDataset,
+    HeadsNetwork,
+    LimitedMetric,
+    ListedDataset,
+    MixedDataset,
+    ObjectDataset,
+    QueryPart,
+    SummaryDataset,
+    TopKTask,
+    ValueRangeDataset,
+)
 from vitdense.reporting.next_commands import tool_command
 
 logger = logging.getLogger('vitdense')
@@ -24,15 +36,15 @@ def log_data(datasets: Mapping[str, Any]) -> None:
     """Say how many images, objects and classes the data sets of objects have; the keys say what for."""
     for name, dataset in datasets.items():
         for part in _parts(dataset):
-            if hasattr(part, 'summary'):  # others say it when they look for their files
+            if isinstance(part, SummaryDataset):  # others log it when they look for their files
                 logger.info('%s, %s: %s', name, part.name, part.summary())
 
 
 def compare_ranges(first: Any, others: Mapping[str, Any]) -> None:
     """Warn where data sets read numbers of more than 8 bits in another range than that of training, `first`."""
-    ours = {part.value_range for part in _parts(first) if hasattr(part, 'value_range')}
+    ours = {part.value_range for part in _parts(first) if isinstance(part, ValueRangeDataset)}
     for name, other in others.items():
-        theirs = {part.value_range for part in _parts(other) if hasattr(part, 'value_range')}
+        theirs = {part.value_range for part in _parts(other) if isinstance(part, ValueRangeDataset)}
         if ours and theirs and not theirs <= ours:
             text = '%s: value_range is %s, and %s in training: the same image looks different'
             logger.warning(text, name, *(' or '.join(sorted(map(str, ranges))) for ranges in (theirs, ours)))
@@ -44,11 +56,11 @@ def refuse_missing(dataset: Any, *, name: str, max_bad_fraction: float | None = 
     `name` says what the data is for. One missing image is always allowed where some are.
     """
     parts = _parts(dataset)
-    missing = [(part, file) for part in parts if hasattr(part, 'missing') for file in part.missing()]
+    missing = [(part, file) for part in parts if isinstance(part, ListedDataset) for file in part.missing()]
     if not missing:
         return
     part, file = missing[0]
-    root = getattr(part, 'images', None) or part.folder
+    root, _ = part.image_files()
     names = ', '.join(file for _, file in missing[:3])
     text = f'{len(missing)} of {len(dataset)} images are missing, such as {names}'
     near = near_match(root, file)
@@ -56,7 +68,7 @@ def refuse_missing(dataset: Any, *, name: str, max_bad_fraction: float | None = 
         if is_main_process():
             logger.warning('%s: %s; others take their place%s', name, text, f' ({near})' if near else '')
         return
-    path = getattr(part, 'path', '')
+    path = part.path if isinstance(part, AnnotatedDataset) else ''
     command = tool_command('check_data', *filter(None, (path, root)))
     fix = f'correct images=... or data_root=..., or take them out of the list: {command}'
     if max_bad_fraction is None:
@@ -77,14 +89,15 @@ def log_query_limits(model: Any, dataset: Any, *, name: str) -> None:
     """Say where images have more objects than a head of the model has queries, or than are read from it."""
     if not is_main_process():
         return
-    heads = dict(getattr(model.network, 'heads', {}))
+    heads = dict(model.network.heads) if isinstance(model.network, HeadsNetwork) else {}
     for branch, task in model.tasks.items():
-        top_k = getattr(task, 'top_k', None)
-        if top_k is None or task.field != 'labels':
+        if not isinstance(task, TopKTask) or task.field != 'labels':
             continue
-        parts = _parts(dataset)
-        counts = _counts([part for part in parts if not task.datasets or getattr(part, 'name', '') in task.datasets])
-        queries = getattr(heads.get(branch, model.network), 'num_queries', None)
+        top_k = task.top_k
+        parts = [part for part in _parts(dataset) if isinstance(part, ObjectDataset)]
+        counts = _counts([part for part in parts if not task.datasets or part.name in task.datasets])
+        head = heads.get(branch, model.network)
+        queries = head.num_queries if isinstance(head, QueryPart) else None
         for limit, what in (
             (queries, f"the head '{branch}' has {queries} queries (num_queries)"),
             (top_k, f'{top_k} predictions are read from an image (top_k of model.tasks.{branch})'),
@@ -100,18 +113,19 @@ def log_metric_limits(datasets: Mapping[str, Any], metrics: Mapping[str, Sequenc
         return
     for key, dataset in datasets.items():
         for metric in metrics.get(key, ()):
-            limit, counts = getattr(metric, 'max_detections', None), _counts(_parts(dataset), of_one_class=True)
-            if limit is not None and (counts > limit).any():
+            limit = metric.max_detections if isinstance(metric, LimitedMetric) else float('inf')
+            counts = _counts(_parts(dataset), of_one_class=True)
+            if (counts > limit).any():
                 text = too_many_objects(int((counts > limit).sum()), len(counts), limit)
                 logger.warning('%s: %s', f'{name} {key}'.strip(), text)
 
 
 def _counts(parts: Sequence[Any], **options: Any) -> np.ndarray:
     """Return the number of objects of every image of those data sets that know it."""
-    known = [part.object_counts(**options) for part in parts if hasattr(part, 'object_counts')]
+    known = [part.object_counts(**options) for part in parts if isinstance(part, ObjectDataset)]
     return np.concatenate([*known, np.zeros(0, np.int64)])
 
 
 def _parts(dataset: Any) -> list[Any]:
     """Return the data sets that a mixture draws from, or the one."""
-    return [part for _, part in dataset.parts()] if hasattr(dataset, 'parts') else [dataset]
+    return [part for _, part in dataset.parts()] if isinstance(dataset, MixedDataset) else [dataset]

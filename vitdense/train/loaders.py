@@ -15,6 +15,7 @@ from vitdense.data.files.images import UnreadableImage
 from vitdense.data.sampling import EvaluationSampler, InfiniteSampler, SeededDataset
 from vitdense.device import cpu_count
 from vitdense.errors import VitDenseError
+from vitdense.protocols import MixedDataset
 from vitdense.train.data_checks import max_bad_fraction
 from vitdense.train.preemption import waiting_for_data
 from vitdense.train.workers import (
@@ -34,7 +35,7 @@ def train_loader(
 ) -> DataLoader:
     """Return the endless loader of training batches; `start` is the number of samples this rank has drawn before."""
     place = dict(seed=seed, rank=rank, world_size=world_size, start=start)
-    if hasattr(dataset, 'sampler'):  # a mixture: who is drawn depends on more than a length
+    if isinstance(dataset, MixedDataset):
         sampler = dataset.sampler(batch_size=section.get('batch_size', 1), **place)
     else:
         sampler = InfiniteSampler(len(dataset), **place)

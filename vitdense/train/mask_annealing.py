@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from torch import nn
 
 from vitdense.errors import ConfigError
+from vitdense.protocols import MaskedAttentionNetwork
 
 
 class MaskAnnealingHook(Hook):
@@ -52,7 +53,7 @@ class MaskAnnealingHook(Hook):
 
 
 def _networks(model: nn.Module) -> list[nn.Module]:
-    found = [module for module in model.modules() if hasattr(module, 'set_masking')]
+    found = [module for module in model.modules() if isinstance(module, MaskedAttentionNetwork)]
     if not found:
         raise ConfigError(
             'no part of the model masks attention',

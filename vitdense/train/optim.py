@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from vitdense.errors import ConfigError, did_you_mean
+from vitdense.protocols import LayeredBackbone
 from vitdense.registry import build, resolve
 
 NO_DECAY = (
@@ -77,7 +78,7 @@ class LayerDecay:
         """Return the groups of `model`, in the order in which its parameters come; each parameter is in one group."""
         norms = _parameters_of(model, _is_norm)
         scales = _parameters_of(model, _is_layer_scale)
-        vits = {name: module for name, module in model.named_modules() if hasattr(module, 'layer_of')}
+        vits = {name: module for name, module in model.named_modules() if isinstance(module, LayeredBackbone)}
         self._check_words([name for name, _ in model.named_parameters()])
         groups: dict[tuple[float, bool], Group] = {}
         for name, parameter in model.named_parameters():
@@ -140,7 +141,7 @@ def apart(groups: Sequence[Group], model: nn.Module) -> list[Group]:
 
     Only needed where the ViT has a schedule of its own.
     """
-    vits = [module for module in model.modules() if hasattr(module, 'layer_of')]
+    vits = [module for module in model.modules() if isinstance(module, LayeredBackbone)]
     inside = {id(parameter) for vit in vits for parameter in vit.parameters()}
     cut = []
     for group in groups:

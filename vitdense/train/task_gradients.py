@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from torch import Tensor, distributed, nn
 
 from vitdense.model import DenseModel
+from vitdense.protocols import BackboneNetwork
 from vitdense.types import Batch
 
 logger = logging.getLogger('vitdense')
@@ -40,7 +41,7 @@ def task_gradients(model: DenseModel, *batches: Batch, scale: float = 1.0) -> Ta
     """
     shared = shared_parameters(model)
     pulls: dict[str, Tensor] = {}
-    for name in getattr(model.network, 'trainable_branches', tuple(model.tasks)):
+    for name in model.branches:
         pulls[name] = _mean_of_ranks(sum(_pull(model, name, batch, shared, scale) for batch in batches) / len(batches))
     norms = {name: float(pull.norm()) for name, pull in pulls.items()}
     cosines = {
@@ -62,8 +63,9 @@ def _pull(model: DenseModel, name: str, batch: Batch, shared: list[nn.Parameter]
 
 def shared_parameters(model: DenseModel) -> list[nn.Parameter]:
     """Return the trainable weights that all tasks share: those of the network's backbone."""
-    backbone = getattr(model.network, 'backbone', model.network)
-    return [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    network = model.network
+    shared = network.backbone if isinstance(network, BackboneNetwork) else network
+    return [parameter for parameter in shared.parameters() if parameter.requires_grad]
 
 
 class TaskGradientHook(Hook):

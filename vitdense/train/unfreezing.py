@@ -12,6 +12,7 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 
 from vitdense.errors import ConfigError
+from vitdense.protocols import FreezableBackbone
 
 logger = logging.getLogger('vitdense')
 
@@ -65,7 +66,7 @@ class UnfreezeHook(Hook):
             runner.model = runner.wrap_model(None, runner.network_model)
 
     def _vits(self, runner: Any) -> list[nn.Module]:
-        found = [module for module in runner.network_model.modules() if hasattr(module, 'freeze_below')]
+        found = [module for module in runner.network_model.modules() if isinstance(module, FreezableBackbone)]
         if not found:
             raise ConfigError(
                 'no part of the model can be unfrozen by layers',

@@ -93,7 +93,7 @@ def drop_empty(target: Target) -> Target:
     if bool(keep.all()):
         return target
     fields = ('boxes', 'labels', 'masks', 'iscrowd', 'area', 'annotation_ids')
-    return target._replace(**{name: _if_there(_rows, getattr(target, name), keep=keep) for name in fields})
+    return target._replace(**{name: _if_there(_rows, target.value_of(name), keep=keep) for name in fields})
 
 
 def resize_image(img: Tensor, size: tuple[int, int], *, antialias: bool = True) -> tv_tensors.Image:
@@ -120,7 +120,7 @@ def as_image(array: np.ndarray) -> tv_tensors.Image:
 
 def _each_field(sample: Sample, function: Callable, **arguments: object) -> Sample:
     target = sample.target
-    moved = {name: _if_there(function, getattr(target, name), **arguments) for name in ('boxes', 'masks', 'semantic')}
+    moved = {name: _if_there(function, target.value_of(name), **arguments) for name in ('boxes', 'masks', 'semantic')}
     return sample._replace(img=function(sample.img, **arguments), target=target._replace(**moved))
 
 
