@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from vitdense.protocols import BackboneNetwork, HeadsNetwork
+
 NETWORK = 'network.'  # key for the time of the whole network; no part can have this name
 
 _running = threading.local()  # `watch`: the stopwatch of this thread's forward pass

@@ -20,6 +20,7 @@ from vitdense.device import choose_device
 from vitdense.errors import CheckpointError, ConfigError, DiskError, ResourceError
 from vitdense.multihead.add_head import ask_for_head
 from vitdense.multihead.head_files import extract_head, save_head
+from vitdense.protocols import EncoderNetwork
 from vitdense.reporting.console import start_logging
 from vitdense.reporting.next_commands import tool_command
 from vitdense.reporting.run_images import write_sample

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vitdense.protocols import WithConfusion
 from vitdense.visualize.fonts import new_figure, one_line, plot_style, save_plot, warn_missing_glyphs
 
 
