@@ -34,6 +34,15 @@ def test_a_step_is_changed_by_its_name_in_a_config_anywhere_and_on_the_command_l
     assert steps.crop['max_category_fraction'] == 0.75  # the rest of the step stays
 
 
+def test_the_config_in_the_docs_can_be_loaded(tmp_path):
+    text = (CONFIGS.parent / 'docs/configs.md').read_text(encoding='utf-8')
+    file = tmp_path / 'roads.py'
+    file.write_text(re.search(r'```python\n("""UPerNet.*?)```', text, re.DOTALL)[1])
+    cfg = load_config(file)
+    assert list(cfg.train_dataloader.dataset.transforms) == ['resize', 'crop', 'flip']
+    assert cfg.val_dataloader.dataset.transforms.resize['size'] == 256 and cfg.schedule.max_iters == 4000
+
+
 def test_transforms_of_a_model_are_a_list_with_and_without_names():
     step = {'type': 'vitdense.data.transforms.common.ResizeTo', 'size': 64}
     for transforms in ([step], {'resize': step}):
