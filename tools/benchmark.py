@@ -18,13 +18,12 @@ from vitdense.commands.parser import Parser, positive, run
 def parser() -> Parser:
     """Return the parser of the tool's arguments."""
     made = Parser(prog='benchmark.py', description=__doc__)
-    made.add_argument('config', metavar='CONFIG', help='a config file, or configs/... of the installed package')
+    made.add_shared('config')
     made.add_argument(
         '--size', type=_size, nargs='+', default=[(512, 512)], metavar='S', help='sides, or HxW (default: 512)'
     )
     made.add_argument('--batch', type=positive, default=1, metavar='N', help='images in a batch (%(default)s)')
     made.add_argument('--repeat', type=positive, default=5, metavar='N', help='runs that count (%(default)s)')
-    made.add_argument('--compile', action='store_true', help='compile the network with torch.compile')
     made.add_argument(
         '--amp',
         nargs='?',
@@ -33,10 +32,8 @@ def parser() -> Parser:
         choices=('auto', 'bf16', 'fp16', 'off'),
         help='arithmetic of the network (default: off; --amp alone: auto)',
     )
-    made.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: the first GPU, else cpu)')
-    made.add_argument('--num-classes', type=positive, metavar='K', help='where the data is not there to tell')
+    made.add_shared('--compile', '--device', '--num-classes', '--cfg-options')
     made.add_argument('--out', default='work_dirs/benchmark', metavar='D', help='folder of the files (%(default)s)')
-    made.add_argument('--cfg-options', nargs='+', action='extend', metavar='K=V', help='change values of the config')
     return made
 
 

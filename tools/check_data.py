@@ -31,16 +31,8 @@ def parser() -> Parser:
     made.add_argument('data', metavar='DATA', help='a COCO annotation file, or a folder: label maps, class folders')
     made.add_argument('images', metavar='IMAGES', nargs='?', help='the folder of the images')
     made.add_argument('--classes', metavar='C', help='label maps: names in a file, or ade20k, cityscapes, voc, camvid')
-    made.add_argument('--num-classes', type=positive, metavar='K', help='label maps: how many classes, without names')
+    made.add_shared('--num-classes', '--reduce-zero-label', '--value-range')
     made.add_argument('--ignore', type=int, nargs='+', default=[255], metavar='V', help='label maps: what is no class')
-    made.add_argument('--reduce-zero-label', action='store_true', help='label maps: 0 is no class, 1 ... K are')
-    made.add_argument(
-        '--value-range',
-        type=float,
-        nargs=2,
-        metavar=('LOW', 'HIGH'),
-        help='what is black and white in images of more than 8 bits (0 4095 for 12)',
-    )
     made.add_argument('--shown', type=count, default=50, metavar='N', help='findings of a kind to print (%(default)s)')
     made.add_argument('--out', metavar='FILE', help='write all findings and counts to this json file')
     made.add_argument('--workers', type=positive, metavar='N', help='threads that read images')

@@ -31,11 +31,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog='demo.py', description=__doc__)
     add = parser.add_argument
     add('inputs', nargs='+', metavar='INPUT', help='image, folder, "pattern", video file, or camera number (0)')
-    add('--model', metavar='DIR', help='a model folder, as training leaves one')
+    parser.add_shared('--model', '--device')
     add('--config', metavar='C', help='a config file, with --checkpoint')
     add('--checkpoint', metavar='W', help='a checkpoint that was trained with --config')
     add('--out', default='work_dirs/demo', metavar='D', help='folder for the answers (default: %(default)s)')
-    add('--device', help='cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)')
     add('--amp', default='auto', choices=('auto', 'bf16', 'fp16', 'off'), help='arithmetic of the network')
     add(
         '--batch',
@@ -64,13 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--fps', type=float, metavar='F', help='frame rate of written videos (default: that of the source)')
     add('--max-frames', type=positive, metavar='N', help='stop a video or camera after N frames')
     add('--max-pixels', type=positive, metavar='N', help='refuse larger images (default: 180,000,000)')
-    add(
-        '--value-range',
-        type=float,
-        nargs=2,
-        metavar=('LOW', 'HIGH'),
-        help='what is black and white in images of more than 8 bits (0 4095 for 12; default: as in training)',
-    )
+    parser.add_shared('--value-range')
     args = parser.parse_args(argv)
     by_config = args.config is not None and args.checkpoint is not None
     if by_config == (args.model is not None) or (args.config is None) != (args.checkpoint is None):

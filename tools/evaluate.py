@@ -44,11 +44,11 @@ def parser() -> Parser:
     semantic = kinds.add_parser('semantic', help='score a folder of label maps')
     semantic.add_argument('labels', metavar='LABEL_DIR', help='label maps: one class number for each pixel')
     semantic.add_argument('predictions', metavar='PREDICTION_DIR', help='predicted label maps of the same names')
-    semantic.add_argument('--num-classes', type=positive, metavar='K', required=True, help='classes are 0 ... K-1')
+    semantic.add_shared('--num-classes', required=True, help='classes are 0 ... K-1')
+    semantic.add_shared('--reduce-zero-label')
     semantic.add_argument(
         '--ignore', type=int, default=255, metavar='V', help='label that does not count (%(default)s)'
     )
-    semantic.add_argument('--reduce-zero-label', action='store_true', help='labels: 0 is no class, 1 ... K are')
     semantic.add_argument(
         '--label-map',
         nargs='+',

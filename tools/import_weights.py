@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitdense.commands.parser import Parser, positive, run
+from vitdense.commands.parser import Parser, run
 
 
 def parser() -> Parser:
@@ -29,9 +29,8 @@ def parser() -> Parser:
     made.add_argument('--config', metavar='C', required=True, help='our config of the same architecture')
     made.add_argument('--out', metavar='DIR', required=True, help='the model folder to write')
     made.add_argument('--base', metavar='FILE', help='the pretrained backbone, where the files are differences from it')
-    made.add_argument('--num-classes', type=positive, metavar='K', help='classes without names, where they are others')
+    made.add_shared('--num-classes', '--cfg-options')
     made.add_argument('--accept-licence', action='store_true', help='take weights that not everybody may use')
-    made.add_argument('--cfg-options', nargs='+', action='extend', metavar='K=V', help='change values of the config')
     return made
 
 

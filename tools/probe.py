@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitdense.commands.parser import Parser, count, positive, rate, run
+from vitdense.commands.parser import Parser, positive, rate, run
 
 
 def parser() -> Parser:
     """Return the parser of the tool's arguments."""
     made = Parser(prog='probe.py', description=__doc__)
-    made.add_argument('config', metavar='CONFIG', help='a config file, or configs/... of the installed package')
+    made.add_shared('config', '--device', '--workers', '--cfg-options')
     made.add_argument('--heads', metavar='H,H', help='knn, linear, or both (default: what the task allows)')
     made.add_argument('--backbones', nargs='+', default=[], metavar='N[=FILE]', help="timm's names, with own weights")
     made.add_argument('--weights', nargs='+', default=[], metavar='FILE', help="files for the config's backbone")
@@ -30,9 +30,6 @@ def parser() -> Parser:
         '--steps', type=positive, metavar='N', help='steps of the linear head (default: 1000; label maps 400)'
     )
     made.add_argument('--work-dir', metavar='D', help='where probe.json goes (default: work_dirs/CONFIG/probe)')
-    made.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: the first GPU, else cpu)')
-    made.add_argument('--workers', type=count, metavar='N', help='processes that load data')
-    made.add_argument('--cfg-options', nargs='+', action='extend', metavar='K=V', help='change values of the config')
     return made
 
 

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitdense.commands.parser import Parser, count, run
+from vitdense.commands.parser import Parser, run
 
 
 def parser() -> Parser:
     """Return the parser of the tool's arguments."""
     made = Parser(prog='test.py', description=__doc__)
-    made.add_argument(
-        'config', metavar='CONFIG', help='a config file, configs/... of the installed package, or the folder of a run'
-    )
+    made.add_shared('config', help='a config file, configs/... of the installed package, or the folder of a run')
     made.add_argument(
         'checkpoint', metavar='CHECKPOINT', nargs='?', help='a checkpoint, a model folder or a file of weights'
     )
@@ -31,16 +29,7 @@ def parser() -> Parser:
     made.add_argument('--out', metavar='D', help='write label maps (numbers of classes as trained) and scores here')
     made.add_argument('--show-dir', metavar='D', help='write images with the predictions drawn on them here')
     made.add_argument('--tta', action='store_true', help="average over the scales and flips of the config's model.tta")
-    made.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: the first GPU, else cpu)')
-    made.add_argument('--amp', choices=('bf16', 'fp16', 'off'), help='arithmetic (default: bf16 where a probe gains)')
-    made.add_argument('--workers', type=count, metavar='N', help='processes that load data')
-    made.add_argument('--compile', action='store_true', help='compile the network with torch.compile')
-    made.add_argument(
-        '--skip-bad-eval',
-        action='store_true',
-        help='leave unreadable images out of the test, counted beside the score (otherwise one is an error)',
-    )
-    made.add_argument('--cfg-options', nargs='+', action='extend', metavar='K=V', help='change values of the config')
+    made.add_shared('--device', '--amp', '--workers', '--compile', '--cfg-options', '--skip-bad-eval')
     return made
 
 

@@ -19,7 +19,7 @@ from vitdense.commands.parser import Parser, count, run
 def parser() -> Parser:
     """Return the parser of the tool's arguments."""
     made = Parser(prog='train.py', description=__doc__)
-    made.add_argument('config', metavar='CONFIG', help='a config file, or configs/... of the installed package')
+    made.add_shared('config')
     made.add_argument(
         '--data',
         metavar='FOLDER',
@@ -41,16 +41,7 @@ def parser() -> Parser:
         help='train this branch of CONFIG alone, on the trained model of --weights (a model folder or checkpoint)',
     )
     made.add_argument('--seed', type=count, metavar='N', help='seed of everything random')
-    made.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: the first GPU, else cpu)')
-    made.add_argument('--amp', choices=('bf16', 'fp16', 'off'), help='arithmetic (default: bf16 where a probe gains)')
-    made.add_argument('--workers', type=count, metavar='N', help='processes that load data, for every loader')
-    made.add_argument('--compile', action='store_true', help='compile the network with torch.compile')
-    made.add_argument('--cfg-options', nargs='+', action='extend', metavar='K=V', help='change values of the config')
-    made.add_argument(
-        '--skip-bad-eval',
-        action='store_true',
-        help='leave unreadable images out of the validation, counted beside the score (otherwise one is an error)',
-    )
+    made.add_shared('--device', '--amp', '--workers', '--compile', '--cfg-options', '--skip-bad-eval')
     made.add_argument('--dry-run', action='store_true', help='one step and one validation batch, nothing kept')
     return made
 

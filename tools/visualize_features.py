@@ -26,7 +26,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog='visualize_features.py', description=__doc__)
     add = parser.add_argument
     add('inputs', nargs='+', metavar='IMAGE', help='image, folder, or "pattern"')
-    add('--model', metavar='DIR', help='a model folder, as training leaves one')
+    parser.add_shared('--model', '--device', '--value-range')
     add('--name', metavar='N', help="timm's name of a ViT, such as vit_small_patch14_dinov2")
     add('--weights', metavar='FILE', help='weights for --name (default: those that timm publishes)')
     add('--kind', choices=('pca', 'attention'), default='pca', help='what to show (default: %(default)s)')
@@ -38,15 +38,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help='short side that the network sees, in pixels (default: 448, or as trained)',
     )
     add('--query', type=_pixel, metavar='X,Y', help='attention of the patch at this pixel, not of the class token')
-    add(
-        '--value-range',
-        type=float,
-        nargs=2,
-        metavar=('LOW', 'HIGH'),
-        help='what is black and white in images of more than 8 bits (0 4095 for 12)',
-    )
     add('--out', default='work_dirs/features', metavar='D', help='folder for the images (default: %(default)s)')
-    add('--device', help='cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)')
     args = parser.parse_args(argv)
     if (args.model is None) == (args.name is None) or (args.weights is not None and args.name is None):
         parser.error('give the ViT either as --model DIR, or as --name N with --weights FILE')

@@ -1,4 +1,4 @@
-"""What all command-line tools share: options that help when misspelt, and errors as one block with an exit code.
+"""The argument parser of all command-line tools: shared options, suggestions for misspelt ones, exit codes of errors.
 
 Nothing heavy is imported here, so that `--help` is immediate.
 """
@@ -11,7 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from vitdense.config.option_names import suggestion
 from vitdense.errors import ConfigError, ResourceError, VitDenseError
@@ -20,15 +20,13 @@ INTERRUPTED = 130  # exit code after Ctrl-C, by the convention of shells
 
 
 def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> NoReturn:
-    """Call `main(argv)` and leave the program with its answer (None: 0), or with the exit code of its error.
+    """Call `main(argv)` and exit with what it returns (None: 0), or with the exit code of its error.
 
     A VitDenseError becomes its block on stderr; with VITDENSE_DEBUG=1 the traceback is shown as well. Other errors are
     bugs and keep their traceback.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # what a terminal cannot show, such as a name that is no text, is escaped
+        if isinstance(stream, io.TextIOWrapper):  # characters that a terminal cannot show are escaped
             stream.reconfigure(errors='backslashreplace')
     try:
         code = main(argv) or 0
@@ -79,6 +77,29 @@ def label_pair(text: str) -> tuple[int, int]:
     return int(number), int(index)
 
 
+# Options that several tools have: the arguments of `add_argument`
+SHARED: dict[str, dict[str, Any]] = {
+    'config': dict(metavar='CONFIG', help='a config file, or configs/... of the installed package'),
+    '--cfg-options': dict(nargs='+', action='extend', metavar='K=V', help='change values of the config'),
+    '--device': dict(metavar='D', help='cpu, cuda, cuda:1 (default: the first GPU, else cpu)'),
+    '--amp': dict(choices=('bf16', 'fp16', 'off'), help='precision (default: bf16 where it is found to be faster)'),
+    '--compile': dict(action='store_true', help='compile the network with torch.compile'),
+    '--workers': dict(type=count, metavar='N', help='processes that load data, for every loader'),
+    '--model': dict(metavar='DIR', help='a model folder, as training leaves one'),
+    '--num-classes': dict(type=positive, metavar='K', help='the number of classes, where there are no names'),
+    '--reduce-zero-label': dict(action='store_true', help='label maps: 0 is no class, 1 ... K are'),
+    '--skip-bad-eval': dict(
+        action='store_true', help='leave out images that cannot be read, counted beside the score (else: an error)'
+    ),
+    '--value-range': dict(
+        type=float,
+        nargs=2,
+        metavar=('LOW', 'HIGH'),
+        help='black and white of images above 8 bits: 0 4095 for 12',
+    ),
+}
+
+
 def _explain(error: VitDenseError | ImportError) -> int:
     """Print the block of an error and return its exit code. An ImportError that is not about OpenCV goes on."""
     if os.environ.get('VITDENSE_DEBUG') == '1':
@@ -111,6 +132,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: object) -> None:
         options.setdefault('formatter_class', argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
+
+    def add_shared(self, *names: str, **changes: Any) -> None:
+        """Add options of `SHARED`; `changes` replace arguments of theirs, such as `help`."""
+        for name in names:
+            self.add_argument(name, **SHARED[name] | changes)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
         """Return the parsed arguments. Raises ConfigError for wrong ones."""
