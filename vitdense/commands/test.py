@@ -1,10 +1,11 @@
-"""What `tools/test.py` does with its arguments: evaluate a checkpoint, and write scores, predictions and overlays."""
+"""`tools/test.py`: evaluate a checkpoint and write scores, predictions and overlays."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from mmengine.config import Config
 from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vitdense import visualize
 from vitdense.checkpoints.run import steps_in
@@ -22,7 +22,7 @@ from vitdense.commands.output_paths import OutputPaths
 from vitdense.device import choose_device
 from vitdense.metrics.coco_columns import category_ids, results_of
 from vitdense.metrics.confusion import save_confusions
-from vitdense.reporting.console import console, start_logging
+from vitdense.reporting.console import progress, start_logging
 from vitdense.reporting.progress import evaluated, print_metrics
 from vitdense.reporting.run_images import on_cpu, shown_image
 from vitdense.storage.atomic import finite, make_folder, write_json, write_text
@@ -99,7 +99,7 @@ def _scores_folder(cfg: Config, work_dir: str | Path | None, out: str | Path | N
 
 
 class PredictionHook(Hook):
-    """Show how far the test is, and write every image's prediction into the folders that are given."""
+    """Show the progress of a test, and write the predictions of every image."""
 
     priority = 'LOW'
 
@@ -108,21 +108,18 @@ class PredictionHook(Hook):
         self.show_dir = show_dir
         self._paths: OutputPaths | None = None
         self._rows: dict[str, list[list[dict]]] = {}  # by file: the rows of each image of this rank
-        self._bar: Progress | None = None
-        self._task: Any = None
+        self._bar = ExitStack()
+        self._on_progress: Callable[[int, int], None] | None = None
 
     def before_test_epoch(self, runner: Any) -> None:
-        if is_main_process() and console().is_terminal:
-            parts = TextColumn('test'), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
-            self._bar = Progress(*parts, console=console())
-            self._task = self._bar.add_task('test', total=len(runner.test_dataloader))
-            self._bar.start()
+        if is_main_process():
+            self._on_progress = self._bar.enter_context(progress('test'))
 
     def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if self.out or self.show_dir:
             self._write(runner, data_batch, outputs)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=batch_idx + 1)
+        if self._on_progress is not None:
+            self._on_progress(batch_idx + 1, len(runner.test_dataloader))
 
     def after_test_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
         if not self.out:
@@ -136,9 +133,8 @@ class PredictionHook(Hook):
             logger.info('%d predictions: %s', len(merged), self.out / file)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
-        if self._bar is not None:
-            self._bar.stop()
+        """Remove the progress bar."""
+        self._bar.close()
 
     def _write(self, runner: Any, batch: Batch, outputs: list[dict[str, Any]]) -> None:
         if self._paths is None:
