@@ -1,10 +1,10 @@
-"""Say what a model costs: parameters, FLOPs, the time of every stage, throughput and memory, over image sizes.
+"""Measure a model: parameters, FLOPs, the time of every stage, throughput and memory, over image sizes.
 
     python tools/benchmark.py configs/semantic/linear_dinov2_s_ade20k.py --size 512 1024
     python tools/benchmark.py CONFIG --size 480x640 --compile --amp bf16 --device cuda
 
-Weights are random and images are drawn, so neither weights nor data need be there. The network sees images of the
-sizes given, whole. Prints a table and writes benchmark.json and benchmark.png.
+Weights and images are random: neither weights nor data are needed. Images of the given sizes pass the network whole.
+Prints a table and writes benchmark.json and benchmark.png.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def parser() -> Parser:
         const='auto',
         default='off',
         choices=('auto', 'bf16', 'fp16', 'off'),
-        help='arithmetic of the network (default: off; --amp alone: auto)',
+        help='precision of the network (default: off; --amp alone: auto)',
     )
     made.add_shared('--compile', '--device', '--num-classes', '--cfg-options')
     made.add_argument('--out', default='work_dirs/benchmark', metavar='D', help='folder of the files (%(default)s)')

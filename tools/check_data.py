@@ -1,4 +1,4 @@
-"""DataReport what is wrong with a data set, without changing anything.
+"""Report errors of a data set, without changing it.
 
     python tools/check_data.py instances_train2017.json train2017
     python tools/check_data.py annotations/training images/training --classes ade20k --reduce-zero-label
@@ -6,8 +6,8 @@
 
 DATA is a COCO annotation file; a folder of label maps; a folder with one folder of images for each class; or the folder
 that holds these. IMAGES is the folder of the images (without it, those of a single COCO file or of label maps are not
-looked at). Says which ids and boxes are wrong, which images are missing, unreadable or of another size, and how often
-every class occurs. Leaves with 0 when nothing is wrong, and with 3 when something is.
+checked). Lists wrong ids and boxes, images that are missing, unreadable or of another size, and the frequency of
+every class. The exit code is 0 when nothing is wrong, and 3 when something is.
 """
 
 from __future__ import annotations
@@ -55,24 +55,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = parts_of(data, images, labels=bool(names) or args.reduce_zero_label)
     reports = {}
     for part in parts:
-        reports[str(part.data)] = report = look(part, labels, args, alone=len(parts) == 1)
+        reports[str(part.data)] = report = check_part(part, labels, args, alone=len(parts) == 1)
         if len(parts) > 1:
-            say_part(part)
+            print_part(part)
         show(report, args.shown)
     if args.out is not None:
         write(reports, Path(args.out))
     return WRONG if any(report.findings for report in reports.values()) else 0
 
 
-def look(part: Part, labels: dict[str, Any], args: Namespace, *, alone: bool) -> DataReport:
+def check_part(part: Part, labels: dict[str, Any], args: Namespace, *, alone: bool) -> DataReport:
     """Return the report about one part. Among several, one that cannot be read at all is a finding."""
     from vitdense.commands.check_data import DataReport, Finding, check_coco, check_folders, check_labels
     from vitdense.device import cpu_count
     from vitdense.errors import DataError
     from vitdense.reporting.console import progress
 
-    with progress('checking') as tell:
-        common: dict[str, Any] = dict(threads=args.workers or cpu_count(), tell=tell, value_range=args.value_range)
+    with progress('checking') as on_progress:
+        threads = args.workers or cpu_count()
+        common: dict[str, Any] = dict(threads=threads, on_progress=on_progress, value_range=args.value_range)
         try:
             if part.kind == 'coco':
                 return check_coco(part.data, part.images, **common)
@@ -86,8 +87,8 @@ def look(part: Part, labels: dict[str, Any], args: Namespace, *, alone: bool) ->
             return DataReport([], [finding], ('class',), [], {'file': 1})
 
 
-def say_part(part: Part) -> None:
-    """Print which part a report is about."""
+def print_part(part: Part) -> None:
+    """Print the paths of a part."""
     from vitdense.reporting.console import console
 
     images = '' if part.images is None else f', images in {part.images}'
@@ -95,7 +96,7 @@ def say_part(part: Part) -> None:
 
 
 def check_folder(images: Any) -> None:
-    """Raise DataError when the folder of images is none: every image would be missing."""
+    """Raise DataError when there is no folder of images."""
     from vitdense.errors import DataError
 
     if images is not None and not images.is_dir():
@@ -103,20 +104,20 @@ def check_folder(images: Any) -> None:
 
 
 def show(report: DataReport, shown: int) -> None:
-    """Print what was looked at, the classes, and what is wrong."""
+    """Print the summary, the classes and the findings."""
     from vitdense.reporting.console import console, print_table
     from vitdense.reporting.progress import fold
 
-    for name, value in report.facts:
+    for name, value in report.summary:
         console().print(f'{name}: {value}')
     print_table('classes', *fold(report.header, report.classes, width=console().width))
     for kind in dict.fromkeys(finding.kind for finding in report.findings):
         console().print(f'{kind}: {report.counts[kind]:,}', style='bold')
-        lines, told = lines_of([finding for finding in report.findings if finding.kind == kind], shown)
+        lines, printed = lines_of([finding for finding in report.findings if finding.kind == kind], shown)
         for line in lines:
             console().print(f'  {line}')
-        if report.counts[kind] > told:
-            console().print(f'  ... and {report.counts[kind] - told:,} more (--shown, --out)')
+        if report.counts[kind] > printed:
+            console().print(f'  ... and {report.counts[kind] - printed:,} more (--shown, --out)')
     for hint in report.hints:
         console().print(hint)
     total = sum(report.counts.values())
@@ -124,11 +125,11 @@ def show(report: DataReport, shown: int) -> None:
 
 
 def lines_of(findings: Sequence[Finding], shown: int) -> tuple[list[str], int]:
-    """Return the lines to print, at most `shown`, and how many findings they tell; those of one cause share a line."""
+    """Return the lines to print, at most `shown`, and how many findings are in them; one line for each cause."""
     by_cause: dict[str, list[Finding]] = {}
     for finding in findings:
         by_cause.setdefault(finding.cause or f'{finding.where}: {finding.reason}', []).append(finding)
-    lines, told = [], 0
+    lines, printed = [], 0
     for cause, some in list(by_cause.items())[:shown]:
         names = ', '.join(finding.where for finding in some[:3])
         alone = len(some) == 1 or not some[0].cause
@@ -137,8 +138,8 @@ def lines_of(findings: Sequence[Finding], shown: int) -> tuple[list[str], int]:
             if alone
             else [f'{len(some):,} files, such as {names}: {cause}']
         )
-        told += len(some)
-    return lines, told
+        printed += len(some)
+    return lines, printed
 
 
 def write(reports: Mapping[str, DataReport], path: Any) -> None:
@@ -147,7 +148,7 @@ def write(reports: Mapping[str, DataReport], path: Any) -> None:
 
     contents = {
         name: {
-            'facts': dict(report.facts),
+            'summary': dict(report.summary),
             'counts': report.counts,
             'findings': [finding._asdict() for finding in report.findings],
             'classes': [dict(zip(report.header, row, strict=True)) for row in report.classes],

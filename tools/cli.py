@@ -16,12 +16,12 @@ TOOLS = {
     'demo': 'run a model on images and video',
     'merge-heads': 'combine heads that share a backbone',
     'evaluate': 'score saved predictions, without a model',
-    'benchmark': 'say what a model costs',
-    'import-weights': 'bring published weights into a model folder',
+    'benchmark': 'measure parameters, FLOPs, time and memory',
+    'import-weights': 'convert published weights into a model folder',
     'export': 'write a model as one ONNX graph',
     'check-data': 'report what is wrong with a data set',
     'probe': 'compare backbones by nearest neighbours and linear heads',
-    'visualize-features': 'show what a ViT sees, as colours',
+    'visualize-features': 'show features and attention of a ViT as images',
 }
 KNOWN_AS = {
     'train': ('fit', 'finetune', 'fine-tune'),
@@ -37,10 +37,10 @@ USAGE = 'usage: vitdense TOOL ...\n\n' + ''.join(f'  {name:20}{what}\n' for name
 
 
 def dispatch(argv: Sequence[str] | None) -> int | None:
-    """Run the tool that the first argument names with the rest of the arguments."""
+    """Run the tool that the first argument names with the other arguments."""
     words = list(argv or ())
     if not words or words[0] in ('-h', '--help'):
-        print(f'{USAGE}\nvitdense TOOL --help says more.')
+        print(f'{USAGE}\nvitdense TOOL --help lists its options.')
         return None
     if words[0] == '--version':
         print(vitdense.__version__)
@@ -58,7 +58,7 @@ def dispatch(argv: Sequence[str] | None) -> int | None:
 
 
 def main() -> None:
-    """Run the command line and leave the program."""
+    """Run the command line and exit."""
     run(dispatch, sys.argv[1:])
 
 

@@ -4,7 +4,7 @@
     python tools/demo.py 0 --config CONFIG --checkpoint best.pth --show
     python tools/demo.py aerial.tif --model work_dirs/shapes/model --tile 512
 
-Every image or video gets an overlay with a legend under --out; results.json says what was found where, and when.
+Every image or video gets an overlay with a legend under --out; results.json lists the predictions and times.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_shared('--model', '--device')
     add('--config', metavar='C', help='a config file, with --checkpoint')
     add('--checkpoint', metavar='W', help='a checkpoint that was trained with --config')
-    add('--out', default='work_dirs/demo', metavar='D', help='folder for the answers (default: %(default)s)')
-    add('--amp', default='auto', choices=('auto', 'bf16', 'fp16', 'off'), help='arithmetic of the network')
+    add('--out', default='work_dirs/demo', metavar='D', help='folder for the outputs (default: %(default)s)')
+    add('--amp', default='auto', choices=('auto', 'bf16', 'fp16', 'off'), help='precision of the network')
     add(
         '--batch',
         type=positive,
@@ -43,14 +43,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar='N',
         help='images or frames that go through the network together',
     )
-    add('--tile', type=positive, metavar='SIZE', help='look at large images in windows of SIZE x SIZE pixels')
+    add('--tile', type=positive, metavar='SIZE', help='predict large images in windows of SIZE x SIZE pixels')
     add('--tta', action='store_true', help="use the model's test-time augmentation (scales and flips)")
     add('--alpha', type=_share, default=0.5, help='opacity of regions, 0 ... 1 (default: %(default)s)')
     add('--min-score', type=_share, default=0.3, metavar='S', help='leave out objects below (default: %(default)s)')
     add('--legend', action=argparse.BooleanOptionalAction, default=True, help='draw class names beside the image')
     add('--font', metavar='FILE', help='font for class names (default: one of the system that has their letters)')
     add('--labels', action='store_true', help='also write label maps as PNG (class numbers)')
-    add('--show', action='store_true', help='show the answers in a window; q ends')
+    add('--show', action='store_true', help='show the results in a window; q ends')
     add(
         '--save-video', action=argparse.BooleanOptionalAction, default=True, help='write overlays of videos and cameras'
     )
@@ -102,8 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     demo = Demo(load_predictor(args), OutputNames(out, inputs), options)
     try:
-        with progress('looking', len(inputs)) as tell:
-            demo.look(inputs, tell=tell)
+        with progress('predict', len(inputs)) as on_progress:
+            demo.run(inputs, on_progress=on_progress)
     finally:
         if demo.entries or demo.skipped:
             demo.save(out / 'results.json')
@@ -156,7 +156,7 @@ def _installed(name: str) -> bool:
 
 
 def report(demo: Demo, out: Path) -> None:
-    """Print what was found, where the time went, and where the answers are."""
+    """Print the main classes of each input, the times, and the folder of the outputs."""
     from vitdense.reporting.console import console, print_table
     from vitdense.visualize.text import shorten
 
@@ -164,12 +164,12 @@ def report(demo: Demo, out: Path) -> None:
         (
             shorten(Path(entry['file']).name, 26) + (f' ({entry["read"]} frames)' if 'read' in entry else ''),
             f'{entry["size"][1]} x {entry["size"][0]}',
-            found(entry),
+            main_classes(entry),
             f'{sum(entry["ms"].values()):.0f}',
         )
         for entry in demo.entries[:SHOWN]
     ]
-    print_table('found', ('file', 'W x H', 'main classes', 'ms'), rows)
+    print_table('predictions', ('file', 'W x H', 'main classes', 'ms'), rows)
     if len(demo.entries) > SHOWN:
         console().print(f'... and {len(demo.entries) - SHOWN} more in results.json')
     total = sum(demo.stages.values()) or 1.0
@@ -183,14 +183,14 @@ def report(demo: Demo, out: Path) -> None:
         for part, seconds in demo.parts.items()
     ]
     if parts:
-        print_table('the one pass of the backbone, and each head with its task', ('part', 'ms', 'share'), parts)
+        print_table('the pass of the backbone, and each head with its task', ('part', 'ms', 'share'), parts)
     images = f'{demo.count} image{"s" * (demo.count != 1)}'
     words = f'{images} in {demo.seconds:.1f} s ({demo.count / max(demo.seconds, 1e-9):.1f} a second)'
     skipped = f', {len(demo.skipped)} skipped' if demo.skipped else ''
-    console().print(f'{words}{skipped}; answers in {out}/')
+    console().print(f'{words}{skipped}; results in {out}/')
 
 
-def found(entry: dict[str, Any]) -> str:
+def main_classes(entry: dict[str, Any]) -> str:
     """Return the three main classes of each head in words, its name before them where there are several heads.
 
     Of a video it is their mean over its frames.

@@ -1,4 +1,4 @@
-"""Bring published weights of the same architectures into a model folder.
+"""Convert published weights of the same architectures into a model folder.
 
     python tools/import_weights.py dinov2-linear dinov2_vits14_pretrain.pth dinov2_vits14_ade20k_linear_head.pth \\
         --config configs/semantic/linear_dinov2_s_ade20k.py --out models/dinov2_s_ade20k
@@ -7,8 +7,8 @@
     python tools/import_weights.py eomt-dinov3 pytorch_model.bin --base dinov3_vitl16/model.safetensors \\
         --config configs/semantic/eomt_dinov3_l_ade20k.py --out models/eomt_dinov3_l --accept-licence
 
-CONFIG is ours of the same architecture. Every tensor must find its place: what is missing or left over is listed, and
-nothing is written. Source and licence are printed, and kept in the folder; weights that not everybody may use need
+CONFIG is a config of the same architecture. Every tensor must match: missing and unused tensors are listed, and nothing
+is written. Source and licence are printed, and kept in the folder; weights under restricted licences need
 --accept-licence. Then: python tools/demo.py IMAGE --model DIR
 """
 
@@ -30,7 +30,7 @@ def parser() -> Parser:
     made.add_argument('--out', metavar='DIR', required=True, help='the model folder to write')
     made.add_argument('--base', metavar='FILE', help='the pretrained backbone, where the files are differences from it')
     made.add_shared('--num-classes', '--cfg-options')
-    made.add_argument('--accept-licence', action='store_true', help='take weights that not everybody may use')
+    made.add_argument('--accept-licence', action='store_true', help='accept a restricted licence')
     return made
 
 

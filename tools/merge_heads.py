@@ -1,4 +1,4 @@
-"""Combine heads that were trained on one backbone into one model, or take a model apart into its heads.
+"""Combine heads that were trained on one backbone into one model, or split a model into its heads.
 
     python tools/merge_heads.py work_dirs/det/model --head sem=work_dirs/sem/heads/sem.json --out work_dirs/both
     python tools/merge_heads.py work_dirs/both --split heads

@@ -4,9 +4,9 @@
     python tools/probe.py configs/semantic/linear_dinov2_s_ade20k.py \\
         --backbones vit_small_patch14_dinov2.lvd142m vit_small_patch16_224=mine.safetensors
 
-CONFIG is one with a ClassHead or a LinearHead; its data, evaluation transforms and metrics are used. Images are seen
-whole, without windows and augmentation. Features stay in $VITDENSE_CACHE (default ~/.cache/vitdense): an interrupted
-probe goes on where it was. The learning rate of the linear head is chosen on a tenth of the training images. Writes
+CONFIG is one with a ClassHead or a LinearHead; its data, evaluation transforms and metrics are used. Images pass
+whole, without windows and augmentation. Features are cached in $VITDENSE_CACHE (default ~/.cache/vitdense): an
+interrupted probe continues. The learning rate of the linear head is chosen on a tenth of the training images. Writes
 probe.json; scores are in [0, 1]. A config is a Python program and runs when it is read.
 """
 

@@ -1,4 +1,4 @@
-"""Show what a ViT sees: principal components of its features as colours, or what its tokens attend to.
+"""Visualise a ViT: principal components of its features as colours, or attention maps.
 
     python tools/visualize_features.py photos/ --name vit_small_patch14_dinov2 --weights dinov2.safetensors
     python tools/visualize_features.py cat.jpg --model work_dirs/shapes/model --kind attention --layers 5 11
@@ -35,7 +35,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         '--size',
         type=positive,
         metavar='S',
-        help='short side that the network sees, in pixels (default: 448, or as trained)',
+        help='short side of the images in the network, in pixels (default: 448, or as trained)',
     )
     add('--query', type=_pixel, metavar='X,Y', help='attention of the patch at this pixel, not of the class token')
     add('--out', default='work_dirs/features', metavar='D', help='folder for the images (default: %(default)s)')
@@ -86,7 +86,7 @@ def load_vit(args: argparse.Namespace) -> ViT:
     found = next((module for module in model.network.modules() if isinstance(module, ViT)), None)
     if found is None:
         raise CheckpointError(
-            'the model has no ViT to look into',
+            'the model has no ViT',
             where=args.model,
             why=f'its network is a {type(model.network).__name__} without one',
             fix='give the folder of a model with a ViT backbone',

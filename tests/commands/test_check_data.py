@@ -45,8 +45,8 @@ def annotation(number, bbox=(10, 10, 30, 20), **more):
 def test_nothing_is_wrong_with_a_good_file(tree):
     report = check_coco(tree.write().path, tree.images)
     assert report.findings == [] and report.counts == {}
-    assert dict(report.facts)['images without annotations'] == '1'
-    assert dict(report.facts)['categories'] == '2, ids 4 ... 9, with gaps'
+    assert dict(report.summary)['images without annotations'] == '1'
+    assert dict(report.summary)['categories'] == '2, ids 4 ... 9, with gaps'
     assert report.classes == [('cat', '4', '6', '100.0 %', '2', '0'), ('dog', '9', '0', '0.0 %', '0', '0')]
 
 
@@ -114,7 +114,7 @@ def test_the_real_file_has_one_box_too_thin(shared):
     before = hashlib.sha256((tree / 'annotations/instances_train2017.json').read_bytes()).hexdigest()
     report = check_coco(tree / 'annotations/instances_train2017.json')
     assert [(finding.kind, finding.where) for finding in report.findings] == [('empty', '900000000781')]
-    assert dict(report.facts)['annotations'] == '2,540' and dict(report.facts)['crowds'] == '25'
+    assert dict(report.summary)['annotations'] == '2,540' and dict(report.summary)['crowds'] == '25'
     assert hashlib.sha256((tree / 'annotations/instances_train2017.json').read_bytes()).hexdigest() == before
 
 

@@ -5,7 +5,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from vitdense.commands.worst_case import extreme_sizes, worst_batch
+from vitdense.commands.worst_case import largest_sizes, worst_batch
 from vitdense.data.mixture import Mixture
 from vitdense.data.sampling import SeededDataset
 from vitdense.data.shapes import ShapesScenes
@@ -34,7 +34,7 @@ from vitdense.types import Meta, Sample, Target
 )
 def test_extremes_bound_what_is_drawn_closely(transforms):
     sources = [(30, 52), (61, 40)]
-    bounds = extreme_sizes(transforms, sources)
+    bounds = largest_sizes(transforms, sources)
     pipeline, drawn = Pipeline(transforms), []
     for draw in range(120):
         size = sources[draw % 2]

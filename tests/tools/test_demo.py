@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tools.demo import found
+from tools.demo import main_classes
 from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
 from vitdense.checkpoints.model_folder import save_model_folder
@@ -478,6 +478,6 @@ def test_large_images_are_looked_at_in_windows(demo, detector_folder, tmp_path):
 
 def test_the_answers_of_several_heads_are_told_apart() -> None:
     shares = {'cat': 0.5, 'dog': 0.25}
-    assert found({'heads': {'sem': shares}}) == 'cat 50%, dog 25%'
+    assert main_classes({'heads': {'sem': shares}}) == 'cat 50%, dog 25%'
     both = {'heads': {'sem': shares, 'det': {'dog': 2}, 'cls': {}}, 'objects': {'det': []}}
-    assert found(both) == 'sem: cat 50%, dog 25%; det: dog 2; cls: nothing'
+    assert main_classes(both) == 'sem: cat 50%, dog 25%; det: dog 2; cls: nothing'

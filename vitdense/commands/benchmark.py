@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOPs, the time of every stage, throughput and memory, over image sizes."""
+"""Benchmark of a model: parameters, FLOPs, the time of every stage, throughput and memory, over image sizes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Size = tuple[int, int]  # (H, W)
 
 
 class BenchmarkRow(NamedTuple):
-    """What images of one size cost."""
+    """Cost of images of one size."""
 
     size: Size
     flops: int  # of the network for one image, two for each multiplication with an addition
@@ -46,7 +46,7 @@ class BenchmarkRow(NamedTuple):
 
 
 class BenchmarkReport(NamedTuple):
-    """The costs of a model."""
+    """Parameters of a model and its cost for each image size."""
 
     device: str
     batch: int
@@ -64,11 +64,11 @@ def benchmark(
     batch: int = 1,
     repeat: int = 5,
 ) -> BenchmarkReport:
-    """Measure `model` on images of `sizes` (H, W), which the network sees as they are, without a tiler.
+    """Measure `model` on images of `sizes` (H, W), which pass the network whole, without a tiler.
 
-    JPEG files are read, normalised, answered in batches of `batch`, brought to their own size and drawn, `repeat` times
-    after two more to warm up. The time of a network whose parts have no names here (`SharedNetwork` has them), or that
-    is `compiled`, stands in one stage 'network'. What a network does between its parts counts as 'adapter'.
+    JPEG files are read, normalised, predicted in batches of `batch`, resized to their own size and drawn, `repeat`
+    times after two more to warm up. The time of a network other than `SharedNetwork`, or that is `compiled`, is one
+    stage 'network'. Work between the parts of a network counts as 'adapter'.
     """
     if min(batch, repeat) < 1:
         raise ValueError(f'batch={batch} and repeat={repeat} are at least 1')
@@ -85,8 +85,8 @@ def benchmark(
             with explained():
                 runs = [_run(predictor, paths, split=not compiled) for _ in range(repeat + 2)][2:]
             ms = {stage: 1000 * median(times[stage] for times in runs) for stage in runs[0]}
-            answered = sum(value for stage, value in ms.items() if stage not in ('load', 'draw'))
-            rows.append(BenchmarkRow(size, count, ms, 1000 / answered, peak_bytes(predictor.device)))
+            predicting = sum(value for stage, value in ms.items() if stage not in ('load', 'draw'))
+            rows.append(BenchmarkRow(size, count, ms, 1000 / predicting, peak_bytes(predictor.device)))
     name = torch.cuda.get_device_name(predictor.device) if predictor.device.type == 'cuda' else 'CPU'
     threads = '' if predictor.device.type == 'cuda' else f', {torch.get_num_threads()} threads'
     return BenchmarkReport(f'{name}{threads}', batch, count_parameters(model.network), rows)
@@ -109,18 +109,18 @@ def count_flops(network: nn.Module, size: Size) -> int:
     height, width = (-(-side // network.divisor) * network.divisor for side in size)
     device = next(network.parameters()).device
     imgs = torch.zeros(1, 3, height, width, device=device)
-    # torch knows the attention of GPUs only
+    # torch counts the attention of GPUs only
     on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
     training = network.training
-    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     counter = FlopCounterMode(display=False, custom_mapping=on_cpu)
     try:
-        network.requires_grad_(False)  # the counter hooks the gradient of parameters that a part hands on as they are
+        network.requires_grad_(False)  # the counter hooks gradients of parameters that a part returns unchanged
         with torch.no_grad(), counter:
             network.eval()(imgs)
     finally:
         network.train(training)
-        for parameter in learning:
+        for parameter in trainable:
             parameter.requires_grad_(True)
     return counter.get_total_flops()
 
@@ -169,8 +169,8 @@ def _run(predictor: Predictor, paths: Sequence[Path], *, split: bool) -> dict[st
 def model_of(cfg: Any, *, num_classes: int | None = None) -> DenseModel:
     """Return the model of a config (as `load_config` gives it) with random weights.
 
-    Classes are those of the config's data, whose files need not be there where the config names them; else
-    `num_classes` of them. Raises ConfigError where nobody knows how many there are.
+    Classes are those of the config's data, whose files may be absent where the config names them; else
+    `num_classes` of them. Raises ConfigError where the number is not known.
     """
     recipe = without_pretrained(cfg.to_dict()['model'])
     return build(recipe, classes=metainfo_of(cfg, num_classes=num_classes)['classes'])

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, all of it at once. Files are read, never written."""
+"""Checks of whole data sets; all errors are reported at once, and no file is written."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ from vitdense.data.label_map import LabelTable
 from vitdense.errors import DataError
 from vitdense.types import IGNORE
 
-FEW_NUMBERS = 8  # of label maps: more of them that are no class are no oversight
+FEW_NUMBERS = 8  # numbers of label maps that are no class: for more of them there is no hint
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong."""
+    """An error in a data set."""
 
     kind: str
     where: str  # an id or a file
     reason: str
-    cause: str = ''  # the same for all findings that one change mends; '' where each has its own
+    cause: str = ''  # shared by findings that one change corrects; '' where each has its own
 
 
 class DataReport(NamedTuple):
-    """What was looked at, and what was found."""
+    """Summary, findings and classes of a data set."""
 
-    facts: list[tuple[str, str]]
+    summary: list[tuple[str, str]]
     findings: list[Finding]
     header: tuple[str, ...]
     classes: list[tuple[str, ...]]  # one row for each class, under `header`
     counts: dict[str, int]  # findings by kind; not all of a kind need be listed
-    hints: Sequence[str] = ()  # what may mend many findings at once
+    hints: Sequence[str] = ()  # options that may correct many findings at once
 
 
-Tell = Callable[[int, int], None]  # how far it is: (done, of)
+OnProgress = Callable[[int, int], None]  # (done, total)
 
 
 def check_coco(
@@ -57,41 +57,44 @@ def check_coco(
     max_pixels: int = MAX_PIXELS,
     value_range: tuple[float, float] | None = None,
     threads: int = 2,
-    tell: Tell | None = None,
+    on_progress: OnProgress | None = None,
 ) -> DataReport:
-    """Look at a COCO annotation file, and at the images below `images`. Raises DataError when it is no COCO file.
+    """Check a COCO annotation file, and the images below `images`. Raises DataError when it is no COCO file.
 
     Beside what `read_coco` finds: `corners` (boxes are xyxy), `fractions` (boxes in [0, 1]), `no_objects` (no image, no
     annotation, or crowds only), `image` (missing or unreadable), `size` (it is not what the file says),
-    `range` (images of 16 bits look like fewer; `value_range` says how many they are).
+    `range` (images of 16 bits seem to have fewer; `value_range` names their range).
     """
-    arrays, facts = read_coco(path, masks=True)
-    counts = Counter(facts.counts)
-    found = [Finding(kind, str(number), reason) for kind, number, reason in facts.faults]
-    if not len(arrays.segments.data):  # boxes only: nobody meant to draw masks
-        found = [finding for finding in found if finding.kind != 'empty_segmentation']
+    arrays, info = read_coco(path, masks=True)
+    counts = Counter(info.counts)
+    findings = [Finding(kind, str(number), reason) for kind, number, reason in info.faults]
+    if not len(arrays.segments.data):  # boxes only
+        findings = [finding for finding in findings if finding.kind != 'empty_segmentation']
         del counts['empty_segmentation']
-    more, seen = list(_whole_file(path, arrays, facts)), ImageStatistics(max_pixels=max_pixels, value_range=value_range)
+    more, statistics = (
+        list(_whole_file(path, arrays, info)),
+        ImageStatistics(max_pixels=max_pixels, value_range=value_range),
+    )
     if images is not None:
-        jobs = [(arrays, row, images, seen) for row in range(len(arrays.sizes))]
-        more += [finding for finding in _each(_check_image, jobs, threads, tell) if finding]
-        more += _range(images, seen)
+        jobs = [(arrays, row, images, statistics) for row in range(len(arrays.sizes))]
+        more += [finding for finding in _each(_check_image, jobs, threads, on_progress) if finding]
+        more += _range(images, statistics)
     counts.update(Counter(finding.kind for finding in more))  # those of single annotations are counted already
-    told = _facts_of(arrays, facts, images) + seen.notes()
-    return DataReport(told, [*found, *more], *_histogram(arrays, facts), dict(counts))
+    summary = _summary_of(arrays, info, images) + statistics.notes()
+    return DataReport(summary, [*findings, *more], *_histogram(arrays, info), dict(counts))
 
 
-def _range(images: Path, seen: ImageStatistics) -> list[Finding]:
-    odd = dark_range(seen.brightest)
+def _range(images: Path, statistics: ImageStatistics) -> list[Finding]:
+    odd = dark_range(statistics.brightest)
     return [Finding('range', images.name, odd)] if odd else []
 
 
-def _whole_file(path: Path, arrays: CocoArrays, facts: CocoFileInfo) -> Iterator[Finding]:
+def _whole_file(path: Path, arrays: CocoArrays, info: CocoFileInfo) -> Iterator[Finding]:
     """Yield what is wrong with a file as a whole."""
-    if facts.corners is not None:
-        reason = f'{facts.corners:.0%} of boxes leave the image if read as xywh; they fit as xyxy'
+    if info.corners is not None:
+        reason = f'{info.corners:.0%} of boxes leave the image if read as xywh; they fit as xyxy'
         yield Finding('corners', path.name, reason)
-    if facts.fractions:
+    if info.fractions:
         yield Finding('fractions', path.name, 'all boxes lie in [0, 1]: they look like fractions of the image')
     if not len(arrays.sizes):
         yield Finding('no_objects', path.name, f'{path.name} lists no images')
@@ -111,42 +114,42 @@ def check_labels(
     max_pixels: int = MAX_PIXELS,
     value_range: tuple[float, float] | None = None,
     threads: int = 2,
-    tell: Tell | None = None,
+    on_progress: OnProgress | None = None,
 ) -> DataReport:
-    """Look at the label maps below `labels`, and at the images of the same names below `images`.
+    """Check the label maps below `labels`, and the images of the same names below `images`.
 
-    `classes`, `ignore` and `reduce_zero_label` say what the numbers mean, as for `SegmentationDataset`; without classes
+    `classes`, `ignore` and `reduce_zero_label` are those of `SegmentationDataset`; without classes
     the numbers are only counted. Finds `label` (unreadable, or a number that is no class), `image` (missing or
     unreadable), `size` (not that of its image), `match` (names without a partner), `range` (as `check_coco`) and
     `no_objects` (fewer than two classes). Raises DataError where there is no such folder.
     """
     files = list_files(labels, LABEL_SUFFIXES, what='label maps')
     table = None if classes is None else LabelTable(classes, ignore=ignore, reduce_zero_label=reduce_zero_label)
-    found, partners = _partners(images, files, labels)
-    seen = ImageStatistics(max_pixels=max_pixels, value_range=value_range)
-    jobs = [(labels / name, partners.get(name), table, seen) for name in files.values()]
-    pixels, image_counts, strange = Counter[int](), Counter[int](), Counter[int]()
-    for finding, numbers, unknown in _each(_check_label_map, jobs, threads, tell):
-        found += finding
+    findings, partners = _partners(images, files, labels)
+    statistics = ImageStatistics(max_pixels=max_pixels, value_range=value_range)
+    jobs = [(labels / name, partners.get(name), table, statistics) for name in files.values()]
+    pixels, image_counts, unknown_numbers = Counter[int](), Counter[int](), Counter[int]()
+    for finding, numbers, unknown in _each(_check_label_map, jobs, threads, on_progress):
+        findings += finding
         pixels.update(numbers)
         image_counts.update(numbers.keys())
-        strange.update(unknown)
-    facts = [
+        unknown_numbers.update(unknown)
+    summary = [
         ('label maps', f'{len(files):,}'),
-        ('images', 'not looked at' if images is None else f'{len(partners):,}'),
+        ('images', 'not checked' if images is None else f'{len(partners):,}'),
     ]
-    facts += seen.notes()
-    found += _range(labels if images is None else images, seen)
+    summary += statistics.notes()
+    findings += _range(labels if images is None else images, statistics)
     present = (
         [] if table is None else [name for k, name in enumerate(table.metainfo['classes']['semantic']) if pixels[k]]
     )
-    if table is not None and not found and len(present) < 2:
+    if table is not None and not findings and len(present) < 2:
         reason = f'{present[0]!r} is the only class with pixels' if present else 'no pixel has a class'
-        found.append(Finding('no_objects', labels.name, f'{reason}: nothing can be told apart'))
+        findings.append(Finding('no_objects', labels.name, f'{reason}: classification needs two classes'))
     rows = _label_rows(pixels, image_counts, table)
-    counts = dict(Counter(finding.kind for finding in found))
-    hints = _label_hints(strange, ignore)
-    return DataReport(facts, found, ('class', 'pixels', 'share', 'images'), rows, counts, hints)
+    counts = dict(Counter(finding.kind for finding in findings))
+    hints = _label_hints(unknown_numbers, ignore)
+    return DataReport(summary, findings, ('class', 'pixels', 'share', 'images'), rows, counts, hints)
 
 
 def check_folders(
@@ -155,59 +158,61 @@ def check_folders(
     max_pixels: int = MAX_PIXELS,
     value_range: tuple[float, float] | None = None,
     threads: int = 2,
-    tell: Tell | None = None,
+    on_progress: OnProgress | None = None,
 ) -> DataReport:
-    """Look at the images below `folder`, which lie in one folder for each class.
+    """Check the images below `folder`, which holds one folder for each class.
 
     Finds `image` (unreadable), `loose` (an image in no class folder), `other` (files that are not read as images),
     `empty` (a class folder without an image) and `range` (as `check_coco`). Raises DataError where there is no such
     folder, or no image in it.
     """
     files, left_out = find_files(folder, what='images')
-    found = [Finding('loose', name, 'it lies in no class folder') for name in files if '/' not in name]
+    findings = [Finding('loose', name, 'it lies in no class folder') for name in files if '/' not in name]
     others = Counter(Path(name).suffix.lower() or 'no suffix' for name in left_out)
-    found += [Finding('other', suffix, f'{count} files that are not read') for suffix, count in others.items()]
+    findings += [Finding('other', suffix, f'{count} files that are not read') for suffix, count in others.items()]
     objects = Counter(name.split('/', 1)[0] for name in files if '/' in name)
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith('.'))
-    found += [Finding('empty', name, 'no image in this class folder') for name in classes if not objects[name]]
-    seen = ImageStatistics(max_pixels=max_pixels, value_range=value_range)
-    jobs = [(folder, name, seen) for name in files]
-    found += [finding for finding in _each(_check_file, jobs, threads, tell) if finding]
-    found += _range(folder, seen)
+    findings += [Finding('empty', name, 'no image in this class folder') for name in classes if not objects[name]]
+    statistics = ImageStatistics(max_pixels=max_pixels, value_range=value_range)
+    jobs = [(folder, name, statistics) for name in files]
+    findings += [finding for finding in _each(_check_file, jobs, threads, on_progress) if finding]
+    findings += _range(folder, statistics)
     rows = [(name, f'{objects[name]:,}', f'{100 * objects[name] / len(files):.1f} %') for name in classes]
-    facts = [('images', f'{len(files):,}'), ('classes', f'{len(objects):,}'), *seen.notes()]
+    summary = [('images', f'{len(files):,}'), ('classes', f'{len(objects):,}'), *statistics.notes()]
     return DataReport(
-        facts, found, ('class', 'images', 'share'), rows, dict(Counter(finding.kind for finding in found))
+        summary, findings, ('class', 'images', 'share'), rows, dict(Counter(finding.kind for finding in findings))
     )
 
 
-def _check_file(folder: Path, name: str, seen: ImageStatistics) -> Finding | None:
+def _check_file(folder: Path, name: str, statistics: ImageStatistics) -> Finding | None:
     try:
-        seen.read(folder / name)
+        statistics.read(folder / name)
     except DataError as error:
         return _unreadable(name, error)
     return None
 
 
-def _each(function: Callable[..., Any], jobs: Sequence[tuple], threads: int, tell: Tell | None) -> Iterator[Any]:
-    """Yield `function(*job)` for every job, in order; decoders let other threads work."""
+def _each(
+    function: Callable[..., Any], jobs: Sequence[tuple], threads: int, on_progress: OnProgress | None
+) -> Iterator[Any]:
+    """Yield `function(*job)` for every job, in order; decoders release the GIL."""
     with ThreadPoolExecutor(threads) as pool:
-        for done, answer in enumerate(pool.map(lambda job: function(*job), jobs), 1):
-            if tell is not None:
-                tell(done, len(jobs))
-            yield answer
+        for done, result in enumerate(pool.map(lambda job: function(*job), jobs), 1):
+            if on_progress is not None:
+                on_progress(done, len(jobs))
+            yield result
 
 
 # ------------------------------------------------------------------------------------------------------------- COCO
 
 
-def _check_image(arrays: CocoArrays, row: int, images: Path, seen: ImageStatistics) -> Finding | None:
+def _check_image(arrays: CocoArrays, row: int, images: Path, statistics: ImageStatistics) -> Finding | None:
     name, number = arrays.file_names[row], json.loads(arrays.image_ids[row])
     if '\\' in name:
         return None  # a finding of its own
     try:
         path = safe_below(images, name, where=f'image {number}')
-        img = seen.read(path)
+        img = statistics.read(path)
     except DataError as error:
         near = near_match(images, name) if isinstance(error, UnreadableImage) and not os.path.exists(path) else ''
         return _unreadable(str(number), error, near)
@@ -224,14 +229,14 @@ def _unreadable(where: str, error: DataError, more: str = '') -> Finding:
     return Finding('image', where, f'{error.message}: {error.why}{"; " if more else ""}{more}'.replace('\n', ' '))
 
 
-def _facts_of(arrays: CocoArrays, facts: CocoFileInfo, images: Path | None) -> list[tuple[str, str]]:
+def _summary_of(arrays: CocoArrays, info: CocoFileInfo, images: Path | None) -> list[tuple[str, str]]:
     empty = int((np.diff(arrays.starts) == 0).sum())
     drawn = int((np.diff(arrays.segments.ends, prepend=0) > 0).sum())
-    ids = facts.category_ids
-    root = '' if facts.root is None else f'; id {facts.root} only groups the others: no object has it, no class'
+    ids = info.category_ids
+    root = '' if info.root is None else f'; id {info.root} only groups the others and is no class'
     gaps = '' if ids == list(range(ids[0], ids[0] + len(ids))) else ', with gaps'
     return [
-        ('images', f'{len(arrays.sizes):,}' + ('' if images else ' (not looked at: no folder given)')),
+        ('images', f'{len(arrays.sizes):,}' + ('' if images else ' (not checked: no folder given)')),
         ('images without annotations', f'{empty:,}'),
         ('annotations', f'{len(arrays.ids):,}'),
         ('crowds', f'{int(arrays.crowd.sum()):,}'),
@@ -240,24 +245,24 @@ def _facts_of(arrays: CocoArrays, facts: CocoFileInfo, images: Path | None) -> l
     ]
 
 
-def _histogram(arrays: CocoArrays, facts: CocoFileInfo) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def _histogram(arrays: CocoArrays, info: CocoFileInfo) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return header and rows of the table of classes."""
     image = np.repeat(np.arange(len(arrays.sizes)), np.diff(arrays.starts))
     rows = []
-    for label, (number, name) in enumerate(zip(facts.category_ids, facts.names, strict=True)):
-        if number == facts.root:
+    for label, (number, name) in enumerate(zip(info.category_ids, info.names, strict=True)):
+        if number == info.root:
             continue
         mine = arrays.labels == label
         objects = int((mine & ~arrays.crowd).sum())
         share = objects / max(1, int((~arrays.crowd).sum()))
-        seen = len(np.unique(image[mine]))
+        num_images = len(np.unique(image[mine]))
         rows.append(
             (
                 name,
                 str(number),
                 f'{objects:,}',
                 f'{100 * share:.1f} %',
-                f'{seen:,}',
+                f'{num_images:,}',
                 f'{int(mine.sum()) - objects:,}',
             )
         )
@@ -268,7 +273,7 @@ def _histogram(arrays: CocoArrays, facts: CocoFileInfo) -> tuple[tuple[str, ...]
 
 
 def _partners(images: Path | None, files: Mapping[str, str], labels: Path) -> tuple[list[Finding], dict[str, Path]]:
-    """Return what has no partner, and `{label file: image}`."""
+    """Return findings for files without a partner, and `{label file: image}`."""
     if images is None:
         return [], {}
     image_files = list_files(images, IMAGE_SUFFIXES, what='images')
@@ -278,44 +283,44 @@ def _partners(images: Path | None, files: Mapping[str, str], labels: Path) -> tu
         pairs = {key: (name, files[key]) for key, name in image_files.items() if key in files}
     there = {name for name, _ in pairs.values()}
     matched = {label: images / name for name, label in pairs.values()}
-    found = [Finding('match', name, 'no label map') for name in image_files.values() if name not in there]
-    return found + [Finding('match', name, 'no image') for name in files.values() if name not in matched], matched
+    findings = [Finding('match', name, 'no label map') for name in image_files.values() if name not in there]
+    return findings + [Finding('match', name, 'no image') for name in files.values() if name not in matched], matched
 
 
 def _check_label_map(
-    path: Path, image: Path | None, table: LabelTable | None, seen: ImageStatistics
+    path: Path, image: Path | None, table: LabelTable | None, statistics: ImageStatistics
 ) -> tuple[list[Finding], dict[int, int], list[int]]:
     """Return the findings, how many pixels have each class (or each number, without a table), and unknown numbers."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     try:
-        raw = read_label_map(path, max_pixels=seen.options['max_pixels']).numpy()
+        raw = read_label_map(path, max_pixels=statistics.options['max_pixels']).numpy()
     except DataError as error:
         return [Finding('label', path.name, f'{error.message}: {error.why}')], {}, []
     if image is not None:
-        found += _compare(path, image, raw.shape, seen)
+        findings += _compare(path, image, raw.shape, statistics)
     if table is not None:
-        found += _renumbered(raw, path, table, seen)
+        findings += _renumbered(raw, path, table, statistics)
         try:
             raw = table.apply(raw, path)
         except DataError as error:
             unknown = [number for number in np.unique(raw).tolist() if number not in table.lookup]
             cause = error.message.removeprefix(f'{path.name}: ')
-            return [*found, Finding('label', path.name, error.message, cause)], {}, unknown
+            return [*findings, Finding('label', path.name, error.message, cause)], {}, unknown
     numbers, counts = np.unique(raw, return_counts=True)
-    return found, dict(zip(numbers.tolist(), counts.tolist(), strict=True)), []
+    return findings, dict(zip(numbers.tolist(), counts.tolist(), strict=True)), []
 
 
-def _renumbered(raw: np.ndarray, path: Path, table: LabelTable, seen: ImageStatistics) -> list[Finding]:
+def _renumbered(raw: np.ndarray, path: Path, table: LabelTable, statistics: ImageStatistics) -> list[Finding]:
     try:
-        table.check_palette(raw, path, label_colors(path, max_pixels=seen.options['max_pixels']))
+        table.check_palette(raw, path, label_colors(path, max_pixels=statistics.options['max_pixels']))
     except DataError as error:
         return [Finding('label', path.name, f'{error.message}: {error.why}')]
     return []
 
 
-def _compare(path: Path, image: Path, shape: tuple[int, ...], seen: ImageStatistics) -> Iterable[Finding]:
+def _compare(path: Path, image: Path, shape: tuple[int, ...], statistics: ImageStatistics) -> Iterable[Finding]:
     try:
-        size = tuple(seen.read(image).shape[-2:])
+        size = tuple(statistics.read(image).shape[-2:])
     except DataError as error:
         return [Finding('image', image.name, f'{error.message}: {error.why}')]
     if size == shape:
@@ -323,13 +328,15 @@ def _compare(path: Path, image: Path, shape: tuple[int, ...], seen: ImageStatist
     return [Finding('size', path.name, f'labels of (H, W) {tuple(shape)} for an image of {size}')]
 
 
-def _label_hints(strange: Counter[int], ignore: int | Sequence[int]) -> list[str]:
-    """Return what to try where a few numbers that are no class are in label maps."""
-    if not strange or len(strange) > FEW_NUMBERS:
+def _label_hints(unknown_numbers: Counter[int], ignore: int | Sequence[int]) -> list[str]:
+    """Return a hint where a few numbers of label maps are no class."""
+    if not unknown_numbers or len(unknown_numbers) > FEW_NUMBERS:
         return []
     ignored = [ignore] if isinstance(ignore, int) else list(ignore)
-    words = ', '.join(f'{number} (in {count:,} files)' for number, count in sorted(strange.items()))
-    return [f'if {words} is no class: --ignore {" ".join(map(str, dict.fromkeys([*ignored, *sorted(strange)])))}']
+    words = ', '.join(f'{number} (in {count:,} files)' for number, count in sorted(unknown_numbers.items()))
+    return [
+        f'if {words} is no class: --ignore {" ".join(map(str, dict.fromkeys([*ignored, *sorted(unknown_numbers)])))}'
+    ]
 
 
 def _label_rows(pixels: Counter[int], images: Counter[int], table: LabelTable | None) -> list[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""A COCO annotation file as the columns that are scored."""
+"""COCO annotation files as columns for scoring."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from vitdense.ops.masks import Size, runs_of
 
 
 class Numbering(NamedTuple):
-    """Which row stands for an image and for a category: both in the order of their ids, as in pycocotools."""
+    """Row indices of images and categories, in the order of their ids as in pycocotools."""
 
     images: dict[int | str, int]
     categories: dict[int, int]
-    sizes: list[Size | None]  # (H, W) of each image; None where the file does not say
+    sizes: list[Size | None]  # (H, W) of each image; None where the file has none
 
 
-def number(arrays: CocoArrays, facts: CocoFileInfo) -> tuple[Numbering, np.ndarray]:
+def number(arrays: CocoArrays, info: CocoFileInfo) -> tuple[Numbering, np.ndarray]:
     """Return the numbering, and (N,) int64: the image's row for each image of the file."""
     ids = [json.loads(arrays.image_ids[row]) for row in range(len(arrays.sizes))]
     words = any(isinstance(name, str) for name in ids)
@@ -33,11 +33,11 @@ def number(arrays: CocoArrays, facts: CocoFileInfo) -> tuple[Numbering, np.ndarr
     rows = np.empty(len(ids), np.int64)
     rows[order] = np.arange(len(ids))
     sizes = [(height, width) if height else None for height, width in arrays.sizes[order].tolist()]
-    return Numbering(by_id([ids[row] for row in order]), by_id(facts.category_ids), sizes), rows
+    return Numbering(by_id([ids[row] for row in order]), by_id(info.category_ids), sizes), rows
 
 
 def refuse_unknown_sizes(path: Path, arrays: CocoArrays) -> None:
-    """Raise DataError when an image has objects and no size that masks could be compared in."""
+    """Raise DataError when an image with objects has no size."""
     unknown = (arrays.sizes == 0).any(1)
     if (unknown & (np.diff(arrays.starts) > 0)).any():
         raise DataError(
@@ -48,8 +48,8 @@ def refuse_unknown_sizes(path: Path, arrays: CocoArrays) -> None:
         )
 
 
-def truth_of(arrays: CocoArrays, numbering: Numbering, rows: np.ndarray, iou_type: IouType, path: Path) -> Objects:
-    """Return the annotated objects, image after image. Raises DataError when masks miss that are asked for."""
+def targets_of(arrays: CocoArrays, numbering: Numbering, rows: np.ndarray, iou_type: IouType, path: Path) -> Objects:
+    """Return the annotated objects, image after image. Raises DataError for missing masks."""
     image = np.repeat(rows, np.diff(arrays.starts))
     masks: list[dict[str, Any]] = []
     if iou_type == 'segm':
@@ -78,7 +78,7 @@ def _mask_of_annotation(arrays: CocoArrays, row: int, size: Size | None, path: P
         )
     try:
         return runs_of(json.loads(text) if text else ring_of(arrays.boxes[row].tolist()), size)
-    except ValueError as error:  # a crowd's box can still be nonsense
+    except ValueError as error:  # the box of a crowd may be invalid
         raise DataError(
             f'annotation {arrays.name(row)}: {error}', where=str(path), why='it has no mask', fix='correct the file'
         ) from None

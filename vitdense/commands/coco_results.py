@@ -1,4 +1,4 @@
-"""A COCO results file as the columns that are scored, with the row, the reason and the cure of what cannot be."""
+"""COCO results files as columns for scoring; rows that cannot be scored are errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read_results(path: Path, numbering: Numbering, iou_type: IouType, *, ignore_
     As in pycocotools the first row decides: where it has a box, boxes are taken for the size of an object, and a mask
     that is missing is made from the box; else masks are, and a box that is missing is made from the mask. With
     `ignore_unknown` predictions of categories that the annotation file does not have are left out, with a count.
-    Raises DataError for rows that are none, and for images and categories that the annotation file does not have.
+    Raises DataError for invalid rows, and for images and categories that the annotation file does not have.
     """
     rows = _Results(path, numbering, iou_type, _parse(path))
     for row, record in enumerate(rows.records):
@@ -54,7 +54,7 @@ class _BadRow(Exception):
 
 
 class _Results:
-    """The columns of the predictions, while they are read."""
+    """Columns of the predictions read so far."""
 
     def __init__(self, path: Path, numbering: Numbering, iou_type: IouType, records: list[dict[str, Any]]) -> None:
         self.path, self.numbering, self.iou_type, self.records = path, numbering, iou_type, records
@@ -68,8 +68,8 @@ class _Results:
         self.ignored = self.left_out = 0
 
     def add(self, record: Mapping[str, Any], *, ignore_unknown: bool) -> None:
-        """Take one prediction."""
-        image, category = self._places(record)
+        """Add one prediction."""
+        image, category = self._indices(record)
         if category is None and ignore_unknown:
             self.ignored += 1
             return
@@ -86,7 +86,7 @@ class _Results:
         self.category.append(category)
         self.boxes.append(box)
 
-    def _places(self, record: Mapping[str, Any]) -> tuple[int, int | None]:
+    def _indices(self, record: Mapping[str, Any]) -> tuple[int, int | None]:
         for key in ('image_id', 'category_id', 'score'):
             if key not in record:
                 near = did_you_mean(key, record).replace('did you mean', 'is it')
@@ -145,7 +145,7 @@ class _Results:
         return runs_of(parts, size)
 
     def objects(self) -> Objects:
-        """Return everything, image after image, and say what is odd about it."""
+        """Return everything, image after image, and log what is unusual."""
         count = len(self.image)
         image, category = np.array(self.image, np.int64), np.array(self.category, np.int64)
         boxes = boxes_of_runs(self.masks) if not self.boxed else np.zeros((count, 4))
@@ -183,7 +183,7 @@ class _Results:
 
 
 def _numbers(values: list[Any], what: str, fix: str) -> list[float]:
-    """Return `values` as float64 can hold them; NaN and infinity are the metric's to refuse."""
+    """Return `values` as float64 can hold them; the metric refuses NaN and infinity."""
     try:
         kinds = set(map(type, values))
         if kinds <= {int, float}:

@@ -1,4 +1,4 @@
-"""What `tools/evaluate.py` does with its arguments: score saved predictions of any origin, without a model."""
+"""`tools/evaluate.py`: score saved predictions of any program, without a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitdense.commands.coco_records import number, refuse_unknown_sizes, truth_of
+from vitdense.commands.coco_records import number, refuse_unknown_sizes, targets_of
 from vitdense.commands.coco_results import read_results
 from vitdense.data.class_names import read_classes
 from vitdense.data.coco.arrays import CocoFileInfo
@@ -45,54 +45,54 @@ def evaluate_coco(
 ) -> dict[str, float | None]:
     """Return COCO's twelve numbers of a results file, print them, and write `metrics.json` into `work_dir`.
 
-    They are pycocotools' own, to the last digit; a number without any object to find is None. The best
+    They are pycocotools' own, to the last digit; a number without objects is None. The best
     `max_detections` predictions of an image and class count. With `ignore_unknown` predictions of categories that the
-    annotation file does not have are left out, as in pycocotools. Annotations that pycocotools would stumble over are
+    annotation file does not have are left out, as in pycocotools. Annotations that pycocotools cannot read are
     errors. Raises DataError, NumericsError when predictions are not finite.
     """
-    truth_path, results_path = Path(ground_truth), Path(results)
+    annotations_path, results_path = Path(ground_truth), Path(results)
     metric = CocoAP(iou_type=iou_type, engine=engine, max_detections=max_detections)
     base = _start(work_dir)
-    arrays, facts = open_coco(truth_path, masks=iou_type == 'segm')
-    check_faults(truth_path, facts, but=('name',))
-    check_has_images(truth_path, arrays)
-    _log_facts(truth_path, facts)
-    numbering, rows = number(arrays, facts)
-    metric.dataset_meta = {'classes': {'labels': facts.names}, 'category_ids': {'labels': facts.category_ids}}
+    arrays, info = open_coco(annotations_path, masks=iou_type == 'segm')
+    check_faults(annotations_path, info, but=('name',))
+    check_has_images(annotations_path, arrays)
+    _log_info(annotations_path, info)
+    numbering, rows = number(arrays, info)
+    metric.dataset_meta = {'classes': {'labels': info.names}, 'category_ids': {'labels': info.category_ids}}
     if iou_type == 'segm':
-        refuse_unknown_sizes(truth_path, arrays)
-    truth = truth_of(arrays, numbering, rows, iou_type, truth_path)
-    found = read_results(results_path, numbering, iou_type, ignore_unknown=ignore_unknown)
+        refuse_unknown_sizes(annotations_path, arrays)
+    targets = targets_of(arrays, numbering, rows, iou_type, annotations_path)
+    predictions = read_results(results_path, numbering, iou_type, ignore_unknown=ignore_unknown)
     try:
-        scores = metric.score(truth, found, len(rows))
-    except NumericsError as error:  # the file may come from any program: its row is the place, not a training
-        odd = ~(np.isfinite(found.boxes).all(axis=1) & np.isfinite(found.scores))
-        image = list(numbering.images)[int(found.image[np.argmax(odd)])]
+        scores = metric.score(targets, predictions, len(rows))
+    except NumericsError as error:  # name the row of the file
+        odd = ~(np.isfinite(predictions.boxes).all(axis=1) & np.isfinite(predictions.scores))
+        image = list(numbering.images)[int(predictions.image[np.argmax(odd)])]
         raise NumericsError(
             error.message,
             where=f'{results_path}, first for image_id {image}',
             why=error.why,
-            fix='remove these rows, or mend the program that wrote them; a score would mean nothing',
+            fix='remove these rows, or correct the program that wrote them',
         ) from None
-    title = f'{len(rows)} images, {len(truth.image)} objects, {len(found.image)} predictions'
+    title = f'{len(rows)} images, {len(targets.image)} objects, {len(predictions.image)} predictions'
     metrics = _finish(metric, scores, base, title)
     if metric.remark:
         logger.warning(metric.remark)  # once more, beside the score
     return metrics
 
 
-def _log_facts(path: Path, facts: CocoFileInfo) -> None:
-    """Say what is odd about an annotation file."""
-    text = describe_corrections(facts, evaluation=True)
+def _log_info(path: Path, info: CocoFileInfo) -> None:
+    """Log what is unusual in an annotation file."""
+    text = describe_corrections(info, evaluation=True)
     if text:
         logger.warning('%s: %s', path.name, text)
-    if facts.counts.get('duplicate_id'):
+    if info.counts.get('duplicate_id'):
         logger.warning(
             '%s: objects of one id all count; pycocotools counts the last of them in place of each', path.name
         )
-    if facts.corners is not None:
-        logger.warning('%s: %.0f %% of boxes leave the image; is it xyxy?', path.name, 100 * facts.corners)
-    if facts.fractions:
+    if info.corners is not None:
+        logger.warning('%s: %.0f %% of boxes leave the image; is it xyxy?', path.name, 100 * info.corners)
+    if info.fractions:
         logger.warning('%s: all boxes lie in [0, 1]; are they fractions of the image?', path.name)
 
 
@@ -107,11 +107,11 @@ def evaluate_semantic(
     classes: Sequence[str] | str | Path | None = None,
     work_dir: str | Path | None = None,
 ) -> dict[str, float | None]:
-    """Return mIoU and its kin of a folder of predicted label maps; print them, and write `metrics.json`.
+    """Return mIoU and other scores of a folder of predicted label maps; print them, and write `metrics.json`.
 
     Every label map below `labels` needs a prediction of the same name and size below `predictions`. Both hold numbers
     of classes from 0; `ignore` in the labels does not count. With `reduce_zero_label` the labels (not the predictions)
-    have 0 for "no class" and 1 ... K for the classes; `label_map` says which class each of their numbers is, as in
+    have 0 for "no class" and 1 ... K for the classes; `label_map` maps their numbers to classes, as in
     `SegmentationDataset`. `classes` are names as `read_classes` takes them. Classes that occur in none of the labels
     are named beside the score. Raises DataError.
     """
@@ -129,41 +129,41 @@ def evaluate_semantic(
     if label_map is not None:
         kept = None if ignore in label_map else ignore
         table, ignore = LabelTable(names, label_map=label_map, reduce_zero_label=reduce_zero_label, ignore=kept), IGNORE
-    metric, seen = MeanIoU(classes=names, ignore=ignore), LabelStatistics(names)
+    metric, statistics = MeanIoU(classes=names, ignore=ignore), LabelStatistics(names)
     base = _start(work_dir)
     pairs = _pairs(Path(labels), Path(predictions))
-    for truth_path, found_path in pairs.values():
-        raw, found = read_label_map(truth_path), read_label_map(found_path)
-        truth = _reduced(raw, ignore) if reduce_zero_label and table is None else raw
+    for label_path, prediction_path in pairs.values():
+        raw, prediction = read_label_map(label_path), read_label_map(prediction_path)
+        target = _reduced(raw, ignore) if reduce_zero_label and table is None else raw
         if table is not None:
-            truth = torch.from_numpy(table.apply(raw.numpy(), truth_path))
-        _count(metric, truth, found, truth_path, found_path)
+            target = torch.from_numpy(table.apply(raw.numpy(), label_path))
+        _count(metric, target, prediction, label_path, prediction_path)
         if num_classes <= IGNORE:  # 16-bit labels of more classes are not counted
-            seen.add(raw.numpy(), np.where(truth.numpy() == ignore, IGNORE, truth.numpy()).astype(np.uint8))
+            statistics.add(raw.numpy(), np.where(target.numpy() == ignore, IGNORE, target.numpy()).astype(np.uint8))
     scores = {name.rpartition('/')[2]: value for name, value in metric.evaluate(len(pairs)).items()}
     if base is not None:
         metric.save_confusion(base)
     metrics = _finish(metric, scores, base, f'{len(pairs)} images')
-    seen.log(logger, str(labels), len(pairs))  # beside the score
+    statistics.log(logger, str(labels), len(pairs))  # beside the score
     return metrics
 
 
-def _count(metric: MeanIoU, truth: Tensor, found: Tensor, truth_path: Path, found_path: Path) -> None:
+def _count(metric: MeanIoU, target: Tensor, prediction: Tensor, label_path: Path, prediction_path: Path) -> None:
     """Count one pair of label maps. Raises DataError when they do not fit each other or the classes."""
-    if truth.shape != found.shape:
+    if target.shape != prediction.shape:
         raise DataError(
-            f'{found_path.name}: (H, W) {tuple(found.shape)} for labels of {tuple(truth.shape)}',
-            where=f'{found_path} and {truth_path}',
+            f'{prediction_path.name}: (H, W) {tuple(prediction.shape)} for labels of {tuple(target.shape)}',
+            where=f'{prediction_path} and {label_path}',
             why='predictions are compared pixel by pixel',
             fix='save the predictions in the original size of the images',
         )
-    batch = Batch(truth[None], [Target(semantic=truth)], [Meta(truth_path.stem, str(truth_path))])
+    batch = Batch(target[None], [Target(semantic=target)], [Meta(label_path.stem, str(label_path))])
     try:
-        metric.process(batch, [{metric.head: SemanticMap(found)}])
+        metric.process(batch, [{metric.head: SemanticMap(prediction)}])
     except ConfigError as error:
         raise DataError(
-            f'{found_path.name}: {error.message}',
-            where=str(found_path),
+            f'{prediction_path.name}: {error.message}',
+            where=str(prediction_path),
             why=f'--num-classes says that there are {len(metric.classes)}',
             fix='correct --num-classes; predictions are class numbers from 0',
         ) from None
@@ -189,23 +189,23 @@ def _finish(metric: Any, scores: dict[str, float], base: Path | None, title: str
 
 def _pairs(labels: Path, predictions: Path) -> dict[str, tuple[Path, Path]]:
     """Return `{name: (label file, prediction file)}`. Raises DataError when a prediction is missing."""
-    truth = list_files(labels, LABEL_SUFFIXES, what='label maps')
-    found = list_files(predictions, LABEL_SUFFIXES, what='predictions')
+    annotated = list_files(labels, LABEL_SUFFIXES, what='label maps')
+    predicted = list_files(predictions, LABEL_SUFFIXES, what='predictions')
     try:
-        pairs = match(truth, found, where=f'{labels} and {predictions}')
+        pairs = match(annotated, predicted, where=f'{labels} and {predictions}')
     except DataError as error:
-        missing = [name for key, name in truth.items() if key not in found]
+        missing = [name for key, name in annotated.items() if key not in predicted]
         raise DataError(
-            f'{len(missing)} of {len(truth)} label maps have no prediction, such as {", ".join(missing[:3])}',
+            f'{len(missing)} of {len(annotated)} label maps have no prediction, such as {", ".join(missing[:3])}',
             where=error.where,
-            why='a score over a part of the images is not the score of all',
+            why='the score is that of all images',
             fix='predict all images; a prediction has the path of its label map, without the ending',
         ) from None
     return {key: (labels / one, predictions / other) for key, (one, other) in pairs.items()}
 
 
-def _reduced(truth: Tensor, ignore: int) -> Tensor:
+def _reduced(labels: Tensor, ignore: int) -> Tensor:
     """Return labels 1 ... K as 0 ... K - 1, and 0 as `ignore`."""
-    numbers = truth.numpy().astype(np.int32)
+    numbers = labels.numpy().astype(np.int32)
     moved = np.where((numbers == 0) | (numbers == ignore), ignore, numbers - 1)
     return torch.from_numpy(moved.astype(np.uint8) if moved.max(initial=0) < 256 else moved)

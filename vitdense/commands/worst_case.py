@@ -1,4 +1,4 @@
-"""How large the images of a data set can become, and how many objects one of them can have."""
+"""Worst-case batches: the largest image size after the transforms and the largest number of objects."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from vitdense.types import Batch, Meta, Sample, Target
 Size = tuple[int, int]  # (H, W)
 
 
-def extreme_sizes(transforms: Sequence[Callable], sources: Sequence[Size]) -> list[Size]:
+def largest_sizes(transforms: Sequence[Callable], sources: Sequence[Size]) -> list[Size]:
     """Return the largest sizes that images of the sizes `sources` can have after `transforms`.
 
-    Transforms that are not our own are taken to keep the size.
+    Other transforms than vitdense's are assumed to keep the size.
     """
     sizes = list(dict.fromkeys(sources))
     for transform in transforms:
@@ -62,28 +62,28 @@ def _multi_scale(transform: MultiScaleCrop, size: Size) -> list[Size]:
     return [fit(shape, transform.max_size, short) for shape in shapes]
 
 
-def worst_batch(dataset: Any, batch_size: int, *, draws: int = 16) -> Batch:
-    """Return a batch as heavy as one of `dataset` can be: images of the largest size, with the most objects.
+def worst_batch(dataset: Any, batch_size: int, *, num_samples: int = 16) -> Batch:
+    """Return a batch of the largest image size and number of objects that `dataset` can have.
 
-    `draws` images, spread over the data set, show which fields targets have. A data set that knows the sizes of its
-    images and its largest number of objects (`extent()`) is asked; of another, those drawn count. So is each data set
-    of a mixture, with its own transforms; the images are as large as the largest of all of them, take turns in which
-    data set they are of, and have the fields of all. Several images fill the largest height and the largest width, to
-    which a batch of upright and lying ones is padded. What is in the images and the targets is random.
+    `num_samples` images, spread over the data set, show which fields targets have. Sizes and number of objects are
+    those of `extent()` of a data set, else of these images. Each data set of a mixture counts with its own transforms;
+    the images have the largest size of all, the fields of all, and alternate between the data sets. Several images fill
+    the largest height and the largest width, to which a batch of portrait and landscape images is padded. Images and
+    targets are random.
     """
     whole = dataset.dataset if isinstance(dataset, SeededDataset) else dataset
     parts = whole.parts() if isinstance(whole, MixedDataset) else [(range(len(whole)), whole)]
-    drawn = [[dataset[row] for row in _spread(rows, draws)] for rows, _ in parts]
-    extents = [_extent(part, samples) for (_, part), samples in zip(parts, drawn, strict=True)]
+    samples_of = [[dataset[row] for row in _spread(rows, num_samples)] for rows, _ in parts]
+    extents = [_extent(part, samples) for (_, part), samples in zip(parts, samples_of, strict=True)]
     sizes, most = [size for sizes, _ in extents for size in sizes], max(most for _, most in extents)
-    samples = [sample for some in drawn for sample in some]
+    samples = [sample for some in samples_of for sample in some]
     if batch_size == 1:
         size = max(sizes, key=lambda size: size[0] * size[1])
     else:
         size = max(height for height, _ in sizes), max(width for _, width in sizes)
     target = _target(samples, size, most, whole.metainfo['classes'])
     imgs = torch.randint(0, 256, (batch_size, 3, *size), dtype=torch.uint8)
-    names = [drawn[row % len(drawn)][0].meta.dataset for row in range(batch_size)]
+    names = [samples_of[row % len(samples_of)][0].meta.dataset for row in range(batch_size)]
     metas = [Meta(row, dataset=name, orig_size=size, size=size) for row, name in enumerate(names)]
     return Batch(imgs, [target] * batch_size, metas)
 
@@ -98,7 +98,7 @@ def _extent(dataset: Any, samples: Sequence[Sample]) -> tuple[list[Size], int]:
     sources, most = dataset.extent() if isinstance(dataset, ExtentDataset) else ([], 0)
     sources = [*sources, *(sample.meta.orig_size for sample in samples)]
     pipeline = dataset.pipeline if isinstance(dataset, TransformedDataset) else None
-    sizes = extreme_sizes(pipeline.transforms if isinstance(pipeline, Pipeline) else (), sources)
+    sizes = largest_sizes(pipeline.transforms if isinstance(pipeline, Pipeline) else (), sources)
     sizes += [tuple(sample.img.shape[-2:]) for sample in samples]
     return sizes, max(most, *(0 if sample.target.boxes is None else len(sample.target.boxes) for sample in samples), 0)
 

@@ -1,4 +1,4 @@
-"""Look at many inputs: images with a reader ahead and a writer behind, videos frame by frame; keep a record."""
+"""The demo: predictions of many images, videos and cameras, with reading and writing in threads."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from vitdense.visualize.image_files import write_image
 
 logger = logging.getLogger('vitdense')
 
-AHEAD = 4  # images that are read before, and written after, the one the model sees
-LARGE = 40_000_000  # pixels; a model that looks at such an image as a whole needs very much memory
+AHEAD = 4  # images that are read ahead of, and written behind, the forward pass
+LARGE = 40_000_000  # pixels; such an image in one forward pass needs very much memory
 
 
 class Options(NamedTuple):
-    """What to do with the answers."""
+    """How predictions are drawn and written."""
 
     alpha: float = 0.5  # opacity of regions
     legend: bool = True
@@ -52,10 +52,10 @@ class Options(NamedTuple):
 
 
 class Demo:
-    """Runs `predictor` on inputs and keeps what came out.
+    """Runs `predictor` on inputs and records the results.
 
     `entries` has one dict for each input that worked and `skipped` one for each that did not, as `results.json` shows
-    them; `stages` adds up the seconds of each stage over `count` images and frames, `parts` those of the backbone and
+    them; `stages` sums the seconds of each stage over `count` images and frames, `parts` those of the backbone and
     of each head within them, and `seconds` is the time that passed. Loading, drawing and writing run in threads beside
     the network.
     """
@@ -74,11 +74,13 @@ class Demo:
         self._videos: list[Input] = []
         self._stopped = False  # the user closed the window
 
-    def look(self, inputs: Sequence[Input], *, tell: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Look at all `inputs`. `tell(done, total)` is called as work goes on; total 0: nobody knows.
+    def run(
+        self, inputs: Sequence[Input], *, on_progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> None:
+        """Process all `inputs`. `on_progress(done, total)` is called as work goes on; total 0: not known.
 
         An input that cannot be read, or whose output cannot be written, is skipped with one warning. Raises its error
-        when it is the only one, and an error of the kind of the first one when none worked.
+        when it is the only one, and an error of the type of the first one when all failed.
         """
         start = time.perf_counter()
         self._guard.only = len(inputs) == 1
@@ -88,16 +90,16 @@ class Demo:
             for item in inputs:
                 if item.error is not None:
                     self._guard.skip(item, item.error)
-            self._images(images, tell)
+            self._images(images, on_progress)
             for item in self._videos:
-                self._guarded(item, partial(self._video, item, tell))
+                self._guarded(item, partial(self._video, item, on_progress))
         finally:
             self.seconds += time.perf_counter() - start
         if not self.entries and not self._stopped:
             self._guard.raise_nothing(len(inputs))
 
     def save(self, path: Path) -> None:
-        """Write everything that is known to a json file. Raises DiskError."""
+        """Write all results and times to a json file. Raises DiskError."""
         content = {
             'results': self.entries,
             'classes': classes_of(self.predictor.metainfo),
@@ -119,7 +121,7 @@ class Demo:
 
     # ------------------------------------------------------------------------------------------------ images
 
-    def _images(self, items: Sequence[Input], tell: Callable[[int, int], None]) -> None:
+    def _images(self, items: Sequence[Input], on_progress: Callable[[int, int], None]) -> None:
         pending: deque[tuple[Input, Future]] = deque()
         with ThreadPoolExecutor(1, 'read') as reading, ThreadPoolExecutor(1, 'write') as writing:
             loaded = self._loaded(_ahead(items, partial(reading.submit, self._load), AHEAD + self.options.batch))
@@ -130,10 +132,10 @@ class Demo:
                         pending.append((item, writing.submit(self._write_image, item, result)))
                 while len(pending) > AHEAD:
                     self._note_image(*pending.popleft())
-                    tell(self.count + len(self.skipped), len(items))
+                    on_progress(self.count + len(self.skipped), len(items))
             while pending:
                 self._note_image(*pending.popleft())
-                tell(self.count + len(self.skipped), len(items))
+                on_progress(self.count + len(self.skipped), len(items))
 
     def _predict(self, group: Sequence[tuple[Input, Tensor, float]]) -> list[Result | None]:
         """Return the results of images that go through the network together; None for one that is skipped.
@@ -166,7 +168,7 @@ class Demo:
             return None
         if img.shape[-2] * img.shape[-1] > LARGE and self.predictor.model.tiler is None:
             logger.warning(
-                '%s has %.0f Mpx and the model looks at it as a whole; --tile SIZE looks at it in windows',
+                '%s has %.0f Mpx and passes the network as a whole; --tile SIZE uses windows',
                 item.name,
                 img.shape[-2] * img.shape[-1] / 1e6,
             )
@@ -217,31 +219,31 @@ class Demo:
 
     # -------------------------------------------------------------------------------------------------- videos
 
-    def _video(self, item: Input, tell: Callable[[int, int], None]) -> None:
+    def _video(self, item: Input, on_progress: Callable[[int, int], None]) -> None:
         frames: list[dict[str, Any]] = []
         interrupted = False
         start = time.perf_counter()
         with VideoReader(item.source) as reader, contextlib.ExitStack() as stack:
             writer = None
             try:
-                for frame, result in self._answers(reader):
-                    frames.append({'seconds': round(frame.seconds, 6)} | self._found(result))
+                for frame, result in self._results(reader):
+                    frames.append({'seconds': round(frame.seconds, 6)} | self._summary(result))
                     if self.options.save_video and writer is None:
                         writer = stack.enter_context(self._writer(item, reader, result))
                     if writer is not None:
                         writer.write(partial(self._draw_timed, result))
                     if self.options.show:
                         self._show(self._draw(result), item.name, wait=1)
-                    tell(len(frames), reader.announced if len(frames) <= reader.announced else 0)
+                    on_progress(len(frames), reader.announced if len(frames) <= reader.announced else 0)
                     if self._stopped:
                         break
             except KeyboardInterrupt:
-                interrupted = True  # what was seen so far is finished and kept
+                interrupted = True  # the frames so far are kept
         self._note_video(item, reader, frames, writer, time.perf_counter() - start)
         if interrupted and not reader.is_camera:
             raise KeyboardInterrupt  # of a camera it is the way to stop
 
-    def _answers(self, reader: VideoReader) -> Iterator[tuple[Frame, Result]]:
+    def _results(self, reader: VideoReader) -> Iterator[tuple[Frame, Result]]:
         batch = 1 if reader.is_camera else self.options.batch
         for group in _groups(self._timed(itertools.islice(reader, self.options.max_frames)), batch):
             results = self.predictor([frame.image for frame in group])
@@ -255,7 +257,7 @@ class Demo:
         return VideoWriter(path, self._draw(first).shape[:2], self.options.fps or reader.fps)
 
     def _timed(self, frames: Iterable[Frame]) -> Iterator[Frame]:
-        """Pass frames on and count the time spent waiting for them as loading."""
+        """Yield frames; the time spent waiting for them counts as loading."""
         frames = iter(frames)
         while True:
             start = time.perf_counter()
@@ -298,7 +300,7 @@ class Demo:
         if reader.announced != len(frames) and self.options.max_frames is None and not reader.is_camera:
             logger.warning('%s: %s', reader.name, reader.report())
 
-    def _found(self, result: Result) -> dict[str, Any]:
+    def _summary(self, result: Result) -> dict[str, Any]:
         return numbers(result, self.options.min_score) | objects(result, self.options.min_score)
 
     # ------------------------------------------------------------------------------------------------- drawing

@@ -1,4 +1,4 @@
-"""What the demo notes about an input, as `results.json` shows it."""
+"""Rows of the demo's `results.json`."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def numbers(result: Result, min_score: float) -> dict[str, dict[str, float]]:
 
 
 def objects(result: Result, min_score: float) -> dict[str, dict[str, list]]:
-    """Return `{'objects': {head: every object}}`, and nothing for a model that finds none by kind."""
-    found = result.objects(min_score=min_score)
-    rounded = {head: [_rounded_object(each) for each in objects] for head, objects in found.items()}
+    """Return `{'objects': {head: every object}}`, empty for a model without instances."""
+    by_head = result.objects(min_score=min_score)
+    rounded = {head: [_rounded_object(each) for each in objects] for head, objects in by_head.items()}
     return {'objects': rounded} if rounded else {}
 
 
@@ -63,5 +63,5 @@ def _rounded(summary: dict[str, dict[str, float]]) -> dict[str, dict[str, float]
     return {head: {name: value for name, value in numbers.items() if value} for head, numbers in rounded.items()}
 
 
-def _rounded_object(found: dict[str, Any]) -> dict[str, Any]:
-    return {**found, 'score': round(found['score'], 4), 'box': [round(side, 1) for side in found['box']]}
+def _rounded_object(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, 'score': round(row['score'], 4), 'box': [round(side, 1) for side in row['box']]}

@@ -1,4 +1,4 @@
-"""Inputs of the demo that cannot be used: each is skipped with a warning and never ends the others."""
+"""Skipping of unusable inputs, with a warning for each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger('vitdense')
 
 
 class InputGuard:
-    """Runs work on inputs and notes those that are `skipped`, `{'file', 'reason'}`; the `only` input must work."""
+    """Runs a function for each input and records failed ones in `skipped`; the error of the `only` input is raised."""
 
     def __init__(self) -> None:
         self.skipped: list[dict[str, str]] = []
@@ -40,7 +40,7 @@ class InputGuard:
         return None
 
     def skip(self, item: Input, error: VitDenseError) -> None:
-        """Note that `item` is skipped. Raises the error of the only input."""
+        """Record that `item` is skipped. Raises the error of the only input."""
         if self.only:
             raise error
         self._errors.append(error)
@@ -48,7 +48,7 @@ class InputGuard:
         logger.warning('skipped %s', error.message)
 
     def raise_nothing(self, number: int) -> NoReturn:
-        """Raise the error of a call in which none of `number` inputs worked, of the kind of the first one."""
+        """Raise the error of a call in which all of `number` inputs failed, of the type of the first one."""
         first = self._errors[0] if self._errors else None
         kind = type(first) if isinstance(first, DiskError | ResourceError) else DataError
         raise kind(
@@ -60,7 +60,7 @@ class InputGuard:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is full: of the GPU, of torch on the CPU, or of Python."""
+    """Return whether an error is an out-of-memory error of the GPU, of torch on the CPU, or of Python."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or 'DefaultCPUAllocator' in str(error)
 
 
@@ -69,5 +69,5 @@ def _too_large(item: Input, error: BaseException) -> ResourceError:
         f'{item.name}: not enough memory',
         where=str(item.source),
         why=str(error).partition('\n')[0],
-        fix='give --tile SIZE to look at it in windows, or a smaller --batch',
+        fix='give --tile SIZE to predict in windows, or a smaller --batch',
     )

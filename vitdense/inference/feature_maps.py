@@ -30,7 +30,8 @@ class Prepared(NamedTuple):
 
 
 class FeatureImages:
-    """Sheets (H, W, 3) uint8 that show what `vit` makes of images (3, H, W) uint8 of any size and proportion.
+    """Sheets (H, W, 3) uint8 of the features or attention of `vit` for images (3, H, W) uint8 of any size and
+    proportion.
 
     Images are resized to a short side of `size` pixels, both sides rounded to whole patches; by default to the side
     of the ViT's own table of positions, and to 448 where that is less but of a usual size. `layers` are block numbers
@@ -81,7 +82,7 @@ class FeatureImages:
         """Return a sheet with rows for each layer: the image, the attention of the class token to the patches
         averaged over heads, and that of each head.
 
-        `query` (x, y), a pixel of `image`, asks for the patch there instead. Maps show the share of attention that
+        `query` (x, y), a pixel of `image`, takes the patch there instead. Maps show the share of attention that
         falls on patches; the titles say how much of the whole that is. Raises ConfigError for a ViT without class
         token and a query outside the image.
         """
@@ -104,22 +105,22 @@ class FeatureImages:
     def _attentions(self, tokens: Tokens, row: int, blocks: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         """Yield (block, attention (heads, h, w) of token `row` to the patches)."""
         start = 0
-        lead = tokens.x.shape[1] - tokens.grid[0] * tokens.grid[1]
+        num_special = tokens.x.shape[1] - tokens.grid[0] * tokens.grid[1]
         for block in blocks:
             tokens = self.vit.run(tokens, start, block)
             tokens, values = attention_rows(self.vit, tokens, block, [row])
             start = block + 1
-            yield block, values[0, :, 0, lead:].unflatten(-1, tokens.grid)
+            yield block, values[0, :, 0, num_special:].unflatten(-1, tokens.grid)
 
     def _row(self, tokens: Tokens, prepared: Prepared, query: tuple[int, int] | None) -> int:
-        """Return the number of the token that asks."""
+        """Return the index of the query token."""
         if query is None:
             if not self.vit.has_cls:
                 raise ConfigError(
                     'this ViT has no class token',
                     where='--kind attention',
-                    why='without one there is nobody whose attention stands for the image',
-                    fix='ask for that of a patch: --query X,Y (a pixel of the image)',
+                    why='the attention of the image is that of the class token',
+                    fix='show that of a patch: --query X,Y (a pixel of the image)',
                 )
             return 0
         (height, width), (x, y) = prepared.orig_size, query
@@ -134,15 +135,15 @@ class FeatureImages:
         return tokens.x.shape[1] - rows * columns + y * rows // height * columns + x * columns // width
 
     def _blocks(self, layers: Sequence[int]) -> list[int]:
-        """Return block numbers from 0, each once, in the order in which they were asked for."""
+        """Return block numbers from 0, each once, in the given order."""
         depth = self.vit.depth
         for layer in layers:
             if not -depth <= layer < depth:
                 raise ConfigError(
-                    f'layer {layer} was asked of a ViT with {depth} blocks',
+                    f'there is no layer {layer} in a ViT with {depth} blocks',
                     where='--layers',
                     why=f'layers count from 0 to {depth - 1}, or from the end, -1 to {-depth}',
-                    fix='ask for layers that exist',
+                    fix='name layers that exist',
                 )
         return list(dict.fromkeys(layer % depth for layer in layers))
 

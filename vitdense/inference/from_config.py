@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vitdense.checkpoints.descriptions import (
-    without_pretrained,
-)
+from vitdense.checkpoints.descriptions import without_pretrained
 from vitdense.checkpoints.image_sizes import with_sizes
 from vitdense.checkpoints.model_folder import build_trained, read_state
 from vitdense.checkpoints.omitted_weights import without_lora
@@ -17,16 +15,17 @@ from vitdense.model import DenseModel
 
 
 def read_checkpoint_model(config: str | Path, checkpoint: str | Path) -> tuple[DenseModel, dict[str, Any]]:
-    """Return the model of a config file with the weights of a checkpoint, and the same facts as `read_model_folder`.
+    """Return the model of a config file with the weights of a checkpoint, and the same description as
+    `read_model_folder`.
 
     `checkpoint` is a .pth of a run, a model folder, or weights (.safetensors, .pth) of the whole model. Classes are
-    those that the checkpoint remembers, else those of the config's test data. Raises ConfigError, CheckpointError.
+    those stored in the checkpoint, else those of the config's test data. Raises ConfigError, CheckpointError.
     """
     from vitdense.data.datasets import JoinedDatasets, build_dataset
 
     cfg = load_config(config)
-    state, facts = read_state(checkpoint)
-    metainfo = facts.get('metainfo')
+    state, stored = read_state(checkpoint)
+    metainfo = stored.get('metainfo')
     content = cfg.to_dict()
     if not metainfo:
         section = content.get('test_dataloader') or content.get('val_dataloader') or content['train_dataloader']
@@ -34,10 +33,10 @@ def read_checkpoint_model(config: str | Path, checkpoint: str | Path) -> tuple[D
             build_dataset(each['dataset'], root=cfg.get('data_root')) for each in named_sections(section).values()
         ]
         metainfo = JoinedDatasets(datasets).metainfo
-    recipe = with_sizes(cfg.model.to_dict(), facts.get('sizes', {}))
-    omitted = facts.get('omitted_weights')
+    recipe = with_sizes(cfg.model.to_dict(), stored.get('sizes', {}))
+    omitted = stored.get('omitted_weights')
     model = build_trained(recipe, metainfo['classes'], state, where=str(checkpoint), omitted=omitted)
-    merge_lora(model)  # nothing learns any more
+    merge_lora(model)
     data = image_recipe(content)
     return model, {
         'recipe': without_lora(without_pretrained(recipe)),

@@ -1,4 +1,4 @@
-"""What a user names on a command line - images, folders, globs, videos, cameras -, and names for the answers."""
+"""Inputs of a command line (images, folders, globs, videos, cameras), and names of output files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger('vitdense')
 
 
 class Input(NamedTuple):
-    """One thing to look at."""
+    """An image, video or camera."""
 
     kind: Literal['image', 'video', 'camera', 'unusable']
     source: Path | int  # a file, or the number of a camera
@@ -32,19 +32,19 @@ class Input(NamedTuple):
 
 
 def find_inputs(words: Sequence[str], *, outside: Path | None = None) -> list[Input]:
-    """Return what `words` name, each thing once, folders sorted and with their subfolders.
+    """Return the inputs that `words` name, each once, folders sorted and with their subfolders.
 
     A word is a file, a folder, a pattern (`*`, `?`, `[...]`, `**`), or the number of a camera. Images and videos are
-    told apart by suffix, and files of other suffixes by content; what is neither is left out of folders and patterns,
-    counted and named in the log. Nothing is taken from inside the folder `outside` (where answers go), unless the word
+    recognised by suffix, and files of other suffixes by content; other files of folders and patterns are left out and
+    listed in the log. Nothing is taken from inside the folder `outside` (for outputs), unless the word
     itself leads there. A word that names nothing is an 'unusable' input; ConfigError is raised where no word names
     anything.
     """
-    found: dict[object, Input] = {}
+    inputs: dict[object, Input] = {}
     for word in words:
         for item in list(_named_by(word, outside)) or [_nothing(word)]:
-            found.setdefault(item.source if item.kind == 'camera' else item.source.resolve(), item)
-    items = list(found.values())
+            inputs.setdefault(item.source if item.kind == 'camera' else item.source.resolve(), item)
+    items = list(inputs.values())
     if all(item.kind == 'unusable' for item in items):
         raise items[0].error
     return items
@@ -77,7 +77,7 @@ def _named_by(word: str, outside: Path | None) -> Iterator[Input]:
 
 
 def _kind_of(file: Path, *, by_content: bool = False) -> Literal['image', 'video'] | None:
-    """Return what a file is: by its suffix, else, or first, by its content; None for what is neither."""
+    """Return the kind of a file, by its suffix or (first with `by_content`) its content; None for other files."""
     if not file.is_file():  # a pipe or a device may never end
         return None
     suffix = file.suffix.lower()
@@ -120,7 +120,7 @@ def _below(file: Path, word: Path) -> Path:
 
 
 def _nothing(word: str) -> Input:
-    """Return the input that says why `word` names nothing."""
+    """Return the unusable input of a word that names nothing, with the reason."""
     path = Path(word)
     if path.is_dir():
         why = f'no file in the folder is an image ({" ".join(IMAGE_SUFFIXES)}) or a video'
@@ -140,10 +140,10 @@ def _nothing(word: str) -> Input:
 
 
 class OutputNames:
-    """Names of answers under `folder`: they keep subfolders, never meet, and never hit an input.
+    """Names of output files below `folder`: they keep subfolders, are unique, and are never those of inputs.
 
-    A file from a named folder keeps its place below it; files of one name from different places are told apart by the
-    folders in which they differ.
+    A file from a named folder keeps its place below it; files of one name from different folders get these folders
+    before their names.
     """
 
     def __init__(self, folder: Path, inputs: Sequence[Input]) -> None:
@@ -174,12 +174,12 @@ class OutputNames:
                 self._taken.add(_same(path.resolve()))
                 return path
         raise ConfigError(
-            f'no free name for the answer to {original.name}',
+            f'no free name for the output of {original.name}',
             where=str(place),
-            why='a thousand names are taken',
+            why='a thousand files of this name were written',
             fix='choose another folder with --out',
         )
 
 
 def _same(path: Path) -> str:
-    return str(path).casefold()  # some file systems do not tell a.JPG from a.jpg
+    return str(path).casefold()  # some file systems ignore case

@@ -1,4 +1,4 @@
-"""Options of `vitdense.load` and `Predictor`: unknown names and wrong values are errors that say what is meant."""
+"""Checks of the options of `vitdense.load` and `Predictor`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vitdense.errors import ConfigError, did_you_mean
 
 AMP = ('auto', 'bf16', 'fp16', 'off')
 _SCORE = 'objects of low score are left out when a result is read: result.objects(min_score=...), result.draw(...)'
-_SIZE = "images are resized as the model's evaluation transforms say; tile=... looks at large ones in windows"
-_AMP = "the arithmetic is amp='auto', 'bf16', 'fp16' or 'off'"
-_ELSEWHERE = {  # names by which other tools call what is done in another way here
+_SIZE = "images are resized as the model's evaluation transforms say; tile=... predicts large ones in windows"
+_AMP = "the precision is amp='auto', 'bf16', 'fp16' or 'off'"
+_ELSEWHERE = {  # names of other tools for what is done in another way here
     **dict.fromkeys(('conf', 'confidence', 'conf_thres', 'threshold', 'score_thr', 'min_score'), _SCORE),
     **dict.fromkeys(('imgsz', 'img_size', 'image_size', 'size', 'resolution'), _SIZE),
     **dict.fromkeys(('half', 'fp16', 'dtype', 'precision'), _AMP),
@@ -39,7 +39,7 @@ def refuse_unknown(options: Mapping[str, Any], known: Iterable[str], *, where: s
 
 
 def folder_name(path: Any) -> Path:
-    """Return the path of a folder. Raises ConfigError for what names none."""
+    """Return the path of a folder. Raises ConfigError for anything else."""
     if isinstance(path, str | os.PathLike) and not isinstance(os.fspath(path), bytes) and str(path):
         return Path(path)
     raise _wrong('model_dir', path, 'the path of a model folder, or of the folder of a run')
@@ -56,8 +56,8 @@ def whole_number(value: Any, name: str) -> int:
     return number
 
 
-def arithmetic(amp: Any) -> str:
-    """Return `amp` if it names an arithmetic. Raises ConfigError."""
+def precision(amp: Any) -> str:
+    """Return `amp` if it names a precision. Raises ConfigError."""
     if amp not in AMP:
         raise _wrong('amp', amp, f'one of {", ".join(AMP)}')
     return amp
@@ -74,7 +74,7 @@ def device_name(device: Any) -> str | torch.device | None:
 
 def _wrong(name: str, value: Any, allowed: str) -> ConfigError:
     return ConfigError(
-        f'{name}={value!r} cannot be',
+        f'{name}={value!r} is not allowed',
         where=name,
         why=f'it is {allowed}',
         fix=f'give {name} such a value, or leave it out',

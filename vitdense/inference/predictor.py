@@ -1,4 +1,4 @@
-"""From an image to a typed result: `predictor = load(model_dir)`, `result = predictor('image.jpg')`."""
+"""The predictor: a trained model that takes images and returns typed results."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from vitdense.data.transforms.common import Pipeline
 from vitdense.device import choose_precision, read_device
 from vitdense.errors import ConfigError, DataError
 from vitdense.inference.options import (
-    arithmetic,
     device_name,
     folder_name,
+    precision,
     refuse_unknown,
     whole_number,
 )
@@ -48,9 +48,9 @@ def load(model_dir: str | Path, **options: Any) -> Predictor:
     """Return the predictor of a model folder (`model.json`, `model.safetensors`), as training leaves one, or of an
     exported one (`model.onnx`, `export.json`), as tools/export.py leaves one.
 
-    `options` go to `Predictor`: `device`, `amp`, `batch_size`, `max_pixels`, `tile`, `value_range` (by default that of
-    the data which the model was validated with). Loading runs no code of the
-    folder. Raises CheckpointError when the folder is not whole, ConfigError for options that cannot be.
+    `options` go to `Predictor`: `device`, `amp`, `batch_size`, `max_pixels`, `tile`, `value_range` (default: that of
+    the validation data). Loading runs no code of the folder. Raises CheckpointError for an incomplete folder,
+    ConfigError for unknown or wrong options.
     """
     from vitdense.checkpoints.model_folder import read_model_folder
     from vitdense.export.folder import is_exported, read_exported
@@ -67,13 +67,12 @@ class Predictor:
 
     `transforms` are the evaluation transforms the model was validated with: parts or recipes, `Sample -> Sample`.
     `metainfo` is `{'classes': {field: names}, 'palette': {field: rgb}}`; classes default to the model's own.
-    `device` defaults to the first GPU, else the CPU. `amp` is the arithmetic of the network: 'bf16', 'fp16' (CUDA),
-    'off' (float32), or 'auto': bf16 where a probe of the hardware finds it faster. `batch_size` bounds how many
-    images of a list, or windows of an image, go through the network at a time; `max_pixels` bounds the size of a
-    image file. With `tile`, images are looked at in their own pixels, without `transforms`, in windows of that
-    side every two thirds of it: for images of any size, in bounded memory (`Tiler`, accumulate='labels').
-    `value_range` (low, high) says which numbers are black and white in files and arrays of more than 8 bits whose range
-    is not known: 12 bits stored in 16, or floats.
+    `device` defaults to the first GPU, else the CPU. `amp` is the precision of the network: 'bf16', 'fp16' (CUDA),
+    'off' (float32), or 'auto': bf16 where it is measured to be faster. `batch_size` is the largest number of images of
+    a list, or windows of an image, in one forward pass; `max_pixels` the largest size of an image file. With `tile`,
+    images keep their size, without `transforms`, and pass in windows of that side with a stride of two thirds of it:
+    any size in bounded memory (`Tiler`, accumulate='labels'). `value_range` (low, high) are black and white of files
+    and arrays of more than 8 bits whose range is not known: 12 bits stored in 16, or floats.
     """
 
     def __init__(
@@ -93,11 +92,11 @@ class Predictor:
         self.max_pixels = whole_number(max_pixels, 'max_pixels')
         self.value_range = interval(value_range, 'value_range')
         self.device = read_device(device_name(device))
-        precision = choose_precision(arithmetic(amp), self.device)
+        chosen = choose_precision(precision(amp), self.device)
         if tile is not None:
             model.tiler = _tiler(whole_number(tile, 'tile'), self.batch_size, model.network.divisor)
         self.model = model.to(self.device).eval()
-        self.model.amp = precision.dtype
+        self.model.amp = chosen.dtype
         self.transforms = Pipeline(() if tile is not None else transforms)
         fields = {name: task.field for name, task in model.tasks.items()}
         self.metainfo = {'classes': model.classes, **(metainfo or {}), 'head_fields': fields}
@@ -107,7 +106,7 @@ class Predictor:
 
         An image is a path, a PIL image (turned upright by its EXIF tag), an RGB array (H, W, 3) uint8 - a grey (H, W)
         one and one with alpha (H, W, 4) are understood -, or a (3, H, W) uint8 tensor. Images of a list that have
-        one size after the transforms go through the network together; the answers keep the order of the list.
+        one size after the transforms form a batch; results keep the order of the list.
 
         Raises DataError for anything that is not an image, naming the file.
         """
@@ -139,7 +138,7 @@ class Predictor:
     def from_config(cls, config: str | Path, checkpoint: str | Path, **options: Any) -> Predictor:
         """Return the predictor of a config file and a checkpoint that was trained with it.
 
-        The transforms are those of the config's test data, the classes those that the checkpoint remembers. `options`
+        The transforms are those of the config's test data, the classes those stored in the checkpoint. `options`
         go to `Predictor`. **The config is code and runs.** Raises ConfigError, CheckpointError.
         """
         from vitdense.inference.from_config import read_checkpoint_model
@@ -151,7 +150,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _run(self, items: Sequence[_Prepared]) -> list[Result]:
-        """Answer images of one size. Times of shared work are divided by their number."""
+        """Return the results of images of one size. Times of shared work are divided by their number."""
         start = self._now()
         imgs = torch.stack([item.sample.img.as_subclass(Tensor) for item in items])
         metas = [item.sample.meta for item in items]
@@ -159,18 +158,18 @@ class Predictor:
         ready = self._now()
         watch, network = Stopwatch(self._now), self.model.network
         with watch.running(), watch.watching(parts_of(network)):
-            answers = self.model(*batch, mode='predict')
-        answers = [{head: _on_cpu(prediction) for head, prediction in answer.items()} for answer in answers]
+            predictions = self.model(*batch, mode='predict')
+        predictions = [{head: _on_cpu(record) for head, record in heads.items()} for heads in predictions]
         done = self._now()
         inside = watch.seconds.pop(NETWORK)
         shared = {'preprocess': ready - start, 'network': inside, 'postprocess': done - ready - inside}
         parts = {} if is_compiled(network) else watch.seconds
         spent = {name: seconds / len(items) for name, seconds in parts.items()}
         results = []
-        for item, answer in zip(items, answers, strict=True):
+        for item, heads in zip(items, predictions, strict=True):
             times = {stage: item.times.get(stage, 0.0) + shared.get(stage, 0.0) / len(items) for stage in STAGES}
             image = np.ascontiguousarray(item.image.permute(1, 2, 0).numpy())  # (3, H, W) -> (H, W, 3)
-            results.append(Result(image, answer, self.metainfo, times, spent, item.sample.meta.path))
+            results.append(Result(image, heads, self.metainfo, times, spent, item.sample.meta.path))
         return results
 
     def _now(self) -> float:
@@ -185,7 +184,7 @@ OPTIONS = [name for name in Predictor.__init__.__kwdefaults__ if name not in ('t
 
 @dataclass(frozen=True)
 class _Prepared:
-    image: Tensor  # (3, H, W) uint8, as it came
+    image: Tensor  # (3, H, W) uint8, before the transforms
     sample: Sample  # after the transforms
     times: Mapping[str, float]
 
@@ -193,9 +192,9 @@ class _Prepared:
 def as_tensor(
     image: ImageInput, *, max_pixels: int = MAX_PIXELS, value_range: tuple[float, float] | None = None
 ) -> Tensor:
-    """Return any kind of image as (3, H, W) uint8 RGB on the CPU. Raises DataError for what is none.
+    """Return any kind of image as (3, H, W) uint8 RGB on the CPU. Raises DataError for anything else.
 
-    `value_range` (low, high) says what is black and white where that is not known: see `read_image`.
+    `value_range` (low, high) says black and white where the range is not known: see `read_image`.
     """
     if isinstance(image, str | Path):
         return read_image(image, max_pixels=max_pixels, value_range=value_range)
@@ -229,7 +228,7 @@ def _no_image(what: str, wanted: str) -> DataError:
     return DataError(
         f'{what} is not an image',
         where='predictor(image)',
-        why='guessing its range or its layout would give wrong answers without a word',
+        why='its value range and layout would have to be guessed',
         fix=f'give {wanted}',
     )
 
@@ -239,8 +238,8 @@ def _tiler(tile: int, batch_size: int, divisor: int) -> Tiler:
         raise ConfigError(
             f'windows of {tile} pixels are too small',
             where='tile',
-            why=f'the network looks at cells of {divisor} pixels',
-            fix='give a side near the size of the images it was trained on, such as tile=512',
+            why=f'the network has patches of {divisor} pixels',
+            fix='give a side near the size of its training images, such as tile=512',
         )
     return Tiler(tile, max(tile * 2 // 3, 1), batch=batch_size, accumulate='labels', even=True, divisor=divisor)
 
@@ -254,7 +253,7 @@ def _on_cpu(prediction: Prediction) -> Prediction:
 
 
 def _equal_sizes(sizes: Sequence[tuple[int, int]], most: int) -> Iterator[list[int]]:
-    """Yield the rows of equal sizes, at most `most` together."""
+    """Yield the indices of images of equal size, at most `most` at a time."""
     groups: dict[tuple[int, int], list[int]] = {}
     for row, size in enumerate(sizes):
         groups.setdefault(size, []).append(row)

@@ -17,7 +17,7 @@ from vitdense.visualize.text import percent
 
 @dataclass(frozen=True)
 class Result:
-    """One image and what the model says about it."""
+    """An image with the predictions of every head."""
 
     image: np.ndarray  # (H, W, 3) uint8 RGB, upright
     predictions: Mapping[str, Prediction]  # {head: prediction}, on the CPU, in the image's own size
@@ -50,9 +50,9 @@ class Result:
         return {head: self._numbers(head, min_score) for head in self.predictions}
 
     def objects(self, *, min_score: float = 0.3) -> dict[str, list[dict[str, Any]]]:
-        """Return `{head: [{'name', 'class_id', 'score', 'box'}, ...]}` of all heads that find instances, best first.
+        """Return `{head: [{'name', 'class_id', 'score', 'box'}, ...]}` of all heads that detect instances, best first.
 
-        `class_id` is the number of the class from 0; `category_id`, where the model knows it, that of the annotation
+        `class_id` is the number of the class from 0; `category_id`, where there is one, that of the annotation
         file. `box` is [left, top, right, bottom] in pixels. Instances below `min_score` are left out.
         """
         heads = [head for head, prediction in self.predictions.items() if isinstance(prediction, Instances)]
@@ -81,16 +81,17 @@ class Result:
         return {names[index]: values[index] for index in ranked if values[index] > 0}
 
     def _objects(self, head: str, min_score: float) -> list[dict[str, Any]]:
-        found = self[head]
-        names = class_names(self.metainfo, head, found, int(found.labels.max()) + 1 if len(found.labels) else 0)
+        instances = self[head]
+        num_classes = int(instances.labels.max()) + 1 if len(instances.labels) else 0
+        names = class_names(self.metainfo, head, instances, num_classes)
         classes = class_list(self.metainfo, head, names)
-        keep = found.scores >= min_score
-        columns = (found.labels[keep].tolist(), found.scores[keep].tolist(), found.boxes[keep].tolist())
+        keep = instances.scores >= min_score
+        columns = (instances.labels[keep].tolist(), instances.scores[keep].tolist(), instances.boxes[keep].tolist())
         return [{**classes[label], 'score': score, 'box': box} for label, score, box in zip(*columns, strict=True)]
 
 
 def class_names(metainfo: Mapping[str, Any], head: str, prediction: Prediction, at_least: int) -> list[str]:
-    """Return the names of the classes that `head` predicts; a class without a name is called by its number."""
+    """Return the names of the classes that `head` predicts; a class without a name is called `class NUMBER`."""
     kind = {SemanticMap: 'semantic', ImageClass: 'image_label'}.get(type(prediction), 'labels')
     name = (metainfo.get('head_fields') or {}).get(head, kind)
     names = list((metainfo.get('classes') or {}).get(name) or ())

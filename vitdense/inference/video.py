@@ -1,7 +1,7 @@
-"""Videos and cameras in, videos out. Decoding and encoding run in threads of their own, beside the model.
+"""Reading of videos and cameras, writing of videos; both run in threads.
 
-Containers lie: about the number of frames, the frame rate, even the size. What counts here is what is decoded; what
-is written is opened again and counted.
+The number of frames, frame rate and size of a container are often wrong: decoded frames count, and a written file is
+opened again and its frames are counted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger('vitdense')
 
 CODECS = {'.mp4': 'mp4v', '.webm': 'VP90', '.avi': 'MJPG'}  # what every OpenCV wheel can encode
 DEFAULT_FPS = 25.0
-USUAL_FPS = (1.0, 240.0)  # rates that are taken from a file as they are
+USUAL_FPS = (1.0, 240.0)  # rates of a file that are not checked
 MAX_SKIPPED = 30  # frames in a row that may fail to decode before the video is taken to be over
 QUEUE = 8  # frames that wait between two threads
 
@@ -45,7 +45,7 @@ class VideoReader:
 
     `fps` is the frame rate of the file. One outside 1..240 must agree with the time stamps of the first two frames;
     else theirs is taken, or 25 where there are none, with a warning. `announced` is the number of frames that the file
-    claims, 0 when it claims none: it is not to be trusted. `size` is (H, W) of the first frame. A file is decoded ahead
+    claims, 0 when it claims none; it is often wrong. `size` is (H, W) of the first frame. A file is decoded ahead
     in a thread; a camera thread keeps the newest frame only. `capture` opens the source (default: `cv2.VideoCapture`).
 
     Raises DataError when nothing can be decoded, or the camera does not exist.
@@ -124,7 +124,7 @@ class VideoReader:
                 if self._closed.is_set():
                     break
                 self._put(item)
-        except Exception as error:  # crosses to the thread that iterates
+        except Exception as error:  # raised in the thread that iterates
             self._put(error)
         finally:
             self._put(None)
@@ -137,7 +137,7 @@ class VideoReader:
                 self._frames.put(item, block=not newest_only, timeout=0.1)
                 return
             except queue.Full:
-                if newest_only:  # nobody wants the older frame any more
+                if newest_only:  # drop the older frame
                     with contextlib.suppress(queue.Empty):
                         self._frames.get_nowait()
 
@@ -162,7 +162,7 @@ class VideoReader:
         if 0 < fps <= FASTEST and (not stamped or 0.5 <= fps / stamped <= 2):
             return float(fps)
         used = stamped or DEFAULT_FPS
-        logger.warning('%s: a frame rate of %g cannot be; using %g', self.name, fps, used)
+        logger.warning('%s: a frame rate of %g is not possible; using %g', self.name, fps, used)
         return used
 
     def _nothing(self) -> DataError:
@@ -187,8 +187,8 @@ class VideoWriter:
     """Write RGB frames to a video file, in a thread.
 
     The suffix chooses the format: .mp4 (MPEG-4), .webm (VP9: plays in browsers, slow to encode) or .avi (Motion JPEG).
-    `size` is (H, W) of the frames. Odd sizes are padded by one repeated row or column, as the codecs would cut them;
-    `padded` tells. `fps` is the frame rate that is written: the nearest one that the format and OpenCV can hold.
+    `size` is (H, W) of the frames. Odd sizes are padded by one repeated row or column, as the codecs would cut them
+    (`padded`). `fps` is the frame rate that is written: the nearest one that the format and OpenCV can hold.
     Leaving the `with` block finishes the file, opens it again and counts its frames.
 
     Raises ConfigError for another suffix, DiskError when the file cannot be written or is not whole.
@@ -208,23 +208,23 @@ class VideoWriter:
         self._thread.start()
 
     def write(self, frame: np.ndarray | Callable[[], np.ndarray]) -> None:
-        """Hand over an (H, W, 3) uint8 RGB frame, or a function that makes it, which is called in the thread."""
+        """Queue an (H, W, 3) uint8 RGB frame, or a function that makes it, which is called in the thread."""
         self._raise()
         self._frames.put(frame)
 
     def close(self) -> None:
-        """Finish the file and verify it. Raises what went wrong in the thread, DiskError when frames are missing."""
+        """Finish and verify the file. Raises errors of the thread, DiskError when frames are missing."""
         if self._thread.is_alive():
             self._frames.put(None)
             self._thread.join()
         self._writer.release()
         self._raise()
-        found = count_frames(self.path)
-        if found != self.written:
+        readable = count_frames(self.path)
+        if readable != self.written:
             raise DiskError(
-                f'{self.path.name}: {self.written} frames were written, {found} can be read back',
+                f'{self.path.name}: {self.written} frames were written, {readable} can be read back',
                 where=str(self.path),
-                why='the disk is full, or the encoder failed without a word',
+                why='the disk is full, or the encoder failed without an error',
                 fix='free some space, or choose another format (.mp4, .webm, .avi)',
             )
 
@@ -234,7 +234,7 @@ class VideoWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
-        elif self._thread.is_alive():  # keep what there is; the first error is the one to hear about
+        elif self._thread.is_alive():  # keep the frames so far; the first error is raised
             self._frames.put(None)
             self._thread.join()
             self._writer.release()
@@ -250,7 +250,7 @@ class VideoWriter:
             )
         if not (math.isfinite(fps) and fps > 0):
             raise ConfigError(
-                f'a video of {fps} frames a second cannot be',
+                f'a frame rate of {fps} is not possible',
                 where=str(self.path),
                 why='it is not positive',
                 fix='--fps 25',
@@ -266,7 +266,7 @@ class VideoWriter:
         check_openable(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.open('wb').close()  # OpenCV does not say why it cannot
+            self.path.open('wb').close()  # OpenCV gives no reason
         except OSError as error:
             why, fix = str(error), 'free some space, or choose a folder that you may write to'
             raise DiskError(f'cannot write {self.path.name}', where=str(self.path), why=why, fix=fix) from error
@@ -287,10 +287,10 @@ class VideoWriter:
     def _work(self) -> None:
         while (frame := self._frames.get()) is not None:
             if self._error is not None:
-                continue  # empty the queue, so that nobody waits for room in it
+                continue  # empty the queue: `write` waits for free space in it
             try:
                 self._encode(frame() if callable(frame) else frame)
-            except BaseException as error:  # crosses to the thread that writes
+            except BaseException as error:  # raised in the thread that writes
                 self._error = error
 
     def _encode(self, frame: np.ndarray) -> None:
