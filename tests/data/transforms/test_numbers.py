@@ -209,4 +209,6 @@ def test_the_whole_image_is_not_cut_and_its_memory_not_copied():
     planes = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
     rows = geometry.as_array(planes)
     assert rows.flags.c_contiguous and not np.shares_memory(rows, planes.numpy())
-    assert np.shares_memory(geometry.as_array(geometry.as_image(rows)), rows)
+    image = geometry.as_image(rows)
+    assert np.shares_memory(geometry.as_array(image), rows)
+    assert np.shares_memory(geometry.as_array(image[:, 1:4, 2:6]), rows)  # a window of it is not copied either
