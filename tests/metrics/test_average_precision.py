@@ -315,7 +315,7 @@ def test_categories_stand_in_the_order_of_their_ids_and_unknown_ones_behind():
     assert CocoAP(classes=NAMES)._rows() == [0, 1, 2, 3, 4]
 
 
-def test_images_of_all_ranks_stand_in_the_order_of_their_ids():
+def test_images_of_all_processes_stand_in_the_order_of_their_ids():
     order = in_order([[('a', 3), ('a', 10)], [('a', 1)], []])
     assert [places.tolist() for places in order] == [[1, 2], [0], []]
     assert [places.tolist() for places in in_order([[('b', 'a'), ('a', 'b'), ('a', 10)]])] == [[2, 1, 0]]

@@ -204,6 +204,8 @@ def test_many_classes_and_wide_integers():
     expected[255] = 0  # 255 is the ignore value still
     assert np.array_equal(count_pairs(truth, labels, 400), expected)
     small, wide = truth.clamp(max=3).byte(), truth.clamp(max=3)
+    few = count_pairs(small, small, 300)  # bytes count 256 classes, and the others are not there
+    assert few.shape == (300, 300) and few.sum() == small.numel() and not few[4:].any() and not few[:, 4:].any()
     assert np.array_equal(count_pairs(small, small, 4), count_pairs(small, wide, 4))
 
 
