@@ -4,10 +4,11 @@
     python tools/check_data.py annotations/training images/training --classes ade20k --reduce-zero-label
     python tools/check_data.py data/flowers/train
 
-DATA is a COCO annotation file; a folder of label maps; a folder with one folder of images for each class; or the folder
-that holds these. IMAGES is the folder of the images (without it, those of a single COCO file or of label maps are not
-checked). Lists wrong ids and boxes, images that are missing, unreadable or of another size, and the frequency of
-every class. The exit code is 0 when nothing is wrong, and 3 when something is.
+DATA is a COCO annotation file, YOLO's data.yaml or a CSV file of boxes; a folder of label maps, of PASCAL VOC's XML
+files, or with one folder of images for each class; or the folder that holds these. IMAGES is the folder of the images
+(without it, those of a single COCO file or of label maps are not checked). Lists wrong ids and boxes, images that are
+missing, unreadable or of another size, and the frequency of every class. The exit code is 0 when nothing is wrong, and
+3 when something is.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     from pathlib import Path  # heavy from here on: after the arguments are known to be right
 
-    from vitdense.data.files.layouts import parts_of
+    from vitdense.data.formats.folder import parts_to_check
     from vitdense.reporting.console import start_logging
 
     start_logging(None)
@@ -52,10 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_folder(images)
     names = args.classes or (args.num_classes and [f'class {k}' for k in range(args.num_classes)])
     labels = dict(classes=names, ignore=args.ignore, reduce_zero_label=args.reduce_zero_label)
-    parts = parts_of(data, images, labels=bool(names) or args.reduce_zero_label)
+    parts = parts_to_check(data, images, labels=bool(names) or args.reduce_zero_label)
     reports = {}
     for part in parts:
-        reports[str(part.data)] = report = check_part(part, labels, args, alone=len(parts) == 1)
+        reports[' '.join(filter(None, (str(part.data), part.split)))] = report = check_part(
+            part, labels, args, alone=len(parts) == 1
+        )
         if len(parts) > 1:
             print_part(part)
         show(report, args.shown)
@@ -76,7 +79,7 @@ def check_part(part: Part, labels: dict[str, Any], args: Namespace, *, alone: bo
         common: dict[str, Any] = dict(threads=threads, on_progress=on_progress, value_range=args.value_range)
         try:
             if part.kind == 'coco':
-                return check_coco(part.data, part.images, **common)
+                return check_coco(part.data, part.images, split=part.split, **common)
             if part.kind == 'labels':
                 return check_labels(part.data, part.images, **labels, **common)
             return check_folders(part.data, **common)
@@ -92,7 +95,8 @@ def print_part(part: Part) -> None:
     from vitdense.reporting.console import console
 
     images = '' if part.images is None else f', images in {part.images}'
-    console().print(f'\n{part.data}{images}', style='bold')
+    split = '' if part.split is None else f' ({part.split})'
+    console().print(f'\n{part.data}{split}{images}', style='bold')
 
 
 def check_folder(images: Any) -> None:

@@ -20,6 +20,7 @@ from vitdense.data.files.listing import find_files
 from vitdense.data.files.opening import IMAGE_SUFFIXES
 from vitdense.data.files.pairs import list_files, match, safe_below
 from vitdense.data.files.similar_names import near_match
+from vitdense.data.formats.open_labels import open_labels
 from vitdense.data.label_map import LabelTable
 from vitdense.errors import DataError
 from vitdense.types import IGNORE
@@ -58,16 +59,22 @@ def check_coco(
     value_range: tuple[float, float] | None = None,
     threads: int = 2,
     on_progress: OnProgress | None = None,
+    split: str | None = None,
 ) -> DataReport:
-    """Check a COCO annotation file, and the images below `images`. Raises DataError when it is no COCO file.
+    """Check a COCO annotation file, or detection labels of another format, and the images below `images`.
 
-    Beside what `read_coco` finds: `corners` (boxes are xyxy), `fractions` (boxes in [0, 1]), `no_objects` (no image, no
+    Raises DataError for a file of none of them. Beside what `read_coco` finds: `label` (a row of another format that
+    cannot be used), `corners` (boxes are xyxy), `fractions` (boxes in [0, 1]), `no_objects` (no image, no
     annotation, or crowds only), `image` (missing or unreadable), `size` (it is not what the file says),
     `range` (images of 16 bits seem to have fewer; `value_range` names their range).
     """
-    arrays, info = read_coco(path, masks=True)
+    content = None if images is None else open_labels(path, images, split)
+    arrays, info = read_coco(path, masks=True, data=None if content is None else content.encoded())
     counts = Counter(info.counts)
     findings = [Finding(kind, str(number), reason) for kind, number, reason in info.faults]
+    if content is not None:
+        findings += [Finding('label', *problem) for problem in content.problems]
+        counts.update({'label': len(content.problems)} if content.problems else {})
     if not len(arrays.segments.data):  # boxes only
         findings = [finding for finding in findings if finding.kind != 'empty_segmentation']
         del counts['empty_segmentation']

@@ -38,12 +38,13 @@ def test_cocos_own_tree_and_roboflows(tmp_path):
     train = coco(tmp_path / 'coco/annotations/instances_train2017.json', '1.png')
     coco(tmp_path / 'coco/annotations/captions_train2017.json', '1.png')
     (tmp_path / 'coco/annotations/results.json').write_text('[]')
-    assert parts_of(tmp_path / 'coco') == [('coco', train, tmp_path / 'coco/train2017')]
+    assert [part[:3] for part in parts_of(tmp_path / 'coco')] == [('coco', train, tmp_path / 'coco/train2017')]
     image(tmp_path / 'robo/valid/a.png')
     valid = coco(tmp_path / 'robo/valid/_annotations.coco.json', 'a.png')
-    assert parts_of(tmp_path / 'robo') == [('coco', valid, tmp_path / 'robo/valid')]
+    assert [part[:3] for part in parts_of(tmp_path / 'robo')] == [('coco', valid, tmp_path / 'robo/valid')]
     lost = coco(tmp_path / 'lost/a.json', '../b.png')
-    assert parts_of(tmp_path / 'lost') == [('coco', lost, None)] == parts_of(lost)
+    assert [part[:3] for part in parts_of(tmp_path / 'lost')] == [('coco', lost, None)]
+    assert parts_of(lost)[0][:3] == ('coco', lost, None)
 
 
 def test_label_maps_beside_images_and_class_folders(tmp_path):
@@ -54,8 +55,11 @@ def test_label_maps_beside_images_and_class_folders(tmp_path):
     maps, classes = tmp_path / 'maps', tmp_path / 'classes'
     assert [part.data for part in parts_of(maps)] == [maps / 'masks/train', maps / 'masks/val']
     assert [part.images for part in parts_of(maps)] == [maps / 'images/train', maps / 'images/val']
-    assert parts_of(classes) == [('folders', classes / 'train', None), ('folders', classes / 'val', None)]
-    assert parts_of(classes / 'train') == [('folders', classes / 'train', None)]
+    assert [part[:3] for part in parts_of(classes)] == [
+        ('folders', classes / 'train', None),
+        ('folders', classes / 'val', None),
+    ]
+    assert [part[:3] for part in parts_of(classes / 'train')] == [('folders', classes / 'train', None)]
     gray = np.tile(np.arange(100, dtype=np.uint8), (6, 1))
     (tmp_path / 'gray/cat').mkdir(parents=True)
     Image.fromarray(gray).save(tmp_path / 'gray/cat/1.png')
@@ -71,7 +75,9 @@ def test_a_pair_one_folder_down_and_labels_that_are_not_read(tmp_path):
     image(tmp_path / 'ade/Data2016/images/training/1.jpg')
     image(tmp_path / 'ade/Data2016/annotations/training/1.png', 'L')
     root = tmp_path / 'ade/Data2016'
-    assert parts_of(tmp_path / 'ade') == [('labels', root / 'annotations/training', root / 'images/training')]
+    assert [part[:3] for part in parts_of(tmp_path / 'ade')] == [
+        ('labels', root / 'annotations/training', root / 'images/training')
+    ]
     for folder, suffix in (('voc/JPEGImages', 'voc/Annotations/1.xml'), ('yolo/images', 'yolo/labels/1.txt')):
         image(tmp_path / folder / '1.jpg')
         (tmp_path / suffix).parent.mkdir()
@@ -79,7 +85,7 @@ def test_a_pair_one_folder_down_and_labels_that_are_not_read(tmp_path):
         root, name = suffix.split('/', 1)
         with pytest.raises(DataError, match=f'are not read: {name}') as caught:
             parts_of(tmp_path / root)
-        assert 'COCO' in caught.value.fix
+        assert 'data.yaml' in caught.value.fix
 
 
 def test_class_folders_are_counted(tmp_path):
@@ -90,7 +96,7 @@ def test_class_folders_are_counted(tmp_path):
     (tmp_path / 'emu').mkdir()
     report = check_folders(tmp_path)
     assert report.classes == [('cat', '2', '40.0 %'), ('dog', '2', '40.0 %'), ('emu', '0', '0.0 %')]
-    assert dict(report.facts) == {'images': '5', 'classes': '2'}
+    assert dict(report.summary) == {'images': '5', 'classes': '2'}
     assert {(finding.kind, finding.where) for finding in report.findings} == {
         ('loose', 'loose.jpg'),
         ('other', '.txt'),

@@ -240,3 +240,19 @@ def test_real_voc_files(shared: Path):
         height, width = sample.meta.size
         boxes = sample.target.boxes
         assert len(boxes) and (boxes >= 0).all() and (boxes <= boxes.new_tensor([width, height] * 2)).all()
+
+
+def test_check_data_reads_every_format_and_lists_all_labels_that_cannot_be_used(root: Path, capsys):
+    from vitdense.tools import check_data
+
+    write_yolo(root)
+    assert check_data.main([str(root)]) == 0
+    with open(root / 'labels' / 'a.txt', 'a') as file:
+        file.write('7 0.5 0.5 0.2 0.2\n0 0.5\n')
+    assert check_data.main([str(root / 'data.yaml')]) == check_data.WRONG
+    printed = capsys.readouterr().out
+    assert 'labels/a.txt:3: class 7 is none of 0 ... 1' in printed and 'labels/a.txt:4: 1 numbers' in printed
+    write_voc(root)
+    assert check_data.main([str(root / 'Annotations'), str(root / 'images')]) == 0
+    write_csv(root)
+    assert check_data.main([str(root / 'boxes.csv'), str(root / 'images')]) == 0

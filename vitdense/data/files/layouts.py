@@ -34,6 +34,7 @@ class Part(NamedTuple):
     kind: Kind
     data: Path  # a COCO file, a folder of label maps, or a folder of class folders
     images: Path | None  # the folder of the images; None: not known, or the same
+    split: str | None = None  # of data that describes several
 
 
 def parts_of(data: Path, images: Path | None = None, *, labels: bool = False) -> list[Part]:
@@ -57,8 +58,9 @@ def parts_of(data: Path, images: Path | None = None, *, labels: bool = False) ->
         raise DataError(
             f'labels in {Path(others[0]).suffix} files are not read: {others[0]} and {len(others) - 1} more',
             where=str(data),
-            why='boxes are read from COCO files (JSON); PASCAL VOC writes .xml files and YOLO .txt files',
-            fix='export the labels as COCO; FiftyOne, supervision and CVAT convert them',
+            why='YOLO labels need a data.yaml that names classes and folders, VOC labels lie in Annotations/ beside '
+            'JPEGImages/, or beside the images in train/ and val/',
+            fix='add data.yaml, or name the folders like that; docs/your_own_data.md shows all formats',
         )
     if images_there:
         return [Part('labels', data, None)]

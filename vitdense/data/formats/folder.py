@@ -49,6 +49,22 @@ def read_folder(root: Path) -> LabelledFolder:
 FIX = 'name the splits like that, or write the paths into a config: docs/your_own_data.md'
 
 
+def parts_to_check(data: Path, images: Path | None = None, *, labels: bool = False) -> list[Part]:
+    """Return the data sets at `data`, a folder or a file of any format; see `parts_of`."""
+    if data.suffix.lower() in ('.yaml', '.yml') and data.is_file():
+        return [Part('coco', data, data.parent, split) for split in splits_of(read_description(data))]
+    if data.is_dir() and images is None and not labels:
+        folder = next(filter(None, (find(data) for find in (_yolo, _voc, _csv))), None)
+        if folder is not None:
+            return [
+                Part('coco', data / each['annotations'], data / each['images'], each.get('split'))
+                for each in folder.splits.values()
+            ]
+    if data.is_dir() and images is not None and any(data.glob('*.xml')):
+        return [Part('coco', data, images)]
+    return parts_of(data, images, labels=labels)
+
+
 def _yolo(root: Path) -> LabelledFolder | None:
     for file in sorted([*root.glob('*.yaml'), *root.glob('*.yml')]):
         try:
