@@ -7,7 +7,7 @@ rates fall from layer to layer by 0.8, and by 0.7 from the box and class layers 
 biases and embeddings of the ViT and nothing else; 300 detections of an image.
 
 Differs from the source in: queries encode their boxes in coordinates of the image, not of the padded batch, so that a
-padded batch answers as the single image does; the final norm of the ViT learns at 0.8 of their rate.
+padded batch gives the outputs of the single image; the final norm of the ViT learns at 0.8 of their rate.
 """
 
 from torch.optim import AdamW

@@ -1,4 +1,4 @@
-"""A detector of drawings that learns in minutes: convolutions before a ViT of three blocks, stride 8, two stages."""
+"""A small detector that trains in minutes: convolutions before a ViT of three blocks, stride 8, two stages."""
 
 from torch.optim import AdamW
 

@@ -12,7 +12,7 @@ tenth of the rate after 82 500; 300 detections of an image.
 
 Differs from the source in: the ViT has no decomposed relative positions (MAE's weights have none either), the box that
 a decoder layer refines is predicted behind the decoder's norm, and queries encode their boxes in coordinates of the
-image, not of the padded batch, so that a padded batch answers as the single image does.
+image, not of the padded batch, so that a padded batch gives the outputs of the single image.
 
 Cost: about 20 hours on eight 80 GB GPUs (`torchrun --nproc_per_node 8`: two images each).
 """

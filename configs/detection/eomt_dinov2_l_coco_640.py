@@ -6,7 +6,7 @@ Aims at 45.2 mask AP (tue-mps/eomt, model zoo, DINOv2). Recipe (tue-mps/eomt; Ke
 200 queries in the last four blocks; AdamW 1e-4 with layer decay 0.8 from the last block on, weight decay 0.05 on every
 parameter, gradients clipped at 0.01, polynomial decay 0.9 over 12 epochs of 16 images; queries and heads warm up for
 500 steps while the ViT has a rate of 0, then the ViT for 1000 (configs/dinov2/coco/instance/eomt_large_640.yaml,
-training/lightning_module.py, main.py). Large-scale jitter 0.1 ... 2.0 at 640, drawn again while no object is left
+training/lightning_module.py, main.py). Large-scale jitter 0.1 ... 2.0 at 640, sampled again while no object is left
 (datasets/transforms.py); masked attention falls to nothing block after block between 1/6 and 5/6 of the run. Validation
 images are resized to fit inside 640 x 640 and padded with black to it, the image at the upper left; masks are cut to
 the image before they are resized. 100 detections.

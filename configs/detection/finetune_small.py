@@ -1,4 +1,4 @@
-"""A few hundred images of your own: a small two-stage detector on a ViT-Ti/16 that rests first and then learns too.
+"""A few hundred images of your own: a small two-stage detector on a ViT-Ti/16 that is frozen at first.
 
     python tools/train.py configs/detection/finetune_small.py
 
@@ -12,12 +12,12 @@ On a GPU a larger ViT and larger images are worth it: model.network.backbone.nam
 No published number. Recipe: strides 8, 16 and 32 of four layers; two decoder layers and no encoder; 100 queries, each
 with the feature of its cell, and 150 for denoising; every cell proposes all classes, and every object trains four
 proposals; class loss with Deformable-DETR's weight, 2. AdamW 1e-3, ViT at a fifth of it with layer decay 0.8, gradients
-clipped at 1.0, 2000 steps of 4 images made square with sides of 192 ... 256, the ViT at rest for the first 100.
+clipped at 1.0, 2000 steps of 4 images made square with sides of 192 ... 256, the ViT frozen for the first 100.
 Squares do not fill up batches with padding.
 For a GPU and larger data: more steps, and sides of 448 ... 640.
 
 Expect little of so few images and steps. AP on the 206 images for validation, 80 classes, seeds 0 ... 7:
-0.0329 / 0.0298 / 0.0337 / 0.0376 / 0.0295 / 0.0245 / 0.0314 / 0.0321; with a ViT at rest throughout
+0.0329 / 0.0298 / 0.0337 / 0.0376 / 0.0295 / 0.0245 / 0.0314 / 0.0321; with a frozen ViT throughout
 (model.network.backbone.frozen=True custom_hooks=[]) 0.0314 / 0.0279 / 0.0205 / 0.0244 / 0.0225 / 0.0231 / 0.0259 /
 0.0280. The means differ by 0.0060, seeds by 0.0038 and 0.0035 (standard deviations): every seed gains, but three seeds
 do not show it; the README says more.

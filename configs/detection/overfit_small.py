@@ -1,4 +1,4 @@
-"""Eight images of COCO, learned by heart: a detector that cannot do this is broken.
+"""Overfitting of a small detector on eight images of COCO, as a check of the training code.
 
     python tools/train.py configs/detection/overfit_small.py
 

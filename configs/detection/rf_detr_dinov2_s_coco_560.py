@@ -3,9 +3,9 @@ COCO.
 
     python tools/train.py configs/detection/rf_detr_dinov2_s_coco_560.py
 
-No published number: this is the shape of RF-DETR base, the first that was published; what it reached without Objects365
-nobody says. Recipe: that of nano, with squares of 280 ... 840; layer decay counts 12 layers here, 13 there, as the last
-layer that is read is 11 and not 12.
+No published number: this is the shape of RF-DETR base, the first that was published; its score without Objects365 is
+not published. Recipe: that of nano, with squares of 280 ... 840; layer decay counts 12 layers here, 13 there, as the
+last layer that is read is 11 and not 12.
 
 Cost: about five days on one 24 GB GPU.
 """

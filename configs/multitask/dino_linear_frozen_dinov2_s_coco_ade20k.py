@@ -2,7 +2,7 @@
 
     python tools/train.py configs/multitask/dino_linear_frozen_dinov2_s_coco_ade20k.py
 
-No published number. Recipe: that of the fine-tuned ViT, with the ViT at rest: neither task can disturb the other, and
+No published number. Recipe: that of the fine-tuned ViT, with a frozen ViT: the tasks do not influence each other, and
 further heads can be added later.
 
 Cost: not measured; less than fine-tuning, whose backward pass through the ViT it leaves out.

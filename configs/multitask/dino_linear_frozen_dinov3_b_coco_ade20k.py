@@ -2,7 +2,7 @@
 
     python tools/train.py configs/multitask/dino_linear_frozen_dinov3_b_coco_ade20k.py
 
-No published number. Recipe: that of DINOv2 ViT-S, with the ViT at rest.
+No published number. Recipe: that of DINOv2 ViT-S, with a frozen ViT.
 
 Cost: not measured; less than fine-tuning, whose backward pass through the ViT it leaves out.
 """

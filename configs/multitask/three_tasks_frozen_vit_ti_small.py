@@ -2,7 +2,7 @@
 
     python tools/train.py configs/multitask/three_tasks_frozen_vit_ti_small.py
 
-No published number. Recipe: that of the fine-tuned ViT, with the ViT at rest: each task learns as it would alone.
+No published number. Recipe: that of the fine-tuned ViT, with a frozen ViT: each task trains as it would alone.
 
 Cost: not measured; less than fine-tuning, which takes about an hour and a half of one CPU core.
 """

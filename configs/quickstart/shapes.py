@@ -1,9 +1,9 @@
-"""Drawn shapes: boxes, segmentation and a class from one ViT pass, from scratch, with no data set and no GPU.
+"""Synthetic shapes: boxes, segmentation and a class from one ViT pass, from scratch, with no data set and no GPU.
 
     python tools/train.py configs/quickstart/shapes.py
 
-Aims at AP >= 0.45, mIoU >= 0.70 and top-1 >= 0.90 on 200 fixed drawings in under 4 minutes on 2 CPU cores. The class of
-a drawing is the shape of its largest object. There is no published number: the scenes are drawn by vitdense itself.
+Aims at AP >= 0.45, mIoU >= 0.70 and top-1 >= 0.90 on 200 fixed images in under 4 minutes on 2 CPU cores. The class of
+an image is the shape of its largest object. There is no published number: the scenes are synthetic.
 The same, one task at a time: shapes_detection.py, shapes_segmentation.py, shapes_classification.py.
 """
 

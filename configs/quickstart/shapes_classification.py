@@ -1,9 +1,9 @@
-"""Drawn shapes, classification: which shape is it? A small ViT from scratch, with no data set and no GPU.
+"""Synthetic shapes, classification: A small ViT from scratch, with no data set and no GPU.
 
     python tools/train.py configs/quickstart/shapes_classification.py
 
-Aims at top-1 >= 0.95 on 300 fixed drawings in under 2 minutes on 2 CPU cores. There is no published number: the scenes
-are drawn by vitdense itself.
+Aims at top-1 >= 0.95 on 300 fixed images in under 2 minutes on 2 CPU cores. There is no published number: the scenes
+are synthetic.
 """
 
 from mmengine.config import read_base

@@ -1,9 +1,9 @@
-"""Drawn shapes, detection: a small ViT and a two-stage DETR from scratch, with no network, no data set and no GPU.
+"""Synthetic shapes, detection: a small ViT and a two-stage DETR from scratch, with no network, no data set and no GPU.
 
     python tools/train.py configs/quickstart/shapes_detection.py
 
-Aims at AP >= 0.60 on 200 fixed drawings in under 6 minutes on 2 CPU cores (seed 0: 0.67). There is no published
-number: the scenes are drawn by vitdense itself. What lets a DETR learn so fast: convolutions before the ViT, stride 8,
+Aims at AP >= 0.60 on 200 fixed images in under 6 minutes on 2 CPU cores (seed 0: 0.67). There is no published
+number: the scenes are synthetic. What lets a DETR learn so fast: convolutions before the ViT, stride 8,
 proposals of which every object trains four, and denoising queries.
 """
 

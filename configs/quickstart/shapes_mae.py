@@ -1,10 +1,11 @@
-"""Masked autoencoding of drawn shapes: pretrain the small ViT of quickstart/shapes_segmentation.py without one label.
+"""Masked autoencoding of synthetic shapes: pretrain the small ViT of quickstart/shapes_segmentation.py without one
+label.
 
     python tools/train.py configs/quickstart/shapes_mae.py --work-dir work_dirs/shapes_mae
     python tools/train.py configs/quickstart/shapes_segmentation.py \\
         --cfg-options model.network.backbone.pretrained=work_dirs/shapes_mae/encoder.safetensors
 
-No published number: the scenes are drawn by vitdense itself. configs/pretraining/README.md has what is gained where
+No published number: the scenes are synthetic. configs/pretraining/README.md has what is gained where
 labels are few.
 """
 

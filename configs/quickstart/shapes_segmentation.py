@@ -1,9 +1,9 @@
-"""Drawn shapes, segmentation: a small ViT from scratch, with no network, no data set and no GPU.
+"""Synthetic shapes, segmentation: a small ViT from scratch, with no network, no data set and no GPU.
 
     python tools/train.py configs/quickstart/shapes_segmentation.py
 
-Aims at mIoU >= 0.75 on 200 fixed drawings in under 3 minutes on 2 CPU cores. There is no published number: the scenes
-are drawn by vitdense itself.
+Aims at mIoU >= 0.75 on 200 fixed images in under 3 minutes on 2 CPU cores. There is no published number: the scenes
+are synthetic.
 """
 
 from mmengine.config import read_base

@@ -10,7 +10,7 @@ eomt_large_512.yaml, training/lightning_module.py, main.py). Images are jittered
 inside 0.5 ... 2.0 of 512 x 512, padded with black and cropped (datasets/transforms.py); masked attention falls to
 nothing block after block between 1/6 and 5/6 of the run. Scores of overlapping windows are averaged.
 
-Differs from the source in: pixels that nobody labelled do not count in the losses of masks.
+Differs from the source in: unlabelled pixels do not count in the losses of masks.
 
 Cost: about 15 hours on one 80 GB GPU.
 """

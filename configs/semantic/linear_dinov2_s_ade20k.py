@@ -9,7 +9,7 @@ linear decay, 40 000 steps of 16 crops, float32, cross-entropy averaged over all
 at test time (the mmsegmentation config beside the published heads, which notebooks/semantic_segmentation.ipynb reads).
 
 Differs from the source in: images are padded to multiples of 14 at the right and the bottom, not around the centre,
-and the padding is masked, as everywhere in this project, so that a padded batch answers as the single image does.
+and the padding is masked, as everywhere in this project, so that a padded batch gives the outputs of the single image.
 
 Cost: about 3 hours on one 24 GB GPU.
 """

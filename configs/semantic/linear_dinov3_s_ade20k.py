@@ -3,7 +3,7 @@
     python tools/train.py configs/semantic/linear_dinov3_s_ade20k.py
 
 Aims at 47.0 mIoU, single scale (DINOv3 model card). Recipe: the last layer with the final norm, dropout 0.1, batch
-norm, a 1x1 convolution drawn from N(0, 0.01); AdamW 1e-3 with weight decay 1e-3, 1500 steps of warm-up, cosine to
+norm, a 1x1 convolution initialised from N(0, 0.01); AdamW 1e-3 with weight decay 1e-3, 1500 steps of warm-up, cosine to
 zero, 40 000 steps of 16 crops, float32, cross-entropy averaged over all pixels, hue turned by up to half the circle,
 images antialiased, windows of 512 every 341 pixels at test time (facebookresearch/dinov3,
 dinov3/eval/segmentation/configs/config-ade20k-linear-training.yaml, transforms.py, loss.py).

@@ -7,12 +7,12 @@ norm and a linear layer on the last layer without the encoder's final norm; Adam
 layer decay, weight decay 0.05 on every parameter, polynomial decay 0.9 with no warm-up, 40 000 steps of 16 crops
 (configs/ade20k_linear_semantic.yaml, accumulate_grad_batches in main.py). Images are jittered in colour with a hue of
 18 of 360 degrees, mirrored, resized to fit inside 0.5 ... 2.0 of 512 x 512, padded with black and cropped; crops
-without labels are drawn again (datasets/transforms.py). Validation resizes the short side to 512, antialiased, and
+without labels are sampled again (datasets/transforms.py). Validation resizes the short side to 512, antialiased, and
 averages evenly spaced windows of 512. Cross-entropy is averaged over labelled pixels (torch's ignore_index).
 
 Differs from the source in: the norm before the linear layer is new, as in the first version of the code, not the
-encoder's own; a crop without labels is drawn again with another scale; the average runs over the labelled pixels of 16
-crops together, not of each crop.
+encoder's own; a crop without labels is sampled again with another scale; the average runs over the labelled pixels of
+16 crops together, not of each crop.
 
 Cost: about 12 hours on one 40 GB GPU.
 """

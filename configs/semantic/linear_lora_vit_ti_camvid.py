@@ -1,4 +1,4 @@
-"""Linear segmentation on the last layer of a ViT-Ti/16 that learns by LoRA, CamVid.
+"""Linear segmentation on the last layer of a ViT-Ti/16 fine-tuned by LoRA, CamVid.
 
     python tools/train.py configs/semantic/linear_lora_vit_ti_camvid.py
 

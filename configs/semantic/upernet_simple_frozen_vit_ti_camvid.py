@@ -3,7 +3,7 @@
     python tools/train.py configs/semantic/upernet_simple_frozen_vit_ti_camvid.py
 
 No published number. The budget is that of `linear_vit_ti_camvid.py`, which it is compared with: 1000 steps of
-8 crops of 320 on the same last layer of the same ViT at rest.
+8 crops of 320 on the same last layer of the same frozen ViT.
 """
 
 from mmengine.config import read_base

@@ -1,8 +1,8 @@
 """COCO 2017 with masks, large-scale jitter at 640, as EoMT prepares it (tue-mps/eomt, datasets/coco_instance.py).
 
 118,287 + 5,000 images, 80 classes. Training images are flipped, resized by 0.1 ... 2.0 of 640 and cropped or padded
-with black to 640 x 640, drawn again while no object is left; validation images are resized to fit inside 640 x 640 and
-padded to it.
+with black to 640 x 640, sampled again while no object is left; validation images are resized to fit inside 640 x 640
+and padded to it.
 """
 
 from vitdense.data.coco.dataset import CocoDetection

@@ -1,6 +1,6 @@
 """Drawn scenes of 64 x 64: one to three circles, squares and triangles apart from each other, bright on dark.
 
-Every drawing has boxes, masks, labels, a label map and a class: there is nothing to download.
+Every image has boxes, masks, labels, a label map and a class; there is nothing to download.
 """
 
 from vitdense.data.shapes import ShapesScenes
