@@ -15,12 +15,25 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CHECKED = ('vitdense', 'tools', 'configs', 'docs', 'README.md')
 NOT_YET = (  # beginnings of paths that still have such words: remove what has become clean
-    *('configs/README.md', 'configs/_base_', 'configs/classification', 'configs/detection', 'configs/multitask'),
-    *('configs/semantic', 'docs/export.md', 'docs/many_heads.md', 'docs/predictions.md', 'docs/weights.md'),
-    *('docs/your_own_data.md', 'tools', 'vitdense/adapters', 'vitdense/backbones', 'vitdense/commands'),
-    *('vitdense/config/', 'vitdense/export', 'vitdense/heads', 'vitdense/inference', 'vitdense/layers'),
-    *('vitdense/metrics', 'vitdense/model.py', 'vitdense/multihead/add_head.py', 'vitdense/networks', 'vitdense/ops'),
-    *('vitdense/registry.py', 'vitdense/reporting', 'vitdense/tasks', 'vitdense/test_time', 'vitdense/train'),
+    'vitdense/adapters',
+    'vitdense/backbones',
+    'vitdense/commands/dry_run.py',
+    'vitdense/commands/memory.py',
+    'vitdense/commands/train.py',
+    'vitdense/config/load.py',
+    'vitdense/export',
+    'vitdense/heads',
+    'vitdense/layers',
+    'vitdense/metrics',
+    'vitdense/model.py',
+    'vitdense/multihead/add_head.py',
+    'vitdense/networks',
+    'vitdense/ops',
+    'vitdense/registry.py',
+    'vitdense/reporting',
+    'vitdense/tasks',
+    'vitdense/test_time',
+    'vitdense/train',
     'vitdense/types.py',
 )
 PAPER = 'the paper or file'

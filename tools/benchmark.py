@@ -15,16 +15,16 @@ from collections.abc import Sequence
 from vitdense.commands.parser import Parser, positive, run
 
 
-def parser() -> Parser:
+def make_parser() -> Parser:
     """Return the parser of the tool's arguments."""
-    made = Parser(prog='benchmark.py', description=__doc__)
-    made.add_shared('config')
-    made.add_argument(
+    parser = Parser(prog='benchmark.py', description=__doc__)
+    parser.add_shared('config')
+    parser.add_argument(
         '--size', type=_size, nargs='+', default=[(512, 512)], metavar='S', help='sides, or HxW (default: 512)'
     )
-    made.add_argument('--batch', type=positive, default=1, metavar='N', help='images in a batch (%(default)s)')
-    made.add_argument('--repeat', type=positive, default=5, metavar='N', help='runs that count (%(default)s)')
-    made.add_argument(
+    parser.add_argument('--batch', type=positive, default=1, metavar='N', help='images in a batch (%(default)s)')
+    parser.add_argument('--repeat', type=positive, default=5, metavar='N', help='runs that count (%(default)s)')
+    parser.add_argument(
         '--amp',
         nargs='?',
         const='auto',
@@ -32,14 +32,14 @@ def parser() -> Parser:
         choices=('auto', 'bf16', 'fp16', 'off'),
         help='precision of the network (default: off; --amp alone: auto)',
     )
-    made.add_shared('--compile', '--device', '--num-classes', '--cfg-options')
-    made.add_argument('--out', default='work_dirs/benchmark', metavar='D', help='folder of the files (%(default)s)')
-    return made
+    parser.add_shared('--compile', '--device', '--num-classes', '--cfg-options')
+    parser.add_argument('--out', default='work_dirs/benchmark', metavar='D', help='folder of the files (%(default)s)')
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure as `argv` says."""
-    args = parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     from pathlib import Path  # heavy from here on: after the arguments are known to be right
 
     from vitdense.commands import benchmark as benchmarking

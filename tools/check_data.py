@@ -26,23 +26,29 @@ if TYPE_CHECKING:
 WRONG = 3  # exit code of data that cannot be used as it is
 
 
-def parser() -> Parser:
+def make_parser() -> Parser:
     """Return the parser of the tool's arguments."""
-    made = Parser(prog='check_data.py', description=__doc__)
-    made.add_argument('data', metavar='DATA', help='a COCO annotation file, or a folder: label maps, class folders')
-    made.add_argument('images', metavar='IMAGES', nargs='?', help='the folder of the images')
-    made.add_argument('--classes', metavar='C', help='label maps: names in a file, or ade20k, cityscapes, voc, camvid')
-    made.add_shared('--num-classes', '--reduce-zero-label', '--value-range')
-    made.add_argument('--ignore', type=int, nargs='+', default=[255], metavar='V', help='label maps: what is no class')
-    made.add_argument('--shown', type=count, default=50, metavar='N', help='findings of a kind to print (%(default)s)')
-    made.add_argument('--out', metavar='FILE', help='write all findings and counts to this json file')
-    made.add_argument('--workers', type=positive, metavar='N', help='threads that read images')
-    return made
+    parser = Parser(prog='check_data.py', description=__doc__)
+    parser.add_argument('data', metavar='DATA', help='a COCO annotation file, or a folder: label maps, class folders')
+    parser.add_argument('images', metavar='IMAGES', nargs='?', help='the folder of the images')
+    parser.add_argument(
+        '--classes', metavar='C', help='label maps: names in a file, or ade20k, cityscapes, voc, camvid'
+    )
+    parser.add_shared('--num-classes', '--reduce-zero-label', '--value-range')
+    parser.add_argument(
+        '--ignore', type=int, nargs='+', default=[255], metavar='V', help='label maps: what is no class'
+    )
+    parser.add_argument(
+        '--shown', type=count, default=50, metavar='N', help='findings of a kind to print (%(default)s)'
+    )
+    parser.add_argument('--out', metavar='FILE', help='write all findings and counts to this json file')
+    parser.add_argument('--workers', type=positive, metavar='N', help='threads that read images')
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check as `argv` says; return 0, or 3 when something is wrong."""
-    args = parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     from pathlib import Path  # heavy from here on: after the arguments are known to be right
 
     from vitdense.data.formats.folder import parts_to_check

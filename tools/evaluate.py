@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from vitdense.commands.parser import Parser, label_pair, positive, run
 
 
-def parser() -> Parser:
+def make_parser() -> Parser:
     """Return the parser of the tool's arguments."""
-    made = Parser(prog='evaluate.py', description=__doc__)
-    kinds = made.add_subparsers(dest='kind', metavar='KIND', required=True, help='coco or semantic')
+    parser = Parser(prog='evaluate.py', description=__doc__)
+    kinds = parser.add_subparsers(dest='kind', metavar='KIND', required=True, help='coco or semantic')
     coco = kinds.add_parser('coco', help='score a COCO results file')
-    coco.add_argument('ground_truth', metavar='GROUND_TRUTH.json', help='COCO annotations of the images')
+    coco.add_argument('annotations', metavar='ANNOTATIONS.json', help='COCO annotations of the images')
     coco.add_argument('results', metavar='RESULTS.json', help='a list of image_id, category_id, bbox, score')
     coco.add_argument('--iou-type', choices=('bbox', 'segm'), default='bbox', help='compare boxes or masks')
     coco.add_argument(
@@ -39,7 +39,7 @@ def parser() -> Parser:
     coco.add_argument(
         '--ignore-unknown',
         action='store_true',
-        help='leave out predictions of categories that are not in GROUND_TRUTH.json, as pycocotools does',
+        help='leave out predictions of categories that are not in ANNOTATIONS.json, as pycocotools does',
     )
     semantic = kinds.add_parser('semantic', help='score a folder of label maps')
     semantic.add_argument('labels', metavar='LABEL_DIR', help='label maps: one class number for each pixel')
@@ -59,16 +59,16 @@ def parser() -> Parser:
     semantic.add_argument('--classes', metavar='C', help='names of the classes: a file, or ade20k, cityscapes, voc ...')
     for part in (coco, semantic):
         part.add_argument('--work-dir', default='work_dirs/evaluate', metavar='D', help='for scores (%(default)s)')
-    return made
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Score as `argv` says."""
-    args = vars(parser().parse_args(argv))
+    args = vars(make_parser().parse_args(argv))
     import vitdense.commands.evaluate as evaluation  # heavy: after the arguments are known to be right
 
     if args.pop('kind') == 'coco':
-        evaluation.evaluate_coco(args.pop('ground_truth'), args.pop('results'), **args)
+        evaluation.evaluate_coco(args.pop('annotations'), args.pop('results'), **args)
     else:
         pairs = args.pop('label_map')
         args['label_map'] = None if pairs is None else dict(pairs)

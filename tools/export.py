@@ -27,23 +27,23 @@ DIFFERENT = 5  # exit code of a graph whose outputs are not those of the model
 MOST = 32  # images of a folder that are compared
 
 
-def parser() -> Parser:
+def make_parser() -> Parser:
     """Return the parser of the tool's arguments."""
-    made = Parser(prog='export.py', description=__doc__)
-    made.add_argument('model', metavar='MODEL', help='a model folder, or the folder of a run')
-    made.add_argument('--out', metavar='D', required=True, help='the folder to write')
-    made.add_argument('--heads', metavar='A,B', help='heads to export (default: all)')
-    made.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='size of the images of the graph')
-    made.add_argument(
+    parser = Parser(prog='export.py', description=__doc__)
+    parser.add_argument('model', metavar='MODEL', help='a model folder, or the folder of a run')
+    parser.add_argument('--out', metavar='D', required=True, help='the folder to write')
+    parser.add_argument('--heads', metavar='A,B', help='heads to export (default: all)')
+    parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='size of the images of the graph')
+    parser.add_argument(
         '--dynamic', type=_dynamic, metavar='batch,size', help='what may differ from call to call, or none'
     )
-    made.add_argument('--verify', metavar='DATA|N', help='a folder of images, or a number of drawn ones')
-    return made
+    parser.add_argument('--verify', metavar='DATA|N', help='a folder of images, or a number of drawn ones')
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export as `argv` says; return 0, or 5 when outputs differ."""
-    args = parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     from pathlib import Path  # heavy from here on: after the arguments are known to be right
 
     from vitdense.export.folder import export_model, verify

@@ -19,24 +19,26 @@ from collections.abc import Sequence
 from vitdense.commands.parser import Parser, run
 
 
-def parser() -> Parser:
+def make_parser() -> Parser:
     """Return the parser of the tool's arguments."""
-    made = Parser(prog='import_weights.py', description=__doc__)
-    made.add_argument(
+    parser = Parser(prog='import_weights.py', description=__doc__)
+    parser.add_argument(
         'family', metavar='FAMILY', help='dinov2-linear, mae-upernet, vit-adapter, eomt, eomt-dinov3, rf-detr, lw-detr'
     )
-    made.add_argument('files', metavar='FILE', nargs='+', help='the checkpoint, or its parts: backbone and head')
-    made.add_argument('--config', metavar='C', required=True, help='our config of the same architecture')
-    made.add_argument('--out', metavar='DIR', required=True, help='the model folder to write')
-    made.add_argument('--base', metavar='FILE', help='the pretrained backbone, where the files are differences from it')
-    made.add_shared('--num-classes', '--cfg-options')
-    made.add_argument('--accept-licence', action='store_true', help='accept a restricted licence')
-    return made
+    parser.add_argument('files', metavar='FILE', nargs='+', help='the checkpoint, or its parts: backbone and head')
+    parser.add_argument('--config', metavar='C', required=True, help='our config of the same architecture')
+    parser.add_argument('--out', metavar='DIR', required=True, help='the model folder to write')
+    parser.add_argument(
+        '--base', metavar='FILE', help='the pretrained backbone, where the files are differences from it'
+    )
+    parser.add_shared('--num-classes', '--cfg-options')
+    parser.add_argument('--accept-licence', action='store_true', help='accept a restricted licence')
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Import as `argv` says."""
-    args = parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     from vitdense.config.load import load_config
     from vitdense.convert import import_weights as importing
     from vitdense.reporting.console import console, start_logging

@@ -15,25 +15,27 @@ from collections.abc import Sequence
 from vitdense.commands.parser import Parser, run
 
 
-def parser() -> Parser:
+def make_parser() -> Parser:
     """Return the parser of the tool's arguments."""
-    made = Parser(prog='merge_heads.py', description=__doc__)
-    made.add_argument('base', metavar='BASE', help='a model folder')
-    made.add_argument('--head', action='append', default=[], metavar='NAME=PATH', help='a head to add; may be repeated')
-    made.add_argument('--out', metavar='DIR', help='the model folder to write')
-    made.add_argument('--split', metavar='DIR', help='write the heads of BASE as files into this folder')
-    return made
+    parser = Parser(prog='merge_heads.py', description=__doc__)
+    parser.add_argument('base', metavar='BASE', help='a model folder')
+    parser.add_argument(
+        '--head', action='append', default=[], metavar='NAME=PATH', help='a head to add; may be repeated'
+    )
+    parser.add_argument('--out', metavar='DIR', help='the model folder to write')
+    parser.add_argument('--split', metavar='DIR', help='write the heads of BASE as files into this folder')
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Merge or split as `argv` says."""
-    made = parser()
-    args = made.parse_args(argv)
-    heads = dict(_pair(made, word) for word in args.head)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    heads = dict(_pair(parser, word) for word in args.head)
     if len(heads) < len(args.head):
-        made.error('two heads have one name')
+        parser.error('two heads have one name')
     if (args.split is None) == (args.out is None) or bool(heads) != (args.out is not None):
-        made.error('give --head NAME=PATH (one or more) and --out DIR, or --split DIR')
+        parser.error('give --head NAME=PATH (one or more) and --out DIR, or --split DIR')
     from vitdense.multihead.merge import merge_heads, split_heads
     from vitdense.reporting.console import console, start_logging  # heavy: after the arguments are known to be right
 
@@ -46,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     console().print(f'{args.out}: {", ".join(model.network.names)} on one backbone')
 
 
-def _pair(made: Parser, word: str) -> tuple[str, str]:
+def _pair(parser: Parser, word: str) -> tuple[str, str]:
     name, equals, path = word.partition('=')
     if not (name.isidentifier() and equals and path):
-        made.error(f"'{word}' is not NAME=PATH")
+        parser.error(f"'{word}' is not NAME=PATH")
     return name, path
 
 

@@ -17,25 +17,25 @@ from collections.abc import Sequence
 from vitdense.commands.parser import Parser, positive, rate, run
 
 
-def parser() -> Parser:
+def make_parser() -> Parser:
     """Return the parser of the tool's arguments."""
-    made = Parser(prog='probe.py', description=__doc__)
-    made.add_shared('config', '--device', '--workers', '--cfg-options')
-    made.add_argument('--heads', metavar='H,H', help='knn, linear, or both (default: what the task allows)')
-    made.add_argument('--backbones', nargs='+', default=[], metavar='N[=FILE]', help="timm's names, with own weights")
-    made.add_argument('--weights', nargs='+', default=[], metavar='FILE', help="files for the config's backbone")
-    made.add_argument('--branch', metavar='B', help='which linear head of the config (default: the first)')
-    made.add_argument('--lrs', nargs='+', type=rate, default=[], metavar='LR', help='learning rates to try')
-    made.add_argument(
+    parser = Parser(prog='probe.py', description=__doc__)
+    parser.add_shared('config', '--device', '--workers', '--cfg-options')
+    parser.add_argument('--heads', metavar='H,H', help='knn, linear, or both (default: what the task allows)')
+    parser.add_argument('--backbones', nargs='+', default=[], metavar='N[=FILE]', help="timm's names, with own weights")
+    parser.add_argument('--weights', nargs='+', default=[], metavar='FILE', help="files for the config's backbone")
+    parser.add_argument('--branch', metavar='B', help='which linear head of the config (default: the first)')
+    parser.add_argument('--lrs', nargs='+', type=rate, default=[], metavar='LR', help='learning rates to try')
+    parser.add_argument(
         '--steps', type=positive, metavar='N', help='steps of the linear head (default: 1000; label maps 400)'
     )
-    made.add_argument('--work-dir', metavar='D', help='where probe.json goes (default: work_dirs/CONFIG/probe)')
-    return made
+    parser.add_argument('--work-dir', metavar='D', help='where probe.json goes (default: work_dirs/CONFIG/probe)')
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Probe as `argv` says."""
-    args = parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     from vitdense.config.load import load_config  # heavy: after the arguments are known to be right
     from vitdense.probing.probe import probe
 

@@ -16,26 +16,28 @@ from collections.abc import Sequence
 from vitdense.commands.parser import Parser, run
 
 
-def parser() -> Parser:
+def make_parser() -> Parser:
     """Return the parser of the tool's arguments."""
-    made = Parser(prog='test.py', description=__doc__)
-    made.add_shared('config', help='a config file, configs/... of the installed package, or the folder of a run')
-    made.add_argument(
+    parser = Parser(prog='test.py', description=__doc__)
+    parser.add_shared('config', help='a config file, configs/... of the installed package, or the folder of a run')
+    parser.add_argument(
         'checkpoint', metavar='CHECKPOINT', nargs='?', help='a checkpoint, a model folder or a file of weights'
     )
-    made.add_argument('--data', metavar='FOLDER', help='test on the images of this folder, as --data of train.py')
-    made.add_argument('--split', choices=('train', 'val', 'test'), help='of the folder (default: test, else val)')
-    made.add_argument('--work-dir', metavar='D', help='where scores go (default: work_dirs/NAME_OF_CONFIG/test)')
-    made.add_argument('--out', metavar='D', help='write label maps (numbers of classes as trained) and scores here')
-    made.add_argument('--show-dir', metavar='D', help='write images with the predictions drawn on them here')
-    made.add_argument('--tta', action='store_true', help="average over the scales and flips of the config's model.tta")
-    made.add_shared('--device', '--amp', '--workers', '--compile', '--cfg-options', '--skip-bad-eval')
-    return made
+    parser.add_argument('--data', metavar='FOLDER', help='test on the images of this folder, as --data of train.py')
+    parser.add_argument('--split', choices=('train', 'val', 'test'), help='of the folder (default: test, else val)')
+    parser.add_argument('--work-dir', metavar='D', help='where scores go (default: work_dirs/NAME_OF_CONFIG/test)')
+    parser.add_argument('--out', metavar='D', help='write label maps (numbers of classes as trained) and scores here')
+    parser.add_argument('--show-dir', metavar='D', help='write images with the predictions drawn on them here')
+    parser.add_argument(
+        '--tta', action='store_true', help="average over the scales and flips of the config's model.tta"
+    )
+    parser.add_shared('--device', '--amp', '--workers', '--compile', '--cfg-options', '--skip-bad-eval')
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate as `argv` says."""
-    args = parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     import vitdense.commands.test as testing  # heavy: after the arguments are known to be right
     from vitdense.checkpoints.run_folder import config_and_checkpoint
     from vitdense.config.load import load_config

@@ -16,17 +16,17 @@ from collections.abc import Sequence
 from vitdense.commands.parser import Parser, count, run
 
 
-def parser() -> Parser:
+def make_parser() -> Parser:
     """Return the parser of the tool's arguments."""
-    made = Parser(prog='train.py', description=__doc__)
-    made.add_shared('config')
-    made.add_argument(
+    parser = Parser(prog='train.py', description=__doc__)
+    parser.add_shared('config')
+    parser.add_argument(
         '--data',
         metavar='FOLDER',
         help='train on the images of this folder: COCO, YOLO, PASCAL VOC, CSV, images and masks, or class folders',
     )
-    made.add_argument('--work-dir', metavar='D', help='where results go (default: work_dirs/NAME_OF_CONFIG)')
-    made.add_argument(
+    parser.add_argument('--work-dir', metavar='D', help='where results go (default: work_dirs/NAME_OF_CONFIG)')
+    parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
@@ -34,21 +34,21 @@ def parser() -> Parser:
         help='go on from a checkpoint or work directory; without PATH from the newest checkpoint of the work directory.'
         ' Weights and moments come from there, everything else from CONFIG (docs/resume.md)',
     )
-    made.add_argument('--weights', metavar='PATH', help='begin with these weights of the whole model')
-    made.add_argument(
+    parser.add_argument('--weights', metavar='PATH', help='begin with these weights of the whole model')
+    parser.add_argument(
         '--add-head',
         metavar='NAME',
         help='train this branch of CONFIG alone, on the trained model of --weights (a model folder or checkpoint)',
     )
-    made.add_argument('--seed', type=count, metavar='N', help='seed of everything random')
-    made.add_shared('--device', '--amp', '--workers', '--compile', '--cfg-options', '--skip-bad-eval')
-    made.add_argument('--dry-run', action='store_true', help='one step and one validation batch, nothing kept')
-    return made
+    parser.add_argument('--seed', type=count, metavar='N', help='seed of everything random')
+    parser.add_shared('--device', '--amp', '--workers', '--compile', '--cfg-options', '--skip-bad-eval')
+    parser.add_argument('--dry-run', action='store_true', help='one step and one validation batch, nothing kept')
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as `argv` says."""
-    args = parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     import vitdense.commands.train as training  # heavy: after the arguments are known to be right
     from vitdense.config.load import load_config
 

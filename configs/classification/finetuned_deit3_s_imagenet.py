@@ -5,7 +5,7 @@
 Aims at 83.4 top-1 (facebookresearch/deit, README_revenge.md; the checkpoint it begins with has 81.4 at 224 pixels).
 Recipe: the checkpoint's own classifier goes on; AdamW at a constant 1e-5 after 5 epochs of warm-up (DeiT's cosine ends
 at 1e-5 as well), weight decay 0.1, no layer decay, no drop path, 20 epochs of batches of 512; RandAugment, mixup 0.8,
-cutmix 1.0, label smoothing 0.1; validation sees whole images of 384.
+cutmix 1.0, label smoothing 0.1; validation on whole images of 384.
 
 One update is 8 batches of 64 images, which the processes share. Where 512 images fit at once, as on 8 GPUs, set
 train_dataloader.batch_size=512 optim_wrapper.accumulative_counts=1 schedule.warmup_iters=12_511.

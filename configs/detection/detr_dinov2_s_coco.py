@@ -6,8 +6,8 @@ No published number for this backbone (with a ResNet-50 DETR reaches 42.0 AP in 
 queries, six encoder and decoder layers on the one map of stride 16; AdamW 1e-4, backbone at a tenth, weight decay
 1e-4, gradients clipped at 0.1, 300 epochs of 16 images with DETR's sizes, a tenth of the rate after 200.
 
-Cost: about ten days on eight 24 GB GPUs (`torchrun --nproc_per_node 8`: two images each); it is here because everybody
-knows it. The deformable heads learn as much in a tenth of the time.
+Cost: about ten days on eight 24 GB GPUs (`torchrun --nproc_per_node 8`: two images each); a reference for the
+deformable heads, which reach the same in a tenth of the time.
 """
 
 from mmengine.config import read_base

@@ -238,7 +238,7 @@ def _unreadable(where: str, error: DataError, more: str = '') -> Finding:
 
 def _summary_of(arrays: CocoArrays, info: CocoFileInfo, images: Path | None) -> list[tuple[str, str]]:
     empty = int((np.diff(arrays.starts) == 0).sum())
-    drawn = int((np.diff(arrays.segments.ends, prepend=0) > 0).sum())
+    with_segments = int((np.diff(arrays.segments.ends, prepend=0) > 0).sum())
     ids = info.category_ids
     root = '' if info.root is None else f'; id {info.root} only groups the others and is no class'
     gaps = '' if ids == list(range(ids[0], ids[0] + len(ids))) else ', with gaps'
@@ -247,7 +247,7 @@ def _summary_of(arrays: CocoArrays, info: CocoFileInfo, images: Path | None) -> 
         ('images without annotations', f'{empty:,}'),
         ('annotations', f'{len(arrays.ids):,}'),
         ('crowds', f'{int(arrays.crowd.sum()):,}'),
-        ('with segmentation', f'{drawn:,}'),
+        ('with segmentation', f'{with_segments:,}'),
         ('categories', f'{len(ids)}, ids {ids[0]} ... {ids[-1]}{gaps}{root}'),
     ]
 

@@ -103,8 +103,8 @@ class _Results:
         known = list(self.numbering.categories)
         fix = 'write the category ids of the annotation file; --ignore-unknown leaves out predictions of other '
         fix += 'categories, as pycocotools does'
-        given = {row.get('category_id') for row in self.records if type(row.get('category_id')) is int}
-        if given <= set(range(len(known))) and known != list(range(len(known))):
+        used = {row.get('category_id') for row in self.records if type(row.get('category_id')) is int}
+        if used <= set(range(len(known))) and known != list(range(len(known))):
             fix = (
                 f'they look like class numbers from 0: write the ids of the categories instead, {known[:3]} ...; or '
                 + fix

@@ -34,7 +34,7 @@ logger = logging.getLogger('vitdense')
 
 
 def evaluate_coco(
-    ground_truth: str | Path,
+    annotations: str | Path,
     results: str | Path,
     *,
     iou_type: IouType = 'bbox',
@@ -50,7 +50,7 @@ def evaluate_coco(
     annotation file does not have are left out, as in pycocotools. Annotations that pycocotools cannot read are
     errors. Raises DataError, NumericsError when predictions are not finite.
     """
-    annotations_path, results_path = Path(ground_truth), Path(results)
+    annotations_path, results_path = Path(annotations), Path(results)
     metric = CocoAP(iou_type=iou_type, engine=engine, max_detections=max_detections)
     base = _start(work_dir)
     arrays, info = open_coco(annotations_path, masks=iou_type == 'segm')

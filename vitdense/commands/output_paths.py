@@ -1,4 +1,4 @@
-"""Where the outputs of every test image go: its path below its data set, the same in every process."""
+"""Paths of the outputs of test images: those of the images below their data set, the same in every process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger('vitdense')
 
 
 class Place(NamedTuple):
-    """Where the outputs of one image go."""
+    """The output path of an image."""
 
     folder: Path  # of its test set and its data set within a mixture; empty where there is one of each
     name: str  # the path of the image below its data set, without suffix
@@ -37,7 +37,7 @@ class OutputPaths:
         self._places: dict[tuple[str, str, str], Place] = {}  # by test set, data set and path of the image
         self._repeated: dict[tuple[str, str, str], str] = {}  # images listed more than once: what precedes their id
         self._inputs: set[str] = set()
-        self._homes: set[str] = set()  # folders of images
+        self._image_folders: set[str] = set()  # folders of images
         self._warned = False
         for name, dataset in datasets_of(loader).items():
             for folder, part in _parts(dataset, Path(name)):
@@ -65,22 +65,26 @@ class OutputPaths:
                 why='the folder for outputs is the folder of the images or of the label maps',
                 fix='choose another folder with --out or --show-dir',
             )
-        if not self._warned and any(f'{folder}/'.startswith(f'{home}/') for home in self._homes):
+        if not self._warned and any(
+            f'{folder}/'.startswith(f'{image_folder}/') for image_folder in self._image_folders
+        ):
             self._warned = True
             logger.warning('%s lies in a folder of images: data sets that list it will find the outputs there', folder)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def _add(self, test_set: str, folder: Path, dataset: Any) -> None:
-        home, files = dataset.image_files()
-        self._homes.add(os.path.realpath(home))
+        image_folder, files = dataset.image_files()
+        self._image_folders.add(os.path.realpath(image_folder))
         counts = Counter(str(PurePosixPath(file)) for file in files)
         self._inputs |= set(
-            _real_paths(dataset.paths() if isinstance(dataset, FilePathsDataset) else (home / file for file in counts))
+            _real_paths(
+                dataset.paths() if isinstance(dataset, FilePathsDataset) else (image_folder / file for file in counts)
+            )
         )
         stems = distinct_stems(list(counts))
         for (file, count), stem in zip(counts.items(), stems, strict=True):
-            key = (test_set, dataset.name, str(home / file))
+            key = (test_set, dataset.name, str(image_folder / file))
             self._places[key] = Place(folder, stem)
             if count > 1:
                 before = f'{stem}_'
@@ -123,12 +127,12 @@ def _parts(dataset: Any, folder: Path) -> Iterator[tuple[Path, Any]]:
 
 def _real_paths(paths: Iterable[Path]) -> Iterator[str]:
     """Yield the paths with the links of their folders, which are looked up once each, followed."""
-    homes: dict[str, str] = {}
+    folders: dict[str, str] = {}
     for path in paths:
-        home, name = os.path.split(path)
-        if home not in homes:
-            homes[home] = os.path.realpath(home)
-        yield os.path.join(homes[home], name)
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        yield os.path.join(folders[folder], name)
 
 
 def _safe(name: str) -> str:

@@ -65,8 +65,8 @@ def test(
     start_processes(choose_device(device))
     start_logging(base)
     hook = PredictionHook(out and Path(out), show_dir and Path(show_dir))
-    given = dict(device=device, tta=tta, compiled=compiled, skip_bad_eval=skip_bad_eval)
-    runner = make_tester(cfg, base, checkpoint, **given, hooks=(hook,))
+    options = dict(device=device, tta=tta, compiled=compiled, skip_bad_eval=skip_bad_eval)
+    runner = make_tester(cfg, base, checkpoint, **options, hooks=(hook,))
     try:
         with explained():
             metrics = finite(runner.test())

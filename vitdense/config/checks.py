@@ -1,4 +1,4 @@
-"""Check a config as a whole when it is loaded: types and ranges of every section, and of every argument of a part."""
+"""Checks of whole configs: types and ranges of every section and of every argument of a part."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LIMITS: dict[str, Limits] = {
     **dict.fromkeys(('drop_path', 'dropout', 'label_smoothing', 'drop_rate', 'proj_drop_rate', 'attn_drop_rate'), PART),
     **dict.fromkeys(('pos_drop_rate', 'patch_drop_rate', 'drop_path_rate'), PART),
 }
-# What a class at a key must have, so that one of another kind is told at once.
+# An attribute that the class at a key must have
 NEEDS = (
     (r'model', 'train_step', 'a model, such as vitdense.model.DenseModel'),
     (r'model\.network(\.backbone|\.branches\.[^.]+\.(adapter|head))?', 'forward', 'a torch.nn.Module'),
@@ -64,7 +64,7 @@ def check_config(content: dict[str, Any], file: str, options: Mapping[str, str] 
     """Raise ConfigError, with the key and what is allowed, for anything that cannot be in the complete config.
 
     `options` are the values of a command line as they were spelt, by key; where a path or a name is meant, what looks
-    like a number becomes a word in `content`.
+    like a number becomes a string in `content`.
     """
     _Check(file, dict(options or {})).section(content, ConfigFile, '')
 
@@ -165,7 +165,7 @@ class _Check:
             raise ConfigError(error.message, where=where, why=error.why, fix=error.fix) from error
 
     def value(self, value: Any, hint: Any, key: str, limits: Limits) -> Any:
-        """Return what stands at `key`, a number as a word where one is meant."""
+        """Return the value at `key`, a number as a string where one is expected."""
         try:
             return fit(value, hint, key, limits, self.options.get(key))
         except Unfit as error:
@@ -174,7 +174,7 @@ class _Check:
     def unknown(self, key: str, name: str, known: Sequence[str], section: str, part: str = '') -> NoReturn:
         fix = f"remove or rename '{key}'"
         if name == 'num_classes':
-            fix = 'remove it: the number of classes is a fact of the data; classes=[...] of a data set names them'
+            fix = 'remove it: the number of classes comes from the data; classes=[...] of a data set names them'
         message = f"{part} takes no argument '{name}'" if part else f"unknown key '{key}'"
         holder = f'arguments of {part}' if part else f'keys of {section or "a config"}'
         raise ConfigError(
@@ -195,13 +195,13 @@ class _Check:
 
     def where(self, key: str) -> str:
         """Return the option that gave `key` a value, or the file."""
-        given = [name for name in self.options if f'{key}.'.startswith(f'{name}.')]
-        return f'--cfg-options {given[-1]}={self.options[given[-1]]}' if given else f'{self.file}: {key}'
+        matching = [name for name in self.options if f'{key}.'.startswith(f'{name}.')]
+        return f'--cfg-options {matching[-1]}={self.options[matching[-1]]}' if matching else f'{self.file}: {key}'
 
 
 @cache
 def _parameters(kind: Any) -> Mapping[str, inspect.Parameter] | None:
-    """Return the arguments that `kind` takes by name; None where it takes any, or cannot say."""
+    """Return the arguments that `kind` takes by name; None where it takes any, or they cannot be read."""
     try:
         parameters = inspect.signature(kind).parameters
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The classes of a config whose data need not be there."""
+"""The classes of a config, also where its data is absent."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ FIELDS = ('labels', 'semantic', 'image_label')
 
 
 def metainfo_of(cfg: Config, *, num_classes: int | None = None) -> dict[str, Any]:
-    """Return the metainfo (`classes`, ...) of a config's data, of its file names of classes, or `num_classes` made up.
+    """Return the metainfo (`classes`, ...) of a config's data, else of the class names in the config.
 
-    Raises ConfigError where nobody knows how many classes there are.
+    With `num_classes` it has that many placeholders.
+
+    Raises ConfigError where the number of classes is not known.
     """
     if num_classes is not None:
         return {'classes': dict.fromkeys(FIELDS, [f'class {number}' for number in range(num_classes)])}

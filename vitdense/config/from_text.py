@@ -1,4 +1,4 @@
-"""Configs that checkpoints carry as text: read as data, nothing of them is run."""
+"""Configs stored in checkpoints as text, read as data without running them."""
 
 from __future__ import annotations
 

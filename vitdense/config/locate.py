@@ -1,4 +1,4 @@
-"""Config files: where they are, and what they leave behind when they run.
+"""Finding and running of config files.
 
 A config is new-style mmengine Python. mmengine 0.10.7 finds absolute bases (`from vitdense.configs.X import *`) with a
 package that setuptools has dropped, and only in a folder of the package; so files are run here, with its parts.
@@ -32,17 +32,17 @@ def find_config(path: str | Path) -> Path:
     path = Path(path)
     if path.is_file():
         return path
-    homes = _homes()
+    folders = _config_folders()
     relative = Path(*path.parts[1:]) if path.parts[:1] == ('configs',) else path
-    for home in homes:
-        if not relative.is_absolute() and (home / relative).is_file():
-            return home / relative
-    known = [f'configs/{file.relative_to(home)}' for home in homes for file in home.rglob('*.py')]
+    for folder in folders:
+        if not relative.is_absolute() and (folder / relative).is_file():
+            return folder / relative
+    known = [f'configs/{file.relative_to(folder)}' for folder in folders for file in folder.rglob('*.py')]
     beside = [str(file) for file in path.parent.glob('*.py')]
     raise ConfigError(
         f"no config '{path}'{did_you_mean(str(path), [*beside, *known], cutoff=0.8)}",
         where=str(path),
-        why='there is no such file, here or among the configs that vitdense brings',
+        why='there is no such file, here or among the configs of vitdense',
         fix='check the spelling; run from the folder that the path is relative to',
     )
 
@@ -67,7 +67,7 @@ def read_config(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
             f"cannot read '{path.name}': {type(error).__name__}",
             where=_place(error, files),
             why=str(error) or 'a config must not call imported functions: it holds dicts, numbers and classes at type=',
-            fix='mend the line; VITDENSE_DEBUG=1 shows the traceback',
+            fix='correct the line; VITDENSE_DEBUG=1 shows the traceback',
         ) from error
     return {
         key: _plain(value, key, str(path))
@@ -77,7 +77,7 @@ def read_config(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _run(path: Path, keys: tuple[str, ...], files: list[str]) -> tuple[ConfigDict, set[str]]:
-    """Return what the file at `path` and its bases leave behind, and the names among it that are imports.
+    """Return the names that the file at `path` and its bases define, and which of them are imports.
 
     `files` is the chain of files that are being read, the leaf first.
     """
@@ -107,7 +107,7 @@ def _run(path: Path, keys: tuple[str, ...], files: list[str]) -> tuple[ConfigDic
 
 
 class _Base(dict):
-    """What a base leaves behind, by name; its test sections may be those of validation."""
+    """The names that a base defines; its test sections may be those of validation."""
 
     def __init__(self, content: ConfigDict, module: str) -> None:
         super().__init__(dict.items(content))
@@ -119,7 +119,7 @@ class _Base(dict):
         raise ConfigError(
             f"'{self.module}' has no '{name}'{did_you_mean(name, self)}",
             where=f'from {self.module} import {name}',
-            why=f'the file leaves these names behind: {", ".join(self)}',
+            why=f'the file defines: {", ".join(self)}',
             fix='import one of them, or *',
         )
 
@@ -132,11 +132,11 @@ def _base_file(module: str, path: Path) -> Path:
     name = module.lstrip('.')
     level = len(module) - len(name)
     if level:
-        home = path.absolute().parents[level - 1]
-        file = home.joinpath(*name.split('.')).with_suffix('.py')
+        folder = path.absolute().parents[level - 1]
+        file = folder.joinpath(*name.split('.')).with_suffix('.py')
         near = [f'{"." * level}{each.stem}' for each in file.parent.glob('*.py')]
     else:
-        file, near = _module_file(module), _brought()
+        file, near = _module_file(module), _shipped()
     if file is not None and file.is_file():
         return file
     raise ConfigError(
@@ -144,7 +144,7 @@ def _base_file(module: str, path: Path) -> Path:
         where=f'{path}: from {module} import *',
         why=f'there is no file {file}' if level else 'no such module can be imported',
         fix='name a file beside this one as .NAME, one of a folder above as ..NAME,\n'
-        'and one that vitdense brings as vitdense.configs.FOLDER.NAME',
+        'and one of vitdense as vitdense.configs.FOLDER.NAME',
     )
 
 
@@ -156,15 +156,15 @@ def _module_file(module: str) -> Path | None:
     return Path(spec.origin) if spec and spec.origin else None
 
 
-def _homes() -> list[Path]:
+def _config_folders() -> list[Path]:
     """Return the folders of `vitdense.configs`, wherever this installation has them."""
     spec = importlib.util.find_spec('vitdense.configs')
-    return [Path(home) for home in (spec.submodule_search_locations or ())] if spec else []
+    return [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
 
 
-def _brought() -> list[str]:
-    """Return the configs that vitdense brings, as modules."""
-    files = [file.relative_to(home).with_suffix('') for home in _homes() for file in home.rglob('*.py')]
+def _shipped() -> list[str]:
+    """Return the configs of vitdense, as modules."""
+    files = [file.relative_to(folder).with_suffix('') for folder in _config_folders() for file in folder.rglob('*.py')]
     return ['.'.join(('vitdense.configs', *file.parts)) for file in files]
 
 
@@ -184,7 +184,7 @@ def _place(error: Exception, files: list[str]) -> str:
 def _lazily() -> Iterator[None]:
     """Let mmengine read configs without importing their classes, but the standard library as it is.
 
-    mmengine 0.10.7 tells that library by the folder of the Python program, which is another in virtual environments.
+    mmengine 0.10.7 recognises that library by the folder of the Python program, which differs in virtual environments.
     """
     with _one_at_a_time:  # both are switches of the whole process
         original = mmengine_config._is_builtin_module

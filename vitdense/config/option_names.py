@@ -1,4 +1,4 @@
-"""Names that other programs have for an option, and what it is called here."""
+"""Names of options in other programs, and their names here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from vitdense.errors import did_you_mean
 
 SIZE = 'train_dataloader.dataset.transforms.STEP.size'
-# our option, or a key of the config: the names of others. The first that a tool has is meant.
+# our option, or a key of the config: the names of others. The first one that a tool has is suggested.
 KNOWN_AS: dict[str, str] = {
     '--min-score': 'conf confidence conf-thres conf-threshold score score-thr score-threshold threshold thresh',
     '--size': 'imgsz img-size image-size input-size resolution',
@@ -56,9 +56,9 @@ KNOWN_AS: dict[str, str] = {
 
 
 def suggestion(word: str, options: Iterable[str]) -> str:
-    """Return what an unknown option `word` may have meant, among `options` and, by `--cfg-options`, the config.
+    """Return the suggestion for an unknown option `word`, among `options` and, by `--cfg-options`, the config.
 
-    An option of the same meaning comes first, then one that is spelt nearly so; else the answer is empty.
+    An option of the same meaning comes first, then one of similar spelling; otherwise the result is empty.
     """
     options = list(options)
     name = word.lstrip('-').lower().replace('_', '-')

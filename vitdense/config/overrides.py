@@ -2,8 +2,8 @@
 
 * `model.network.backbone.drop_path=0.2`: a dotted path; list items by number (`val_evaluator.0.head=sem`).
 * The key must exist; a misspelt one is refused with the nearest match. `+K=V` adds a key.
-* V is a Python literal where it can be (`0.1`, `None`, `(1, 2)`, `{'a': 1}`, `dict(a=1)`), or a list of words
-  (`[road, sky]`); anything else is a word. What looks like a number stays a word where a path or a name is meant.
+* V is a Python literal where possible (`0.1`, `None`, `(1, 2)`, `{'a': 1}`, `dict(a=1)`), or a list of
+  unquoted strings (`[road, sky]`); anything else is a string, also a number where a path or a name is expected.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class _DictCalls(ast.NodeTransformer):
 
 
 def _set(content: Any, path: Sequence[str], value: Any, *, option: str, added: bool, root: dict) -> None:
-    """Walk to the holder of the last key and set it; tuples on the way are made anew."""
+    """Walk to the holder of the last key and set it; tuples on the way become lists."""
     key, rest = path[0], path[1:]
     if isinstance(content, list):
         row = _row(content, key, option)
@@ -131,8 +131,8 @@ def _places(content: Any, wanted: Sequence[str], path: tuple[str, ...] = ()) -> 
 
 
 def _unknown(content: dict[str, Any], key: str, option: str, root: dict[str, Any]) -> ConfigError:
-    """Return the error for a key that is not there. It knows the arguments of the recipe, other places in the config
-    (`root`) that the option may have meant, and names of other programs.
+    """Return the error for a key that is not there. Suggestions are arguments of the recipe, other keys of the config
+    (`root`) and names of other programs.
     """
     path = option.partition('=')[0].lstrip('+').split('.')
     places = _places(root, path)

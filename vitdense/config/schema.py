@@ -1,6 +1,6 @@
 """The sections of a config.
 
-Fields are keys, their defaults are filled in, and their annotations say what a value may be.
+Fields are keys; their defaults are filled in, and values are checked against their annotations.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class OptimSection:
 
 @dataclass
 class ScheduleSection:
-    """`schedule`: how long a run is, and how its learning rate moves."""
+    """`schedule`: length of a run and learning rate schedule."""
 
     max_iters: Sizes | None = None
     max_epochs: Sizes | None = None
@@ -57,7 +57,7 @@ class ScheduleSection:
 
 @dataclass
 class CheckpointSection:
-    """`checkpoint`: when a run saves, and what is best."""
+    """`checkpoint`: when a run saves, and the score of the best weights."""
 
     interval: Sizes | None = None
     keep: Sizes = 2
@@ -75,7 +75,7 @@ class EmaSection:
 
 @dataclass
 class EarlyStoppingSection:
-    """`early_stopping`: when a run is over before its end."""
+    """`early_stopping`: stop when a score no longer improves."""
 
     monitor: str | Annotated[Sequence[str], Limits(empty=False)]
     rule: Rule = 'greater'

@@ -1,4 +1,4 @@
-"""Sections of a config file share no objects, while the file runs: what is assigned twice is copied.
+"""Sections of a config file share no objects: what is assigned twice is copied while the file runs.
 
 In Python `test_dataloader = val_dataloader` gives one object two names, and a change of the test set changes the
 validation set too. Here each section owns its dicts and lists: after every statement of the file, what two places hold
@@ -64,9 +64,9 @@ class Sections:
             kept.add(id(value))
             self.owners[id(value)] = (key, value)
             for item_key, item in list(dict.items(value) if isinstance(value, dict) else enumerate(value)):
-                made = own(item, key, f'{name}.{item_key}')
-                if made is not item:
-                    (dict if isinstance(value, dict) else list).__setitem__(value, item_key, made)
+                owned = own(item, key, f'{name}.{item_key}')
+                if owned is not item:
+                    (dict if isinstance(value, dict) else list).__setitem__(value, item_key, owned)
             return value
 
         for key in (*(key for key in self.keys if key not in FOLLOWS), *FOLLOWS):  # the test copies validation's
@@ -130,12 +130,12 @@ def watched(tree: ast.Module) -> ast.Module:
 
 
 def copied(value: Any) -> Any:
-    """Return `value` with dicts and lists of its own, of the same classes; what is no container stays itself."""
+    """Return a copy of the dicts and lists of `value`, of the same classes; other values are shared."""
     if isinstance(value, dict):
-        made = type(value)()
+        copy = type(value)()
         for key, item in dict.items(value):
-            dict.__setitem__(made, key, copied(item))
-        return made
+            dict.__setitem__(copy, key, copied(item))
+        return copy
     return type(value)(map(copied, value)) if isinstance(value, list | tuple) else value
 
 

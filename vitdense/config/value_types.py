@@ -1,4 +1,4 @@
-"""Whether a value of a config is what an annotation asks for, and what the annotation allows, in words."""
+"""Checks of config values against annotations, and descriptions of what an annotation allows."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ class Unfit(Exception):
 
 
 def fit(value: Any, hint: Any, key: str, limits: Limits = ANY, text: str | None = None) -> Any:
-    """Return `value` if it is what the annotation `hint` asks for. Raises Unfit.
+    """Return `value` if the annotation `hint` allows it. Raises Unfit.
 
-    `limits` hold for every number in it. `text` is how a command line spells the value: where a word is meant, a
-    number is that word (a folder called 2024).
+    `limits` hold for every number in it. `text` is the value as spelt on a command line: where a string is
+    expected, a number is that string (a folder called 2024).
     """
     try:
         _fit(value, hint, key, limits)
@@ -154,7 +154,7 @@ def _holds(value: Any, hint: Any, origin: Any) -> bool:
         return isinstance(value, int | str)
     if is_part(hint):
         return isinstance(value, Mapping) and 'type' in value
-    return not _is_tensor(hint)  # an annotation that says nothing about data allows all
+    return not _is_tensor(hint)  # other annotations allow everything
 
 
 def is_part(hint: Any) -> bool:
@@ -206,7 +206,7 @@ def describe(hint: Any, limits: Limits = ANY) -> str:
 
 
 def _fix(value: Any, hint: Any, key: str) -> str:
-    """Return how a value is written that is nearly right, or ''."""
+    """Return the correct spelling of a nearly correct value, or ''."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     lists = [kind for kind in kinds if get_origin(kind) in (Sequence, list, tuple)]
     if lists and value is not None and not isinstance(value, list | tuple | dict):
@@ -223,7 +223,7 @@ def _fix(value: Any, hint: Any, key: str) -> str:
 
 @cache
 def hints_of(kind: Any) -> dict[str, Any]:
-    """Return the annotations of the arguments of a class or function; none where they cannot be read."""
+    """Return the annotations of the arguments of a class or function; empty where they cannot be read."""
     hints: dict[str, Any] = {}
     for source in (kind, getattr(kind, '__init__', None)):
         try:

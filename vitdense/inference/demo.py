@@ -96,7 +96,7 @@ class Demo:
         finally:
             self.seconds += time.perf_counter() - start
         if not self.entries and not self._stopped:
-            self._guard.raise_nothing(len(inputs))
+            self._guard.raise_all_failed(len(inputs))
 
     def save(self, path: Path) -> None:
         """Write all results and times to a json file. Raises DiskError."""
@@ -177,11 +177,11 @@ class Demo:
     def _write_image(self, item: Input, result: Result) -> tuple[dict[str, Any], np.ndarray]:
         start = time.perf_counter()
         image = self._draw(result)
-        drawn = time.perf_counter()
+        write_start = time.perf_counter()
         suffix = '.jpg' if item.source.suffix.lower() in ('.jpg', '.jpeg') else '.png'
         path = write_image(image, self.names.name(item, suffix))
         labels = self._write_labels(item, result) if self.options.labels else {}
-        times = {**result.times, 'draw': drawn - start, 'write': time.perf_counter() - drawn}
+        times = {**result.times, 'draw': write_start - start, 'write': time.perf_counter() - write_start}
         entry = {
             'file': str(item.source),
             'kind': 'image',

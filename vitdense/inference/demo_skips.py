@@ -47,7 +47,7 @@ class InputGuard:
         self.skipped.append({'file': str(item.source), 'reason': error.message})
         logger.warning('skipped %s', error.message)
 
-    def raise_nothing(self, number: int) -> NoReturn:
+    def raise_all_failed(self, number: int) -> NoReturn:
         """Raise the error of a call in which all of `number` inputs failed, of the type of the first one."""
         first = self._errors[0] if self._errors else None
         kind = type(first) if isinstance(first, DiskError | ResourceError) else DataError

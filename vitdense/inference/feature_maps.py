@@ -22,7 +22,7 @@ TILES = 8  # panels side by side, at most
 
 
 class Prepared(NamedTuple):
-    """One image as the network sees it."""
+    """An image as input of the network."""
 
     imgs: Tensor  # (1, 3, H, W) float32 normalised
     shown: np.ndarray  # (H, W, 3) uint8, the same before that

@@ -42,7 +42,7 @@ def find_inputs(words: Sequence[str], *, outside: Path | None = None) -> list[In
     """
     inputs: dict[object, Input] = {}
     for word in words:
-        for item in list(_named_by(word, outside)) or [_nothing(word)]:
+        for item in list(_named_by(word, outside)) or [_unusable(word)]:
             inputs.setdefault(item.source if item.kind == 'camera' else item.source.resolve(), item)
     items = list(inputs.values())
     if all(item.kind == 'unusable' for item in items):
@@ -98,13 +98,13 @@ def _walk(folder: Path) -> Iterator[Path]:
     def warn(error: OSError) -> None:
         logger.warning('%s: a folder that cannot be read is left out: %s', error.filename, error.strerror)
 
-    for home, folders, names in os.walk(folder, followlinks=True, onerror=warn):
-        real = os.path.realpath(home)
+    for folder_path, folders, names in os.walk(folder, followlinks=True, onerror=warn):
+        real = os.path.realpath(folder_path)
         if real in visited:
             folders.clear()
             continue
         visited.add(real)
-        yield from (Path(home, name) for name in names)
+        yield from (Path(folder_path, name) for name in names)
 
 
 def _folder_of(path: Path) -> Path:
@@ -119,7 +119,7 @@ def _below(file: Path, word: Path) -> Path:
     return file.relative_to(folder) if file.is_relative_to(folder) else Path(file.name)
 
 
-def _nothing(word: str) -> Input:
+def _unusable(word: str) -> Input:
     """Return the unusable input of a word that names nothing, with the reason."""
     path = Path(word)
     if path.is_dir():

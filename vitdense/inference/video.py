@@ -67,7 +67,7 @@ class VideoReader:
         first = self._decode() if self._capture.isOpened() else None
         if first is None:
             self._capture.release()
-            raise self._nothing()
+            raise self._unreadable()
         self.size = first[0].shape[:2]
         ahead = [first]
         self.fps = self._frame_rate(self._capture.get(cv2.CAP_PROP_FPS), ahead)
@@ -165,7 +165,7 @@ class VideoReader:
         logger.warning('%s: a frame rate of %g is not possible; using %g', self.name, fps, used)
         return used
 
-    def _nothing(self) -> DataError:
+    def _unreadable(self) -> DataError:
         if self.is_camera:
             cameras = ', '.join(sorted(str(path) for path in Path('/dev').glob('video*'))) or 'none'
             return DataError(

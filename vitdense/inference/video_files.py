@@ -80,15 +80,15 @@ def quiet_opencv() -> None:
 
 @contextmanager
 def muted_stderr() -> Iterator[None]:
-    """Drop what is written to file descriptor 2: OpenCV prints a line about VP9 there, whatever it is told."""
+    """Drop what is written to file descriptor 2: OpenCV always prints a line about VP9 there."""
     try:
         kept = os.dup(2)
     except OSError:  # there is no stderr
         yield
         return
     try:
-        with open(os.devnull, 'w') as nothing:
-            os.dup2(nothing.fileno(), 2)
+        with open(os.devnull, 'w') as devnull:
+            os.dup2(devnull.fileno(), 2)
         yield
     finally:
         os.dup2(kept, 2)
