@@ -31,7 +31,7 @@ TESTS = {  # file of the package, or config -> its tests
     'vitdense/ops/mask_labels.py': MASKS,
     'vitdense/ops/mixing.py': ['tests/ops/test_mixing.py'],
     'vitdense/train/schedule.py': ['tests/train/test_schedule.py'],
-    'vitdense/train/mask_annealing.py': ['tests/train/test_mask_annealing.py'],
+    'vitdense/train/hooks/mask_annealing.py': ['tests/train/hooks/test_mask_annealing.py'],
     'vitdense/train/optim.py': ['tests/train/test_optim.py', f'{RECIPE}[detection/dino_mae_b_coco_12ep]'],
     'vitdense/data/transforms/common.py': [
         'tests/data/transforms/test_common.py',

@@ -143,9 +143,14 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def trainer(config_file: Path, tmp_path: Path, one_thread: None) -> Callable[..., Any]:
     """Make a runner of the tiny config with `options`, working in `tmp_path / name`."""
     from vitdense.config.load import load_config
+    from vitdense.multihead.add_head import choose_start
     from vitdense.train.build import make_trainer
 
-    def make(name: str = 'run', options: tuple[str, ...] = (), **arguments) -> Any:
-        return make_trainer(load_config(config_file, options), tmp_path / name, device='cpu', **arguments)
+    def make(
+        name: str = 'run', options: tuple[str, ...] = (), *, checkpoint: Any = None, weights: Any = None, **arguments
+    ) -> Any:
+        cfg = load_config(config_file, options)
+        start = choose_start(cfg, weights=weights, checkpoint=checkpoint)
+        return make_trainer(cfg, tmp_path / name, start=start, device='cpu', **arguments)
 
     return make

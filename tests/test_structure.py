@@ -36,25 +36,34 @@ MAY_IMPORT = {  # folder or file of the package -> the others that it may import
     'config': {'data'},
     'checkpoints': {'backbones', 'config', 'data', 'layers', 'model'},
     'reporting': {'checkpoints', 'metrics', 'visualize'},
-    'train': {'checkpoints', 'config', 'data', 'metrics', 'model', 'reporting'},
-    'multihead': {'backbones', 'checkpoints', 'config', 'model'},
+    'loading': {'config', 'data', 'metrics', 'reporting'},
+    'train': {'checkpoints', 'config', 'data', 'loading', 'metrics', 'model', 'reporting'},
+    'multihead': {'backbones', 'checkpoints', 'config', 'model', 'train'},
     'convert': {'backbones', 'checkpoints', 'config', 'data'},
-    'probing': {'data', 'heads', 'model', 'ops', 'reporting', 'train'},
+    'probing': {'config', 'data', 'heads', 'loading', 'model', 'ops', 'reporting', 'train'},
     'export': {'checkpoints', 'data', 'model'},
     'inference': {'backbones', 'checkpoints', 'config', 'data', 'export', 'layers', 'model', 'test_time', 'visualize'},
     'commands': {
-        'checkpoints', 'config', 'convert', 'data', 'export', 'inference', 'metrics', 'model', 'multihead', 'ops',
-        'probing', 'reporting', 'test_time', 'train', 'visualize',
+        'checkpoints', 'config', 'convert', 'data', 'export', 'inference', 'loading', 'metrics', 'model', 'multihead',
+        'ops', 'probing', 'reporting', 'test_time', 'train', 'visualize',
     },
     '__init__': {'inference'},
 }  # fmt: skip
 ALSO = {  # one file that may import one more folder
     ('adapters/vit_adapter.py', 'backbones'),  # it interacts with the ViT, so it wraps it
-    ('train/build.py', 'multihead'),  # --add-head is one of the ways in which a run begins
-    ('train/start.py', 'multihead'),
 }
-USERS_OF_MMENGINE = {'registry', 'model', 'metrics', 'inference', 'config', 'checkpoints', 'reporting', 'train'}
-USERS_OF_MMENGINE |= {'multihead', 'convert', 'probing', 'commands'}
+USERS_OF_MMENGINE = {
+    'registry',
+    'model',
+    'metrics',
+    'inference',
+    'config',
+    'checkpoints',
+    'reporting',
+    'loading',
+    'train',
+}
+USERS_OF_MMENGINE |= {'loading', 'multihead', 'convert', 'probing', 'commands'}
 USERS_OF_TIMM_MODELS = {'backbones', 'networks/mae.py', 'data/timm_info.py'}
 REPEATED_STEMS = {'classification', 'detection', 'reconstruction', 'masks'}  # a task, its data set, its metric
 WITHOUT_SUBJECT = {'util', 'utils', 'misc', 'core', 'helpers', 'necks', 'engine'}
@@ -79,6 +88,8 @@ PROBES = {  # uses of hasattr and getattr in a file: of objects of timm, torch, 
     'data/formats/content.py': 1,
     'device.py': 1,
     'inference/predictor.py': 2,
+    'loading/loaders.py': 1,
+    'loading/workers.py': 4,
     'metrics/coco_columns.py': 1,
     'metrics/coco_curves.py': 1,
     'probing/feature_cache.py': 1,
@@ -89,10 +100,7 @@ PROBES = {  # uses of hasattr and getattr in a file: of objects of timm, torch, 
     'storage/atomic.py': 3,
     'storage/weights.py': 1,
     'timing.py': 2,
-    'train/loaders.py': 1,
-    'train/loops.py': 1,
-    'train/runner.py': 4,
-    'train/workers.py': 4,
+    'train/evaluation.py': 1,
 }
 
 
@@ -146,8 +154,8 @@ def test_a_file_imports_what_its_folder_may(path):
         ('tasks/semantic.py', 'import mmengine'),
         ('adapters/plain.py', 'from vitdense.backbones.vit import ViT'),
         ('heads/linear.py', 'import timm.models'),
-        ('train/hooks.py', 'from vitdense.configs.quickstart import shapes'),
-        ('train/hooks.py', 'from vitdense.probing.probe import probe'),
+        ('train/trainer.py', 'from vitdense.configs.quickstart import shapes'),
+        ('train/trainer.py', 'from vitdense.probing.probe import probe'),
         ('inference/predictor.py', 'from vitdense.train.runner import DenseRunner'),
         ('checkpoints/run.py', 'from vitdense.train.runner import DenseRunner'),
         ('storage/weights.py', 'from vitdense.registry import build'),

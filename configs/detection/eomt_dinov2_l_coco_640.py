@@ -23,7 +23,7 @@ with read_base():
 
 from vitdense.tasks.mask_classification import InstanceTask
 from vitdense.tasks.mask_losses import MaskLoss
-from vitdense.train.mask_annealing import MaskAnnealingHook
+from vitdense.train.hooks.mask_annealing import MaskAnnealingHook
 
 model.network.backbone.update(img_size=640)
 model.network.update(num_queries=200, name='det')

@@ -19,7 +19,7 @@ with read_base():
 
 from vitdense.tasks.mask_classification import InstanceTask
 from vitdense.tasks.mask_losses import MaskLoss
-from vitdense.train.mask_annealing import MaskAnnealingHook
+from vitdense.train.hooks.mask_annealing import MaskAnnealingHook
 
 model.network.backbone.update(
     name='vit_large_patch16_dinov3_qkvb.lvd1689m',

@@ -34,7 +34,7 @@ with read_base():
 
 from vitdense.data.transforms.common import ResizeTo
 from vitdense.tasks.detection_losses import Focal
-from vitdense.train.unfreezing import UnfreezeHook
+from vitdense.train.hooks.unfreezing import UnfreezeHook
 
 model.network.branches.det.head.update(dense_proposals=True, mixed_selection=False, selected_content=True)
 model.tasks.det.update(classification=dict(type=Focal, weight=2.0))

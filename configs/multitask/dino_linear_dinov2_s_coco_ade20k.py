@@ -13,7 +13,7 @@ of its own, so that a batch has both. For both in every update of one process se
 For learned weights of the two losses add --cfg-options
 "+model.loss_weights=dict(type='vitdense.layers.loss_weights.UncertaintyWeights')"; to see whether the tasks pull the
 ViT in one direction, "custom_hooks=[dict(
-type='vitdense.train.task_gradients.TaskGradientHook', interval=500, batches=3)]".
+type='vitdense.train.hooks.task_gradients.TaskGradientHook', interval=500, batches=3)]".
 
 Cost: not measured; the detector alone is about a day on eight 40 GB GPUs (`torchrun --nproc_per_node 8`: two images
 each).

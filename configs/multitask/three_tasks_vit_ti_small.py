@@ -11,7 +11,7 @@ which a weight of 0 leaves out a data set: train_dataloader.dataset.weights.camv
 Without network, put a local file in place of the hub's, and say where the folders camvid, coco_mini480 and
 imagenette160 are: --cfg-options model.network.backbone.pretrained=WEIGHTS.safetensors data_root=FOLDER
 How the tasks pull the ViT:
-"custom_hooks=[dict(type='vitdense.train.task_gradients.TaskGradientHook', interval=100, batches=6)]"
+"custom_hooks=[dict(type='vitdense.train.hooks.task_gradients.TaskGradientHook', interval=100, batches=6)]"
 
 Cost: about an hour and a half of one CPU core.
 """

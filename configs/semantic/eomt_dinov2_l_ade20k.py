@@ -22,7 +22,7 @@ with read_base():
     from .._base_.eomt import *
     from .._base_.runtime import *
 
-from vitdense.train.mask_annealing import MaskAnnealingHook
+from vitdense.train.hooks.mask_annealing import MaskAnnealingHook
 
 schedule = dict(
     max_iters=39_120, val_interval=3_912, warmup_iters=500, backbone_warmup_iters=1_000, decay='poly', power=0.9

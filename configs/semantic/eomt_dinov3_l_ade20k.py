@@ -19,7 +19,7 @@ with read_base():
     from .._base_.eomt import *
     from .._base_.runtime import *
 
-from vitdense.train.mask_annealing import MaskAnnealingHook
+from vitdense.train.hooks.mask_annealing import MaskAnnealingHook
 
 model.network.backbone.update(
     name='vit_large_patch16_dinov3_qkvb.lvd1689m', patch_size=None, timm_args=dict(rope_rescale_coords=2.0)

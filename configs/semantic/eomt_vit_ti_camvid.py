@@ -16,7 +16,7 @@ with read_base():
     from .._base_.runtime import *
 
 from vitdense.tasks.mask_matching import MaskMatcher
-from vitdense.train.mask_annealing import MaskAnnealingHook
+from vitdense.train.hooks.mask_annealing import MaskAnnealingHook
 
 model.network.backbone.update(name='vit_tiny_patch16_224.augreg_in21k_ft_in1k', patch_size=None, img_size=320)
 model.network.update(num_queries=50, num_blocks=3)

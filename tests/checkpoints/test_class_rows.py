@@ -31,6 +31,7 @@ from vitdense.tasks.detection import DetectionTask
 from vitdense.tasks.mask_classification import InstanceTask, MaskSemanticTask
 from vitdense.tasks.semantic import SemanticTask
 from vitdense.train.build import make_trainer
+from vitdense.train.start import FromWeights
 
 VIT = dict(type=ViT, name='vit_tiny_patch16_224', img_size=32, timm_args=dict(embed_dim=24, depth=2, num_heads=2))
 DETR = dict(channels=16, num_heads=2, ffn_dim=16, num_encoder_layers=0, num_decoder_layers=2, num_queries=3)
@@ -226,7 +227,10 @@ def test_a_run_begins_with_a_trained_model_of_other_classes(
     logging.getLogger('vitdense').propagate = True
     with caplog.at_level(logging.INFO, 'vitdense'):
         runner = make_trainer(
-            config('sky', 'Box', 'ground'), tmp_path / 'second', device='cpu', weights=tmp_path / 'first' / source
+            config('sky', 'Box', 'ground'),
+            tmp_path / 'second',
+            device='cpu',
+            start=FromWeights(tmp_path / 'first' / source),
         )
     for line in ('kept          1  ground', 'respelled     1  box -> Box', 'new           1  sky'):
         assert line in caplog.text
@@ -240,6 +244,8 @@ def test_a_run_begins_with_a_trained_model_of_other_classes(
 
 def test_the_same_classes_begin_with_the_same_weights_as_before(tmp_path: Path, config) -> None:
     first = train(config('ground', 'box'), work_dir=tmp_path / 'first', device='cpu')
-    runner = make_trainer(config('ground', 'box'), tmp_path / 'b', device='cpu', weights=tmp_path / 'first' / 'model')
+    runner = make_trainer(
+        config('ground', 'box'), tmp_path / 'b', device='cpu', start=FromWeights(tmp_path / 'first' / 'model')
+    )
     model = runner.network_model.state_dict()
     assert all(torch.equal(model[name], value) for name, value in first.network_model.state_dict().items())

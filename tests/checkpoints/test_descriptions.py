@@ -23,6 +23,7 @@ from vitdense.multihead.head_files import read_head
 from vitdense.multihead.merge import split_heads
 from vitdense.registry import build
 from vitdense.train.build import make_trainer
+from vitdense.train.start import FromCheckpoint, FromWeights
 
 VIT = {
     'type': 'vitdense.backbones.vit.ViT',
@@ -251,7 +252,7 @@ def test_a_checkpoint_never_asks_for_other_weights(evil: Callable[..., Path], tm
         make_trainer(cfg, tmp_path / 'two', device='cpu')
     cfg = load_config(tmp_path / 'a.py', ['+model.network.backbone.pretrained=True', *SHORT])
     with pytest.raises(CheckpointError, match='builds on 1 pretrained tensors'):  # and the config has no LoRA
-        make_trainer(cfg, tmp_path / 'c', device='cpu', checkpoint=torch.load(evil(omitted_weights=omitted)))
+        make_trainer(cfg, tmp_path / 'c', device='cpu', start=FromCheckpoint(torch.load(evil(omitted_weights=omitted))))
 
 
 @pytest.mark.parametrize('text', [None, 3, 'x = ', 'model = 3', 'a\0b', '(' * 5000, 'model = dict(network=None)'])
@@ -293,5 +294,5 @@ def test_what_a_checkpoint_says_is_checked(evil: Callable[..., Path], changes: d
     if 5 in changes:  # keys of two kinds
         torch.save({**torch.load(path, weights_only=True), 5: 6}, path)
     with pytest.raises(CheckpointError) as caught:
-        make_trainer(load_config(tmp_path / 'a.py', SHORT), tmp_path / 'b', weights=path, device='cpu')
+        make_trainer(load_config(tmp_path / 'a.py', SHORT), tmp_path / 'b', start=FromWeights(path), device='cpu')
     assert caught.value.fix

@@ -15,7 +15,9 @@ from vitdense.commands.train import train
 from vitdense.config.dump import config_text
 from vitdense.config.load import load_config
 from vitdense.inference.from_config import read_checkpoint_model
-from vitdense.train.build import make_tester, make_trainer
+from vitdense.train.build import make_trainer
+from vitdense.train.start import FromCheckpoint
+from vitdense.train.tester import make_tester
 
 SLIM = dict(embed_dim=24, depth=2, num_heads=2)
 
@@ -34,7 +36,9 @@ def test_what_a_run_leaves_needs_no_pretrained_file(tmp_path: Path, size: tuple[
     state = trained.network_model.state_dict()
     (tmp_path / 'w.safetensors').unlink()
     step = tmp_path / 'run' / 'step_000002.pth'
-    resumed = make_trainer(cfg, tmp_path / 'on', device='cpu', checkpoint=read_checkpoint(step)).network_model
+    resumed = make_trainer(
+        cfg, tmp_path / 'on', device='cpu', start=FromCheckpoint(read_checkpoint(step))
+    ).network_model
     models = [
         read_model_folder(tmp_path / 'run')[0],
         read_checkpoint_model(tmp_path / 'run' / 'config.py', step)[0],
@@ -50,7 +54,7 @@ def test_a_config_that_says_its_sizes_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / 'a.py').write_text(CONFIG)
     cfg = load_config(tmp_path / 'a.py')
     runner = make_trainer(cfg, tmp_path / 'run', device='cpu')
-    assert config_text(runner.cfg) == config_text(cfg)
+    assert config_text(runner.config) == config_text(cfg)
     recipe = {'network': {'backbone': {'vit': {'img_size': 32, 'patch_size': None}, 'levels': 4}}}
     assert sizes_in(recipe) == {'img_size': 32}
     told = with_sizes(recipe, {'img_size': 64, 'patch_size': 8})

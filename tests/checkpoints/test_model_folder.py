@@ -18,10 +18,10 @@ from vitdense.registry import build
 def folder(config_file, tmp_path):
     """A model folder with random weights."""
     cfg = load_config(config_file)
-    recipe = cfg.to_dict()['model']
+    recipe = cfg['model']
     recipe['network']['backbone']['pretrained'] = 'somewhere/that/is/gone.safetensors'
     classes = {'semantic': ['background', 'circle', 'square', 'triangle']}
-    model = build({**cfg.to_dict()['model']}, classes=classes)
+    model = build({**cfg['model']}, classes=classes)
     transforms = [dict(type='vitdense.data.transforms.common.ResizeShortSide', size=64)]
     path = tmp_path / 'model'
     save_model_folder(

@@ -16,7 +16,7 @@ from vitdense.config.load import load_config
 from vitdense.errors import CheckpointError
 from vitdense.inference.from_config import read_checkpoint_model
 from vitdense.storage.weights import save_weights
-from vitdense.train.build import make_tester
+from vitdense.train.tester import make_tester
 
 LORA = "+model.network.backbone.lora=dict(type='vitdense.layers.lora.Lora', rank=2, targets=('attn','mlp'))"
 SMALL = dict(embed_dim=24, depth=2, num_heads=2, proj_drop_rate=0.1)
@@ -60,7 +60,10 @@ def test_checkpoints_hold_what_was_trained_and_nothing_else(trainer, options, tm
 def test_without_pretrained_weights_nothing_can_be_left_out(trainer, tmp_path):
     runner = trainer('run', (LORA, 'schedule.max_iters=1', 'schedule.val_interval=1', 'schedule.warmup_iters=0'))
     runner.train()
-    assert set(runner.state()['state_dict']) == set(runner.network_model.state_dict()) and not runner.omitted
+    assert (
+        set(runner.train_loop.state()['state_dict']) == set(runner.network_model.state_dict())
+        and not runner.train_loop.omitted
+    )
 
 
 def test_stopped_and_resumed_equals_uninterrupted(trainer, options, tmp_path):

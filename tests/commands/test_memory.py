@@ -1,6 +1,7 @@
 """Will it fit: what is proposed for given numbers, and what a worst-case step tells."""
 
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,24 +17,24 @@ GIB = 2**30
 
 
 def test_memory_grows_with_the_images():
-    assert Measured(2, rest=4, peak=10).at(8) == 28
-    assert Measured(3, rest=0, peak=10).at(1) == 4  # rounded up
+    assert Measured(2, fixed=4, peak=10).at(8) == 28
+    assert Measured(3, fixed=0, peak=10).at(1) == 4  # rounded up
 
 
 def test_what_fits_stays_as_it_is():
-    plain = Measured(2, rest=4 * GIB, peak=8 * GIB)  # 2 GiB an image
+    plain = Measured(2, fixed=4 * GIB, peak=8 * GIB)  # 2 GiB an image
     assert propose(40 * GIB, plain, batch_size=16) == [Proposal(16, 1, False, 36 * GIB)]
 
 
 def test_smaller_batches_are_accumulated_and_recomputing_allows_larger_ones():
-    plain = Measured(2, rest=4 * GIB, peak=8 * GIB)
-    recomputed = Measured(2, rest=4 * GIB, peak=5 * GIB)
+    plain = Measured(2, fixed=4 * GIB, peak=8 * GIB)
+    recomputed = Measured(2, fixed=4 * GIB, peak=5 * GIB)
     found = propose(16 * GIB, plain, recomputed, batch_size=16, accumulation=2)
     assert found == [Proposal(4, 8, False, 12 * GIB), Proposal(16, 2, True, 12 * GIB)]
 
 
 def test_recomputing_that_gains_nothing_is_not_proposed():
-    plain = Measured(1, rest=GIB, peak=2 * GIB)
+    plain = Measured(1, fixed=GIB, peak=2 * GIB)
     assert propose(6 * GIB, plain, plain, batch_size=8) == [Proposal(4, 2, False, 5 * GIB)]
 
 
@@ -43,13 +44,13 @@ def test_where_one_batch_runs_out_of_memory_only_recomputing_is_left():
 
 
 def test_batch_normalisation_needs_two_images():
-    plain = Measured(2, rest=0, peak=4 * GIB)
+    plain = Measured(2, fixed=0, peak=4 * GIB)
     assert propose(3 * GIB, plain, batch_size=8, least=2) == []
     assert [found.batch_size for found in propose(3 * GIB, plain, batch_size=8)] == [1]
 
 
 def test_batches_divide_what_a_step_of_the_optimizer_sees():
-    plain = Measured(1, rest=0, peak=GIB)
+    plain = Measured(1, fixed=0, peak=GIB)
     assert [found[:2] for found in propose(6 * GIB, plain, batch_size=6)] == [(3, 2)]  # 5 would fit, 6 = 3 x 2
 
 
@@ -72,7 +73,7 @@ def test_control_groups_bound_the_memory(tmp_path):
     assert fitting._granted(tmp_path) == 30
 
 
-@pytest.mark.skipif(fitting._status('VmHWM') is None, reason='no /proc/self/status')
+@pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='the peak cannot be reset')
 def test_the_peak_of_the_process_is_measured_from_the_reset_on():
     cpu = torch.device('cpu')
     large = torch.ones(100 * 2**18)  # 100 MiB

@@ -20,9 +20,9 @@ from vitdense.data.mixture import Mixture
 from vitdense.data.segmentation import SegmentationDataset
 from vitdense.data.unlabelled import ImageDataset
 from vitdense.errors import ConfigError
+from vitdense.loading.evaluation_sets import LoaderSet
 from vitdense.metrics.confusion import save_confusions
 from vitdense.metrics.miou import MeanIoU
-from vitdense.train.evaluation_sets import LoaderSet
 from vitdense.types import Batch, Meta, SemanticMap, Target
 
 

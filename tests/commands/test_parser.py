@@ -105,7 +105,7 @@ def test_every_name_of_ours_exists():
     """What `suggestion` leads to is an option of some tool, or a key of a config."""
     tools = Path(importlib.util.find_spec('vitdense.tools').submodule_search_locations[0])
     options = {word for tool in tools.glob('*.py') for word in re.findall(r"'(--[a-z-]+)'", tool.read_text())}
-    cfg = load_config('configs/detection/finetune_small.py').to_dict()
+    cfg = load_config('configs/detection/finetune_small.py')
     for ours in KNOWN_AS:
         if ours.startswith('--'):
             assert ours in options

@@ -22,7 +22,7 @@ def test_dump_and_reload_are_equal(config_file, tmp_path):
     cfg = load_config(config_file)
     dump_config(cfg, tmp_path / 'dumped.py')
     again = load_config(tmp_path / 'dumped.py')
-    assert cfg.to_dict() == again.to_dict()
+    assert cfg == again
     assert cfg.model.network.branches.sem.head.type == 'vitdense.heads.linear.LinearHead'
     assert config_text({'a': (1,), 'b': {'x y': [1, 'two']}, 'c': dict(d=None)}) == (
         "a = (1,)\nb = {'x y': [1, 'two']}\nc = dict(d=None)\n"

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mmengine.config import Config
 
 from vitdense.config.dump import dump_config
 from vitdense.config.load import load_config
+from vitdense.config.run_config import RunConfig
 from vitdense.errors import ConfigError
 
 VAL = """
@@ -24,7 +24,7 @@ TRAIN = VAL.partition('val_eval')[0].replace('val', 'train').replace(' etrainuat
 INHERIT = 'from mmengine.config import read_base\nwith read_base():\n    from .base import *\n'
 
 
-def load(tmp_path: Path, text: str, *options: str, base: str | None = None) -> Config:
+def load(tmp_path: Path, text: str, *options: str, base: str | None = None) -> RunConfig:
     if base is not None:
         (tmp_path / 'base.py').write_text(base)
         text = INHERIT + text
@@ -32,7 +32,7 @@ def load(tmp_path: Path, text: str, *options: str, base: str | None = None) -> C
     return load_config(tmp_path / 'mine.py', options)
 
 
-def files(cfg: Config) -> tuple[str, str]:
+def files(cfg: RunConfig) -> tuple[str, str]:
     return cfg.val_dataloader.dataset.annotations, cfg.test_dataloader.dataset.annotations
 
 
@@ -44,8 +44,8 @@ def containers(value: Any) -> list[Any]:
     return [*([] if isinstance(value, tuple) else [value]), *(found for item in items for found in containers(item))]
 
 
-def assert_nothing_is_shared(cfg: Config) -> None:
-    found = containers(cfg._cfg_dict)
+def assert_nothing_is_shared(cfg: RunConfig) -> None:
+    found = containers(cfg)
     assert len({id(value) for value in found}) == len(found)
 
 
@@ -99,7 +99,7 @@ def test_an_absent_or_equal_test_section_is_that_of_validation(base, change, tmp
     assert cfg.val_dataloader.batch_size == (7 if '7' in change else 2)
     assert_nothing_is_shared(cfg)
     dump_config(cfg, tmp_path / 'dumped.py')
-    assert load_config(tmp_path / 'dumped.py').to_dict() == cfg.to_dict()
+    assert load_config(tmp_path / 'dumped.py') == cfg
 
 
 def test_a_base_imported_by_name_gives_its_test_section(tmp_path):
@@ -224,6 +224,6 @@ def test_the_configs_of_the_docs_load_in_any_folder(tmp_path, monkeypatch):
 
 def test_threads_may_load_configs_at_once(tmp_path):
     path = Path(__file__).resolve().parents[2] / 'configs/semantic/linear_vit_ti_camvid.py'
-    first = load_config(path).to_dict()
+    first = load_config(path)
     with ThreadPoolExecutor(4) as pool:
-        assert all(cfg.to_dict() == first for cfg in pool.map(load_config, [path] * 12))
+        assert all(cfg == first for cfg in pool.map(load_config, [path] * 12))

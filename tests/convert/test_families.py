@@ -219,7 +219,7 @@ def test_the_config_imports_checkpoints_with_layer_scale_and_those_from_before_i
     ids=lambda path: path.stem,
 )
 def test_every_vit_adapter_of_a_recipe_trains_layer_scale_that_begins_at_one(config):
-    cfg = load_config(config).to_dict()
+    cfg = load_config(config)
     vit = dict(cfg['model']['network']['backbone']['vit'])
     assert vit['timm_args'] == dict(class_token=False, init_values=1.0) and vit['partial_weights'] == ('ls1', 'ls2')
     with torch.device('meta'):

@@ -371,7 +371,7 @@ def test_configs_have_the_tensors_of_the_published_sizes(family, size):
     cfg = load_config(f'configs/detection/{leaf}.py')
     with torch.device('meta'):
         state = kind(config).state_dict()
-        recipe = match_vit(without_pretrained(cfg.to_dict()['model']), state, published)
+        recipe = match_vit(without_pretrained(cfg.model), state, published)
         wanted = build(recipe, classes={'labels': [str(number) for number in range(80)]}).network.state_dict()
         ours = translate(state, published, wanted)
     assert {name: value.shape for name, value in ours.items()} == {name: v.shape for name, v in wanted.items()}

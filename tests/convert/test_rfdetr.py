@@ -43,7 +43,7 @@ def pair() -> tuple[nn.Module, DenseModel]:
     theirs = lwdetr.build_model_from_config(configs.RFDETRNanoConfig(pretrain_weights=None, device='cpu'))
     randomise(theirs)
     state = theirs.state_dict()
-    recipe = match_vit(without_pretrained(load_config(CONFIG).to_dict()['model']), state, RF_DETR)
+    recipe = match_vit(without_pretrained(load_config(CONFIG).model), state, RF_DETR)
     ours = build(recipe, classes={'labels': [str(number) for number in range(COCO_ROWS)]})
     coverage = load_published(ours.network, state, RF_DETR, where='rfdetr')
     assert coverage.complete and coverage.matched == coverage.total

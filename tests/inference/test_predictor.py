@@ -278,9 +278,9 @@ def test_a_missing_device_is_a_config_error():
 def test_a_config_and_its_weights_answer_as_the_model_does(tmp_path):
     config = Path(__file__).resolve().parents[2] / 'configs' / 'quickstart' / 'shapes_segmentation.py'
     cfg = load_config(config)
-    classes = build(cfg.test_dataloader.dataset.to_dict()).metainfo['classes']
+    classes = build(cfg.test_dataloader.dataset).metainfo['classes']
     torch.manual_seed(1)
-    model = build(cfg.model.to_dict(), classes=classes)
+    model = build(cfg.model, classes=classes)
     save_weights(tmp_path / 'weights.safetensors', model.state_dict())
     array = image(64, 64)
     from_files = Predictor.from_config(config, tmp_path / 'weights.safetensors', device='cpu', amp='off')

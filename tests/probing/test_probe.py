@@ -224,9 +224,7 @@ def test_two_weights_have_two_caches_and_two_lines(config_file, tmp_path, one_th
     files = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        arguments = {
-            key: value for key, value in cfg.to_dict()['model']['network']['backbone'].items() if key != 'type'
-        }
+        arguments = {key: value for key, value in cfg['model']['network']['backbone'].items() if key != 'type'}
         save_weights(tmp_path / f'{seed}.safetensors', ViT(**arguments).model.state_dict())
         files.append(str(tmp_path / f'{seed}.safetensors'))
     rows = probe(cfg, weights=files, work_dir=tmp_path / 'w', device='cpu', rates=[1e-2], steps=2)

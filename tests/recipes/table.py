@@ -79,7 +79,7 @@ def free_of(leaf: str) -> list[str]:
 @cache
 def config_of(leaf: str) -> dict[str, Any]:
     """Return the resolved config, as plain dicts; the transforms are lists, whose steps the table names by class."""
-    return _listed(load_config(str(ROOT / 'configs' / f'{leaf}.py')).to_dict())
+    return _listed(load_config(str(ROOT / 'configs' / f'{leaf}.py')))
 
 
 def _listed(node: Any, key: str = '') -> Any:

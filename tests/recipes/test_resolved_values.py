@@ -21,7 +21,7 @@ def kinds(transforms: dict[str, dict]) -> list[str]:
 
 def rates(leaf: str, num_classes: int = 80) -> dict[str, tuple[float, float]]:
     """Return the learning rate and the weight decay of every trained parameter."""
-    cfg = config(leaf).to_dict()
+    cfg = config(leaf)
     recipe = cfg['model']
     backbone = recipe['network']['backbone']
     backbone.get('vit', backbone)['pretrained'] = False
@@ -52,7 +52,7 @@ def test_dino_on_mae_is_that_of_detrex(leaf, steps, milestone, warmup):
     assert cfg.schedule.warmup_iters == warmup and cfg.train_dataloader.batch_size == 16
     assert cfg.model.tasks.det.top_k == 300
     assert 'Pad' not in kinds(cfg.train_dataloader.dataset.transforms)  # no square padding
-    recipe = cfg.to_dict()['model']
+    recipe = cfg['model']
     recipe['network']['backbone']['pretrained'] = False
     with torch.device('meta'):
         network = build(recipe, classes={'labels': [str(number) for number in range(80)]}).network
@@ -126,7 +126,7 @@ def test_eomt_on_dinov3_learns_as_the_released_code_runs():
     found = rates('semantic/eomt_dinov3_l_ade20k', 150)
     assert {lr for lr, _ in found.values()} == {2e-4} and {decay for _, decay in found.values()} == {0.05}
     for leaf in ('semantic/eomt_dinov3_l_ade20k', 'detection/eomt_dinov3_l_coco_640'):
-        backbone = config(leaf).to_dict()['model']['network']['backbone']
+        backbone = config(leaf)['model']['network']['backbone']
         with torch.device('meta'):
             vit = build({**backbone, 'pretrained': False})
         assert vit.model.rope.rescale_coords == 2.0 and 'blocks.0.attn.q_bias' in dict(vit.model.named_parameters())

@@ -87,7 +87,7 @@ def test_train_then_the_commands_that_it_prints(tmp_path):
     folder = tmp_path / 'work_dirs' / 'shapes_segmentation'
     for name in ('labels.jpg', 'predictions.jpg', 'curves.png', 'metrics.csv', 'best.pth', 'model/model.json'):
         assert (folder / name).stat().st_size > 0
-    assert 'background' in out and 'step 6/6' in out and 'what learns' in out
+    assert 'background' in out and 'step 6/6' in out and 'trained parts' in out
     commands = [shlex.split(line)[1:] for line in out.splitlines() if line.startswith('  ') and 'python' in line]
     assert [Path(command[0]).name for command in commands] == ['test.py', 'demo.py']
 
@@ -210,7 +210,7 @@ def test_two_processes_train_one_model(tmp_path):
     results = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
     said = [[line for line in out.splitlines() if not line.startswith('[Gloo]')] for out, _ in results]
-    assert any('what learns' in line for line in said[0]) and said[1] == []
+    assert any('trained parts' in line for line in said[0]) and said[1] == []
     metrics = json.loads((tmp_path / 'work_dirs' / 'shapes_segmentation' / 'metrics.json').read_text())
     assert metrics['step'] == 6 and 0 < metrics['sem/aAcc'] < 1
 

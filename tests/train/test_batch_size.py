@@ -16,6 +16,7 @@ from vitdense.config.load import load_config
 from vitdense.errors import ConfigError
 from vitdense.train.batch_size import Batches, compare_batches, describe_rate, share_batches
 from vitdense.train.build import make_trainer
+from vitdense.train.start import FromCheckpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = ('optim_wrapper.optimizer.type=torch.optim.SGD', 'optim_wrapper.clip_grad=None', 'ema=None')
@@ -78,9 +79,9 @@ def _train(
     handler, log = Lines(), logging.getLogger('vitdense')
     log.setLevel(logging.INFO)
     log.addHandler(handler)
-    checkpoint = read_checkpoint(folder / resume) if resume else None
+    start = FromCheckpoint(read_checkpoint(folder / resume)) if resume else None
     cfg = load_config(folder / 'small.py', (*PLAIN, 'train_dataloader.batch_size=4', *options))
-    runner = make_trainer(cfg, folder / name, device='cpu', checkpoint=checkpoint)
+    runner = make_trainer(cfg, folder / name, device='cpu', start=start)
     assert runner.train_dataloader.batch_size == 4 // size
     runner.train()
     state = {key: value.clone() for key, value in runner.network_model.state_dict().items()}
@@ -115,7 +116,7 @@ def test_two_processes_train_as_one_does_and_go_on_from_its_checkpoint(folder, r
 
 
 def test_a_run_whose_processes_cannot_share_its_batches_does_not_begin(folder, monkeypatch):
-    monkeypatch.setattr('vitdense.train.build.start_processes', lambda device: (0, 3))
+    monkeypatch.setattr('vitdense.train.processes.start_processes', lambda device: (0, 3))
     with pytest.raises(ConfigError, match='3 processes cannot share batches of 4 images'):
         _train(folder, 0, size=1, name='run')
 

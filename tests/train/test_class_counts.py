@@ -3,7 +3,7 @@
 import pytest
 
 from vitdense.errors import ConfigError
-from vitdense.train import build as assembly
+from vitdense.train import start as assembly
 
 
 @pytest.mark.parametrize(

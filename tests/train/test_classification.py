@@ -72,14 +72,14 @@ def root(tmp_path: Path) -> Path:
 def test_colours_are_learned_tested_and_predicted(root, capsys):
     cfg = load_config(root / 'config.py', [f'data_root={root}'])
     runner = train(cfg, work_dir=root / 'run', device='cpu')
-    assert runner.history.best['cls/top1'] == 1.0
+    assert runner.train_loop.history.best['cls/top1'] == 1.0
     left = {path.name for path in (root / 'run').iterdir()}
     assert {'labels.jpg', 'predictions.jpg', 'curves.png', 'confusion_cls.png', 'best.pth', 'model'} <= left
     printed = capsys.readouterr().out
     assert 'could not be drawn' not in printed and 'images' in printed
 
     metrics = run_test(cfg, root / 'run' / 'best.pth', out=root / 'out', show_dir=root / 'shown', device='cpu')
-    assert metrics == {key: runner.history.best[key] for key in metrics} and metrics['cls/ece'] < 0.9
+    assert metrics == {key: runner.train_loop.history.best[key] for key in metrics} and metrics['cls/ece'] < 0.9
     shown = [Image.open(path).size for path in (root / 'shown').rglob('*.jpg')]
     # the square that the network saw, enlarged, and a legend: never stretched to the 60 x 40 of the file
     assert len(shown) == 9 and all(height == 320 and width > 320 for width, height in shown)

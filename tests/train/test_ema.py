@@ -1,33 +1,25 @@
 """The average of weights, and of buffers where it is asked for, computed by hand."""
 
-from types import SimpleNamespace
-
 import torch
 from torch import nn
 
-from vitdense.train.ema import EmaHook
+from vitdense.train.ema import Ema
 
 
-def runner_of(model: nn.Module) -> SimpleNamespace:
-    return SimpleNamespace(model=model, optim_wrapper=SimpleNamespace(should_update=lambda: True))
-
-
-def trained(*, buffers: bool) -> tuple[nn.Module, EmaHook, list[dict]]:
-    """Train a batch norm for three steps; return the model, the hook, and the states after each step."""
+def trained(*, buffers: bool) -> tuple[nn.Module, Ema, list[dict]]:
+    """Train a batch norm for three steps; return the model, the average, and the states after each step."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     model.register_buffer('table', torch.zeros(2), persistent=False)
-    hook, states = EmaHook(momentum=0.1, buffers=buffers), []
-    runner = runner_of(model)
-    hook.before_run(runner)
+    ema, states = Ema(model, momentum=0.1, buffers=buffers), []
     states.append({name: value.clone() for name, value in model.state_dict().items()})
     for step in range(3):
         model(torch.randn(2, 3, 5, 5) + step)
         with torch.no_grad():
             model[0].weight += 1
-        hook.after_train_iter(runner, step)
+        ema.update()
         states.append({name: value.clone() for name, value in model.state_dict().items()})
-    return model, hook, states
+    return model, ema, states
 
 
 def averaged(states: list[dict], name: str) -> torch.Tensor:
@@ -40,27 +32,25 @@ def averaged(states: list[dict], name: str) -> torch.Tensor:
 
 def test_running_statistics_are_averaged_with_the_weights():
     """LW-DETR, util/utils.py: ModelEma averages every value of the state dict."""
-    model, hook, states = trained(buffers=True)
-    assert 'table' not in hook.names and '1.num_batches_tracked' not in hook.names
+    model, ema, states = trained(buffers=True)
+    assert 'table' not in ema.names and '1.num_batches_tracked' not in ema.names
     live = {name: value.clone() for name, value in model.state_dict().items()}
-    hook.before_val_epoch(runner_of(model))
+    ema.apply()
     for name in ('0.weight', '1.running_mean', '1.running_var'):
         torch.testing.assert_close(model.state_dict()[name], averaged(states, name))
         assert not torch.equal(model.state_dict()[name], live[name])
-    checkpoint = {'state_dict': dict(model.state_dict())}
-    hook.before_save_checkpoint(runner_of(model), checkpoint)
+    checkpoint = ema.state(model.state_dict())
     torch.testing.assert_close(checkpoint['state_dict']['1.running_var'], averaged(states, '1.running_var'))
     assert torch.equal(checkpoint['training_state_dict']['1.running_var'], live['1.running_var'])
-    hook.after_val_epoch(runner_of(model))
+    ema.remove()
     assert all(torch.equal(value, live[name]) for name, value in model.state_dict().items())
-    again = EmaHook(momentum=0.1, buffers=True)
-    again.before_run(runner_of(model))
-    again.after_load_checkpoint(runner_of(model), checkpoint)
+    again = Ema(model, momentum=0.1, buffers=True)
+    again.restore(checkpoint)
     torch.testing.assert_close(again.average[again.names.index('1.running_var')], averaged(states, '1.running_var'))
 
 
 def test_buffers_stay_as_they_are_unless_they_are_asked_for():
-    model, hook, states = trained(buffers=False)
-    assert set(hook.names) == {'0.weight', '0.bias', '1.weight', '1.bias'}
-    hook.before_val_epoch(runner_of(model))
+    model, ema, states = trained(buffers=False)
+    assert set(ema.names) == {'0.weight', '0.bias', '1.weight', '1.bias'}
+    ema.apply()
     assert torch.equal(model.state_dict()['1.running_var'], states[-1]['1.running_var'])

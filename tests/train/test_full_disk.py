@@ -89,7 +89,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_a_disk_error(trainer, tmp_path
     runner = trainer('run', ('checkpoint.interval=2',))
     with pytest.raises(DiskError):
         runner.train()
-    assert runner.iter == 8 and runner.history.best == {}  # nothing of it is on the disk
+    assert runner.iter == 8 and runner.train_loop.history.best == {}  # nothing of it is on the disk
     monkeypatch.setattr(sys, 'argv', ['train.py'])
     with pytest.raises(DiskError):
         finish(runner)
@@ -112,7 +112,7 @@ def test_room_for_two_checkpoints_is_enough(trainer, tmp_path, monkeypatch, line
     monkeypatch.setattr(checkpoints.shutil, 'disk_usage', limited)
     runner = trainer('run', ('checkpoint.interval=1', 'checkpoint.best=None', 'checkpoint.keep=2'))
     runner.train()
-    assert steps_in(folder)[0].name == 'step_000008.pth' and not runner.saving.failed
+    assert steps_in(folder)[0].name == 'step_000008.pth' and not runner.train_loop.saving.failed
     assert set(least[1:]) >= {1, 2} and 0 not in least[2:]  # never without a whole one
     assert any('step_000006.pth is deleted to make room' in line for line in lines)
 

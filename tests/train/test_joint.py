@@ -18,10 +18,11 @@ from vitdense.commands.worst_case import worst_batch
 from vitdense.config.load import load_config
 from vitdense.errors import ConfigError
 from vitdense.layers.loss_weights import UncertaintyWeights
+from vitdense.multihead.add_head import choose_start
 from vitdense.reporting.history import read_rows
 from vitdense.train.build import make_trainer
+from vitdense.train.hooks.task_gradients import task_gradients
 from vitdense.train.runner import DenseRunner
-from vitdense.train.task_gradients import task_gradients
 
 CONFIG = """
 from torch.optim import AdamW
@@ -111,7 +112,7 @@ def _runner(folder: Path, name: str = 'run', options: tuple[str, ...] = (), only
             for other in [task for task in parts if task != only]:
                 del parts[other]
         cfg.val_dataloader = cfg.val_evaluator = None
-    return make_trainer(cfg, folder / name, device='cpu', **given)
+    return make_trainer(cfg, folder / name, start=choose_start(cfg, **given), device='cpu')
 
 
 def losses_of(folder: Path, task: str = '') -> list[dict[str, float]]:
@@ -217,7 +218,7 @@ def test_two_sets_of_one_head_keep_their_scores_apart(joint, tmp_path):
     (tmp_path / 'joint.py').write_text(text.replace("best=('sem/mIoU', 'cls/top1')", "best='maps/sem/mIoU'"))
     runner = joint('run', ('schedule.max_iters=2',))
     runner.train()
-    assert {'maps/sem/mIoU', 'boxes/sem/mIoU', 'cls/top1'} <= set(runner.history.metrics)
+    assert {'maps/sem/mIoU', 'boxes/sem/mIoU', 'cls/top1'} <= set(runner.train_loop.history.metrics)
 
 
 def test_what_does_not_fit_is_refused_at_the_start(joint, tmp_path):
@@ -235,7 +236,7 @@ def test_what_does_not_fit_is_refused_at_the_start(joint, tmp_path):
 
 def test_a_dry_run_on_one_image_has_all_branches(joint):
     runner = joint('run')
-    wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    wrapper = runner.optim_wrapper
     batch = worst_batch(runner.train_dataloader.dataset.dataset, 2)
     assert _Step(runner, wrapper, batch).measure(1).peak > 0
     assert all(parameter in wrapper.optimizer.state for parameter in wrapper.parameters)  # its image has one label
@@ -264,7 +265,7 @@ def test_learned_weights_follow_the_paper_and_rest_without_labels():
 
 
 def test_gradients_of_tasks_are_measured_and_nothing_else_changes(joint, tmp_path):
-    hook = "custom_hooks=[dict(type='vitdense.train.task_gradients.TaskGradientHook', interval=2)]"
+    hook = "custom_hooks=[dict(type='vitdense.train.hooks.task_gradients.TaskGradientHook', interval=2)]"
     options = ('val_dataloader=None', 'model.network.backbone.drop_path=0.3', 'train_dataloader.batch_size=4')
     options = tuple(option.replace('model.network.backbone.drop', '+model.network.backbone.drop') for option in options)
     joint('plain', options).train()

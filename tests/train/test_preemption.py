@@ -5,14 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import distributed
 
 from vitdense.checkpoints.run import find_checkpoint, read_checkpoint
-from vitdense.train.preemption import PreemptionHook, StopRequest, obey_signals
+from vitdense.train.preemption import StopRequest, fewest_batches, obey_signals
 
 
 class SendAt:
@@ -75,38 +74,29 @@ def test_a_stop_while_data_is_awaited_saves_the_steps_that_are_done(trainer, tmp
     assert read_checkpoint(find_checkpoint(tmp_path / 'run'))['step'] == 3
 
 
-def validate(rank: int, folder: str, answers) -> None:
-    """A validation of two ranks, one of which has a batch less; the second one is asked to stop at its first."""
+def validate(rank: int, folder: str, results) -> None:
+    """A validation of two ranks, one of which has a batch less; the second one is to stop at its second batch."""
     os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
     distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
-    saved, request = [], StopRequest()
-    runner = SimpleNamespace(
-        device=torch.device('cpu'),
-        val_dataloader=range(4 - rank),
-        train_loop=SimpleNamespace(iter=5),
-        saving=SimpleNamespace(save=saved.append),
-    )
-    hook = PreemptionHook(request)
-    hook.before_val_epoch(runner)
-    for row in range(4 - rank):
-        hook.after_val_batch(runner, row)  # nobody asks: all go to their ends
-    hook.before_val_epoch(runner)
-    try:
-        for row in range(4 - rank):
-            if rank == 1 and row == 1:
-                request.ask(signal.SIGTERM, None)
-            hook.after_val_batch(runner, row)
-    except SystemExit as left:
-        answers.put((rank, row, left.code, len(saved)))
+    cpu, request, number = torch.device('cpu'), StopRequest(), 4 - rank
+    fewest = fewest_batches(number, cpu)
+    assert fewest == 3
+    for signalled in (False, True):
+        for row in range(number):
+            if signalled and rank == 1 and row == 1:
+                request.on_stop(signal.SIGTERM, None)
+            if row < fewest and (found := request.read(cpu)) != (0, False):
+                results.put((rank, row, *found))
+                return
 
 
 def test_several_processes_leave_a_validation_together(tmp_path):
     context = multiprocessing.get_context('fork')
-    answers = context.Queue()
-    ranks = [context.Process(target=validate, args=(rank, str(tmp_path), answers)) for rank in range(2)]
+    results = context.Queue()
+    ranks = [context.Process(target=validate, args=(rank, str(tmp_path), results)) for rank in range(2)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
         rank.join(timeout=60)
         rank.kill()
-    assert sorted(answers.get(timeout=5) for _ in ranks) == [(0, 1, 143, 1), (1, 1, 143, 1)]
+    assert sorted(results.get(timeout=5) for _ in ranks) == [(0, 1, 15, False), (1, 1, 15, False)]

@@ -16,6 +16,7 @@ from vitdense.commands.train import train
 from vitdense.config.load import load_config
 from vitdense.registry import build
 from vitdense.train.build import make_trainer
+from vitdense.train.start import FromCheckpoint
 from vitdense.types import Reconstruction
 
 QUICKSTART = Path(__file__).resolve().parents[2] / 'configs' / 'quickstart'
@@ -78,7 +79,9 @@ def test_reconstructions_are_left_as_images(folder):
 
 def test_a_resumed_run_hides_the_same_patches(folder, tmp_path):
     cfg = load_config(QUICKSTART / 'shapes_mae.py', (*SHORT, 'sample_images=0'))
-    resumed = make_trainer(cfg, tmp_path, device='cpu', checkpoint=read_checkpoint(folder / 'step_000002.pth'))
+    resumed = make_trainer(
+        cfg, tmp_path, device='cpu', start=FromCheckpoint(read_checkpoint(folder / 'step_000002.pth'))
+    )
     resumed.train()
     expected = read_checkpoint(folder / 'step_000004.pth')['state_dict']
     for name, value in resumed.network_model.state_dict().items():

@@ -161,7 +161,7 @@ def test_epochs_and_a_run_without_validation(trainer, tmp_path):
         'run',
         ('schedule.max_iters=None', 'schedule.max_epochs=2', 'schedule.val_interval=1', 'checkpoint.interval=1'),
     )
-    assert (runner.max_iters, runner.schedule.val_interval, runner.saving.interval) == (12, 6, 6)  # 11 images by 2
+    assert (runner.max_iters, runner.val_interval, runner.train_loop.saving.interval) == (12, 6, 6)  # 11 images by 2
     runner = trainer('none', ('val_dataloader=None', 'schedule.max_iters=2'))
     runner.train()
     assert (tmp_path / 'none' / 'step_000002.pth').exists() and not (tmp_path / 'none' / 'best.pth').exists()
@@ -194,6 +194,5 @@ def test_a_tracker_that_is_not_installed_says_how_to_install_it(caplog, tmp_path
         raise ModuleNotFoundError("No module named 'tensorboard'", name='tensorboard')
 
     monkeypatch.setitem(trackers.TRACKERS, 'tensorboard', missing)
-    hook = trackers.TrackerHook(['tensorboard'], tmp_path, {})
-    hook._guard('tensorboard', lambda: hook._open('tensorboard', 'run'))
+    trackers.Trackers(['tensorboard'], tmp_path, {}).begin('run')
     assert "pip install 'vitdense[tensorboard]'" in caplog.text

@@ -9,7 +9,7 @@ A checkpoint is a dict of tensors and plain Python, written with torch.save:
 * `classes` ({field: names}), `metrics` of the last validation, `best`
 * `state_dict`: the weights for inference (the EMA weights, if any); `training_state_dict`: those of training, where
   they differ; `omitted_weights`: weights of the pretrained file that are in neither
-* `optimizer` and the state of hooks; a checkpoint of the best weights has neither.
+* `optimizer`, `scaler`, `skipped_steps` and the state of hooks; a checkpoint of the best weights has none of them.
 
 Beside `name.pth` lies `name.pth.sha256`. A file is written under a temporary name, flushed to disk, and only then
 renamed; older ones are deleted after that. While a file is replaced, its checksum file holds both sums.

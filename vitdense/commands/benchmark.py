@@ -172,7 +172,7 @@ def model_of(cfg: Any, *, num_classes: int | None = None) -> DenseModel:
     Classes are those of the config's data, whose files may be absent where the config names them; else
     `num_classes` of them. Raises ConfigError where the number is not known.
     """
-    recipe = without_pretrained(cfg.to_dict()['model'])
+    recipe = without_pretrained(cfg.model)
     return build(recipe, classes=metainfo_of(cfg, num_classes=num_classes)['classes'])
 
 

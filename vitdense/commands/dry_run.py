@@ -8,19 +8,19 @@ import time
 from typing import Any
 
 import torch
-from mmengine.config import Config
 
 from vitdense.commands.memory import check_fit
+from vitdense.config.run_config import RunConfig
 from vitdense.device import peak_memory
-from vitdense.multihead.add_head import ask_for_head
+from vitdense.loading.loaders import close_loaders
+from vitdense.multihead.add_head import ask_for_head, choose_start
 from vitdense.reporting.console import console, start_logging
 from vitdense.train.build import make_trainer
 from vitdense.train.compile import explained
-from vitdense.train.loaders import close_loaders
 
 
 def dry_run(
-    cfg: Config,
+    cfg: RunConfig,
     *,
     weights: str | None = None,
     add_head: str | None = None,
@@ -35,10 +35,9 @@ def dry_run(
     start_logging(None)
     with tempfile.TemporaryDirectory(prefix='vitdense-') as folder:
         start = time.perf_counter()
-        runner = make_trainer(cfg, folder, device=device, weights=weights, compiled=compiled)
+        runner = make_trainer(cfg, folder, start=choose_start(cfg, weights=weights), device=device, compiled=compiled)
         logging.getLogger(runner.experiment_name).handlers.clear()
-        runner._train_loop = loop = runner.build_train_loop(runner._train_loop)
-        runner.optim_wrapper = wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        wrapper = runner.optim_wrapper
         wrapper.initialize_count_status(runner.model, 0, 1)
         with explained():
             check_fit(runner, wrapper)
@@ -46,7 +45,7 @@ def dry_run(
         built = time.perf_counter()
         runner.model.train()
         with explained():
-            losses = runner.model.train_step(next(iter(loop.dataloader)), wrapper)
+            losses = runner.model.train_step(next(iter(runner.train_dataloader)), wrapper)
         times = {'build and worst case': built - start, 'training step': time.perf_counter() - built}
         if runner.val_loop is not None:
             began = time.perf_counter()

@@ -1,16 +1,16 @@
-"""Will it fit: the memory of a worst-case training step, and what to change where it is too much."""
+"""The memory of a worst-case training step, and what to change where it is too much."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -22,7 +22,7 @@ from vitdense.reporting.console import console
 from vitdense.train.runner import DenseRunner
 from vitdense.types import Batch
 
-USED = 0.9  # share of the memory that a run may plan with: the rest is for fragments, and for what others do
+USED = 0.9  # share of the memory that a run may use; fragments and other processes need some too
 GIB = 2**30
 
 
@@ -30,13 +30,13 @@ class Measured(NamedTuple):
     """Memory of a training step."""
 
     batch_size: int
-    rest: int  # bytes that stay between steps: weights, the optimizer's state, the program itself
-    peak: int  # bytes at the worst moment
+    fixed: int  # bytes in use between steps: weights, the optimizer's state, the program itself
+    peak: int  # most bytes in use during the step
     seconds: float = 0.0
 
     def at(self, batch_size: int) -> int:
-        """Return the peak that a step of `batch_size` would have: what does not rest grows with the images."""
-        return self.rest + -(-(self.peak - self.rest) * batch_size // self.batch_size)
+        """Return the peak that a step of `batch_size` would have: all but `fixed` grows with the images."""
+        return self.fixed + -(-(self.peak - self.fixed) * batch_size // self.batch_size)
 
 
 class Proposal(NamedTuple):
@@ -73,7 +73,7 @@ def propose(
 
 
 def check_fit(runner: DenseRunner, wrapper: Any) -> Measured:
-    """Train one worst-case step of the runner, say how much time and memory it took, and return that.
+    """Train one worst-case step of the runner, print how much time and memory it took, and return that.
 
     A small batch goes first. Where it shows that the whole one does not fit, that is not tried. All branches run, as
     they do where a batch, or those of several processes together, has labels for all. Raises ResourceError with what to
@@ -123,7 +123,7 @@ def does_not_fit(
     option: str,
     num_processes: int = 1,
 ) -> ResourceError:
-    """Return the error that holds the cure; proposals are of one process, options of all."""
+    """Return the error with the options that fit; proposals are of one process, options of all."""
     lines = []
     for found in proposals:
         more = f' {option}' if found.checkpointing else ''
@@ -136,13 +136,13 @@ def does_not_fit(
     return ResourceError(
         'the worst-case step does not fit into memory',
         where=where,
-        why=f'it needs {amount}; {available / GIB:.1f} GiB are available, of which {USED:.0%} are planned with',
+        why=f'it needs {amount}; {available / GIB:.1f} GiB are available, of which a run may use {USED:.0%}',
         fix='\nor: '.join(lines) or nothing,
     )
 
 
 def _checkpointing_option(runner: DenseRunner) -> str:
-    backbone = (runner.cfg.to_dict()['model'].get('network') or {}).get('backbone') or {}
+    backbone = (runner.config.model.get('network') or {}).get('backbone') or {}
     return f'{"" if "checkpointing" in backbone else "+"}model.network.backbone.checkpointing=True'
 
 
@@ -162,10 +162,10 @@ class _Step:
                 self.warm = True
             self.wrapper.zero_grad()
             reset_peak(device)
-            rest = memory_now(device)
+            fixed = memory_now(device)
             start = time.perf_counter()
             self._train(number)
-            return Measured(number, rest, max(peak_bytes(device), rest), time.perf_counter() - start)
+            return Measured(number, fixed, max(peak_bytes(device), fixed), time.perf_counter() - start)
         except torch.OutOfMemoryError:
             self.wrapper.zero_grad()
             return None
@@ -202,7 +202,7 @@ def memory_now(device: torch.device) -> int:
     """Return the bytes in use: of the process, or of its tensors on a GPU."""
     if device.type == 'cuda':
         return torch.cuda.memory_allocated(device)
-    return _status('VmRSS') or _most_ever()
+    return psutil.Process().memory_info().rss
 
 
 def reset_peak(device: torch.device) -> None:
@@ -227,7 +227,10 @@ def peak_bytes(device: torch.device) -> int:
     """
     if device.type == 'cuda':
         return torch.cuda.max_memory_reserved(device)
-    return _status('VmHWM') or _most_ever()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path('/proc/self/status').read_text().splitlines()
+        return int(next(line for line in lines if line.startswith('VmHWM:')).split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def memory_available(device: torch.device) -> int:
@@ -235,15 +238,8 @@ def memory_available(device: torch.device) -> int:
     if device.type == 'cuda':
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
-    left = [_available_to_all(), _granted(Path('/sys/fs/cgroup'))]
+    left = [psutil.virtual_memory().available, _granted(Path('/sys/fs/cgroup'))]
     return memory_now(device) + min(bound for bound in left if bound is not None)
-
-
-def _available_to_all() -> int:
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path('/proc/meminfo').read_text().splitlines()
-        return int(next(line for line in lines if line.startswith('MemAvailable')).split()[1]) * 1024
-    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
 def _granted(root: Path) -> int | None:
@@ -253,14 +249,3 @@ def _granted(root: Path) -> int | None:
         with contextlib.suppress(OSError, ValueError):  # 'max' is no number
             return max(int((root / limit).read_text()) - int((root / used).read_text()), 0)
     return None
-
-
-def _status(name: str) -> int | None:
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path('/proc/self/status').read_text().splitlines()
-        return int(next(line for line in lines if line.startswith(f'{name}:')).split()[1]) * 1024
-    return None
-
-
-def _most_ever() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)

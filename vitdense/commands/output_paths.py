@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from vitdense.data.mixture import Mixture
 from vitdense.errors import ConfigError
+from vitdense.loading.evaluation_sets import datasets_of
 from vitdense.protocols import FilePathsDataset, ImageFileDataset
-from vitdense.train.evaluation_sets import datasets_of
 from vitdense.types import Meta
 
 logger = logging.getLogger('vitdense')

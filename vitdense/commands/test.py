@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.config import Config
 from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook
 from PIL import Image
@@ -19,25 +18,26 @@ from PIL import Image
 from vitdense import visualize
 from vitdense.checkpoints.run import steps_in
 from vitdense.commands.output_paths import OutputPaths
+from vitdense.config.run_config import RunConfig
 from vitdense.device import choose_device
+from vitdense.loading.evaluation_sets import set_name
+from vitdense.loading.loaders import close_loaders
 from vitdense.metrics.coco_columns import category_ids, results_of
 from vitdense.metrics.confusion import save_confusions
 from vitdense.reporting.console import progress, start_logging
 from vitdense.reporting.progress import evaluated, print_metrics
 from vitdense.reporting.run_images import on_cpu, shown_image
 from vitdense.storage.atomic import finite, make_folder, write_json, write_text
-from vitdense.train.build import make_tester
 from vitdense.train.compile import explained
-from vitdense.train.evaluation_sets import set_name
-from vitdense.train.loaders import close_loaders
 from vitdense.train.processes import leave_processes, start_processes
+from vitdense.train.tester import make_tester
 from vitdense.types import Batch, ImageClass, Instances, Meta, SemanticMap
 
 logger = logging.getLogger('vitdense')
 
 
 def test(
-    cfg: Config,
+    cfg: RunConfig,
     checkpoint: str | Path | None,
     *,
     work_dir: str | Path | None = None,
@@ -86,7 +86,7 @@ def test(
     return metrics
 
 
-def _scores_folder(cfg: Config, work_dir: str | Path | None, out: str | Path | None) -> Path:
+def _scores_folder(cfg: RunConfig, work_dir: str | Path | None, out: str | Path | None) -> Path:
     """Return the folder for the scores, and make it; it is never that of a training run."""
     if out and not work_dir:
         folder = Path(out)

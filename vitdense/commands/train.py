@@ -9,16 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from mmengine.dist import is_main_process
 
 from vitdense.checkpoints.model_folder import save_model_folder
 from vitdense.checkpoints.omitted_weights import merge_and_complete
 from vitdense.checkpoints.run import delete_temporary_files, find_checkpoint, read_checkpoint, steps_in
+from vitdense.checkpoints.work_dir import (
+    ENCODER,
+    bring_history,
+    locked,
+    move_aside,
+    move_later,
+    refuse_files_in_the_way,
+)
 from vitdense.config.load import image_recipe
+from vitdense.config.run_config import RunConfig
 from vitdense.device import choose_device
 from vitdense.errors import CheckpointError, ConfigError, DiskError, ResourceError
-from vitdense.multihead.add_head import ask_for_head
+from vitdense.loading.evaluation_sets import first_dataset
+from vitdense.multihead.add_head import ask_for_head, choose_start
 from vitdense.multihead.head_files import extract_head, save_head
 from vitdense.protocols import EncoderNetwork
 from vitdense.reporting.console import start_logging
@@ -28,25 +37,16 @@ from vitdense.storage.atomic import make_folder
 from vitdense.storage.weights import save_weights
 from vitdense.train.build import make_trainer
 from vitdense.train.compile import explained
-from vitdense.train.evaluation_sets import first_dataset
 from vitdense.train.preemption import leave_on_signal
 from vitdense.train.processes import leave_processes, start_processes
 from vitdense.train.resume import read_resumable
 from vitdense.train.runner import DenseRunner
-from vitdense.train.work_dir import (
-    ENCODER,
-    bring_history,
-    locked,
-    move_aside,
-    move_later,
-    refuse_files_in_the_way,
-)
 
 logger = logging.getLogger('vitdense')
 
 
 def train(
-    cfg: Config,
+    cfg: RunConfig,
     *,
     work_dir: str | Path | None = None,
     resume: str | None = None,
@@ -83,7 +83,8 @@ def train(
             logger.info('going on from %s, step %d', checkpoint, content['step'])
         elif resume:
             logger.info('no checkpoint in %s: starting at the beginning', folder)
-        given = dict(device=device, checkpoint=content, weights=weights, compiled=compiled, skip_bad_eval=skip_bad_eval)
+        start = choose_start(cfg, weights=weights, checkpoint=content)
+        given = dict(start=start, device=device, compiled=compiled, skip_bad_eval=skip_bad_eval)
         clear = partial(_make_place, folder, checkpoint, content, resume=resume is not None)
         runner = make_trainer(cfg, folder, **given, clear=clear)
         try:
@@ -161,8 +162,8 @@ def finish(runner: DenseRunner) -> None:
 
     A network that pretrains an encoder also leaves that, as `encoder.safetensors` in timm's names. Raises DiskError.
     """
-    best = runner.folder / 'best.pth' if runner.history.best else None
-    content = runner.state() if best is None else read_checkpoint(best)
+    best = runner.folder / 'best.pth' if runner.train_loop.history.best else None
+    content = runner.train_loop.state() if best is None else read_checkpoint(best)
     try:
         if not runner.config_written:
             runner.dump_config()
@@ -178,11 +179,11 @@ def finish(runner: DenseRunner) -> None:
 
 
 def _save_model(runner: DenseRunner, content: Mapping[str, Any]) -> None:
-    folder, cfg = runner.folder, runner.cfg.to_dict()
+    folder, cfg = runner.folder, runner.config
     data = image_recipe(cfg)
     transforms, value_range = data['transforms'], data.get('value_range')
     network = runner.network_model.network
-    recipe, state = merge_and_complete(runner.network_model, cfg['model'], content['state_dict'])
+    recipe, state = merge_and_complete(runner.network_model, cfg.model, content['state_dict'])
     added = cfg.get('add_head')
     if added:
         given = dict(recipe=recipe, state=state, metainfo=content['metainfo'], transforms=transforms)
@@ -208,12 +209,12 @@ def say_next(runner: DenseRunner, checkpoint: Path) -> None:
     folder = runner.folder
     loader = runner.val_dataloader if runner.val_loop is not None else runner.train_dataloader
     sample = write_sample(first_dataset(loader), folder / 'sample.png')
-    best = runner.history.best
+    best = runner.train_loop.history.best
     if best:
         scores = ', '.join(f'{key} {value:.4f}' for key, value in best.items() if isinstance(value, float))
         logger.info('best at step %d: %s', best['step'], scores)
     logger.info('everything is in %s; next:', folder)
-    if runner.cfg.get('test_dataloader') and runner.cfg.get('test_evaluator'):
+    if runner.config.get('test_dataloader') and runner.config.get('test_evaluator'):
         logger.info('  %s', tool_command('test', folder / 'config.py', checkpoint))
     if (folder / ENCODER).exists():
         option = f'model.network.backbone.pretrained={folder / ENCODER}'

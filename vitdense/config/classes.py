@@ -6,8 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmengine.config import Config
-
+from vitdense.config.run_config import RunConfig
 from vitdense.data.class_names import read_classes, read_palette
 from vitdense.data.datasets import build_dataset
 from vitdense.errors import ConfigError, DataError
@@ -16,7 +15,7 @@ from vitdense.registry import resolve
 FIELDS = ('labels', 'semantic', 'image_label')
 
 
-def metainfo_of(cfg: Config, *, num_classes: int | None = None) -> dict[str, Any]:
+def metainfo_of(cfg: RunConfig, *, num_classes: int | None = None) -> dict[str, Any]:
     """Return the metainfo (`classes`, ...) of a config's data, else of the class names in the config.
 
     With `num_classes` it has that many placeholders.
@@ -40,10 +39,9 @@ def metainfo_of(cfg: Config, *, num_classes: int | None = None) -> dict[str, Any
         return {'classes': dict.fromkeys(FIELDS, names), 'palette': dict.fromkeys(FIELDS, read_palette(None, names))}
 
 
-def section_of(cfg: Config) -> Mapping[str, Any]:
+def section_of(cfg: RunConfig) -> Mapping[str, Any]:
     """Return the loader section that says how images are evaluated; empty where there is none."""
-    content = cfg.to_dict()
-    return content.get('test_dataloader') or content.get('val_dataloader') or content.get('train_dataloader') or {}
+    return cfg.get('test_dataloader') or cfg.get('val_dataloader') or cfg.get('train_dataloader') or {}
 
 
 def _named(classes: Any) -> Sequence[str] | None:

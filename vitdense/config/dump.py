@@ -6,18 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
 
-
-def dump_config(cfg: Config | Mapping[str, Any], path: str | Path) -> None:
+def dump_config(cfg: Mapping[str, Any], path: str | Path) -> None:
     """Write `cfg` as a Python file that `load_config` reads back to the same config. Nothing is imported there."""
     Path(path).write_text(config_text(cfg), encoding='utf-8')
 
 
-def config_text(cfg: Config | Mapping[str, Any]) -> str:
+def config_text(cfg: Mapping[str, Any]) -> str:
     """Return the text that `dump_config` writes."""
-    content = cfg.to_dict() if isinstance(cfg, Config) else cfg
-    return ''.join(f'{key} = {_source(value, 0)}\n' for key, value in content.items())
+    return ''.join(f'{key} = {_source(value, 0)}\n' for key, value in cfg.items())
 
 
 def _source(value: Any, depth: int) -> str:

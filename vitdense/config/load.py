@@ -13,12 +13,11 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-
 from vitdense.config.checks import LOADERS, check_config, check_keys
 from vitdense.config.locate import find_config, read_config
 from vitdense.config.overrides import apply_options
 from vitdense.config.own_data import use_folder
+from vitdense.config.run_config import RunConfig
 from vitdense.config.schema import (
     AddHeadSection,
     CheckpointSection,
@@ -51,7 +50,7 @@ def load_config(
     workers: int | None = None,
     data: str | Path | None = None,
     split: str | None = None,
-) -> Config:
+) -> RunConfig:
     """Return the config at `path`, completed with defaults, changed by `options` and checked.
 
     `path` may also be `configs/...` of the installed package. `options` are `K=V` words (see
@@ -76,9 +75,7 @@ def load_config(
             section['num_workers'] = workers
     check_config(content, str(path), spelt)
     _check_sets(content, str(path))
-    cfg = Config(content)
-    object.__setattr__(cfg, '_filename', str(path))
-    return cfg
+    return RunConfig(content, str(path))
 
 
 def _apply(content: dict[str, Any], options: Sequence[str]) -> dict[str, str]:

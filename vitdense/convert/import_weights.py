@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from vitdense.checkpoints.model_folder import save_model_folder, without_pretrained
 from vitdense.config.classes import metainfo_of, section_of
 from vitdense.config.load import image_recipe
+from vitdense.config.run_config import RunConfig
 from vitdense.convert.families import COCO_IDS, FAMILIES, load_published, rename
 from vitdense.convert.key_rules import CheckpointFamily
 from vitdense.data.class_names import read_palette
@@ -28,7 +28,7 @@ CARD = 'README.md'
 def import_weights(
     family: str,
     files: Sequence[str | Path],
-    cfg: Config,
+    cfg: RunConfig,
     folder: str | Path,
     *,
     num_classes: int | None = None,
@@ -50,7 +50,7 @@ def import_weights(
     check_licence(published, accepted=accept_licence)
     state = read_parts(files)
     metainfo = _metainfo(cfg, published, num_classes)
-    recipe = match_vit(without_pretrained(cfg.to_dict()['model']), state, published)
+    recipe = match_vit(without_pretrained(cfg.model), state, published)
     model = build(recipe, classes=metainfo['classes'])
     coverage = load_published(
         model.network,
@@ -66,7 +66,7 @@ def import_weights(
         recipe,
         model.state_dict(),
         metainfo=metainfo,
-        transforms=image_recipe(cfg.to_dict())['transforms'] if section_of(cfg) else [],
+        transforms=image_recipe(cfg)['transforms'] if section_of(cfg) else [],
         extra={
             'mean': list(network.mean),
             'std': list(network.std),
@@ -119,7 +119,7 @@ def read_parts(files: Sequence[str | Path]) -> State:
     return state
 
 
-def _metainfo(cfg: Config, published: CheckpointFamily, num_classes: int | None) -> dict[str, Any]:
+def _metainfo(cfg: RunConfig, published: CheckpointFamily, num_classes: int | None) -> dict[str, Any]:
     if not published.coco or num_classes is not None:
         return metainfo_of(cfg, num_classes=num_classes)
     by_id = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta['categories']

@@ -26,18 +26,17 @@ def read_checkpoint_model(config: str | Path, checkpoint: str | Path) -> tuple[D
     cfg = load_config(config)
     state, stored = read_state(checkpoint)
     metainfo = stored.get('metainfo')
-    content = cfg.to_dict()
     if not metainfo:
-        section = content.get('test_dataloader') or content.get('val_dataloader') or content['train_dataloader']
+        section = cfg.get('test_dataloader') or cfg.get('val_dataloader') or cfg['train_dataloader']
         datasets = [
             build_dataset(each['dataset'], root=cfg.get('data_root')) for each in named_sections(section).values()
         ]
         metainfo = JoinedDatasets(datasets).metainfo
-    recipe = with_sizes(cfg.model.to_dict(), stored.get('sizes', {}))
+    recipe = with_sizes(cfg.model, stored.get('sizes', {}))
     omitted = stored.get('omitted_weights')
     model = build_trained(recipe, metainfo['classes'], state, where=str(checkpoint), omitted=omitted)
     merge_lora(model)
-    data = image_recipe(content)
+    data = image_recipe(cfg)
     return model, {
         'recipe': without_lora(without_pretrained(recipe)),
         'classes': metainfo['classes'],

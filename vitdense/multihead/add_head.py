@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmengine.config import Config
 from torch import Tensor
 
 from vitdense.checkpoints.descriptions import check_recipes, read_description, without_pretrained
+from vitdense.checkpoints.limits import limit_tensors
 from vitdense.checkpoints.model_folder import CONTENT, METAINFO, model_folder_of, read_state
 from vitdense.checkpoints.omitted_weights import restore_omitted
 from vitdense.checkpoints.run import read_checkpoint
 from vitdense.config.classes import field_of
 from vitdense.config.from_text import read_config_text
 from vitdense.config.load import image_recipe
+from vitdense.config.run_config import RunConfig
 from vitdense.errors import CheckpointError, ConfigError, did_you_mean
 from vitdense.model import DenseModel
 from vitdense.multihead.merge import check_strategy, with_branch, with_classes
 from vitdense.storage.weights import load_weights
+from vitdense.train.batch_size import Batches
+from vitdense.train.start import FromCheckpoint, FromWeights, Start
 
 logger = logging.getLogger('vitdense')
 
@@ -40,12 +44,12 @@ class Trained(NamedTuple):
     transforms: list[Any] | None  # recipes for evaluation
 
 
-def ask_for_head(cfg: Config, name: str | None, weights: str | None) -> tuple[Config, str | None]:
+def ask_for_head(cfg: RunConfig, name: str | None, weights: str | None) -> tuple[RunConfig, str | None]:
     """Return the config with what `--add-head NAME --weights PATH` say as its `add_head`, and the `weights` left over.
 
     Raises ConfigError when the config has no such branch, or nobody says which trained model gets it.
     """
-    section = cfg.to_dict().get('add_head') or {}
+    section = cfg.get('add_head') or {}
     if name is None and not section:
         return cfg, weights
     section = {
@@ -53,7 +57,7 @@ def ask_for_head(cfg: Config, name: str | None, weights: str | None) -> tuple[Co
         'weights': weights or section.get('weights'),
         'transforms': section.get('transforms'),
     }
-    model = cfg.to_dict().get('model') or {}
+    model = cfg.get('model') or {}
     branches = (model.get('network') or {}).get('branches') or {}
     if section['name'] not in branches or section['name'] not in model['tasks']:
         raise ConfigError(
@@ -69,10 +73,49 @@ def ask_for_head(cfg: Config, name: str | None, weights: str | None) -> tuple[Co
             why='a head is added to a backbone that other heads read already',
             fix='add --weights WORK_DIR/model, or add_head = dict(name=..., weights=...) to the config',
         )
-    content = {**cfg.to_dict(), 'add_head': section}
-    asked = Config(content)
-    object.__setattr__(asked, '_filename', cfg.filename)
-    return asked, None
+    return cfg.replaced(add_head=section), None
+
+
+class AddedHead(Start):
+    """A run that trains one new head on a trained model; `checkpoint` is that of such a run which is resumed."""
+
+    def __init__(self, weights: str | Path, checkpoint: Mapping[str, Any] | None = None) -> None:
+        self.trained = read_trained(weights)
+        self.inner = Start() if checkpoint is None else FromCheckpoint(checkpoint)
+
+    @property
+    def checkpoint(self) -> Mapping[str, Any] | None:
+        return self.inner.checkpoint
+
+    def config(self, cfg: RunConfig) -> RunConfig:
+        return with_head(cfg, self.trained)
+
+    def metainfo(self, cfg: RunConfig, metainfo: Mapping[str, Any]) -> dict[str, Any]:
+        return joint_metainfo(cfg, self.trained, metainfo)
+
+    def model(self, cfg: RunConfig, metainfo: Mapping[str, Any], batches: Batches) -> tuple[DenseModel, RunConfig]:
+        """Return the model, of which only the new head is trained; no more of it is built than its weights justify."""
+        described = self.checkpoint is None and self.trained.recipe is not None
+        with limit_tensors(self.trained.state, Path(self.trained.where), new=True) if described else nullcontext():
+            model, cfg = self.inner.model(cfg, metainfo, batches)
+        take_over(model, cfg, self.trained, load=self.checkpoint is None)
+        return model, cfg
+
+    def check(self, cfg: RunConfig, model: DenseModel) -> None:
+        self.inner.check(cfg, model)
+
+
+def choose_start(
+    cfg: RunConfig, *, weights: str | Path | None = None, checkpoint: Mapping[str, Any] | None = None
+) -> Start:
+    """Return what a run of the config begins with: `checkpoint` to go on from, the model that gets the head of
+    `cfg.add_head`, or `weights`; a run from scratch where there is none of them.
+    """
+    if cfg.get('add_head'):
+        return AddedHead(cfg.add_head.weights, checkpoint)
+    if checkpoint is not None:
+        return FromCheckpoint(checkpoint)
+    return Start() if weights is None else FromWeights(weights)
 
 
 def read_trained(path: str | Path) -> Trained:
@@ -118,14 +161,13 @@ def _recipes_in(text: Any, path: Path) -> tuple[dict[str, Any], list[Any]]:
     return recipe, transforms
 
 
-def with_head(cfg: Config, trained: Trained) -> Config:
+def with_head(cfg: RunConfig, trained: Trained) -> RunConfig:
     """Return the config with the model that is trained: all of `trained`, and the branch that `cfg.add_head` names.
 
     Raises ConfigError when the trained model has a head of that name, or cannot have one.
     """
-    content = cfg.to_dict()
-    name, model = content['add_head']['name'], content['model']
-    transforms = image_recipe(content)['transforms']
+    name, model = cfg.add_head.name, cfg.model
+    transforms = image_recipe(cfg)['transforms']
     if trained.recipe is not None:
         where = f'--add-head {name}, {trained.where}'
         branch, task = model['network']['branches'][name], model['tasks'][name]
@@ -137,10 +179,7 @@ def with_head(cfg: Config, trained: Trained) -> Config:
         transforms = trained.transforms
     else:
         model = without_pretrained(model)  # the file holds all weights
-    section = {**content['add_head'], 'transforms': transforms}
-    made = Config({**content, 'model': model, 'add_head': section})
-    object.__setattr__(made, '_filename', cfg.filename)
-    return made
+    return cfg.replaced(model=model, add_head={**cfg.add_head, 'transforms': transforms})
 
 
 def _with_pretrained(trained: Trained, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,14 +201,14 @@ def _with_pretrained(trained: Trained, model: Mapping[str, Any]) -> dict[str, An
     return {**trained.recipe, 'network': {**trained.recipe['network'], 'backbone': whole}}
 
 
-def joint_metainfo(cfg: Config, trained: Trained, metainfo: Mapping[str, Any]) -> dict[str, Any]:
+def joint_metainfo(cfg: RunConfig, trained: Trained, metainfo: Mapping[str, Any]) -> dict[str, Any]:
     """Return `metainfo` of the new head's data with the classes that the trained heads know.
 
     Raises ConfigError when both name other classes of a field that is read already.
     """
     if not trained.metainfo:
         return dict(metainfo)
-    fields = {name: field_of(task) for name, task in cfg.to_dict()['model']['tasks'].items()}
+    fields = {name: field_of(task) for name, task in cfg.model.tasks.items()}
     added = fields.pop(cfg.add_head.name)
     known = {key: (metainfo.get(key) or {}).get(added) for key in METAINFO}
     old = {key: dict(trained.metainfo.get(key) or {}) for key in METAINFO}
@@ -177,7 +216,7 @@ def joint_metainfo(cfg: Config, trained: Trained, metainfo: Mapping[str, Any]) -
     return {**metainfo, **joint}
 
 
-def take_over(model: DenseModel, cfg: Config, trained: Trained, *, load: bool) -> None:
+def take_over(model: DenseModel, cfg: RunConfig, trained: Trained, *, load: bool) -> None:
     """Give a model the weights of the trained one, unless a resumed run has them (`load` False), and let those rest.
 
     Raises CheckpointError when anything but the new head is missing.

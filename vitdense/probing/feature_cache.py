@@ -24,10 +24,10 @@ from torch import Tensor
 
 from vitdense.data.sampling import SeededDataset
 from vitdense.errors import DataError, DiskError
+from vitdense.loading.loaders import CarryErrors, TypedErrorLoader, close_loaders, collate_or_error, num_workers
+from vitdense.loading.workers import pack
 from vitdense.storage.atomic import cache_folder
 from vitdense.storage.weights import save_weights
-from vitdense.train.loaders import CarryErrors, TypedErrorLoader, close_loaders, collate_or_error, num_workers
-from vitdense.train.workers import pack
 from vitdense.types import Batch
 
 FORMAT = 2  # part of the key: features written by other code are not read

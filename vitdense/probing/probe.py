@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.config import Config
 from torch.utils.data import Dataset
 
+from vitdense.config.run_config import RunConfig
 from vitdense.data.class_names import check_classes
 from vitdense.data.datasets import build_dataset, share_classes
 from vitdense.device import choose_device, choose_precision, torch_threads
 from vitdense.errors import ConfigError
+from vitdense.loading.loaders import num_workers
 from vitdense.probing import classifiers, segment
 from vitdense.probing.extract import FeatureExtractor, check_probeable, choose_branch, with_backbone
 from vitdense.probing.feature_cache import PART, FeatureCache, features_of, files_key, key_of, weights_key
@@ -27,7 +28,6 @@ from vitdense.protocols import FilePathsDataset, HeadMetric
 from vitdense.registry import build, takes
 from vitdense.reporting.console import print_table, progress, start_logging
 from vitdense.storage.atomic import finite, make_folder, write_json
-from vitdense.train.loaders import num_workers
 from vitdense.train.processes import seed_everything
 from vitdense.train.start import build_model
 from vitdense.types import Batch, ImageClass, Meta, Target
@@ -48,7 +48,7 @@ class Settings(NamedTuple):
 
 
 def probe(
-    cfg: Config,
+    cfg: RunConfig,
     *,
     heads: Sequence[str] | None = None,
     backbones: Sequence[str] = (),
@@ -71,13 +71,12 @@ def probe(
     folder = Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(cfg.filename).stem / 'probe')
     make_folder(folder)
     start_logging(folder)
-    recipe = cfg.to_dict()
-    name = choose_branch(recipe, branch)
-    candidates = with_backbone(recipe['model']['network']['backbone'], backbones, weights)
+    name = choose_branch(cfg, branch)
+    candidates = with_backbone(cfg.model.network.backbone, backbones, weights)
     rows: list[dict[str, Any]] = []
     for label, backbone in candidates:
-        content = {**recipe, 'model': single_branch(recipe['model'], name, backbone)}
-        backbone_probe = _Probe(Config(content), name, choose_device(device))
+        model = single_branch(cfg.model, name, backbone)
+        backbone_probe = _Probe(cfg.replaced(model=model), name, choose_device(device))
         settings = backbone_probe.settings(heads, rates, steps, folder)
         for row in backbone_probe.rows(settings):
             rows.append({'backbone': label, 'pretrained': str(backbone.get('pretrained', False)), **row})
@@ -97,8 +96,8 @@ def single_branch(model: Mapping[str, Any], name: str, backbone: Mapping[str, An
 class _Probe:
     """Probe of one backbone on the data sets of a config."""
 
-    def __init__(self, cfg: Config, name: str, device: torch.device) -> None:
-        self.recipe, self.name, self.seed = cfg.to_dict(), name, cfg.get('seed', 0)
+    def __init__(self, cfg: RunConfig, name: str, device: torch.device) -> None:
+        self.recipe, self.name, self.seed = cfg, name, cfg.get('seed', 0)
         self.sections = {part: self.recipe[f'{part}_dataloader'] for part in ('train', 'test')}
         self.data = probe_data(self.sections, root=cfg.get('data_root'))
         seed_everything(self.seed)

@@ -1,4 +1,4 @@
-"""The numbers of a run: averaged losses, validation metrics, the best of them; `metrics.csv` and `metrics.json`."""
+"""The numbers of a run: averaged losses, validation metrics and the best of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
 from torch import Tensor
 
 from vitdense.checkpoints.run import read_best
@@ -26,19 +25,16 @@ logger = logging.getLogger('vitdense')
 Row = dict[str, float | int | None]
 
 
-class HistoryHook(Hook):
-    """Keep one row for every `interval` steps and one for every validation.
+class History:
+    """One row of numbers for every `interval` steps and one for every validation, in `metrics.csv` and `metrics.json`.
 
     Losses are averaged over the interval on the device, and read once per interval; those of a task that some batches
     have no label for (`TASK.labelled` is 0) over the others. Values that are not finite become
     None: empty in the csv file, null in the json file. `best` is the name of the metric by which validations are
-    compared, or a list of names whose mean is, and `rule` says whether more is better; then `improved` is True from a
-    better validation to the next one.
+    compared, or a list of names whose mean is, and `rule` says whether more is better.
 
-    Neither file is worth a run: where the disk refuses one, that is said and the next write makes up for it.
+    Where the disk refuses one of the files, a warning says so and the next write completes it.
     """
-
-    priority = 'BELOW_NORMAL'
 
     def __init__(
         self,
@@ -53,98 +49,106 @@ class HistoryHook(Hook):
         self.best_keys = metric_names(best)
         self.sign = 1 if rule == 'greater' else -1
         self.rows: list[Row] = []
-        self.metrics: Row = {}
+        self.metrics: Row = {}  # of the last validation
         self.best: Row = {}
-        self.improved = False
         self._best_before: Row = {}
         self._csv_whole = True  # metrics.csv holds all rows
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
-        self._counts: dict[str, Tensor | int] = {}  # by key: the steps that count for it
         self._columns: list[str] = []
-        self._notes: Row = {}
-        self._since = (0.0, 0.0)  # (clock, seconds waited) at the last row
+        self._since = 0.0  # the clock at the last row
+        self._reset()
 
-    def before_train(self, runner: Any) -> None:
-        self._since = (time.perf_counter(), runner.train_loop.waited)
+    def _reset(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor | int] = {}  # by key: the steps that count for it
+        self._steps = 0
+        self._waited = 0.0
+        self._grad_norm: float | None = None
+        self._notes: Row = {}
+
+    def begin(self) -> None:
+        """Start the clock, and write the rows before the first step."""
+        self._since = time.perf_counter()
         if is_main_process():
             self._rewrite()
-
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        for key, value in (outputs or {}).items():
-            seen = _seen(key, outputs)
-            self._sums[key] = self._sums.get(key, 0) + value.detach() * seen
-            self._counts[key] = self._counts.get(key, 0) + seen
-        self._count += 1
-        if (batch_idx + 1) % self.interval == 0 or batch_idx + 1 == runner.max_iters:
-            self._add(self._training_row(runner, batch_idx + 1))
 
     def note(self, values: Row) -> None:
         """Write `values` into the next row of training, beside the averages."""
         self._notes |= values
 
-    def _training_row(self, runner: Any, step: int) -> Row:
-        sums = torch.stack([value.float() for value in self._sums.values()])
-        means = sums.div(
-            torch.stack([torch.as_tensor(count, device=sums.device).float() for count in self._counts.values()])
-        ).tolist()
-        clock, waited = time.perf_counter(), runner.train_loop.waited
-        seconds = max(clock - self._since[0], 1e-9)
-        row: Row = {'step': step, **dict(zip(self._sums, means, strict=True))}
-        row['lr'] = max(group['lr'] for group in runner.optim_wrapper.optimizer.param_groups)
-        norm, runner.optim_wrapper.grad_norm = runner.optim_wrapper.grad_norm, None
-        row['grad_norm'] = None if norm is None else float(norm)  # None: gradients were only accumulated
-        row['steps_per_second'] = self._count / seconds
-        row['data_wait'] = (waited - self._since[1]) / seconds  # share of the time
-        row |= self._notes
-        self._counts = {}
-        self._sums, self._count, self._notes, self._since = {}, 0, {}, (clock, waited)
+    def add_step(
+        self, step: int, losses: Mapping[str, Tensor], *, lr: float, grad_norm: float | None, waited: float, last: bool
+    ) -> Row | None:
+        """Add the numbers of step number `step` (from 1), and return the row that it completes, if it does.
+
+        `grad_norm` is None while gradients are accumulated; `waited` are the seconds that the batch took to come.
+        """
+        for key, value in losses.items():
+            counted = _is_counted(key, losses)
+            self._sums[key] = self._sums.get(key, 0) + value.detach() * counted
+            self._counts[key] = self._counts.get(key, 0) + counted
+        self._steps += 1
+        self._waited += waited
+        self._grad_norm = self._grad_norm if grad_norm is None else grad_norm
+        if step % self.interval and not last:
+            return None
+        row = self._add({'step': step, **self._means(), 'lr': lr, 'grad_norm': self._grad_norm, **self._speed()})
+        self._reset()
         return row
 
-    def before_val(self, runner: Any) -> None:
-        self._pause = (time.perf_counter(), runner.train_loop.waited)
+    def _means(self) -> Row:
+        sums = torch.stack([value.float() for value in self._sums.values()])
+        counts = [torch.as_tensor(count, device=sums.device).float() for count in self._counts.values()]
+        return dict(zip(self._sums, sums.div(torch.stack(counts)).tolist(), strict=True))
 
-    def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
-        step = runner.train_loop.iter
-        self.metrics = finite(metrics or {})
+    def _speed(self) -> Row:
+        clock = time.perf_counter()
+        seconds = max(clock - self._since, 1e-9)
+        self._since = clock
+        return {'steps_per_second': self._steps / seconds, 'data_wait': self._waited / seconds, **self._notes}
+
+    def add_validation(self, step: int, metrics: Mapping[str, float], *, seconds: float) -> tuple[Row, bool]:
+        """Add the scores of a validation; return its row, and whether it is the best so far.
+
+        Raises ConfigError where the metric for the best is not among them.
+        """
+        self.metrics = finite(metrics)
         for key in self.best_keys:
             check_metric(key, self.metrics, where='checkpoint.best')
         value, record = mean_of(self.best_keys, self.metrics), mean_of(self.best_keys, self.best)
-        self.improved = value is not None and (record is None or self.sign * (value - record) > 0)
-        if self.improved:
+        improved = value is not None and (record is None or self.sign * (value - record) > 0)
+        if improved:
             self._best_before, self.best = self.best, {**self.metrics, 'step': step}
-        self._add({'step': step, **self.metrics})
-        self._since = (self._since[0] + time.perf_counter() - self._pause[0], self._since[1])
-        self._write_json(runner)
+        self._since += seconds  # a validation does not count for the speed of training
+        return self._add({'step': step, **self.metrics}), improved
 
-    def after_train(self, runner: Any) -> None:
-        self._write_json(runner)
+    def restore_best(self) -> None:
+        """Take the best before the last one again: the weights of the last one could not be saved."""
+        self.best = self._best_before
 
-    def best_is_lost(self, runner: Any) -> None:
-        """The best weights could not be saved: those before are the best that there are."""
-        self.best, self.improved = self._best_before, False
-        self._write_json(runner)
-
-    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of it. The rows up to here are on the disk before the checkpoint is."""
         with suppress(OSError), open(self.work_dir / 'metrics.csv', 'rb') as file:
-            os.fsync(file.fileno())  # the rows up to a checkpoint outlive what the checkpoint outlives
-        checkpoint['metrics'] = dict(self.metrics)
-        checkpoint['best'] = dict(self.best)
+            os.fsync(file.fileno())
+        return {'metrics': dict(self.metrics), 'best': dict(self.best)}
 
-    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Go on with the rows up to the step of the checkpoint; later ones were written by a run that was cut off."""
+        step = checkpoint['step']
         self.metrics, self.best = checkpoint.get('metrics', {}), read_best(self.work_dir) or {}
         if checkpoint.get('best') and not self.best:
-            logger.warning('best.pth is missing or damaged: the best weights are those from step %d on', runner.iter)
-        self.rows = [row for row in read_rows(self.work_dir / 'metrics.csv') if row['step'] <= checkpoint['step']]
+            logger.warning('best.pth is missing or damaged: the best weights are those from step %d on', step)
+        self.rows = [row for row in read_rows(self.work_dir / 'metrics.csv') if row['step'] <= step]
         if checkpoint['validation_pending']:  # it is done again, also where the run was killed after it
-            self.rows = [row for row in self.rows if row['step'] < checkpoint['step'] or 'lr' in row]
+            self.rows = [row for row in self.rows if row['step'] < step or 'lr' in row]
 
-    def _add(self, row: Row) -> None:
+    def _add(self, row: Row) -> Row:
         row = finite(row)
         self.rows.append(row)
-        if not is_main_process():
-            return
+        if is_main_process():
+            self._write(row)
+        return row
+
+    def _write(self, row: Row) -> None:
         if not self._csv_whole or not set(row) <= set(self._columns):
             return self._rewrite()
         try:
@@ -162,21 +166,14 @@ class HistoryHook(Hook):
         writer.writerows(self.rows)
         self._csv_whole = try_write_text(self.work_dir / 'metrics.csv', text.getvalue(), warn=self._csv_whole)
 
-    def _write_json(self, runner: Any) -> None:
-        if not is_main_process():
-            return
-        seeded = runner.train_dataloader.dataset.dataset
-        content = {
-            **self.metrics,
-            'step': runner.train_loop.iter,
-            'best': self.best,
-            'skipped_steps': runner.optim_wrapper.refused,
-            'bad_images': seeded.num_bad,
-        }
-        try_write_text(self.work_dir / 'metrics.json', json_text(content))
+    def write_json(self, step: int, **counts: int) -> None:
+        """Write `metrics.json`: the scores of the last validation, the best ones, and `counts`."""
+        if is_main_process():
+            content = {**self.metrics, 'step': step, 'best': self.best, **counts}
+            try_write_text(self.work_dir / 'metrics.json', json_text(content))
 
 
-def _seen(key: str, outputs: Mapping[str, Tensor]) -> Tensor | int:
+def _is_counted(key: str, outputs: Mapping[str, Tensor]) -> Tensor | int:
     """Return 1 if this step counts for the average of `key`, 0 if the task it belongs to had no label."""
     name, _, kind = key.partition('.')
     share = outputs.get(f'{name}.labelled')

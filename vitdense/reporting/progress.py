@@ -1,4 +1,4 @@
-"""What a person sees while a run is under way: a live bar (plain lines where there is no terminal) and tables."""
+"""The display of a run: a progress bar (plain lines where there is no terminal) and tables of scores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from vitdense.protocols import Tabulated
@@ -18,19 +17,19 @@ ROWS = 45  # a longer table is folded into several beside each other
 HEADERS = {'name': 'class', 'iou': 'IoU', 'acc': 'Acc', 'dice': 'Dice', 'ap': 'AP', 'ap50': 'AP50', 'ap75': 'AP75'}
 
 
-class ProgressHook(Hook):
-    """Show step, loss, steps per second, the time left, and the share of time spent waiting for data."""
+class ProgressDisplay:
+    """Step, loss, steps per second, the time left, and the share of time spent waiting for data."""
 
-    priority = 'LOW'
-
-    def __init__(self) -> None:
+    def __init__(self, total: int) -> None:
+        self.total = total
         self._bar: Progress | None = None
         self._task: Any = None
-        self._began = (0.0, 0)
-        self._paused = 0.0
+        self._first = 0
+        self._began = 0.0
 
-    def before_train(self, runner: Any) -> None:
-        self._began = (time.perf_counter(), runner.iter)
+    def begin(self, step: int) -> None:
+        """Start the clock and, in a terminal, the bar; `step` steps are done."""
+        self._first, self._began = step, time.perf_counter()
         if is_main_process() and console().is_terminal:
             self._bar = Progress(
                 text_column('{task.description}'),
@@ -40,18 +39,16 @@ class ProgressHook(Hook):
                 text_column('{task.fields[words]}'),
                 console=console(),
             )
-            self._task = self._bar.add_task('train', total=runner.max_iters, completed=runner.iter, words='')
+            self._task = self._bar.add_task('train', total=self.total, completed=step, words='')
             self._bar.start()
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        step, history = batch_idx + 1, runner.history
+    def step(self, step: int, row: Mapping[str, Any] | None) -> None:
+        """Show that `step` steps are done, and the numbers of `row` where there are new ones."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
-        if not is_main_process() or not history.rows or history.rows[-1]['step'] != step:
+        if row is None or not is_main_process():
             return
-        row = history.rows[-1]
-        left = (runner.max_iters - step) * (time.perf_counter() - self._began[0] - self._paused)
-        eta = left / max(step - self._began[1], 1)
+        eta = (self.total - step) * (time.perf_counter() - self._began) / max(step - self._first, 1)
         speed = f'{row["steps_per_second"]:.2f} it/s'
         status = (
             f'loss {_number(row.get("loss"))}  {speed}  eta {_clock(eta)}  data wait {100 * row["data_wait"]:.0f} %'
@@ -59,32 +56,29 @@ class ProgressHook(Hook):
         if self._bar is not None:
             self._bar.update(self._task, words=status)
         else:
-            console().print(f'step {step}/{runner.max_iters}  {status}  lr {row["lr"]:.2e}')
+            console().print(f'step {step}/{self.total}  {status}  lr {row["lr"]:.2e}')
 
-    def before_val(self, runner: Any) -> None:
-        self._since = time.perf_counter()
-        self._show('validate')
+    def validation(self, batches: str = '') -> None:
+        """Show that a validation is under way, and how far."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=f'validate {batches}'.rstrip())
 
-    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        self._show(f'validate {batch_idx + 1}/{len(runner.val_dataloader)}')
-
-    def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
-        self._show('train')
-        self._paused += time.perf_counter() - self._since
+    def validated(
+        self, step: int, metrics: Mapping[str, Any], evaluators: Sequence[Any], *, images: int, seconds: float
+    ) -> None:
+        """Print the scores of a validation on a set of `images`, which took `seconds`."""
+        if self._bar is not None:
+            self._bar.update(self._task, description='train')
+        self._began += seconds
         if is_main_process():
-            metrics, step = runner.history.metrics, f'step {runner.train_loop.iter}'
-            count = evaluated(metrics, len(runner.val_dataloader.dataset))
-            print_metrics(runner.val_evaluator.metrics, metrics, title=f'{step}, {count}' if count else step)
+            count = evaluated(metrics, images)
+            print_metrics(evaluators, metrics, title=f'step {step}, {count}' if count else f'step {step}')
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-    def _show(self, what: str) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, description=what)
 
 
 def evaluated(metrics: Mapping[str, Any], total: int) -> str:

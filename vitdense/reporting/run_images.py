@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,73 +21,68 @@ from vitdense.types import Batch, ImageClass, Meta, Target
 logger = logging.getLogger('vitdense')
 
 
-class ImageHook(Hook):
-    """Write `labels.jpg` before the first step, and `predictions.jpg`, `curves.png` and `confusion.png` at validations.
+class RunImages:
+    """Images of a run: `labels.jpg`, and `predictions.jpg`, `curves.png` and `confusion.png` of validations.
 
-    `count` images are shown (a config's `sample_images`; 0 there leaves all of these files out). Those of
-    `predictions.jpg` come from all over the validation set, since neighbours are often frames of one film; each stands
-    twice: with its truth and with the prediction. Reconstructions stand beside the image and what was shown of it.
+    `count` images are shown (a config's `sample_images`). Those of `predictions.jpg` come from all over the validation
+    set, since neighbours are often frames of one film; each stands twice: with its target and with the prediction.
+    Reconstructions stand beside the image and its visible patches. `fields` are those of the targets that the tasks
+    read (none where the image is the target), `metainfo` has the names and colours of classes.
     """
 
-    priority = 'LOW'
-
-    def __init__(self, work_dir: Path, *, count: int = 8) -> None:
+    def __init__(self, work_dir: Path, metainfo: Mapping[str, Any], fields: set[str], *, count: int = 8) -> None:
         self.work_dir = work_dir
+        self.metainfo = metainfo
+        self.fields = fields
         self.count = count
         self._images: list[np.ndarray] = []
         self._titles: list[str] = []
         self._failed: set[str] = set()
 
-    def before_train(self, runner: Any) -> None:
-        if is_main_process() and runner.iter == 0:
-            self._try('labels.jpg', lambda path: self._draw_labels(runner, path))
+    def write_labels(self, loader: Any) -> None:
+        """Write the first training images with their targets."""
+        self._try('labels.jpg', lambda path: self._draw_labels(loader, path))
 
-    def before_val_epoch(self, runner: Any) -> None:
+    def begin_validation(self) -> None:
+        """Forget the images of the validation before."""
         self._images, self._titles = [], []
 
-    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        if is_main_process():
-            number = share(self.count, batch_idx, len(runner.val_dataloader))
-            self._try('predictions.jpg', lambda path: self._draw_pairs(runner, data_batch, outputs, number))
+    def add(self, batch: Batch, predictions: Sequence[dict[str, Any]], number: int, num_batches: int) -> None:
+        """Draw some images of batch `number` of `num_batches`."""
+        count = share(self.count, number, num_batches)
+        self._try('predictions.jpg', lambda path: self._draw_pairs(batch, predictions, count))
 
-    def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
-        if not is_main_process():
-            return
+    def write_validation(self, metrics: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the images that were added, the confusions of the `metrics` and the curves of all `rows` so far."""
         if self._images:
             columns = 2 if len(self._images) <= 8 else 4
             self._try(
                 'predictions.jpg',
                 lambda path: visualize.contact_sheet(self._images, path, columns=columns, titles=self._titles),
             )
-        self._try('confusion.png', lambda path: save_confusions(runner.val_evaluator.metrics, path.parent))
-        self._curves(runner)
+        self._try('confusion.png', lambda path: save_confusions(metrics, path.parent))
+        self.write_curves(rows)
 
-    def after_train(self, runner: Any) -> None:
-        if is_main_process():
-            self._curves(runner)
+    def write_curves(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the losses and scores of all rows as curves."""
+        self._try('curves.png', lambda path: visualize.plot_curves(rows, path))
 
-    def _curves(self, runner: Any) -> None:
-        self._try('curves.png', lambda path: visualize.plot_curves(runner.history.rows, path))
-
-    def _draw_labels(self, runner: Any, path: Path) -> None:
-        loader = runner.train_dataloader
+    def _draw_labels(self, loader: Any, path: Path) -> None:
         samples = [loader.dataset.dataset[draw] for draw in islice(iter(loader.sampler), self.count)]
-        fields = read_fields(runner)
-        images = [visualize.draw_target(sample.img, only(sample.target, fields), runner.metainfo) for sample in samples]
+        images = [visualize.draw_target(s.img, only(s.target, self.fields), self.metainfo) for s in samples]
         visualize.contact_sheet(images, path)
 
-    def _draw_pairs(self, runner: Any, batch: Batch, outputs: list[dict[str, Any]], number: int) -> None:
-        fields = read_fields(runner)
-        rows = zip(batch.imgs, batch.targets, batch.metas, outputs, strict=True)
-        for img, target, meta, prediction in islice(rows, number):
+    def _draw_pairs(self, batch: Batch, predictions: Sequence[dict[str, Any]], count: int) -> None:
+        rows = zip(batch.imgs, batch.targets, batch.metas, predictions, strict=True)
+        for img, target, meta, prediction in islice(rows, count):
             image = shown_image(img, meta, prediction)
-            if fields:
-                self._images.append(visualize.draw_target(image, only(target, fields), runner.metainfo))
-            self._images.append(visualize.draw(image, on_cpu(prediction), runner.metainfo))
-            self._titles += ['truth', 'prediction'] if fields else ['image; what was seen; what was painted']
+            if self.fields:
+                self._images.append(visualize.draw_target(image, only(target, self.fields), self.metainfo))
+            self._images.append(visualize.draw(image, on_cpu(prediction), self.metainfo))
+            self._titles += ['target', 'prediction'] if self.fields else ['image; visible patches; reconstruction']
 
     def _try(self, name: str, write: Callable[[Path], Any]) -> None:
-        if name in self._failed:
+        if name in self._failed or not is_main_process():
             return
         try:
             write(self.work_dir / name)
@@ -100,11 +94,6 @@ class ImageHook(Hook):
 def share(count: int, row: int, num_rows: int) -> int:
     """Return how many of `count` things fall to row number `row`, when `num_rows` share them evenly."""
     return (row + 1) * count // num_rows - row * count // num_rows
-
-
-def read_fields(runner: Any) -> set[str]:
-    """Return the fields of targets that the tasks of the model read; none where images are their own truth."""
-    return {task.field for task in runner.network_model.tasks.values() if task.field}
 
 
 def only(target: Target, fields: set[str]) -> Target:

@@ -1,4 +1,4 @@
-"""Optional logging to TensorBoard, Weights & Biases and MLflow. A tracker that fails says so once and is let go."""
+"""Optional logging to TensorBoard, Weights & Biases and MLflow. A tracker that fails is warned of once and dropped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
 
 from vitdense.errors import ConfigError, did_you_mean
 
@@ -16,10 +15,8 @@ logger = logging.getLogger('vitdense')
 Row = Mapping[str, float | int | None]
 
 
-class TrackerHook(Hook):
-    """Send every new row of the history to the trackers of the config's `loggers`."""
-
-    priority = 'LOW'
+class Trackers:
+    """The experiment loggers of the config's `loggers`; every new row of numbers goes to each."""
 
     def __init__(self, names: Sequence[str], work_dir: Path, config: Mapping[str, Any]) -> None:
         for name in names:
@@ -34,24 +31,20 @@ class TrackerHook(Hook):
         self.work_dir = work_dir
         self.config = config
         self._trackers: dict[str, Any] = {}
-        self._sent = 0
 
-    def before_train(self, runner: Any) -> None:
-        self._sent = len(runner.history.rows)
-        if is_main_process():
-            for name in self.names:
-                self._guard(name, lambda name=name: self._open(name, runner.experiment_name))
+    def begin(self, run: str) -> None:
+        """Start all trackers, for a run of this name."""
+        for name in self.names if is_main_process() else ():
+            self._guard(name, lambda name=name: self._open(name, run))
 
     def _open(self, name: str, run: str) -> None:
         self._trackers[name] = TRACKERS[name](self.work_dir, run, self.config)
 
-    def after_step(self, runner: Any) -> None:
-        new = runner.history.rows[self._sent :]
-        self._sent = len(runner.history.rows)
-        for row in new:
-            numbers = {key: value for key, value in row.items() if key != 'step' and value is not None}
-            for name, tracker in list(self._trackers.items()):
-                self._guard(name, lambda tracker=tracker, numbers=numbers, row=row: tracker.log(numbers, row['step']))
+    def log(self, row: Row | None) -> None:
+        """Log the numbers of a row, if there is one."""
+        numbers = {key: value for key, value in (row or {}).items() if key != 'step' and value is not None}
+        for name, tracker in list(self._trackers.items()) if row is not None else ():
+            self._guard(name, lambda tracker=tracker: tracker.log(numbers, row['step']))
 
     def close(self) -> None:
         """End all trackers."""

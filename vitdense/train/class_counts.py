@@ -7,20 +7,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-
 from vitdense.config.classes import field_of
+from vitdense.config.run_config import RunConfig
 from vitdense.errors import ConfigError
 
 SHOWN = 20  # names of classes
 
 
-def check_class_counts(cfg: Config, metainfo: Mapping[str, Any]) -> None:
+def check_class_counts(cfg: RunConfig, metainfo: Mapping[str, Any]) -> None:
     """Raise ConfigError, before any weight is made, where the model states another number of classes than `metainfo`.
 
     The error names the classes, the key and the line of the config.
     """
-    model = cfg.to_dict()['model']
+    model = cfg.model
     for key, name, stated in _stated(model):
         task = (model.get('tasks') or {}).get(name)
         classes = metainfo['classes'].get(field_of(task)) if isinstance(task, dict) else None

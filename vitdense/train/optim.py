@@ -225,7 +225,7 @@ def build_optimizer(recipe: Mapping[str, Any], groups: Sequence[Group]) -> torch
 
 
 def group_rows(groups: Sequence[Group], lr: float, weight_decay: float) -> list[tuple[str, ...]]:
-    """Return what learns how fast: `(what, lr, parameters with decay, without decay)`, one row for each rate."""
+    """Return `(part, lr, parameters with decay, without decay)` for what is trained, one row for each rate."""
     rows: dict[float, dict[str, Any]] = {}
     for group in groups:
         row = rows.setdefault(round(group.lr, 12), {'places': [], True: 0, False: 0})

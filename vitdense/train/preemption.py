@@ -1,4 +1,4 @@
-"""Stopping a run from outside: the first SIGTERM, SIGHUP or Ctrl-C saves and leaves, the second leaves at once."""
+"""Stopping a run by signals: the first SIGTERM, SIGHUP or Ctrl-C saves and leaves, the second leaves at once."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from mmengine.dist import get_world_size
-from mmengine.hooks import Hook
 
 logger = logging.getLogger('vitdense')
 
@@ -24,16 +23,16 @@ class Interrupted(BaseException):
 
 
 class StopRequest:
-    """What the handlers of the signals wrote down."""
+    """Requests to stop or to save, as signal handlers receive them."""
 
     def __init__(self) -> None:
-        self.signal = 0  # the number of the signal that asks to stop; 0: nobody does
+        self.signal = 0  # the number of the signal that requests a stop; 0: none did
         self.save = False  # SIGUSR1: save and go on
         self.waiting = False  # for data; a stop does not wait for it
         self.process = os.getpid()  # loader workers inherit the handlers, until they have their own
 
-    def ask(self, number: int, frame: FrameType | None) -> None:
-        """Note the request; the second one ends the process on the spot. Raises Interrupted out of a wait for data."""
+    def on_stop(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal to stop; the second one ends the process at once. Raises Interrupted in a wait for data."""
         if os.getpid() != self.process:
             return
         if self.signal:
@@ -42,11 +41,37 @@ class StopRequest:
         if self.waiting:
             raise Interrupted
 
-    def ask_save(self, number: int, frame: FrameType | None) -> None:
+    def on_save(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal to save."""
         self.save = True
 
+    def read(self, device: torch.device) -> tuple[int, bool]:
+        """Return (signal, whether to save): the request of one rank is that of all. All ranks call it together."""
+        number, save = self.signal, self.save
+        if get_world_size() > 1:
+            requested = torch.tensor([number, int(save)], device=device)
+            torch.distributed.all_reduce(requested, torch.distributed.ReduceOp.MAX)
+            number, save = int(requested[0]), bool(requested[1])
+        self.save = False
+        return number, save
 
-_current: list[StopRequest] = []  # that of the run at hand
+
+def leave(number: int, step: int) -> NoReturn:
+    """End the process as a signal would, after the run was saved at `step`."""
+    logger.warning('%s: saved at step %d, leaving; --resume goes on', signal.Signals(number).name, step)
+    raise SystemExit(128 + number)
+
+
+def fewest_batches(num_batches: int, device: torch.device) -> int:
+    """Return the number of batches of the rank that has the fewest: so often can all read requests together."""
+    fewest = torch.tensor(num_batches, device=device)
+    if get_world_size() > 1:
+        torch.distributed.all_reduce(fewest, torch.distributed.ReduceOp.MIN)
+    return int(fewest)
+
+
+_END = object()
+_current: list[StopRequest] = []  # of the current run
 
 
 @contextmanager
@@ -56,9 +81,9 @@ def obey_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    handlers = {signal.SIGTERM: request.ask, signal.SIGINT: request.ask, signal.SIGUSR1: request.ask_save}
+    handlers = {signal.SIGTERM: request.on_stop, signal.SIGINT: request.on_stop, signal.SIGUSR1: request.on_save}
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
-        handlers[signal.SIGHUP] = request.ask
+        handlers[signal.SIGHUP] = request.on_stop
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     _current.append(request)
     try:
@@ -85,6 +110,17 @@ def waiting_for_data() -> Iterator[None]:
         request.waiting = False
 
 
+def interruptible(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield the batches of a loader. A stop that is requested while one is awaited raises Interrupted at once."""
+    iterator = iter(batches)
+    while True:
+        with waiting_for_data():
+            batch = next(iterator, _END)
+        if batch is _END:
+            return
+        yield batch
+
+
 @contextmanager
 def leave_on_signal() -> Iterator[None]:
     """Leave with 143 on SIGTERM while nothing is there to be saved yet (Ctrl-C raises KeyboardInterrupt by itself)."""
@@ -96,52 +132,3 @@ def leave_on_signal() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-class PreemptionHook(Hook):
-    """Look at the requests after every step and every validation batch; save, and leave with 128 + signal.
-
-    All ranks agree: the request of one is the request of all. In a validation, where one rank may have a batch more
-    than another, they look as often as the rank with the fewest.
-    """
-
-    priority = 'LOWEST'
-
-    def __init__(self, request: StopRequest) -> None:
-        self.request = request
-        self._looks = 0  # in a validation
-
-    def interrupted(self, runner: Any) -> None:
-        self._look(runner)
-
-    def before_val_epoch(self, runner: Any) -> None:
-        looks = torch.tensor(len(runner.val_dataloader), device=runner.device)
-        if get_world_size() > 1:
-            torch.distributed.all_reduce(looks, torch.distributed.ReduceOp.MIN)
-        self._looks = int(looks)
-
-    def after_step(self, runner: Any) -> None:
-        self._look(runner)
-
-    def before_validation(self, runner: Any) -> None:
-        self._look(runner)
-
-    def after_val_batch(self, runner: Any, batch_idx: int) -> None:
-        if batch_idx < self._looks:
-            self._look(runner)
-
-    def _look(self, runner: Any) -> None:
-        number, save = self.request.signal, self.request.save
-        if get_world_size() > 1:
-            asked = torch.tensor([number, int(save)], device=runner.device)
-            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-            number, save = int(asked[0]), bool(asked[1])
-        if not number and not save:
-            return
-        self.request.save = False
-        runner.saving.save(runner)
-        if number:
-            logger.warning(
-                '%s: saved at step %d, leaving; --resume goes on', signal.Signals(number).name, runner.train_loop.iter
-            )
-            raise SystemExit(128 + number)

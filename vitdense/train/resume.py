@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from torch import nn
 
 from vitdense.checkpoints.run import read_checkpoint
 from vitdense.config.from_text import config_in
+from vitdense.config.run_config import RunConfig
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.model import DenseModel
 from vitdense.registry import resolve
@@ -31,7 +31,7 @@ MOST = 20  # changed values that are listed
 ABSENT = object()  # in place of a value that a config does not give
 QUIET = ('work_dir', 'num_workers')  # keys whose change changes nothing
 WHOLE = ('step', 'samples_seen', 'batch_size', 'world_size')  # whole numbers of a checkpoint
-CONTENT = (*WHOLE, 'validation_pending', 'classes', 'amp', 'state_dict', 'optimizer', 'scaler', 'counts')
+CONTENT = (*WHOLE, 'validation_pending', 'classes', 'amp', 'state_dict', 'optimizer', 'scaler', 'skipped_steps')
 ANEW = 'resume with the config of that run (config.py in its work directory), or start anew with --weights CHECKPOINT'
 
 
@@ -103,9 +103,9 @@ def check_resumable(checkpoint: Mapping[str, Any], model: DenseModel, batches: B
         logger.log(logging.WARNING if changed else logging.INFO, text)
 
 
-def check_config(checkpoint: Mapping[str, Any], cfg: Config, model: DenseModel) -> None:
+def check_config(checkpoint: Mapping[str, Any], cfg: RunConfig, model: DenseModel) -> None:
     """Raise ConfigError where the optimizer of the config cannot go on from the checkpoint; say what has changed."""
-    section = cfg.to_dict()['optim_wrapper']
+    section = cfg.optim_wrapper
     groups = config_groups(section, model, split_backbone=bool(cfg.schedule.backbone_warmup_iters))
     check_optimizer(checkpoint, section['optimizer'], groups)
     say_changes(checkpoint, cfg)
@@ -168,9 +168,9 @@ def _refused(message: str, differences: Sequence[str]) -> ConfigError:
     return ConfigError(message, where='--resume', why=why, fix=ANEW)
 
 
-def say_changes(checkpoint: Mapping[str, Any], cfg: Config) -> None:
+def say_changes(checkpoint: Mapping[str, Any], cfg: RunConfig) -> None:
     """Say which values of the config are not those that the checkpoint was trained with: they count from here on."""
-    before, now = config_in(checkpoint), cfg.to_dict()
+    before, now = config_in(checkpoint), cfg
     if not before:
         return
     changes = [f'  {key}: {old} -> {new}' for key, old, new in _differences(before, now, '')]

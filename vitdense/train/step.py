@@ -1,9 +1,9 @@
-"""One optimizer step: accumulation, clipping, loss scaling, and the refusal of gradients that are not numbers."""
+"""The optimizer step: accumulation, clipping, loss scaling, and steps skipped for gradients that are not finite."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from vitdense.errors import ConfigError, NumericsError
+from vitdense.train.schedule import Schedule
 
-PATIENCE = 5  # steps in a row without finite gradients, after which a run is over
+PATIENCE = 5  # skipped steps in a row that end a run
 
 
 class Clipping(NamedTuple):
@@ -24,18 +25,18 @@ class Clipping(NamedTuple):
 
 
 class GuardedOptimWrapper(OptimWrapper):
-    """mmengine's wrapper with a guard: a step whose gradients are not finite does not happen, and is counted.
+    """mmengine's wrapper with a guard: steps whose gradients are not finite are skipped and counted.
 
-    `clipping` clips the global gradient norm, or that of each part: where batches train one task each, a head with
-    large gradients then takes nothing of the backbone's share away. `accumulative_counts` adds up the gradients of as
-    many batches; steps of the schedule count batches, as in mmengine. `scaled` scales losses for float16. `module` is
-    the model: running statistics of its normalisation layers are put back when a step does not happen.
+    `clipping` clips the global gradient norm, or that of each part: where batches train one task each, large gradients
+    of a head then leave the backbone's gradients unscaled. `accumulative_counts` adds up the gradients of as many
+    batches; steps of the schedule count batches, as in mmengine. `scaled` scales losses for float16. `module` is
+    the model: running statistics of its normalisation layers are restored when a step is skipped.
 
-    Without any gradient there is nothing to learn (a batch that no task has labels for): that step does not happen
-    either, nor do moments and weight decay move the weights.
+    A step without any gradient (a batch that no task has labels for) is skipped too, without being counted: moments
+    and weight decay do not move the weights either.
 
-    After 5 refused steps in a row NumericsError is raised. With a loss scale, refusals count only once the scale has
-    fallen to 1: overflows above it are how the scale is found.
+    NumericsError is raised after 5 steps in a row that are not finite. With a loss scale, they count only once the
+    scale has fallen to 1: overflows above it are how the scale is found.
     """
 
     def __init__(
@@ -49,9 +50,8 @@ class GuardedOptimWrapper(OptimWrapper):
     ) -> None:
         super().__init__(optimizer, accumulative_counts=accumulative_counts)
         self.clipping = clipping
-        self.refused = 0  # steps refused so far
-        self.refused_in_row = 0
-        self.grad_norm: Tensor | None = None  # of the last step, before clipping
+        self.skipped_steps = 0
+        self.skipped_in_row = 0
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
         self.parts = _parts(module, self.parameters) if clipping and clipping.by_part else [self.parameters]
         self.scaled = scaled
@@ -64,49 +64,58 @@ class GuardedOptimWrapper(OptimWrapper):
         ]
         self._kept = [buffer.clone() for buffer in self._statistics]
 
+    def set_learning_rates(self, schedule: Schedule, step: int) -> float:
+        """Set the learning rates of step number `step`, from 0, and return the highest of them."""
+        groups = self.optimizer.param_groups
+        for group in groups:
+            group['lr'] = group['base_lr'] * schedule.ratio(step, backbone=group.get('backbone', False))
+        return max(group['lr'] for group in groups)
+
     def keep_statistics(self) -> None:
-        """Remember the running statistics; called before the first batch of every step."""
+        """Copy the running statistics of normalisation layers, in case that the step is skipped."""
         if self._inner_count % self._accumulative_counts == 0:
             for kept, buffer in zip(self._kept, self._statistics, strict=True):
                 kept.copy_(buffer)
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Add the gradients of a loss, which `scale_loss` has divided by the number of accumulated batches."""
         self.scaler.scale(loss).backward(**kwargs)
         self._inner_count += 1
 
-    def step(self, **kwargs: Any) -> None:
-        """Clip and step, unless a gradient is not finite. Raises NumericsError after 5 refusals in a row."""
+    def clip_gradients(self) -> float:
+        """Clip the gradients where they are finite; return their norm before that, over all parts."""
         self.scaler.unscale_(self.optimizer)
         parts = [part for part in self.parts if _gradients(part)]
         norms = [nn.utils.get_total_norm(_gradients(part)) for part in parts]
-        self.grad_norm = norms[0] if len(norms) == 1 else nn.utils.get_total_norm(norms)
-        length = float(self.grad_norm)  # here a step waits for the device
-        finite = math.isfinite(length)
-        if finite and length > 0:
-            self._clip(parts, norms)
-            self.scaler.step(self.optimizer, **kwargs)
+        norm = float(norms[0] if len(norms) == 1 else nn.utils.get_total_norm(norms))  # waits for the device
+        if self.clipping is not None and math.isfinite(norm) and norm > 0:
+            for part, length in zip(parts, norms, strict=True):
+                nn.utils.clip_grads_with_norm_(part, self.clipping.max_norm, length)
+        return norm
+
+    def step_if_finite(self, grad_norm: float) -> None:
+        """Step, unless gradients of this norm allow none. Raises NumericsError after 5 in a row that are not finite."""
+        finite = math.isfinite(grad_norm)
+        if finite and grad_norm > 0:
+            self.scaler.step(self.optimizer)
         else:
-            self._put_back()
+            for kept, buffer in zip(self._kept, self._statistics, strict=True):
+                buffer.copy_(kept)
         if finite:
-            self.refused_in_row = 0
+            self.skipped_in_row = 0
         else:
-            self._refuse()
+            self._count_skipped()
         self.scaler.update(None if finite or not self.scaled else self.scaler.get_scale() / 2)
 
-    def _clip(self, parts: list[list[nn.Parameter]], norms: list[Tensor]) -> None:
-        if self.clipping is not None:
-            for part, norm in zip(parts, norms, strict=True):
-                nn.utils.clip_grads_with_norm_(part, self.clipping.max_norm, norm)
+    def step(self, **kwargs: Any) -> None:
+        """Clip and step, as `update_params` of mmengine calls it."""
+        self.step_if_finite(self.clip_gradients())
 
-    def _put_back(self) -> None:
-        for kept, buffer in zip(self._kept, self._statistics, strict=True):
-            buffer.copy_(kept)
-
-    def _refuse(self) -> None:
-        self.refused += 1
+    def _count_skipped(self) -> None:
+        self.skipped_steps += 1
         if not self.scaled or self.scaler.get_scale() <= 1:
-            self.refused_in_row += 1
-        if self.refused_in_row >= PATIENCE:
+            self.skipped_in_row += 1
+        if self.skipped_in_row >= PATIENCE:
             raise NumericsError(
                 f'gradients were not finite in {PATIENCE} steps in a row',
                 where=f'after {self._inner_count} batches',
@@ -116,11 +125,14 @@ class GuardedOptimWrapper(OptimWrapper):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimizer's state, the loss scale and the counts (without mmengine's extra group)."""
-        counts = {'refused': self.refused, 'refused_in_row': self.refused_in_row}
-        return {'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict(), 'counts': counts}
+        return {
+            'optimizer': self.optimizer.state_dict(),
+            'scaler': self.scaler.state_dict(),
+            'skipped_steps': {'all': self.skipped_steps, 'in_row': self.skipped_in_row},
+        }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put back what `state_dict` returned, but for the settings of the groups: those are the config's.
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned, but for the settings of the groups: those are the config's.
 
         The moments come from `state_dict`; learning rates, weight decay, betas and the like stay as they are.
         """
@@ -128,8 +140,7 @@ class GuardedOptimWrapper(OptimWrapper):
         self.optimizer.load_state_dict({'state': state_dict['optimizer']['state'], 'param_groups': groups})
         if self.scaled and state_dict['scaler']:
             self.scaler.load_state_dict(state_dict['scaler'])
-        self.refused = state_dict['counts']['refused']
-        self.refused_in_row = state_dict['counts']['refused_in_row']
+        self.skipped_steps, self.skipped_in_row = (state_dict['skipped_steps'][key] for key in ('all', 'in_row'))
 
 
 def read_clipping(clip_grad: dict[str, Any] | None) -> Clipping | None:

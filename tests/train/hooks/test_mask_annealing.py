@@ -9,7 +9,7 @@ from torch import nn
 from vitdense.backbones.vit import ViT
 from vitdense.errors import ConfigError
 from vitdense.networks.eomt import EoMT
-from vitdense.train.mask_annealing import MaskAnnealingHook
+from vitdense.train.hooks.mask_annealing import MaskAnnealingHook
 from vitdense.train.optim import LayerDecay, apart, build_optimizer
 from vitdense.train.schedule import Schedule, make_schedule
 

@@ -12,10 +12,10 @@ from vitdense.data.coco.dataset import CocoDetection
 from vitdense.data.mixture import Mixture
 from vitdense.errors import ConfigError, DataError
 from vitdense.heads.detr.detr import DetrHead
+from vitdense.loading.data_checks import compare_ranges, log_data, log_metric_limits, log_query_limits, refuse_missing
+from vitdense.loading.loaders import train_loader
 from vitdense.metrics.average_precision import CocoAP
 from vitdense.tasks.detection import DetectionTask
-from vitdense.train.data_checks import compare_ranges, log_data, log_metric_limits, log_query_limits, refuse_missing
-from vitdense.train.loaders import train_loader
 
 
 @pytest.fixture

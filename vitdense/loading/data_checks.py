@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from mmengine.dist import is_main_process
 
-from vitdense.arguments import MAX_BAD_FRACTION
 from vitdense.data.files.similar_names import near_match
 from vitdense.errors import DataError
 from vitdense.metrics.average_precision import too_many_objects
@@ -78,11 +77,6 @@ def refuse_missing(dataset: Any, *, name: str, max_bad_fraction: float | None = 
         fraction = min(1, np.ceil(100 * len(missing) / len(dataset)) / 100)
         fix += f'\nor train without them: --cfg-options +train_dataloader.max_bad_fraction={fraction:g}'
     raise DataError(f'{name}: {text}', where=str(root), why=f'{near}; {why}' if near else why, fix=fix)
-
-
-def max_bad_fraction(section: Mapping[str, Any]) -> float:
-    """Return the share of unreadable images that a training section allows."""
-    return section.get('max_bad_fraction', MAX_BAD_FRACTION)
 
 
 def log_query_limits(model: Any, dataset: Any, *, name: str) -> None:

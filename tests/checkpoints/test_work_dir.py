@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from vitdense.checkpoints import work_dir
 from vitdense.checkpoints.model_folder import read_model_folder, save_model_folder
 from vitdense.checkpoints.run import delete_temporary_files, read_checkpoint, steps_in, write_checkpoint
+from vitdense.checkpoints.work_dir import LOCK, locked, move_later
 from vitdense.commands.train import finish, train
 from vitdense.config.load import load_config
 from vitdense.errors import ConfigError, DiskError
-from vitdense.train import work_dir
-from vitdense.train.work_dir import LOCK, locked, move_later
 
 
 @pytest.fixture
@@ -207,12 +207,12 @@ def test_going_back_to_an_older_checkpoint_keeps_what_is_new(train_tiny, tmp_pat
     train_tiny('schedule.max_iters=4', *options, 'checkpoint.keep=2')
     runner = train_tiny('schedule.max_iters=3', *options, resume=str(folder / 'step_000002.pth'))
     assert [path.name for path in steps_in(folder)] == ['step_000003.pth']
-    assert read_checkpoint(folder / 'best.pth')['best'] == runner.history.best
+    assert read_checkpoint(folder / 'best.pth')['best'] == runner.train_loop.history.best
     assert (folder / 'earlier-1' / 'step_000004.pth').exists()
-    assert read_model_folder(folder / 'model')[1]['step'] == runner.history.best['step'] <= 3
+    assert read_model_folder(folder / 'model')[1]['step'] == runner.train_loop.history.best['step'] <= 3
     # the same from another folder: its history comes along, and what was in the way is kept
     other = train_tiny('schedule.max_iters=4', *options, resume=str(folder), name='other')
-    assert [row['step'] for row in other.history.rows if 'lr' in row] == [1, 2, 3, 4]
-    assert other.history.best['step'] in (2, 3, 4) and (tmp_path / 'other' / 'best.pth').exists()
+    assert [row['step'] for row in other.train_loop.history.rows if 'lr' in row] == [1, 2, 3, 4]
+    assert other.train_loop.history.best['step'] in (2, 3, 4) and (tmp_path / 'other' / 'best.pth').exists()
     train_tiny('schedule.max_iters=4', *options, resume=str(folder), name='other')
     assert (tmp_path / 'other' / 'earlier-1' / 'metrics.csv').exists()

@@ -10,15 +10,13 @@ from weakref import WeakSet
 
 from torch.utils.data import DataLoader, Dataset
 
+from vitdense.arguments import MAX_BAD_FRACTION
 from vitdense.data.collate import collate
 from vitdense.data.files.images import UnreadableImage
 from vitdense.data.sampling import EvaluationSampler, InfiniteSampler, SeededDataset
 from vitdense.device import cpu_count
 from vitdense.errors import VitDenseError
-from vitdense.protocols import MixedDataset
-from vitdense.train.data_checks import max_bad_fraction
-from vitdense.train.preemption import waiting_for_data
-from vitdense.train.workers import (
+from vitdense.loading.workers import (
     PackedBatch,
     check_workers,
     explained,
@@ -28,6 +26,7 @@ from vitdense.train.workers import (
     stop,
     workers_that_fit,
 )
+from vitdense.protocols import MixedDataset
 
 
 def train_loader(
@@ -62,6 +61,11 @@ def evaluation_loader(
     sampler = EvaluationSampler(len(dataset), rank=rank, world_size=world_size)
     seeded = SeededDataset(dataset, seed, tolerate=False, skip=skip_bad)
     return _loader(section, seeded, sampler, pin_memory=pin_memory, share=0.4, skip_bad=skip_bad)
+
+
+def max_bad_fraction(section: Mapping[str, Any]) -> float:
+    """Return the share of unreadable images that a training section allows."""
+    return section.get('max_bad_fraction', MAX_BAD_FRACTION)
 
 
 def num_workers(section: Mapping[str, Any]) -> int:
@@ -142,10 +146,7 @@ def close_loaders() -> None:
 
 
 class TypedErrorLoader(DataLoader):
-    """A DataLoader that raises the errors that its workers met, and says what a dead worker usually means.
-
-    A wait for a batch ends when the run is asked to stop (see `vitdense.train.preemption`).
-    """
+    """A DataLoader that raises the errors of its workers as they were, and explains the death of a worker."""
 
     _batches: Any = None  # the iterator at hand
 
@@ -154,11 +155,11 @@ class TypedErrorLoader(DataLoader):
         atexit.register(close_loaders)  # before multiprocessing's own, which would wait for the workers
         if self._iterator is not None:  # workers are kept from one validation to the next
             check_workers(self._workers(), self._where)
-        with self._explained(), started_workers(), waiting_for_data():
+        with self._explained(), started_workers():
             batches = self._batches = super().__iter__()
         while True:
             check_workers(self._workers(), self._where)
-            with self._explained(), waiting_for_data():
+            with self._explained():
                 batch = next(batches, _END)
                 batch = batch.open() if isinstance(batch, PackedBatch) else batch
             if batch is _END:

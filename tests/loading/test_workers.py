@@ -12,10 +12,10 @@ import torch
 
 from vitdense.data.files.images import UnreadableImage
 from vitdense.errors import DataError, ResourceError
-from vitdense.train import workers as workers_module
-from vitdense.train.loaders import close_loaders, evaluation_loader
-from vitdense.train.preemption import Interrupted, obey_signals
-from vitdense.train.workers import bytes_in, workers_that_fit
+from vitdense.loading import workers as workers_module
+from vitdense.loading.loaders import close_loaders, evaluation_loader
+from vitdense.loading.workers import bytes_in, workers_that_fit
+from vitdense.train.preemption import Interrupted, interruptible, obey_signals
 from vitdense.types import Meta, Sample, Target
 
 
@@ -52,7 +52,7 @@ def ids(batches) -> list[int]:
 
 
 def test_a_worker_that_dies_anywhere_is_found_at_the_next_batch(monkeypatch):
-    monkeypatch.setattr('vitdense.train.loaders.cpu_count', lambda: 2)
+    monkeypatch.setattr('vitdense.loading.loaders.cpu_count', lambda: 2)
     made = loader(Images(), workers=2)
     batches = iter(made)
     next(batches)
@@ -135,7 +135,7 @@ def test_a_stop_does_not_wait_for_data(workers):
             time.sleep(60)
 
     made = loader(Images(block), workers=workers)
-    batches = iter(made)
+    batches = interruptible(made)
     with obey_signals() as request:
         assert ids([next(batches), next(batches)]) == [0, 1, 2, 3]
         timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitdense.config.load import named_sections
 from vitdense.data.datasets import JoinedDatasets
+from vitdense.loading.loaders import evaluation_loader
 from vitdense.registry import build
-from vitdense.train.loaders import evaluation_loader
 from vitdense.types import Batch
 
 

@@ -11,7 +11,7 @@ import torch
 from vitdense.data.class_names import check_classes
 from vitdense.device import _cgroup_quota, choose_precision, cpu_count, torch_threads
 from vitdense.errors import ConfigError, DataError, ResourceError
-from vitdense.train.loaders import close_loaders, evaluation_loader, train_loader
+from vitdense.loading.loaders import close_loaders, evaluation_loader, train_loader
 from vitdense.types import Meta, Sample, Target
 
 

@@ -13,9 +13,9 @@ from vitdense.config.load import load_config
 from vitdense.errors import ConfigError
 from vitdense.registry import build
 from vitdense.train.build import make_trainer
-from vitdense.train.unfreezing import UnfreezeHook
+from vitdense.train.hooks.unfreezing import UnfreezeHook
 
-HOOK = "custom_hooks=[dict(type='vitdense.train.unfreezing.UnfreezeHook', steps=({}))]"
+HOOK = "custom_hooks=[dict(type='vitdense.train.hooks.unfreezing.UnfreezeHook', steps=({}))]"
 BACKBONE = 'network.backbone.model.'
 
 

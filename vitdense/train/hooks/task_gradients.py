@@ -97,7 +97,7 @@ class TaskGradientHook(Hook):
         found = task_gradients(runner.network_model, *self._kept, scale=runner.optim_wrapper.scaler.get_scale())
         norms = {f'{name}.shared_grad_norm': norm for name, norm in found.norms.items()}
         cosines = {f'grad_cosine.{one}.{other}': value for (one, other), value in found.cosines.items()}
-        runner.history.note(norms | cosines)
+        runner.train_loop.history.note(norms | cosines)
 
 
 @contextmanager

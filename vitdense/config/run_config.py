@@ -1,0 +1,39 @@
+"""The content of a config file as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class Section(dict):
+    """A dict whose keys are attributes as well; the dicts in it are sections too."""
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        super().__init__({key: _sections(value) for key, value in content.items()})
+
+    def __getattr__(self, key: str) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            raise AttributeError(key) from None
+
+    __setattr__ = dict.__setitem__
+
+
+class RunConfig(Section):
+    """All sections of a config, and the file that they were read from."""
+
+    def __init__(self, content: Mapping[str, Any], filename: str) -> None:
+        super().__init__(content)
+        self.__dict__['filename'] = filename
+
+    def replaced(self, **sections: Any) -> RunConfig:
+        """Return a config with other `sections`."""
+        return RunConfig({**self, **sections}, self.filename)
+
+
+def _sections(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Section(value)
+    return type(value)(map(_sections, value)) if type(value) in (list, tuple) else value

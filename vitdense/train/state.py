@@ -1,0 +1,72 @@
+"""The state of a run between two steps: what a checkpoint holds, and how a run goes on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+import vitdense
+from vitdense.checkpoints.run import to_cpu
+from vitdense.config.dump import config_text
+
+
+def run_state(loop: Any) -> dict[str, Any]:
+    """Return the content of a checkpoint of a `TrainingLoop` (see `vitdense.checkpoints.run`)."""
+    runner, wrapper = loop.runner, loop.runner.optim_wrapper
+    model, omitted = runner.network_model, loop.omitted
+    batch_size = loop.dataloader.batch_size
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    weights = to_cpu({name: value for name, value in model.state_dict().items() if name not in omitted})
+    content = {
+        'format': 1,
+        'version': vitdense.__version__,
+        'config': config_text(runner.config),
+        'seed': loop.seed,
+        'amp': runner.precision.name,
+        'step': loop.iter,
+        'samples_seen': loop.samples_before + (loop.iter - loop.first_step) * batch_size * runner.world_size,
+        'batch_size': batch_size,
+        'world_size': runner.world_size,
+        'accumulative_counts': wrapper._accumulative_counts,
+        'validation_pending': loop.validation_pending,
+        'classes': _plain(model.classes),
+        'metainfo': _plain(runner.metainfo),
+        'omitted_weights': omitted,
+        'parameter_groups': [[names[id(each)] for each in group['params']] for group in wrapper.optimizer.param_groups],
+        'state_dict': weights,
+        **to_cpu(wrapper.state_dict()),
+        **loop.history.state(),
+        **(loop.ema.state(weights) if loop.ema is not None else {}),
+        **(loop.early_stopping.state() if loop.early_stopping is not None else {}),
+    }
+    runner.call_hook('before_save_checkpoint', checkpoint=content)
+    return content
+
+
+def restore_run(loop: Any, checkpoint: Mapping[str, Any]) -> None:
+    """Go on from the content of a checkpoint."""
+    runner = loop.runner
+    runner.network_model.load_state_dict({**checkpoint['state_dict'], **checkpoint.get('training_state_dict', {})})
+    runner.optim_wrapper.load_state_dict(checkpoint)
+    loop.iter = loop.first_step = checkpoint['step']
+    loop.samples_before = checkpoint['samples_seen']
+    loop.validation_pending = checkpoint['validation_pending']
+    loop.history.restore(checkpoint)
+    loop.saving.restore(checkpoint)
+    if loop.ema is not None:
+        loop.ema.restore(checkpoint)
+    if loop.early_stopping is not None and loop.early_stopping.restore(checkpoint):
+        loop.stop_training = True
+    runner.call_hook('after_load_checkpoint', checkpoint=checkpoint)
+
+
+def _plain(value: Any) -> Any:
+    """Return metainfo as dicts, lists, words and numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic | Tensor) else value
