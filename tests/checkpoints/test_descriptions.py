@@ -289,7 +289,7 @@ def test_building_within_limits_gives_the_same_numbers() -> None:
         {'state_dict': {'a': 3}, 5: 6},
     ],
 )
-def test_what_a_checkpoint_says_is_checked(evil: Callable[..., Path], changes: dict, tmp_path: Path) -> None:
+def test_metadata_of_checkpoints_is_checked(evil: Callable[..., Path], changes: dict, tmp_path: Path) -> None:
     path = evil(**{key: value for key, value in changes.items() if isinstance(key, str)})
     if 5 in changes:  # keys of two kinds
         torch.save({**torch.load(path, weights_only=True), 5: 6}, path)

@@ -23,14 +23,15 @@ SLIM = dict(embed_dim=24, depth=2, num_heads=2)
 
 
 @pytest.mark.parametrize(
-    ('size', 'said'), [((48, 48), ''), ((48, 80), 'pretrained_img_size=(48, 80),'), ((48, 80), 'img_size=(48, 80),')]
+    ('size', 'arguments'),
+    [((48, 48), ''), ((48, 80), 'pretrained_img_size=(48, 80),'), ((48, 80), 'img_size=(48, 80),')],
 )
-def test_what_a_run_leaves_needs_no_pretrained_file(tmp_path: Path, size: tuple[int, int], said: str) -> None:
+def test_trained_models_need_no_pretrained_file(tmp_path: Path, size: tuple[int, int], arguments: str) -> None:
     own = timm.create_model('vit_tiny_patch16_224', img_size=size, patch_size=8, num_classes=0, **SLIM)
     save_file(own.state_dict(), tmp_path / 'w.safetensors')
     vit = 'patch_size=16, img_size=64, drop_path=0.2,\n                      timm_args'
     assert vit in CONFIG
-    (tmp_path / 'a.py').write_text(CONFIG.replace(vit, f"{said} pretrained='{tmp_path}/w.safetensors', timm_args"))
+    (tmp_path / 'a.py').write_text(CONFIG.replace(vit, f"{arguments} pretrained='{tmp_path}/w.safetensors', timm_args"))
     cfg = load_config(tmp_path / 'a.py', ['schedule.max_iters=2', 'schedule.val_interval=2', 'ema=None'])
     trained = train(cfg, work_dir=tmp_path / 'run', device='cpu')
     state = trained.network_model.state_dict()
@@ -50,13 +51,13 @@ def test_what_a_run_leaves_needs_no_pretrained_file(tmp_path: Path, size: tuple[
     assert all(model.network.backbone.grid == (size[0] // 8, size[1] // 8) for model in [*models, resumed])
 
 
-def test_a_config_that_says_its_sizes_stays_as_it_is(tmp_path: Path) -> None:
+def test_sizes_of_a_config_are_kept(tmp_path: Path) -> None:
     (tmp_path / 'a.py').write_text(CONFIG)
     cfg = load_config(tmp_path / 'a.py')
     runner = make_trainer(cfg, tmp_path / 'run', device='cpu')
     assert config_text(runner.config) == config_text(cfg)
     recipe = {'network': {'backbone': {'vit': {'img_size': 32, 'patch_size': None}, 'levels': 4}}}
     assert sizes_in(recipe) == {'img_size': 32}
-    told = with_sizes(recipe, {'img_size': 64, 'patch_size': 8})
-    assert told['network']['backbone'] == {'vit': {'img_size': 32, 'patch_size': 8}, 'levels': 4}
+    completed = with_sizes(recipe, {'img_size': 64, 'patch_size': 8})
+    assert completed['network']['backbone'] == {'vit': {'img_size': 32, 'patch_size': 8}, 'levels': 4}
     assert with_sizes({'network': {'backbone': object()}}, {'img_size': 64})['network']['backbone'] is not None

@@ -44,7 +44,7 @@ def logits(model) -> torch.Tensor:
         return model.eval().network(torch.randn(2, 3, 64, 64))['sem'].logits
 
 
-def test_checkpoints_hold_what_was_trained_and_nothing_else(trainer, options, tmp_path):
+def test_checkpoints_hold_trained_weights_only(trainer, options, tmp_path):
     runner = trainer('run', options)
     trained = {name for name, value in runner.network_model.named_parameters() if value.requires_grad}
     runner.train()
@@ -57,7 +57,7 @@ def test_checkpoints_hold_what_was_trained_and_nothing_else(trainer, options, tm
     assert len(names) == 2 * 4 * 2 and all(name.endswith(('lora_a', 'lora_b')) for name in names)
 
 
-def test_without_pretrained_weights_nothing_can_be_left_out(trainer, tmp_path):
+def test_without_pretrained_weights_none_are_omitted(trainer, tmp_path):
     runner = trainer('run', (LORA, 'schedule.max_iters=1', 'schedule.val_interval=1', 'schedule.warmup_iters=0'))
     runner.train()
     assert (

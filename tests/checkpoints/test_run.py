@@ -95,7 +95,7 @@ def test_old_files_go_after_the_new_one_is_there(tmp_path):
     ]
 
 
-def test_a_full_disk_keeps_the_old_file_and_no_rest(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_old_file_and_no_temporary_one(tmp_path, monkeypatch):
     path = tmp_path / 'step_000001.pth'
     write_checkpoint(path, content(1))
     usage = namedtuple('usage', 'total used free')
@@ -111,7 +111,7 @@ def test_a_full_disk_keeps_the_old_file_and_no_rest(tmp_path, monkeypatch):
     assert not list(tmp_path.glob('*.tmp.*'))
 
 
-def test_training_survives_a_full_disk_and_says_so_at_the_end(trainer, tmp_path, monkeypatch):
+def test_training_survives_a_full_disk_and_raises_at_the_end(trainer, tmp_path, monkeypatch):
     runner = trainer('run')
     usage = namedtuple('usage', 'total used free')
     monkeypatch.setattr(checkpoints.shutil, 'disk_usage', lambda folder: usage(1, 1, 10))

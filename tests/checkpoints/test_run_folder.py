@@ -30,7 +30,7 @@ def test_a_folder_of_a_run(run):
     assert model_folder_of(run / 'nothing') == run / 'nothing'
 
 
-def test_a_model_folder_alone_says_nothing_about_data(run):
+def test_a_model_folder_alone_has_no_data_config(run):
     (run / 'config.py').unlink()
     with pytest.raises(ConfigError) as caught:
         config_and_checkpoint(str(run / 'model'), None)

@@ -134,7 +134,7 @@ def network() -> SharedNetwork:
     return network_of('tiny').eval()
 
 
-def test_a_published_tiny_loads_to_the_last_number_and_answers(state, network):
+def test_a_published_tiny_loads_completely_and_predicts(state, network):
     coverage = load_published(network, state, VIT_ADAPTER, where='upernet_deit_adapter_tiny.pth')
     assert coverage.complete and coverage.matched == coverage.total
     ours = network.state_dict()

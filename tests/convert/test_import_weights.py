@@ -136,7 +136,7 @@ FACTS |= dict(patch_size=16, num_upscale_blocks=2, train_num_points=64, attn_imp
 
 @pytest.mark.parametrize('kind', ['dinov2', 'dinov3'])
 @pytest.mark.parametrize('authors', [False, True])
-def test_eomt_answers_as_transformers(kind, authors):
+def test_eomt_predicts_as_transformers(kind, authors):
     transformers = pytest.importorskip('transformers')
     facts = dict(embed_dim=48, depth=4, num_heads=3)
     if kind == 'dinov2':
@@ -270,7 +270,7 @@ def names_of_authors(state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(('split', 'authors'), [(1, False), (1, True), (2, False)])
-def test_rf_detr_answers_as_transformers(split, authors):
+def test_rf_detr_predicts_as_transformers(split, authors):
     theirs, ours = rf_pair(5, 5, split=split)
     randomise(theirs)
     state = names_of_authors(theirs.state_dict(), 'rf') if authors else theirs.state_dict()
@@ -300,7 +300,7 @@ def test_classifiers_of_91_category_ids_give_the_80_categories():
 
 @pytest.mark.parametrize('authors', [False, True])
 @pytest.mark.parametrize(('width', 'split'), [(24, 1), (24, 2), (520, 1)])
-def test_lw_detr_answers_as_transformers(width, split, authors):
+def test_lw_detr_predicts_as_transformers(width, split, authors):
     theirs, ours = lw_pair(width, split=split)
     randomise(theirs)
     state = names_of_authors(theirs.state_dict(), 'lw') if authors else theirs.state_dict()
@@ -427,7 +427,7 @@ def test_licences_with_conditions_must_be_accepted(tmp_path):
         main(['dinov2-linea', 'file.pth', *where])
 
 
-def test_a_table_of_published_weights_has_the_grid_that_the_config_says() -> None:
+def test_a_table_of_published_weights_has_the_grid_of_the_config() -> None:
     state = {'backbone.model.pos_embed': torch.zeros(1, 197, 8), 'backbone.model.cls_token': torch.zeros(1, 1, 8)}
     state |= {'backbone.model.patch_embed.proj.weight': torch.zeros(8, 3, 16, 16)}
     published = RF_DETR._replace(rules=())

@@ -107,7 +107,7 @@ def test_a_list_that_leads_elsewhere_or_nowhere_is_refused(root):
     assert SeededDataset(data)[1].meta.image_id == 'cat/b.png'  # training replaces it
 
 
-def test_folders_that_hold_nothing_are_named(root):
+def test_empty_folders_are_logged(root):
     with pytest.raises(DataError, match='no folder of images'):
         ClassificationDataset('val', root=root)
     (root / 'val' / 'cat').mkdir(parents=True)

@@ -30,7 +30,7 @@ def data(tmp_path):
     return make
 
 
-def test_masks_of_0_and_255_are_refused_with_the_table_that_is_meant(data, caplog):
+def test_masks_of_0_and_255_are_errors_with_a_label_map_as_fix(data, caplog):
     made = data([[0, 255]], [[255, 0]])
     assert made.check() == 2
     assert "class 1 'box' is in none of the 2 label maps checked, while 255 (ignored) is in all of them" in caplog.text
@@ -52,7 +52,7 @@ def test_masks_of_0_and_255_are_refused_with_the_table_that_is_meant(data, caplo
         ([[[[9, 9, 9]]]], {'colored_labels': True, 'palette': [[9, 9, 9], [1, 2, 3]]}, "class 0 'ground' is the only"),
     ],
 )
-def test_what_cannot_be_learnt_is_refused(data, maps, options, words):
+def test_labels_of_one_class_are_errors(data, maps, options, words):
     made = data(*maps, **options)
     with pytest.raises(DataError, match=words) as caught:
         made.check(training=True)
@@ -60,7 +60,7 @@ def test_what_cannot_be_learnt_is_refused(data, maps, options, words):
     made.check()  # a test set may be so: there is no score, then
 
 
-def test_all_files_are_looked_at_before_any_is_refused(data):
+def test_all_files_are_checked_before_an_error(data):
     maps = [[[0, 255]]] * 20 + [[[1, 255]]]
     assert data(*maps).check(limit=3, training=True) == 3  # the last one is among the three
     assert data(*maps[::-1][:20], [[0, 255]], maps[-1], [[0, 0]]).check(limit=2, training=True) == 2
@@ -68,7 +68,7 @@ def test_all_files_are_looked_at_before_any_is_refused(data):
         data(*maps[:20], folder='y').check(limit=2, training=True)
 
 
-def test_absent_classes_and_ignored_numbers_are_said(data, caplog):
+def test_absent_classes_and_ignored_numbers_are_logged(data, caplog):
     caplog.set_level(logging.INFO, 'vitdense')
     data([[0, 1, 11, 12]], [[0, 0, 11, 11]], classes=[f'c{k}' for k in range(5)], ignore=[11, 12]).check()
     assert "mine: classes 2 'c2', 3 'c3', 4 'c4' are in none of the 2 label maps checked" in caplog.text
@@ -88,7 +88,7 @@ def test_a_mixture_needs_two_classes_among_all_its_label_maps(data):
         Mixture(dict(a=first, b=second), weights=dict(a=1, b=0)).check(training=True)  # b is not drawn
 
 
-def test_a_palette_that_was_numbered_anew_is_refused(tmp_path, data):
+def test_a_renumbered_palette_is_an_error(tmp_path, data):
     made = data([[0, 1, 1]], palette=[[255, 0, 0], [0, 0, 255]])
     path = tmp_path / 'x/m/0.png'
     for palette, good in (
@@ -114,9 +114,9 @@ def test_a_palette_that_was_numbered_anew_is_refused(tmp_path, data):
 
 def test_counts_are_those_of_numpy():
     rng = np.random.default_rng(0)
-    seen = LabelStatistics(['a', 'b', 'c'])
+    statistics = LabelStatistics(['a', 'b', 'c'])
     maps = [rng.choice([0, 1, 2, 255], (5, 7)).astype(np.uint8) for _ in range(4)]
     for labels in maps:
-        seen.add(labels + np.where(labels == 255, 0, 10).astype(np.uint8), labels)
-    assert seen.pixels.tolist() == np.bincount(np.stack(maps).ravel(), minlength=256).tolist()
-    assert seen.numbers == {0: 10, 1: 11, 2: 12} and seen.ignored == {255: 4} and seen.files == 4
+        statistics.add(labels + np.where(labels == 255, 0, 10).astype(np.uint8), labels)
+    assert statistics.pixels.tolist() == np.bincount(np.stack(maps).ravel(), minlength=256).tolist()
+    assert statistics.numbers == {0: 10, 1: 11, 2: 12} and statistics.ignored == {255: 4} and statistics.files == 4

@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_refused():
     assert joined == {'classes': {'a': ['x'], 'b': ['y']}, 'note': 1}
 
 
-def test_mixing_touches_only_rows_with_nothing_but_an_image_label():
+def test_mixing_applies_to_rows_with_an_image_label_only():
     """Of a mixed batch: the images of the labelled-maps data set keep their pixels and their truth to the bit."""
     maps = Target(semantic=torch.zeros(4, 4, dtype=torch.uint8))
     both = Target(semantic=torch.zeros(4, 4, dtype=torch.uint8), image_label=torch.tensor(1))

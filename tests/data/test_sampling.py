@@ -44,7 +44,7 @@ def test_any_number_of_workers_gives_the_same_batches():
     assert not same(alone, batches(0, seed=4))
 
 
-def test_a_resumed_run_sees_the_batches_it_has_missed():
+def test_a_resumed_run_continues_with_the_next_batches():
     assert same(batches(0, count=5)[2:], batches(0, start=4, count=3))
 
 

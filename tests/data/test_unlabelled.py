@@ -42,7 +42,7 @@ def test_transforms_change_the_size_and_batches_collate(root):
     assert collate([data[0], data[1]]).imgs.shape == (2, 3, 16, 16)
 
 
-def test_what_is_wrong_is_said(root):
+def test_wrong_folders_and_images_are_errors(root):
     with pytest.raises(DataError, match='no folder of images'):
         ImageDataset('nowhere', root=root)
     (root / 'all' / 'b.png').write_bytes(b'')

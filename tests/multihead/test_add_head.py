@@ -71,7 +71,7 @@ def answers(folder: Path, head: str = 'sem') -> torch.Tensor:
         return model.eval().network(imgs)[head].logits
 
 
-def test_old_answers_stay_the_same_to_the_bit(home):
+def test_old_predictions_stay_bit_equal(home):
     folders = [home / name / 'model' for name in ('sem', 'both')]
     before, after = (load_file(folder / 'model.safetensors') for folder in folders)
     assert all(torch.equal(after[name], value) for name, value in before.items())

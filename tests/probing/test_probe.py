@@ -48,7 +48,7 @@ def test_neighbours_vote_by_their_cosine(k):
         np.testing.assert_allclose(scores[row], votes / votes.sum(), atol=1e-4)
 
 
-def test_a_image_of_a_class_without_neighbours_scores_nothing_there():
+def test_a_class_without_neighbours_has_score_0():
     train, labels = torch.tensor([[1.0, 0], [0.9, 0.1]]), torch.tensor([1, 1])
     scores = probing_classes.knn_scores(train, labels, torch.tensor([[1.0, 1]]), 3, neighbours=[2])[2]
     assert scores.tolist() == [[0, 1, 0]]
@@ -243,7 +243,7 @@ def test_what_cannot_be_probed_is_refused(config_file, tmp_path):
             probe(load_config(config_file, options), work_dir=tmp_path / 'w', device='cpu', **arguments)
 
 
-def test_backbones_keep_nothing_of_the_shape_of_another():
+def test_backbones_do_not_share_arguments_of_the_architecture():
     recipe = dict(type='ViT', name='a', pretrained='old', patch_size=8, frozen=True)
     found = with_backbone(recipe, ['b', 'c=file'], ['w'])
     assert [label for label, _ in found] == ['a, w', 'b', 'c, file']

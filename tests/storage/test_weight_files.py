@@ -185,7 +185,7 @@ def other(value: float = 7.0) -> dict[str, Tensor]:
         (W, ''),
     ],
 )
-def test_the_set_that_is_read_is_said(
+def test_the_state_dict_that_is_read_is_logged(
     tmp_path: Path, content: dict, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.save(content, tmp_path / 'a.pth')

@@ -56,7 +56,7 @@ def test_broken_files_are_checkpoint_errors_with_a_reason(tmp_path: Path) -> Non
         assert ('the folder model/' in caught.value.fix) is (path.suffix == '')
 
 
-def test_a_file_without_tensors_says_what_it_holds(tmp_path: Path) -> None:
+def test_the_error_for_a_file_without_tensors_lists_its_keys(tmp_path: Path) -> None:
     torch.save({'epoch': 3, 'lr': 0.1}, tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match='epoch, lr'):
         read_weights(tmp_path / 'a.pth')
@@ -101,7 +101,7 @@ def test_everything_fits() -> None:
     assert torch.equal(source[0].weight, target[0].weight)
 
 
-def test_one_prefix_is_stripped_and_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_one_prefix_is_stripped_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     source, target = small(), small()
     state = {f'module.backbone.{name}': value for name, value in source.state_dict().items()}
     with caplog.at_level('INFO', 'vitdense'):
@@ -152,7 +152,7 @@ def test_whole_numbers_are_no_weights_and_nan_is_refused() -> None:
     assert load_weights(target, large, where='here').complete
 
 
-def test_partial_takes_what_fits_but_not_nothing() -> None:
+def test_partial_loads_what_fits_but_not_zero_tensors() -> None:
     target, whole = small(), small().state_dict()
     before = target[0].weight.clone()
     coverage = load_weights(target, whole | {'0.weight': torch.zeros(8, 5)}, where='here', partial=True)
@@ -179,7 +179,7 @@ def test_saved_weights_come_back_with_their_metadata_and_no_rubbish(tmp_path: Pa
     assert (tmp_path / 'new' / 'a.safetensors').stat().st_mode == (tmp_path / 'b').stat().st_mode  # others may read
 
 
-def test_a_failed_save_keeps_what_stood_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_keeps_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / 'a.safetensors'
     save_weights(path, {'x': torch.ones(1)})
 

@@ -128,7 +128,7 @@ def test_letters_that_no_font_has_are_named_in_one_line(system, caplog):
     assert message.count('道') == 1 and 'r' not in message.partition('letters ')[2].partition(',')[0]
 
 
-def test_the_font_that_the_environment_names_is_asked_first(system, monkeypatch, caplog):
+def test_the_font_of_the_environment_variable_is_tried_first(system, monkeypatch, caplog):
     path = make_font(system.parent / 'mine.otf', 'a道')
     monkeypatch.setenv(fonts.VARIABLE, str(path))
     assert [Path(run.face.file).stem for run in fonts.runs('a道b')] == ['mine', 'DejaVuSans']
@@ -149,7 +149,7 @@ def test_confusion_and_curves_take_the_same_fonts_and_no_formulas(system, caplog
 
 
 @pytest.mark.parametrize('name', ['two\nlines', '\udcff', 'tab\there', '', ' ', '\u202eabc', 'e\u0301'], ids=ascii)
-def test_strange_names_are_drawn_on_one_line(system, name):
+def test_names_with_line_breaks_are_drawn_on_one_line(system, name):
     assert drawn([name, 'b']).shape[0] == drawn(['a', 'b']).shape[0]
     write_confusion(np.eye(2), [name, 'b'], system.parent)
     assert '\n' not in ''.join(run.text for run in fonts.runs(name))

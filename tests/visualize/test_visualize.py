@@ -63,7 +63,7 @@ def test_the_legend_stands_beside_the_image_and_small_images_grow(size):
     assert (panel == (200, 0, 0)).all(-1).any() and (panel == (0, 0, 200)).all(-1).any()  # both swatches
 
 
-def test_the_size_of_a_drawn_frame_does_not_depend_on_what_is_seen():
+def test_the_size_of_a_frame_does_not_depend_on_its_predictions():
     first = draw(grey(300, 500), {'sem': SemanticMap(torch.zeros(300, 500, dtype=torch.uint8))}, META)
     second = draw(grey(300, 500), {'sem': SemanticMap(halves(300, 500))}, META)
     assert first.shape == second.shape
@@ -286,7 +286,7 @@ def test_real_labels_are_readable(shared, tmp_path):
         assert (panel == palette(11)[index]).all(-1).sum() > 50  # every class that is there has its swatch
 
 
-def test_a_legend_of_several_tasks_says_what_its_rows_are_about():
+def test_a_legend_of_several_tasks_has_headings():
     meta = {'classes': {'semantic': ['ground', 'car'], 'labels': ['car'], 'image_label': ['street', 'field']}}
     image = np.zeros((300, 300, 3), np.uint8)
     answers = {

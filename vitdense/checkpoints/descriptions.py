@@ -56,8 +56,8 @@ def read_description(path: Path, content: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f'it is larger than {MAX_BYTES} bytes')
         info = json.loads(path.read_text(encoding='utf-8'), parse_constant=_refuse_constant)
         if not isinstance(info, dict) or info.get('format') != FORMAT:
-            found = info.get('format') if isinstance(info, dict) else None
-            raise ValueError(f'its format is {found!r}, this version reads {FORMAT}')
+            version = info.get('format') if isinstance(info, dict) else None
+            raise ValueError(f'its format is {version!r}, this version reads {FORMAT}')
         missing = {*content, 'weights'} - info.keys()
         if missing:
             raise ValueError(f'it lacks {", ".join(sorted(missing))}')
@@ -269,11 +269,11 @@ def _check_part(key: str, part: Mapping[str, Any], path: Path) -> None:
     kind = part['type']
     allowed = isinstance(kind, str) and any(kind.startswith(f'{module}.') for module in ALLOWED_MODULES)
     try:
-        found = resolve(kind) if allowed else None
+        cls = resolve(kind) if allowed else None
     except ConfigError as error:
         raise description_error(path, error.message, 'it may come from a newer version of vitdense') from error
     # a module of ours also holds what it imports: only classes that are defined in ours count
-    if not isinstance(found, type) or not any(
-        f'{found.__module__}.'.startswith(f'{module}.') for module in ALLOWED_MODULES
+    if not isinstance(cls, type) or not any(
+        f'{cls.__module__}.'.startswith(f'{module}.') for module in ALLOWED_MODULES
     ):
         raise description_error(path, f'{key}.type is {kind!r}', 'a model is made of parts of vitdense only')

@@ -164,8 +164,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 def steps_in(work_dir: Path) -> list[Path]:
     """Return the checkpoints `step_*.pth` of a run, newest first."""
-    found = [path for path in work_dir.glob('step_*.pth') if _step(path) is not None and path.is_file()]
-    return sorted(found, key=_step, reverse=True)
+    checkpoints = [path for path in work_dir.glob('step_*.pth') if _step(path) is not None and path.is_file()]
+    return sorted(checkpoints, key=_step, reverse=True)
 
 
 def _step(path: Path) -> int | None:

@@ -30,6 +30,6 @@ def config_and_checkpoint(config: str, checkpoint: str | None) -> tuple[str, str
     if checkpoint is None and path != run:
         checkpoint = config
     elif checkpoint is None:
-        found = run / 'best.pth' if (run / 'best.pth').is_file() else find_checkpoint(run)
-        checkpoint = str(found) if found else None
+        best = run / 'best.pth' if (run / 'best.pth').is_file() else find_checkpoint(run)
+        checkpoint = str(best) if best else None
     return str(run / 'config.py'), checkpoint

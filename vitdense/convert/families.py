@@ -128,14 +128,14 @@ def translate(state: Mapping[str, Tensor], published: CheckpointFamily, wanted: 
     ours = pack_qkv({rename(name, published.rules): value for name, value in kept.items()}, wanted)
     ours = _samplers(ours)
     for name, value in ours.items():
-        place = wanted.get(name)
-        if name.endswith('.pos_embed') and place is not None:
-            ours[name] = _positions(value, place)
+        own = wanted.get(name)
+        if name.endswith('.pos_embed') and own is not None:
+            ours[name] = _positions(value, own)
         elif published.coco and '.class_predictors.' in name and value.shape[0] == COCO_ROWS:
-            if place is not None and place.shape[0] == len(COCO_IDS):
+            if own is not None and own.shape[0] == len(COCO_IDS):
                 ours[name] = value[list(COCO_IDS)]
-        elif name.endswith('attn_mask_probs') and place is not None:
-            ours[name] = value.view(place.shape)
+        elif name.endswith('attn_mask_probs') and own is not None:
+            ours[name] = value.view(own.shape)
     return ours
 
 
@@ -144,20 +144,20 @@ def _samplers(state: State) -> State:
     rows = {name.partition('.layers.1.')[0] for name in state if '.samplers.' in name and '.layers.1.' in name}
     ours = {}
     for name, value in state.items():
-        place, found, rest = name.partition('.layers.')
-        if found and '.samplers.' in place:
-            name = f'{place}.{rest}' if place in rows else f'{place}.{rest.removeprefix("0.")}'
+        prefix, separator, rest = name.partition('.layers.')
+        if separator and '.samplers.' in prefix:
+            name = f'{prefix}.{rest}' if prefix in rows else f'{prefix}.{rest.removeprefix("0.")}'
         ours[name] = value
     return ours
 
 
-def _positions(table: Tensor, place: Tensor) -> Tensor:
+def _positions(table: Tensor, own: Tensor) -> Tensor:
     """Return published positions, (1, N, C) or (N, C), as ours are; a square is resampled where the grids differ."""
     table = table[None] if table.ndim == 2 else table
     ahead = table.shape[1] - math.isqrt(table.shape[1]) ** 2  # prefix tokens
-    if table.shape == place.shape or math.isqrt(place.shape[1]) ** 2 != place.shape[1] or ahead > 1:
+    if table.shape == own.shape or math.isqrt(own.shape[1]) ** 2 != own.shape[1] or ahead > 1:
         return table
-    side = math.isqrt(place.shape[1])
+    side = math.isqrt(own.shape[1])
     return _resample(table[:, ahead:], (side, side))
 
 

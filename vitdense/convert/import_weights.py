@@ -141,15 +141,15 @@ def match_vit(recipe: dict[str, Any], state: Mapping[str, Tensor], published: Ch
         return recipe
     inner = 'vit' in backbone
     vit = dict(backbone['vit'] if inner else backbone)
-    place = 'backbone.vit.model.' if inner else 'backbone.model.'
-    found = {rename(theirs, published.rules): value for theirs, value in state.items()}
-    table, kernel = found.get(f'{place}pos_embed'), found.get(f'{place}patch_embed.proj.weight')
-    has_token = table is not None and kernel is not None and f'{place}cls_token' in found
+    prefix = 'backbone.vit.model.' if inner else 'backbone.model.'
+    renamed = {rename(theirs, published.rules): value for theirs, value in state.items()}
+    table, kernel = renamed.get(f'{prefix}pos_embed'), renamed.get(f'{prefix}patch_embed.proj.weight')
+    has_token = table is not None and kernel is not None and f'{prefix}cls_token' in renamed
     if has_token and not _has_grid(vit.get('img_size'), kernel.shape[-1], table.shape[-2]):
         vit['img_size'] = round(table.shape[-2] ** 0.5) * kernel.shape[-1]
-    if kernel is not None and f'{place}norm.weight' not in found:
+    if kernel is not None and f'{prefix}norm.weight' not in renamed:
         vit['timm_args'] = {**(vit.get('timm_args') or {}), 'final_norm': False}
-    if inner and kernel is not None and f'{place}blocks.0.ls1.gamma' not in found:
+    if inner and kernel is not None and f'{prefix}blocks.0.ls1.gamma' not in renamed:
         vit['timm_args'] = {**(vit.get('timm_args') or {}), 'init_values': None}
     return {**recipe, 'network': {**recipe['network'], 'backbone': {**backbone, 'vit': vit} if inner else vit}}
 

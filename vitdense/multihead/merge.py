@@ -114,9 +114,9 @@ def with_classes(
 
 def weights_of(head: Head) -> dict[str, Tensor]:
     """Return the weights of a head under the names that a model has for them."""
-    places = {'adapter': f'network.adapters.{head.name}', 'head': f'network.heads.{head.name}'}
+    prefixes = {'adapter': f'network.adapters.{head.name}', 'head': f'network.heads.{head.name}'}
     split = {name: name.partition('.') for name in head.state}
-    unknown = [name for name, (part, _, _) in split.items() if part not in places]
+    unknown = [name for name, (part, _, _) in split.items() if part not in prefixes]
     if unknown:
         raise CheckpointError(
             f"the file of the head '{head.name}' holds other weights",
@@ -124,7 +124,7 @@ def weights_of(head: Head) -> dict[str, Tensor]:
             why=f'{unknown[0]} is neither adapter.* nor head.*',
             fix='give a file that --add-head or merge-heads wrote',
         )
-    return {f'{places[part]}.{rest}': head.state[name] for name, (part, _, rest) in split.items()}
+    return {f'{prefixes[part]}.{rest}': head.state[name] for name, (part, _, rest) in split.items()}
 
 
 def check_strategy(name: str, transforms: Any, tiler: Any, base_transforms: Sequence[Any], base_tiler: Any) -> None:

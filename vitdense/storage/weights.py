@@ -145,13 +145,13 @@ def _cover(wanted: State, trial: State, prefix: str, ignore: tuple[str, ...], ne
     )
 
 
-def _fits(value: Tensor | None, place: Tensor) -> bool:
-    return value is not None and value.shape == place.shape and not _other_numbers(value, place)
+def _fits(value: Tensor | None, own: Tensor) -> bool:
+    return value is not None and value.shape == own.shape and not _other_numbers(value, own)
 
 
-def _other_numbers(value: Tensor, place: Tensor) -> bool:
+def _other_numbers(value: Tensor, own: Tensor) -> bool:
     """Whether one holds whole numbers, as quantised weights are, and the other floating-point ones."""
-    return value.is_floating_point() != place.is_floating_point()
+    return value.is_floating_point() != own.is_floating_point()
 
 
 def _shown(value: Tensor, other: Tensor) -> str:

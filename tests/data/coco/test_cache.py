@@ -61,7 +61,7 @@ def test_what_comes_out_is_what_was_read(path, tmp_path, reads, masks):
     assert (arrays.segments[2] == '[[1,2,4,2,4,6]]') if masks else len(arrays.segments.ends) == 0
 
 
-def test_small_files_and_refusals_leave_nothing(path, tmp_path, reads):
+def test_small_files_are_not_cached_and_cache_false_writes_none(path, tmp_path, reads):
     open_coco(path, cache=tmp_path / 'cache')
     open_coco(path, cache=False, least=0)
     assert len(reads) == 2 and sorted(tmp_path.iterdir()) == [path]

@@ -52,13 +52,13 @@ def box(number, bbox=(10, 10, 20, 15), *, image=1, category=7, **more):
 
 
 @pytest.fixture
-def said(caplog, monkeypatch):
+def log_text(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger('vitdense'), 'propagate', True)
     caplog.set_level(logging.INFO, 'vitdense')
     return caplog
 
 
-def test_a_sample_is_what_the_file_says(tree):
+def test_a_sample_equals_the_annotation_file(tree):
     tree.write([box(5, category=90), box(9, (0, 0, 80, 60), iscrowd=1), box(8, image=3)])
     data = tree.open()
     assert len(data) == 3 and data.metainfo['classes'] == {'labels': ['cat', 'dog']}
@@ -74,7 +74,7 @@ def test_a_sample_is_what_the_file_says(tree):
     assert [sample.meta.image_id for sample in (tree.open(drop_empty=True)[i] for i in (0, 1))] == [1, 3]
 
 
-def test_evaluation_touches_only_the_image_and_rounds_nothing(tree):
+def test_evaluation_transforms_the_image_only_and_does_not_round(tree):
     odd = (10.123456789, 10.1, 30.7, 25.3)
     tree.write([box(1, odd), box(2, (70, 50, 20.01, 20)), box(3, (5, 5, 0.5, 9))])
     sample = tree.open(evaluation=True, transforms=[ResizeTo(size=30), RandomFlip(probability=1)])[0]
@@ -84,13 +84,13 @@ def test_evaluation_touches_only_the_image_and_rounds_nothing(tree):
     assert len(sample.target.labels) == 3
 
 
-def test_training_boxes_are_clamped_and_dropped_with_a_count(tree, said):
+def test_training_boxes_are_clamped_and_dropped_with_a_count(tree, log_text):
     """FI-06: width 0, outside, partly outside, negative width."""
     tree.write([box(1), box(2, (5, 5, 0, 9)), box(3, (90, 5, 9, 9)), box(4, (70, 50, 20, 20)), box(5, (30, 5, -9, 9))])
     data = tree.open()
     assert data[0].target.boxes.tolist() == [[10, 10, 30, 25], [70, 50, 80, 60]]
     assert data[0].target.annotation_ids.tolist() == [1, 4]
-    assert 'a.json: boxes dropped 3, clamped 1' in said.text
+    assert 'a.json: boxes dropped 3, clamped 1' in log_text.text
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_training_boxes_are_clamped_and_dropped_with_a_count(tree, said):
         (box('a17'), 'id a17: it has no whole number as id'),
     ],
 )
-def test_annotations_that_say_nothing_are_errors_with_their_id(tree, record, reason):
+def test_unusable_annotations_are_errors_with_their_id(tree, record, reason):
     tree.write([box(1), record])
     for evaluation in (False, True):
         with pytest.raises(DataError, match='1 annotations or images cannot be used') as caught:
@@ -142,7 +142,7 @@ def test_corners_in_place_of_sizes_are_found(tree):
         tree.open()
 
 
-def test_a_file_without_boxes_teaches_nothing(tree):
+def test_a_file_without_boxes_is_an_error_in_training(tree):
     tree.write([])
     with pytest.raises(DataError, match=r'no annotations in a\.json'):
         tree.open()

@@ -1,4 +1,4 @@
-"""Files of other programs: what they are is said, and what can be read of them is read."""
+"""Files of other programs: what they are is log_text, and what can be read of them is read."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ RING = [[10, 10, 40, 10, 40, 30, 10, 30]]
 
 
 @pytest.fixture
-def said(caplog, monkeypatch):
+def log_text(caplog, monkeypatch):
     monkeypatch.setattr('vitdense.commands.evaluate.start_logging', lambda folder: None)
     monkeypatch.setattr(logging.getLogger('vitdense'), 'propagate', True)
     caplog.set_level(logging.INFO, 'vitdense')
@@ -82,7 +82,7 @@ def test_files_of_another_kind_are_called_what_they_are(tree, kind):
         assert words[kind] in str(caught.value) and caught.value.fix
 
 
-def test_a_file_without_images_says_so(tree):
+def test_a_file_without_images_is_an_error(tree):
     tree.write(images=[], annotations=[])
     for look in (lambda: tree.open(evaluation=True), tree.score):
         with pytest.raises(DataError, match=r'a\.json lists no images'):
@@ -97,13 +97,13 @@ ROOTS = {
 
 
 @pytest.mark.parametrize('root', ROOTS)
-def test_a_root_category_is_no_class(tree, root, said):
+def test_a_root_category_is_no_class(tree, root, log_text):
     """Roboflow's exports begin with one."""
     leaves = [dict(id=4, name='cat', supercategory='pets'), dict(id=9, name='dog', supercategory='pets')]
     tree.write(annotation(1), annotation(2, category_id=9), categories=[*ROOTS[root], *leaves])
     data = tree.open()
     assert data.metainfo['classes']['labels'] == ['cat', 'dog'] and data[0].target.labels.tolist() == [0, 1]
-    assert data.metainfo['category_ids']['labels'] == [4, 9] and '(id 0) is left out' in said.text
+    assert data.metainfo['category_ids']['labels'] == [4, 9] and '(id 0) is left out' in log_text.text
     report = check_coco(tree.path)
     assert [row[1] for row in report.classes] == ['4', '9'] and 'id 0 only groups' in dict(report.facts)['categories']
     other = tree.open(evaluation=True)
@@ -125,14 +125,14 @@ def test_a_category_that_has_objects_or_other_parents_is_a_class(tree):
     assert len(tree.open().metainfo['classes']['labels']) == 2
 
 
-def test_crowds_alone_teach_nothing(tree, said):
+def test_crowds_alone_are_an_error_in_training(tree, log_text):
     tree.write(annotation(1, iscrowd=1), annotation(2, iscrowd='1'))
     with pytest.raises(DataError, match=r'no object to train on in a\.json') as caught:
         tree.open()
     assert 'all 2 annotations are crowds' in caught.value.why and 'iscrowd 0' in caught.value.fix
     assert ('no_objects', 'a.json') in tree.kinds()
     assert len(tree.open(evaluation=True)) == 2
-    assert set(tree.score().values()) == {None} and 'no object to find' in said.text
+    assert set(tree.score().values()) == {None} and 'no object to find' in log_text.text
 
 
 def test_objects_that_the_chosen_classes_and_images_lack_are_missed_before_training(tree):
@@ -146,7 +146,7 @@ def test_objects_that_the_chosen_classes_and_images_lack_are_missed_before_train
 
 
 @pytest.mark.parametrize('masks', [False, True])
-def test_a_box_can_come_from_its_segmentation(tree, said, masks):
+def test_a_box_can_come_from_its_segmentation(tree, log_text, masks):
     from pycocotools import mask as coco
 
     runs = coco.merge(coco.frPyObjects(RING, 60, 80))
@@ -156,7 +156,7 @@ def test_a_box_can_come_from_its_segmentation(tree, said, masks):
     tree.write(annotation(1, bbox=[]), annotation(2, bbox=[], segmentation=runs), without)
     assert tree.open(masks=masks)[0].target.boxes.tolist() == [[10, 10, 40, 30]] * 3
     assert tree.kinds() == {('box_from_segmentation', number) for number in '123'}
-    assert 'taken from segmentations 3' in said.text
+    assert 'taken from segmentations 3' in log_text.text
     rows = [dict(image_id=1, category_id=4, bbox=[10, 10, 30, 20], score=0.5)] * 3
     assert tree.score(*rows)['det/AP'] == pytest.approx(1)
     tree.write(annotation(1, bbox=[], segmentation=[]))
@@ -173,7 +173,7 @@ def test_polygons_as_points_are_read(tree):
     assert tree.open(masks=True)[0].target.masks.sum((1, 2)).tolist() == [600] * 3
 
 
-def test_one_bad_polygon_does_not_refuse_the_file(tree, said):
+def test_one_bad_polygon_is_left_out(tree, log_text):
     tree.write(
         annotation(1, segmentation=[*RING, [1, 2, 3, 4]]), annotation(2, image_id=2, segmentation=[[1, 2, 3, 4]])
     )
@@ -182,25 +182,25 @@ def test_one_bad_polygon_does_not_refuse_the_file(tree, said):
         tree.open(masks=True)
     assert 'segmentation 2' in caught.value.why and 'skip_unmasked=True' in caught.value.fix
     data = tree.open(masks=True, skip_unmasked=True)
-    assert len(data) == 1 and data[0].target.masks.sum() == 600 and 'with polygons that are left out 1' in said.text
+    assert len(data) == 1 and data[0].target.masks.sum() == 600 and 'with polygons that are left out 1' in log_text.text
 
 
-def test_boxes_that_cvat_rotates_are_named(tree, said):
+def test_boxes_that_cvat_rotates_are_named(tree, log_text):
     turned = [annotation(k, attributes=dict(rotation=angle)) for k, angle in enumerate((30.0, 0.0, 360, -45), 1)]
     tree.write(*turned, annotation(9, attributes=[]))
     assert tree.kinds() == {('rotation', '1'), ('rotation', '4')}
     tree.open()
-    assert 'rotation of CVAT' in said.text
+    assert 'rotation of CVAT' in log_text.text
 
 
-def test_boxes_as_fractions_are_named(tree, said):
+def test_boxes_as_fractions_are_named(tree, log_text):
     tree.write(annotation(1, (0.1, 0.2, 0.3, 0.5)), annotation(2, (0, 0, 1, 1)))
     for evaluation in (False, True):
         with pytest.raises(DataError, match='fractions of the image'):
             tree.open(evaluation=evaluation)
     assert ('fractions', 'a.json') in tree.kinds()
     tree.score()
-    assert 'are they fractions of the image' in said.text
+    assert 'are they fractions of the image' in log_text.text
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ RING = [[10, 10, 40, 10, 40, 30, 10, 30]]
 
 
 @pytest.fixture
-def said(caplog, monkeypatch):
+def log_text(caplog, monkeypatch):
     monkeypatch.setattr('vitdense.commands.evaluate.start_logging', lambda folder: None)
     monkeypatch.setattr(logging.getLogger('vitdense'), 'propagate', True)
     caplog.set_level(logging.INFO, 'vitdense')
@@ -193,11 +193,11 @@ def test_what_is_no_number_is_an_error_with_the_id_everywhere(files, name):
 
 
 @pytest.mark.parametrize('area', ['600', 10**400, float('nan'), -1, True])
-def test_an_area_that_is_none_is_said_and_the_boxs_is_taken(files, said, area):
+def test_an_invalid_area_is_logged_and_replaced_by_that_of_the_box(files, log_text, area):
     files.annotations[1]['area'] = area
     files.write()
     assert ('area', '2') in files.kinds() and files.score()['det/AP'] == pytest.approx(1)
-    assert 'whose area is that of the box 1' in said.text
+    assert 'whose area is that of the box 1' in log_text.text
     assert files.open(evaluation=True)[2].target.area.tolist() == [600, 600]
 
 
@@ -210,22 +210,22 @@ def test_numbers_of_three_hundred_digits_do_not_overflow(files):
         assert len(files.open()[2].target.labels) == 1
 
 
-def test_an_annotation_whose_image_is_not_there_is_counted(files, said):
+def test_an_annotation_whose_image_is_not_there_is_counted(files, log_text):
     files.annotations[1]['image_id'] = 1.5
     files.write()
     assert ('missing_image', '2') in files.kinds()
     files.open()
-    assert 'a.json: boxes without image 1' in said.text
-    said.clear()
+    assert 'a.json: boxes without image 1' in log_text.text
+    log_text.clear()
     files.score()
-    assert 'a.json: boxes without image 1' in said.text
+    assert 'a.json: boxes without image 1' in log_text.text
 
 
-def test_ids_that_occur_twice_are_said_in_evaluation(files, said):
+def test_duplicate_ids_are_logged_in_evaluation(files, log_text):
     files.annotations[1]['id'] = 1
     files.write()
     assert files.score()['det/AP'] == pytest.approx(1)  # pycocotools has one object twice and loses the other
-    assert 'objects of one id all count; pycocotools' in said.text
+    assert 'objects of one id all count; pycocotools' in log_text.text
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_what_is_left_out_is_counted_and_what_looks_like_an_image_is_named(put, 
     assert '2 .img and 1 without ending' in caplog.text and 'begin like images but are left out' in caplog.text
 
 
-def test_every_data_set_says_how_many_images_it_has(put, caplog):
+def test_every_data_set_logs_its_number_of_images(put, caplog):
     caplog.set_level(logging.INFO, 'vitdense')
     root = put('r/a/x.png', 'r/b/y.png', 'm/a/x_mask.png', 'm/b/y_mask.png')
     (root / 'list.txt').write_text('a/x.png\tone\nb/y.png\ttwo\n')
@@ -117,7 +117,7 @@ def test_every_data_set_says_how_many_images_it_has(put, caplog):
         assert words in caplog.text
 
 
-def test_a_folder_without_images_says_what_is_there(put):
+def test_the_error_for_a_folder_without_images_lists_its_files(put):
     root = put('r/a.mp4', 'r/b.mp4', data=b'no image')
     with pytest.raises(DataError, match='no images in') as caught:
         find_files(root / 'r')
@@ -142,7 +142,7 @@ def test_a_class_folder_without_images_is_no_lost_class(put, caplog):
     assert 'no images in 1 of 3 folders, such as nut' in caplog.text
 
 
-def test_images_of_one_class_teach_nothing(put):
+def test_images_of_one_class_are_an_error_in_training(put):
     root = put('r/train/a/1.png', 'r/train/b/1.png')
     with pytest.raises(DataError, match="all 2 images are of one class, 'train'") as caught:
         ClassificationDataset('r', root=root).check(training=True)

@@ -91,7 +91,7 @@ def test_only_promised_formats_are_opened(store):
             read_image(store('a.png', stream.getvalue()))
 
 
-def test_nothing_else_opens_images():
+def test_images_are_opened_in_one_module_only():
     """Image.open without formats, cv2.imread and torchvision.io would bring all decoders back."""
     root = Path(opening.__file__).parents[2]
     files = [path for folder in ('vitdense', 'tools') for path in (root / folder).rglob('*.py')]

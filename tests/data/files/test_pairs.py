@@ -41,7 +41,7 @@ def test_masks_beside_images_are_no_images(pairs):
     assert "label_suffix='_mask.png'" in caught.value.fix
 
 
-def test_images_and_masks_of_one_name_are_told_apart_by_their_ending(pairs):
+def test_images_and_masks_of_one_name_are_distinguished_by_suffix(pairs):
     files = ['d/a.jpg', 'd/b.jpg'], ['d/a.png', 'd/b.png']
     for options in (
         {'label_suffix': '.png'},

@@ -50,7 +50,7 @@ def test_files_that_are_not_there_are_known(tree):
         ('train/0.png', '0.png', ['train/0.png is there: give the folder']),
     ],
 )
-def test_what_is_there_in_its_place_is_said(tree, there, name, words):
+def test_a_missing_file_has_a_hint_at_a_similar_one(tree, there, name, words):
     root = tree(there)
     assert missing(root, name) == [name]
     said = near_match(root, name)
@@ -64,7 +64,7 @@ def test_a_folder_above_is_found(tree):
     assert f'give the folder {root}' in near_match(root / 'empty', '0.png')
 
 
-def test_nothing_is_made_up(tree):
+def test_unrelated_files_are_no_hint(tree):
     root = tree('0.png')
     for name in ('9.gif', 'a/b/c.png', 'a\0b', '/etc/nothing', '', 'a' * 5000, 'a/' * 900):
         assert near_match(root, name) == ''

@@ -121,7 +121,7 @@ def test_formats(tmp_path: Path, write, kind: str, splits: str, validation: dict
     assert folder.splits['val'] == validation
 
 
-def test_what_is_not_recognised_is_one_error_that_says_what_was_looked_for(tmp_path: Path):
+def test_an_unknown_layout_is_one_error_that_lists_the_known_ones(tmp_path: Path):
     image(tmp_path / 'some' / 'a.jpg')
     text(tmp_path / 'some' / 'notes.md', 'nothing')
     with pytest.raises(DataError) as caught:

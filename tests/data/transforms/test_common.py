@@ -68,7 +68,7 @@ def test_each_move_keeps_everything_together():
         assert_in_agreement(moved)
 
 
-def test_a_flip_twice_is_nothing():
+def test_two_flips_are_the_identity():
     sample = one_square()
     twice = geometry.flip(geometry.flip(sample))
     assert (twice.img == sample.img).all() and (twice.target.boxes == sample.target.boxes).all()
@@ -156,7 +156,7 @@ def test_the_category_cap_draws_again():
     assert mixed(RandomCrop(size=(20, 80), max_category_fraction=0.75)) > 190
 
 
-def test_windows_without_labels_are_drawn_again():
+def test_windows_without_labels_are_sampled_again():
     semantic = torch.full((20, 200), IGNORE, dtype=torch.uint8)
     semantic[:, :40] = 0
     sample = Sample(
@@ -308,7 +308,7 @@ def test_a_crop_may_stay_smaller_than_its_size():
     )
 
 
-def test_resizing_by_a_random_ratio_averages_unless_told_otherwise():
+def test_resizing_by_a_random_ratio_antialiases_by_default():
     img = torch.randint(0, 256, (3, 80, 80), dtype=torch.uint8)
     resized = [
         RandomResize(scale=(40, 40), ratio=(1.0, 1.0), **options)(Sample(img, Target(), Meta(0))).img
@@ -327,7 +327,7 @@ def test_an_object_needs_a_box_with_an_area_and_a_mask_with_a_pixel():
     assert geometry.drop_empty(Target(masks=masks, labels=torch.tensor([1, 2, 3]))).labels.tolist() == [1, 2]
 
 
-def test_padding_is_black_unless_told_otherwise():
+def test_padding_is_black_by_default():
     sample = Sample(torch.full((3, 4, 6), 9, dtype=torch.uint8), Target(), Meta(0))
     padded = Pad(size=8)(sample).img
     assert padded.shape == (3, 8, 8) and (padded[:, :4, :6] == 9).all() and padded.int().sum() == 9 * 3 * 4 * 6

@@ -164,7 +164,7 @@ def test_jitter_draws_again_until_something_labelled_is_left():
     assert empty.img.shape == (3, 64, 64)
 
 
-def test_sides_of_a_crop_are_drawn_between_the_bounds_and_the_image():
+def test_sides_of_a_crop_are_sampled_between_the_bounds_and_the_image():
     sizes = set()
     crop = MultiScaleCrop(sizes=[32], before=[64], crop=(8, 40), probability=1.0)
     for _ in range(40):

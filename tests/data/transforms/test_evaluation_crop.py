@@ -39,7 +39,7 @@ def test_it_is_that_of_timm(name, size):
     assert difference.max() <= 2 and difference.mean() < 0.2  # Pillow and torchvision round differently
 
 
-def test_arguments_replace_what_the_checkpoint_says():
+def test_arguments_override_the_crop_of_the_checkpoint():
     crop = EvaluationCrop(checkpoint=NAMES[0], size=160, crop_pct=1.0)
     assert crop.crop == (160, 1.0, 'bicubic', False)
     assert cut(image(100, 300), crop).shape == (3, 160, 160)

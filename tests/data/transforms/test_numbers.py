@@ -103,7 +103,7 @@ def test_sizes_that_fit():
     assert common.fit((1, 1000), 100, 50) == (1, 100) and common.fit((1000, 1), 100, 50) == (100, 1)
 
 
-def test_a_window_is_drawn_ten_times_at_most(monkeypatch):
+def test_a_window_is_sampled_ten_times_at_most(monkeypatch):
     draws = []
     monkeypatch.setattr(common, 'draw_window', lambda *sizes: draws.append(sizes) or ((0, 0, 8, 8), (8, 8)))
 

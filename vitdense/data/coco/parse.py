@@ -52,8 +52,8 @@ def read_coco(path: Path, *, masks: bool = False, data: bytes | None = None) -> 
     sizes = np.array([_size(record) for record in images], np.int32).reshape(-1, 2)
     rows = _Rows(image_ids, sizes, sorted(categories), faults, masks)
     annotations = content.get('annotations')
-    for place, record in enumerate(annotations or ()):
-        rows.add(place, record)
+    for index, record in enumerate(annotations or ()):
+        rows.add(index, record)
     names = [str(record.get('file_name', '')) for record in images]
     arrays = rows.arrays([name if is_encodable(name) else '' for name in names])
     usable = check_boxes(arrays, faults)
@@ -86,12 +86,12 @@ class _Rows:
         self.boxes: list[list[float]] = []
         self.segments: list[str] = []
 
-    def add(self, place: int, record: Any) -> None:
+    def add(self, index: int, record: Any) -> None:
         """Add one annotation, or its fault."""
         raw_id = record.get('id') if isinstance(record, dict) else None
         number = whole(raw_id)
         if number is None:
-            name = f'#{place}' if raw_id is None else raw_id if isinstance(raw_id, str) else shown(raw_id)
+            name = f'#{index}' if raw_id is None else raw_id if isinstance(raw_id, str) else shown(raw_id)
             return self.faults.add('id', name, 'it has no whole number as id')
         row = find(self.row_of, record.get('image_id'))
         if row is None:

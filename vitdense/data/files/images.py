@@ -140,7 +140,7 @@ def label_colors(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> list[tupl
     """Return the palette of a label file, (r, g, b) for each number; None where it has none. Raises DataError."""
     with opened(path, max_pixels) as image:
         values = loaded(image, path).getpalette() if image.mode == 'P' else None
-    return None if values is None else [tuple(values[place : place + 3]) for place in range(0, len(values), 3)]
+    return None if values is None else [tuple(values[start : start + 3]) for start in range(0, len(values), 3)]
 
 
 def _label_array(

@@ -48,9 +48,9 @@ def parts_of(data: Path, images: Path | None = None, *, labels: bool = False) ->
         return [Part('labels', data, images)]
     folders = sorted(path for path in data.iterdir() if path.is_dir())
     pairs = next(filter(None, (list(_pairs(root)) for root in (data, *folders))), [])
-    found = list(_coco_files(data)) or pairs or list(_class_folders(data))
-    if found:
-        return found
+    data_sets = list(_coco_files(data)) or pairs or list(_class_folders(data))
+    if data_sets:
+        return data_sets
     names = sorted(walk(data).files)
     images_there = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
     others = [name for name in names if name.lower().endswith(UNSUPPORTED)]
@@ -87,10 +87,10 @@ def _coco_files(root: Path) -> Iterator[Part]:
 
 def _images_of(file: Path, head: str, root: Path) -> Path | None:
     """Return the folder in which the first image lies that a COCO file names, or None."""
-    found = _FILE_NAME.search(head)
-    if found is None:
+    match = _FILE_NAME.search(head)
+    if match is None:
         return None
-    name = json.loads(found[1], strict=False)
+    name = json.loads(match[1], strict=False)
     folders = [file.parent, root, *sorted(path for path in root.glob('*') if path.is_dir())]
     folders += sorted(path for path in root.glob('*/*') if path.is_dir())
     split = split_of(file.stem)
@@ -128,8 +128,8 @@ def _class_folders(root: Path) -> Iterator[Part]:
 
 def _are_photographs(root: Path, names: Sequence[str]) -> bool:
     """Whether one of a few images, evenly spaced, is a photograph."""
-    places = np.linspace(0, len(names) - 1, min(SAMPLE, len(names))).astype(int).tolist()
-    return any(_is_photograph(root / names[place]) for place in places)
+    indices = np.linspace(0, len(names) - 1, min(SAMPLE, len(names))).astype(int).tolist()
+    return any(_is_photograph(root / names[index]) for index in indices)
 
 
 def _is_photograph(path: Path) -> bool:

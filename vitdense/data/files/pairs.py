@@ -33,11 +33,11 @@ def list_files(
     endings ('_mask.png') of other files. `checked_later` is that of `find_files`; with `log_name` the numbers of files
     are logged. Raises DataError when `root` is no folder, holds no such file, or holds two files of one key.
     """
-    found = find_files(root, suffixes, what=what, follow_links=follow_links, checked_later=checked_later)
-    kept, left_out = ([name for name in names if not any(_is_of(name, part) for part in without)] for names in found)
-    others, found = len(found.files) - len(kept), FileListing(kept, left_out)
+    listing = find_files(root, suffixes, what=what, follow_links=follow_links, checked_later=checked_later)
+    kept, left_out = ([name for name in names if not any(_is_of(name, part) for part in without)] for names in listing)
+    others, listing = len(listing.files) - len(kept), FileListing(kept, left_out)
     files: dict[str, str] = {}
-    for name in found.files:
+    for name in listing.files:
         suffix = next(suffix for suffix in suffixes if name.lower().endswith(suffix.lower()))
         key = name[: -len(suffix)]
         if key in files:
@@ -56,7 +56,7 @@ def list_files(
             fix='check image_suffix and label_suffix',
         )
     if log_name:
-        log_files(_logger, log_name, what, root, found, look=len(suffixes) > 1)
+        log_files(_logger, log_name, what, root, listing, look=len(suffixes) > 1)
     return files
 
 
@@ -93,9 +93,9 @@ def find_pairs(
     files = list_files(images, image_suffixes, what='images', without=masks, checked_later=later, **common)
     if split is not None:
         files = read_split(split, files, images, follow_links=follow_links)
-    found = list_files(labels, label_suffixes, what='label maps', without=photos, **common)
-    pairs = match(files, found, where=f'{images} and {labels}')
-    unused = len(found) - len(pairs)
+    label_files = list_files(labels, label_suffixes, what='label maps', without=photos, **common)
+    pairs = match(files, label_files, where=f'{images} and {labels}')
+    unused = len(label_files) - len(pairs)
     if unused and name:
         _logger.info('%s: %d label maps without an image%s are not used', name, unused, ' of the split' * bool(split))
     return pairs
@@ -119,11 +119,11 @@ def _refuse_ambiguous(
     stems = {name.rsplit('.', 1)[0]: name for name in reversed(files)}
     first = next((stems[name.rsplit('.', 1)[0]] for name in either if stems[name.rsplit('.', 1)[0]] != name), None)
     longer = Counter(  # what some names have behind others
-        stem[place:] + Path(name).suffix
+        stem[index:] + Path(name).suffix
         for name in either
         for stem in [name.rsplit('.', 1)[0]]
-        for place, letter in enumerate(stem)
-        if letter in '_-. ' and stem[:place] in stems
+        for index, letter in enumerate(stem)
+        if letter in '_-. ' and stem[:index] in stems
     )
     if first is not None:  # a.jpg, a.png
         second = next(name for name in either if name != first and name.rsplit('.', 1)[0] == first.rsplit('.', 1)[0])
@@ -172,7 +172,7 @@ def _direct(images: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, t
 def _without_endings(files: Mapping[str, str]) -> dict[str, str]:
     """Return the files under keys without what all of them end in, from a '_', '-' or '.' on: no shared last digit."""
     ending = os.path.commonprefix([key.rsplit('/', 1)[-1][::-1] for key in files])[::-1]
-    starts = [place for place, letter in enumerate(ending) if letter in '_-.']
+    starts = [index for index, letter in enumerate(ending) if letter in '_-.']
     shared = ending[starts[0] :] if starts else ''
     return {key.removesuffix(shared): name for key, name in files.items()}
 
@@ -181,7 +181,7 @@ def _without_both(files: Mapping[str, str]) -> dict[str, str]:
     """Return the files under keys without what all names share at their end, and at their beginning up to a '_-.'."""
     files = _without_endings(files)
     beginning = os.path.commonprefix([key.rsplit('/', 1)[-1] for key in files])
-    length = max((place + 1 for place, letter in enumerate(beginning) if letter in '_-.'), default=0)
+    length = max((index + 1 for index, letter in enumerate(beginning) if letter in '_-.'), default=0)
     splits = {key: key.rsplit('/', 1) for key in files}
     return {'/'.join([*parts[:-1], parts[-1][length:]]): files[key] for key, parts in splits.items()}
 

@@ -40,17 +40,17 @@ def _is_file(path: bytes | Path) -> bool:
 
 
 def near_match(root: Path, name: str) -> str:
-    """Return in words where the file `name` (a path below `root`) seems to be, '' where nothing like it is found.
+    """Return a hint where the missing file `name` (a path below `root`) may be, '' for none.
 
-    Looked for are: other case, other Unicode form, %20 and the like, another ending, a folder that is named twice or
+    Compared are: other case, other Unicode form, %20 and the like, another ending, a folder that is named twice or
     missing.
     """
     if not root.is_dir() or '\0' in name:
         return ''
     parts = PurePosixPath(name).parts
-    found = _walk(root, parts)
-    if found is not None:
-        return f'{found} is there{_difference(name, found)}'
+    existing = _walk(root, parts)
+    if existing is not None:
+        return f'{existing} is there{_difference(name, existing)}'
     for count in range(1, len(parts)):
         shorter = PurePosixPath(*parts[count:])
         if _is_file(root / shorter):
@@ -88,14 +88,14 @@ def _in_a_folder(root: Path, name: str) -> str:
 
 def _walk(root: Path, parts: tuple[str, ...]) -> str | None:
     """Return the path below `root` that is spelled nearly like `parts`, or None."""
-    folder, found = root, []
+    folder, existing = root, []
     for row, part in enumerate(parts):
         name = _entry(folder, part, last=row == len(parts) - 1)
         if name is None:
             return None
-        found.append(name)
+        existing.append(name)
         folder = folder / name
-    return '/'.join(found) if _is_file(folder) else None
+    return '/'.join(existing) if _is_file(folder) else None
 
 
 def _entry(folder: Path, part: str, *, last: bool) -> str | None:
@@ -116,14 +116,14 @@ def _folded(name: str) -> str:
     return unicodedata.normalize('NFC', unquote(name)).casefold()
 
 
-def _difference(name: str, found: str) -> str:
+def _difference(name: str, existing: str) -> str:
     """Return the difference of two similar names as text."""
-    if unicodedata.normalize('NFC', name) == unicodedata.normalize('NFC', found):
-        form = 'NFD' if unicodedata.is_normalized('NFD', found) else 'NFC'
+    if unicodedata.normalize('NFC', name) == unicodedata.normalize('NFC', existing):
+        form = 'NFD' if unicodedata.is_normalized('NFD', existing) else 'NFC'
         return f' (in Unicode form {form}: accents are written in another way)'
-    if unquote(name) == unquote(found):
+    if unquote(name) == unquote(existing):
         return ' (with other escapes: %20 is a space)'
-    if name.casefold() == found.casefold():
+    if name.casefold() == existing.casefold():
         return ' (other upper and lower case)'
-    same = PurePosixPath(_folded(name)).suffix == PurePosixPath(_folded(found)).suffix
+    same = PurePosixPath(_folded(name)).suffix == PurePosixPath(_folded(existing)).suffix
     return '' if same else ' (another ending)'

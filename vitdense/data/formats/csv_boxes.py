@@ -67,7 +67,7 @@ def _add_object(content: CocoContent, words: Sequence[str], name: str, line: int
 
 
 def _rows(path: Path) -> tuple[list[list[str]], Mapping[str, int], int]:
-    """Return the lines of boxes, the place of each column, and the number of the first line."""
+    """Return the lines of boxes, the index of each column, and the number of the first line."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f'it is larger than {MAX_BYTES} bytes')
@@ -86,8 +86,8 @@ def _rows(path: Path) -> tuple[list[list[str]], Mapping[str, int], int]:
     if min(columns.values()) >= 0:
         return rows[1:], columns, 2
     if len(header) == len(WITHOUT_HEADER) and all(_is_number(word) for word in header[1:5] if word):
-        return rows, {key: place for place, key in enumerate(WITHOUT_HEADER)}, 1
-    missing = [key for key, place in columns.items() if place < 0]
+        return rows, {key: index for index, key in enumerate(WITHOUT_HEADER)}, 1
+    missing = [key for key, index in columns.items() if index < 0]
     raise DataError(
         f'columns of {path.name} are not known: {", ".join(missing)} missing',
         where=f'{path}, line 1',

@@ -77,12 +77,12 @@ def read_voc(folder: Path, images: Path, split: str | None = None) -> CocoConten
 
 def image_lists(folder: Path) -> dict[str, Path]:
     """Return the lists of images beside a folder of XML files: train, val, test -> the file."""
-    places = [folder.parent / 'ImageSets' / 'Main', folder.parent / 'ImageSets']
-    found = {}
+    folders = [folder.parent / 'ImageSets' / 'Main', folder.parent / 'ImageSets']
+    lists = {}
     for split, names in SPLITS.items():
-        files = [place / f'{name}.txt' for place in places for name in names if name != 'trainval']
-        found[split] = next((file for file in files if file.is_file()), None)
-    return {split: file for split, file in found.items() if file is not None}
+        files = [parent / f'{name}.txt' for parent in folders for name in names if name != 'trainval']
+        lists[split] = next((file for file in files if file.is_file()), None)
+    return {split: file for split, file in lists.items() if file is not None}
 
 
 def _read(path: Path, name: str) -> VocFile:
@@ -146,8 +146,8 @@ def _images_of(stems: Sequence[str], files: Mapping[str, VocFile], images: Path,
     there = find_files(images).files
     by_stem = {name.rpartition('.')[0]: name for name in there}
     names = set(there)
-    found = {stem: by_stem.get(stem) or files[stem].filename for stem in stems}
-    lost = [stem for stem, name in found.items() if name not in names]
+    image_of = {stem: by_stem.get(stem) or files[stem].filename for stem in stems}
+    lost = [stem for stem, name in image_of.items() if name not in names]
     if lost:
         raise DataError(
             f'{len(lost)} of {len(stems)} XML files have no image, such as {lost[0]}.xml',
@@ -155,4 +155,4 @@ def _images_of(stems: Sequence[str], files: Mapping[str, VocFile], images: Path,
             why=f'there is no image {lost[0]}.* and no {files[lost[0]].filename!r} below {images}',
             fix='give the folder of the images: images=..., usually JPEGImages',
         )
-    return found
+    return image_of

@@ -69,8 +69,8 @@ def read_description(path: Path) -> dict[str, Any]:
 
 def splits_of(description: dict[str, Any]) -> dict[str, str]:
     """Return the splits of a `data.yaml`: train, val, test -> the key in the file."""
-    found = {split: next((key for key in keys if description.get(key)), None) for split, keys in SPLITS.items()}
-    return {split: key for split, key in found.items() if key is not None}
+    by_split = {split: next((key for key in keys if description.get(key)), None) for split, keys in SPLITS.items()}
+    return {split: key for split, key in by_split.items() if key is not None}
 
 
 def label_file(image: str) -> str:
@@ -109,12 +109,12 @@ def _images(path: Path, description: dict[str, Any], split: str) -> Iterator[str
         )
     entries = description[splits[split]]
     for entry in entries if isinstance(entries, list) else [entries]:
-        place = _existing(path, description, str(entry))
-        if place.is_dir():
-            files: Sequence[Path] = [place / name for name in find_files(place).files]
+        split_path = _existing(path, description, str(entry))
+        if split_path.is_dir():
+            files: Sequence[Path] = [split_path / name for name in find_files(split_path).files]
         else:
-            lines = place.read_text(encoding='utf-8-sig').splitlines()
-            files = [_existing(path, description, line.strip(), place.parent) for line in lines if line.strip()]
+            lines = split_path.read_text(encoding='utf-8-sig').splitlines()
+            files = [_existing(path, description, line.strip(), split_path.parent) for line in lines if line.strip()]
         for file in files:
             yield _below(file, path)
 
@@ -131,15 +131,15 @@ def _existing(path: Path, description: dict[str, Any], entry: str, *folders: Pat
     while plain.startswith('../'):
         plain = plain[3:]
     candidates = [*(start / entry for start in starts), *(start / plain for start in starts)]
-    found = next((place for place in candidates if place.exists()), None)
-    if found is None:
+    existing = next((candidate for candidate in candidates if candidate.exists()), None)
+    if existing is None:
         raise DataError(
             f"'{entry}' does not exist",
             where=str(path),
             why='looked for ' + ', '.join(dict.fromkeys(map(str, candidates))),
             fix='give folders of images relative to the folder of data.yaml',
         )
-    return found
+    return existing
 
 
 def _below(file: Path, path: Path) -> str:
@@ -179,6 +179,6 @@ def _add_object(content: CocoContent, words: Sequence[str], where: str, size: tu
         x, y, box_width, box_height = values
         box = (x - box_width / 2) * width, (y - box_height / 2) * height
         return content.add_object(int(label), (*box, (x + box_width / 2) * width, (y + box_height / 2) * height))
-    polygon = [value * (height if place % 2 else width) for place, value in enumerate(values)]
+    polygon = [value * (height if index % 2 else width) for index, value in enumerate(values)]
     xs, ys = polygon[0::2], polygon[1::2]
     return content.add_object(int(label), (min(xs), min(ys), max(xs), max(ys)), polygon=polygon)

@@ -34,18 +34,18 @@ class Pipeline:
     def __init__(self, transforms: Transforms = ()) -> None:
         steps = transforms.values() if isinstance(transforms, Mapping) else transforms
         self.transforms = [build(transform) for transform in steps]
-        for place, transform in enumerate(self.transforms):
+        for index, transform in enumerate(self.transforms):
             if not callable(transform):
                 raise ConfigError(
                     f'{transform!r} is not a transform',
-                    where=f'transforms[{place}]',
+                    where=f'transforms[{index}]',
                     why='a transform is a callable that takes a Sample and returns one',
                     fix='write dict(type=RandomFlip, ...) or the object RandomFlip(...)',
                 )
-            if isinstance(transform, Pad) and place + 1 < len(self.transforms):
+            if isinstance(transform, Pad) and index + 1 < len(self.transforms):
                 raise ConfigError(
-                    f'{type(self.transforms[place + 1]).__name__} follows Pad',
-                    where=f'transforms[{place + 1}]',
+                    f'{type(self.transforms[index + 1]).__name__} follows Pad',
+                    where=f'transforms[{index + 1}]',
                     why='what comes after would move or colour the padding, whose place is remembered',
                     fix='make Pad the last transform',
                 )
