@@ -149,7 +149,7 @@ class QueryPart(Protocol):
 
 
 class Network(Protocol):
-    """`(imgs, valid=None, training_inputs=None) -> {name: Outputs}`; sees pixels only."""
+    """`(imgs, valid=None, training_inputs=None) -> {name: Outputs}`; its input is pixels only."""
 
     names: Sequence[str]  # of its outputs
     divisor: int
@@ -283,7 +283,7 @@ class SummaryDataset(Protocol):
 
 @runtime_checkable
 class ExtentDataset(Protocol):
-    """A data set that knows its largest image sizes and its largest number of objects."""
+    """A data set with known largest image sizes and number of objects."""
 
     def extent(self) -> tuple[list[tuple[int, int]], int]: ...
 
@@ -343,7 +343,7 @@ class Tabulated(Protocol):
 
 @runtime_checkable
 class ScoreNames(Protocol):
-    """A metric that knows beforehand which scores it gives."""
+    """A metric with score names known before evaluation."""
 
     names: Sequence[str]
 

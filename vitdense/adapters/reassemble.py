@@ -1,4 +1,4 @@
-"""Reassembled ViT layers: tokens, with what the class token knows, become a pyramid."""
+"""Reassembled ViT layers: a pyramid of maps from tokens with the class token added."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class ViTAdapter(nn.Module):
     ) -> Features:
         """Return the pyramid in `maps`, and requested layers of the ViT (after injection) as `ViT.forward` does.
 
-        `imgs` is (B, 3, H, W) float, normalised; `valid` as in `Batch`: a padded batch answers as the single image.
+        `imgs` is (B, 3, H, W) float, normalised; `valid` as in `Batch`: a padded batch gives those of single images.
         """
         requests = [LayerRequest(index % self.depth, normed) for index, normed in layers]
         tokens = self.vit.embed(imgs, valid)
@@ -112,8 +112,8 @@ class ViTAdapter(nn.Module):
         read = [self.vit.norm(left[index]) if normed else left[index] for index, normed in requests]
         return Features(
             maps=self.pyramid.finish(spatial, maps),
-            layers=tuple(zero_padding(self.vit.fold(seen), patch_cells.extents[0]) for seen in read),
-            cls=tuple(seen.x[:, 0] for seen in read) if self.has_cls else (),
+            layers=tuple(zero_padding(self.vit.fold(state), patch_cells.extents[0]) for state in read),
+            cls=tuple(state.x[:, 0] for state in read) if self.has_cls else (),
             valid=valid,
             input_size=tuple(imgs.shape[-2:]),
         )

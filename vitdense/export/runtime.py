@@ -46,7 +46,7 @@ class OnnxNetwork(nn.Module):
         """Map `imgs` (B, 3, H, W), float32 normalised, to the outputs of all heads, on the device of `imgs`.
 
         Raises ExportError for images of another size than a graph of one size has, and for a batch in which images
-        are padded: the graph sees no padding.
+        are padded: the graph has no padding.
         """
         if valid is not None:
             raise ExportError(

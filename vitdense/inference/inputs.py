@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from vitdense.data.files.listing import walk
 from vitdense.data.files.opening import IMAGE_SUFFIXES, begins_like_image
 from vitdense.errors import ConfigError
 from vitdense.inference.video_files import VIDEO_SUFFIXES, is_video, opens_as_video
@@ -53,7 +54,7 @@ def find_inputs(words: Sequence[str], *, outside: Path | None = None) -> list[In
 def _named_by(word: str, outside: Path | None) -> Iterator[Input]:
     path, camera = Path(word), re.fullmatch(r'(?:/dev/video)?([0-9]+)', word)
     if path.is_dir():
-        files = sorted(_walk(path))
+        files = [path / name for name in walk(path, follow_links=True, on_error=_warn_unreadable).files]
     elif path.is_file():
         yield Input(_kind_of(path, by_content=True) or 'image', path, Path(path.name))
         return
@@ -91,20 +92,8 @@ def _kind_of(file: Path, *, by_content: bool = False) -> Literal['image', 'video
     return listed or ('video' if by_content and opens_as_video(file) else None)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yield all files below a folder; links to folders are followed, each folder is visited once."""
-    visited: set[str] = set()
-
-    def warn(error: OSError) -> None:
-        logger.warning('%s: a folder that cannot be read is left out: %s', error.filename, error.strerror)
-
-    for folder_path, folders, names in os.walk(folder, followlinks=True, onerror=warn):
-        real = os.path.realpath(folder_path)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        yield from (Path(folder_path, name) for name in names)
+def _warn_unreadable(error: OSError) -> None:
+    logger.warning('%s: a folder that cannot be read is left out: %s', error.filename, error.strerror)
 
 
 def _folder_of(path: Path) -> Path:

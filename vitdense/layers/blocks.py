@@ -37,7 +37,7 @@ def norm_of(kind: Norm, channels: int) -> nn.Module:
 class ConvBlock(nn.Module):
     """Convolution without bias, normalisation, ReLU; the output has the size of the input / `stride`, rounded up.
 
-    `norm` is 'batch', or 'layer': over the channels of each cell, so that no image changes another's answer.
+    `norm` is 'batch', or 'layer': over the channels of each cell, so that no image changes the output of another.
     """
 
     def __init__(

@@ -91,7 +91,7 @@ def _level_sizes(grids: Grids, like: Tensor) -> Tensor:
     """Return (levels, 1, 2) width and height of each level, with the type and device of `like`."""
     if torch.compiler.is_exporting():  # sides may be symbols, which arithmetic keeps and a list does not
         return torch.stack([like.new_ones(()) * side for grid in grids for side in reversed(grid)]).view(-1, 1, 2)
-    plain = type(like) is Tensor and not torch.compiler.is_compiling()  # what a tracer sees must not be kept
+    plain = type(like) is Tensor and not torch.compiler.is_compiling()  # traced tensors must not be kept
     if plain and like.device.type == 'cuda':
         return _kept_level_sizes(tuple(grids), like.dtype, like.device)  # a copy to the device would wait for it
     return like.new_tensor([(width, height) for height, width in grids])[:, None]

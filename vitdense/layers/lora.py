@@ -79,7 +79,7 @@ class LoraLinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """Return the linear layer that answers as this one does: its weight is W + scale * B A."""
+        """Return the linear layer with the same output: its weight is W + scale * B A."""
         device, dtype = self.weight.device, self.weight.dtype
         linear = nn.Linear(
             self.in_features, self.out_features, bias=self.bias is not None, device=device, dtype=dtype

@@ -38,7 +38,7 @@ class FixedWeights(nn.Module):
 
 
 class UncertaintyWeights(nn.Module):
-    """Learn the weight of each task from how uncertain its answers are.
+    """Learn the weight of each task from the uncertainty of its predictions.
 
     Kendall, Gal and Cipolla 2018 (https://arxiv.org/abs/1705.07115, equation 10): with s = log sigma^2 of each task,
     the sum is of exp(-s) L + s / 2. They have exp(-s) / 2 for regression; here the kinds of a task are one loss, and
@@ -59,10 +59,10 @@ class UncertaintyWeights(nn.Module):
         """
         absent = {name: self.log_variances.new_tensor(float(name in losses)) for name in self.names}
         shares = torch.stack([labelled.get(name, absent[name]) for name in self.names])
-        seen = (shares.detach() > 0).float()
+        present = (shares.detach() > 0).float()
         if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(seen, distributed.ReduceOp.MAX)
-        prices = self.log_variances.where(seen > 0, self.log_variances.detach()) / 2
+            distributed.all_reduce(present, distributed.ReduceOp.MAX)
+        prices = self.log_variances.where(present > 0, self.log_variances.detach()) / 2
         rows = {name: row for row, name in enumerate(self.names)}
         return {
             name: (-self.log_variances[rows[name]]).exp() * loss + prices[rows[name]] for name, loss in losses.items()

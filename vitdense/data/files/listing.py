@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from logging import Logger
 from pathlib import Path
 from typing import NamedTuple
@@ -32,15 +32,15 @@ class FileListing(NamedTuple):
     left_out: list[str]
 
 
-def walk(root: Path, *, follow_links: bool = False) -> FolderListing:
+def walk(root: Path, *, follow_links: bool = False, on_error: Callable[[OSError], None] | None = None) -> FolderListing:
     """Return all files below `root`; with `follow_links` also those that links lead to from elsewhere.
 
-    Every folder is listed once, under its own name where it has one below `root`. Raises DataError for a folder that
-    cannot be listed.
+    Every folder is listed once, under its own name where it has one below `root`. A folder that cannot be listed is
+    passed over after a call of `on_error`, or raises DataError without it.
     """
     base = os.path.realpath(root)
     result, links, visited = FolderListing([], {}, []), [], set()
-    _list_folder(base, '', result.files, links, visited)
+    _list_folder(base, '', result.files, links, visited, on_error)
     while links:
         name, target = links.pop(0)
         inside = target == base or target.startswith(os.path.join(base, ''))
@@ -51,11 +51,18 @@ def walk(root: Path, *, follow_links: bool = False) -> FolderListing:
         elif target in visited:
             result.repeated.append(name)
         else:
-            _list_folder(target, name + '/', result.files, links, visited)
+            _list_folder(target, name + '/', result.files, links, visited, on_error)
     return FolderListing(sorted(result.files), result.outside, result.repeated)
 
 
-def _list_folder(folder: str, prefix: str, files: list[str], links: list[tuple[str, str]], visited: set[str]) -> None:
+def _list_folder(
+    folder: str,
+    prefix: str,
+    files: list[str],
+    links: list[tuple[str, str]],
+    visited: set[str],
+    on_error: Callable[[OSError], None] | None,
+) -> None:
     """Add what lies in the folders below the real path `folder`; links are put aside, with their targets."""
     open_folders = [(folder, prefix)]
     while open_folders:
@@ -67,6 +74,9 @@ def _list_folder(folder: str, prefix: str, files: list[str], links: list[tuple[s
             with os.scandir(folder) as listing:
                 entries = sorted((entry for entry in listing if not entry.name.startswith('.')), key=lambda e: e.name)
         except OSError as error:
+            if on_error is not None:
+                on_error(error)
+                continue
             raise DataError(
                 'a folder cannot be listed', where=folder, why=str(error), fix='check the permissions of the folder'
             ) from error
