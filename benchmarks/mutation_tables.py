@@ -78,7 +78,7 @@ EQUIVALENT = [  # a part of a line, what of it changes ('': anything), and why n
     ('last = max((number for number in ids', '0', 'every number above all ids stands behind them'),
     ('last = max((number for number in ids', '1', 'every number above all ids stands behind them'),
     (
-        'np.unique(found.image * num',
+        'np.unique(predictions.image * num',
         'predictions.image * num_categories + predictions.category',
         'no two classes become one',
     ),
