@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_part(part: Part, labels: dict[str, Any], args: Namespace, *, alone: bool) -> DataReport:
     """Return the report about one part. Among several, one that cannot be read at all is a finding."""
-    from vitdense.commands.check_data import DataReport, Finding, check_coco, check_folders, check_labels
+    from vitdense.commands.check_data import DataReport, Finding, check_coco, check_folders
+    from vitdense.commands.check_label_maps import check_labels
     from vitdense.device import cpu_count
     from vitdense.errors import DataError
     from vitdense.reporting.console import progress

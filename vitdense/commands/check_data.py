@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,17 +15,12 @@ import numpy as np
 from vitdense.data.coco.arrays import CocoArrays, CocoFileInfo
 from vitdense.data.coco.parse import read_coco
 from vitdense.data.files.image_check import ImageStatistics, dark_range
-from vitdense.data.files.images import LABEL_SUFFIXES, MAX_PIXELS, UnreadableImage, label_colors, read_label_map
+from vitdense.data.files.images import MAX_PIXELS, UnreadableImage
 from vitdense.data.files.listing import find_files
-from vitdense.data.files.opening import IMAGE_SUFFIXES
-from vitdense.data.files.pairs import list_files, match, safe_below
+from vitdense.data.files.pairs import safe_below
 from vitdense.data.files.similar_names import near_match
 from vitdense.data.formats.open_labels import open_labels
-from vitdense.data.label_map import LabelTable
 from vitdense.errors import DataError
-from vitdense.types import IGNORE
-
-FEW_NUMBERS = 8  # numbers of label maps that are no class: for more of them there is no hint
 
 
 class Finding(NamedTuple):
@@ -84,14 +79,15 @@ def check_coco(
     )
     if images is not None:
         jobs = [(arrays, row, images, statistics) for row in range(len(arrays.sizes))]
-        more += [finding for finding in _each(_check_image, jobs, threads, on_progress) if finding]
-        more += _range(images, statistics)
+        more += [finding for finding in for_each(_check_image, jobs, threads, on_progress) if finding]
+        more += range_findings(images, statistics)
     counts.update(Counter(finding.kind for finding in more))  # those of single annotations are counted already
     summary = _summary_of(arrays, info, images) + statistics.notes()
     return DataReport(summary, [*findings, *more], *_histogram(arrays, info), dict(counts))
 
 
-def _range(images: Path, statistics: ImageStatistics) -> list[Finding]:
+def range_findings(images: Path, statistics: ImageStatistics) -> list[Finding]:
+    """Return the finding that images of 16 bits seem to have fewer, if they do."""
     odd = dark_range(statistics.brightest)
     return [Finding('range', images.name, odd)] if odd else []
 
@@ -109,54 +105,6 @@ def _whole_file(path: Path, arrays: CocoArrays, info: CocoFileInfo) -> Iterator[
         yield Finding('no_objects', path.name, f'no annotations in {path.name}')
     elif arrays.crowd.all():
         yield Finding('no_objects', path.name, f'all {len(arrays.ids):,} annotations are crowds (iscrowd 1)')
-
-
-def check_labels(
-    labels: Path,
-    images: Path | None = None,
-    *,
-    classes: Any = None,
-    ignore: int | Sequence[int] = IGNORE,
-    reduce_zero_label: bool = False,
-    max_pixels: int = MAX_PIXELS,
-    value_range: tuple[float, float] | None = None,
-    threads: int = 2,
-    on_progress: OnProgress | None = None,
-) -> DataReport:
-    """Check the label maps below `labels`, and the images of the same names below `images`.
-
-    `classes`, `ignore` and `reduce_zero_label` are those of `SegmentationDataset`; without classes
-    the numbers are only counted. Finds `label` (unreadable, or a number that is no class), `image` (missing or
-    unreadable), `size` (not that of its image), `match` (names without a partner), `range` (as `check_coco`) and
-    `no_objects` (fewer than two classes). Raises DataError where there is no such folder.
-    """
-    files = list_files(labels, LABEL_SUFFIXES, what='label maps')
-    table = None if classes is None else LabelTable(classes, ignore=ignore, reduce_zero_label=reduce_zero_label)
-    findings, partners = _partners(images, files, labels)
-    statistics = ImageStatistics(max_pixels=max_pixels, value_range=value_range)
-    jobs = [(labels / name, partners.get(name), table, statistics) for name in files.values()]
-    pixels, image_counts, unknown_numbers = Counter[int](), Counter[int](), Counter[int]()
-    for finding, numbers, unknown in _each(_check_label_map, jobs, threads, on_progress):
-        findings += finding
-        pixels.update(numbers)
-        image_counts.update(numbers.keys())
-        unknown_numbers.update(unknown)
-    summary = [
-        ('label maps', f'{len(files):,}'),
-        ('images', 'not checked' if images is None else f'{len(partners):,}'),
-    ]
-    summary += statistics.notes()
-    findings += _range(labels if images is None else images, statistics)
-    present = (
-        [] if table is None else [name for k, name in enumerate(table.metainfo['classes']['semantic']) if pixels[k]]
-    )
-    if table is not None and not findings and len(present) < 2:
-        reason = f'{present[0]!r} is the only class with pixels' if present else 'no pixel has a class'
-        findings.append(Finding('no_objects', labels.name, f'{reason}: classification needs two classes'))
-    rows = _label_rows(pixels, image_counts, table)
-    counts = dict(Counter(finding.kind for finding in findings))
-    hints = _label_hints(unknown_numbers, ignore)
-    return DataReport(summary, findings, ('class', 'pixels', 'share', 'images'), rows, counts, hints)
 
 
 def check_folders(
@@ -182,8 +130,8 @@ def check_folders(
     findings += [Finding('empty', name, 'no image in this class folder') for name in classes if not objects[name]]
     statistics = ImageStatistics(max_pixels=max_pixels, value_range=value_range)
     jobs = [(folder, name, statistics) for name in files]
-    findings += [finding for finding in _each(_check_file, jobs, threads, on_progress) if finding]
-    findings += _range(folder, statistics)
+    findings += [finding for finding in for_each(_check_file, jobs, threads, on_progress) if finding]
+    findings += range_findings(folder, statistics)
     rows = [(name, f'{objects[name]:,}', f'{100 * objects[name] / len(files):.1f} %') for name in classes]
     summary = [('images', f'{len(files):,}'), ('classes', f'{len(objects):,}'), *statistics.notes()]
     return DataReport(
@@ -199,7 +147,7 @@ def _check_file(folder: Path, name: str, statistics: ImageStatistics) -> Finding
     return None
 
 
-def _each(
+def for_each(
     function: Callable[..., Any], jobs: Sequence[tuple], threads: int, on_progress: OnProgress | None
 ) -> Iterator[Any]:
     """Yield `function(*job)` for every job, in order; decoders release the GIL."""
@@ -208,9 +156,6 @@ def _each(
             if on_progress is not None:
                 on_progress(done, len(jobs))
             yield result
-
-
-# ------------------------------------------------------------------------------------------------------------- COCO
 
 
 def _check_image(arrays: CocoArrays, row: int, images: Path, statistics: ImageStatistics) -> Finding | None:
@@ -274,88 +219,3 @@ def _histogram(arrays: CocoArrays, info: CocoFileInfo) -> tuple[tuple[str, ...],
             )
         )
     return ('class', 'id', 'objects', 'share', 'images', 'crowds'), rows
-
-
-# ------------------------------------------------------------------------------------------------------- label maps
-
-
-def _partners(images: Path | None, files: Mapping[str, str], labels: Path) -> tuple[list[Finding], dict[str, Path]]:
-    """Return findings for files without a partner, and `{label file: image}`."""
-    if images is None:
-        return [], {}
-    image_files = list_files(images, IMAGE_SUFFIXES, what='images')
-    try:
-        pairs = match(image_files, files, where=str(labels))
-    except DataError:
-        pairs = {key: (name, files[key]) for key, name in image_files.items() if key in files}
-    there = {name for name, _ in pairs.values()}
-    matched = {label: images / name for name, label in pairs.values()}
-    findings = [Finding('match', name, 'no label map') for name in image_files.values() if name not in there]
-    return findings + [Finding('match', name, 'no image') for name in files.values() if name not in matched], matched
-
-
-def _check_label_map(
-    path: Path, image: Path | None, table: LabelTable | None, statistics: ImageStatistics
-) -> tuple[list[Finding], dict[int, int], list[int]]:
-    """Return the findings, how many pixels have each class (or each number, without a table), and unknown numbers."""
-    findings: list[Finding] = []
-    try:
-        raw = read_label_map(path, max_pixels=statistics.options['max_pixels']).numpy()
-    except DataError as error:
-        return [Finding('label', path.name, f'{error.message}: {error.why}')], {}, []
-    if image is not None:
-        findings += _compare(path, image, raw.shape, statistics)
-    if table is not None:
-        findings += _renumbered(raw, path, table, statistics)
-        try:
-            raw = table.apply(raw, path)
-        except DataError as error:
-            unknown = [number for number in np.unique(raw).tolist() if number not in table.lookup]
-            cause = error.message.removeprefix(f'{path.name}: ')
-            return [*findings, Finding('label', path.name, error.message, cause)], {}, unknown
-    numbers, counts = np.unique(raw, return_counts=True)
-    return findings, dict(zip(numbers.tolist(), counts.tolist(), strict=True)), []
-
-
-def _renumbered(raw: np.ndarray, path: Path, table: LabelTable, statistics: ImageStatistics) -> list[Finding]:
-    try:
-        table.check_palette(raw, path, label_colors(path, max_pixels=statistics.options['max_pixels']))
-    except DataError as error:
-        return [Finding('label', path.name, f'{error.message}: {error.why}')]
-    return []
-
-
-def _compare(path: Path, image: Path, shape: tuple[int, ...], statistics: ImageStatistics) -> Iterable[Finding]:
-    try:
-        size = tuple(statistics.read(image).shape[-2:])
-    except DataError as error:
-        return [Finding('image', image.name, f'{error.message}: {error.why}')]
-    if size == shape:
-        return []
-    return [Finding('size', path.name, f'labels of (H, W) {tuple(shape)} for an image of {size}')]
-
-
-def _label_hints(unknown_numbers: Counter[int], ignore: int | Sequence[int]) -> list[str]:
-    """Return a hint where a few numbers of label maps are no class."""
-    if not unknown_numbers or len(unknown_numbers) > FEW_NUMBERS:
-        return []
-    ignored = [ignore] if isinstance(ignore, int) else list(ignore)
-    words = ', '.join(f'{number} (in {count:,} files)' for number, count in sorted(unknown_numbers.items()))
-    return [
-        f'if {words} is no class: --ignore {" ".join(map(str, dict.fromkeys([*ignored, *sorted(unknown_numbers)])))}'
-    ]
-
-
-def _label_rows(pixels: Counter[int], images: Counter[int], table: LabelTable | None) -> list[tuple[str, ...]]:
-    total = max(1, sum(pixels.values()))
-    names = None if table is None else table.metainfo['classes']['semantic']
-    numbers = sorted(pixels) if names is None else [*range(len(names)), *([IGNORE] if IGNORE in pixels else [])]
-    return [
-        (
-            str(number) if names is None else 'ignored' if number == IGNORE else names[number],
-            f'{pixels[number]:,}',
-            f'{100 * pixels[number] / total:.1f} %',
-            f'{images[number]:,}',
-        )
-        for number in numbers
-    ]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitdense.commands.check_data import check_coco, check_folders, check_labels
+from vitdense.commands.check_data import check_coco, check_folders
+from vitdense.commands.check_label_maps import check_labels
 
 
 def put(path, array, **options):
