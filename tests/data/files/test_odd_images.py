@@ -44,7 +44,7 @@ def test_dark_sixteen_bits_are_a_finding_and_turns_are_a_fact(tree, check):
     (finding,) = [finding for finding in report.findings if finding.kind == 'range']
     assert 'whose brightest value is 4095: 12 bits? then value_range=(0, 4095)' in finding.reason
     assert report.counts['range'] == 1
-    assert [value for name, value in report.facts if 'EXIF' in name][0].startswith('1, such as 1.png')
+    assert [value for name, value in report.summary if 'EXIF' in name][0].startswith('1, such as 1.png')
     assert check(tree, value_range=(0, 4095)).findings == []
 
 
