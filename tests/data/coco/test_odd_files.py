@@ -105,7 +105,7 @@ def test_a_root_category_is_no_class(tree, root, log_text):
     assert data.metainfo['classes']['labels'] == ['cat', 'dog'] and data[0].target.labels.tolist() == [0, 1]
     assert data.metainfo['category_ids']['labels'] == [4, 9] and '(id 0) is left out' in log_text.text
     report = check_coco(tree.path)
-    assert [row[1] for row in report.classes] == ['4', '9'] and 'id 0 only groups' in dict(report.facts)['categories']
+    assert [row[1] for row in report.classes] == ['4', '9'] and 'id 0 only groups' in dict(report.summary)['categories']
     other = tree.open(evaluation=True)
     other.set_classes(data.metainfo['classes'])
     assert other[0].target.labels.tolist() == [0, 1]
