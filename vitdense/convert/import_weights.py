@@ -60,19 +60,14 @@ def import_weights(
         base=None if base is None else read_weights(base),
     )
     provenance = origin(family, published, files if base is None else [*files, base])
-    network = model.network
+    extra = {'mean': list(model.network.mean), 'std': list(model.network.std)}
     save_model_folder(
         folder,
         recipe,
         model.state_dict(),
         metainfo=metainfo,
         transforms=image_recipe(cfg)['transforms'] if section_of(cfg) else [],
-        extra={
-            'mean': list(network.mean),
-            'std': list(network.std),
-            'licence': published.licence,
-            'published': provenance,
-        },
+        extra={**extra, 'licence': published.licence, 'published': provenance},
     )
     write_text(Path(folder) / CARD, model_card(provenance, coverage))
     return coverage

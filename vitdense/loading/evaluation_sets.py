@@ -20,7 +20,7 @@ from vitdense.types import Batch
 
 
 class LoaderSet:
-    """Loaders by name, one after the other, as a loop sees them; `current` is the one whose batch came last."""
+    """Loaders by name, one after the other, for a loop; `current` is that of the last batch."""
 
     def __init__(self, loaders: Mapping[str, DataLoader]) -> None:
         self.loaders = dict(loaders)
@@ -52,12 +52,12 @@ class SetEvaluator(Evaluator):
 
     @property
     def dataset_meta(self) -> dict[str, Any]:
-        """What is known about all sets; each metric knows its own."""
+        """The joined metainfo of all sets; each metric has its own."""
         return self.loaders.dataset.metainfo
 
     @dataset_meta.setter
     def dataset_meta(self, dataset_meta: Mapping[str, Any]) -> None:
-        """Called by the loop; every set has told its metrics already."""
+        """Called by the loop; the metrics of every set have been set already."""
 
     def process(self, data_samples: Sequence[Any], data_batch: Batch | None = None) -> None:
         self.by_set[self.loaders.current].process(data_samples, data_batch)
@@ -77,13 +77,13 @@ def build_evaluators(recipes: Any) -> dict[str, list[Any]]:
     """
     named = recipes if isinstance(recipes, Mapping) else {'': recipes or ()}
     metrics = {name: [build(recipe) for recipe in each] for name, each in named.items()}
-    homes: dict[str, set[str]] = {}
+    sets_by_prefix: dict[str, set[str]] = {}
     for name, each in metrics.items():
         for metric in each:
-            homes.setdefault(metric.prefix, set()).add(name)
+            sets_by_prefix.setdefault(metric.prefix, set()).add(name)
     for name, each in metrics.items():
         for metric in each:
-            metric.prefix = f'{name}/{metric.prefix}' if len(homes[metric.prefix]) > 1 else metric.prefix
+            metric.prefix = f'{name}/{metric.prefix}' if len(sets_by_prefix[metric.prefix]) > 1 else metric.prefix
     return metrics
 
 

@@ -159,8 +159,8 @@ def workers_that_fit(workers: int, batch_size: int, draw: Callable[[], Any], *, 
         size = batch_size * bytes_in(draw())
     except VitDenseError:  # training will say it
         return workers
-    room = 0.8 * share * free / int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-    fitting = max(0, min(workers, int((room / max(size, 1) - 2) // 2)))
+    available = 0.8 * share * free / int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    fitting = max(0, min(workers, int((available / max(size, 1) - 2) // 2)))
     if fitting < workers:
         logger.warning(
             '/dev/shm has %.0f MB free, too little for %d workers with batches of %.1f MB: %s; %s',
