@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     from pathlib import Path  # heavy from here on: after the arguments are known to be right
 
-    from vitdense.data.formats.folder import parts_to_check
+    from vitdense.data.formats.labelled_folder import parts_to_check
     from vitdense.reporting.console import start_logging
 
     start_logging(None)

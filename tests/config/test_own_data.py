@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.formats.test_folder import masks, roboflow_coco, text, voc
+from tests.data.formats.test_labelled_folder import masks, roboflow_coco, text, voc
 from vitdense.config.load import load_config
 from vitdense.data.datasets import build_dataset
 from vitdense.errors import ConfigError

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdense.config.sections import FOLLOWS
-from vitdense.data.formats.folder import LOOKED_FOR, LabelledFolder, read_folder
+from vitdense.data.formats.labelled_folder import LOOKED_FOR, LabelledFolder, read_folder
 from vitdense.errors import ConfigError
 
 logger = logging.getLogger('vitdense')

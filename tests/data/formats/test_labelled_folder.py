@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vitdense.data.files.splits import split_of
-from vitdense.data.formats.folder import read_folder
+from vitdense.data.formats.labelled_folder import read_folder
 from vitdense.errors import DataError
 
 ANNOTATION = '<annotation><object><name>cat</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>'  # noqa: E501
