@@ -58,7 +58,7 @@ def test_boxes_that_are_wrong_are_listed_with_their_ids(tree):
     assert tree.kinds() == {('empty', '20'), ('empty', '21'), ('outside', '22'), ('empty', '23')}
 
 
-def test_annotations_that_say_nothing_are_listed_with_the_reason(tree):
+def test_empty_annotations_are_listed_with_the_reason(tree):
     """FI-07."""
     wrong = {
         30: dict(bbox=[1, 2, float('nan'), 4]),

@@ -150,7 +150,7 @@ def test_files_that_are_mistaken_for_each_other(score, tmp_path):
 
 
 @pytest.mark.parametrize('count', [0, 300, 3000])
-def test_any_number_of_masks_scores_as_pycocotools_says(count, score, tmp_path, monkeypatch):
+def test_any_number_of_masks_scores_as_in_pycocotools(count, score, tmp_path, monkeypatch):
     """More than 255 masks: pycocotools' own areas need NumPy 1, so that its reading is given masks one at a time."""
     generator = torch.Generator().manual_seed(0)
     masks = torch.rand(20, 60, 80, generator=generator) < torch.rand(20, 1, 1, generator=generator)
@@ -184,7 +184,7 @@ def test_any_number_of_masks_scores_as_pycocotools_says(count, score, tmp_path, 
     assert list(scores.values()) == [None if value == -1 else value for value in evaluation.stats.tolist()]
 
 
-def test_more_objects_than_the_limit_are_said_beside_the_score(score, said):
+def test_more_objects_than_the_limit_are_logged_beside_the_score(score, said):
     boxes = [[(k % 15) * 5, (k // 15) * 5, 4, 4] for k in range(150)]
     objects = [dict(id=k, image_id=1, category_id=5, bbox=box, area=16, iscrowd=0) for k, box in enumerate(boxes, 1)]
     rows = [row(bbox=box, score=1 - k / 1000) for k, box in enumerate(boxes)]
@@ -198,7 +198,7 @@ def test_more_objects_than_the_limit_are_said_beside_the_score(score, said):
     assert 'more than' not in said.text and 'do not count' not in said.text
 
 
-def test_images_without_size_matter_only_where_something_is_drawn(score, tmp_path):
+def test_images_without_size_matter_only_where_masks_are_rasterised(score, tmp_path):
     def more(*rows):
         found = tmp_path / 'more.json'
         found.write_text(json.dumps(list(rows)))

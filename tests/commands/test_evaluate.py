@@ -18,9 +18,9 @@ from vitdense.metrics.average_precision import CocoAP
 REAL = 'coco_mini480/annotations/instances_val2017.json'
 
 
-def by_pycocotools(truth, results, iou_type='bbox'):
+def by_pycocotools(targets, results, iou_type='bbox'):
     with contextlib.redirect_stdout(io.StringIO()):
-        known = COCO(truth)
+        known = COCO(targets)
         evaluation = COCOeval(known, known.loadRes(str(results)), iou_type)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -60,15 +60,15 @@ def engine(request):
     return request.param
 
 
-def test_the_real_file_scores_as_pycocotools_says(shared, write, tmp_path):
-    truth = shared / REAL
-    results = write(fake_results(json.loads(truth.read_text())['annotations']))
-    scores = evaluate_coco(truth, results, work_dir=tmp_path / 'out')
-    assert list(scores.values()) == by_pycocotools(truth, results) and 0.05 < scores['det/AP'] < 0.9
+def test_the_real_file_scores_as_in_pycocotools(shared, write, tmp_path):
+    targets = shared / REAL
+    results = write(fake_results(json.loads(targets.read_text())['annotations']))
+    scores = evaluate_coco(targets, results, work_dir=tmp_path / 'out')
+    assert list(scores.values()) == by_pycocotools(targets, results) and 0.05 < scores['det/AP'] < 0.9
     assert json.loads((tmp_path / 'out/metrics.json').read_text()) == scores
     assert list(scores) == [f'det/{name}' for name in CocoAP.names]
     pytest.importorskip('hotcoco')
-    assert evaluate_coco(truth, results, engine='fast') == scores
+    assert evaluate_coco(targets, results, engine='fast') == scores
 
 
 def random_files(seed):
@@ -88,29 +88,29 @@ def random_files(seed):
         for _ in range(int(rng.integers(0, 4))):
             moved = np.array(ring) + rng.normal(0, 3, 8)
             runs = rle.frPyObjects([moved.tolist()], 120, 160)[0]
-            found = dict(image_id=image, category_id=record['category_id'], score=float(rng.integers(1, 9) / 9))
+            predicted = dict(image_id=image, category_id=record['category_id'], score=float(rng.integers(1, 9) / 9))
             mask = {'size': [120, 160], 'counts': runs['counts'].decode()}
-            results.append(found | dict(segmentation=mask, bbox=[round(moved[0], 1), round(moved[1], 2), w, h]))
+            results.append(predicted | dict(segmentation=mask, bbox=[round(moved[0], 1), round(moved[1], 2), w, h]))
     categories = [dict(id=number, name=f'c{number}') for number in (11, 2, 5, 30)]
     return dict(images=images, annotations=annotations, categories=categories), results
 
 
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('kind', ['bbox', 'segm', 'segm without boxes', 'bbox of masks'])
-def test_random_files_score_as_pycocotools_says(seed, kind, write, engine):
+def test_random_files_score_as_in_pycocotools(seed, kind, write, engine):
     content, rows = random_files(seed)
     keys = {'bbox': ['bbox'], 'segm': ['bbox', 'segmentation']}.get(kind, ['segmentation'])
     rows = [{key: row[key] for key in ['image_id', 'category_id', 'score', *keys]} for row in rows]
-    truth, results, iou_type = write(content, 'truth.json'), write(rows), kind.split()[0]
-    scores = evaluate_coco(truth, results, iou_type=iou_type, engine=engine)
-    assert list(scores.values()) == by_pycocotools(truth, results, iou_type)
+    targets, results, iou_type = write(content, 'targets.json'), write(rows), kind.split()[0]
+    scores = evaluate_coco(targets, results, iou_type=iou_type, engine=engine)
+    assert list(scores.values()) == by_pycocotools(targets, results, iou_type)
 
 
 def test_numbers_without_an_object_are_not_available(write):
     content, rows = random_files(0)
-    assert evaluate_coco(write(content, 'truth.json'), write([]))['det/AP'] == 0.0
+    assert evaluate_coco(write(content, 'targets.json'), write([]))['det/AP'] == 0.0
     content['annotations'] = []
-    scores = evaluate_coco(write(content, 'truth.json'), write(rows))
+    scores = evaluate_coco(write(content, 'targets.json'), write(rows))
     assert set(scores.values()) == {None} and len(scores) == 12
 
 
@@ -128,7 +128,7 @@ def test_rows_that_cannot_be_scored_are_errors(write, change, message):
     content, rows = random_files(0)
     rows[4] |= change
     with pytest.raises(DataError, match='prediction 5 cannot be scored') as caught:
-        evaluate_coco(write(content, 'truth.json'), write(rows))
+        evaluate_coco(write(content, 'targets.json'), write(rows))
     assert message in caught.value.why and caught.value.exit_code == 3
 
 
@@ -137,7 +137,7 @@ def test_predictions_that_are_not_finite_are_refused(write):
     for row in rows[:7]:
         row['bbox'] = [float('nan')] * 4
     with pytest.raises(NumericsError, match='7 non-finite boxes') as caught:
-        evaluate_coco(write(content, 'truth.json'), write(rows))
+        evaluate_coco(write(content, 'targets.json'), write(rows))
     assert caught.value.exit_code == 4
     assert 'results.json, first for image_id' in caught.value.where and 'training' not in caught.value.fix
     first = min(row['image_id'] for row in rows[:7])
@@ -146,16 +146,16 @@ def test_predictions_that_are_not_finite_are_refused(write):
 
 def test_files_of_another_kind_are_errors(write, tmp_path):
     content, rows = random_files(0)
-    truth = write(content, 'truth.json')
+    targets = write(content, 'targets.json')
     with pytest.raises(DataError, match='no COCO results file'):
-        evaluate_coco(truth, truth)
+        evaluate_coco(targets, targets)
     with pytest.raises(DataError, match='no COCO annotation file'):
-        evaluate_coco(write(rows), truth)
+        evaluate_coco(write(rows), targets)
     with pytest.raises(DataError, match=r'cannot read nothing\.json'):
-        evaluate_coco(truth, tmp_path / 'nothing.json')
+        evaluate_coco(targets, tmp_path / 'nothing.json')
     content['annotations'][0]['segmentation'] = [[1, 2, 3, float('nan'), 5, 6]]
     with pytest.raises(DataError, match='cannot be used'):
-        evaluate_coco(write(content, 'truth.json'), write(rows), iou_type='segm')
+        evaluate_coco(write(content, 'targets.json'), write(rows), iou_type='segm')
 
 
 @pytest.fixture
@@ -163,57 +163,65 @@ def folders(tmp_path):
     """Four labels 20 x 30 of three classes with some 255, and predictions that are right in 80 %."""
     rng = np.random.default_rng(0)
     for number in range(4):
-        truth = rng.integers(0, 3, (20, 30)).astype(np.uint8)
-        found = np.where(rng.random((20, 30)) < 0.8, truth, rng.integers(0, 3, (20, 30))).astype(np.uint8)
-        truth[rng.random((20, 30)) < 0.1] = 255
-        for folder, plane in (('labels', truth), ('found', found), ('from_one', np.where(truth == 255, 0, truth + 1))):
+        targets = rng.integers(0, 3, (20, 30)).astype(np.uint8)
+        predicted = np.where(rng.random((20, 30)) < 0.8, targets, rng.integers(0, 3, (20, 30))).astype(np.uint8)
+        targets[rng.random((20, 30)) < 0.1] = 255
+        for folder, labels in (
+            ('labels', targets),
+            ('predicted', predicted),
+            ('from_one', np.where(targets == 255, 0, targets + 1)),
+        ):
             (tmp_path / folder).mkdir(exist_ok=True)
-            Image.fromarray(plane.astype(np.uint8)).save(tmp_path / folder / f'{number}.png')
+            Image.fromarray(labels.astype(np.uint8)).save(tmp_path / folder / f'{number}.png')
     return tmp_path
 
 
 def test_folders_score_as_counted_by_hand(folders):
     hits = unions = 0
     for number in range(4):
-        truth, found = (np.asarray(Image.open(folders / name / f'{number}.png')) for name in ('labels', 'found'))
-        for_classes = [(truth == k, (found == k) & (truth != 255)) for k in range(3)]
+        targets, predicted = (
+            np.asarray(Image.open(folders / name / f'{number}.png')) for name in ('labels', 'predicted')
+        )
+        for_classes = [(targets == k, (predicted == k) & (targets != 255)) for k in range(3)]
         hits = hits + np.array([(one & other).sum() for one, other in for_classes])
         unions = unions + np.array([(one | other).sum() for one, other in for_classes])
-    scores = evaluate_semantic(folders / 'labels', folders / 'found', num_classes=3, work_dir=folders / 'out')
+    scores = evaluate_semantic(folders / 'labels', folders / 'predicted', num_classes=3, work_dir=folders / 'out')
     assert scores['sem/mIoU'] == pytest.approx((hits / unions).mean(), abs=1e-12)
     assert json.loads((folders / 'out/metrics.json').read_text()) == scores
     assert (folders / 'out/confusion.csv').exists()
-    one = evaluate_semantic(folders / 'from_one', folders / 'found', num_classes=3, reduce_zero_label=True)
+    one = evaluate_semantic(folders / 'from_one', folders / 'predicted', num_classes=3, reduce_zero_label=True)
     assert one == scores
 
 
 def test_folders_that_cannot_be_scored_are_errors(folders):
-    def score(labels='labels', found='found', **options):
-        return evaluate_semantic(folders / labels, folders / found, **{'num_classes': 3, **options})
+    def score(labels='labels', predicted='predicted', **options):
+        return evaluate_semantic(folders / labels, folders / predicted, **{'num_classes': 3, **options})
 
     with pytest.raises(DataError, match=r'predicted classes \[3\]'):
-        score(found='from_one')
+        score(predicted='from_one')
     with pytest.raises(DataError, match=r'labels \[255\]'):
         score(ignore=7)
     with pytest.raises(ConfigError, match='2 names for 3 classes'):
         (folders / 'names.txt').write_text('a\nb\n')
         score(classes=folders / 'names.txt')
-    Image.new('L', (20, 30)).save(folders / 'found/2.png')
+    Image.new('L', (20, 30)).save(folders / 'predicted/2.png')
     with pytest.raises(DataError, match=r'2\.png: \(H, W\) \(30, 20\) for labels of \(20, 30\)'):
         score()
-    (folders / 'found/2.png').unlink()
+    (folders / 'predicted/2.png').unlink()
     with pytest.raises(DataError, match=r'1 of 4 label maps have no prediction, such as 2\.png'):
         score()
 
 
-def test_labels_of_0_and_255_score_with_their_map_and_say_so_without(tmp_path, capsys):
+def test_labels_of_0_and_255_score_with_their_map_and_are_reported_without(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    truth, found = (rng.integers(0, 2, (20, 30)).astype(np.uint8) for _ in range(2))
-    for folder, labels in (('labels', truth * 255), ('found', found)):
+    targets, predicted = (rng.integers(0, 2, (20, 30)).astype(np.uint8) for _ in range(2))
+    for folder, labels in (('labels', targets * 255), ('predicted', predicted)):
         (tmp_path / folder).mkdir()
         Image.fromarray(labels).save(tmp_path / folder / '0.png')
-    wanted = np.mean([((truth == k) & (found == k)).sum() / ((truth == k) | (found == k)).sum() for k in range(2)])
-    folders = (tmp_path / 'labels', tmp_path / 'found')
+    wanted = np.mean(
+        [((targets == k) & (predicted == k)).sum() / ((targets == k) | (predicted == k)).sum() for k in range(2)]
+    )
+    folders = (tmp_path / 'labels', tmp_path / 'predicted')
     scores = evaluate_semantic(*folders, num_classes=2, label_map={0: 0, 255: 1})
     assert scores['sem/mIoU'] == pytest.approx(wanted, abs=1e-12)
     assert 'warning' not in capsys.readouterr().out
@@ -224,8 +232,8 @@ def test_labels_of_0_and_255_score_with_their_map_and_say_so_without(tmp_path, c
         evaluate_semantic(*folders, num_classes=2, label_map={0: 0, 1: 1}, ignore=7)
 
 
-def test_boxes_without_a_size_are_said(write, capsys):
-    truth = {
+def test_boxes_without_a_size_are_logged(write, capsys):
+    targets = {
         'images': [{'id': 1, 'file_name': 'a.png', 'width': 90, 'height': 90}],
         'categories': [{'id': 1, 'name': 'disc'}],
         'annotations': [
@@ -233,7 +241,7 @@ def test_boxes_without_a_size_are_said(write, capsys):
         ],
     }
     rows = [{'image_id': 1, 'category_id': 1, 'bbox': [10, 10, size, 50], 'score': 0.5} for size in (-50, 0, 50)]
-    truth, results = write(truth, 'truth.json'), write(rows)
-    found = evaluate_coco(truth, results)
+    targets, results = write(targets, 'targets.json'), write(rows)
+    predicted = evaluate_coco(targets, results)
     assert '2 boxes have no positive width or height' in capsys.readouterr().out
-    assert list(found.values())[:3] == pytest.approx(by_pycocotools(truth, results)[:3], abs=1e-12)
+    assert list(predicted.values())[:3] == pytest.approx(by_pycocotools(targets, results)[:3], abs=1e-12)

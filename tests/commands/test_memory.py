@@ -49,7 +49,7 @@ def test_batch_normalisation_needs_two_images():
     assert [found.batch_size for found in propose(3 * GIB, plain, batch_size=8)] == [1]
 
 
-def test_batches_divide_what_a_step_of_the_optimizer_sees():
+def test_batches_divide_the_images_of_a_step_of_the_optimizer():
     plain = Measured(1, fixed=0, peak=GIB)
     assert [found[:2] for found in propose(6 * GIB, plain, batch_size=6)] == [(3, 2)]  # 5 would fit, 6 = 3 x 2
 
@@ -130,7 +130,7 @@ def config():
     return load_config('configs/quickstart/shapes_segmentation.py', SMALL)
 
 
-def test_dry_run_tells_the_worst_case(capsys):
+def test_dry_run_reports_the_worst_case(capsys):
     dry_run(config(), device='cpu')
     out = capsys.readouterr().out
     assert 'worst case: 4 images of 64 x 64' in out and 'GiB on cpu' in out and 'dry run: loss' in out

@@ -95,7 +95,7 @@ def test_several_sets_and_mixtures_have_folders(tmp_path):
     assert found(tmp_path / 'mixed') == ['one/sem/a.png', 'two/sem/a.png']
 
 
-def test_suffixes_and_folders_tell_images_apart():
+def test_suffixes_and_folders_distinguish_images():
     assert distinct_stems(['a.jpg', 'b.jpg']) == ['a', 'b']
     assert distinct_stems(['a.jpg', 'a.png', 'a_png.jpg']) == ['a_jpg', 'a_png_2', 'a_png']
     assert distinct_stems(['a.b.jpg', 'A.b.jpg', 'x/a.b.jpg']) == ['a.b', 'A.b', 'x/a.b']
@@ -129,7 +129,7 @@ def test_folders_of_images(tmp_path, kind):
     assert names == ['cat/1', 'dog/1_jpg', 'dog/1_png']
 
 
-def test_a_data_set_that_does_not_list_its_images_is_told_apart_by_ids():
+def test_images_of_a_data_set_without_a_list_are_named_by_ids():
     paths = OutputPaths(loader_of(SimpleNamespace()))
     metas = [Meta(1, '/x/a.png'), Meta(2, '/y/a.png'), Meta('b/c'), Meta('../b/c'), Meta('/b/c'), Meta('b?c')]
     names = [paths.place(meta).name for meta in metas]

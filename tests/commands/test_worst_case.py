@@ -32,7 +32,7 @@ from vitdense.types import Meta, Sample, Target
     ],
     ids=lambda transforms: '-'.join(type(part).__name__ for part in transforms) or 'none',
 )
-def test_extremes_bound_what_is_drawn_closely(transforms):
+def test_largest_sizes_bound_the_samples_closely(transforms):
     sources = [(30, 52), (61, 40)]
     bounds = largest_sizes(transforms, sources)
     pipeline, drawn = Pipeline(transforms), []
@@ -73,14 +73,14 @@ class Listed:
         return [(20, 40), (60, 30)], 63
 
 
-def test_upright_and_lying_images_fill_one_plane():
+def test_portrait_and_landscape_images_fill_one_size():
     batch = worst_batch(Listed(), 2)
     assert batch.imgs.shape == (2, 3, 60, 40) and len(batch.targets[0].boxes) == 63
     assert batch.targets[0].semantic is None
     assert worst_batch(Listed(), 1).imgs.shape == (1, 3, 60, 30)  # one image is either
 
 
-def test_of_a_mixture_every_data_set_is_asked_and_has_its_own_transforms():
+def test_of_a_mixture_every_data_set_counts_with_its_own_transforms():
     scenes = dict(num_images=4, split='train')
     maps = ShapesScenes(size=48, name='maps', transforms=[RandomCrop(size=(32, 50))], **scenes)
     listed, resized = Listed(), Listed()

@@ -65,7 +65,7 @@ def test_a_config_is_read_in_three_files_at_most():
     assert {str(file.relative_to(CONFIGS)): depth for file in LEAVES if (depth := depth_of(file)) > 3} == {}
 
 
-def test_names_are_short_and_each_says_its_data_set():
+def test_names_are_short_and_contain_the_data_set():
     data = 'ade20k|camvid|coco|imagenet|imagenette|small|shapes'
     odd = [file.stem for file in LEAVES if len(file.stem) > 40 or not re.search(rf'(^|_)({data})(_|$)', file.stem)]
     assert odd == []

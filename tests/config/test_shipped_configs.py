@@ -45,8 +45,8 @@ def write_pair(root: Path, dataset: dict, height: int = 48, width: int = 64) -> 
 
 def write_folders(root: Path, dataset: dict) -> None:
     """Write images of two classes where `dataset` looks for them, and let it cut small squares."""
-    for shade, synset in enumerate(['n01440764', 'n03000684']):
-        folder = root / dataset['folder'] / synset
+    for shade, class_id in enumerate(['n01440764', 'n03000684']):
+        folder = root / dataset['folder'] / class_id
         folder.mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (64, 48), (100 * shade, 50, 200)).save(folder / 'one.jpg')
     next(iter(dataset['transforms'].values()))['size'] = 112  # a multiple of patches of 14 and of 16
@@ -137,22 +137,22 @@ def test_config_builds_trains_and_predicts(leaf: str, tmp_path: Path) -> None:
     model.eval()
     with torch.inference_mode():
         for val in vals:
-            (answers,) = model.val_step(collate([val]))
-            check_answers(answers, model, val.meta.orig_size)
+            (predictions,) = model.val_step(collate([val]))
+            check_predictions(predictions, model, val.meta.orig_size)
 
 
-def check_answers(answers: dict, model: DenseModel, size: tuple[int, int]) -> None:
-    """Every task answers, in the original `size` of the image."""
-    assert answers and set(answers) == set(model.tasks)
-    for head, answer in answers.items():
-        if isinstance(answer, ImageClass):
-            assert tuple(answer.scores.shape) == (len(model.head_classes[head]),)
-        if isinstance(answer, SemanticMap):
-            assert tuple(answer.labels.shape) == tuple(size)
-        if isinstance(answer, Reconstruction):
-            assert tuple(answer.image.shape[1:]) == tuple(answer.hidden.shape) == tuple(size)
-        if isinstance(answer, Instances):
-            assert len(answer.boxes) and answer.boxes.isfinite().all() and answer.boxes.max() <= max(size)
+def check_predictions(predictions: dict, model: DenseModel, size: tuple[int, int]) -> None:
+    """Every task gives a prediction in the original `size` of the image."""
+    assert predictions and set(predictions) == set(model.tasks)
+    for head, prediction in predictions.items():
+        if isinstance(prediction, ImageClass):
+            assert tuple(prediction.scores.shape) == (len(model.head_classes[head]),)
+        if isinstance(prediction, SemanticMap):
+            assert tuple(prediction.labels.shape) == tuple(size)
+        if isinstance(prediction, Reconstruction):
+            assert tuple(prediction.image.shape[1:]) == tuple(prediction.hidden.shape) == tuple(size)
+        if isinstance(prediction, Instances):
+            assert len(prediction.boxes) and prediction.boxes.isfinite().all() and prediction.boxes.max() <= max(size)
 
 
 @pytest.mark.parametrize('leaf', LEAVES)
@@ -179,7 +179,7 @@ def test_no_config_repeats_a_section() -> None:
 
 
 @pytest.mark.parametrize('leaf', LEAVES)
-def test_leaf_says_how_it_runs_and_what_it_aims_at(leaf: str) -> None:
+def test_docstrings_have_the_command_and_the_aim(leaf: str) -> None:
     text = (ROOT / leaf).read_text()
     docstring = text.split('"""')[1]
     assert f'python tools/train.py {leaf}' in docstring

@@ -87,7 +87,7 @@ def test_attention_of_a_patch_is_that_of_its_own_row(monkeypatch):
     assert asked == [[1 + 2 * 8 + 7]]
 
 
-def test_blocks_run_once_up_to_the_last_layer_asked_for():
+def test_blocks_run_once_up_to_the_last_requested_layer():
     vit = tiny()
     runs = []
     for number, block in enumerate(vit.model.blocks):

@@ -46,7 +46,7 @@ def save(folder: Path, *names: str) -> None:
             path.rename(folder / other)
 
 
-def test_other_suffixes_are_told_by_content_and_the_rest_is_counted(tmp_path, caplog):
+def test_other_suffixes_are_recognised_by_content_and_other_files_counted(tmp_path, caplog):
     caplog.set_level('INFO', 'vitdense')
     save(tmp_path, 'a.jpg>a.jfif', 'b.mp4>b.3gp', 'c.webm>c.bin', 'd.avi>d', 'e.png>e')
     touch(tmp_path, 'notes.txt', 'sub/empty.dat')
@@ -102,7 +102,7 @@ def test_nothing_found_is_a_config_error(tmp_path, monkeypatch, word):
     assert caught.value.where == word
 
 
-def test_earlier_answers_are_not_looked_at_again(tmp_path):
+def test_earlier_outputs_are_no_inputs(tmp_path):
     touch(tmp_path, 'a.jpg', 'out/a.jpg')
     assert [item.source for item in find_inputs([str(tmp_path)], outside=tmp_path / 'out')] == [tmp_path / 'a.jpg']
     for word in (tmp_path / 'out', tmp_path / 'out' / '*.jpg'):  # unless one asks for them
@@ -114,13 +114,13 @@ def named(folder: Path, inputs: list[Input]) -> list[str]:
     return [str(naming.name(item, '.jpg').relative_to(folder / 'out')) for item in inputs]
 
 
-def test_answers_keep_the_folders_below_the_one_that_was_named(tmp_path):
+def test_outputs_keep_the_folders_below_the_named_one(tmp_path):
     touch(tmp_path, 'in/x.jpg', 'in/deep/x.jpg', 'far/away/y.mp4')
     inputs = find_inputs([str(tmp_path / 'in'), str(tmp_path / 'far/away/y.mp4')])
     assert named(tmp_path, inputs) == ['deep/x.jpg', 'x.jpg', 'y.jpg']
 
 
-def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+def test_files_of_one_name_differ_by_their_folders(tmp_path):
     names = ['a/x.jpg', 'b/x.jpg', 'b/x.png', 'b/X.webp']
     touch(tmp_path, *names)
     inputs = find_inputs([str(tmp_path / name) for name in names])
@@ -129,7 +129,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
     assert naming.name(inputs[0], '.png', tag='_sem') == tmp_path / 'out/a/x_sem.png'
 
 
-def test_answers_never_hit_an_input(tmp_path):
+def test_outputs_never_overwrite_an_input(tmp_path):
     touch(tmp_path, 'x.jpg', 'x_jpg.jpg', 'x_overlay.jpg')
     inputs = find_inputs([str(tmp_path)])
     naming = OutputNames(tmp_path, inputs)

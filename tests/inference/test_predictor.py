@@ -50,7 +50,7 @@ def image(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def test_every_kind_of_image_gives_the_same_answer(predictor, tmp_path):
+def test_every_kind_of_image_gives_the_same_prediction(predictor, tmp_path):
     array = image()
     Image.fromarray(array).save(tmp_path / 'a.png')
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
@@ -65,7 +65,7 @@ def test_every_kind_of_image_gives_the_same_answer(predictor, tmp_path):
     assert results[3].path == str(tmp_path / 'a.png') and results[0].path == ''
 
 
-def test_the_answer_is_that_of_the_parts(predictor):
+def test_the_prediction_is_that_of_the_parts(predictor):
     array = image(40, 56)
     img = torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / 255
     mean, std = (
@@ -140,7 +140,7 @@ def test_a_list_is_batched_by_size_and_keeps_its_order(predictor):
     assert sizes[2:] == [2, 1, 1]
 
 
-def test_transforms_change_what_the_network_sees_not_the_answers_size():
+def test_transforms_change_the_input_of_the_network_not_the_size_of_predictions():
     predictor = Predictor(tiny_model(), transforms=[dict(type=ResizeShortSide, size=64)], device='cpu', amp='off')
     seen = []
     predictor.model.network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
@@ -148,7 +148,7 @@ def test_transforms_change_what_the_network_sees_not_the_answers_size():
     assert seen == [(1, 3, 64, 96)]
 
 
-def test_the_result_draws_saves_and_tells(predictor, tmp_path):
+def test_a_result_is_drawn_saved_and_summarised(predictor, tmp_path):
     result = predictor(image())
     path = result.save(tmp_path / 'new' / 'overlay.png')
     assert np.array_equal(np.asarray(Image.open(path)), result.draw())
@@ -182,7 +182,7 @@ def test_objects_of_low_score_are_neither_counted_nor_listed():
     assert len(result.objects(min_score=0)['det']) == 2
 
 
-def test_objects_have_the_ids_of_the_annotation_file_where_the_model_knows_them():
+def test_objects_have_the_ids_of_the_annotation_file_where_the_model_has_them():
     found = {'det': Instances(torch.zeros(3, 4), torch.ones(3), torch.tensor([1, 0, 2]))}
     names = {'classes': {'labels': ['car', 'bus']}, 'category_ids': {'labels': [3, None]}}
     ids = [(each['class_id'], each.get('category_id')) for each in Result(image(), found, names).objects()['det']]
@@ -209,7 +209,7 @@ def test_wrong_options_are_config_errors(option, message, tmp_path):
     assert caught.value.fix and caught.value.why
 
 
-def test_a_range_is_that_of_the_validation_data_or_what_the_caller_says(tmp_path):
+def test_a_range_is_that_of_the_validation_data_or_of_the_caller(tmp_path):
     levels = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
     Image.fromarray(levels).save(tmp_path / 'a.png')
     model = tiny_model()
@@ -275,7 +275,7 @@ def test_a_missing_device_is_a_config_error():
         Predictor(tiny_model(), device='cuda')
 
 
-def test_a_config_and_its_weights_answer_as_the_model_does(tmp_path):
+def test_a_config_and_its_weights_predict_as_the_model_does(tmp_path):
     config = Path(__file__).resolve().parents[2] / 'configs' / 'quickstart' / 'shapes_segmentation.py'
     cfg = load_config(config)
     classes = build(cfg.test_dataloader.dataset).metainfo['classes']

@@ -179,7 +179,7 @@ def test_every_frame_rate_is_written(tmp_path, suffix, fps):
 
 
 @pytest.mark.parametrize(('fps', 'written'), [(0.0003, 0.002), (5000, 1000), (90000, 1000)])
-def test_a_rate_that_no_format_holds_is_approximated_and_said(tmp_path, caplog, fps, written):
+def test_a_rate_that_no_format_holds_is_approximated_and_logged(tmp_path, caplog, fps, written):
     with VideoWriter(tmp_path / 'a.mp4', (48, 64), fps) as writer:
         writer.write(frames_of(1)[0])
     assert writer.fps == written and f'the nearest it can hold to {fps:g}' in caplog.text
@@ -207,7 +207,7 @@ def test_an_unusual_frame_rate_must_agree_with_the_time_stamps(fps, spacing, use
 
 
 @pytest.mark.faults
-def test_what_cannot_be_opened_or_written_is_said_by_us_alone(tmp_path, capfd):
+def test_what_cannot_be_opened_or_written_is_reported_without_lines_of_opencv(tmp_path, capfd):
     (tmp_path / 'bad.mp4').write_bytes(b'\0' * 5000)
     with pytest.raises(DataError, match='no frame can be decoded'):
         VideoReader(tmp_path / 'bad.mp4')

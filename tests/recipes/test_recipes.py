@@ -87,7 +87,7 @@ def test_numbers_that_no_source_has_are_those_of_the_docstrings():
         assert train == val == 224
 
 
-def test_every_row_says_where_it_was_read():
+def test_every_row_has_its_source():
     """A source is one of the table, or a repository, paper or package with a place in it."""
     known = set(read_table()['sources'])
     for recipe in read_table()['recipe']:

@@ -39,7 +39,7 @@ def test_evaluate_prints_the_table_and_writes_the_numbers(files, capsys):
     assert metrics['det/AP'] == pytest.approx(1) and metrics['det/APl'] is None
 
 
-def test_exit_codes_say_what_is_wrong(files, capsys):
+def test_exit_codes_of_errors(files, capsys):
     rows = json.loads((files / 'found.json').read_text())
     (files / 'nan.json').write_text(json.dumps([row | dict(score=float('nan')) for row in rows]))
     (files / 'strange.json').write_text(json.dumps([row | dict(category_id=7) for row in rows]))

@@ -476,7 +476,7 @@ def test_large_images_are_looked_at_in_windows(demo, detector_folder, tmp_path):
     assert code == 0 and len(content['results'][0]['objects']['det']) > 4  # of several windows
 
 
-def test_the_answers_of_several_heads_are_told_apart() -> None:
+def test_the_classes_of_several_heads_have_their_names() -> None:
     shares = {'cat': 0.5, 'dog': 0.25}
     assert main_classes({'heads': {'sem': shares}}) == 'cat 50%, dog 25%'
     both = {'heads': {'sem': shares, 'det': {'dog': 2}, 'cls': {}}, 'objects': {'det': []}}

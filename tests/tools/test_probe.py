@@ -64,11 +64,11 @@ def test_neighbours_and_linear_head_are_those_of_an_independent_computation(few,
         assert row['cls/top1'] == pytest.approx((votes.argmax(1) == truth).mean())
     assert rows[1]['k'] == 20 and rows[1]['cls/top1'] >= 0.9
     assert [row['head'] for row in rows] == ['knn'] * 4 + ['linear']
-    right = linear_answers(train, labels, test, rows[4]['lr']) == truth
+    right = linear_outputs(train, labels, test, rows[4]['lr']) == truth
     assert rows[4]['cls/top1'] == pytest.approx(right.mean()) and right.mean() >= 0.9
 
 
-def linear_answers(train, labels, test, rate, steps=1000):
+def linear_outputs(train, labels, test, rate, steps=1000):
     """Softmax regression by full descent with momentum, which a tool for it would do as well."""
     mean, deviation = train.mean(0), train.std(0)
     x, y = (np.c_[(rows - mean) / deviation, np.ones(len(rows))] for rows in (train, test))
