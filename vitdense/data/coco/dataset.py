@@ -28,6 +28,7 @@ from vitdense.data.coco.faults import (
 from vitdense.data.coco.parse import read_coco
 from vitdense.data.files import images as decoding
 from vitdense.data.files.image_check import evenly_spaced, warn_about_images
+from vitdense.data.files.listing import check_folder
 from vitdense.data.files.pairs import safe_below
 from vitdense.data.files.similar_names import missing_files
 from vitdense.data.formats.open_labels import open_labels
@@ -95,13 +96,7 @@ class CocoDetection:
         self.value_range = interval(value_range, 'CocoDetection.value_range')
         self.follow_links = follow_links
         self.pipeline = Pipeline(transforms)
-        if not self.images.is_dir():
-            raise DataError(
-                f'no folder of images: {self.images}',
-                where=str(self.images),
-                why='it does not exist, or is no folder',
-                fix='correct images=..., or data_root=... of the config; relative paths start where the command runs',
-            )
+        check_folder(self.images, 'images')
         content = open_labels(self.path, self.images, split)
         if content is None:
             self._arrays, self._info = open_coco(self.path, masks=masks, cache=cache)

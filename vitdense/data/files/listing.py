@@ -89,6 +89,17 @@ def _list_folder(
                 files.append(prefix + entry.name)
 
 
+def check_folder(root: Path, what: str) -> None:
+    """Raise DataError unless `root`, the folder of `what`, is a folder."""
+    if not root.is_dir():
+        raise DataError(
+            f'no folder of {what}: {root}',
+            where=str(root),
+            why='the folder does not exist' if not root.exists() else 'it is not a folder',
+            fix='correct the path, or data_root=... of the config; relative paths start where the command runs',
+        )
+
+
 def find_files(
     root: Path,
     suffixes: Sequence[str] = IMAGE_SUFFIXES,
@@ -102,13 +113,7 @@ def find_files(
     With `checked_later` links that lead out of `root` are listed: those that a split chooses are refused then. Raises
     DataError where `root` is no folder or holds no such file, and for links that lead out of it.
     """
-    if not root.is_dir():
-        raise DataError(
-            f'no folder of {what}: {root}',
-            where=str(root),
-            why='the folder does not exist' if not root.exists() else 'it is not a folder',
-            fix='correct the path, or data_root=... of the config; relative paths start where the command runs',
-        )
+    check_folder(root, what)
     walked = walk(root, follow_links=follow_links)
     if checked_later:
         walked.files.extend(walked.outside)
