@@ -81,7 +81,7 @@ def test_old_predictions_stay_bit_equal(home):
     info = json.loads((folders[1] / 'model.json').read_text())
     assert set(info['classes']) >= {'semantic', 'image_label'} and list(info['recipe']['tasks']) == ['sem', 'cls']
     log = (home / 'both' / 'log.txt').read_text()
-    assert "the head 'cls' learns; the backbone and sem rest" in log
+    assert "the head 'cls' is trained; the backbone and sem are frozen" in log
 
 
 @pytest.mark.parametrize('source', ['', 'step_000008.pth'])

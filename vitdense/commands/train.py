@@ -83,10 +83,9 @@ def train(
             logger.info('going on from %s, step %d', checkpoint, content['step'])
         elif resume:
             logger.info('no checkpoint in %s: starting at the beginning', folder)
-        start = choose_start(cfg, weights=weights, checkpoint=content)
-        given = dict(start=start, device=device, compiled=compiled, skip_bad_eval=skip_bad_eval)
         clear = partial(_make_place, folder, checkpoint, content, resume=resume is not None)
-        runner = make_trainer(cfg, folder, **given, clear=clear)
+        given = dict(device=device, compiled=compiled, skip_bad_eval=skip_bad_eval, clear=clear)
+        runner = make_trainer(cfg, folder, start=choose_start(cfg, weights=weights, checkpoint=content), **given)
         try:
             with explained():
                 runner.train()
@@ -158,7 +157,7 @@ def _find(resume: str | None, folder: Path) -> Path | None:
 
 
 def finish(runner: DenseRunner) -> None:
-    """Write the model folder of the best (or else the last) weights, and say which commands to run next.
+    """Write the model folder of the best (or else the last) weights, and log which commands to run next.
 
     A network that pretrains an encoder also leaves that, as `encoder.safetensors` in timm's names. Raises DiskError.
     """
@@ -168,7 +167,7 @@ def finish(runner: DenseRunner) -> None:
         if not runner.config_written:
             runner.dump_config()
         _save_model(runner, content)
-        say_next(runner, best or steps_in(runner.folder)[0])
+        log_next(runner, best or steps_in(runner.folder)[0])
     except OSError as error:
         raise DiskError(
             'the last files of the run could not be written',
@@ -204,7 +203,7 @@ def _save_model(runner: DenseRunner, content: Mapping[str, Any]) -> None:
         save_weights(folder / ENCODER, network.encoder_weights(state))
 
 
-def say_next(runner: DenseRunner, checkpoint: Path) -> None:
+def log_next(runner: DenseRunner, checkpoint: Path) -> None:
     """Print the scores and the exact commands that test the model and run it on an image."""
     folder = runner.folder
     loader = runner.val_dataloader if runner.val_loop is not None else runner.train_dataloader

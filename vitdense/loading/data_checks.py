@@ -1,4 +1,4 @@
-"""What is said about the data before the first step: how much there is, which files are missing, and what no model or
+"""Checks of the data before the first step: how much there is, which files are missing, and what no model or
 metric can do with it.
 """
 
@@ -32,7 +32,7 @@ logger = logging.getLogger('vitdense')
 
 
 def log_data(datasets: Mapping[str, Any]) -> None:
-    """Say how many images, objects and classes the data sets of objects have; the keys say what for."""
+    """Log how many images, objects and classes the data sets of objects have, by their use."""
     for name, dataset in datasets.items():
         for part in _parts(dataset):
             if isinstance(part, SummaryDataset):  # others log it when they look for their files
@@ -52,7 +52,7 @@ def compare_ranges(first: Any, others: Mapping[str, Any]) -> None:
 def refuse_missing(dataset: Any, *, name: str, max_bad_fraction: float | None = None) -> None:
     """Raise DataError when files of a data set are not there; with a `max_bad_fraction`, only for more than that.
 
-    `name` says what the data is for. One missing image is always allowed where some are.
+    `name` is the use of the data. One missing image is always allowed where some are.
     """
     parts = _parts(dataset)
     missing = [(part, file) for part in parts if isinstance(part, ListedDataset) for file in part.missing()]

@@ -32,7 +32,7 @@ from vitdense.protocols import MixedDataset
 def train_loader(
     section: Mapping[str, Any], dataset: Dataset, *, seed: int, rank: int, world_size: int, start: int, pin_memory: bool
 ) -> DataLoader:
-    """Return the endless loader of training batches; `start` is the number of samples this rank has drawn before."""
+    """Return the endless loader of training batches; `start` is the number of samples this rank has read before."""
     place = dict(seed=seed, rank=rank, world_size=world_size, start=start)
     if isinstance(dataset, MixedDataset):
         sampler = dataset.sampler(batch_size=section.get('batch_size', 1), **place)
@@ -69,7 +69,7 @@ def max_bad_fraction(section: Mapping[str, Any]) -> float:
 
 
 def num_workers(section: Mapping[str, Any]) -> int:
-    """Return how many workers a loader gets: what the config says, at most one for each processor."""
+    """Return how many workers a loader gets: that of the config, at most one for each processor."""
     return min(section.get('num_workers', 2), cpu_count())
 
 
@@ -108,7 +108,7 @@ class CarryErrors(Dataset):
 
     @property
     def num_bad(self) -> int:
-        """How many images were found to be unreadable so far, by the workers of this process."""
+        """Number of unreadable images so far, of the workers of this process."""
         return self.dataset.num_bad
 
     def __len__(self) -> int:

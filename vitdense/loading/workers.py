@@ -147,7 +147,7 @@ def _end_of(code: int | None) -> str:
 
 
 def workers_that_fit(workers: int, batch_size: int, draw: Callable[[], Any], *, share: float) -> int:
-    """Return how many of `workers` the shared memory has room for; says so where it is not all of them.
+    """Return how many of `workers` the shared memory has room for; logs where it is not all of them.
 
     `draw` returns one sample of a batch. A worker has two batches on their way, the main process two at hand. A loader
     may fill `share` of what is free.
@@ -157,7 +157,7 @@ def workers_that_fit(workers: int, batch_size: int, draw: Callable[[], Any], *, 
         return workers
     try:
         size = batch_size * bytes_in(draw())
-    except VitDenseError:  # training will say it
+    except VitDenseError:  # training raises it
         return workers
     available = 0.8 * share * free / int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     fitting = max(0, min(workers, int((available / max(size, 1) - 2) // 2)))

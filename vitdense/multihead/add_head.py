@@ -1,4 +1,4 @@
-"""Add a head to a trained model: its backbone and its heads rest, the new one learns, old answers stay as they are.
+"""Add a head to a trained model: backbone and old heads are frozen, the new head is trained.
 
 The trained model brings backbone, heads and test-time strategy; of the config's `model` only the new branch, its task
 and `augment` are read, so that the config of a single task will do.
@@ -45,9 +45,9 @@ class Trained(NamedTuple):
 
 
 def ask_for_head(cfg: RunConfig, name: str | None, weights: str | None) -> tuple[RunConfig, str | None]:
-    """Return the config with what `--add-head NAME --weights PATH` say as its `add_head`, and the `weights` left over.
+    """Return the config with `--add-head NAME --weights PATH` as its `add_head`, and the `weights` left over.
 
-    Raises ConfigError when the config has no such branch, or nobody says which trained model gets it.
+    Raises ConfigError when the config has no such branch, or the trained model is not given.
     """
     section = cfg.get('add_head') or {}
     if name is None and not section:
@@ -153,7 +153,7 @@ def _recipes_in(text: Any, path: Path) -> tuple[dict[str, Any], list[Any]]:
             raise ValueError('its model has no network')
     except Exception as error:  # text from anywhere
         raise CheckpointError(
-            'the checkpoint does not say what model it is of',
+            'the checkpoint does not describe its model',
             where=str(path),
             why=f'its config cannot be read: {type(error).__name__}: {(str(error).splitlines() or [""])[0][:200]}',
             fix='give the folder model/ of the run, or a plain file of weights and a config of the whole model',
@@ -192,7 +192,7 @@ def _with_pretrained(trained: Trained, model: Mapping[str, Any]) -> dict[str, An
         raise CheckpointError(
             f'the checkpoint builds on {len(trained.omitted)} pretrained tensors that it does not hold',
             where=trained.where,
-            why='LoRA checkpoints hold only what was trained; the file itself is not asked where the rest is',
+            why='LoRA checkpoints hold only what was trained; the file itself may not name where the other weights are',
             fix='give the folder model/ of that run, which holds everything; or set\n'
             'model.network.backbone.pretrained in the config to the weights that it was trained from',
         )
@@ -217,7 +217,7 @@ def joint_metainfo(cfg: RunConfig, trained: Trained, metainfo: Mapping[str, Any]
 
 
 def take_over(model: DenseModel, cfg: RunConfig, trained: Trained, *, load: bool) -> None:
-    """Give a model the weights of the trained one, unless a resumed run has them (`load` False), and let those rest.
+    """Give a model the weights of the trained one, unless a resumed run has them (`load` False), and freeze those.
 
     Raises CheckpointError when anything but the new head is missing.
     """
@@ -229,4 +229,4 @@ def take_over(model: DenseModel, cfg: RunConfig, trained: Trained, *, load: bool
         load_weights(model, state, where=trained.where, partial=[name])
     model.network.freeze_except(name)
     others = [other for other in model.network.names if other != name]
-    logger.info("the head '%s' learns; the backbone and %s rest", name, ', '.join(others) or 'nothing else')
+    logger.info("the head '%s' is trained; the backbone and %s are frozen", name, ', '.join(others) or 'nothing else')

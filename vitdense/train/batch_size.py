@@ -52,7 +52,7 @@ def describe_rate(batches: Batches, lr: float | None) -> str:
 
 
 def compare_batches(before: Batches, now: Batches) -> tuple[str, bool]:
-    """Return what a resumed run says about its batches, and whether an update is of another size than before."""
+    """Return the line that compares the batches of a resumed run, and whether the size of an update changed."""
     if before.effective == now.effective:
         return f'{now}, an update of {now.effective} images as before ({before})', False
     return (

@@ -1,8 +1,8 @@
 """Parameter groups with layer-wise learning rates, and the optimizer over them.
 
 Layer-wise decay as in BEiT (arXiv 2106.08254, section 3.2 and its `LayerDecayValueAssigner`) and ViTDet: a parameter of
-layer k of a ViT with `depth` blocks learns at `decay ** (depth + 1 - k)` of the rate, where layer 0 embeds, layer i + 1
-is block i, and layer depth + 1 is the final norm. Everything outside the ViT learns at the full rate.
+layer k of a ViT with `depth` blocks has `decay ** (depth + 1 - k)` times the rate, where layer 0 embeds, layer i + 1
+is block i, and layer depth + 1 is the final norm. Everything outside the ViT has the full rate.
 """
 
 from __future__ import annotations

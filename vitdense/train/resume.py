@@ -1,9 +1,9 @@
 """Going on from a checkpoint: whether it is one to go on from, and what a changed config changes.
 
 The model (weights, classes, shapes), the optimizer's kind and moments, and which parameters its groups hold come from
-the checkpoint; a config that contradicts them is refused. Everything else counts as the config says: the schedule, the
+the checkpoint; a config that contradicts them is refused. Everything else follows the config: the schedule, the
 learning rate, weight decay, betas and other settings of the optimizer, the factors of its groups, clipping, batch size,
-data, seed, averaging, validation and saving. What of that has changed is said.
+data, seed, averaging, validation and saving. Changes of them are logged.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _no_run(path: Path, why: str, more: str = '') -> CheckpointError:
 
 
 def _foreign(path: Path, error: CheckpointError) -> CheckpointError:
-    """Return what to say about a file that is no checkpoint of vitdense but may hold weights; else `error`."""
+    """Return the error for a file that is no checkpoint of vitdense but may hold weights; else `error`."""
     try:
         if 'checksum' in error.message or not read_weights(path):
             return error
@@ -80,7 +80,7 @@ def _foreign(path: Path, error: CheckpointError) -> CheckpointError:
 
 
 def check_resumable(checkpoint: Mapping[str, Any], model: DenseModel, batches: Batches) -> None:
-    """Raise ConfigError unless the checkpoint is of this model; say what its batches were where they are others now."""
+    """Raise ConfigError unless the checkpoint is of this model; log how its batches differ."""
     ours, theirs = ({key: list(names) for key, names in one.items()} for one in (model.classes, checkpoint['classes']))
     differences = [
         f'{key}: checkpoint {theirs.get(key)}, config {ours.get(key)}'
@@ -95,7 +95,7 @@ def check_resumable(checkpoint: Mapping[str, Any], model: DenseModel, batches: B
     ]
     if differences:
         raise _refused('the checkpoint is of another model', differences)
-    accumulated = checkpoint.get('accumulative_counts', batches.accumulated)  # older checkpoints do not say
+    accumulated = checkpoint.get('accumulative_counts', batches.accumulated)  # older checkpoints do not have it
     num_processes = checkpoint['world_size']
     before = Batches(checkpoint['batch_size'] * num_processes, accumulated, num_processes)
     if before != batches:
@@ -104,11 +104,11 @@ def check_resumable(checkpoint: Mapping[str, Any], model: DenseModel, batches: B
 
 
 def check_config(checkpoint: Mapping[str, Any], cfg: RunConfig, model: DenseModel) -> None:
-    """Raise ConfigError where the optimizer of the config cannot go on from the checkpoint; say what has changed."""
+    """Raise ConfigError where the optimizer of the config cannot go on from the checkpoint; log what has changed."""
     section = cfg.optim_wrapper
     groups = config_groups(section, model, split_backbone=bool(cfg.schedule.backbone_warmup_iters))
     check_optimizer(checkpoint, section['optimizer'], groups)
-    say_changes(checkpoint, cfg)
+    log_changes(checkpoint, cfg)
 
 
 def check_optimizer(checkpoint: Mapping[str, Any], recipe: Mapping[str, Any], groups: Sequence[Group]) -> None:
@@ -168,8 +168,8 @@ def _refused(message: str, differences: Sequence[str]) -> ConfigError:
     return ConfigError(message, where='--resume', why=why, fix=ANEW)
 
 
-def say_changes(checkpoint: Mapping[str, Any], cfg: RunConfig) -> None:
-    """Say which values of the config are not those that the checkpoint was trained with: they count from here on."""
+def log_changes(checkpoint: Mapping[str, Any], cfg: RunConfig) -> None:
+    """Log the values of the config that differ from those of the checkpoint; they are in effect from here on."""
     before, now = config_in(checkpoint), cfg
     if not before:
         return

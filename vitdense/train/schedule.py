@@ -20,10 +20,10 @@ class Schedule(NamedTuple):
     * poly: (1 - m) (1 - t) ** power + m;  cosine: m + (1 - m) (1 + cos(pi t)) / 2, where m is `min_ratio`;
     * step: `gamma` ** (number of `milestones` that have passed);  constant: 1.
 
-    With `backbone_warmup_iters` the ViT rests (a rate of 0) in the warm-up of the rest, then warms up itself for that
-    many steps, and its decay begins behind them (EoMT's two-stage warm-up).
+    With `backbone_warmup_iters` the ViT has a rate of 0 in the warm-up of the other parts, then a warm-up of
+    that many steps, and its decay begins after them (EoMT's two-stage warm-up).
 
-    The last step still learns: t reaches 1 only after it (as in torch.optim.lr_scheduler.PolynomialLR).
+    The last step has a rate above 0: t reaches 1 only after it (as in torch.optim.lr_scheduler.PolynomialLR).
     """
 
     max_iters: int
@@ -68,7 +68,7 @@ def make_schedule(
         raise ConfigError(
             'the length of the run is ' + ('not given' if max_iters is None else 'given twice'),
             where=f'schedule: max_iters={max_iters}, max_epochs={max_epochs}',
-            why='a run is as long as one of the two says',
+            why='the length of a run is given by one of the two',
             fix='set one of schedule.max_iters and schedule.max_epochs, and the other to None',
         )
     unit = 1 if max_epochs is None else steps_per_epoch

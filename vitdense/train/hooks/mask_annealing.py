@@ -1,4 +1,4 @@
-"""Values that move with the step: how much of EoMT's attention is masked."""
+"""Mask annealing of EoMT: the share of masked queries of each block as a function of the step."""
 
 from __future__ import annotations
 

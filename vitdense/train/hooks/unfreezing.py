@@ -1,4 +1,4 @@
-"""Freeze schedules: a ViT that rests while the head finds its feet, and is then freed from the top down."""
+"""Freeze the ViT first, then unfreeze it from the top down."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger('vitdense')
 
 
 class UnfreezeHook(Hook):
-    """Freeze the ViT at first; from step `steps[i]` on, the i-th of `len(steps)` equal parts of its blocks learns too.
+    """Freeze the ViT at first; from step `steps[i]` on, train the i-th of `len(steps)` equal parts of its blocks too.
 
     Parts are counted from the top: the last blocks and the final norm come first, the first blocks and the embedding
     last (gradual unfreezing: Howard & Ruder, arXiv 1801.06146, section 3.3). `steps=(500,)` is a frozen warm-up.
@@ -26,7 +26,7 @@ class UnfreezeHook(Hook):
     from the step alone, so that a resumed run goes on exactly; with accumulated gradients it changes between updates.
     Other frozen weights (those under LoRA) stay frozen.
 
-    Raises ValueError for steps that do not ascend, ConfigError where no ViT can be freed.
+    Raises ValueError for steps that do not ascend, ConfigError where no ViT can be unfrozen.
     """
 
     priority = 'VERY_HIGH'
@@ -35,7 +35,7 @@ class UnfreezeHook(Hook):
         self.steps = tuple(steps)
         if not self.steps or self.steps[0] < 1 or list(self.steps) != sorted(set(self.steps)):
             raise ValueError(f'steps ascend and begin at 1 or later, got {self.steps}')
-        self._freed: int | None = None  # parts
+        self._unfrozen: int | None = None  # parts
 
     def before_train(self, runner: Any) -> None:
         for vit in self._vits(runner):
@@ -51,16 +51,16 @@ class UnfreezeHook(Hook):
             logger.warning('UnfreezeHook: the run ends before the steps %s', late)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        freed = bisect.bisect_right(self.steps, batch_idx)
+        unfrozen = bisect.bisect_right(self.steps, batch_idx)
         wrapper = runner.optim_wrapper
         between_updates = wrapper._inner_count % wrapper._accumulative_counts == 0
-        if freed == self._freed or not (between_updates or self._freed is None):
+        if unfrozen == self._unfrozen or not (between_updates or self._unfrozen is None):
             return
-        self._freed = freed
+        self._unfrozen = unfrozen
         for vit in self._vits(runner):
-            first = vit.depth * (len(self.steps) - freed) // len(self.steps)  # the lowest block that learns
-            vit.freeze_below(0 if freed == len(self.steps) else first + 1 if freed else vit.depth + 2)
-            logger.info('step %d: %s', batch_idx, _words(first, vit.depth) if freed else 'the ViT rests')
+            first = vit.depth * (len(self.steps) - unfrozen) // len(self.steps)  # the lowest trainable block
+            vit.freeze_below(0 if unfrozen == len(self.steps) else first + 1 if unfrozen else vit.depth + 2)
+            logger.info('step %d: %s', batch_idx, _words(first, vit.depth) if unfrozen else 'the ViT is frozen')
         if is_model_wrapper(runner.model):
             # distributed training waits for the gradients that it saw when it was set up
             runner.model = runner.wrap_model(None, runner.network_model)
@@ -79,5 +79,5 @@ class UnfreezeHook(Hook):
 
 def _words(first: int, depth: int) -> str:
     if first == 0:
-        return 'all of the ViT learns'
-    return f'blocks {first} to {depth - 1} of the ViT learn'
+        return 'all of the ViT is trained'
+    return f'blocks {first} to {depth - 1} of the ViT are trained'
