@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, ResNetConfig
 
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
+from vitdense.heads.detr.queries import QuerySelection
 from vitdense.ops.boxes import scales_of, to_xyxy
 from vitdense.tasks.detection import DetectionTask
 from vitdense.types import Features, QueryOutputs, Target
@@ -67,7 +68,7 @@ class Detector(nn.Module):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = DeformableDetrHead(CHANNELS, STRIDES, NUM_CLASSES, num_levels=4, two_stage=True)
+        self.head = DeformableDetrHead(CHANNELS, STRIDES, NUM_CLASSES, num_levels=4, selection=QuerySelection())
 
     def forward(self, imgs: Tensor) -> QueryOutputs:
         whole = torch.ones(len(imgs), *imgs.shape[-2:], dtype=torch.long)

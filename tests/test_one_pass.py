@@ -18,6 +18,7 @@ from vitdense.adapters.reassemble import Reassemble
 from vitdense.backbones.vit import ViT
 from vitdense.heads.classify import ClassHead
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
+from vitdense.heads.detr.queries import QuerySelection
 from vitdense.heads.dpt import DPTHead
 from vitdense.heads.linear import LinearHead
 from vitdense.inference.demo import Demo, Options
@@ -45,7 +46,7 @@ DETECTOR = dict(
     num_heads=2,
     ffn_dim=16,
     num_queries=4,
-    two_stage=True,
+    selection=dict(type=QuerySelection),
 )
 
 

@@ -5,6 +5,7 @@ from torch.optim import AdamW
 from vitdense.adapters.projector import Projector
 from vitdense.backbones.vit import ViT
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
+from vitdense.heads.detr.queries import QuerySelection
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.detection import DetectionTask
@@ -19,7 +20,7 @@ model = dict(
         branches=dict(
             det=dict(
                 adapter=dict(type=Projector, layers=(2, 5, 8, 11), scales=(2.0, 1.0, 0.5)),
-                head=dict(type=DeformableDetrHead, num_levels=4, two_stage=True),
+                head=dict(type=DeformableDetrHead, num_levels=4, selection=dict(type=QuerySelection)),
             )
         ),
     ),

@@ -8,6 +8,7 @@ from vitdense.adapters.vit_adapter import ViTAdapter
 from vitdense.backbones.vit import ViT
 from vitdense.backbones.windows import WindowPartition
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
+from vitdense.heads.detr.queries import QuerySelection
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.detection import DetectionTask
@@ -39,7 +40,7 @@ model = dict(
         branches=dict(
             det=dict(
                 adapter=dict(type=BackboneMaps),
-                head=dict(type=DeformableDetrHead, num_levels=4, two_stage=True),
+                head=dict(type=DeformableDetrHead, num_levels=4, selection=dict(type=QuerySelection)),
             )
         ),
     ),

@@ -6,6 +6,8 @@ from vitdense.adapters.pyramid import SimplePyramid
 from vitdense.backbones.vit import ViT
 from vitdense.backbones.windows import WindowPartition
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
+from vitdense.heads.detr.predictors import BoxDecoding
+from vitdense.heads.detr.queries import QuerySelection
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.denoising import Denoising
@@ -32,12 +34,8 @@ model = dict(
                     num_queries=900,
                     ffn_dim=2048,
                     dropout=0.0,
-                    two_stage=True,
-                    class_agnostic=False,
-                    mixed_selection=True,
-                    anchors=True,
-                    look_forward_twice=True,
-                    final_norm=True,
+                    selection=dict(type=QuerySelection, content='learned', class_agnostic=False),
+                    decoding=dict(type=BoxDecoding, anchors=True, look_forward_twice=True, final_norm=True),
                     denoising=True,
                 ),
             )

@@ -16,6 +16,8 @@ from vitdense.adapters.projector import Projector
 from vitdense.backbones.vit import ViT
 from vitdense.backbones.windows import WindowPartition
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
+from vitdense.heads.detr.predictors import BoxDecoding
+from vitdense.heads.detr.queries import QuerySelection
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.detection import DetectionTask
@@ -49,14 +51,10 @@ model = dict(
                     dropout=0.0,
                     num_queries=300,
                     groups=13,
-                    two_stage=True,
-                    class_agnostic=False,
-                    mixed_selection=True,
-                    learned_box_deltas=True,
-                    anchors=True,
-                    refine=False,
-                    relative_box_deltas=True,
-                    final_norm=True,
+                    selection=dict(
+                        type=QuerySelection, content='learned', class_agnostic=False, learned_box_deltas=True
+                    ),
+                    decoding=dict(type=BoxDecoding, anchors=True, refine=False, relative=True, final_norm=True),
                 ),
             )
         ),

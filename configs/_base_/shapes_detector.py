@@ -5,6 +5,8 @@ from torch.optim import AdamW
 from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
+from vitdense.heads.detr.predictors import BoxDecoding
+from vitdense.heads.detr.queries import QuerySelection
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.denoising import Denoising
@@ -36,11 +38,8 @@ model = dict(
                     ffn_dim=192,
                     dropout=0.0,
                     num_queries=20,
-                    two_stage=True,
-                    class_agnostic=False,
-                    mixed_selection=True,
-                    anchors=True,
-                    look_forward_twice=True,
+                    selection=dict(type=QuerySelection, content='learned', class_agnostic=False),
+                    decoding=dict(type=BoxDecoding, anchors=True, look_forward_twice=True),
                     denoising=True,
                 ),
             )

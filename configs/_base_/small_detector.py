@@ -5,6 +5,8 @@ from torch.optim import AdamW
 from vitdense.adapters.projector import Projector
 from vitdense.backbones.vit import ViT
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
+from vitdense.heads.detr.predictors import BoxDecoding
+from vitdense.heads.detr.queries import QuerySelection
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.denoising import Denoising
@@ -30,11 +32,8 @@ model = dict(
                     ffn_dim=512,
                     dropout=0.0,
                     num_queries=100,
-                    two_stage=True,
-                    class_agnostic=False,
-                    mixed_selection=True,
-                    anchors=True,
-                    final_norm=True,
+                    selection=dict(type=QuerySelection, content='learned', class_agnostic=False),
+                    decoding=dict(type=BoxDecoding, anchors=True, final_norm=True),
                     denoising=True,
                 ),
             ),

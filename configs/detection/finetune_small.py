@@ -36,7 +36,7 @@ from vitdense.data.transforms.common import ResizeTo
 from vitdense.tasks.detection_losses import Focal
 from vitdense.train.hooks.unfreezing import UnfreezeHook
 
-model.network.branches.det.head.update(dense_proposals=True, mixed_selection=False, selected_content=True)
+model.network.branches.det.head.selection.update(content='selected', dense=True)
 model.tasks.det.update(classification=dict(type=Focal, weight=2.0))
 model.tasks.det.denoising.update(num_queries=150)
 train_dataloader.update(batch_size=4)

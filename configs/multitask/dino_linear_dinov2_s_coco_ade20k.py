@@ -32,7 +32,7 @@ from vitdense.tasks.semantic import SemanticTask
 
 model.network.backbone.update(name='vit_small_patch14_dinov2.lvd142m', patch_size=16, windows=None, timm_args=None)
 model.network.branches.det.adapter = dict(type=SimplePyramid, channels=256, extra_level=True)
-model.network.branches.det.head.update(shared_predictors=True)
+model.network.branches.det.head.decoding.update(shared_predictors=True)
 model.network.branches.sem = dict(
     adapter=dict(type=SimplePyramid, channels=256), head=dict(type=LinearHead, norm='layer', dropout=0.1)
 )

@@ -29,7 +29,7 @@ from vitdense.heads.linear import LinearHead
 from vitdense.tasks.classification import ClassificationTask
 from vitdense.tasks.semantic import SemanticTask
 
-model.network.branches.det.head.update(dense_proposals=True)
+model.network.branches.det.head.selection.update(dense=True)
 model.network.branches.update(
     sem=dict(adapter=dict(type=PlainMaps), head=dict(type=LinearHead, norm='layer')),
     cls=dict(adapter=dict(type=PlainMaps), head=dict(type=ClassHead, pool='token')),

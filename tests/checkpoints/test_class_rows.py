@@ -18,6 +18,8 @@ from vitdense.errors import CheckpointError
 from vitdense.heads.classify import ClassHead
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
 from vitdense.heads.detr.detr import DetrHead
+from vitdense.heads.detr.predictors import BoxDecoding
+from vitdense.heads.detr.queries import QuerySelection
 from vitdense.heads.dpt import DPTHead
 from vitdense.heads.linear import LinearHead
 from vitdense.heads.upernet import UPerNetHead
@@ -46,15 +48,24 @@ HEADS = {
     'attentive class': (dict(type=ClassHead, pool='attention', num_heads=2), dict(type=ClassificationTask)),
     'detr': (dict(type=DetrHead, channels=16, num_heads=2, ffn_dim=16, num_queries=3), DETECTION),
     'deformable': (dict(type=DeformableDetrHead, **DETR), DETECTION),
-    'two-stage': (dict(type=DeformableDetrHead, **DETR, two_stage=True), DETECTION),
+    'two-stage': (dict(type=DeformableDetrHead, **DETR, selection=dict(type=QuerySelection)), DETECTION),
     'dino': (
         dict(
-            type=DeformableDetrHead, **DETR, two_stage=True, class_agnostic=False, mixed_selection=True, denoising=True
+            type=DeformableDetrHead,
+            **DETR,
+            selection=dict(type=QuerySelection, content='learned', class_agnostic=False),
+            denoising=True,
         ),
         dict(type=DetectionTask, denoising=dict(type=Denoising)),
     ),
     'groups': (
-        dict(type=DeformableDetrHead, **DETR, two_stage=True, class_agnostic=False, groups=3, shared_predictors=True),
+        dict(
+            type=DeformableDetrHead,
+            **DETR,
+            selection=dict(type=QuerySelection, class_agnostic=False),
+            decoding=dict(type=BoxDecoding, shared_predictors=True),
+            groups=3,
+        ),
         DETECTION,
     ),
     'eomt': (None, dict(type=MaskSemanticTask)),

@@ -1,6 +1,7 @@
 """Every head on every adapter on small ViTs of three kinds: shapes, gradients, and padding that nobody notices."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from vitdense.adapters.vit_adapter import ReadingViTAdapter, ViTAdapter
 from vitdense.backbones.vit import ViT
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
 from vitdense.heads.detr.detr import DetrHead
+from vitdense.heads.detr.predictors import BoxDecoding
+from vitdense.heads.detr.queries import QuerySelection
 from vitdense.heads.dpt import DPTHead
 from vitdense.heads.linear import LinearHead
 from vitdense.heads.upernet import UPerNetHead
@@ -45,16 +48,29 @@ ADAPTERS = {
     'reading': dict(type=ReadingViTAdapter, layers=(0, 0, 1, 1), prior_channels=4, extra_extractors=0),
 }
 DETR = dict(channels=16, num_heads=2, ffn_dim=16, num_encoder_layers=1, num_decoder_layers=2, num_queries=5)
-TWO_STAGE = dict(two_stage=True, class_agnostic=False, mixed_selection=True, anchors=True, final_norm=True)
+MIXED = QuerySelection(content='learned', class_agnostic=False)
+ANCHORS = BoxDecoding(anchors=True, final_norm=True)
 HEADS = {
     'linear': dict(type=LinearHead),
     'linear-ln': dict(type=LinearHead, norm='layer', dropout=0.1),
     'upernet': dict(type=UPerNetHead, channels=12, aux_channels=8),
     'detr': dict(type=DetrHead, **DETR),
     'deformable': dict(type=DeformableDetrHead, **DETR),
-    'two-stage': dict(type=DeformableDetrHead, **DETR, two_stage=True),
-    'dino': dict(type=DeformableDetrHead, **DETR, **TWO_STAGE, look_forward_twice=True, denoising=True),
-    'real-time': dict(type=DeformableDetrHead, **DETR | TWO_STAGE | dict(num_encoder_layers=0, refine=False, groups=2)),
+    'two-stage': dict(type=DeformableDetrHead, **DETR, selection=QuerySelection()),
+    'dino': dict(
+        type=DeformableDetrHead,
+        **DETR,
+        selection=MIXED,
+        decoding=replace(ANCHORS, look_forward_twice=True),
+        denoising=True,
+    ),
+    'real-time': dict(
+        type=DeformableDetrHead,
+        **DETR | dict(num_encoder_layers=0),
+        selection=MIXED,
+        decoding=replace(ANCHORS, refine=False),
+        groups=2,
+    ),
     'dpt': dict(type=DPTHead, channels=8),
 }
 ONE_VIT = {'detr', 'deformable', 'two-stage', 'dino', 'real-time'}  # many tests; what a ViT does, the other heads test

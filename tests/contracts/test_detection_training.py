@@ -9,6 +9,8 @@ from vitdense.data.collate import collate
 from vitdense.data.shapes import ShapesScenes
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
 from vitdense.heads.detr.detr import DetrHead
+from vitdense.heads.detr.predictors import BoxDecoding
+from vitdense.heads.detr.queries import QuerySelection
 from vitdense.metrics.average_precision import CocoAP
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
@@ -21,23 +23,26 @@ SMALL = dict(channels=16, num_heads=2, ffn_dim=16, num_queries=6, num_encoder_la
 DEFORMABLE = dict(type=DeformableDetrHead, num_levels=2, num_points=2, **SMALL)
 DETECTORS = {
     'detr': (dict(type=DetrHead, **SMALL), dict(classification=SoftmaxCrossEntropy())),
-    'deformable': (dict(refine=False, **DEFORMABLE), dict(classification=Focal())),
-    'two stages': (dict(two_stage=True, **DEFORMABLE), dict(classification=Varifocal(), proposals_per_object=2)),
+    'deformable': (dict(decoding=BoxDecoding(refine=False), **DEFORMABLE), dict(classification=Focal())),
+    'two stages': (
+        dict(selection=QuerySelection(), **DEFORMABLE),
+        dict(classification=Varifocal(), proposals_per_object=2),
+    ),
     'dense': (
-        dict(two_stage=True, class_agnostic=False, dense_proposals=True, selected_content=True, **DEFORMABLE),
+        dict(selection=QuerySelection(content='selected', class_agnostic=False, dense=True), **DEFORMABLE),
         dict(proposals_per_object=3),
     ),
     'dino': (
         dict(
-            two_stage=True, class_agnostic=False, mixed_selection=True, anchors=True, look_forward_twice=True,
-            denoising=True, **DEFORMABLE,
+            selection=QuerySelection(content='learned', class_agnostic=False),
+            decoding=BoxDecoding(anchors=True, look_forward_twice=True), denoising=True, **DEFORMABLE,
         ),
         dict(denoising=Denoising(num_queries=4)),
     ),
     'real time': (
         dict(
-            two_stage=True, class_agnostic=False, mixed_selection=True, anchors=True, relative_box_deltas=True,
-            learned_box_deltas=True, groups=3, **DEFORMABLE,
+            selection=QuerySelection(content='learned', class_agnostic=False, learned_box_deltas=True),
+            decoding=BoxDecoding(anchors=True, relative=True), groups=3, **DEFORMABLE,
         ),
         dict(classification=IouAware()),
     ),
@@ -75,7 +80,8 @@ def test_two_drawings_are_learned_by_heart():
     arguments = dict(embed_dim=64, depth=2, num_heads=4)
     vit = ViT('vit_tiny_patch16_224', img_size=64, patch_size=8, stem='conv', timm_args=arguments)
     head = DETECTORS['dino'][0] | dict(channels=64, num_heads=4, ffn_dim=128, num_queries=12, dropout=0.0)
-    head |= dict(num_levels=1, num_points=4, num_encoder_layers=0, dense_proposals=True)
+    head |= dict(num_levels=1, num_points=4, num_encoder_layers=0)
+    head |= dict(selection=QuerySelection(content='learned', class_agnostic=False, dense=True))
     network = dict(type=SharedNetwork, backbone=vit, branches=dict(det=dict(adapter=dict(type=PlainMaps), head=head)))
     task = dict(type=DetectionTask, proposals_per_object=4, denoising=dict(type=Denoising, num_queries=12), top_k=12)
     model = DenseModel(network, dict(det=task), classes=dict(labels=classes['labels']))

@@ -29,6 +29,8 @@ from vitdense.convert.families import (
 from vitdense.convert.import_weights import import_weights, match_vit
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
+from vitdense.heads.detr.predictors import BoxDecoding
+from vitdense.heads.detr.queries import QuerySelection
 from vitdense.heads.linear import LinearHead
 from vitdense.inference.predictor import load
 from vitdense.networks.eomt import EoMT
@@ -173,9 +175,9 @@ def test_eomt_predicts_as_transformers(kind, authors):
 SIZES = dict(d_model=32, decoder_layers=2, decoder_self_attention_heads=4, decoder_cross_attention_heads=8)
 SIZES |= dict(decoder_n_points=2, num_queries=6, group_detr=3, decoder_ffn_dim=24, dropout=0.0, c2f_num_blocks=2)
 HEAD = dict(type=DeformableDetrHead, channels=32, norm='none', num_encoder_layers=0, num_decoder_layers=2, num_heads=4)
-HEAD |= dict(cross_heads=8, num_points=2, ffn_dim=24, dropout=0.0, num_queries=6, groups=3, two_stage=True)
-HEAD |= dict(class_agnostic=False, mixed_selection=True, learned_box_deltas=True, anchors=True, refine=False)
-HEAD |= dict(relative_box_deltas=True, final_norm=True)
+HEAD |= dict(cross_heads=8, num_points=2, ffn_dim=24, dropout=0.0, num_queries=6, groups=3)
+HEAD |= dict(selection=dict(type=QuerySelection, content='learned', class_agnostic=False, learned_box_deltas=True))
+HEAD |= dict(decoding=dict(type=BoxDecoding, anchors=True, refine=False, relative=True, final_norm=True))
 
 
 def rf_pair(num_labels: int, num_classes: int, *, split: int = 1) -> tuple[nn.Module, SharedNetwork]:

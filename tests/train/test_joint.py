@@ -35,6 +35,7 @@ from vitdense.data.transforms.common import RandomFlip
 from vitdense.train.optim import LayerDecay
 from vitdense.heads.classify import ClassHead
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
+from vitdense.heads.detr.queries import QuerySelection
 from vitdense.heads.linear import LinearHead
 from vitdense.metrics.accuracy import Accuracy
 from vitdense.metrics.average_precision import CocoAP
@@ -57,7 +58,7 @@ model = dict(
             sem=dict(adapter=dict(type=PlainMaps), head=dict(type=LinearHead, norm='none')),
             det=dict(adapter=dict(type=SimplePyramid, channels=16), head=dict(
                 type=DeformableDetrHead, channels=16, num_levels=4, num_queries=6, ffn_dim=16, num_heads=2,
-                num_encoder_layers=0, num_decoder_layers=1, dropout=0.0, two_stage=True)),
+                num_encoder_layers=0, num_decoder_layers=1, dropout=0.0, selection=dict(type=QuerySelection))),
             cls=dict(adapter=dict(type=PlainMaps), head=dict(type=ClassHead)),
         ),
     ),

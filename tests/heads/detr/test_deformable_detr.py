@@ -1,5 +1,7 @@
 """What queries of the deformable heads may see, where they begin, and what reaches which weight."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,22 +11,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vitdense.errors import ConfigError
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
 from vitdense.heads.detr.detr import DetrHead
-from vitdense.heads.detr.queries import INVALID_LOGIT
+from vitdense.heads.detr.predictors import BoxDecoding
+from vitdense.heads.detr.queries import INVALID_LOGIT, QuerySelection
 from vitdense.types import DenoisingQueries, Features
 
 SMALL = dict(channels=16, num_heads=2, ffn_dim=16, num_encoder_layers=1, num_decoder_layers=2, dropout=0.0)
 SMALL |= dict(num_queries=6, num_levels=2)
-DINO = dict(two_stage=True, class_agnostic=False, mixed_selection=True, anchors=True, look_forward_twice=True)
-DINO |= dict(final_norm=True, denoising=True)
+MIXED = QuerySelection(content='learned', class_agnostic=False)
+DINO = dict(selection=MIXED, denoising=True)
+DINO |= dict(decoding=BoxDecoding(anchors=True, look_forward_twice=True, final_norm=True))
+REAL_TIME = BoxDecoding(anchors=True, refine=False, relative=True, final_norm=True)
+SELECTED = QuerySelection(content='selected', class_agnostic=False)
 HEADS = {
     'learned': {},
-    'anchors': dict(anchors=True, denoising=True),
-    'encoded': dict(two_stage=True, denoising=True),
-    'mixed': dict(two_stage=True, mixed_selection=True),
-    'selected': dict(two_stage=True, selected_content=True, class_agnostic=False),
-    'dense': dict(two_stage=True, selected_content=True, class_agnostic=False, dense_proposals=True),
+    'anchors': dict(decoding=BoxDecoding(anchors=True), denoising=True),
+    'encoded': dict(selection=QuerySelection(), denoising=True),
+    'mixed': dict(selection=QuerySelection(content='learned')),
+    'selected': dict(selection=SELECTED),
+    'dense': dict(selection=replace(SELECTED, dense=True)),
     'dino': DINO,
-    'real-time': dict(DINO, look_forward_twice=False, refine=False, relative_box_deltas=True, learned_box_deltas=True),
+    'real-time': dict(selection=replace(MIXED, learned_box_deltas=True), decoding=REAL_TIME, denoising=True),
 }
 
 
@@ -85,7 +91,7 @@ def test_more_queries_than_cells_begin_with_the_whole_image(name):
     with torch.no_grad():
         outputs = head(features_of(2, 3))
         assert outputs.boxes.shape == (2, 30, 4) and outputs.boxes.isfinite().all()
-        if HEADS[name].get('two_stage') and not HEADS[name].get('learned_box_deltas'):
+        if 'selection' in HEADS[name] and not HEADS[name]['selection'].learned_box_deltas:
             queries, _ = head.queries(head.project(features_of(2, 3)), 1)
             rest = queries.references[:, 2 * 3 + 1 * 2 :]
             torch.testing.assert_close(rest, torch.tensor([0.5, 0.5, 1.0, 1.0]).expand_as(rest))
@@ -170,7 +176,8 @@ def test_every_weight_has_a_gradient_with_and_without_hints():
 def test_looking_forward_twice_trains_the_box_predictor_of_the_layer_before_and_no_earlier_one(twice):
     # DINO, models/dino/deformable_transformer.py and dino.py: new_ref = step(ref.detach(), delta); layer k answers
     # delta_k + inverse_sigmoid(new_ref of k - 1)
-    head = head_of('dino', look_forward_twice=twice, num_decoder_layers=4).train()
+    decoding = replace(DINO['decoding'], look_forward_twice=twice)
+    head = head_of('dino', decoding=decoding, num_decoder_layers=4).train()
     last = head(features_of())
     for layer, outputs in enumerate((*last.aux, last)):
         head.zero_grad()
@@ -184,7 +191,8 @@ def test_looking_forward_twice_changes_gradients_alone():
     heads = []
     for twice in (False, True):
         torch.manual_seed(3)
-        heads.append(head_of('dino', look_forward_twice=twice, num_decoder_layers=3).train())
+        decoding = replace(DINO['decoding'], look_forward_twice=twice)
+        heads.append(head_of('dino', decoding=decoding, num_decoder_layers=3).train())
     features = features_of()
     once, twice = (head(features) for head in heads)
     for first, second in zip((*once.aux, once), (*twice.aux, twice), strict=True):
@@ -207,12 +215,8 @@ def test_boxes_stay_float32_under_autocast(name):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(look_forward_twice=True, refine=False), 'needs refine'),
-        (dict(mixed_selection=True), 'needs two_stage'),
-        (dict(dense_proposals=True), 'needs two_stage'),
-        (dict(two_stage=True, mixed_selection=True, selected_content=True), 'choose one'),
-        (dict(denoising=True), 'needs two_stage or anchors'),
-        (dict(relative_box_deltas=True), 'needs two_stage or anchors'),
+        (dict(denoising=True), 'needs queries that are boxes'),
+        (dict(decoding=BoxDecoding(relative=True)), 'needs queries that are boxes'),
         (dict(norm='none'), 'takes maps as they are'),
         (dict(num_levels=0), 'is less than'),
         (dict(num_heads=3), 'do not divide'),
@@ -221,6 +225,13 @@ def test_boxes_stay_float32_under_autocast(name):
 def test_options_that_exclude_each_other_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         DeformableDetrHead((12,), (16,), 5, **{**SMALL, **options})
+
+
+def test_looking_forward_twice_needs_refined_boxes_and_contents_are_a_choice():
+    with pytest.raises(ValueError, match='needs refine'):
+        BoxDecoding(look_forward_twice=True, refine=False)
+    with pytest.raises(ConfigError, match='not a choice'):
+        QuerySelection(content='mixed')
 
 
 def test_hints_are_refused_by_heads_that_cannot_answer():

@@ -8,6 +8,8 @@ from torch.nn import functional
 from tests.heads.from_transformers import randomise, relative_error, translate
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
 from vitdense.heads.detr.detr import DetrHead
+from vitdense.heads.detr.predictors import BoxDecoding
+from vitdense.heads.detr.queries import QuerySelection
 from vitdense.types import Features, QueryOutputs
 
 transformers = pytest.importorskip('transformers')
@@ -110,9 +112,8 @@ def deformable_pair(**options: bool) -> tuple[nn.Module, DeformableDetrHead]:
         ffn_dim=24,
         dropout=0.0,
         num_queries=9,
-        two_stage=two_stage,
-        refine=refine,
-        shared_predictors=False,
+        selection=QuerySelection() if two_stage else None,
+        decoding=BoxDecoding(refine=refine, shared_predictors=False),
     )
     ours.load_state_dict(our_deformable_weights(theirs), strict=True)
     return theirs.eval(), ours.eval()

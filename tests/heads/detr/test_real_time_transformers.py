@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from tests.heads.from_transformers import randomise, relative_error, translate
 from vitdense.adapters.projector import Projector
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
+from vitdense.heads.detr.predictors import BoxDecoding
+from vitdense.heads.detr.queries import QuerySelection
 from vitdense.types import Features
 
 rf_detr = pytest.importorskip('transformers.models.rf_detr.modeling_rf_detr')
@@ -53,14 +55,8 @@ def our_head(num_levels: int) -> DeformableDetrHead:
         dropout=0.0,
         num_queries=6,
         groups=3,
-        two_stage=True,
-        class_agnostic=False,
-        mixed_selection=True,
-        learned_box_deltas=True,
-        anchors=True,
-        refine=False,
-        relative_box_deltas=True,
-        final_norm=True,
+        selection=QuerySelection(content='learned', class_agnostic=False, learned_box_deltas=True),
+        decoding=BoxDecoding(anchors=True, refine=False, relative=True, final_norm=True),
     )
 
 

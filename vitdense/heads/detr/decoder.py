@@ -1,4 +1,4 @@
-"""The decoder of Deformable-DETR and its heirs, with the predictors of classes and boxes."""
+"""The decoder of Deformable-DETR and its successors, with the predictors of classes and boxes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vitdense.heads.detr.attention import MLP
 from vitdense.heads.detr.levels import FeatureLevels
 from vitdense.heads.detr.position import rows_first, sine_boxes
-from vitdense.heads.detr.predictors import BoxPredictor, BoxStep, class_predictor
+from vitdense.heads.detr.predictors import BoxDecoding, BoxPredictor, class_predictor
 from vitdense.heads.detr.queries import Queries
 from vitdense.heads.detr.transformer import DecoderLayer
 from vitdense.layers.deform_attention import DeformableAttention
@@ -18,11 +18,11 @@ from vitdense.types import ClassLayer
 
 
 class DeformableDecoder(nn.Module):
-    """`num_layers` layers in which queries see each other and a few points of every level (Zhu et al. 2021, 4.1).
+    """Layers in which queries attend to each other and to a few points of every level (Zhu et al. 2021, section 4.1).
 
-    Options are those of `DeformableDetrHead`. A refining layer steps from the box that the layer before predicted (in
-    DINO's own code the references of the next layer are predicted before the final norm, the answers after it; here
-    both are the same box).
+    `attention` and `layer` are the arguments of each layer. A refining layer starts from the box that the layer before
+    predicted (in DINO's own code the references of the next layer are predicted before the final norm, the outputs
+    after it; here both are the same box).
     """
 
     def __init__(
@@ -30,25 +30,21 @@ class DeformableDecoder(nn.Module):
         channels: int,
         num_layers: int,
         num_classes: int,
-        step: BoxStep,
+        decoding: BoxDecoding,
         *,
         attention: dict[str, Any],
         layer: dict[str, Any],
-        anchors: bool,
-        refine: bool,
-        look_forward_twice: bool,
-        shared_predictors: bool,
-        final_norm: bool,
     ) -> None:
         super().__init__()
-        self.channels, self.step = channels, step
-        self.refine, self.look_forward_twice = refine, look_forward_twice
+        self.channels, self.apply_deltas = channels, decoding.apply_deltas
+        self.refine, self.look_forward_twice = decoding.refine, decoding.look_forward_twice
         self.layers = nn.ModuleList(
             DecoderLayer(channels, DeformableAttention(channels, **attention), **layer) for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(channels) if final_norm else nn.Identity()
-        self.position_encoder = MLP(2 * channels, channels, channels, num_layers=2) if anchors else None
-        num_predictors = 1 if shared_predictors else num_layers
+        self.norm = nn.LayerNorm(channels) if decoding.final_norm else nn.Identity()
+        self.position_encoder = MLP(2 * channels, channels, channels, num_layers=2) if decoding.anchors else None
+        shared = not decoding.refine if decoding.shared_predictors is None else decoding.shared_predictors
+        num_predictors = 1 if shared else num_layers
         self.class_predictors = nn.ModuleList(class_predictor(channels, num_classes) for _ in range(num_predictors))
         self.class_layers = tuple(ClassLayer(f'class_predictors.{index}') for index in range(num_predictors))
         self.box_predictors = nn.ModuleList(BoxPredictor(channels) for _ in range(num_predictors))
@@ -58,10 +54,10 @@ class DeformableDecoder(nn.Module):
     ) -> list[tuple[Tensor, Tensor]]:
         """Return logits (B, Q, num_classes) and boxes (B, Q, 4) cxcywh of every layer in training, else of the last.
 
-        `groups` and `mask` say which queries see each other, as in `DecoderLayer`.
+        `groups` and `mask` are those of the self-attention in `DecoderLayer`.
         """
         x, references, positions = queries.content, queries.references, queries.positions
-        start = references  # what the next box is a step from: `references`, with a gradient to look forward twice
+        start = references  # of the next deltas: `references`, with a gradient where it looks forward twice
         ratios = levels.ratios()[:, None]  # (B or 1, 1, L, 2)
         predictions = []
         for index, layer in enumerate(self.layers):
@@ -69,17 +65,17 @@ class DeformableDecoder(nn.Module):
                 positions = self._encode(references)
             places = references[:, :, None] * ratios.repeat(1, 1, 1, references.shape[-1] // 2)  # (B, Q, L, 2 or 4)
             x = layer(x, positions, (places, levels.tokens, levels.grids, levels.valid), mask=mask, groups=groups)
-            answered = self.training or index + 1 == len(self.layers)
-            if not (answered or self.refine):
+            predicts = self.training or index + 1 == len(self.layers)
+            if not (predicts or self.refine):
                 continue
-            seen = self.norm(x)
-            deltas = _of(self.box_predictors, index)(seen)
-            boxes = self.step(start, deltas)
-            if answered:
-                predictions.append((_of(self.class_predictors, index)(seen), boxes))
+            normed = self.norm(x)
+            deltas = _of(self.box_predictors, index)(normed)
+            boxes = self.apply_deltas(start, deltas)
+            if predicts:
+                predictions.append((_of(self.class_predictors, index)(normed), boxes))
             if self.refine:
                 # the gradient of the next layer reaches these deltas, not the boxes that they refine
-                start = self.step(references, deltas) if self.look_forward_twice else boxes.detach()
+                start = self.apply_deltas(references, deltas) if self.look_forward_twice else boxes.detach()
                 references = start.detach()
         return predictions
 

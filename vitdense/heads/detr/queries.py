@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitdense.arguments import check_choice
 from vitdense.heads.detr.levels import FeatureLevels
 from vitdense.heads.detr.position import sine_boxes
-from vitdense.heads.detr.predictors import BoxPredictor, BoxStep, class_predictor
+from vitdense.heads.detr.predictors import ApplyDeltas, BoxPredictor, class_predictor
 from vitdense.types import ClassLayer, DenoisingQueries, QueryOutputs
 
 INVALID_LOGIT = -20.0  # logit of a cell that may not propose: a probability that no loss can feel
@@ -72,6 +74,26 @@ class BoxEncoding(nn.Module):
         return self.norm(self.linear(encoded.to(self.linear.weight.dtype))).split(self.channels, dim=-1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class QuerySelection:
+    """The first stage of a two-stage detector, which selects the cells where queries start.
+
+    `content` of a selected query: 'encoded', the encoding of its box (Deformable-DETR, appendix A.4); 'learned', the
+    same for every image, by rank (mixed selection of DINO, Zhang et al. 2022, section 3.4); 'selected', the feature of
+    its cell (pure query selection, ibid.). Proposals have one logit when `class_agnostic` (Deformable-DETR), else
+    `num_classes` (DINO); their loss is over every cell when `dense`, else over the selected ones (None: dense where
+    class-agnostic). `learned_box_deltas` adds learned deltas to each proposal, by rank (LW-DETR).
+    """
+
+    content: Literal['encoded', 'learned', 'selected'] = 'encoded'
+    class_agnostic: bool = True
+    dense: bool | None = None
+    learned_box_deltas: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice('QuerySelection(content=)', self.content, ('encoded', 'learned', 'selected'))
+
+
 class SelectedQueries(nn.Module):
     """Queries that start at the cells where a first stage finds most (two-stage Deformable-DETR, appendix A.4).
 
@@ -96,16 +118,15 @@ class SelectedQueries(nn.Module):
         num_classes: int,
         num_queries: int,
         groups: int,
-        step: BoxStep,
+        apply_deltas: ApplyDeltas,
+        selection: QuerySelection,
         *,
-        class_agnostic: bool,
-        dense: bool,
-        content: Literal['encoded', 'learned', 'selected'],
         anchors: bool,
-        learned_box_deltas: bool,
     ) -> None:
         super().__init__()
-        self.num_queries, self.dense, self.step = num_queries, dense, step
+        self.num_queries, self.apply_deltas = num_queries, apply_deltas
+        class_agnostic, content = selection.class_agnostic, selection.content
+        self.dense = class_agnostic if selection.dense is None else selection.dense
         self.transforms = nn.ModuleList(
             nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels)) for _ in range(groups)
         )
@@ -119,7 +140,7 @@ class SelectedQueries(nn.Module):
         self.content_kind = content
         rows = num_queries * groups
         self.content = nn.Parameter(torch.randn(rows, channels)) if content == 'learned' else None
-        self.steps = nn.Parameter(torch.zeros(rows, 4)) if learned_box_deltas else None
+        self.steps = nn.Parameter(torch.zeros(rows, 4)) if selection.learned_box_deltas else None
         self.encoding = None
         if not anchors or content == 'encoded':
             self.encoding = BoxEncoding(channels, with_content=content == 'encoded')
@@ -133,7 +154,7 @@ class SelectedQueries(nn.Module):
             None if parts[0] is None else torch.cat(parts, dim=1) for parts in zip(*chosen, strict=True)
         )
         if self.steps is not None:
-            references = self.step(references, self.steps[: references.shape[1]].float())
+            references = self.apply_deltas(references, self.steps[: references.shape[1]].float())
         proposals = QueryOutputs(logits, boxes=boxes, groups=groups) if self.training else None
         return self._queries(references, features), proposals
 
@@ -152,11 +173,11 @@ class SelectedQueries(nn.Module):
         starts = starts.expand(x.shape[0], -1, -1)
         features = _rows(x, rows)
         if self.training and self.dense:
-            everywhere = self.step(starts, predict_boxes(x))
+            everywhere = self.apply_deltas(starts, predict_boxes(x))
             boxes = _rows(everywhere, rows)
             logits, proposed = _mask_invalid(logits, everywhere, may_propose.expand(x.shape[:2]))
         else:
-            boxes = self.step(_rows(starts, rows), predict_boxes(features))
+            boxes = self.apply_deltas(_rows(starts, rows), predict_boxes(features))
             logits, proposed = _mask_invalid(_rows(logits, rows), boxes, found) if self.training else (None, None)
         boxes, lost = boxes.detach(), ~found[..., None]
         whole = torch.cat([boxes[..., :2].masked_fill(lost, 0.5), boxes[..., 2:].masked_fill(lost, 1.0)], dim=-1)
