@@ -17,8 +17,8 @@ from tests.conftest import CONFIG
 from vitdense.checkpoints.limits import limit_tensors
 from vitdense.checkpoints.model_folder import read_model_folder, save_model_folder
 from vitdense.config.load import load_config
-from vitdense.errors import CheckpointError, VitDenseError
-from vitdense.multihead.add_head import ask_for_head, read_trained
+from vitdense.errors import CheckpointError, ConfigError, VitDenseError
+from vitdense.multihead.add_head import ask_for_head, choose_start, read_trained
 from vitdense.multihead.head_files import read_head
 from vitdense.multihead.merge import split_heads
 from vitdense.registry import build
@@ -248,8 +248,10 @@ def test_a_checkpoint_never_asks_for_other_weights(evil: Callable[..., Path], tm
     (tmp_path / 'b.py').write_text(CONFIG.replace('sem=', 'two=').replace("head='sem'", "head='two'"))
     cfg = load_config(tmp_path / 'b.py', [*SHORT, "checkpoint.best='two/mIoU'"])
     cfg, _ = ask_for_head(cfg, 'two', str(evil(config=text, omitted_weights=omitted)))
-    with pytest.raises(CheckpointError, match='builds on 1 pretrained tensors that it does not hold'):
+    with pytest.raises(ConfigError, match='adds a head'):
         make_trainer(cfg, tmp_path / 'two', device='cpu')
+    with pytest.raises(CheckpointError, match='builds on 1 pretrained tensors that it does not hold'):
+        make_trainer(cfg, tmp_path / 'two', start=choose_start(cfg), device='cpu')
     cfg = load_config(tmp_path / 'a.py', ['+model.network.backbone.pretrained=True', *SHORT])
     with pytest.raises(CheckpointError, match='builds on 1 pretrained tensors'):  # and the config has no LoRA
         make_trainer(cfg, tmp_path / 'c', device='cpu', start=FromCheckpoint(torch.load(evil(omitted_weights=omitted))))

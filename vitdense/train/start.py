@@ -17,6 +17,7 @@ from vitdense.checkpoints.model_folder import read_state, without_pretrained
 from vitdense.checkpoints.omitted_weights import needs_pretrained, restore_omitted
 from vitdense.config.from_text import model_in
 from vitdense.config.run_config import RunConfig
+from vitdense.errors import ConfigError
 from vitdense.model import DenseModel
 from vitdense.registry import build
 from vitdense.storage.weights import load_weights
@@ -40,7 +41,14 @@ class Start:
     checkpoint: Mapping[str, Any] | None = None
 
     def config(self, cfg: RunConfig) -> RunConfig:
-        """Return the config of what is trained, from that of the config file."""
+        """Return the config of what is trained, from that of the config file. Raises ConfigError for `add_head`."""
+        if cfg.get('add_head'):
+            raise ConfigError(
+                'the config adds a head to a trained model',
+                where='add_head',
+                why=f'{type(self).__name__} does not read that model',
+                fix='begin with start=choose_start(cfg) of vitdense.multihead.add_head, or remove add_head',
+            )
         return cfg
 
     def metainfo(self, cfg: RunConfig, metainfo: Mapping[str, Any]) -> dict[str, Any]:
