@@ -1,4 +1,4 @@
-"""The only door from a config to an object."""
+"""Build objects from config dicts."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Meta(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One image with its truth, as a data set gives it."""
+    """One image with its target, as a data set gives it."""
 
     img: Tensor  # (3, H, W) uint8 RGB
     target: Target
@@ -106,7 +106,7 @@ class ClassLayer(NamedTuple):
 
 
 class ClassOutputs(NamedTuple):
-    """Outputs about whole images."""
+    """Class logits of whole images."""
 
     logits: Tensor  # (B, num_classes)
 
@@ -141,8 +141,8 @@ class QueryOutputs(NamedTuple):
     mask_logits: Tensor | None = None  # (B, Q, h, w)
     aux: tuple[QueryOutputs, ...] = ()  # outputs of earlier decoder layers, same shapes
     proposals: QueryOutputs | None = None  # the first stage of a two-stage detector
-    denoising: QueryOutputs | None = None  # answers to `denoising_queries`, with their own `aux`; training only
-    denoising_queries: DenoisingQueries | None = None  # what `denoising` answers
+    denoising: QueryOutputs | None = None  # outputs of `denoising_queries`, with their own `aux`; training only
+    denoising_queries: DenoisingQueries | None = None  # the input of `denoising`
     groups: int = 1  # Q is made of this many independent groups (training only)
     input_size: tuple[int, int] = (0, 0)  # (H, W) of the padded input that `mask_logits` cover
 

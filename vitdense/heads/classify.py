@@ -1,4 +1,4 @@
-"""One answer about the whole image."""
+"""Image classification heads: pooling and a linear layer."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class ClassificationTask:
     question of its own (also the loss of DeiT III, https://arxiv.org/abs/2204.07118, section 3).
 
     `label_smoothing` is the probability mass spread evenly over all K classes (Szegedy et al. 2016, section 7).
-    `field` is the field of `Target` that holds the truth; `datasets` names the data sets (`Meta.dataset`) whose
+    `field` is the field of `Target` that holds the target; `datasets` names the data sets (`Meta.dataset`) whose
     images it trains on (None: all).
 
     Raises ConfigError for an unknown field or loss.

@@ -24,7 +24,7 @@ from vitdense.tasks.matching import IGNORED
 
 @dataclass(frozen=True, kw_only=True)
 class Focal:
-    """Binary cross-entropy that forgets what is easy, divided by the number of objects.
+    """Focal loss: down-weights easy examples; divided by the number of objects.
 
     `-alpha_t * (1 - p_t) ** gamma * log(p_t)`: Lin et al. 2017 (RetinaNet), equation 5; the loss of Deformable-DETR
     and DINO.

@@ -116,7 +116,7 @@ class Dice:
 
 @dataclass(frozen=True, kw_only=True)
 class PixelFocal:
-    """Cross-entropy that forgets easy pixels, averaged over the labelled ones.
+    """Focal loss of pixels: down-weights easy ones; averaged over the labelled ones.
 
     `-alpha_t * (1 - p_t) ** gamma * log(p_t)`: Lin et al. 2017 (RetinaNet), equation 5. In the 'sigmoid' form every
     class is a yes-no question of its own, the answers are summed, and `alpha` weighs yes against no (alpha,

@@ -21,7 +21,7 @@ class MaskTargets(NamedTuple):
 
     labels: Tensor  # (M,) int64
     images: Tensor  # (M,) int64 row of the image
-    crowd: Tensor  # (M,) bool, True: a crowd, which nobody is to answer for
+    crowd: Tensor  # (M,) bool, True: a crowd, which no query is assigned to
     counts: tuple[int, ...]  # number of objects of each image, known without asking the device
     masks: tuple[Tensor, ...]  # of each image, (N, H, W) bool in its own size, without padding
     known: tuple[Tensor | None, ...]  # of each image, (H, W) bool: somebody labelled the pixel; None: all of them
@@ -76,7 +76,7 @@ class MaskTargets(NamedTuple):
 
 
 class LayerMaskPredictions(NamedTuple):
-    """What the layers of one decoder say, L of them; the last layer is the final one."""
+    """Predictions of the layers of one decoder, L of them; the last layer is the final one."""
 
     logits: Tensor  # (L, B, Q, K + 1) float32
     masks: tuple[Tensor, ...]  # L times (B, Q, h, w), of the network's own dtype
@@ -87,14 +87,14 @@ class LayerMaskPredictions(NamedTuple):
 
     @classmethod
     def of(cls, outputs: QueryOutputs) -> LayerMaskPredictions:
-        """Return the answers of `outputs.aux` and of `outputs` itself, in this order."""
+        """Return the predictions of `outputs.aux` and of `outputs` itself, in this order."""
         layers = (*outputs.aux, outputs)
         logits = torch.stack([layer.class_logits for layer in layers]).float()
         return cls(logits, tuple(layer.mask_logits for layer in layers), outputs.sizes, outputs.input_size)
 
     @property
     def parts(self) -> dict[str, Sequence[Tensor]]:
-        """What a layer says, by name, for messages."""
+        """Predictions by name, for messages."""
         return {'class logits': self.logits, 'mask logits': self.masks}
 
     def sample(self, mask_logits: Tensor, points: Tensor, images: Tensor, lengths: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class MaskMatcher:
     binary cross-entropy and `dice_weight` times the Dice loss of the masks, both at `num_points` random points of the
     image, the same for all of its queries and objects.
 
-    Points on pixels that nobody labelled do not count. Every query answers for one object at most; crowds are nobody's.
+    Points on pixels that nobody labelled do not count. A query is assigned to one object at most, and none to crowds.
     Costs of all layers come to the CPU in one transfer. Raises NumericsError when nothing in a layer is finite.
     """
 
@@ -131,12 +131,12 @@ class MaskMatcher:
 
     @torch.no_grad()
     def __call__(self, predictions: LayerMaskPredictions, targets: MaskTargets) -> Tensor:
-        """Return (L, B, Q) int64: the row of `targets` that a query answers for, or NO_OBJECT."""
+        """Return (L, B, Q) int64: the row of `targets` that a query is assigned to, or NO_OBJECT."""
         costs = finite_costs(self.costs(predictions, targets), targets.crowd)
         return torch.from_numpy(assign(costs.cpu().numpy(), predictions, targets.counts, 1)).to(targets.labels.device)
 
     def costs(self, predictions: LayerMaskPredictions, targets: MaskTargets) -> Tensor:
-        """Return (L, M, Q) float32: what it costs that a query of an object's own image answers for it."""
+        """Return (L, M, Q) float32: what it costs that a query of an object's own image is assigned to it."""
         lengths = sizes_of(targets, predictions)
         layers = []
         for logits, masks in zip(predictions.logits, predictions.masks, strict=True):

@@ -1,4 +1,4 @@
-"""Which query answers for which object: truth as one flat list, and the cheapest one-to-one assignment to it."""
+"""Bipartite matching of queries and objects (DETR): targets of a batch as one list, and the cheapest assignment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitdense.errors import NumericsError
 from vitdense.ops.boxes import generalized_iou, scales_of, to_cxcywh, to_xyxy
 from vitdense.types import QueryOutputs, Target
 
-NO_OBJECT = -1  # what a query answers for that is assigned to no object: it must say that there is nothing
+NO_OBJECT = -1  # what a query is assigned to that is assigned to no object: it must say that there is nothing
 IGNORED = -2  # a query that takes no part in any loss
 
 _LARGEST = 1e6  # costs are cut to +- this, so that sums of them stay exact
@@ -33,12 +33,12 @@ class ObjectTargets(NamedTuple):
     labels: Tensor  # (M,) int64
     boxes: Tensor  # (M, 4) float32 cxcywh in [0, 1] of each object's image, as in `QueryOutputs`
     images: Tensor  # (M,) int64 row of the image
-    crowd: Tensor  # (M,) bool, True: a crowd, which nobody is to answer for
+    crowd: Tensor  # (M,) bool, True: a crowd, which no query is assigned to
     counts: tuple[int, ...]  # number of objects of each image, known without asking the device
 
     @classmethod
     def of(cls, targets: Sequence[Target], sizes: Tensor) -> ObjectTargets:
-        """Return the truth of images whose boxes measure regions of `sizes` (B, 2) pixels (H, W).
+        """Return the objects of images whose boxes measure regions of `sizes` (B, 2) pixels (H, W).
 
         An image that nobody labelled has no objects.
         """
@@ -61,16 +61,16 @@ class ObjectTargets(NamedTuple):
 
 
 class LayerPredictions(NamedTuple):
-    """What the layers of one decoder say, stacked, in float32; the last layer is the final one."""
+    """Predictions of the layers of one decoder, stacked, in float32; the last layer is the final one."""
 
     logits: Tensor  # (L, B, Q, K)
     boxes: Tensor  # (L, B, Q, 4) cxcywh in [0, 1]
     groups: int = 1  # Q is made of this many independent groups
-    name: str = 'queries'  # who says it, for messages
+    name: str = 'queries'  # of these predictions, for messages
 
     @classmethod
     def of(cls, outputs: QueryOutputs, name: str = 'queries') -> LayerPredictions:
-        """Return the answers of `outputs.aux` and of `outputs` itself, in this order."""
+        """Return the predictions of `outputs.aux` and of `outputs` itself, in this order."""
         layers = (*outputs.aux, outputs)
         logits = torch.stack([layer.class_logits for layer in layers]).float()
         boxes = torch.stack([layer.boxes for layer in layers]).float()
@@ -78,7 +78,7 @@ class LayerPredictions(NamedTuple):
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """What a layer says, by name, for messages."""
+        """Predictions by name, for messages."""
         return {'class logits': self.logits, 'boxes': self.boxes}
 
 
@@ -89,7 +89,7 @@ class HungarianMatcher:
     A cost is `class_weight` times that of the class, `l1_weight` times the L1 distance of the boxes (cxcywh in
     [0, 1]), and `giou_weight` times minus their generalised IoU. The class costs, in the 'softmax' form, minus the
     probability of the object's class (DETR); in the 'sigmoid' form the focal loss of saying yes minus that of saying
-    no, with `alpha` and `gamma` (Deformable-DETR). Every query answers for one object at most; crowds are nobody's.
+    no, with `alpha` and `gamma` (Deformable-DETR). A query is assigned to one object at most, and none to crowds.
 
     Costs are computed for the objects of each image only, on the device; those of all layers come to the CPU in
     one transfer. What is not finite costs more than all that is. Raises NumericsError when nothing in a layer is
@@ -112,7 +112,7 @@ class HungarianMatcher:
     def __call__(
         self, predictions: Sequence[LayerPredictions], targets: ObjectTargets, copies: Sequence[int] | None = None
     ) -> list[Tensor]:
-        """Return for each of `predictions` (L, B, Q) int64: the row of `targets` that a query answers for, or
+        """Return for each of `predictions` (L, B, Q) int64: the row of `targets` that a query is assigned to, or
         NO_OBJECT.
 
         `copies` says, for each of `predictions`, how many queries of a group answer for one object (default: one;
@@ -132,7 +132,7 @@ class HungarianMatcher:
         ]
 
     def costs(self, predictions: LayerPredictions, targets: ObjectTargets) -> Tensor:
-        """Return (L, M, Q) float32: what it costs that a query of an object's own image answers for it."""
+        """Return (L, M, Q) float32: what it costs that a query of an object's own image is assigned to it."""
         logits = predictions.logits.transpose(
             2, 3
         )  # (L, B, Q, K) -> (L, B, K, Q): what is read has one row for each class
@@ -195,7 +195,7 @@ def finite_costs(costs: Tensor, crowd: Tensor) -> Tensor:
 
 
 def assign(costs: np.ndarray, predictions: Any, counts: Sequence[int], copies: int) -> np.ndarray:
-    """Return (L, B, Q) int64: the row of the object that each query answers for, or NO_OBJECT.
+    """Return (L, B, Q) int64: the row of the object that each query is assigned to, or NO_OBJECT.
 
     `costs` (L, M, Q) have been through `finite_costs`; `predictions` has the fields `groups` and `name` and the
     property `parts`. Raises NumericsError when no cost of a layer is finite.

@@ -21,7 +21,7 @@ ACCURACY_STEP = 4  # the logged accuracy reads every fourth pixel of every fourt
 class SemanticTask:
     """Train `PixelOutputs` on label maps, and read label maps of the original size from them.
 
-    `field` is the field of `Target` that holds the truth; `datasets` names the data sets (`Meta.dataset`) whose
+    `field` is the field of `Target` that holds the target; `datasets` names the data sets (`Meta.dataset`) whose
     images it trains on (None: all). `losses` are parts of `vitdense.tasks.losses`, or recipes of them; their
     answers are added. Auxiliary answers of the network get the same losses, times `aux_weight`, in one `loss_aux`.
     """
