@@ -18,7 +18,7 @@ from vitdense.errors import NumericsError
 from vitdense.ops.boxes import generalized_iou, scales_of, to_cxcywh, to_xyxy
 from vitdense.types import QueryOutputs, Target
 
-NO_OBJECT = -1  # what a query is assigned to that is assigned to no object: it must say that there is nothing
+NO_OBJECT = -1  # the row of a query that is assigned to no object
 IGNORED = -2  # a query that takes no part in any loss
 
 _LARGEST = 1e6  # costs are cut to +- this, so that sums of them stay exact
