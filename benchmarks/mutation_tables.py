@@ -109,6 +109,7 @@ EQUIVALENT = [  # a part of a line, what of it changes ('': anything), and why n
     ),
     ('np.flatnonzero(pairs[:, num_classes:].sum(0))', 'pairs[:, num_classes:].sum', 'as above'),
     ('record = dict(id=row + 1', '1', 'every number but 0 is an id'),
+    ('int(cells.max()) + 1', '1', 'a row more than is read'),
     ('easy = 2.0', '2.0', 'every number above 1 is above every probability'),
     ('labels = torch.zeros((batch, length)', 'torch.zeros', 'labels of filler become 0 in the end'),
 ]
