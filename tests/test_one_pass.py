@@ -109,7 +109,7 @@ def test_the_demo_shows_everything_from_one_pass(model, calls, tmp_path):
             writer.write(scene)
     inputs = find_inputs([str(tmp_path / 'scene.png'), str(tmp_path / 'film.mp4')], outside=tmp_path / 'out')
     demo = Demo(Predictor(model, device='cpu', amp='off'), OutputNames(tmp_path / 'out', inputs), Options(min_score=0))
-    demo.look(inputs)
+    demo.run(inputs)
     demo.save(tmp_path / 'results.json')
     assert calls['vit'] == calls['block 3'] == demo.count == 4  # an image and three frames
     image, video = json.loads((tmp_path / 'results.json').read_text())['results']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -18,7 +19,7 @@ from vitdense.registry import build
 def folder(config_file, tmp_path):
     """A model folder with random weights."""
     cfg = load_config(config_file)
-    recipe = cfg['model']
+    recipe = copy.deepcopy(cfg['model'])
     recipe['network']['backbone']['pretrained'] = 'somewhere/that/is/gone.safetensors'
     classes = {'semantic': ['background', 'circle', 'square', 'triangle']}
     model = build({**cfg['model']}, classes=classes)

@@ -186,7 +186,7 @@ def test_docstrings_have_the_command_and_the_aim(leaf: str) -> None:
     assert 'Aims at' in docstring or 'No published number' in docstring
 
 
-@pytest.mark.parametrize(('family', 'weight'), [('deformable', 2.0), ('dino', 1.0), ('real_time', 1.0)])
+@pytest.mark.parametrize(('family', 'weight'), [('deformable', 2.0), ('dino', 1.0), ('lw_detr', 1.0), ('rf_detr', 1.0)])
 def test_detectors_weigh_the_class_loss_as_published(family: str, weight: float) -> None:
     """2 in Deformable-DETR's own code, 1 in those of DINO and LW-DETR."""
     leaves = [leaf for leaf in LEAVES if leaf.startswith(f'configs/detection/{family}_')]
