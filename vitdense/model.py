@@ -1,4 +1,4 @@
-"""The one shell that mmengine's Runner sees: preprocessing, the network, its tasks, and the test-time strategy."""
+"""The model that mmengine's Runner runs: preprocessing, the network, its tasks, and the test-time strategy."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class DenseModel(BaseModel):
     averages. Each is `(network, imgs, valid) -> {name: Outputs}`, and `tta` is used only while `use_tta` is True. Each
     view of `tta` is tiled; where the tiler streams labels, each window has its views. Queries are read as objects
     before either joins them.
-    `augment`, `Batch -> Batch`, changes training batches on the device (mixup); it is told the number of classes of
+    `augment`, `Batch -> Batch`, changes training batches on the device (mixup); its `num_classes` is that of
     `image_label`.
     `loss_weights` are numbers by task, or a part such as `UncertaintyWeights` that learns them; losses are logged
     without them, and the sum has them.
@@ -109,13 +109,13 @@ class DenseModel(BaseModel):
         network = check_part(build(network, num_classes=num_classes), Network, 'model.network')
         if set(network.names) != set(tasks):
             raise ConfigError(
-                f'the network answers {sorted(network.names)} but the tasks are {sorted(tasks)}',
+                f'the network has heads {sorted(network.names)} but the tasks are {sorted(tasks)}',
                 where='model.network / model.tasks',
                 why='every branch needs the task that reads it, under the same name',
                 fix='give model.tasks exactly the names of the branches',
             )
-        facts = {'num_classes': len(classes['image_label'])} if 'image_label' in classes else {}
-        augment = build(augment, **facts)
+        options = {'num_classes': len(classes['image_label'])} if 'image_label' in classes else {}
+        augment = build(augment, **options)
         super().__init__(Preprocessor(network.mean, network.std, divisor=network.divisor, augment=augment))
         self.network = network
         self.tasks = tasks
@@ -134,7 +134,7 @@ class DenseModel(BaseModel):
 
     @property
     def head_classes(self) -> dict[str, list[str]]:
-        """`{head: class names}`, for every head whose vocabulary is known."""
+        """`{head: class names}`, for every head whose classes are known."""
         fields = {name: task.field for name, task in self.tasks.items()}
         return {name: list(self.classes[field]) for name, field in fields.items() if field in self.classes}
 
@@ -262,7 +262,7 @@ def _read(task: Any, outputs: Outputs, metas: Sequence[Meta]) -> list[Prediction
 
 
 def _task(part: Any, classes: Mapping[str, Sequence[str]]) -> Any:
-    """Return the task; a recipe of one that takes `num_classes` is told how many classes its field has."""
+    """Return the task; a recipe of one that takes `num_classes` gets the number of classes of its field."""
     if not isinstance(part, dict):
         return part
     parameters = inspect.signature(resolve(part.get('type'))).parameters

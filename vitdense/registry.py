@@ -15,11 +15,11 @@ REFUSALS = (
 )  # fmt: skip
 
 
-def build(part: Any, /, **facts: Any) -> Any:
+def build(part: Any, /, **context: Any) -> Any:
     """Return `part` itself, or the object that the recipe `part` describes.
 
     A recipe is a dict whose `type` is a class (in a config file) or its dotted path (on the command line, in a dumped
-    config); its other keys are keyword arguments. `facts` are arguments that flow downstream in code (`in_channels`,
+    config); its other keys are keyword arguments. `context` are arguments that flow downstream in code (`in_channels`,
     `num_classes`); a recipe may override them. Anything that is not a dict is a part already and is returned as it
     is.
 
@@ -29,9 +29,9 @@ def build(part: Any, /, **facts: Any) -> Any:
         return part
     arguments = dict(part)
     kind = resolve(arguments.pop('type', None))
-    _check_arguments(kind, set(arguments), facts)
+    _check_arguments(kind, set(arguments), context)
     try:
-        return kind(**{**facts, **arguments})
+        return kind(**{**context, **arguments})
     except REFUSALS as error:
         raise ConfigError(
             str(error) or type(error).__name__,
@@ -83,7 +83,7 @@ def takes(part: Any, name: str) -> bool:
     return isinstance(part, dict) and name in inspect.signature(resolve(part.get('type'))).parameters
 
 
-def _check_arguments(kind: Any, given: set[str], facts: dict[str, Any]) -> None:
+def _check_arguments(kind: Any, provided: set[str], context: dict[str, Any]) -> None:
     """Refuse arguments that `kind` does not take: a wrong argument is an error now, with the nearest name."""
     try:
         parameters = inspect.signature(kind).parameters
@@ -91,7 +91,7 @@ def _check_arguments(kind: Any, given: set[str], facts: dict[str, Any]) -> None:
         return
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
-    for name in sorted(given):
+    for name in sorted(provided):
         if name not in parameters:
             raise ConfigError(
                 f"{kind.__name__} takes no argument '{name}'{did_you_mean(name, parameters)}",
@@ -104,14 +104,14 @@ def _check_arguments(kind: Any, given: set[str], facts: dict[str, Any]) -> None:
         for name, parameter in parameters.items()
         if parameter.default is inspect.Parameter.empty
         and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        and name not in given
-        and name not in facts
+        and name not in provided
+        and name not in context
     ]
     if missing:
         raise ConfigError(
             f'{kind.__name__} needs {", ".join(missing)}',
             where=f'{kind.__module__}.{kind.__qualname__}',
-            why='the config does not give it and no other part knows it',
+            why='the config does not give it and no other part provides it',
             fix=f'add {missing[0]}=... to the config of {kind.__name__}',
         )
 

@@ -122,7 +122,7 @@ class PixelOutputs(NamedTuple):
 class DenoisingQueries(NamedTuple):
     """Noised objects that a detector must restore, as D extra queries of each image; training only.
 
-    The queries of an image are `groups` times the same number of rows. A query sees its own group only.
+    The queries of an image are `groups` times the same number of rows. Queries attend within their own group only.
     """
 
     labels: Tensor  # (B, D) int64 noised class in [0, num_classes)

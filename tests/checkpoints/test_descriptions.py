@@ -18,7 +18,7 @@ from vitdense.checkpoints.limits import limit_tensors
 from vitdense.checkpoints.model_folder import read_model_folder, save_model_folder
 from vitdense.config.load import load_config
 from vitdense.errors import CheckpointError, ConfigError, VitDenseError
-from vitdense.multihead.add_head import ask_for_head, choose_start, read_trained
+from vitdense.multihead.add_head import choose_start, read_trained, requested_head
 from vitdense.multihead.head_files import read_head
 from vitdense.multihead.merge import split_heads
 from vitdense.registry import build
@@ -247,7 +247,7 @@ def test_a_checkpoint_never_asks_for_other_weights(evil: Callable[..., Path], tm
     omitted = {'network.backbone.model.cls_token': [0.0, 0.0]}
     (tmp_path / 'b.py').write_text(CONFIG.replace('sem=', 'two=').replace("head='sem'", "head='two'"))
     cfg = load_config(tmp_path / 'b.py', [*SHORT, "checkpoint.best='two/mIoU'"])
-    cfg, _ = ask_for_head(cfg, 'two', str(evil(config=text, omitted_weights=omitted)))
+    cfg, _ = requested_head(cfg, 'two', str(evil(config=text, omitted_weights=omitted)))
     with pytest.raises(ConfigError, match='adds a head'):
         make_trainer(cfg, tmp_path / 'two', device='cpu')
     with pytest.raises(CheckpointError, match='builds on 1 pretrained tensors that it does not hold'):

@@ -20,7 +20,7 @@ from vitdense.commands.dry_run import dry_run
 from vitdense.commands.train import train
 from vitdense.config.load import load_config
 from vitdense.errors import CheckpointError, ConfigError
-from vitdense.multihead.add_head import ask_for_head, choose_start
+from vitdense.multihead.add_head import choose_start, requested_head
 from vitdense.multihead.merge import merge_heads, split_heads
 from vitdense.registry import build
 from vitdense.storage.weights import save_weights
@@ -137,7 +137,7 @@ def test_a_model_with_lora_gets_a_head_too(home, tmp_path, source):
 
 def _add(home: Path, folder: Path, rank: int) -> dict[str, torch.Tensor]:
     options = (*SHORT, 'train_dataloader.batch_size=4')  # two images for each rank: batch normalisation needs them
-    cfg, _ = ask_for_head(load_config(home / 'classify.py', options), 'cls', str(home / 'sem' / 'model'))
+    cfg, _ = requested_head(load_config(home / 'classify.py', options), 'cls', str(home / 'sem' / 'model'))
     runner = make_trainer(cfg, folder, start=choose_start(cfg), device='cpu')
     start = {f'start {name}': value.clone() for name, value in runner.network_model.state_dict().items()}
     runner.train()

@@ -12,7 +12,7 @@ from torch import nn
 from vitdense.backbones.vit import ViT
 from vitdense.errors import ConfigError
 from vitdense.train import optim
-from vitdense.train.optim import Group, LayerDecay, apart, build_optimizer, config_groups, group_rows
+from vitdense.train.optim import Group, LayerDecay, build_optimizer, config_groups, group_rows, split_backbone_groups
 
 
 def vit(**options) -> ViT:
@@ -222,7 +222,7 @@ def test_groups_of_a_config_are_those_of_the_default_and_apart_where_asked():
     assert (
         [group.backbone for group in cut]
         == [True, False, True, False]
-        == [group.backbone for group in apart(default, model)]
+        == [group.backbone for group in split_backbone_groups(default, model)]
     )
     for group in cut:
         assert all(name.startswith('network.backbone.') == group.backbone for name in group.names)

@@ -13,7 +13,7 @@ from vitdense.commands.memory import check_fit
 from vitdense.config.run_config import RunConfig
 from vitdense.device import peak_memory
 from vitdense.loading.loaders import close_loaders
-from vitdense.multihead.add_head import ask_for_head, choose_start
+from vitdense.multihead.add_head import choose_start, requested_head
 from vitdense.reporting.console import console, start_logging
 from vitdense.train.build import make_trainer
 from vitdense.train.compile import explained
@@ -31,7 +31,7 @@ def dry_run(
 
     Nothing is kept. Raises ResourceError with what to change where the worst case does not fit into memory.
     """
-    cfg, weights = ask_for_head(cfg, add_head, weights)
+    cfg, weights = requested_head(cfg, add_head, weights)
     start_logging(None)
     with tempfile.TemporaryDirectory(prefix='vitdense-') as folder:
         start = time.perf_counter()

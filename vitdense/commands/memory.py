@@ -57,11 +57,11 @@ def propose(
     accumulation: int = 1,
     least: int = 1,
 ) -> list[Proposal]:
-    """Return ways to train that fit into `available` bytes, the fastest first; none: nothing fits.
+    """Return ways to train that fit into `available` bytes, the fastest first; none: none fits.
 
     `plain` and `recomputed` are steps without and with activation checkpointing (None: not possible, or it ran out of
     memory). Batches have `least` images or more and divide `batch_size` times `accumulation`. Without checkpointing
-    the batch is smaller and nothing is computed twice; with it, it is offered only where it is larger.
+    the batch is smaller and no activation is computed twice; with it, it is offered only where it is larger.
     """
     total, found = batch_size * accumulation, []
     for measured, checkpointing in ((plain, False), (recomputed, True)):
@@ -131,13 +131,13 @@ def does_not_fit(
             f'--cfg-options train_dataloader.batch_size={found.batch_size * num_processes} '
             f'optim_wrapper.accumulative_counts={found.accumulation}{more}   (about {found.peak / GIB:.1f} GiB)'
         )
-    nothing = 'not even the smallest batch fits: take smaller images or a smaller backbone, freeze it, or use LoRA'
+    too_large = 'not even the smallest batch fits: take smaller images or a smaller backbone, freeze it, or use LoRA'
     amount = 'more than there is' if needed is None else f'about {needed / GIB:.1f} GiB'
     return ResourceError(
         'the worst-case step does not fit into memory',
         where=where,
         why=f'it needs {amount}; {available / GIB:.1f} GiB are available, of which a run may use {USED:.0%}',
-        fix='\nor: '.join(lines) or nothing,
+        fix='\nor: '.join(lines) or too_large,
     )
 
 
@@ -171,7 +171,7 @@ class _Step:
             return None
 
     def recomputed(self, number: int) -> Measured | None:
-        """Return what it takes with activation checkpointing; None: it ran out, or nothing can be recomputed."""
+        """Return what it takes with activation checkpointing; None: it ran out, or it cannot recompute anything."""
         able = [module for module in self.runner.network_model.modules() if _can_recompute(module)]
         for module in able:
             module.checkpointing = True
@@ -208,7 +208,7 @@ def memory_now(device: torch.device) -> int:
 def reset_peak(device: torch.device) -> None:
     """Give back what was freed but kept for later, and count the peak from here on, where the system can.
 
-    Kept memory counts as in use: a step that takes it again would seem to need nothing.
+    Kept memory counts as in use: a step that takes it again would seem to need none.
     """
     if device.type == 'cuda':
         torch.cuda.empty_cache()

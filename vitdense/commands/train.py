@@ -27,7 +27,7 @@ from vitdense.config.run_config import RunConfig
 from vitdense.device import choose_device
 from vitdense.errors import CheckpointError, ConfigError, DiskError, ResourceError
 from vitdense.loading.evaluation_sets import first_dataset
-from vitdense.multihead.add_head import ask_for_head, choose_start
+from vitdense.multihead.add_head import choose_start, requested_head
 from vitdense.multihead.head_files import extract_head, save_head
 from vitdense.protocols import EncoderNetwork
 from vitdense.reporting.console import start_logging
@@ -67,7 +67,7 @@ def train(
 
     A folder belongs to one run at a time: ConfigError while another one works in it.
     """
-    cfg, weights = ask_for_head(cfg, add_head, weights)
+    cfg, weights = requested_head(cfg, add_head, weights)
     _refuse_both(resume, weights if add_head is None else None)
     start_processes(choose_device(device))
     folder = Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(cfg.filename).stem)
@@ -84,8 +84,8 @@ def train(
         elif resume:
             logger.info('no checkpoint in %s: starting at the beginning', folder)
         clear = partial(_make_place, folder, checkpoint, content, resume=resume is not None)
-        given = dict(device=device, compiled=compiled, skip_bad_eval=skip_bad_eval, clear=clear)
-        runner = make_trainer(cfg, folder, start=choose_start(cfg, weights=weights, checkpoint=content), **given)
+        arguments = dict(device=device, compiled=compiled, skip_bad_eval=skip_bad_eval, clear=clear)
+        runner = make_trainer(cfg, folder, start=choose_start(cfg, weights=weights, checkpoint=content), **arguments)
         try:
             with explained():
                 runner.train()
@@ -185,8 +185,8 @@ def _save_model(runner: DenseRunner, content: Mapping[str, Any]) -> None:
     recipe, state = merge_and_complete(runner.network_model, cfg.model, content['state_dict'])
     added = cfg.get('add_head')
     if added:
-        given = dict(recipe=recipe, state=state, metainfo=content['metainfo'], transforms=transforms)
-        path = save_head(folder / 'heads', extract_head(runner.network_model, added['name'], **given))
+        arguments = dict(recipe=recipe, state=state, metainfo=content['metainfo'], transforms=transforms)
+        path = save_head(folder / 'heads', extract_head(runner.network_model, added['name'], **arguments))
         logger.info('the head by itself: %s', path)
         transforms = added['transforms']  # the old heads keep theirs
     save_model_folder(
@@ -221,7 +221,7 @@ def log_next(runner: DenseRunner, checkpoint: Path) -> None:
     logger.info('  %s', tool_command('demo', sample, '--model', folder / 'model', '--out', folder / 'demo'))
 
 
-def read_options(cfg_options: Sequence[str] | None, **given: Any) -> list[str]:
+def read_options(cfg_options: Sequence[str] | None, **values: Any) -> list[str]:
     """Return `--cfg-options` with the tool's own flags (seed, amp) as options ahead of them."""
-    options = [f'{key}={value}' for key, value in given.items() if value is not None]
+    options = [f'{key}={value}' for key, value in values.items() if value is not None]
     return [*options, *(cfg_options or ())]

@@ -44,7 +44,7 @@ class Trained(NamedTuple):
     transforms: list[Any] | None  # recipes for evaluation
 
 
-def ask_for_head(cfg: RunConfig, name: str | None, weights: str | None) -> tuple[RunConfig, str | None]:
+def requested_head(cfg: RunConfig, name: str | None, weights: str | None) -> tuple[RunConfig, str | None]:
     """Return the config with `--add-head NAME --weights PATH` as its `add_head`, and the `weights` left over.
 
     Raises ConfigError when the config has no such branch, or the trained model is not given.
@@ -124,12 +124,12 @@ def read_trained(path: str | Path) -> Trained:
     No code in the files is run: their types are looked up among the parts of vitdense. Raises CheckpointError.
     """
     path = model_folder_of(path)
-    state, facts = read_state(path)
-    metainfo = facts.get('metainfo') or {}
+    state, info = read_state(path)
+    metainfo = info.get('metainfo') or {}
     if path.is_dir():
         info = read_description(path / 'model.json', CONTENT)
         recipe, transforms = info['recipe'], list(info['transforms'])
-    elif 'config' in (content := read_checkpoint(path) if facts else {}):
+    elif 'config' in (content := read_checkpoint(path) if info else {}):
         recipe, transforms = _recipes_in(content['config'], path)
     else:
         return Trained(str(path), None, state, None, metainfo, None)
@@ -138,7 +138,7 @@ def read_trained(path: str | Path) -> Trained:
     except CheckpointError as error:
         fix = 'for parts of your own give a plain file of weights, and a config that describes the whole model'
         raise CheckpointError(error.message, where=error.where, why=error.why, fix=fix) from error
-    return Trained(str(path), recipe, state, facts.get('omitted_weights'), metainfo, transforms)
+    return Trained(str(path), recipe, state, info.get('omitted_weights'), metainfo, transforms)
 
 
 def _recipes_in(text: Any, path: Path) -> tuple[dict[str, Any], list[Any]]:

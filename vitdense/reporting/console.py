@@ -25,10 +25,10 @@ def console() -> Console:
 
     What is printed is plain text: `[...]` and `:...:` within names of classes and files have no meaning.
     """
-    made = Console(file=SafeStdout(), highlight=False, soft_wrap=True, markup=False, emoji=False)
-    if not made.is_terminal:
-        made.width = 200  # files and pipes have no edge
-    return made
+    result = Console(file=SafeStdout(), highlight=False, soft_wrap=True, markup=False, emoji=False)
+    if not result.is_terminal:
+        result.width = 200  # files and pipes have no edge
+    return result
 
 
 class SafeStdout:
@@ -62,7 +62,7 @@ def start_logging(work_dir: Path | None, *, keep: bool = False) -> None:
     """Send the log of vitdense to the console and, with a work directory, to `log.txt` in it. Repeatable.
 
     With `keep`, lines are kept in memory for the `log.txt` of the next call. In distributed runs only the first
-    process tells more than warnings.
+    process logs more than warnings.
     """
     logger.setLevel(logging.INFO if is_main_process() else logging.WARNING)
     logger.propagate = False
@@ -104,10 +104,10 @@ def progress(what: str, count: int = 0) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console(), transient=True, disable=not console().is_terminal) as bar:
         task = bar.add_task(what, total=count or None)
 
-        def tell(done: int, total: int) -> None:
+        def update(done: int, total: int) -> None:
             bar.update(task, completed=min(done, total) if total else done, total=total or None)
 
-        yield tell
+        yield update
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

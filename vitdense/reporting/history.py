@@ -208,9 +208,9 @@ def _read_row(header: Sequence[str], line: str) -> Row | None:
     return row if 'step' in row else None
 
 
-def metric_names(given: str | Sequence[str] | None) -> tuple[str, ...]:
+def metric_names(names: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return the names of metrics that a config gives: one, several, or none."""
-    return (given,) if isinstance(given, str) else tuple(given or ())
+    return (names,) if isinstance(names, str) else tuple(names or ())
 
 
 def mean_of(names: Sequence[str], metrics: Mapping[str, Any]) -> float | None:
@@ -234,13 +234,13 @@ def _names(metric: Any) -> Sequence[str]:
     return metric.names if isinstance(metric, ScoreNames) else ()
 
 
-def check_metric_early(given: str | Sequence[str] | None, metrics: Sequence[Any], *, where: str) -> None:
-    """Raise ConfigError at the start when no evaluator can give one of the metrics `given`.
+def check_metric_early(names: str | Sequence[str] | None, metrics: Sequence[Any], *, where: str) -> None:
+    """Raise ConfigError at the start when no evaluator can give one of the metrics `names`.
 
     Evaluators are known by their prefix, and by their `names` where they have that attribute.
     """
     known = [f'{metric.prefix}/{name}' for metric in metrics for name in _names(metric) or ('...',)]
-    for key in metric_names(given) if metrics else ():
+    for key in metric_names(names) if metrics else ():
         prefix, _, name = key.rpartition('/')
         owners = [metric for metric in metrics if metric.prefix == prefix]
         if not owners or not any(name in (_names(metric) or (name,)) for metric in owners):

@@ -15,8 +15,8 @@ def tool_command(tool: str, *words: object) -> str:
     """
     script = Path(sys.argv[0])
     spec = importlib.util.find_spec('vitdense.tools')
-    homes = [Path(home).resolve() for home in spec.submodule_search_locations or ()] if spec else []
-    if script.parent.resolve() in homes and script.name != 'cli.py':
+    folders = [Path(folder).resolve() for folder in spec.submodule_search_locations or ()] if spec else []
+    if script.parent.resolve() in folders and script.name != 'cli.py':
         start = [_python(), str(script.with_name(f'{tool}.py'))]
     else:
         name = tool.replace('_', '-')

@@ -97,10 +97,10 @@ def print_metrics(evaluators: Sequence[Any], metrics: Mapping[str, Any], *, titl
         ]
         heading = f'{title}  {evaluator.prefix}: {", ".join(scores) or "n/a"}'
         rows = evaluator.table() if isinstance(evaluator, Tabulated) else []
-        seen = [row for row in rows if any(isinstance(value, float) or value for value in row[1:])]
-        if len(rows) > ROWS and 0 < len(seen) < len(rows):  # a long vocabulary on few images: list what is there
-            heading += f'  ({len(rows) - len(seen)} classes that do not occur are not listed)'
-            rows = seen
+        occurring = [row for row in rows if any(isinstance(value, float) or value for value in row[1:])]
+        if len(rows) > ROWS and 0 < len(occurring) < len(rows):  # many classes and few images: list what is there
+            heading += f'  ({len(rows) - len(occurring)} classes that do not occur are not listed)'
+            rows = occurring
         if rows:
             header = [HEADERS.get(field, field) for field in rows[0]._fields]
             cells = [[_cell(value) for value in row] for row in rows]

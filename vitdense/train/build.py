@@ -79,14 +79,16 @@ def make_trainer(
     amp = start.checkpoint['amp'] if start.checkpoint and cfg.amp == 'auto' else cfg.amp
     precision = set_up(model, amp, process, sections['train_dataloader'], compiled)
     logger.info(describe_rate(batches, cfg.optim_wrapper.optimizer.get('lr')))
-    seen = start.checkpoint['samples_seen'] if start.checkpoint else 0
-    loaders = _loaders(cfg, sections, process, training, validation, evaluators, seen=seen, skip_bad=skip_bad_eval)
+    first_sample = start.checkpoint['samples_seen'] if start.checkpoint else 0
+    loaders = _loaders(
+        cfg, sections, process, training, validation, evaluators, first_sample=first_sample, skip_bad=skip_bad_eval
+    )
     if clear is not None:
         clear()
     loop['images'] = _images(cfg, model, metainfo, process.work_dir)
-    given = dict(training=loop, hooks=hooks, metainfo=metainfo, precision=precision, checkpoint=start.checkpoint)
+    common = dict(training=loop, hooks=hooks, metainfo=metainfo, precision=precision, checkpoint=start.checkpoint)
     optimizer = _optimizer(cfg, model.to(process.device), precision)
-    return DenseRunner(cfg, model, process=process, optim_wrapper=optimizer, **given, **loaders)
+    return DenseRunner(cfg, model, process=process, optim_wrapper=optimizer, **common, **loaders)
 
 
 def set_up(model: DenseModel, amp: str, process: Process, section: Mapping[str, Any], compiled: bool) -> Precision:
@@ -173,12 +175,12 @@ def _loaders(
     validation: Mapping[str, Dataset],
     evaluators: Mapping[str, Sequence[Any]],
     *,
-    seen: int,
+    first_sample: int,
     skip_bad: bool,
 ) -> dict[str, Any]:
-    """Return the loaders of training, from the sample on that comes after the `seen` ones, and of validation."""
+    """Return the loaders of training, from sample `first_sample` of all processes on, and of validation."""
     place = dict(seed=cfg.seed, **process.loading)
-    loader = train_loader(sections['train_dataloader'], training, start=seen // process.world_size, **place)
+    loader = train_loader(sections['train_dataloader'], training, start=first_sample // process.world_size, **place)
     if not validation:
         return dict(train_dataloader=loader)
     section = sections['val_dataloader']

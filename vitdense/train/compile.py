@@ -22,7 +22,7 @@ def compile_network(model: DenseModel, device: torch.device, *, backend: str | C
     Those are training and evaluation, padded batches, other sizes, and in joint training other branches: `LIMIT` of
     them, torch's own being 8, after which the network runs as it is.
 
-    Names of weights, checkpoints and what the network answers stay as they are; tasks, losses and preprocessing are
+    Names of weights, checkpoints and the outputs of the network stay as they are; tasks, losses and preprocessing are
     not compiled. A tiny function is compiled at once on `device`. Raises ResourceError where that fails.
     """
     start = time.perf_counter()
@@ -31,7 +31,7 @@ def compile_network(model: DenseModel, device: torch.device, *, backend: str | C
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, LIMIT)
     model.network.compile(backend=backend)
     logger.info(
-        'the network is compiled (the compiler answered in %.1f s): the first step is slow, and so is the first of a '
+        'the network is compiled (the compiler took %.1f s): the first step is slow, and so is the first of a '
         'new image size',
         time.perf_counter() - start,
     )

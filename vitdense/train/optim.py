@@ -33,7 +33,7 @@ class Group(NamedTuple):
     names: list[str]
     parameters: list[nn.Parameter]
     places: list[str]  # where in the model: 'block 3', 'heads.sem', ...
-    backbone: bool = False  # it is the ViT's own and follows the ViT's schedule; see `apart`
+    backbone: bool = False  # it is the ViT's own and follows the ViT's schedule; see `split_backbone_groups`
 
 
 class LayerDecay:
@@ -133,10 +133,10 @@ def config_groups(section: Mapping[str, Any], model: nn.Module, *, split_backbon
     With `split_backbone` no group holds parameters of a ViT and others.
     """
     groups = build(section['groups'] or {'type': 'vitdense.train.optim.LayerDecay'}).groups(model)
-    return apart(groups, model) if split_backbone else groups
+    return split_backbone_groups(groups, model) if split_backbone else groups
 
 
-def apart(groups: Sequence[Group], model: nn.Module) -> list[Group]:
+def split_backbone_groups(groups: Sequence[Group], model: nn.Module) -> list[Group]:
     """Return the groups with those cut in two that hold parameters of a ViT and others: the ViT's first, as `backbone`.
 
     Only needed where the ViT has a schedule of its own.

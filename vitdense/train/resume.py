@@ -87,14 +87,14 @@ def check_resumable(checkpoint: Mapping[str, Any], model: DenseModel, batches: B
         for key in sorted({*ours, *theirs})
         if ours.get(key) != theirs.get(key)
     ]
-    wanted, given = model.state_dict(), checkpoint['state_dict']
+    wanted, stored = model.state_dict(), checkpoint['state_dict']
     differences += [
-        f'{name}: checkpoint {_shape(given.get(name))}, config {_shape(wanted.get(name))}'
-        for name in dict.fromkeys([*wanted, *given])
-        if _shape(given.get(name)) != _shape(wanted.get(name))
+        f'{name}: checkpoint {_shape(stored.get(name))}, config {_shape(wanted.get(name))}'
+        for name in dict.fromkeys([*wanted, *stored])
+        if _shape(stored.get(name)) != _shape(wanted.get(name))
     ]
     if differences:
-        raise _refused('the checkpoint is of another model', differences)
+        raise _mismatch('the checkpoint is of another model', differences)
     accumulated = checkpoint.get('accumulative_counts', batches.accumulated)  # older checkpoints do not have it
     num_processes = checkpoint['world_size']
     before = Batches(checkpoint['batch_size'] * num_processes, accumulated, num_processes)
@@ -117,16 +117,16 @@ def check_optimizer(checkpoint: Mapping[str, Any], recipe: Mapping[str, Any], gr
     before = section['optimizer']['type'] if isinstance(section, dict) else recipe['type']
     if before != recipe['type'] and resolve(before) is not resolve(recipe['type']):
         difference = f'checkpoint {before}, config {recipe["type"]}'
-        raise _refused("the optimizer is not the checkpoint's", [f'{difference}: its moments mean something else'])
+        raise _mismatch("the optimizer is not the checkpoint's", [f'{difference}: its moments mean something else'])
     saved = checkpoint['optimizer']
     differences = _group_differences(checkpoint.get('parameter_groups'), saved, groups)
     if differences:
-        raise _refused("the optimizer's groups are not those of the checkpoint", differences)
+        raise _mismatch("the optimizer's groups are not those of the checkpoint", differences)
     found = {key for state in saved['state'].values() for key in state}
     lacking = sorted(_moments(recipe) - found) if found else []
     if lacking:
         why = f'the checkpoint has no {", ".join(lacking)}, which the config asks the optimizer for'
-        raise _refused("the optimizer's settings are not those of the checkpoint", [why])
+        raise _mismatch("the optimizer's settings are not those of the checkpoint", [why])
 
 
 def _group_differences(names: Sequence[Sequence[str]] | None, saved: Any, groups: Sequence[Group]) -> list[str]:
@@ -162,7 +162,7 @@ def _moments(recipe: Mapping[str, Any]) -> set[str]:
     return set(optimizer.state[parameter])
 
 
-def _refused(message: str, differences: Sequence[str]) -> ConfigError:
+def _mismatch(message: str, differences: Sequence[str]) -> ConfigError:
     more = f'\n... and {len(differences) - 3} more' if len(differences) > 3 else ''
     why = '\n'.join(text[:160] for text in differences[:3]) + more
     return ConfigError(message, where='--resume', why=why, fix=ANEW)

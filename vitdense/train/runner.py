@@ -91,14 +91,14 @@ class DenseRunner(Runner):
     def build_logger(self, log_level: int | str = 'INFO', log_file: str | None = None, **kwargs: Any) -> MMLogger:
         """Send mmengine's lines to the log file; the console gets its warnings only."""
         try:
-            made = super().build_logger(log_level, log_file or str(self.folder / 'log.txt'), **kwargs)
+            logger_of_runner = super().build_logger(log_level, log_file or str(self.folder / 'log.txt'), **kwargs)
         except OSError:  # `start_logging` has warned of it
-            made = super().build_logger(log_level, os.devnull, **kwargs)
-        for handler in made.handlers:
+            logger_of_runner = super().build_logger(log_level, os.devnull, **kwargs)
+        for handler in logger_of_runner.handlers:
             handler.handleError = ignore_errors
             if not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.WARNING)
-        return made
+        return logger_of_runner
 
     def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
         """Move the model to the device; with several processes, wrap it for them."""

@@ -69,7 +69,7 @@ class FromWeights(Start):
 
     def __init__(self, path: str | Path) -> None:
         self.where = str(path)
-        self.state, self.facts = read_state(path)
+        self.state, self.stored = read_state(path)
 
     def model(self, cfg: RunConfig, metainfo: Mapping[str, Any], batches: Batches) -> tuple[DenseModel, RunConfig]:
         """Return the model with the weights; only its classes may be others than those of the file.
@@ -78,8 +78,8 @@ class FromWeights(Start):
         """
         model, cfg = super().model(cfg, metainfo, batches)
         state: Mapping[str, Tensor] = self.state
-        state = restore_omitted(state, self.facts.get('omitted_weights'), model, where=self.where)
-        trained_classes = (self.facts.get('metainfo') or {}).get('classes') or {}
+        state = restore_omitted(state, self.stored.get('omitted_weights'), model, where=self.where)
+        trained_classes = (self.stored.get('metainfo') or {}).get('classes') or {}
         state = transfer_class_rows(model, state, trained_classes, where=self.where)
         load_weights(model, state, where=self.where, fix=FIX)
         return model, cfg

@@ -147,8 +147,8 @@ def read_clipping(clip_grad: dict[str, Any] | None) -> Clipping | None:
     """Return what a config's `clip_grad` asks for. Raises ConfigError for anything else in it."""
     if clip_grad is None:
         return None
-    strange = set(clip_grad) - {'max_norm', 'by_part'}
-    if strange or not clip_grad.get('max_norm', 0) > 0 or not isinstance(clip_grad.get('by_part', False), bool):
+    unknown = set(clip_grad) - {'max_norm', 'by_part'}
+    if unknown or not clip_grad.get('max_norm', 0) > 0 or not isinstance(clip_grad.get('by_part', False), bool):
         raise ConfigError(
             f'clip_grad is {dict(clip_grad)!r}',
             where='optim_wrapper.clip_grad',

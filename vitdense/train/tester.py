@@ -51,16 +51,16 @@ def make_tester(
     process = this_process(work_dir, device)
     if checkpoint is None:
         _check_published(cfg)
-    state, facts = ({}, {}) if checkpoint is None else read_state(checkpoint)
+    state, stored = ({}, {}) if checkpoint is None else read_state(checkpoint)
     seed_everything(cfg.seed)
     section = required_sections(cfg, 'test_dataloader')['test_dataloader']
     datasets = evaluation_data(cfg, section)
-    metainfo = facts.get('metainfo') or JoinedDatasets(list(datasets.values())).metainfo
+    metainfo = stored.get('metainfo') or JoinedDatasets(list(datasets.values())).metainfo
     for dataset in datasets.values():
         share_classes(dataset, metainfo)
         check_classes(metainfo, dataset.metainfo, where=f'{checkpoint}, test_dataloader.dataset')
     log_data({f'test {name}'.strip(): dataset for name, dataset in datasets.items()})
-    model = _tested_model(cfg, metainfo, checkpoint, state, facts)
+    model = _tested_model(cfg, metainfo, checkpoint, state, stored)
     _set_augmentation(model, tta)
     set_up(model, cfg.amp, process, next(iter(named_sections(section).values())), compiled)
     evaluators = build_evaluators(cfg.get('test_evaluator'))
@@ -86,16 +86,16 @@ def _tested_model(
     metainfo: Mapping[str, Any],
     checkpoint: str | Path | None,
     state: Mapping[str, Any],
-    facts: Mapping[str, Any],
+    stored: Mapping[str, Any],
 ) -> DenseModel:
     """Return the model with the weights `state` of the checkpoint; without one, with those of its pretrained parts."""
     if checkpoint is None:
         logger.info('as published')
         return build_model(cfg, metainfo, pretrained=True)
-    recipe, omitted = with_sizes(cfg.model, facts.get('sizes', {})), facts.get('omitted_weights')
+    recipe, omitted = with_sizes(cfg.model, stored.get('sizes', {})), stored.get('omitted_weights')
     model = build_trained(recipe, metainfo['classes'], state, where=str(checkpoint), omitted=omitted)
-    step = f' after step {facts["step"]}' if 'step' in facts else ''
-    logger.info('%s%s%s', checkpoint, step, ', averaged weights' if facts.get('averaged') else '')
+    step = f' after step {stored["step"]}' if 'step' in stored else ''
+    logger.info('%s%s%s', checkpoint, step, ', averaged weights' if stored.get('averaged') else '')
     return model
 
 

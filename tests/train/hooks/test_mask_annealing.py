@@ -10,7 +10,7 @@ from vitdense.backbones.vit import ViT
 from vitdense.errors import ConfigError
 from vitdense.networks.eomt import EoMT
 from vitdense.train.hooks.mask_annealing import MaskAnnealingHook
-from vitdense.train.optim import LayerDecay, apart, build_optimizer
+from vitdense.train.optim import LayerDecay, build_optimizer, split_backbone_groups
 from vitdense.train.schedule import Schedule, make_schedule
 
 
@@ -67,7 +67,7 @@ def test_groups_of_the_vit_stand_apart_where_it_has_its_own_schedule() -> None:
     model = nn.ModuleDict({'network': network()})
     groups = LayerDecay(full_blocks=2).groups(model)
     assert len(groups) == 2 and not any(group.backbone for group in groups)
-    cut = apart(groups, model)
+    cut = split_backbone_groups(groups, model)
     names = {group.backbone: [] for group in cut}
     for group in cut:
         names[group.backbone] += group.names

@@ -1,4 +1,4 @@
-"""Do tasks pull the shared weights in one direction? The gradient of each task's loss on the backbone, measured."""
+"""Do tasks gradient the shared weights in one direction? The gradient of each task's loss on the backbone, measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger('vitdense')
 
 
 class TaskGradients(NamedTuple):
-    """How the tasks of one batch pull the shared weights."""
+    """How the tasks of one batch gradient the shared weights."""
 
     norms: dict[str, float]  # L2 norm by task, of what the task adds to the sum of losses (weighted)
     cosines: dict[tuple[str, str], float]  # in [-1, 1] by pair of tasks; 0 where a task has no gradient
@@ -40,18 +40,20 @@ def task_gradients(model: DenseModel, *batches: Batch, scale: float = 1.0) -> Ta
     section 2).
     """
     shared = shared_parameters(model)
-    pulls: dict[str, Tensor] = {}
+    gradients: dict[str, Tensor] = {}
     for name in model.branches:
-        pulls[name] = _mean_of_ranks(sum(_pull(model, name, batch, shared, scale) for batch in batches) / len(batches))
-    norms = {name: float(pull.norm()) for name, pull in pulls.items()}
+        gradients[name] = _mean_of_ranks(
+            sum(_gradient(model, name, batch, shared, scale) for batch in batches) / len(batches)
+        )
+    norms = {name: float(gradient.norm()) for name, gradient in gradients.items()}
     cosines = {
-        (one, other): float(pulls[one] @ pulls[other]) / max(norms[one] * norms[other], 1e-30)
-        for one, other in combinations(pulls, 2)
+        (one, other): float(gradients[one] @ gradients[other]) / max(norms[one] * norms[other], 1e-30)
+        for one, other in combinations(gradients, 2)
     }
     return TaskGradients(norms, cosines)
 
 
-def _pull(model: DenseModel, name: str, batch: Batch, shared: list[nn.Parameter], scale: float) -> Tensor:
+def _gradient(model: DenseModel, name: str, batch: Batch, shared: list[nn.Parameter], scale: float) -> Tensor:
     """Return the gradient of what the task `name` adds to the sum of losses of a batch, as one vector."""
     with _untouched(model):
         losses = model(*model.data_preprocessor(batch, True), mode='loss')
@@ -120,8 +122,8 @@ def _flat(grads: tuple[Tensor | None, ...], shared: list[nn.Parameter]) -> Tenso
     return torch.cat([(torch.zeros_like(p) if grad is None else grad).float().flatten() for grad, p in pairs])
 
 
-def _mean_of_ranks(pull: Tensor) -> Tensor:
+def _mean_of_ranks(gradient: Tensor) -> Tensor:
     if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(pull)
-        pull /= distributed.get_world_size()
-    return pull
+        distributed.all_reduce(gradient)
+        gradient /= distributed.get_world_size()
+    return gradient

@@ -71,7 +71,7 @@ class UnfreezeHook(Hook):
             raise ConfigError(
                 'no part of the model can be unfrozen by layers',
                 where='custom_hooks: UnfreezeHook',
-                why='only a ViT knows the order of its layers',
+                why='only a ViT has an order of layers',
                 fix='remove the hook, or use ViT as backbone',
             )
         return found
