@@ -158,14 +158,14 @@ class MaskScores(NamedTuple):
 
 
 class ReconstructionOutputs(NamedTuple):
-    """What a masked autoencoder painted, in patches of p x p pixels; the values of a patch are its rows, columns, RGB.
+    """Reconstructed patches of p x p pixels of a masked autoencoder; the values of a patch are its rows, columns, RGB.
 
     Values times `scale` plus `shift`, for each colour, are pixels in [0, 1].
     """
 
     patches: Tensor  # (B, L, p * p * 3) predicted pixels, normalised as the target is
     target: Tensor  # (B, L, p * p * 3)
-    mask: Tensor  # (B, L) bool, True where the encoder did not see the patch
+    mask: Tensor  # (B, L) bool, True where the patch was not an input of the encoder
     scale: Tensor  # (B, L, 3)
     shift: Tensor  # (B, L, 3)
     grid: tuple[int, int]  # (h, w), L = h * w patches, row by row
@@ -205,11 +205,11 @@ class Instances(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """What a masked autoencoder made of one image, in the image's original size."""
+    """One image as a masked autoencoder reconstructed it, in its original size."""
 
-    image: Tensor  # (3, H, W) uint8 RGB: what was seen as it is, what was hidden as it was painted
-    hidden: Tensor  # (H, W) bool
-    error: Tensor  # () float32 mean squared error of the hidden patches, normalised as in training
+    image: Tensor  # (3, H, W) uint8 RGB: visible patches of the input, masked ones as predicted
+    mask: Tensor  # (H, W) bool, True on masked patches
+    error: Tensor  # () float32 mean squared error of the masked patches, normalised as in training
 
 
 Outputs = ClassOutputs | PixelOutputs | QueryOutputs | MaskScores | ReconstructionOutputs | LabelOutputs | ObjectOutputs

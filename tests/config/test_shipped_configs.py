@@ -150,7 +150,7 @@ def check_predictions(predictions: dict, model: DenseModel, size: tuple[int, int
         if isinstance(prediction, SemanticMap):
             assert tuple(prediction.labels.shape) == tuple(size)
         if isinstance(prediction, Reconstruction):
-            assert tuple(prediction.image.shape[1:]) == tuple(prediction.hidden.shape) == tuple(size)
+            assert tuple(prediction.image.shape[1:]) == tuple(prediction.mask.shape) == tuple(size)
         if isinstance(prediction, Instances):
             assert len(prediction.boxes) and prediction.boxes.isfinite().all() and prediction.boxes.max() <= max(size)
 

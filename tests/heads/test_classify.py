@@ -145,7 +145,7 @@ def test_a_classifier_that_is_built_otherwise_is_refused_with_the_cure(tmp_path)
     with pytest.raises(ConfigError, match="pool='average', norm='layer', pretrained=True"):
         original('eva02_small_patch14_336', path, normed=False)
     _, path = published('deit3_small_patch16_224', tmp_path)
-    with pytest.raises(ConfigError, match='knows 7 classes and the data set 10'):
+    with pytest.raises(ConfigError, match='has 7 classes and the data set 10'):
         original('deit3_small_patch16_224', path, num_classes=10)
 
 

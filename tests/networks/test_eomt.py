@@ -150,7 +150,7 @@ def test_streamed_labels_are_those_of_all_scores_and_windows_are_forgotten(orig,
 
     def counted(strips: LabelStrips, *window) -> None:
         add(strips, *window)
-        kept.append(len(strips.seen))
+        kept.append(len(strips.pending))
 
     monkeypatch.setattr(LabelStrips, 'add', counted)
     classes = {'semantic': ['a', 'b', 'c', 'd']}

@@ -80,7 +80,7 @@ def test_loss_tokens_and_patches_equal_those_of_transformers(norm_pix):
         theirs = reference(imgs, noise=noise)
         tokens = reference.vit(imgs, noise=noise).last_hidden_state
         ours = network(imgs, training_inputs={'mae': noise})['mae']
-        seen = noise.argsort(1)[:, : network.num_seen(16)]
+        seen = noise.argsort(1)[:, : network.num_visible(16)]
         torch.testing.assert_close(network.encode(imgs, seen), tokens, atol=1e-4, rtol=1e-4)
     assert ours.mask.tolist() == theirs.mask.bool().tolist() and ours.mask.sum(1).tolist() == [12, 12]
     torch.testing.assert_close(ours.patches, theirs.logits, atol=1e-4, rtol=1e-4)
@@ -133,7 +133,7 @@ def test_every_family_learns_with_all_its_weights(name):
     assert without == []
 
 
-def test_which_patches_are_hidden_depends_on_the_seed_in_training_and_on_nothing_in_evaluation():
+def test_which_patches_are_masked_depends_on_the_seed_in_training_and_on_nothing_in_evaluation():
     network, imgs = autoencoder(), torch.randn(3, 3, *SIZE)
 
     def masks(seed: int) -> Tensor:
@@ -169,17 +169,17 @@ def test_a_perfect_painter_gives_the_image_back(norm_pix):
     meta = Meta(0, orig_size=SIZE, size=SIZE)
     (answer,) = ReconstructionTask().predict(outputs, [meta])
     assert torch.equal(answer.image, pixels[0]) and answer.error == 0
-    assert answer.hidden.shape == SIZE and answer.hidden.float().mean() == 0.75
+    assert answer.mask.shape == SIZE and answer.mask.float().mean() == 0.75
 
 
-def test_only_hidden_patches_are_painted_and_count():
+def test_only_masked_patches_are_predicted_and_count():
     network = autoencoder().eval()
     outputs = network(torch.randn(1, 3, *SIZE))['mae']
     wrong = torch.where(outputs.mask[..., None], outputs.target + 2, outputs.target - 1)
     (answer,) = ReconstructionTask().predict(outputs._replace(patches=wrong), [Meta(0, orig_size=SIZE, size=SIZE)])
     assert answer.error == pytest.approx(4)
     (other,) = ReconstructionTask().predict(outputs, [Meta(0, orig_size=SIZE, size=SIZE)])
-    assert torch.equal(answer.image[:, ~answer.hidden], other.image[:, ~answer.hidden])
+    assert torch.equal(answer.image[:, ~answer.mask], other.image[:, ~answer.mask])
 
 
 def test_padding_is_cut_off_before_the_original_size():
@@ -188,7 +188,7 @@ def test_padding_is_cut_off_before_the_original_size():
     (whole,) = ReconstructionTask().predict(outputs, [Meta(0, orig_size=SIZE, size=SIZE)])
     padded = Meta(0, orig_size=(20, 50), size=SIZE, image_size=(20, 50))
     (part,) = ReconstructionTask().predict(outputs, [padded])
-    assert torch.equal(part.image, whole.image[:, :20, :50]) and torch.equal(part.hidden, whole.hidden[:20, :50])
+    assert torch.equal(part.image, whole.image[:, :20, :50]) and torch.equal(part.mask, whole.mask[:20, :50])
     values = torch.where(outputs.mask[..., None], outputs.patches, outputs.target)
     pixels = values.unflatten(-1, (-1, 3)) * outputs.scale[:, :, None] + outputs.shift[:, :, None]
     plane = torch.zeros(3, *SIZE)
@@ -199,7 +199,7 @@ def test_padding_is_cut_off_before_the_original_size():
     averaged = torch.nn.functional.interpolate(plane[None, :, :20, :50], (10, 25), mode='bilinear', antialias=True)[0]
     wanted = (averaged.clamp(0, 1) * 255).round().byte()
     assert torch.equal(small.image, wanted) and small.image.amin() == 0 and small.image.amax() == 255
-    assert torch.equal(small.hidden, whole.hidden[1:20:2, 1:50:2])
+    assert torch.equal(small.mask, whole.mask[1:20:2, 1:50:2])
 
 
 def test_a_fresh_encoder_has_fixed_positions_and_another_keeps_its_own():

@@ -74,7 +74,7 @@ def test_rows_of_masks_are_those_of_all_scores(numbers, monkeypatch):
         scores = (probs[:, :, None, None] * full.sigmoid()[:, None]).sum(0)  # (K, 48, 48)
         total[:, top : top + 48, left : left + 48] += scores
     assert torch.equal(strips.labels, (total / windows.counts(plane)).argmax(0).to(torch.uint8))
-    assert len(strips.labels.unique()) == 5 and not strips.seen
+    assert len(strips.labels.unique()) == 5 and not strips.pending
 
 
 def test_images_of_different_sizes_answer_as_alone():
@@ -100,8 +100,8 @@ def test_logits_of_rows_that_are_labelled_are_forgotten():
     kept = []
     for corner in windows.corners:
         strips.add(label_strips.GridLogits(torch.randn(5, 4, 4), (32, 32)), corner)
-        kept.append(len(strips.seen))
-    assert max(kept) <= 3 * len(windows.lefts) and not strips.seen and strips.done == 400
+        kept.append(len(strips.pending))
+    assert max(kept) <= 3 * len(windows.lefts) and not strips.pending and strips.done == 400
 
 
 def test_logits_that_are_not_finite_are_refused():

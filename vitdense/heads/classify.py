@@ -110,7 +110,7 @@ class ClassHead(nn.Module):
             )
         if len(weight) != self.num_classes:
             raise ConfigError(
-                f'the classifier of the checkpoint knows {len(weight)} classes and the data set {self.num_classes}',
+                f'the classifier of the checkpoint has {len(weight)} classes and the data set {self.num_classes}',
                 where=f'ClassHead(pretrained=True), {classifier.where}',
                 why='its numbers mean the classes that it was trained on, in their order',
                 fix="give the data set these classes (ImageNet-1k: classes='imagenet1k'), or train a classifier with\n"

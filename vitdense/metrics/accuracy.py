@@ -1,4 +1,4 @@
-"""How often a classifier is right, for which classes, and whether it knows."""
+"""Accuracy of a classifier, overall and by class, and its calibration."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class Accuracy(SingleHeadMetric):
             raise ConfigError(
                 f'the label {number} is not in 0..{len(self.classes) - 1}',
                 where=where,
-                why=f'the metric knows {len(self.classes)} classes',
+                why=f'the metric has {len(self.classes)} classes',
                 fix='check the labels and the class names of the data set',
             )
         return number

@@ -108,7 +108,7 @@ class CocoAP(SingleHeadMetric):
     def evaluate(self, size: int) -> dict[str, float]:
         """Gather the images of all ranks and return the numbers; then forget them. `size` is not needed.
 
-        Raises NumericsError, on every rank, when predictions are not finite, and ConfigError for strange labels.
+        Raises NumericsError, on every rank, when predictions are not finite, and ConfigError for invalid labels.
         """
         shares = all_gather_object((_share(self._images, self.iou_type), self._skipped))  # every rank comes here
         skipped = sum(count for _, count in shares)
@@ -147,7 +147,7 @@ class CocoAP(SingleHeadMetric):
             return error
 
     def score(self, targets: Objects, predictions: Objects, num_images: int) -> dict[str, float]:
-        """Return the numbers of objects that are at hand as columns, by name; `table` then tells about their classes.
+        """Return the numbers of objects that are at hand as columns, by name; `table` then lists their classes.
 
         Categories are numbered in the order of their ids. Raises NumericsError as `evaluate` does.
         """
@@ -238,12 +238,12 @@ def target_masks(target: Target, meta: Meta) -> Tensor:
 def check_labels(share: _Share, num_classes: int) -> None:
     """Raise ConfigError for labels that are no class, and DataError for annotated boxes that are not finite."""
     for table, kind in ((share.targets, 'annotated'), (share.predictions, 'predicted')):
-        strange = (table.category < 0) | (table.category >= num_classes)
-        if strange.any():
+        invalid = (table.category < 0) | (table.category >= num_classes)
+        if invalid.any():
             raise ConfigError(
-                f'{kind} classes {np.unique(table.category[strange])[:10].tolist()} are not in 0..{num_classes - 1}',
-                where=f'image {share.keys[table.image[strange][0]][1]}',
-                why=f'the metric knows the {num_classes} classes of the data set under test',
+                f'{kind} classes {np.unique(table.category[invalid])[:10].tolist()} are not in 0..{num_classes - 1}',
+                where=f'image {share.keys[table.image[invalid][0]][1]}',
+                why=f'the metric has the {num_classes} classes of the data set under test',
                 fix='test on a data set with the classes that the model was trained on',
             )
     odd = ~(np.isfinite(share.targets.boxes).all(1) & np.isfinite(share.targets.area))

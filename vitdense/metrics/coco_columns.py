@@ -34,13 +34,13 @@ def target_columns(targets: Sequence[Target], masks: Sequence[Sequence[dict[str,
     known = [target for target in targets if target.area is not None]
     area = boxes[:, 2] * boxes[:, 3]
     if known:
-        given = np.repeat([target.area is not None for target in targets], [len(target.labels) for target in targets])
-        area[given] = _numbers([target.area for target in known])
+        rows = np.repeat([target.area is not None for target in targets], [len(target.labels) for target in targets])
+        area[rows] = _numbers([target.area for target in known])
     crowd = np.zeros(count, bool)
     if any(target.iscrowd is not None for target in targets):
-        nobody = (torch.zeros(len(target.labels), dtype=torch.bool) for target in targets)
+        no_crowds = (torch.zeros(len(target.labels), dtype=torch.bool) for target in targets)
         crowd = torch.cat(
-            [t.iscrowd if t.iscrowd is not None else no for t, no in zip(targets, nobody, strict=True)]
+            [t.iscrowd if t.iscrowd is not None else no for t, no in zip(targets, no_crowds, strict=True)]
         ).numpy()
     return Objects(
         image, labels, boxes, area, crowd.astype(bool), np.zeros(count), [run for runs in masks for run in runs]
@@ -111,8 +111,8 @@ def category_ids(metainfo: Mapping[str, Any], field: str = 'labels') -> list[int
 
     None stands for a class that the file does not have.
     """
-    given = metainfo.get('category_ids', {}).get(field)
-    return list(range(1, len(metainfo['classes'][field]) + 1)) if given is None else list(given)
+    ids = metainfo.get('category_ids', {}).get(field)
+    return list(range(1, len(metainfo['classes'][field]) + 1)) if ids is None else list(ids)
 
 
 def results_of(
@@ -121,7 +121,7 @@ def results_of(
     """Return the predictions of one image as rows of a COCO results file; `ids` are those of the categories.
 
     With `masks` the rows hold masks instead of boxes: pycocotools measures objects by their box where there are both.
-    Predictions of a class without an id are left out, as the file has no word for them.
+    Predictions of a class without an id are left out.
     """
     table = prediction_columns([predictions], [encode(predictions.masks)] if masks else None)
     if masks:

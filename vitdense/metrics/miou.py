@@ -97,14 +97,14 @@ class MeanIoU(SingleHeadMetric):
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Return the scores of `confusion`; nothing where fewer than two classes are labelled or predicted."""
         hits, true, predicted = _margins(self.confusion)
-        seen = true + predicted > 0
-        if not true.sum() or seen.sum() < 2:
+        present = true + predicted > 0
+        if not true.sum() or present.sum() < 2:
             return {}
         return {
             'aAcc': float(hits.sum() / true.sum()),
-            'mIoU': float((hits / (true + predicted - hits))[seen].mean()),
+            'mIoU': float((hits / (true + predicted - hits))[present].mean()),
             'mAcc': float((hits / true)[true > 0].mean()),
-            'mDice': float((2 * hits / (true + predicted))[seen].mean()),
+            'mDice': float((2 * hits / (true + predicted))[present].mean()),
         }
 
     def table(self) -> list[ClassScore]:
@@ -195,9 +195,9 @@ def _count_codes(targets: np.ndarray, labels: np.ndarray, num_classes: int, igno
     valid = targets != ignore
     targets, labels = targets[valid].astype(np.int64), labels[valid].astype(np.int64)
     for values, refuse in ((targets, partial(_refuse_targets, ignore=ignore)), (labels, _refuse_labels)):
-        strange = np.unique(values[(values < 0) | (values >= num_classes)])
-        if len(strange):
-            refuse(strange, num_classes, where=where)
+        invalid = np.unique(values[(values < 0) | (values >= num_classes)])
+        if len(invalid):
+            refuse(invalid, num_classes, where=where)
     return np.bincount(targets * num_classes + labels, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
@@ -206,7 +206,7 @@ def _refuse_targets(values: np.ndarray, num_classes: int, ignore: int, where: st
     raise DataError(
         f'{file}labels {values[:10].tolist()} are not in 0..{num_classes - 1} or ignore {ignore}',
         where=where,
-        why=f'the metric knows {num_classes} classes' + (', and no class is negative' if values.min() < 0 else ''),
+        why=f'the metric has {num_classes} classes' + (', and no class is negative' if values.min() < 0 else ''),
         fix='check the label map and the class names of the data set',
     )
 
@@ -215,7 +215,7 @@ def _refuse_labels(values: np.ndarray, num_classes: int, where: str) -> None:
     raise ConfigError(
         f'predicted classes {values[:10].tolist()} are not in 0..{num_classes - 1}',
         where=where,
-        why=f'the model knows more classes than the {num_classes} of the data set under test',
+        why=f'the model has more classes than the {num_classes} of the data set under test',
         fix='test on a data set with the classes that the model was trained on',
     )
 

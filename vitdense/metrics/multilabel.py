@@ -80,6 +80,6 @@ def average_precision(scores: Tensor, targets: Tensor) -> float | None:
     values, places = scores.unique(return_inverse=True)  # ascending
     num_values = len(values)
     hits = torch.bincount(places, targets.double(), num_values).flip(0)
-    seen = torch.bincount(places, minlength=num_values).flip(0)
-    precision = hits.cumsum(0) / seen.cumsum(0)
+    retrieved = torch.bincount(places, minlength=num_values).flip(0)
+    precision = hits.cumsum(0) / retrieved.cumsum(0)
     return float((precision * hits).sum() / hits.sum())

@@ -1,4 +1,4 @@
-"""How well hidden patches are painted."""
+"""Error of the patches that a masked autoencoder reconstructs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vitdense.types import Batch, Prediction
 
 
 class ReconstructionError(SingleHeadMetric):
-    """Mean squared error of the hidden patches of one head, over all images and ranks, as `<head>/error`.
+    """Mean squared error of the masked patches of one head, over all images and ranks, as `<head>/error`.
 
-    It is what the training minimises, on images that were not trained on: with normalised patches 1 is a painter who
-    knows the mean colour of a patch and nothing else, and 0 is perfect.
+    It is the training loss, on images that were not trained on. With normalised patches, predicting the mean of each
+    patch gives 1, and a perfect reconstruction 0.
     """
 
     names = ('error',)

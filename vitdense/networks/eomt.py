@@ -29,14 +29,14 @@ class EoMT(nn.Module):
     layers, the channels that make its mask of a map of the patches. That map is doubled in size `num_upscales` times
     (default: to a stride of 4, for patches of 14: 7).
 
-    Masked attention (section 3.2): before each of these blocks the queries answer too, and in the block a query sees
-    the patches that its mask covers, the other queries and the prefix tokens. `set_masking` says which share of the
-    queries is masked so in each block; `MaskAnnealingHook` lets it fall to 0 in the course of the training. Where it is
-    0, the block is one of a plain ViT. The shares are a buffer and part of the weights. Which queries are masked is
-    drawn anew for every image in training, and in evaluation always the same, evenly spread.
+    Masked attention (section 3.2): the queries predict before each of these blocks too, and in the block a query
+    attends to the patches that its mask covers, the other queries and the prefix tokens. `set_masking` sets the share
+    of the queries that is masked so in each block; `MaskAnnealingHook` lets it fall to 0 in the course of the training.
+    Where it is 0, the block is one of a plain ViT. The shares are a buffer and part of the weights. Which queries are
+    masked is random for every image in training, and in evaluation always the same, evenly spread.
 
-    Outputs to the name `name`: `QueryOutputs` with class and mask logits; in training `aux` has the answers before each
-    of the blocks. Names of parameters are those of the published weights: `q`, `class_head`, `mask_head`, `upscale`.
+    The output `name` is `QueryOutputs` with class and mask logits; in training `aux` has the predictions before each of
+    the blocks. Names of parameters are those of the published weights: `q`, `class_head`, `mask_head`, `upscale`.
 
     Raises ConfigError where the number of classes is unknown, or the ViT has too few blocks or windows in those blocks.
     """
@@ -71,13 +71,13 @@ class EoMT(nn.Module):
         self.mask_head = nn.Sequential(linears[0], nn.GELU(), linears[1], nn.GELU(), linears[2])
         self.upscale = nn.ModuleList(UpscaleBlock(channels) for _ in range(num_upscales))
         self.register_buffer('attn_mask_probs', torch.ones(num_blocks))
-        self._masked = (True,) * num_blocks  # what the buffer says, known without asking the device
+        self._masked = (True,) * num_blocks  # where the buffer is above 0, kept on the CPU
         self.register_load_state_dict_post_hook(_read_masking)
 
     def forward(
         self, imgs: Tensor, valid: Tensor | None = None, training_inputs: Mapping[str, Any] | None = None
     ) -> dict[str, QueryOutputs]:
-        """Answer a batch: `imgs` (B, 3, H, W) float32 normalised, H and W multiples of `divisor`.
+        """Return the outputs of a batch: `imgs` (B, 3, H, W) float32 normalised, H and W multiples of `divisor`.
 
         `valid` (B, H, W) bool is False on padding, where mask logits repeat the edge of the image. `training_inputs`
         are not used.
@@ -109,7 +109,7 @@ class EoMT(nn.Module):
         self._masked = tuple(share > 0 for share in shares)
 
     def _predict(self, tokens: Tokens, imgs: Tensor, valid: Tensor | None) -> QueryOutputs:
-        """Return what the queries say at this point."""
+        """Return the predictions of the queries at this point."""
         tokens = self.backbone.norm(tokens)
         start = self.backbone.num_prefix_tokens
         queries = tokens.x[:, start : start + self.num_queries]  # (B, Q, C)
@@ -129,19 +129,19 @@ class EoMT(nn.Module):
         )
 
     def _attention(self, tokens: Tokens, mask_logits: Tensor, share: Tensor) -> Tensor:
-        """Return who may attend to what, (B, 1, N, N) bool: of the patches, a query sees those in its mask."""
-        seen = functional.interpolate(mask_logits, tokens.grid, mode='bilinear', align_corners=False) > 0
-        free = self._noise(seen) > share  # (B, Q) or (Q,)
+        """Return the mask (B, 1, N, N), True = may attend; of the patches, a query attends to those in its mask."""
+        inside = functional.interpolate(mask_logits, tokens.grid, mode='bilinear', align_corners=False) > 0
+        free = self._noise(inside) > share  # (B, Q) or (Q,)
         batch, total = tokens.x.shape[:2]
         start, stop = self.backbone.num_prefix_tokens, tokens.num_special_tokens
-        mask = torch.ones(batch, 1, total, total, dtype=torch.bool, device=seen.device)
-        mask[:, 0, start:stop, stop:] = seen.flatten(2) | free[..., None]
+        mask = torch.ones(batch, 1, total, total, dtype=torch.bool, device=inside.device)
+        mask[:, 0, start:stop, stop:] = inside.flatten(2) | free[..., None]
         return mask
 
-    def _noise(self, seen: Tensor) -> Tensor:
+    def _noise(self, inside: Tensor) -> Tensor:
         if self.training:
-            return torch.rand(seen.shape[:2], device=seen.device)
-        return (torch.arange(self.num_queries, device=seen.device) + 0.5) * GOLDEN % 1
+            return torch.rand(inside.shape[:2], device=inside.device)
+        return (torch.arange(self.num_queries, device=inside.device) + 0.5) * GOLDEN % 1
 
 
 class UpscaleBlock(nn.Module):
@@ -161,7 +161,7 @@ class UpscaleBlock(nn.Module):
 
 
 def _read_masking(module: EoMT, keys: Any = None) -> None:
-    """Take over what loaded weights say about masking."""
+    """Set which blocks are masked from the loaded buffer."""
     module._masked = tuple(share > 0 for share in module.attn_mask_probs.tolist())
 
 
@@ -185,7 +185,7 @@ def _check(vit: ViT, num_blocks: int, name: str, num_classes: Mapping[str, int])
         )
     if name not in num_classes:
         raise ConfigError(
-            f"nobody knows the number of classes of '{name}'",
+            f"the number of classes of '{name}' is unknown",
             where='EoMT(name=..., num_classes=...)',
             why=f'the data set and the tasks name classes for {", ".join(num_classes) or "nothing"}',
             fix='give the task the name of the network, and the model the classes of the data set',

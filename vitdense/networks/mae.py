@@ -1,4 +1,4 @@
-"""Masked autoencoding: hide most patches of an image, and paint them from the few that are left."""
+"""Masked autoencoding: mask most patches of an image, and reconstruct them from the visible ones."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from vitdense.types import ReconstructionOutputs
 class MaskedAutoencoder(nn.Module):
     """MAE (https://arxiv.org/abs/2111.06377): any ViT as the encoder, a small Transformer as the decoder.
 
-    The encoder sees `1 - mask_ratio` of the patches and its prefix tokens, nothing else. The decoder sees its answers,
-    a mask token wherever a patch is hidden, and sine-cosine positions, and paints every patch. With `norm_pix` it
-    paints patches of mean 0 and variance 1 (section 3, "reconstruction target").
+    The inputs of the encoder are its prefix tokens and `1 - mask_ratio` of the patches. Those of the decoder are the
+    outputs of the encoder, a mask token for every masked patch, and sine-cosine positions; it predicts every patch.
+    With `norm_pix` the target patches have mean 0 and variance 1 (section 3, "reconstruction target").
 
     `backbone` is the encoder, a part or a recipe. With `fresh` it begins as in the paper: Xavier weights, and
     sine-cosine positions that are never learned; `fresh=False` takes it as it comes, to train a pretrained one further.
 
-    Which patches are hidden is random in training, drawn from torch's generator, so it depends on the seed and the
+    Which patches are masked is random in training, drawn from torch's generator, so it depends on the seed and the
     step of a run alone; in evaluation one fixed choice holds for all images of one size. A task may give its own
-    noise as the hint of `name`.
+    noise as `training_inputs[name]`.
 
-    Raises ConfigError for ratios that leave nothing to see or to paint, for a `fresh` encoder with weights, and for a
-    frozen one.
+    Raises ConfigError for ratios without visible or masked patches, for a `fresh` encoder with weights, and for
+    a frozen one.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class MaskedAutoencoder(nn.Module):
     def forward(
         self, imgs: Tensor, valid: Tensor | None = None, training_inputs: Mapping[str, Any] | None = None
     ) -> dict[str, ReconstructionOutputs]:
-        """Hide patches of `imgs` (B, 3, H, W), float32 normalised, and paint them.
+        """Mask patches of `imgs` (B, 3, H, W), float32 normalised, and reconstruct them.
 
-        `training_inputs[name]` (B, L) is the noise by which patches are hidden: those with the least noise are seen.
+        `training_inputs[name]` (B, L) is the noise by which patches are masked: those with the least noise are visible.
         Raises DataError for a batch with padding: images of one batch have one size.
         """
         _check_padding(valid)
@@ -85,40 +85,40 @@ class MaskedAutoencoder(nn.Module):
         noise = (training_inputs or {}).get(self.names[0])
         if noise is None:
             noise = self._noise(len(imgs), grid[0] * grid[1], imgs.device)
-        order = noise.argsort(dim=1)  # (B, L) patches, those that are seen first
+        order = noise.argsort(dim=1)  # (B, L) patches, the visible ones first
         rank = order.argsort(dim=1)  # (B, L) the place of each patch in that order
-        seen = order[:, : self.num_seen(order.shape[1])]  # (B, K)
-        patches = self.decode(self.encode(imgs, seen), rank, grid)
+        visible = order[:, : self.num_visible(order.shape[1])]  # (B, K)
+        patches = self.decode(self.encode(imgs, visible), rank, grid)
         target, scale, shift = self.target(imgs)
-        mask = rank >= seen.shape[1]
+        mask = rank >= visible.shape[1]
         return {self.names[0]: ReconstructionOutputs(patches, target, mask, scale, shift, grid)}
 
-    def num_seen(self, num_patches: int) -> int:
-        """Return how many of `num_patches` the encoder sees, at least one."""
+    def num_visible(self, num_patches: int) -> int:
+        """Return how many of `num_patches` are visible to the encoder, at least one."""
         return max(1, int(num_patches * (1 - self.mask_ratio)))
 
-    def encode(self, imgs: Tensor, seen: Tensor) -> Tensor:
-        """Return the normed tokens (B, P + K, C): the P prefix tokens and the patches `seen` (B, K), in that order."""
-        tokens = self.backbone.keep(self.backbone.embed(imgs), seen)
+    def encode(self, imgs: Tensor, visible: Tensor) -> Tensor:
+        """Return the normed tokens (B, P + K, C): the P prefix tokens and then the patches `visible` (B, K)."""
+        tokens = self.backbone.keep(self.backbone.embed(imgs), visible)
         return self.backbone.norm(self.backbone.run(tokens)).x
 
     def decode(self, x: Tensor, rank: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return all patches (B, L, p * p * 3) as painted from the encoder's tokens `x` (B, P + K, C).
+        """Return all patches (B, L, p * p * 3) as predicted from the encoder's tokens `x` (B, P + K, C).
 
-        `rank` (B, L) says which row of the K patches belongs to each place; those from K on are hidden.
+        `rank` (B, L) says which row of the K patches belongs to each place; those from K on are masked.
         """
         x = self.decoder_embed(x)  # (B, P + K, D)
         prefix, patches = x.split([self.backbone.num_prefix_tokens, x.shape[1] - self.backbone.num_prefix_tokens], 1)
-        num_hidden = rank.shape[1] - patches.shape[1]
-        hidden = self.mask_token.to(x.dtype).expand(len(x), num_hidden, -1)
-        patches = torch.take_along_dim(torch.cat([patches, hidden], dim=1), rank[..., None], dim=1)  # (B, L, D)
+        num_masked = rank.shape[1] - patches.shape[1]
+        masked = self.mask_token.to(x.dtype).expand(len(x), num_masked, -1)
+        patches = torch.take_along_dim(torch.cat([patches, masked], dim=1), rank[..., None], dim=1)  # (B, L, D)
         x = torch.cat([prefix, patches + self._positions(grid)], dim=1)
         for block in self.decoder_blocks:
             x = block(x)
         return self.decoder_pred(self.decoder_norm(x[:, prefix.shape[1] :]))
 
     def target(self, imgs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what is to be painted (B, L, p * p * 3), and `scale` and `shift` of `ReconstructionOutputs`."""
+        """Return the target patches (B, L, p * p * 3), and `scale` and `shift` of `ReconstructionOutputs`."""
         mean, std = self.pixel_mean, self.pixel_std
         patches = patchify(imgs.float(), self.patch_size)
         if not self.norm_pix:
@@ -188,7 +188,7 @@ def _check(backbone: nn.Module | dict, mask_ratio: float, fresh: bool) -> None:
         raise ConfigError(
             f'mask_ratio is {mask_ratio!r}',
             where='MaskedAutoencoder(mask_ratio=...)',
-            why='it is the share of the patches that are hidden: some must be seen, and some painted',
+            why='it is the share of masked patches: some must be visible, and some masked',
             fix='choose a number between 0 and 1, such as 0.75',
         )
     if fresh and isinstance(backbone, dict) and backbone.get('pretrained'):
@@ -203,7 +203,7 @@ def _check(backbone: nn.Module | dict, mask_ratio: float, fresh: bool) -> None:
 def _check_learns(backbone: nn.Module) -> None:
     if backbone.frozen:
         raise ConfigError(
-            'a frozen encoder learns nothing',
+            'a frozen encoder is not trained',
             where='MaskedAutoencoder(backbone=dict(frozen=True))',
             why='the decoder would be trained alone, and the encoder is what pretraining is for',
             fix='leave frozen out',
@@ -215,6 +215,6 @@ def _check_padding(valid: Tensor | None) -> None:
         raise DataError(
             'a batch with padding cannot be masked',
             where='MaskedAutoencoder.forward(valid)',
-            why='the encoder sees equally many patches of every image, so images of one batch have one size',
+            why='the encoder takes equally many patches of every image, so images of one batch have one size',
             fix='let the transforms end in one size, such as dict(type=ResizeTo, size=224), or use batch_size=1',
         )

@@ -29,13 +29,14 @@ _log = logging.getLogger('vitdense')
 class SharedNetwork(nn.Module):
     """A backbone and its branches, each an adapter and a head. The backbone runs once for all of them.
 
-    `backbone` is `(imgs, valid, layers=...) -> Features` with the facts `embed_dim`, `depth`, `patch_size`, `divisor`,
-    `mean` and `std`; one that makes a pyramid itself (an interacting adapter around a ViT) has `out_channels` and
-    `strides` too. `branches` maps a name to `dict(adapter=..., head=...)`; backbone, adapters and heads are parts
-    or recipes. `num_classes` maps names to what the data set knows; facts flow from the backbone to the adapter and
-    from the adapter to the head, so no recipe repeats them. Weights of the backbone that no branch reads (blocks behind
-    the last layer asked for; the final norm, if nobody asks for it) are frozen. A head that takes `cls_channels` is
-    told how wide the class tokens are, and one that says `pretrained` gets the classifier of the backbone's checkpoint.
+    `backbone` is `(imgs, valid, layers=...) -> Features` with the attributes `embed_dim`, `depth`, `patch_size`,
+    `divisor`, `mean` and `std`; one that makes a pyramid itself (an interacting adapter around a ViT) has
+    `out_channels` and `strides` too. `branches` maps a name to `dict(adapter=..., head=...)`; backbone, adapters and
+    heads are parts or recipes. `num_classes` maps names to the numbers of classes of the data set. The adapter gets the
+    channels and strides of the backbone, and the head those of the adapter, so no recipe repeats them. Weights of the
+    backbone that no branch reads (blocks behind the last requested layer; the final norm, if no branch requests it) are
+    frozen. A head that takes `cls_channels` gets the widths of the class tokens, and one with `pretrained` gets the
+    classifier of the backbone's checkpoint.
 
     Raises ConfigError, before any weight is made, when the number of classes of a head is unknown or contradicts
     `num_classes`; and when an adapter asks for a layer that the backbone does not have.
@@ -58,11 +59,11 @@ class SharedNetwork(nn.Module):
         self.heads = nn.ModuleDict()
         for name, branch in branches.items():
             adapter = check_part(self._adapter(branch['adapter']), Adapter, f'network.branches.{name}.adapter')
-            facts = {'num_classes': num_classes[name]} if name in num_classes else {}
+            extra = {'num_classes': num_classes[name]} if name in num_classes else {}
             if takes(branch['head'], 'cls_channels'):
-                facts['cls_channels'] = self._cls_channels(adapter)
+                extra['cls_channels'] = self._cls_channels(adapter)
             self.adapters[name] = adapter
-            self.heads[name] = build(branch['head'], in_channels=adapter.out_channels, strides=adapter.strides, **facts)
+            self.heads[name] = build(branch['head'], in_channels=adapter.out_channels, strides=adapter.strides, **extra)
         self.divisor = self.backbone.divisor
         self.mean = tuple(self.backbone.mean)
         self.std = tuple(self.backbone.std)
@@ -87,7 +88,7 @@ class SharedNetwork(nn.Module):
         `names` run; by default all of them, in training mode `trainable_branches`.
         """
         if valid is not None:
-            valid = whole_cells(valid, self.divisor)  # one idea of where an image ends, for all parts
+            valid = whole_cells(valid, self.divisor)  # the same extent of an image for all parts
         names = names or (self.trainable_branches if self.training else self.names)
         layers = self._union(names)
         features = self.backbone(imgs, valid, layers=layers)
@@ -123,7 +124,7 @@ class SharedNetwork(nn.Module):
         return [self.backbone, *branches] if self._others_frozen else []
 
     def _adapter(self, part: nn.Module | dict) -> nn.Module:
-        """Build the adapter of a branch with those facts of the backbone that it takes."""
+        """Build the adapter of a branch with those attributes of the backbone that it takes."""
         context = {'has_cls': self._has_cls()}
         if isinstance(self.backbone, PyramidBackbone):
             context |= {'own_channels': self.backbone.out_channels, 'own_strides': self.backbone.strides}
@@ -131,7 +132,7 @@ class SharedNetwork(nn.Module):
         return build(part, in_channels=self.backbone.embed_dim, patch_stride=self.backbone.patch_size, **taken)
 
     def _cls_channels(self, adapter: nn.Module) -> tuple[int, ...]:
-        """Return the widths of the class tokens that a head will see: one for each layer the adapter asks for."""
+        """Return the widths of the class tokens that a head gets: one for each layer the adapter asks for."""
         return (self.backbone.embed_dim,) * len(adapter.layers) if self._has_cls() else ()
 
     def _has_cls(self) -> bool:
@@ -201,7 +202,7 @@ def _check_branches(branches: Mapping[str, Mapping[str, Any]]) -> None:
         raise ConfigError(
             'a network needs at least one branch',
             where='network.branches',
-            why='without a head there is no answer',
+            why='without a head there is no output',
             fix='add a branch: branches=dict(sem=dict(adapter=..., head=...))',
         )
     for name, branch in branches.items():
@@ -241,14 +242,14 @@ def _check_num_classes(branches: Mapping[str, Mapping[str, Any]], num_classes: M
             raise ConfigError(
                 f'the head has {stated} classes but the data set has {known}',
                 where=f'network.branches.{name}.head.num_classes',
-                why='the number of classes is a fact of the data set and flows to the head by itself',
+                why='the number of classes is that of the data set, which the head gets by itself',
                 fix=f'remove num_classes={stated} from the head, or choose the data set that has {stated} classes',
             )
         if stated is known is None and isinstance(head, dict) and _needs_num_classes(head):
             raise ConfigError(
-                f"nobody knows the number of classes of '{name}'",
+                f"the number of classes of '{name}' is unknown",
                 where=f'network.branches.{name}.head',
-                why=f"no data set tells the classes of the field that the task '{name}' reads",
+                why=f"no data set has classes for the field that the task '{name}' reads",
                 fix="give the model the data set's classes, or write num_classes=... into the head",
             )
 

@@ -19,8 +19,8 @@ SMALLEST = 1e-3  # least width and height of a noised box, in shares of the imag
 class Denoising:
     """Contrastive denoising (Zhang et al. 2022, DINO, section 3.3): restore objects from noised labels and boxes.
 
-    A group holds every object of an image once, with noise to be undone, and once more, with so much noise that the
-    answer must be: nothing. There are as many groups as let all images have about `num_queries` queries of the
+    A group holds every object of an image once, with noise to be undone, and once more, with so much noise that
+    the target is "no object". There are as many groups as let all images have about `num_queries` queries of the
     first kind, at least one. With `contrastive=False` groups hold the first kind only (Li et al. 2022, DN-DETR).
 
     A label is replaced by a random class with probability `label_noise / 2`. Every side of a box moves by up to

@@ -81,7 +81,7 @@ class DetectionTask:
             raise ConfigError(
                 'denoising needs the number of classes',
                 where='DetectionTask(num_classes=)',
-                why='it replaces labels by random ones, and no data set told the classes of the field',
+                why='it replaces labels by random ones, and no data set has classes for the field',
                 fix='give the model the classes of the data set, or write num_classes=...',
             )
 
@@ -135,7 +135,7 @@ class DetectionTask:
         return [Instances(*found) for found in zip(boxes, scores, labels, strict=True)]
 
     def _best(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return scores, labels and queries (B, N) of the best answers, best first."""
+        """Return scores, labels and queries (B, N) of the best predictions, best first."""
         if self.classification.form == 'softmax':
             probs, labels = logits.softmax(-1)[..., :-1].max(-1)
             scores, queries = probs.topk(min(self.top_k, probs.shape[1]))
@@ -151,7 +151,7 @@ class DetectionTask:
     def _layers(
         self, predictions: LayerPredictions, rows: Tensor, objects: ObjectTargets, num_boxes: Tensor
     ) -> dict[str, Tensor]:
-        """Return the weighted losses by kind, (L,) each. `rows` (L, B, Q) are the objects that queries answer for."""
+        """Return the weighted losses by kind, (L,) each. `rows` (L, B, Q) are the objects assigned to queries."""
         labels, wanted = _wanted(rows, objects, predictions.logits)
         positive = rows >= 0
         ious = iou(to_xyxy(predictions.boxes.detach()), to_xyxy(wanted)).where(positive, 0.0)

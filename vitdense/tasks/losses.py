@@ -119,8 +119,8 @@ class PixelFocal:
     """Focal loss of pixels: down-weights easy ones; averaged over the labelled ones.
 
     `-alpha_t * (1 - p_t) ** gamma * log(p_t)`: Lin et al. 2017 (RetinaNet), equation 5. In the 'sigmoid' form every
-    class is a yes-no question of its own, the answers are summed, and `alpha` weighs yes against no (alpha,
-    1 - alpha); in the 'softmax' form p_t is the probability of the label and `alpha` multiplies all of it. None
+    class is a binary classification, their losses are summed, and `alpha` weighs positives against negatives
+    (alpha, 1 - alpha); in the 'softmax' form p_t is the probability of the label and `alpha` multiplies all of it. None
     leaves alpha out.
     """
 
@@ -145,7 +145,7 @@ class PixelFocal:
             pixels = sigmoid_focal_loss(logits, one_hot, alpha=alpha, gamma=self.gamma).sum(1)  # (B, H, W)
         else:
             nll = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction='none')  # (B, H, W)
-            # away from 0 the power has a finite slope for every gamma; nobody sees the difference
+            # away from 0 the power has a finite slope for every gamma, at a negligible difference
             miss = (-torch.expm1(-nll)).clamp(min=1e-8)
             pixels = (1.0 if self.alpha is None else self.alpha) * miss.pow(self.gamma) * nll
         return self.weight * torch.where(valid, pixels, 0).sum() / share_of_count(valid.sum())

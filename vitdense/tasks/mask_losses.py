@@ -105,9 +105,9 @@ class MaskLoss:
 
 
 def _at(points: Tensor, objects: Tensor, images: Tensor, targets: MaskTargets) -> tuple[Tensor, Tensor]:
-    """Return the masks of `objects` (n,), rows of the truth, at points (n, P, 2), and which points count, bool."""
-    nothing = points.new_zeros(0, points.shape[1])
-    values, counted = [nothing], [nothing.bool()]
+    """Return the masks of `objects` (n,), rows of the targets, at points (n, P, 2), and which points count, bool."""
+    empty = points.new_zeros(0, points.shape[1])
+    values, counted = [empty], [empty.bool()]
     start = 0
     for image, count in enumerate(targets.counts):
         mine = images == image

@@ -1,4 +1,4 @@
-"""Masks of objects and of queries at sampled points, and which query answers for which object."""
+"""Masks of objects and of queries at sampled points, and the assignment of queries to objects."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class MaskTargets(NamedTuple):
     labels: Tensor  # (M,) int64
     images: Tensor  # (M,) int64 row of the image
     crowd: Tensor  # (M,) bool, True: a crowd, which no query is assigned to
-    counts: tuple[int, ...]  # number of objects of each image, known without asking the device
+    counts: tuple[int, ...]  # number of objects of each image, known without a transfer from the device
     masks: tuple[Tensor, ...]  # of each image, (N, H, W) bool in its own size, without padding
     known: tuple[Tensor | None, ...]  # of each image, (H, W) bool: somebody labelled the pixel; None: all of them
 
     @classmethod
     def of_objects(cls, targets: Sequence[Target], device: torch.device) -> MaskTargets:
         """Return the objects of `targets`, which all have labels and masks."""
-        nobody = torch.zeros(0, dtype=torch.bool, device=device)
+        empty = torch.zeros(0, dtype=torch.bool, device=device)
         crowd = [
             torch.zeros_like(target.labels, dtype=torch.bool) if target.iscrowd is None else target.iscrowd.bool()
             for target in targets
         ]
         labels = [target.labels for target in targets]
         masks = tuple(target.masks.bool() for target in targets)
-        return cls._of(labels, torch.cat([nobody, *crowd]), masks, (None,) * len(masks), device)
+        return cls._of(labels, torch.cat([empty, *crowd]), masks, (None,) * len(masks), device)
 
     @classmethod
     def of_classes(cls, maps: Sequence[Tensor], device: torch.device) -> MaskTargets:

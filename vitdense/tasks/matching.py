@@ -115,7 +115,7 @@ class HungarianMatcher:
         """Return for each of `predictions` (L, B, Q) int64: the row of `targets` that a query is assigned to, or
         NO_OBJECT.
 
-        `copies` says, for each of `predictions`, how many queries of a group answer for one object (default: one;
+        `copies` is, for each of `predictions`, how many queries of a group are assigned to one object (default: one;
         H-DETR, Jia et al. 2023, section 3, repeats the objects). Where the queries do not suffice, objects stay
         without.
         """
@@ -176,7 +176,7 @@ def _crowd(target: Target) -> Tensor:
 
 
 def class_agnostic_labels(labels: Tensor, logits: Tensor) -> Tensor:
-    """Return the labels as `logits` (..., K) knows them: to a single class, which asks for any object, all are 0."""
+    """Return the labels for `logits` (..., K): `labels`, or all 0 if K is 1, the class of any object."""
     return torch.zeros_like(labels) if logits.shape[-1] == 1 else labels
 
 

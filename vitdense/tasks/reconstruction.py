@@ -1,4 +1,4 @@
-"""Reconstruction: paint what was hidden. It reads images only, no labels."""
+"""Reconstruction of masked patches. It reads images only, no labels."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from vitdense.types import Meta, Reconstruction, ReconstructionOutputs, Target
 
 
 class ReconstructionTask:
-    """Train `ReconstructionOutputs` to paint the hidden patches, and read whole images from them.
+    """Train `ReconstructionOutputs` to predict the masked patches, and read whole images from them.
 
-    The loss is the mean squared error over the hidden patches alone (MAE, https://arxiv.org/abs/2111.06377, section 3).
+    The loss is the mean squared error over the masked patches alone (MAE, https://arxiv.org/abs/2111.06377, section 3).
     """
 
     field = ''  # it reads no field of targets
     datasets = None  # images of every data set train it
 
     def loss(self, outputs: ReconstructionOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Return `loss_pixels`. `targets` are not looked at."""
-        return {'loss_pixels': hidden_errors(outputs).mean()}
+        """Return `loss_pixels`. `targets` are not used."""
+        return {'loss_pixels': masked_errors(outputs).mean()}
 
     def predict(self, outputs: ReconstructionOutputs, metas: Sequence[Meta]) -> list[Reconstruction]:
-        """Return each image, seen patches as they are and hidden ones as painted, in its original size."""
+        """Return each image, visible patches as they are and masked ones as predicted, in its original size."""
         values = torch.where(outputs.mask[..., None], outputs.patches, outputs.target).float()
         pixels = values.unflatten(-1, (-1, 3)) * outputs.scale[:, :, None] + outputs.shift[:, :, None]
         imgs = _assembled(pixels, outputs.grid)
         cell = imgs.shape[-1] // outputs.grid[1]
-        hidden = outputs.mask.unflatten(1, outputs.grid)[:, None].float()  # (B, 1, h, w)
-        hidden = functional.interpolate(hidden, scale_factor=cell, mode='nearest')  # (B, 1, H, W)
-        rows = zip(imgs, hidden, hidden_errors(outputs), metas, strict=True)
+        masked = outputs.mask.unflatten(1, outputs.grid)[:, None].float()  # (B, 1, h, w)
+        masked = functional.interpolate(masked, scale_factor=cell, mode='nearest')  # (B, 1, H, W)
+        rows = zip(imgs, masked, masked_errors(outputs), metas, strict=True)
         return [
-            Reconstruction(_painted(img, meta), _original(mask, meta, mode='nearest-exact')[0] > 0.5, error)
+            Reconstruction(_original_image(img, meta), _original(mask, meta, mode='nearest-exact')[0] > 0.5, error)
             for img, mask, error, meta in rows
         ]
 
 
-def hidden_errors(outputs: ReconstructionOutputs) -> Tensor:
-    """Return the mean squared error over the hidden patches of each image, (B,) float32."""
+def masked_errors(outputs: ReconstructionOutputs) -> Tensor:
+    """Return the mean squared error over the masked patches of each image, (B,) float32."""
     errors = (outputs.patches.float() - outputs.target.float()).square().mean(-1)  # (B, L)
     return (errors * outputs.mask).sum(1) / outputs.mask.sum(1)
 
@@ -52,7 +52,7 @@ def _assembled(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
     return cells.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)  # (B, 3, h, p, w, p) -> (B, 3, H, W)
 
 
-def _painted(img: Tensor, meta: Meta) -> Tensor:
+def _original_image(img: Tensor, meta: Meta) -> Tensor:
     full = _original(img, meta, mode='bilinear', antialias=True)
     return (full.clamp(0, 1) * 255).round().byte()
 

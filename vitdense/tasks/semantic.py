@@ -23,7 +23,7 @@ class SemanticTask:
 
     `field` is the field of `Target` that holds the target; `datasets` names the data sets (`Meta.dataset`) whose
     images it trains on (None: all). `losses` are parts of `vitdense.tasks.losses`, or recipes of them; their
-    answers are added. Auxiliary answers of the network get the same losses, times `aux_weight`, in one `loss_aux`.
+    values are added. Auxiliary outputs of the network get the same losses, times `aux_weight`, in one `loss_aux`.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class SemanticTask:
         self.aux_weight = aux_weight
 
     def loss(self, outputs: PixelOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Return `loss_<part>` for every part, `loss_aux` when there are auxiliary answers, and `acc`.
+        """Return `loss_<part>` for every part, `loss_aux` when there are auxiliary outputs, and `acc`.
 
         The logits are resized bilinearly to the size of the padded input and cropped to the targets. Images without
         labels are left out. `acc` is the share of labelled pixels that are right, from a sample of them.
@@ -96,8 +96,8 @@ def _full(logits: Tensor, rows: Sequence[int], input_size: tuple[int, int], crop
     even where the logits are not finite.
     """
     if not rows:
-        nothing = (logits.float().nan_to_num() * 0).sum((0, 2, 3))  # (K,)
-        return nothing[None, :, None, None].expand(1, -1, 0, 0)
+        zeros = (logits.float().nan_to_num() * 0).sum((0, 2, 3))  # (K,)
+        return zeros[None, :, None, None].expand(1, -1, 0, 0)
     chosen = logits if len(rows) == len(logits) else logits[list(rows)]
     full = functional.interpolate(chosen.float(), input_size, mode='bilinear', align_corners=False)
     return full[..., : crop[0], : crop[1]]

@@ -129,7 +129,7 @@ def _same_objects(pieces: Pieces, corners: Sequence[tuple[int, int]], size: tupl
 def _overlaps(
     corners: Sequence[tuple[int, int]], size: tuple[int, int]
 ) -> Iterator[tuple[int, int, tuple[int, int, int, int]]]:
-    """Yield pairs of windows that overlap, with the region xyxy that both see."""
+    """Yield pairs of windows that overlap, with the region xyxy that both cover."""
     for (one, here), (other, there) in combinations(enumerate(corners), 2):
         top, left = (max(starts) for starts in zip(here, there, strict=True))
         bottom, right = (min(starts) + side for starts, side in zip(zip(here, there, strict=True), size, strict=True))
@@ -140,8 +140,8 @@ def _overlaps(
 def _agreeing(pieces: Pieces, mine: Tensor, theirs: Tensor, region: tuple[int, int, int, int]) -> Tensor:
     """Return (mine, theirs) bool: the two boxes are the same object."""
     low, high = pieces.boxes.new_tensor(region).view(2, 2).repeat(1, 2)
-    seen = [torch.minimum(torch.maximum(pieces.boxes[rows], low), high) for rows in (mine, theirs)]
-    first, second = seen[0][:, None], seen[1][None]
+    clipped = [torch.minimum(torch.maximum(pieces.boxes[rows], low), high) for rows in (mine, theirs)]
+    first, second = clipped[0][:, None], clipped[1][None]
     corner, end = torch.maximum(first[..., :2], second[..., :2]), torch.minimum(first[..., 2:], second[..., 2:])
     shared = (end - corner).clamp(min=0).prod(-1)
     cut_mine, cut_theirs = pieces.cut[mine][:, None], pieces.cut[theirs][None]
@@ -216,12 +216,12 @@ def rescaled(found: Instances, size: tuple[int, int], input_size: tuple[int, int
 
 
 def fuse_views(views: Sequence[Instances]) -> Instances:
-    """Return the objects of an image that was looked at in several `views`, in its own pixels.
+    """Return the objects of an image that was predicted in several `views`, in its own pixels.
 
     Weighted boxes fusion (Solovyev et al. 2019, https://arxiv.org/abs/1910.13302): best first, a box joins the object
     of its class with which it overlaps most, by an IoU of at least `FUSED`, if that has none of its view. The box of
     an object is the mean of its boxes weighted by their scores; its score is the sum of their scores divided by the
-    number of views, so that what only one view sees counts less. The mask is that of the best view.
+    number of views, so that an object of only one view has a lower score. The mask is that of the best view.
     """
     boxes, scores, labels = (torch.cat(columns) for columns in zip(*(view[:3] for view in views), strict=True))
     view_of = torch.cat([torch.full((len(view.boxes),), number) for number, view in enumerate(views)]).tolist()

@@ -23,8 +23,8 @@ Network = Callable[[Tensor, Tensor | None], dict[str, Outputs]]
 class Tiler:
     """Sliding windows of `size` pixels every `stride` pixels; where windows overlap, their logits are averaged.
 
-    Called as `tiler(network, imgs, valid)` with a network `(imgs, valid) -> {name: Outputs}`; it answers as the
-    network would, about whole images. A side of an image that is shorter than the window is taken whole. Images
+    Called as `tiler(network, imgs, valid)` with a network `(imgs, valid) -> {name: Outputs}`; it returns what the
+    network would, for whole images. A side of an image that is shorter than the window is taken whole. Images
     of different sizes in one batch are taken one by one, each without its padding.
 
     * `batch`: how many windows of each image go through the network together.
@@ -34,7 +34,7 @@ class Tiler:
       network's own grid, which takes little memory for large images; its windows are made of whole cells of
       `divisor` pixels (size rounded up, positions rounded down). 'labels' gives the labels that 'pixels' leads to, as
       `LabelOutputs`, and keeps little more than the network's own logits of two rows of windows: for images whose
-      logits do not fit into memory. It has to be told the `metas` of the images.
+      logits do not fit into memory. It needs the `metas` of the images.
     * `divisor`: the network takes multiples of it. With 'pixels', a window that is none (512 pixels for patch 14) is
       padded with zeros at the right and the bottom, and the logits of the padding are dropped.
 
@@ -62,7 +62,7 @@ class Tiler:
 
     @property
     def streams(self) -> bool:
-        """Whether it answers with labels, and has to be told the `metas`."""
+        """Whether the outputs are labels, for which the `metas` are needed."""
         return self.accumulate == 'labels'
 
     @torch.no_grad()
@@ -163,7 +163,7 @@ class _ClassSum:
 
 
 class _LabelSum:
-    """Labels what no later window sees, for every image."""
+    """Labels the rows that no later window covers, for every image."""
 
     def __init__(self, strips: Sequence[LabelStrips]) -> None:
         self.strips = strips
@@ -237,7 +237,7 @@ def _joined(outputs: list[Outputs], input_size: tuple[int, int]) -> Outputs:
 def refuse_outputs(name: str, output: Outputs, *, where: str, fix: str) -> None:
     """Raise the ConfigError about outputs that have no average."""
     raise ConfigError(
-        f"the answers of '{name}' are {type(output).__name__}, which have no average",
+        f"the outputs of '{name}' are {type(output).__name__}, which have no average",
         where=where,
         why='only logits of pixels and of whole images can be averaged',
         fix=fix,

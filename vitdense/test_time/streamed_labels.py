@@ -1,7 +1,7 @@
 """Labels of a large image from the logits of its windows, without ever holding all logits of the image.
 
 What is kept are the logits of windows as the network gave them, on its own grid (of queries with masks: their classes
-and masks), until the rows that they cover are labelled. A strip of rows that no later window sees is resized, added up
+and masks), until the rows that they cover are labelled. A strip of rows that no later window covers is resized, summed
 and compared a few classes at a time. The sums are those of `Tiler(accumulate='pixels')`, in the same order, so the
 labels are the same.
 """
@@ -34,7 +34,7 @@ class GridLogits(NamedTuple):
     def num_classes(self) -> int:
         return len(self.logits)
 
-    fewest, most = 1, MOST_CLASSES  # classes asked for together: every call resizes the whole window
+    fewest, most = 1, MOST_CLASSES  # classes computed together: every call resizes the whole window
 
     def rows(self, classes: slice, first: int, last: int) -> Tensor:
         """Return the logits (k, last - first, W) of some classes in some rows."""
@@ -83,17 +83,17 @@ class LabelStrips:
             for axis in zip(input_size, input_size, self.crop, self.out, strict=True)
         )
         self.counts = windows.counts(input_size)
-        self.seen: dict[tuple[int, int], GridLogits | MaskLogits] = {}
-        self.done = 0  # rows of the answer
+        self.pending: dict[tuple[int, int], GridLogits | MaskLogits] = {}
+        self.done = 0  # labelled rows of the output
         self.labels: Tensor | None = None
 
     def add(self, window: GridLogits | MaskLogits, corner: tuple[int, int]) -> None:
-        """Take what was said about the window at `corner`. Raises NumericsError for what is not finite."""
+        """Add the logits of the window at `corner`. Raises NumericsError for what is not finite."""
         # a view would keep the logits of its whole batch
         window = window._make(part.detach().clone() if isinstance(part, Tensor) else part for part in window)
         for part in window[:-1]:
             refuse_non_finite(part)
-        self.seen[corner] = window
+        self.pending[corner] = window
         if self.labels is None:
             device = window[0].device
             self.labels = torch.empty(self.out, dtype=labels_of(window.num_classes, device).dtype, device=device)
@@ -103,7 +103,7 @@ class LabelStrips:
             self._label(later[0] if later else self.input_size[0])
 
     def _label(self, stop: int) -> None:
-        """Label the rows of the answer that read nothing from row `stop` on, and forget what is done."""
+        """Label the rows of the output that read no row from `stop` on, and drop windows that are done with."""
         last = self.rows.cells.amax(1)
         end = int((last < stop).sum())
         while self.done < end:
@@ -113,15 +113,17 @@ class LabelStrips:
             self.labels[rows] = self._strip(Taps(self.rows.cells[rows], self.rows.weights[rows]))
             self.done = rows.stop
         needed = int(self.rows.cells[self.done].min()) if self.done < len(last) else self.input_size[0]
-        self.seen = {corner: kept for corner, kept in self.seen.items() if corner[0] + self.windows.size[0] > needed}
+        self.pending = {
+            corner: kept for corner, kept in self.pending.items() if corner[0] + self.windows.size[0] > needed
+        }
 
     def _height(self) -> int:
         """Return how many rows of the image a strip has, so that the fewest classes of it fit into the block."""
-        window = next(iter(self.seen.values()))
+        window = next(iter(self.pending.values()))
         return max(BLOCK_NUMBERS // (self.input_size[1] * window.fewest), 2)
 
     def _strip(self, rows: Taps) -> Tensor:
-        """Return the labels of some rows of the answer."""
+        """Return the labels of some rows of the output."""
         top, bottom = int(rows.cells.min()), int(rows.cells.max()) + 1
         maps = self._class_maps(top, bottom)
         device = self.labels.device
@@ -131,19 +133,19 @@ class LabelStrips:
             maps = (resize_map(each, there, columns) for each in maps)
         else:
             maps = (each[:, : self.crop[1]] for each in maps)
-        num_classes = next(iter(self.seen.values())).num_classes
+        num_classes = next(iter(self.pending.values())).num_classes
         return running_argmax(maps, labels_of(num_classes, device))
 
     def _class_maps(self, top: int, bottom: int) -> Iterator[Tensor]:
         """Yield the mean logits (bottom - top, W) of every class in some rows of the image."""
-        window = next(iter(self.seen.values()))
+        window = next(iter(self.pending.values()))
         num_classes = window.num_classes
         width, counts = self.input_size[1], self.counts[top:bottom].to(self.labels.device)
         step = min(max(BLOCK_NUMBERS // ((bottom - top) * width), window.fewest), window.most)
         for start in range(0, num_classes, step):
             block = slice(start, min(start + step, num_classes))
             total = torch.zeros(block.stop - start, bottom - top, width, device=self.labels.device)
-            for corner, window in self.seen.items():
+            for corner, window in self.pending.items():
                 self._add_window(total, top, corner, window, block)
             yield from total.div_(counts)
 

@@ -20,7 +20,7 @@ class TestTimeAugmentation:
     """Average the softmax probabilities of an image at several `scales`, each with its mirror image if `flip`.
 
     Called as `tta(network, imgs, valid)` with a network (or a tiled one) `(imgs, valid) -> {name: Outputs}`. Scales
-    are relative to `imgs`, rounded to multiples of `divisor` pixels. The logits of the answer are the logarithms of
+    are relative to `imgs`, rounded to multiples of `divisor` pixels. The output logits are the logarithms of
     the mean probabilities, of pixels at the size of `imgs`: their argmax is that of the probabilities. It holds one
     map of probabilities for the batch, and one more for a single image, at a time. Objects (`ObjectOutputs`) of all
     views are fused, see `fuse_views`. Images of different sizes in one batch are taken one by one, each without its
@@ -35,7 +35,7 @@ class TestTimeAugmentation:
         self.divisor = divisor
         if not self.scales or min(self.scales) <= 0 or divisor < 1:
             raise ConfigError(
-                f'scales={self.scales} with divisor={divisor} give no image to look at',
+                f'scales={self.scales} with divisor={divisor} give no image to predict',
                 where='TestTimeAugmentation(scales)',
                 why='scales are factors of the size of the image, one or more, above 0',
                 fix='write scales=(0.75, 1.0, 1.25)',

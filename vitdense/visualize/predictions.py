@@ -265,7 +265,7 @@ def _reconstruction(img: Tensor | np.ndarray, prediction: Reconstruction, *, leg
     if not legend:
         return painted
     factor = max(1, -(-SMALL // max(1, *image.shape[:2])))
-    return enlarge(side_by_side(image, painted, array(prediction.hidden)), factor)
+    return enlarge(side_by_side(image, painted, array(prediction.mask)), factor)
 
 
 def _counts(labels: np.ndarray) -> np.ndarray:

@@ -31,8 +31,8 @@ class Attention(nn.Module):
 
         `mask`, bool, True = may attend, broadcasts to (B, heads, Q, K).
         """
-        given = zip((queries, keys, values), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
-        query, key, value = (self._split(functional.linear(x, weight, bias)) for x, weight, bias in given)
+        inputs = zip((queries, keys, values), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
+        query, key, value = (self._split(functional.linear(x, weight, bias)) for x, weight, bias in inputs)
         dropout = self.dropout if self.training else 0.0
         x = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         return self.out_proj(x.transpose(1, 2).flatten(2))  # (B, heads, Q, c) -> (B, Q, C)

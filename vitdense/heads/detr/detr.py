@@ -20,11 +20,11 @@ class DetrHead(nn.Module):
     """The encoder-decoder with learned queries of DETR (Carion et al. 2020), on maps of one stride.
 
     The cells of the map attend to each other in `num_encoder_layers` layers; then `num_queries` learned queries, the
-    same for every image, attend to each other and to the cells in `num_decoder_layers` layers. Each query answers
-    with `num_classes` + 1 logits, the last of which means: no object, and with a box. Where the adapter gives several
-    maps, each has a 1x1 convolution of its own and their sum, on the grid of map `level`, is read.
+    same for every image, attend to each other and to the cells in `num_decoder_layers` layers. Each query predicts
+    `num_classes` + 1 logits, the last of which means: no object, and a box. Where the adapter gives several maps, each
+    has a 1x1 convolution of its own and their sum, on the grid of map `level`, is read.
 
-    In training `aux` holds the answers after every earlier decoder layer.
+    In training `aux` holds the predictions after every earlier decoder layer.
     """
 
     class_layers = (ClassLayer('class_predictor', num_extra=1),)
@@ -68,7 +68,7 @@ class DetrHead(nn.Module):
         """
         if denoising_queries is not None:
             raise ConfigError(
-                'DetrHead cannot answer denoising queries',
+                'DetrHead takes no denoising queries',
                 where='DetectionTask(denoising=)',
                 why='its queries are learned and do not start from boxes',
                 fix='remove denoising from the task, or use DeformableDetrHead(denoising=True)',
@@ -80,28 +80,28 @@ class DetrHead(nn.Module):
         x = x.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, S, C)
         for layer in self.encoder:
             x = layer(x, positions, mask)
-        predictions = [self._predict(seen, sizes) for seen in self._decode(x, positions, mask)]
+        predictions = [self._predict(queries, sizes) for queries in self._decode(x, positions, mask)]
         return predictions[-1]._replace(aux=tuple(predictions[:-1]))
 
     def _join(self, features: Features) -> tuple[Tensor, Tensor | None]:
         """Return the sum of all projected maps (B, C, h, w) on the grid of one, and its extents."""
         size = tuple(features.maps[self.level].shape[-2:])
         x = 0
-        for given, stride, project in zip(features.maps, self.strides, self.projections, strict=True):
-            extents = map_extents(features.valid, stride, tuple(given.shape[-2:]))
-            x = x + resize(project(given), size, extents)
+        for each, stride, project in zip(features.maps, self.strides, self.projections, strict=True):
+            extents = map_extents(features.valid, stride, tuple(each.shape[-2:]))
+            x = x + resize(project(each), size, extents)
         return x, map_extents(features.valid, self.strides[self.level], size)
 
     def _decode(self, cells: Tensor, positions: Tensor, mask: Tensor | None) -> list[Tensor]:
         """Return the normalised queries (B, Q, C) after every layer in training, after the last one otherwise."""
         placed = cells + positions
         x = placed.new_zeros(placed.shape[0], *self.queries.shape)
-        seen = []
+        states = []
         for index, layer in enumerate(self.decoder):
             x = layer(x, self.queries, (placed, cells, mask))
             if self.training or index + 1 == len(self.decoder):
-                seen.append(self.norm(x))
-        return seen
+                states.append(self.norm(x))
+        return states
 
     def _predict(self, queries: Tensor, sizes: Tensor) -> QueryOutputs:
         boxes = self.box_predictor(queries).sigmoid()

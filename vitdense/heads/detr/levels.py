@@ -74,7 +74,7 @@ class LevelProjection(nn.Module):
                 f'adapter, which gives {tuple(in_channels)}'
             )
         self.strides = tuple(strides) + tuple(strides[-1] * 2 ** (step + 1) for step in range(num_extra))
-        self.num_given = len(in_channels)
+        self.num_inputs = len(in_channels)
         self.convs = nn.ModuleList()
         self.norms = nn.ModuleList()
         if norm != 'none':
@@ -90,7 +90,7 @@ class LevelProjection(nn.Module):
         """Return the levels of `features.maps`."""
         maps, extents = [], []
         for index, stride in enumerate(self.strides):
-            source = maps[-1] if index > self.num_given else features.maps[min(index, self.num_given - 1)]
+            source = maps[-1] if index > self.num_inputs else features.maps[min(index, self.num_inputs - 1)]
             x, extent = self._level(index, source, stride, features)
             maps.append(x)
             extents.append(extent)
@@ -105,7 +105,7 @@ class LevelProjection(nn.Module):
         """Return the map of a level and its extents, made of the map `source`."""
         if not self.convs:
             return source, map_extents(features.valid, stride, tuple(source.shape[-2:]))
-        if index >= self.num_given:
+        if index >= self.num_inputs:
             before = map_extents(features.valid, stride / 2, tuple(source.shape[-2:]))
             source = zero_padding(source, before)
         x = self.convs[index](source)
@@ -136,7 +136,7 @@ class MaskedGroupNorm(nn.GroupNorm):
 
 
 class MaskedLayerNorm(LayerNorm2d):
-    """Layer normalisation of every cell; it sees one cell at a time and needs no mask."""
+    """Layer normalisation of every cell; its statistics are those of one cell, so it needs no mask."""
 
     def forward(self, x: Tensor, extents: Tensor | None = None) -> Tensor:
         return super().forward(x)

@@ -227,18 +227,18 @@ class NoisedQueries(nn.Module):
 
 
 def self_attention_mask(num_queries: int, groups: int, denoising_queries: DenoisingQueries) -> Tensor:
-    """Return the mask (B, 1, Q, Q) bool of self-attention, True = sees, of queries with those of `denoising_queries`
-    behind them.
+    """Return the mask (B, 1, Q, Q) bool of self-attention, True = may attend, of queries followed by those of
+    `denoising_queries`.
 
-    A query sees its own of `groups` groups of `num_queries`; a noised one its own group of noised queries and the first
-    group of the others, which see no noised one: what they would see holds the answer (DN-DETR, section 4.4). Nobody
-    but itself sees filler.
+    A query attends to its own of `groups` groups of `num_queries`; a noised one to its own group of noised queries and
+    to the first group of the others. Those attend to no noised query, as these are made from the targets (DN-DETR,
+    section 4.4). A filler query is attended to by itself only.
     """
     num_noised, device = denoising_queries.labels.shape[1], denoising_queries.labels.device
     own = torch.arange(num_queries * groups, device=device) // num_queries
     noised = torch.arange(num_noised, device=device) // (num_noised // denoising_queries.groups) + groups
     group = torch.cat([own, noised])
-    sees = (group[:, None] == group) | ((group[:, None] >= groups) & (group == 0))  # (Q, Q)
+    allowed = (group[:, None] == group) | ((group[:, None] >= groups) & (group == 0))  # (Q, Q)
     real = torch.cat(
         [
             (denoising_queries.objects >= 0).new_ones(len(denoising_queries.objects), len(own)),
@@ -247,7 +247,7 @@ def self_attention_mask(num_queries: int, groups: int, denoising_queries: Denois
         dim=1,
     )
     itself = torch.eye(len(group), dtype=torch.bool, device=device)
-    return ((sees & real[:, None]) | itself)[:, None]
+    return ((allowed & real[:, None]) | itself)[:, None]
 
 
 def starting_boxes(levels: FeatureLevels) -> tuple[Tensor, Tensor]:
@@ -267,5 +267,5 @@ def _rows(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def _mask_invalid(logits: Tensor, boxes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `logits` and `boxes` with an answer that no loss feels where `valid` (B, N) is False."""
+    """Return `logits` and `boxes` with constants, without loss and gradient, where `valid` (B, N) is False."""
     return logits.masked_fill(~valid[..., None], INVALID_LOGIT), boxes.masked_fill(~valid[..., None], 0.0)

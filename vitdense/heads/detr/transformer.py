@@ -24,13 +24,13 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(dim, ffn_dim, dropout=dropout)
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Map `x` (B, S, C); `mask` (B, 1, 1, S), True = may be seen."""
+        """Map `x` (B, S, C); `mask` (B, 1, 1, S), True = may be attended to."""
         placed = x + positions
         return self.feed_forward(self.add1(x, self.self_attn(placed, placed, x, mask)))
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention of queries, attention to what `cross_attn` sees, and a feed-forward network (DETR, figure 10)."""
+    """Self-attention of queries, the cross-attention `cross_attn`, and a feed-forward network (DETR, figure 10)."""
 
     def __init__(self, dim: int, cross_attn: nn.Module, *, num_heads: int, ffn_dim: int, dropout: float) -> None:
         super().__init__()
@@ -41,15 +41,15 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(dim, ffn_dim, dropout=dropout)
 
     def forward(
-        self, x: Tensor, positions: Tensor, seen: Sequence[Any], *, mask: Tensor | None = None, groups: int = 1
+        self, x: Tensor, positions: Tensor, memory: Sequence[Any], *, mask: Tensor | None = None, groups: int = 1
     ) -> Tensor:
-        """Map queries `x` (B, Q, C); `cross_attn` is called with the placed queries and `seen`.
+        """Map queries `x` (B, Q, C); `cross_attn` is called with the placed queries and `memory`.
 
-        A query attends to the queries that `mask` (B or 1, 1, Q, Q) lets it see; without mask, to its own of `groups`
+        A query attends to the queries where `mask` (B or 1, 1, Q, Q) is True; without mask, to its own of `groups`
         groups of Q / groups queries.
         """
         x = self.add1(x, self._among_queries(x, x + positions, mask, groups))
-        x = self.add2(x, self.cross_attn(x + positions, *seen))
+        x = self.add2(x, self.cross_attn(x + positions, *memory))
         return self.feed_forward(x)
 
     def _among_queries(self, x: Tensor, placed: Tensor, mask: Tensor | None, groups: int) -> Tensor:
@@ -72,8 +72,8 @@ class DeformableEncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, references: Tensor, levels: FeatureLevels) -> Tensor:
         """Map `x` (B, S, C), the tokens of `levels`, whose middles are `references` (B, S, L, 2)."""
-        seen = self.self_attn(x + positions, references, x, levels.grids, levels.valid)
-        return self.feed_forward(self.add1(x, seen))
+        update = self.self_attn(x + positions, references, x, levels.grids, levels.valid)
+        return self.feed_forward(self.add1(x, update))
 
 
 class DeformableEncoder(nn.Module):
