@@ -84,7 +84,7 @@ def test_a_guess_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     trained((112, 448), tmp_path / 'a.safetensors')
     with caplog.at_level(logging.WARNING, 'vitdense'):
         load(tmp_path / 'a.safetensors', img_size=(112, 448))
-    assert 'read as 7 x 28, as img_size says; pretrained_img_size=(224, 224)' in caplog.text
+    assert 'read as 7 x 28, from img_size; pretrained_img_size=(224, 224)' in caplog.text
     caplog.clear()
     trained((224, 224), tmp_path / 'a.safetensors')
     with caplog.at_level(logging.WARNING, 'vitdense'):

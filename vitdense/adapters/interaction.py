@@ -1,4 +1,4 @@
-"""The parts of ViT-Adapter that exchange what the ViT and the spatial features know, by deformable attention."""
+"""Injector and extractor of ViT-Adapter: deformable attention between ViT patches and spatial features."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NORM_EPS = 1e-6  # of the published layer norms
 
 
 class Cells(NamedTuple):
-    """How tokens (B, S, C) lie in the image: the cells of one or more maps, one map behind the other, row by row."""
+    """Geometry of tokens (B, S, C): the cells of one or more maps, concatenated, row by row."""
 
     grids: tuple[tuple[int, int], ...]  # (h, w) of each map
     strides: tuple[float, ...]  # pixels from cell to cell
@@ -42,10 +42,10 @@ class Cells(NamedTuple):
         return [part.unflatten(1, grid).permute(0, 3, 1, 2) for part, grid in zip(parts, self.grids, strict=True)]
 
     def places(self, others: Cells, like: Tensor) -> Tensor:
-        """Return (B, S, L, 2): where the middle of each cell lies, (x, y) in [0, 1] of the maps of each of `others`.
+        """Return (B, S, L, 2): the centres of all cells, (x, y) in [0, 1] of each map of `others`.
 
-        Maps begin at one corner and each is as long as its cells; where a stride does not divide the image they
-        end at different pixels, so the same place is another share of each. `like` (B, ...) gives device and batch.
+        Maps share the top left corner; where a stride does not divide the image they end at different pixels, so the
+        normalised coordinates of a pixel differ between them. `like` (B, ...) gives device and batch.
         """
         dtype = torch.promote_types(like.dtype, torch.float32)
         middles = []
@@ -64,9 +64,9 @@ class Cells(NamedTuple):
 
 
 class Injector(nn.Module):
-    """Equation 1 of ViT-Adapter (Chen et al. 2023): patches read what the spatial features hold, weighed by `gamma`.
+    """Equation 1 of ViT-Adapter (Chen et al. 2023): patches attend to spatial features, scaled by `gamma`.
 
-    `gamma` begins at `gamma_init`; at 0 the ViT's features are at first those of its pre-training.
+    `gamma` begins at `gamma_init`; at 0 the features of the ViT are initially those of its pretraining.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Injector(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), gamma_init))
 
     def forward(self, patches: Tensor, places: Tensor, spatial: Tensor, cells: Cells) -> Tensor:
-        """Return `patches` (B, N, C) with what they read from `spatial` (B, S, C), which lie in `cells`.
+        """Return `patches` (B, N, C) updated from `spatial` (B, S, C) with geometry `cells`.
 
         `places` (B, N, levels, 2) are those of the patches in the maps of `cells`.
         """
@@ -90,9 +90,9 @@ class Injector(nn.Module):
 
 
 class Extractor(nn.Module):
-    """Equations 2 and 3 of ViT-Adapter (Chen et al. 2023): spatial features read the ViT's, then pass a ConvFFN.
+    """Equations 2 and 3 of ViT-Adapter (Chen et al. 2023): spatial features attend to patches, then a ConvFFN.
 
-    `ffn_ratio` is the width of the ConvFFN in parts of `dim` (None: there is none); `drop_path` the probability that
+    `ffn_ratio` is the width of the ConvFFN relative to `dim` (None: no ConvFFN); `drop_path` the probability that
     it is skipped for an image.
     """
 
@@ -119,7 +119,7 @@ class Extractor(nn.Module):
             self.drop_path = DropPath(drop_path)
 
     def forward(self, spatial: Tensor, cells: Cells, places: Tensor, patches: Tensor, patch_cells: Cells) -> Tensor:
-        """Return `spatial` (B, S, C), which lie in `cells`, with what they read from `patches` (B, N, C).
+        """Return `spatial` (B, S, C) with geometry `cells`, updated from `patches` (B, N, C).
 
         `places` (B, S, 1, 2) are those of the spatial features in the map of `patch_cells`.
         """
@@ -141,7 +141,7 @@ class ConvFFN(nn.Module):
         self.apply(init_weights)
 
     def forward(self, x: Tensor, cells: Cells) -> Tensor:
-        """Map tokens `x` (B, S, C), which lie in `cells`, to as many."""
+        """Map tokens `x` (B, S, C) with geometry `cells` to the same shape."""
         maps = cells.split(self.fc1(x))
         mixed = [
             self.dwconv(zero_padding(level, extent)).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, h * w, C)
@@ -151,7 +151,7 @@ class ConvFFN(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Give linear layers and convolutions their values at the start, as published (apart from deformable attention)."""
+    """Initialise linear layers and convolutions as published; deformable attention is not changed."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

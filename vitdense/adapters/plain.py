@@ -1,4 +1,4 @@
-"""Feature maps as the backbone makes them."""
+"""Feature maps of the backbone without a learned adapter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class PlainMaps(nn.Module):
     """Maps of chosen ViT layers at patch stride, one by one or concatenated along channels.
 
     `layers` are block numbers (negative ones count from the end). `normed` applies the ViT's final norm to each; False
-    gives the raw residual stream (benchmark-vfm-ss, where the encoder's final norm is the identity). Holds no weights.
+    gives the raw residual stream (benchmark-vfm-ss, where the encoder's final norm is the identity). Has no weights.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class PlainMaps(nn.Module):
 
 
 class BackboneMaps(nn.Module):
-    """The pyramid of a backbone that makes one itself, such as `ViTAdapter`. Holds no weights and asks for no layers.
+    """The pyramid of a backbone that computes one, such as `ViTAdapter`. Has no weights and requests no layers.
 
-    `own_channels` and `own_strides` are facts of the backbone. Raises ValueError where it has none.
+    `own_channels` and `own_strides` are those of the backbone. Raises ValueError where it has none.
     """
 
     def __init__(

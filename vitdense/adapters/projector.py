@@ -1,4 +1,4 @@
-"""Several layers of a plain ViT, concatenated and mixed into one map or a few: the adapter of real-time detectors."""
+"""Projector of real-time detectors: layers of a plain ViT concatenated and fused to one or more maps."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Projector(nn.Module):
 
 
 class ProjectorStage(nn.Module):
-    """One map of the projector."""
+    """One output scale of the projector."""
 
     def __init__(
         self, in_channels: int, num_layers: int, channels: int, scale: float, *, num_blocks: int, norm: Norm
@@ -86,9 +86,9 @@ class ProjectorStage(nn.Module):
 
 
 class C2f(nn.Module):
-    """The block of YOLOv8 that LW-DETR projects with: half of the channels pass `num_blocks` pairs of convolutions.
+    """The C2f block of YOLOv8, as in LW-DETR: half of the channels pass `num_blocks` pairs of convolutions.
 
-    What enters and leaves every pair is concatenated and mixed by a 1x1 convolution.
+    The input and output of every pair are concatenated and fused by a 1x1 convolution.
     """
 
     def __init__(self, in_channels: int, channels: int, *, num_blocks: int, norm: Norm) -> None:
@@ -136,7 +136,7 @@ class ConvNorm(nn.Module):
 
 
 def _sampler(channels: int, scale: float, norm: Norm) -> tuple[nn.Module, int]:
-    """Return what resamples a map by `scale`, and how many channels it gives."""
+    """Return the layer that resamples a map by `scale`, and its number of output channels."""
     if scale == 1:
         return nn.Identity(), channels
     if scale < 1:

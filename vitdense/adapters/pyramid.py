@@ -21,7 +21,7 @@ class SimplePyramid(nn.Module):
 
     Transposed convolutions (x4: two, with LayerNorm and GELU between; x2: one) and a 2x2 max-pool bring the map to
     strides p/4, p/2, p and 2p for patches of p pixels; a 1x1 and a 3x3 convolution, each with LayerNorm, bring every
-    level to `channels`. `scales` are those of the four that are made, in their order. `extra_level` adds stride 4p by
+    level to `channels`. `scales` are those of the four to compute, in their order. `extra_level` adds stride 4p by
     taking every second cell of the coarsest level (the p6 of detectors). `normed` applies the ViT's final norm first;
     ViTDet does not.
     """
@@ -74,7 +74,7 @@ class SimplePyramid(nn.Module):
 
 
 class LayerPyramid(nn.Module):
-    """A pyramid with one level from each of four layers, as UPerNet on MAE and BEiT reads a plain ViT (mmsegmentation,
+    """A pyramid with one level from each of four layers, as in UPerNet on MAE and BEiT (mmsegmentation,
     configs/mae).
 
     Layers, shallow to deep, go to scales 4, 2, 1 and 0.5 of the ViT's grid: two transposed convolutions with norm and
@@ -124,12 +124,12 @@ class LayerPyramid(nn.Module):
 
 
 def _double(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
-    """Return a learned x2: every cell becomes 2x2 cells of its own, so nothing crosses the edge of an image."""
+    """Return a learned x2 upsampling without overlap: no value crosses the edge of an image."""
     return nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
 
 
 def _halve() -> nn.MaxPool2d:
-    """Return a 2x2 maximum; an odd last row or column keeps a cell, so that no grid is ever emptied."""
+    """Return a 2x2 max-pool with ceil mode: an odd last row or column keeps a cell, so that no map is empty."""
     return nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)
 
 

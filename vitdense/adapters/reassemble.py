@@ -1,4 +1,4 @@
-"""Reassembled ViT layers: a pyramid of maps from tokens with the class token added."""
+"""Reassemble operations of DPT: a pyramid from ViT layers, with the class token as readout."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SCALES = (4, 2, 1, 0.5)  # of the ViT's grid, fine to coarse
 class Reassemble(nn.Module):
     """The reassemble operations of DPT (Ranftl et al. 2021, section 3.1): one level from each of four layers.
 
-    `readout` is what becomes of the class token: 'ignore' leaves it out, 'add' adds it to every patch, 'project' joins
+    `readout` is the use of the class token: 'ignore' drops it, 'add' adds it to every patch, 'project' joins
     it to every patch and brings both back to the ViT's width by a linear layer and GELU, one for each level. A 1x1
     convolution then brings each level to its `channels`; transposed convolutions (x4, x2), nothing, and a 3x3
     convolution of stride 2 bring layers, shallow to deep, to strides p/4, p/2, p and 2p for patches of p pixels.
-    `normed` applies the ViT's final norm to each layer first; DPT does not. `has_cls` is a fact of the backbone.
+    `normed` applies the ViT's final norm to each layer first; DPT does not. `has_cls` is that of the backbone.
 
-    Raises ValueError when a class token is to be read from a ViT that has none.
+    Raises ValueError for a readout of the class token of a ViT without one.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Reassemble(nn.Module):
         return features._replace(maps=tuple(maps))
 
     def _read(self, features: Features, level: int) -> Tensor:
-        """Return the patches (B, C, h, w) of a level with what the class token adds to them."""
+        """Return the patches (B, C, h, w) of a level with the readout of the class token."""
         x = features.layers[level]
         if self.readout == 'ignore':
             return x

@@ -1,4 +1,4 @@
-"""The spatial side of ViT-Adapter: convolutions on the image, extractors that read the ViT, and the final pyramid."""
+"""Spatial branch of ViT-Adapter: convolutions on the image, extractors, and the final pyramid."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STRIDES = (4.0, 8.0, 16.0, 32.0)
 
 
 class Spatial(NamedTuple):
-    """The spatial features on their way through the interactions."""
+    """Spatial features between interactions."""
 
     detail: Tensor | None  # (B, C, h, w) at stride 4, if wanted; takes no part in the interactions
     tokens: Tensor  # (B, S, C) at strides 8, 16 and 32
@@ -54,22 +54,22 @@ class SpatialPrior(nn.Module):
         x, stride = channels_last(_within(imgs, valid, 1)), 1
         for block in self.stem:
             x, stride = _within(block(x), valid, 2), 2
-        maps = [self.pool(x)]  # behind ReLU the zeros of padding change no maximum
+        maps = [self.pool(x)]  # after ReLU the zeros of padding change no maximum
         for block, stride in zip(self.stages, STRIDES[:-1], strict=True):
             maps.append(block(_within(maps[-1], valid, stride)))
         return [project(x) for project, x in zip(self.project, maps[self.skipped :], strict=True)]
 
 
 class SpatialPyramid(nn.Module):
-    """Everything of ViT-Adapter that is neither ViT nor injector (Chen et al. 2023, sections 3.2 to 3.4).
+    """ViT-Adapter without ViT and injectors: prior, extractors and pyramid (Chen et al. 2023, sections 3.2 to 3.4).
 
     One extractor for each of `num_interactions`, and `extra_extractors` more in the last one. `add_features` is what
     the final pyramid receives of the ViT: the map after 'each' interaction at one level (the published segmentation
     variant; needs 4 interactions), the 'last' map at all levels (the detection variant), or 'none'. `num_heads`,
     `num_points` and `deform_ratio` (share of the channels that is read) are those of the deformable attention. Without
-    `detail` there is no map of stride 4, which a detector whose encoder attends to every cell cannot afford.
+    `detail` there is no map of stride 4, which is too large for detectors whose encoder attends to every cell.
 
-    Facts: `strides`. Raises ValueError for arguments that cannot be.
+    Attributes: `strides`. Raises ValueError for invalid arguments.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class SpatialPyramid(nn.Module):
         return Spatial(detail, torch.cat(tokens, dim=1), cells, valid)
 
     def extract(self, index: int, spatial: Spatial, patches: Tensor, patch_cells: Cells) -> Spatial:
-        """Return the spatial features after interaction `index` has read `patches` (B, N, C) of the ViT."""
+        """Return the spatial features after interaction `index` with `patches` (B, N, C) of the ViT."""
         places = spatial.cells.places(patch_cells, spatial.tokens)
         tokens = spatial.tokens
         for extractor in self.extractors[index]:
@@ -162,7 +162,7 @@ class SpatialPyramid(nn.Module):
 
 
 def maybe_recompute(recompute: bool, module: nn.Module, *inputs: object) -> Tensor:
-    """Call `module`, recomputing it in the backward pass where that is wanted and there will be one."""
+    """Call `module`, with activation checkpointing if enabled and gradients are computed."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(module, *inputs, use_reentrant=False)
     return module(*inputs)

@@ -1,4 +1,4 @@
-"""The spatial tuning adapter: fine detail from a few convolutions on the image, meaning from a plain ViT."""
+"""Spatial tuning adapter of DEIMv2: convolutional detail features fused with layers of a plain ViT."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class SpatialTuning(nn.Module):
         return features._replace(maps=tuple(maps))
 
     def _details(self, imgs: Tensor, valid: Tensor | None) -> list[Tensor]:
-        """Return what the convolutions see, at strides 8, 16 and 32."""
+        """Return the detail features at strides 8, 16 and 32."""
         x = zero_padding(imgs, map_extents(valid, 1, tuple(imgs.shape[-2:])))
         x = functional.gelu(self.stem(x))
         x = _pool(x, map_extents(valid, 2, tuple(x.shape[-2:])))
@@ -80,7 +80,7 @@ def _pool(x: Tensor, extents: Tensor | None) -> Tensor:
     """Return the 3x3 maximum of stride 2 over the cells of each image."""
     if extents is not None:
         inside = rectangles(extents, tuple(x.shape[-2:]))[:, None]
-        x = x.masked_fill(~inside, torch.finfo(x.dtype).min)  # what the pool finds around a single image
+        x = x.masked_fill(~inside, torch.finfo(x.dtype).min)  # the padding value of max-pool
     return functional.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 

@@ -1,4 +1,4 @@
-"""ViT-Adapter: a plain ViT and convolutional features that inform each other, as a backbone or as a reader."""
+"""ViT-Adapter: a plain ViT with a convolutional branch, as a backbone with injectors or as an adapter without."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from vitdense.types import Classifier, Features, LayerRequest
 
 
 class ViTAdapter(nn.Module):
-    """ViT-Adapter (Chen et al. 2023, arXiv 2205.08534) around a ViT; it is the backbone, with a pyramid of its own.
+    """ViT-Adapter (Chen et al. 2023, arXiv 2205.08534) around a ViT: a backbone that returns a pyramid.
 
-    `vit` is a ViT or its recipe. The blocks are run in groups that end at `layers` (default: the ends of the four
-    quarters of the depth). Before a group an injector adds to the patches what they read from the spatial features
-    (class token and registers pass by it); behind it an extractor adds to the spatial features what they read from the
-    patches. `gamma_init` is where the injectors' weights begin; `checkpointing` recomputes blocks, injectors and
+    `vit` is a ViT or its config. The blocks are run in groups that end at `layers` (default: the ends of the four
+    quarters of the depth). Before a group an injector updates the patches from the spatial features (class token and
+    registers are unchanged); after it an extractor updates the spatial features from the patches. `gamma_init` is the
+    initial scale of the injectors; `checkpointing` recomputes blocks, injectors and
     extractors in the backward pass; the other arguments are those of `SpatialPyramid`, `drop_path` usually the ViT's.
 
     `add_features='each'` is the published segmentation variant, 'last' the detection variant. The published models have
     6 heads with `deform_ratio=1.0` (tiny, small), or 12 and 16 with 0.5 (base, large), no class token, and LayerScale
     that begins at 1: for theirs write `timm_args=dict(class_token=False, init_values=1.0)` and
-    `partial_weights=('ls1', 'ls2')` into the recipe of the ViT.
+    `partial_weights=('ls1', 'ls2')` in the config of the ViT.
 
     Maps lie at strides 4 (with `detail`), 8, 16, 32 in pixels whatever the patch, for any image that the ViT takes;
     a branch reads them with `BackboneMaps`. Other branches may read layers of the same pass.
 
-    A `frozen` ViT keeps its weights, but gradients pass through it to the injectors; where none may, use
-    `ReadingViTAdapter`. Raises ConfigError for layers that cannot be.
+    A `frozen` ViT keeps its weights, but gradients pass through it to the injectors; to avoid that, use
+    `ReadingViTAdapter`. Raises ConfigError for invalid layers.
     """
 
     def __init__(
@@ -100,16 +100,16 @@ class ViTAdapter(nn.Module):
         patch_cells = Cells.of([tokens.grid], [self.patch_size], valid)
         spatial = self.pyramid.start(imgs, valid)
         places = patch_cells.places(spatial.cells, tokens.x)
-        maps, left = [], {}
+        maps, outputs = [], {}
         for index, (start, stop) in enumerate(pairwise((0, *self.stops))):
             tokens = self._inject(index, tokens, places, spatial)
-            tokens = self._run(tokens, start, stop, requests, left)
+            tokens = self._run(tokens, start, stop, requests, outputs)
             x = self.vit.fold(tokens)
             spatial = self.pyramid.extract(index, spatial, x.flatten(2).transpose(1, 2), patch_cells)
             maps.append(x)
         last = max([self.stops[-1], *(request.index + 1 for request in requests)])
-        self._run(tokens, self.stops[-1], last, requests, left)
-        read = [self.vit.norm(left[index]) if normed else left[index] for index, normed in requests]
+        self._run(tokens, self.stops[-1], last, requests, outputs)
+        read = [self.vit.norm(outputs[index]) if normed else outputs[index] for index, normed in requests]
         return Features(
             maps=self.pyramid.finish(spatial, maps),
             layers=tuple(zero_padding(self.vit.fold(state), patch_cells.extents[0]) for state in read),
@@ -123,7 +123,7 @@ class ViTAdapter(nn.Module):
         return self.vit.read_classifier()
 
     def _inject(self, index: int, tokens: Tokens, places: Tensor, spatial: Spatial) -> Tokens:
-        """Return `tokens` whose patches have read the spatial features."""
+        """Return `tokens` with patches updated by the injector."""
         ahead = tokens.x.shape[1] - places.shape[1]  # class token and registers
         prefix, patches = tokens.x[:, :ahead], tokens.x[:, ahead:]
         patches = maybe_recompute(
@@ -137,20 +137,20 @@ class ViTAdapter(nn.Module):
         return tokens._replace(x=torch.cat([prefix, patches], dim=1) if ahead else patches)
 
     def _run(
-        self, tokens: Tokens, start: int, stop: int, requests: Sequence[LayerRequest], left: dict[int, Tokens]
+        self, tokens: Tokens, start: int, stop: int, requests: Sequence[LayerRequest], outputs: dict[int, Tokens]
     ) -> Tokens:
-        """Run the blocks [start, stop) and keep in `left` what leaves the requested ones."""
+        """Run the blocks [start, stop) and store the output of requested ones in `outputs`."""
         wanted = {request.index + 1 for request in requests if start < request.index + 1 <= stop}
         for end in sorted(wanted | {stop}):
             tokens = self.vit.run(tokens, start, end)
             start = end
             if end in wanted:
-                left[end - 1] = tokens
+                outputs[end - 1] = tokens
         return tokens
 
 
 class ReadingViTAdapter(nn.Module):
-    """ViT-Adapter without injectors: it reads layers of a ViT that stays as it is, as DINOv3 does for segmentation.
+    """ViT-Adapter without injectors: it reads layers of an unchanged ViT, as DINOv3 does for segmentation.
 
     The extractors read `layers`, one after another, with the ViT's final norm if `normed`. With a frozen ViT no graph
     passes through it: only convolutions and extractors train. The other arguments are those of `SpatialPyramid`; maps
@@ -226,6 +226,6 @@ def _check_amp(vit: ViT) -> None:
         raise ConfigError(
             'the ViT of a ViTAdapter has an autocast of its own',
             where='ViTAdapter(vit=dict(amp=...))',
-            why='injectors change what flows between its blocks, in the precision of the run',
+            why='injectors change the tokens between its blocks, in the precision of the run',
             fix='remove amp and use --amp of the run, or read the frozen ViT with ReadingViTAdapter',
         )

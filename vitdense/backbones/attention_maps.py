@@ -1,4 +1,4 @@
-"""What single tokens attend to, read from one block of a ViT while it runs."""
+"""Attention weights of selected tokens, recorded from one block of a ViT."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from vitdense.errors import ConfigError
 
 @torch.no_grad()
 def attention_rows(vit: ViT, tokens: Tokens, block: int, rows: Sequence[int]) -> tuple[Tokens, Tensor]:
-    """Run one block; return its tokens, and how much the tokens `rows` attend to each token: (B, heads, R, N) float32.
+    """Run one block; return its tokens and the attention weights of the tokens `rows`, (B, heads, R, N) float32.
 
-    Only these rows are ever made, not the N x N of a whole attention. Queries and keys are those of the block's own
-    attention, so norms, rotations and masks in it are included. Raises ConfigError where the block attends within
-    windows, or to prefix tokens of each of them, or in a way that cannot be watched.
+    Only these rows are computed, not the N x N matrix. Queries and keys are recorded after norms and rotations.
+    Raises ConfigError where the block attends within windows or to prefix tokens of each window, or does not use
+    scaled_dot_product_attention.
     """
-    with _Watch() as watch:
+    with _RecordAttention() as recorder:
         after = vit.run(tokens, block, block + 1)
-    if not watch.calls or watch.calls[0][0].shape[::2] != tokens.x.shape[:2]:
+    if not recorder.calls or recorder.calls[0][0].shape[::2] != tokens.x.shape[:2]:
         raise ConfigError(
             f'the attention of block {block} cannot be shown',
             where='layers=',
             why='it attends within windows, or to tokens of each'
-            if watch.calls
+            if recorder.calls
             else 'it does not use scaled_dot_product_attention of torch',
             fix='choose another layer, one with global attention; and unset TIMM_FUSED_ATTN',
         )
-    query, key, mask, scale = watch.calls[0]
+    query, key, mask, scale = recorder.calls[0]
     scores = query[:, :, list(rows)].float() @ key.float().mT * scale  # (B, heads, R, N)
     if mask is not None:
         mask = mask.expand(*mask.shape[:-2], query.shape[-2], -1)[..., list(rows), :]
@@ -41,8 +41,8 @@ def attention_rows(vit: ViT, tokens: Tokens, block: int, rows: Sequence[int]) ->
     return after, scores.softmax(-1)
 
 
-class _Watch(TorchFunctionMode):
-    """Keep queries, keys, mask and scale of every attention that is computed inside."""
+class _RecordAttention(TorchFunctionMode):
+    """Record queries, keys, mask and scale of every scaled_dot_product_attention call in the context."""
 
     def __init__(self) -> None:
         super().__init__()

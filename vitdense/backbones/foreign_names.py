@@ -1,4 +1,4 @@
-"""Backbone files under the names of transformers, of JAX and of chunked blocks, translated to names that timm reads."""
+"""Translation of backbone weights from the names of transformers, JAX and chunked blocks to timm's."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ _JAX_RULES: tuple[Rule, ...] = (
 
 
 def translated(state: Mapping[str, Tensor], *, where: str) -> tuple[State, str]:
-    """Return a backbone's weights under names that timm reads, and what kind of names they had ('' for any other).
+    """Return a backbone's weights under names that timm reads, and the kind of their old names ('' if unchanged).
 
-    What stands before the names of a model (`vit.`, `teacher.backbone.`) stays there. Raises CheckpointError for BEiT,
+    Prefixes of a model (`vit.`, `teacher.backbone.`) are kept. Raises CheckpointError for BEiT,
     which is no plain ViT.
     """
     jax = next((found for name in state if (found := _JAX_KERNEL.fullmatch(name))), None)
@@ -86,7 +86,7 @@ def _renamed(name: str, rules: tuple[Rule, ...]) -> str:
 
 
 def _from_transformers(state: Mapping[str, Tensor], prefix: str, where: str) -> State:
-    """Return the model behind `prefix` under the names of its first publishers, which timm knows."""
+    """Return the model behind `prefix` under the names of its original release, which timm reads."""
     if any('relative_position_bias' in name or name.endswith('.lambda_1') for name in state):
         raise CheckpointError(
             'these are weights of BEiT (names of transformers)',
@@ -108,7 +108,7 @@ def _from_transformers(state: Mapping[str, Tensor], prefix: str, where: str) -> 
     if 'register_tokens' in own and rotary:
         own['storage_tokens'] = own.pop('register_tokens')  # as DINOv3 calls them
     elif 'register_tokens' in own or 'blocks.0.mlp.w12.weight' in own:
-        own.setdefault('mask_token', torch.zeros(1))  # by which timm knows DINOv2
+        own.setdefault('mask_token', torch.zeros(1))  # by which timm's filter recognises DINOv2
     return {prefix + name: value for name, value in own.items()}
 
 

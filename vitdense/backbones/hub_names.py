@@ -1,4 +1,4 @@
-"""Names of Vision Transformers as their publishers spell them, and timm's names of the same weights."""
+"""Mapping from publishers' model names (hub, torch.hub, file names) to timm's names of the same weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vitdense.errors import ConfigError
 _HUB = re.compile(r'(?:hf[-_]hub:|https://huggingface\.co/)?timm/')
 _SIZES = {'ti': 'tiny', 's': 'small', 'b': 'base', 'l': 'large', 'g': 'giant', 'h': 'huge'}
 _NAMED = '(tiny|small|base|large|giant|huge)'
-_RULES: tuple[tuple[str, str], ...] = (  # names in lower case without their owner; {0}, {1} are what the groups hold
+_RULES: tuple[tuple[str, str], ...] = (  # names in lower case without their owner; {0}, {1} are the groups
     (r'dinov2_vit([sblg])14_(?:reg4?|reg4?_lc|reg4_pretrain)', 'vit_{0}_patch14_reg4_dinov2.lvd142m'),
     (r'dinov2_vit([sblg])14(?:_lc|_pretrain)?', 'vit_{0}_patch14_dinov2.lvd142m'),
     (rf'dinov2-with-registers-{_NAMED}', 'vit_{0}_patch14_reg4_dinov2.lvd142m'),
@@ -35,13 +35,13 @@ _RULES: tuple[tuple[str, str], ...] = (  # names in lower case without their own
 
 
 def plain_name(name: str) -> str:
-    """Return timm's name of a model without the address of timm's own hub before it (`hf_hub:timm/NAME`)."""
+    """Return timm's name of a model without the prefix of timm's hub (`hf_hub:timm/NAME`)."""
     found = _HUB.match(name)
     return name[found.end() :] if found else name
 
 
 def timm_name(name: str) -> str | None:
-    """Return what timm calls the weights that a publisher calls `name` (`dinov2_vits14`, `facebook/dinov2-small`)."""
+    """Return timm's name of the weights with the publisher's name `name` (`dinov2_vits14`, `facebook/dinov2-small`)."""
     own = name.lower().rpartition(':')[2].rpartition('/')[2].removesuffix('.pth')
     for pattern, theirs in _RULES:
         found = re.fullmatch(pattern, own)
@@ -51,7 +51,7 @@ def timm_name(name: str) -> str | None:
 
 
 def check_name(name: str) -> None:
-    """Raise ConfigError for names of other publishers and hubs; names that merely do not exist are for timm to tell."""
+    """Raise ConfigError for names of other publishers and hubs; unknown names of timm are checked by `make_model`."""
     theirs = timm_name(name)
     if theirs is not None:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What grid a table of positions in a weight file has: a file holds the count of its positions, not their layout."""
+"""Inference of the grid of a position table: weight files hold the number of positions, not (h, w)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Grid = tuple[int, int]
 
 
 class Sizes(NamedTuple):
-    """What a user says about sizes, (H, W) in pixels; None where nothing is said."""
+    """Image sizes in the config, (H, W) in pixels; None where not set."""
 
     where: str  # the file
-    img_size: Grid | None  # the wanted one, to whose grid the table is resampled
-    pretrained_img_size: Grid | None  # that of the images which the table in the file was trained on
+    img_size: Grid | None  # to whose grid the table is resampled
+    pretrained_img_size: Grid | None  # of the images that the table in the file was trained on
 
 
 def table_grid(
@@ -28,35 +28,35 @@ def table_grid(
 ) -> Grid:
     """Return the (h, w) of a file's `table` (1, N, C) of positions, for patches of `patch` pixels.
 
-    It is what `pretrained_img_size` says, else what `img_size` says, else the usual grid of the model, else a square,
-    the first that has as many positions; a guess is logged. The table of `published` weights is the usual one.
+    It is the grid of `pretrained_img_size` if set, otherwise the first with as many positions of: `img_size`, the
+    default grid of the model, a square; a guess is logged. The table of `published` weights has the default grid.
 
-    Raises ConfigError when `pretrained_img_size` has another count of positions, and CheckpointError when nothing tells
-    the grid; unless `strict`, the usual grid is returned then.
+    Raises ConfigError when `pretrained_img_size` has another count of positions, and CheckpointError when
+    the grid is undetermined; unless `strict`, the default grid is returned then.
     """
-    usual: Grid = tuple(model.patch_embed.grid_size)
+    default: Grid = tuple(model.patch_embed.grid_size)
     if table is None or table.ndim != 3 or model.pos_embed is None or table.shape[-1] != model.embed_dim:
-        return usual
+        return default
     count = table.shape[1] - (0 if model.no_embed_class else model.num_prefix_tokens)
-    said, wanted = (_cells(size, patch) for size in (sizes.pretrained_img_size, sizes.img_size))
-    if said is not None:
-        _check_said(said, count, sizes.pretrained_img_size, patch)
-        return said
-    if _fits(usual, count) and (published or not _fits(wanted, count)):
-        return usual
+    pretrained, wanted = (_cells(size, patch) for size in (sizes.pretrained_img_size, sizes.img_size))
+    if pretrained is not None:
+        _check_grid(pretrained, count, sizes.pretrained_img_size, patch)
+        return pretrained
+    if _fits(default, count) and (published or not _fits(wanted, count)):
+        return default
     if _fits(wanted, count):
-        if _fits(usual, count) and usual != wanted:
+        if _fits(default, count) and default != wanted:
             logger.warning(
-                '%s: the table of %d positions is read as %d x %d, as img_size says; pretrained_img_size=%s reads it '
-                'as the usual %d x %d, and resamples it',
-                *(sizes.where, count, *wanted, _pixels(usual, patch), *usual),
+                '%s: the table of %d positions is read as %d x %d, from img_size; pretrained_img_size=%s reads it '
+                'as the default %d x %d, and resamples it',
+                *(sizes.where, count, *wanted, _pixels(default, patch), *default),
             )
         return wanted
     side = math.isqrt(max(count, 0))
     if side * side != count or not side:
         if strict:
             raise _unknown(count, sizes, patch)
-        return usual
+        return default
     argument = 'img_size' if sizes.img_size is None else 'pretrained_img_size'
     logger.warning(
         '%s: the table of %d positions is read as a square, %d x %d; if it was trained on images of another shape, '
@@ -78,13 +78,13 @@ def _pixels(grid: Grid, patch: int) -> Grid:
     return grid[0] * patch, grid[1] * patch
 
 
-def _check_said(said: Grid, count: int, size: Grid, patch: int) -> None:
-    if not _fits(said, count) or size != _pixels(said, patch):
+def _check_grid(grid: Grid, count: int, size: Grid, patch: int) -> None:
+    if not _fits(grid, count) or size != _pixels(grid, patch):
         raise ConfigError(
-            f'the table in the file has {count} positions, not the {said[0]} x {said[1]} of images of '
+            f'the table in the file has {count} positions, not the {grid[0]} x {grid[1]} of images of '
             f'{size[0]} x {size[1]}',
             where='ViT(pretrained_img_size=...)',
-            why=f'images of {size[0]} x {size[1]} pixels have {said[0]} x {said[1]} whole patches of {patch}',
+            why=f'images of {size[0]} x {size[1]} pixels have {grid[0]} x {grid[1]} whole patches of {patch}',
             fix=f'give the size (H, W) that the weights were trained at{_examples(count, patch)}',
         )
 

@@ -1,4 +1,4 @@
-"""Positions of a timm ViT for any grid: absolute ones resampled, rotations computed, and remembered where fixed."""
+"""Position embeddings of a timm ViT for any grid: absolute tables resampled, rotary ones computed, cached if fixed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from vitdense.backbones.tokens import spread
 
-_REMEMBERED = 16  # tables of a ViT whose positions are fixed
+_CACHE_SIZE = 16  # tables in the cache of a ViT with fixed positions
 
 
 class Positions:
-    """The positions of `model` for grids (h, w), or for `grids`, one of each image, laid on a common grid.
+    """Absolute and rotary positions of `model` for a grid (h, w), or for `grids` of each image padded to a common grid.
 
-    `fixed` says that training never changes them: then they are remembered.
+    With `fixed`, training never changes them, and they are cached.
     """
 
     def __init__(self, model: nn.Module, *, fixed: bool) -> None:
@@ -38,7 +38,7 @@ class Positions:
         return shared, torch.stack([spread(tables[own][0, count:], own, grid) for own in grids])
 
     def rotations(self, grid: tuple[int, int], grids: Sequence[tuple[int, int]] | None) -> Tensor | None:
-        """Return the rotations of the patches as `Tokens.rope` holds them; None for a ViT that does not rotate."""
+        """Return the rotations of the patches as `Tokens.rope` holds them; None for a ViT without rotary positions."""
         if getattr(self.model, 'rope', None) is None:
             return None
         if grids is None:
@@ -48,13 +48,13 @@ class Positions:
         return torch.stack(laid, dim=1) if self.mixed else torch.stack(laid)[:, None]
 
     def _table(self, kind: Literal['absolute', 'rotary'], grid: tuple[int, int]) -> Tensor:
-        """Return the positions of one grid, remembered where nothing can change them."""
+        """Return the positions of one grid, from the cache where they are fixed."""
         if torch.compiler.is_compiling():
             return self._make_table(kind, grid)
         source = self.model.pos_embed if kind == 'absolute' else next(self.model.rope.parameters(), None)
         anchor = self.model.patch_embed.proj.weight if source is None else source
-        # weights that train change under us (an averaged copy swaps them in without a trace), and what inference mode
-        # made must not come back in training
+        # not cached: trained weights (EMA swaps them without a new version), and inference tensors, which training
+        # cannot use
         changes = source is not None and not self.fixed
         augmented = kind == 'rotary' and self.model.rope.training and getattr(self.model.rope, 'aug_active', False)
         if changes or augmented or anchor.is_inference():
@@ -64,7 +64,7 @@ class Positions:
         if table is None:
             with torch.inference_mode(False), torch.no_grad():
                 table = self._make_table(kind, grid)
-            for oldest in list(self._tables)[: max(0, len(self._tables) + 1 - _REMEMBERED)]:
+            for oldest in list(self._tables)[: max(0, len(self._tables) + 1 - _CACHE_SIZE)]:
                 self._tables.pop(oldest, None)  # another thread may have been faster
             self._tables[key] = table
         return table

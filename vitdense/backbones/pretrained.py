@@ -1,4 +1,4 @@
-"""timm Vision Transformers as backbones: made without their heads, filled with weights, brought to the wanted grid."""
+"""Creation of timm Vision Transformers with pretrained weights, at the requested patch size and grid."""
 
 from __future__ import annotations
 
@@ -32,15 +32,19 @@ logger = logging.getLogger('vitdense')
 _HUB_FILE = 'model.safetensors'
 _ANCHOR = 'patch_embed.proj.weight'  # every ViT has it
 
-# Names that belong to what a backbone does not have: classifiers, poolers, the decoder and mask of pre-training, and
-# the fixed rotation tables that timm computes itself.
+# Weights that a backbone does not use: classifiers, poolers, decoder and mask token of pretraining, and the fixed
+# rotary tables, which timm computes.
 DISPENSABLE = (
     *('head', 'fc_norm.', 'attn_pool.', 'pooler.', 'pre_logits.', 'mask_token', 'decoder_', 'local_cls_norm.'),
     *('rope.', 'rope_embeddings.'),
 )
-_POOLS = {'token': 'token', 'avg': 'average', 'map': 'attention'}  # timm's words and ours
-_CLASSIFIER = {'head.': 'classifier.', 'fc_norm.': 'norm.', 'attn_pool.': 'attn_pool.'}  # timm's names and ClassHead's
-_ZERO = 1e-4  # the largest bias that counts as none
+_POOLS = {'token': 'token', 'avg': 'average', 'map': 'attention'}  # timm's name -> ours
+_CLASSIFIER = {
+    'head.': 'classifier.',
+    'fc_norm.': 'norm.',
+    'attn_pool.': 'attn_pool.',
+}  # timm's prefix -> that of ClassHead
+_ZERO = 1e-4  # biases up to this count as zero
 _FIX = (
     'load them into the model they were made for; a backbone that may take a part of its pretrained weights\n'
     'says so with partial_weights=True'
@@ -48,10 +52,10 @@ _FIX = (
 
 
 class Created(NamedTuple):
-    """A timm model with what its weights decided."""
+    """A timm model and the sizes that its weights decided."""
 
     model: nn.Module
-    decided: dict[str, Any]  # patch_size and img_size that a ViT must be told, where it has no weights that say so
+    decided: dict[str, Any]  # patch_size and img_size needed to build the same ViT without the weights
 
 
 def create(
@@ -65,10 +69,10 @@ def create(
     drop_path: float,
     timm_args: Mapping[str, Any] | None,
 ) -> Created:
-    """Return the timm model `name` without its head, on the wanted patch size and table of positions.
+    """Return the timm model `name` without its head, at the requested patch size and position grid.
 
-    With weights, the model first takes the shape of the file (its patch size, its table of positions), is filled
-    strictly, and is then resampled once to what is wanted. A new patch size alone keeps the table of the file: a 37 x
+    With weights, the model is first built with the patch size and the position table of the file, loaded strictly, and
+    then resampled once to the requested sizes. A new patch size alone keeps the table of the file: a 37 x
     37 table stays 37 x 37. See `ViT` for the arguments.
 
     Raises ConfigError for a name or an argument that timm does not have, CheckpointError for weights that do not fit
@@ -99,10 +103,10 @@ def create(
             fix=_FIX,
         )
     _resample(model, patch_size, img_size)
-    told = (patch_size or patch, tuple(side // (patch_size or patch) for side in img_size or pixels))
-    made = (model.patch_embed.patch_size[0], tuple(model.patch_embed.grid_size))
-    decided = dict(patch_size=made[0], img_size=tuple(side * made[0] for side in made[1]))
-    return Created(model, decided if told != made else {})
+    requested = (patch_size or patch, tuple(side // (patch_size or patch) for side in img_size or pixels))
+    actual = (model.patch_embed.patch_size[0], tuple(model.patch_embed.grid_size))
+    decided = dict(patch_size=actual[0], img_size=tuple(side * actual[0] for side in actual[1]))
+    return Created(model, decided if requested != actual else {})
 
 
 class _Weights(NamedTuple):
@@ -119,7 +123,7 @@ def _read(name: str, model: nn.Module, pretrained: bool | str | Path) -> _Weight
     state, kind = translated(state, where=where)
     if kind.endswith('SigLIP') and getattr(model.blocks[0].mlp.act, 'approximate', '') == 'none':
         logger.warning(
-            'transformers approximates the GELU of SigLIP by tanh and %s does not: answers differ by about 1e-3 unless '
+            'transformers approximates the GELU of SigLIP by tanh and %s does not: outputs differ by about 1e-3 unless '
             "timm_args=dict(act_layer='gelu_tanh')",
             name,
         )
@@ -129,7 +133,7 @@ def _read(name: str, model: nn.Module, pretrained: bool | str | Path) -> _Weight
 def read_classifier(
     name: str, *, pretrained: bool | str | Path, timm_args: Mapping[str, Any] | None = None
 ) -> Classifier:
-    """Return the classifier that the weights of `name` bring, as timm would use it.
+    """Return the classifier in the weights of `name`, with its pooling and norm as in timm.
 
     Raises ConfigError without weights, or when timm's classifier does what ours cannot (a distillation token, poolings
     other than class token, average and attention); CheckpointError when the weights have none.
@@ -141,7 +145,7 @@ def read_classifier(
             why='the classifier comes with the pretrained weights',
             fix='set pretrained=True or a path in the backbone, or pretrained=False in the head',
         )
-    with torch.device('meta'):  # to know its parts; no weights are made
+    with torch.device('meta'):  # only the structure; no weights are allocated
         model = timm.create_model(plain_name(name), **check_timm_args(timm_args))
     state, where = _read(name, model, pretrained)
     prefix = (_anchor(state) or _ANCHOR).removesuffix(_ANCHOR)
@@ -191,12 +195,12 @@ def _fetch(name: str, model: nn.Module) -> tuple[State, str]:
 
     def keep(state: State, _: nn.Module) -> State:
         found.append(state)
-        return {}  # timm then loads nothing: we load strictly, and count
+        return {}  # timm then loads nothing: weights are loaded strictly later
 
     try:
         _reach(address)
         load_pretrained(model, pretrained_cfg=cfg.to_dict(), num_classes=0, filter_fn=keep, strict=False)
-    except Exception as error:  # any of a dozen kinds from sockets, hubs and caches; each means: not there
+    except Exception as error:  # sockets, hubs and caches raise many types
         raise CheckpointError(
             f"could not get the weights of '{name}'",
             where=f'{file} of {cfg.hf_hub_id or cfg.url}',
@@ -207,17 +211,17 @@ def _fetch(name: str, model: nn.Module) -> tuple[State, str]:
 
 
 def _reach(address: str) -> None:
-    """Fail at once where there is no network: the hub's own client tries for most of a minute, and complains each
+    """Raise at once where there is no network: the hub's client retries for most of a minute, with a warning each
     time.
     """
     request = urllib.request.Request(address, method='HEAD')
-    with contextlib.suppress(urllib.error.HTTPError):  # somebody answered: what it means is for the client to say
+    with contextlib.suppress(urllib.error.HTTPError):  # the server is reachable; the client handles HTTP errors
         urllib.request.urlopen(request, timeout=10).close()
 
 
 def _take_shape(model: nn.Module, state: State, sizes: Sizes, *, published: bool, strict: bool) -> None:
-    """Bring the still random model to the patch size and the table of positions of the file, so that nothing is
-    resampled twice.
+    """Give the uninitialised model the patch size and the position grid of the file, so that nothing is resampled
+    twice.
     """
     anchor = _anchor(state)
     if anchor is None or state[anchor].ndim != 4:
@@ -255,8 +259,8 @@ def _check_kernel(kernel: Tensor, ours: Tensor) -> None:
 
 
 def _without_class_token(state: State, model: nn.Module) -> State:
-    """Return `state` for a model that was told to have no class token (`timm_args=dict(class_token=False)`): without
-    the token and its position.
+    """Return `state` without class token and its position, for a model without one
+    (`timm_args=dict(class_token=False)`).
     """
     prefix = (_anchor(state) or _ANCHOR).removesuffix(_ANCHOR)
     if model.cls_token is not None or f'{prefix}cls_token' not in state:
@@ -265,12 +269,12 @@ def _without_class_token(state: State, model: nn.Module) -> State:
     table = state.get(f'{prefix}pos_embed')
     if table is not None and not model.no_embed_class:
         state[f'{prefix}pos_embed'] = table[:, 1:]
-    logger.info('the class token of the weights is left out, as asked')
+    logger.info('the class token of the weights is omitted: the model has none')
     return state
 
 
 def _anchor(state: State) -> str | None:
-    """Return the name of the patch kernel in a file, whatever stands before it."""
+    """Return the name of the patch kernel in a file, with its prefix."""
     return min((name for name in state if name == _ANCHOR or name.endswith('.' + _ANCHOR)), key=len, default=None)
 
 
@@ -278,7 +282,7 @@ def timm_names(state: State, *, model: nn.Module, name: str = '') -> State:
     """Translate the names of other publishers with timm's own filter; a norm that timm keeps behind the pooling becomes
     the final norm.
     """
-    cfg = model.pretrained_cfg  # by which the filter would guess the grid of a table again: it is known here
+    cfg = model.pretrained_cfg  # from which the filter would guess the grid of a table; the real one is set here
     model.pretrained_cfg = {**cfg, 'input_size': (3, *model.patch_embed.img_size)}
     try:
         if isinstance(model, eva.Eva):
@@ -316,7 +320,7 @@ def _check_biases(state: State, model: nn.Module) -> None:
 
 
 def _resample(model: nn.Module, patch_size: int | None, img_size: tuple[int, int] | None) -> None:
-    """Resample patch kernel and table of positions to what is wanted, and say so."""
+    """Resample patch kernel and position table to the requested sizes; log both."""
     old_patch, old_grid = model.patch_embed.patch_size[0], tuple(model.patch_embed.grid_size)
     patch = patch_size or old_patch
     model.set_input_size(img_size=img_size or (old_grid[0] * patch, old_grid[1] * patch), patch_size=patch)

@@ -1,4 +1,4 @@
-"""A learned bias of attention for every offset between two patches, as BEiT and mmsegmentation's MAE have it."""
+"""Relative position bias of attention, as in BEiT and mmsegmentation's MAE."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class RelativeBias(nn.Module):
     def forward(
         self, grid: tuple[int, int], grids: Sequence[tuple[int, int]] | None, num_special_tokens: int
     ) -> Tensor:
-        """Return what is added to the scores, (1 or B, heads, N, N), for patches of `grid` behind `num_special_tokens`
-        tokens.
+        """Return the bias of the attention scores, (1 or B, heads, N, N), for patches of `grid` behind
+        `num_special_tokens` tokens.
 
-        Where `grids` are given, each image has the offsets of its own; those to its padding mean nothing.
+        Where `grids` are given, each image has the offsets of its own; those of padding are undefined.
         """
         if grids is None:
             table = self._offsets(grid)[None]
@@ -68,7 +68,7 @@ def add_bias(model: nn.Module, *, windowed: bool) -> None:
         raise ConfigError(
             'a relative bias and windows do not go together',
             where='ViT(relative_bias=True, windows=...)',
-            why='its table knows the offsets of whole images',
+            why='its table holds the offsets of whole images',
             fix='leave one of them out',
         )
     for block in model.blocks:
@@ -84,7 +84,7 @@ def run_biased(
     attn_mask: Tensor | None,
     **named: Any,
 ) -> Tensor:
-    """Run a block with its bias, made here: where the block is recomputed, none is kept."""
+    """Run a block with its bias, computed here so that checkpointing recomputes it too."""
     bias = block.relative_bias(grid, grids, x.shape[1] - grid[0] * grid[1])
     if attn_mask is not None and attn_mask.dtype != torch.bool:
         bias = bias + attn_mask
@@ -100,6 +100,6 @@ def _dtype(x: Tensor) -> torch.dtype:
 
 
 def _widened(table: Tensor, own: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Lay the offsets of a small grid into the middle of those of a larger one."""
+    """Pad the offsets of a small grid to those of a larger one."""
     down, right = grid[0] - own[0], grid[1] - own[1]
     return functional.pad(table, (right, right, down, down))

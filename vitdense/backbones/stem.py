@@ -1,4 +1,4 @@
-"""Convolutions in place of the linear patch embedding, for Vision Transformers that learn from scratch."""
+"""Convolutional stem in place of the linear patch embedding, for ViTs trained from scratch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ConvStem(nn.Module):
         self.proj = nn.Conv2d(embed_dim, embed_dim, kernel_size=1)
 
     def forward(self, imgs: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Return (B, h, w, embed_dim) tokens of `imgs` (B, 3, H, W). What is padding in `valid` counts as zeros."""
+        """Return (B, h, w, embed_dim) tokens of `imgs` (B, 3, H, W). Padding in `valid` is zeroed."""
         x = imgs
         for step, layers in enumerate(zip(self.halve, self.smooth, strict=True), 1):
             for layer in layers:
@@ -45,18 +45,18 @@ class ConvStem(nn.Module):
 
 
 def check_stem(stem: str, pretrained: bool) -> None:
-    """Raise ConfigError for a word that names no stem, and for a convolutional one of a pretrained ViT."""
+    """Raise ConfigError for an unknown stem, and for a convolutional stem of pretrained ViTs."""
     if stem not in ('patch', 'conv') or (stem == 'conv' and pretrained):
         raise ConfigError(
             f'stem={stem!r}' + (' has no pretrained weights' if stem == 'conv' else ' is unknown'),
             where='ViT(stem=...)',
-            why='published weights begin with a linear embedding of patches; convolutions learn from scratch',
+            why='published weights begin with a linear patch embedding; a convolutional stem trains from scratch',
             fix="write stem='patch', or stem='conv' with pretrained=False",
         )
 
 
 def set_stem(model: nn.Module, stem: Literal['patch', 'conv']) -> None:
-    """Give a ViT of timm the stem that the word says."""
+    """Set the stem of a timm ViT."""
     if stem == 'conv':
         patches = model.patch_embed
         model.patch_embed = ConvStem(model.embed_dim, patches.patch_size[0], patches.grid_size)

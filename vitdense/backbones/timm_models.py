@@ -1,4 +1,4 @@
-"""timm Vision Transformers without their heads and weights: the families that are known, and the arguments."""
+"""timm Vision Transformers without heads and weights: supported families and checked arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitdense.backbones.hub_names import check_name, plain_name
 from vitdense.errors import ConfigError, did_you_mean
 
 FAMILIES = (vision_transformer.VisionTransformer, eva.Eva)
-MODULES = ('vision_transformer', 'deit', 'eva')  # where timm keeps them
+MODULES = ('vision_transformer', 'deit', 'eva')  # of timm, which define them
 _OURS = {
     'pretrained': 'pretrained',
     'num_classes': None,
@@ -67,7 +67,7 @@ def check_img_size(img_size: tuple[int, int] | None, patch: int) -> None:
 
 
 def make_model(name: str, arguments: dict[str, Any]) -> nn.Module:
-    """Make the model with random weights. The final norm is always the norm of tokens, never that of a pooled one."""
+    """Return the model with random weights. The final norm is always that of the tokens, never of a pooled token."""
     name = plain_name(name)
     architecture = name.partition('.')[0]
     if not timm.is_model(architecture):
@@ -82,7 +82,7 @@ def make_model(name: str, arguments: dict[str, Any]) -> nn.Module:
     if not is_model_in_modules(architecture, MODULES):
         _refuse_kind(f"'{name}' is not a plain Vision Transformer")
     # timm moves the final norm behind the pooling for pooled models; an empty pooling keeps it on the tokens. Models
-    # with a distillation token know one pooling only, which does not move the norm.
+    # with a distillation token have one pooling only, which does not move the norm.
     pooling = {} if 'distilled' in architecture else {'global_pool': ''}
     try:
         model = timm.create_model(name, num_classes=0, dynamic_img_size=True, **pooling, **arguments)

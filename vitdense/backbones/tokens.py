@@ -1,4 +1,4 @@
-"""The tokens of a Vision Transformer, and what is known about them: their grid, rotation, padding and windows."""
+"""Tokens of a Vision Transformer with their grid, rotary positions, padding mask and windows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitdense.backbones.windows import Layout, WindowPartition, not_rotated
 
 
 class Tokens(NamedTuple):
-    """What flows through the blocks: prefix tokens (class, registers), inserted tokens, patches, in this order."""
+    """Input and output of the blocks: prefix tokens (class, registers), inserted tokens and patches, in this order."""
 
     x: Tensor  # (B, N, C); cut into windows: (B * windows, L, C), the same order of tokens in each window
     grid: tuple[int, int]  # (h, w); the last h * w tokens are the patches, row by row
@@ -23,7 +23,7 @@ class Tokens(NamedTuple):
 
     @property
     def num_special_tokens(self) -> int:
-        """How many tokens stand before the patches: prefix and inserted ones."""
+        """Number of tokens before the patches: prefix and inserted tokens."""
         return self.x.shape[1] - self.grid[0] * self.grid[1] if self.layout is None else self.layout.num_special_tokens
 
 
@@ -47,7 +47,7 @@ def whole(tokens: Tokens) -> Tokens:
 
 
 def insert(tokens: Tokens, queries: Tensor, *, prefix: int) -> Tokens:
-    """Return tokens with `queries` (B, Q, C) behind the first `prefix` ones; they are not rotated and never hidden."""
+    """Return tokens with `queries` (B, Q, C) behind the first `prefix` ones; they are not rotated and never masked."""
     x = torch.cat([tokens.x[:, :prefix], queries, tokens.x[:, prefix:]], dim=1)
     rope, mask, count = tokens.rope, tokens.mask, queries.shape[1]
     if rope is not None:
@@ -58,7 +58,7 @@ def insert(tokens: Tokens, queries: Tensor, *, prefix: int) -> Tokens:
 
 
 def keep(tokens: Tokens, rows: Tensor, *, prefix: int, mixed: bool) -> Tokens:
-    """Return the patches `rows` (B, K) of each image, in that order, behind all that stands before the patches.
+    """Return the patches `rows` (B, K) of each image, in that order, behind the tokens before the patches.
 
     `prefix` tokens are not rotated; a `mixed` rotation leads with the blocks.
     """
@@ -80,24 +80,24 @@ def keep(tokens: Tokens, rows: Tensor, *, prefix: int, mixed: bool) -> Tokens:
 def own_grids(
     valid: Tensor | None, grid: tuple[int, int], patch: int
 ) -> tuple[Tensor | None, tuple[tuple[int, int], ...] | None]:
-    """Return which cells show anything (B, h, w) bool, and the grid of each image; Nones where all are full."""
+    """Return the cells that hold image pixels (B, h, w) bool, and the grid of each image; Nones without padding."""
     if valid is None:
         return None, None
-    cells = valid[:, ::patch, ::patch]  # padding is right and below: a cell shows something if its first pixel does
+    cells = valid[:, ::patch, ::patch]  # padding is right and below: the first pixel decides
     sides = torch.stack([cells[:, :, 0].sum(1), cells[:, 0].sum(1)], dim=1)
     grids = tuple((height, width) for height, width in sides.tolist())
     return (None, None) if all(own == grid for own in grids) else (cells, grids)
 
 
 def spread(table: Tensor, own: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Lay the table (..., h * w, C) of a small grid into the upper left corner of a larger one."""
+    """Pad the table (..., h * w, C) of a small grid at the bottom and right to a larger one."""
     table = table.unflatten(-2, own)  # (..., h * w, C) -> (..., h, w, C)
     table = functional.pad(table, (0, 0, 0, grid[1] - own[1], 0, grid[0] - own[0]))
     return table.flatten(-3, -2)  # -> (..., H * W, C)
 
 
 def join_masks(attn_mask: Tensor | None, mask: Tensor | None) -> Tensor | None:
-    """Return who may attend to what: `attn_mask`, bool or added to scores, with the padding of `mask` hidden."""
+    """Return the attention mask: `attn_mask`, bool or added to scores, with the padding of `mask` masked."""
     if attn_mask is None or mask is None:
         return mask if attn_mask is None else attn_mask
     if attn_mask.dtype == torch.bool:

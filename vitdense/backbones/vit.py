@@ -1,7 +1,6 @@
-"""The Vision Transformer, opened once: the only room that knows timm's insides.
+"""Vision Transformer backbones of timm: feature maps of any set of layers in one pass.
 
-Six verbs (embed, insert, keep, run, norm, fold) that networks of their own are written with, and one call that gives
-the maps of any set of layers in one pass.
+The steps of the forward pass (embed, insert, keep, run, norm, fold) are methods, for networks that combine them.
 """
 
 from __future__ import annotations
@@ -31,32 +30,32 @@ from vitdense.types import Classifier, Features, LayerRequest
 
 
 class ViT(nn.Module):
-    """A Vision Transformer of timm (families `VisionTransformer` and `Eva`) that answers with maps.
+    """A Vision Transformer of timm (families `VisionTransformer` and `Eva`) that returns feature maps.
 
     `name` is timm's, with or without tag. `pretrained` is True (timm's hub), the path of a file, or False; of several
     sets of weights in a file, `PATH:KEY` takes one (`file.pth:teacher`). Loading is
     strict; `partial_weights=True` takes what fits, and a list of words (`['ls1', 'ls2']`) allows only parameters named
     so to be absent from the file. `patch_size` other than the checkpoint's resamples the patch kernel
-    (FlexiViT, https://arxiv.org/abs/2212.08013, section 3.4) and leaves the table of positions as it is; `img_size`,
-    a side or (H, W) in pixels, resamples that table to the grid of such an image. Neither limits the images: any
-    size that is a multiple of the patch runs, its positions resampled on the way. A file holds the count of its
-    positions, not their grid: where that is not the usual one of the model, `img_size` says it, or, for a table that is
-    to be resampled, `pretrained_img_size`, the size of the images it was trained on.
+    (FlexiViT, https://arxiv.org/abs/2212.08013, section 3.4) and keeps the position table; `img_size`, a side or
+    (H, W) in pixels, resamples that table to the grid of such an image. Neither limits the images: any size that is a
+    multiple of the patch runs, with positions resampled in the forward pass. A file holds the number of its positions,
+    not their grid: where that is not the default of the model, give `img_size`, or, for a table to be resampled,
+    `pretrained_img_size`, the size of the images it was trained on.
 
-    `drop_path` is the rate of stochastic depth in the last block, growing linearly from 0. `frozen` keeps weights,
-    evaluation mode and the absence of a graph, whatever `train()` says; `amp='bf16'` then runs it under autocast.
-    `checkpointing` recomputes blocks in the backward pass to save memory. `windows`, a `WindowPartition` or its recipe,
-    lets most blocks attend within windows. `lora`, a `Lora` or its recipe, freezes all but low-rank corrections of its
-    linear layers. `stem='conv'` embeds images by convolutions (`ConvStem`), with which a ViT learns from scratch in
-    far fewer steps. `relative_bias` lets every block learn a bias for each offset between two patches (`RelativeBias`),
+    `drop_path` is the rate of stochastic depth in the last block, growing linearly from 0. `frozen` fixes weights
+    and evaluation mode, also after `train()`, and records no graph; `amp='bf16'` then runs it under autocast.
+    `checkpointing` recomputes blocks in the backward pass to save memory. `windows`, a `WindowPartition` or its config,
+    lets most blocks attend within windows. `lora`, a `Lora` or its config, freezes all but low-rank corrections of its
+    linear layers. `stem='conv'` embeds images by convolutions (`ConvStem`), with which a ViT trains from scratch in
+    far fewer steps. `relative_bias` gives every block a learned bias for each offset between patches (`RelativeBias`),
     as mmsegmentation's MAE does. `timm_args` go to `timm.create_model`.
 
-    Facts: `embed_dim`, `depth`, `patch_size`, `divisor` (sides of images must be multiples of it), `mean` and `std`
+    Attributes: `embed_dim`, `depth`, `patch_size`, `divisor` of the sides of images, `mean` and `std`
     of the checkpoint (RGB in [0, 1]), `num_prefix_tokens`, `has_cls`, `decided`: the arguments `patch_size` and
-    `img_size` that make the same ViT without the file, where the file decided them, `omitted_weights`: names of what
-    came from the file of `pretrained` and can never change, so that checkpoints of a run may leave it out.
+    `img_size` that make the same ViT without the file, where the file decided them, `omitted_weights`: names of
+    frozen weights from the file of `pretrained`, which checkpoints of a run may omit.
 
-    Raises ConfigError for arguments that cannot be, CheckpointError for weights that do not fit or cannot be had.
+    Raises ConfigError for invalid arguments, CheckpointError for weights that do not fit or are unavailable.
     """
 
     def __init__(
@@ -111,9 +110,9 @@ class ViT(nn.Module):
         if relative_bias:
             add_bias(self.model, windowed=self.windows is not None)
         self._positions = Positions(self.model, fixed=frozen or lora is not None)
-        self._mode = True  # as `train` was told
+        self._mode = True  # the argument of the last call of `train`
         self._frozen_below = 0
-        self._resting: list[nn.Parameter] = []  # what `freeze_below` froze
+        self._frozen_parameters: list[nn.Parameter] = []  # by `freeze_below`
         self.omitted_weights: tuple[str, ...] = ()
         if lora is not None:
             self._insert(build(lora), recoverable=bool(pretrained) and not partial_weights)
@@ -133,14 +132,14 @@ class ViT(nn.Module):
         return self
 
     def freeze_below(self, layer: int) -> None:
-        """Freeze the layers below `layer`, as `layer_of` counts them, and free the others again: 0 frees all, depth + 2
-        freezes all. Frozen layers keep evaluation mode; what was frozen otherwise stays so.
+        """Freeze the layers below `layer`, as `layer_of` counts them, and unfreeze the others: 0 unfreezes all, depth +
+        2 freezes all. Frozen layers keep evaluation mode; parameters frozen otherwise stay frozen.
         """
-        for parameter in self._resting:
+        for parameter in self._frozen_parameters:
             parameter.requires_grad_(True)
         trained = ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
-        self._resting = [parameter for name, parameter in trained if self.layer_of(name) < layer]
-        for parameter in self._resting:
+        self._frozen_parameters = [parameter for name, parameter in trained if self.layer_of(name) < layer]
+        for parameter in self._frozen_parameters:
             parameter.requires_grad_(False)
         self._frozen_below = layer
         self.train(self._mode)
@@ -151,23 +150,23 @@ class ViT(nn.Module):
         """Return the maps (and class tokens) of the requested layers, in that order, from one pass.
 
         `imgs` is (B, 3, H, W) float, normalised; `valid` as in `Batch`. Blocks behind the last requested one do not
-        run. Where `valid` is given, each image has the positions of its own grid, nobody attends to padding, and
-        maps are zero in cells that are all padding: a padded batch answers as the single image does.
+        run. Where `valid` is given, each image has the positions of its own grid, padding is masked in
+        attention, and maps are zero in cells that are all padding: outputs equal those of the single image.
         """
         requests = [LayerRequest(self._block(index), normed) for index, normed in layers]
         graph = torch.no_grad() if self.frozen else nullcontext()
         cast = nullcontext() if self.amp is None else torch.autocast(imgs.device.type, self.amp)
         with graph, cast:
             tokens = self.embed(imgs, valid)
-            seen: dict[LayerRequest, Tokens] = {}
+            outputs: dict[LayerRequest, Tokens] = {}
             start = 0
             for stop in sorted({request.index + 1 for request in requests}):
                 tokens = self._advance(tokens, start, stop)
                 start = stop
-                seen |= {request: self._read(tokens, request) for request in requests if request.index + 1 == stop}
+                outputs |= {request: self._read(tokens, request) for request in requests if request.index + 1 == stop}
         return Features(
-            layers=tuple(without_padding(self.fold(seen[request]), tokens) for request in requests),
-            cls=tuple(seen[request].x[:, 0] for request in requests) if self.has_cls else (),
+            layers=tuple(without_padding(self.fold(outputs[request]), tokens) for request in requests),
+            cls=tuple(outputs[request].x[:, 0] for request in requests) if self.has_cls else (),
             valid=valid,
             input_size=tuple(imgs.shape[-2:]),
         )
@@ -178,7 +177,7 @@ class ViT(nn.Module):
         Raises DataError when a side is not a multiple of the patch.
         """
         _check_size(imgs, valid, self.patch_size)
-        padding = () if self.stem == 'patch' else (valid,)  # a patch sees nothing outside itself
+        padding = () if self.stem == 'patch' else (valid,)  # a patch embedding reads no neighbours
         x = self.model.patch_embed(imgs, *padding)  # (B, h, w, C)
         grid = (x.shape[1], x.shape[2])
         cells, grids = own_grids(valid, grid, self.patch_size)
@@ -196,13 +195,13 @@ class ViT(nn.Module):
         return Tokens(x, grid, self._positions.rotations(grid, grids), mask, grids)
 
     def insert(self, tokens: Tokens, queries: Tensor) -> Tokens:
-        """Insert `queries` (B, Q, C) behind the prefix tokens. They are seen by all and are not rotated."""
+        """Insert `queries` (B, Q, C) behind the prefix tokens. All tokens attend to them; they are not rotated."""
         return insert(tokens, queries, prefix=self.num_prefix_tokens)
 
     def keep(self, tokens: Tokens, rows: Tensor) -> Tokens:
-        """Keep the patches `rows` (B, K) int64 of each image, in that order, and all that stands before the patches.
+        """Keep the patches `rows` (B, K) int64 of each image, in that order, and all tokens before the patches.
 
-        What is left can run and be normed; it is no map any more: its grid is (1, K). Raises ConfigError where blocks
+        The result can be passed to `run` and `norm`, but is no map: its grid is (1, K). Raises ConfigError where blocks
         attend within windows, or by offsets on the map.
         """
         if self._windowed or self.relative_bias:
@@ -218,7 +217,7 @@ class ViT(nn.Module):
         self, tokens: Tokens, start: int = 0, stop: int | None = None, *, attn_mask: Tensor | None = None
     ) -> Tokens:
         """Run the blocks [start, stop). `attn_mask`, bool (True = may attend) or added to the scores, broadcasts to
-        (B, heads, N, N); padding stays hidden. WindowPartition are put together again behind the last block.
+        (B, heads, N, N); padding stays masked. Windows are joined again behind the last block.
 
         Raises ConfigError for an `attn_mask` where blocks attend within windows.
         """
@@ -233,7 +232,7 @@ class ViT(nn.Module):
         return whole(self._advance(tokens, start, stop, attn_mask))
 
     def _advance(self, tokens: Tokens, start: int, stop: int, attn_mask: Tensor | None = None) -> Tokens:
-        """Run blocks; what windowed blocks leave stays cut, so that no reading in between changes what follows."""
+        """Run blocks; the output stays cut into windows, so that reading a layer does not change the next blocks."""
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         layout = tokens.layout
         each = (
@@ -254,7 +253,7 @@ class ViT(nn.Module):
         return tokens
 
     def _step(self, index: int, tokens: Tokens, attn_mask: Tensor | None) -> tuple[Callable, dict[str, Any]]:
-        """Return what runs block `index` on these tokens, and its named arguments."""
+        """Return the function that runs block `index` on these tokens, and its keyword arguments."""
         block, layout = self.model.blocks[index], tokens.layout
         rope = tokens.rope[index] if self._positions.mixed and tokens.rope is not None else tokens.rope
         if layout is None:
@@ -287,9 +286,9 @@ class ViT(nn.Module):
         return tuple(self.model.patch_embed.grid_size)
 
     def fix_positions(self, table: Tensor) -> None:
-        """Give the patches the positions `table` (h * w of `grid`, C), prefix tokens zeros, and never learn them.
+        """Give the patches the positions `table` (h * w of `grid`, C), prefix tokens zeros, and freeze them.
 
-        A ViT that only rotates has no such positions, and stays as it is.
+        A ViT with only rotary positions is unchanged.
         """
         if self.model.pos_embed is None:
             return
@@ -301,7 +300,7 @@ class ViT(nn.Module):
     def layer_of(self, parameter_name: str) -> int:
         """Return the depth of a parameter of this module, as layer-wise learning-rate decay counts it (BEiT,
         https://arxiv.org/abs/2106.08254): 0 for patches, positions and prefix tokens, i + 1 for block i, depth + 1 for
-        the rest.
+        the others.
         """
         first, *rest = parameter_name.removeprefix('model.').split('.')
         if first == 'blocks':
@@ -320,7 +319,7 @@ class ViT(nn.Module):
         lora.insert(self.model)
         for module in self.model.modules():
             if isinstance(module, eva.EvaAttention):
-                module.qkv_bias_separate = True  # else it takes the weight of its linear layer and passes by the rest
+                module.qkv_bias_separate = True  # otherwise it reads the weight of the linear layer and skips LoRA
         if recoverable:
             self.omitted_weights = tuple(name for name, value in self.named_parameters() if not value.requires_grad)
 
@@ -353,7 +352,7 @@ def _pair(size: int | Sequence[int] | None) -> tuple[int, int] | None:
 def _check_modes(amp: str | None, frozen: bool, lora: Any) -> None:
     if amp not in (None, 'bf16') or (amp and not frozen):
         raise ConfigError(
-            f'amp={amp!r} cannot be',
+            f'amp={amp!r} is invalid',
             where='ViT(amp=...)',
             why="it is the autocast of a frozen ViT, 'bf16' or None; a ViT that trains follows the run's own setting",
             fix="set frozen=True with amp='bf16', or remove amp and use --amp of the run",

@@ -1,5 +1,6 @@
-"""Windowed attention without a new block: norms and MLPs work on tokens one by one, so that a whole block run on a
-batch of windows attends within windows. This is what is cut, where, and how it is put together again.
+"""Windowed attention with unchanged blocks: partition of tokens into windows, and the inverse.
+
+Norms and MLPs work on single tokens, so that a whole block run on a batch of windows attends within windows.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ Side = int | torch.SymInt
 
 @dataclass(frozen=True)
 class WindowPartition:
-    """Which blocks of a ViT attend within windows, and what a window is (ViTDet, arXiv 2203.16527, section 3).
+    """Windowed blocks of a ViT and the shape of their windows (ViTDet, arXiv 2203.16527, section 3).
 
     `size` is the side of a window in cells of the grid, or (rows, columns); `split` cuts the grid of each image into
-    split x split windows, or (rows, columns) of them. Exactly one is given. `size` gives a cost that grows with the
-    area of the image; `split` needs no padding where it divides the grid. `global_blocks` attend to everything: their
-    numbers, negative ones from the end, or how many there are: then they are evenly spaced, the last block among them.
+    split x split windows, or (rows, columns) of them. Exactly one is set. With `size` the cost is linear in the
+    area of the image; `split` needs no padding where it divides the grid. `global_blocks` attend to all tokens: their
+    indices, negative ones from the end, or their count: then they are evenly spaced and include the last block.
 
-    Tokens before the patches stand in every window. `prefix` says what global blocks see of these copies: their
-    'average', or 'each' of them, as RF-DETR has it (roboflow/rf-detr); then they become one where blocks end or are
-    read, and before blocks that run with an attention mask over all tokens. An exported program with free image sizes
+    Tokens before the patches are repeated in every window. `prefix` selects the input of global blocks: their
+    'average', or 'each' copy, as in RF-DETR (roboflow/rf-detr); then they are averaged after the last block, where
+    layers are read, and before blocks with an attention mask over all tokens. An exported program with free image sizes
     takes images larger than a window.
 
-    Raises ValueError for sizes that cannot be.
+    Raises ValueError for invalid sizes.
     """
 
     size: int | tuple[int, int] | None = None
@@ -44,17 +45,17 @@ class WindowPartition:
         if self.prefix not in ('average', 'each'):
             raise ValueError(f"prefix={self.prefix!r} is unknown; use 'average' or 'each'")
         if (self.size is None) == (self.split is None):
-            raise ValueError('a window is given either by its size in cells or by a split of the grid, one of the two')
+            raise ValueError('a window needs either its size in cells or a split of the grid, exactly one of them')
         if min(self._sides) < 1:
             raise ValueError(f'windows have at least one cell and grids at least one window, got {self._sides}')
 
     @property
     def _sides(self) -> tuple[int, int]:
-        given = self.split if self.size is None else self.size
-        return (given, given) if isinstance(given, int) else tuple(given)
+        sides = self.split if self.size is None else self.size
+        return (sides, sides) if isinstance(sides, int) else tuple(sides)
 
     def blocks(self, depth: int) -> frozenset[int]:
-        """Return the numbers of the blocks that attend within windows. Raises ConfigError for blocks that are not."""
+        """Return the indices of the windowed blocks. Raises ConfigError for indices out of range."""
         if isinstance(self.global_blocks, int):
             count = self.global_blocks
             chosen = [depth * (number + 1) // count - 1 for number in range(count)] if count <= depth else [depth]
@@ -65,7 +66,7 @@ class WindowPartition:
                 f'a ViT of {depth} blocks does not have the global blocks {self.global_blocks}',
                 where='WindowPartition(global_blocks=...)',
                 why=f'blocks count from 0 to {depth - 1}, or from the end, -1 to {-depth}',
-                fix='name blocks that exist, or say how many are global',
+                fix='give indices in this range, or the count of global blocks',
             )
         return frozenset(range(depth)) - frozenset(chosen)
 
@@ -108,35 +109,35 @@ class WindowPartition:
         self, axis: int, grid: tuple[Side, Side], grids: Sequence[tuple[int, int]] | None, device: torch.device
     ) -> tuple[_Axis, Side]:
         """Return how one axis is cut, and the length of a window along it."""
-        side, given = grid[axis], self._sides[axis]
-        small = isinstance(side, int) and side < given  # an open side, in an export, is taken for a large one
+        side, length = grid[axis], self._sides[axis]
+        small = isinstance(side, int) and side < length  # symbolic sides of an export count as large
         lengths = torch.tensor([own[axis] for own in grids], device=device) if grids else None  # (B,)
         steps = None
         if self.size is not None:
-            step = side if small else given
+            step = side if small else length
             count = (side + step - 1) // step
         else:
-            step, count = (side + given - 1) // given, side if small else given
+            step, count = (side + length - 1) // length, side if small else length
         if self.size is None and grids:
-            steps = (lengths + given - 1) // given
-            step = max((own[axis] + given - 1) // given for own in grids)
+            steps = (lengths + length - 1) // length
+            step = max((own[axis] + length - 1) // length for own in grids)
         return _cut_axis(side, step, count, lengths, steps, device), step
 
 
 class _Axis(NamedTuple):
     """One axis of the grid, cut: b is 1, or B where images differ."""
 
-    cell: Tensor  # (b, windows, cells of one) which row (column) of the grid
-    inside: Tensor  # the same shape, bool: it is one of the image
-    window: Tensor  # (b, side) in which window a row (column) lies
-    place: Tensor  # (b, side) and where in it
-    full: bool  # windows hold nothing else
+    cell: Tensor  # (b, windows, cells of one) index of the row (column) in the grid
+    inside: Tensor  # the same shape, bool: it lies in the image
+    window: Tensor  # (b, side) window of a row (column)
+    place: Tensor  # (b, side) its index in that window
+    full: bool  # no window has padding
 
 
 def _cut_axis(
     side: Side, step: Side, count: Side, lengths: Tensor | None, steps: Tensor | None, device: torch.device
 ) -> _Axis:
-    """`steps` (B,) are the lengths of windows where images differ in them, `step` the largest."""
+    """Return the partition of one axis; `steps` (B,) are window lengths where images differ, `step` the largest."""
     along = torch.arange(step, device=device)
     line = torch.arange(side, device=device)[None]  # (1, side)
     own = step if steps is None else steps[:, None]  # (B, 1)
@@ -144,7 +145,7 @@ def _cut_axis(
     cell = (begin + along).expand(1 if steps is None else -1, -1, -1)
     limit = side if lengths is None else lengths[:, None, None]
     inside = (cell < limit) & (along < (step if steps is None else steps[:, None, None]))
-    known = isinstance(side, int) and isinstance(step, int) and isinstance(count, int)  # no image size is left open
+    known = isinstance(side, int) and isinstance(step, int) and isinstance(count, int)  # no symbolic image size
     return _Axis(
         cell=cell.clamp(max=side - 1),
         inside=inside,
@@ -155,10 +156,10 @@ def _cut_axis(
 
 
 def _mask(inside: Tensor, num_special_tokens: int) -> Tensor:
-    """Return who may be attended to in each window, (B, windows, cells) -> (B * windows, 1, 1, L)."""
+    """Return the attention mask of each window, (B, windows, cells) -> (B * windows, 1, 1, L)."""
     mask = functional.pad(inside.flatten(0, 1), (num_special_tokens, 0), value=True)
     if not num_special_tokens:
-        mask = mask | ~mask.any(1, keepdim=True)  # nobody reads a window of padding, but it must stay finite
+        mask = mask | ~mask.any(1, keepdim=True)  # outputs of windows of padding are unused, but must be finite
     return mask[:, None, None]
 
 
@@ -168,11 +169,11 @@ def _crossed(axis: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Layout(NamedTuple):
-    """How tokens are cut into windows. L is the number of tokens of a window, those before the patches first."""
+    """Index maps between tokens and windows. L is the number of tokens of a window, those before the patches first."""
 
-    index: Tensor  # (B * windows, L) which of the B * N tokens stands there
-    back: Tensor  # (B, h * w) which of the B * windows * L tokens is this patch
-    shows: Tensor | None  # (B, windows) bool, False: it holds padding only; None: there is no padding
+    index: Tensor  # (B * windows, L) index into the B * N tokens
+    back: Tensor  # (B, h * w) index of the patch in the B * windows * L tokens
+    shows: Tensor | None  # (B, windows) bool, False: padding only; None: there is no padding
     mask: Tensor | None  # (B * windows, 1, 1, L) bool, False = padding; None: there is none
     count: Side  # windows of an image
     window: tuple[Side, Side]  # cells of a window
@@ -180,11 +181,11 @@ class Layout(NamedTuple):
 
     def cut(self, x: Tensor) -> Tensor:
         """Return the windows of x, (B, N, C) -> (B * windows, L, C)."""
-        # an embedding gathers rows, and its gradient adds them up in one order on every device
+        # the backward pass of embedding is deterministic on every device
         return functional.embedding(self.index, x.flatten(0, 1))
 
     def join(self, x: Tensor) -> Tensor:
-        """Return the windows put together, (B * windows, L, C) -> (B, N, C)."""
+        """Return the tokens of all windows joined, (B * windows, L, C) -> (B, N, C)."""
         patches = functional.embedding(self.back, x.flatten(0, 1))
         if not self.num_special_tokens:
             return patches
@@ -215,14 +216,14 @@ class Layout(NamedTuple):
         return x.unflatten(1, (self.count, -1)).flatten(0, 1)
 
     def merged_mask(self) -> Tensor | None:
-        """Return who may be attended to in such a row, (B, 1, 1, windows * L) bool; windows of padding hide all."""
+        """Return the attention mask of `merge`, (B, 1, 1, windows * L) bool; windows of padding are masked."""
         if self.mask is None:
             return None
         cells = self.mask[:, 0, 0].unflatten(0, self.shows.shape)  # -> (B, windows, L)
         return (cells & self.shows[..., None]).flatten(1)[:, None, None]
 
     def merged_rotation(self, rope: Tensor, grid: tuple[Side, Side]) -> Tensor:
-        """Return the rotation of such a row: `rope` of one block, (..., n, 2d) -> (B, 1 or heads, n', 2d)."""
+        """Return the rotation for `merge`: `rope` of one block, (..., n, 2d) -> (B, 1 or heads, n', 2d)."""
         prefix = self.num_special_tokens + grid[0] * grid[1] - rope.shape[-2]
         rope = not_rotated(rope, prefix)
         rope = rope[(None,) * (4 - rope.ndim)].expand(self.back.shape[0], -1, -1, -1).transpose(1, 2)
@@ -231,20 +232,20 @@ class Layout(NamedTuple):
 
 
 def not_rotated(rope: Tensor, count: int) -> Tensor:
-    """Return `rope` (..., n, 2d), sines and cosines, behind `count` rows that turn nothing."""
+    """Return `rope` (..., n, 2d), sines and cosines, behind `count` identity rotations."""
     sin, cos = rope[..., :1, :].chunk(2, dim=-1)
     identity = torch.cat([torch.zeros_like(sin), torch.ones_like(cos)], dim=-1)
     return torch.cat([identity.expand(*rope.shape[:-2], count, -1), rope], dim=-2)
 
 
 class ImageDropPath(nn.Module):
-    """Stochastic depth drawn once for each image and repeated over its windows; else timm's `DropPath`."""
+    """timm's `DropPath` (stochastic depth), sampled once per image and shared by its windows."""
 
     def __init__(self, rate: float, *, scaled: bool = True) -> None:
         super().__init__()
         self.drop_prob = rate
         self.scaled = scaled
-        self.windows: Side = 1  # of each image in the batch at hand
+        self.windows: Side = 1  # per image, in the current batch
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.drop_prob:
@@ -256,7 +257,7 @@ class ImageDropPath(nn.Module):
 
 
 def draw_per_image(block: nn.Module) -> None:
-    """Put `ImageDropPath` in the place of every `DropPath` of timm in `block`."""
+    """Replace every `DropPath` of timm in `block` by `ImageDropPath`."""
     for parent in [*block.modules()]:
         for name, child in parent.named_children():
             if isinstance(child, DropPath):
@@ -264,7 +265,7 @@ def draw_per_image(block: nn.Module) -> None:
 
 
 def run_windows(block: nn.Module, x: Tensor, windows: Side, **named: Any) -> Tensor:
-    """Run a block on windows; called again in the backward pass, it draws the same."""
+    """Run a block on windows; stochastic depth is the same when checkpointing recomputes it."""
     for module in block.modules():
         if isinstance(module, ImageDropPath):
             module.windows = windows

@@ -1,4 +1,4 @@
-"""The convolution block of dense heads."""
+"""Convolution blocks of dense heads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Norm = Literal['batch', 'layer']
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """torch's, which says what to do about a map of one value per channel in training: it has no variance."""
+    """`nn.BatchNorm2d` with a ConfigError for training inputs of one value per channel, which have no variance."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x[:, 0].numel() == 1:
@@ -28,7 +28,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 def norm_of(kind: Norm, channels: int) -> nn.Module:
-    """Return the normalisation of maps of `channels`. Raises ValueError for a kind that is none."""
+    """Return the normalisation of maps of `channels`. Raises ValueError for an unknown kind."""
     if kind not in get_args(Norm):
         raise ValueError(f"norm={kind!r} is unknown; use 'batch' or 'layer'")
     return BatchNorm2d(channels) if kind == 'batch' else LayerNorm2d(channels)
@@ -53,5 +53,5 @@ class ConvBlock(nn.Module):
         return self.finish(self.conv(x))
 
     def finish(self, x: Tensor) -> Tensor:
-        """Normalise and rectify what the convolution gave. Raises ConfigError when there is nothing to normalise by."""
+        """Normalise and rectify the output of the convolution. Raises ConfigError where it has no variance."""
         return functional.relu(self.norm(x), inplace=True)

@@ -1,4 +1,4 @@
-"""Deformable attention with its linear layers: where to look, how much to weigh it, and what to read there."""
+"""Deformable attention with its linear layers: sampling offsets, attention weights, value and output."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class DeformableAttention(nn.Module):
     """Multi-scale deformable attention of Deformable DETR (Zhu et al. 2021, section 4.1 and appendix A.2).
 
     Every query predicts, for each head and level, `num_points` places as offsets from its reference, and one weight
-    for each; the weights of a head sum to one over levels and points. At the start the heads look in as many
-    directions, point i at a distance of i + 1 cells, with equal weights. `value_ratio` narrows what is read to that
-    share of `dim` (ViT-Adapter uses 0.5 or less). Parameters carry the names of published checkpoints.
+    for each; the weights of a head sum to one over levels and points. Initial offsets point in one
+    direction per head, point i at a distance of i + 1 cells, with equal weights. `value_ratio` is the width of values
+    relative to `dim` (ViT-Adapter uses 0.5 or less). Parameters carry the names of published checkpoints.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class DeformableAttention(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Give every weight its value at the start, as the paper does."""
+        """Initialise all weights as in the paper."""
         for layer in (self.sampling_offsets, self.attention_weights):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -57,12 +57,12 @@ class DeformableAttention(nn.Module):
     def forward(
         self, queries: Tensor, references: Tensor, values: Tensor, grids: Grids, valid: Tensor | None = None
     ) -> Tensor:
-        """Return (B, Q, dim): what `queries` (B, Q, dim) read from `values` (B, S, dim).
+        """Return (B, Q, dim): the attention of `queries` (B, Q, dim) to `values` (B, S, dim).
 
-        `values` are the cells of all levels, row by row, as `grids` [(h, w), ...] says. `references` (B, Q, levels, 2)
+        `values` are the cells of all levels, row by row, of sizes `grids` [(h, w), ...]. `references` (B, Q, levels, 2)
         are (x, y), or (B, Q, levels, 4) boxes cxcywh, in [0, 1] of the whole map of each level (with its padding:
         multiply by the valid ratios before). Offsets count cells of the level around a point; around a box they count
-        half boxes divided by `num_points`. Cells that are not `valid` (B, S) read as zeros. Raises ValueError for
+        half boxes divided by `num_points`. Cells that are not `valid` (B, S) are zero. Raises ValueError for
         shapes that do not fit.
         """
         if len(grids) != self.num_levels:
@@ -89,15 +89,15 @@ class DeformableAttention(nn.Module):
 
 def _level_sizes(grids: Grids, like: Tensor) -> Tensor:
     """Return (levels, 1, 2) width and height of each level, with the type and device of `like`."""
-    if torch.compiler.is_exporting():  # sides may be symbols, which arithmetic keeps and a list does not
+    if torch.compiler.is_exporting():  # sides may be symbolic, which a tensor of a list would fix
         return torch.stack([like.new_ones(()) * side for grid in grids for side in reversed(grid)]).view(-1, 1, 2)
-    plain = type(like) is Tensor and not torch.compiler.is_compiling()  # traced tensors must not be kept
+    plain = type(like) is Tensor and not torch.compiler.is_compiling()  # traced tensors must not be cached
     if plain and like.device.type == 'cuda':
-        return _kept_level_sizes(tuple(grids), like.dtype, like.device)  # a copy to the device would wait for it
+        return _cached_level_sizes(tuple(grids), like.dtype, like.device)  # a copy to the device would synchronise
     return like.new_tensor([(width, height) for height, width in grids])[:, None]
 
 
 @lru_cache(maxsize=64)
-def _kept_level_sizes(grids: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # it outlives the call
+def _cached_level_sizes(grids: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # it is cached
         return torch.tensor([(width, height) for height, width in grids], dtype=dtype, device=device)[:, None]

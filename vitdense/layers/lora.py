@@ -1,4 +1,4 @@
-"""LoRA: linear layers that stay as they are and learn a correction of low rank, which merges into their weights."""
+"""LoRA: frozen linear layers with trainable low-rank updates, which can be merged into their weights."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vitdense.errors import ConfigError, did_you_mean
 
 @dataclass(frozen=True)
 class Lora:
-    """Which linear layers learn a correction, and of which rank (Hu et al., arXiv 2106.09685, section 4.1).
+    """Settings of LoRA: target layers, rank, scale and dropout (Hu et al., arXiv 2106.09685, section 4.1).
 
     `targets` are parts of dotted names: 'attn' is every linear layer of the attention, 'mlp' every one of the MLP,
-    'attn.qkv' or 'fc1' a single one. The correction is `alpha / rank` times that of the two matrices; `alpha` defaults
-    to twice the rank. `dropout` is that of the correction's input.
+    'attn.qkv' or 'fc1' a single one. The update is `alpha / rank` times the product of the two matrices; `alpha`
+    defaults to twice the rank. `dropout` is that of the input of the update.
 
-    Raises ValueError for numbers that cannot be.
+    Raises ValueError for invalid numbers.
     """
 
     rank: int = 8
@@ -33,7 +33,7 @@ class Lora:
             raise ValueError(f'rank is at least 1 and dropout in [0, 1), got {self.rank} and {self.dropout}')
 
     def insert(self, module: nn.Module) -> None:
-        """Freeze `module` and give its targets a correction, which alone can learn. Raises ConfigError."""
+        """Freeze `module` and add trainable low-rank updates to its targets. Raises ConfigError."""
         layers = dict(_linear_layers(module))
         chosen = {name for target in self.targets for name in layers if _is_part(target, name)}
         self._check(set(layers))
@@ -55,7 +55,7 @@ class Lora:
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer W and a correction: y = W x + b + scale * B A x, where A is random and B begins as zero.
+    """A frozen linear layer W with a low-rank update: y = W x + b + scale * B A x, A random and B zero at first.
 
     `weight` and `bias` are those of `linear` and keep their names, so that weights load as into the layer itself.
     """
@@ -96,7 +96,7 @@ class LoraLinear(nn.Module):
 
 
 def merge_lora(module: nn.Module) -> int:
-    """Put a plain linear layer in the place of every `LoraLinear` in `module`; return how many there were."""
+    """Replace every `LoraLinear` in `module` by its merged linear layer; return their number."""
     found = [name for name, child in module.named_modules() if isinstance(child, LoraLinear)]
     for name in found:
         _replace(module, name, module.get_submodule(name).merged())
@@ -110,7 +110,7 @@ def _linear_layers(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def _is_part(target: str, name: str) -> bool:
-    """Whether the dotted word `target` is a part of the dotted `name`."""
+    """Return whether the dotted `target` is a part of the dotted `name`."""
     return f'.{target}.' in f'.{name}.'
 
 

@@ -1,4 +1,4 @@
-"""What the loss of each task counts in their sum: fixed numbers, or numbers that are learned with the network."""
+"""Weights of the task losses in their sum: fixed, or learned from uncertainty."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from vitdense.errors import ConfigError, did_you_mean
 
 
 class FixedWeights(nn.Module):
-    """Multiply the loss of each task by a number from 0 on; tasks without one count once.
+    """Multiply the loss of each task by a number from 0 on; the default is 1.
 
-    Raises ConfigError for a task that there is not, and for weights below 0.
+    Raises ConfigError for unknown tasks and negative weights.
     """
 
     def __init__(self, names: Sequence[str], weights: Mapping[str, float] | None = None) -> None:
@@ -29,11 +29,11 @@ class FixedWeights(nn.Module):
                 )
 
     def forward(self, losses: Mapping[str, Tensor], labelled: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the weighted losses by task; `labelled` is not looked at."""
+        """Return the weighted losses by task; `labelled` is unused."""
         return {name: loss * self.weights[name] if name in self.weights else loss for name, loss in losses.items()}
 
     def current(self) -> dict[str, Tensor]:
-        """Return nothing: the config says the weights."""
+        """Return an empty dict: the weights are fixed by the config."""
         return {}
 
 
@@ -41,9 +41,9 @@ class UncertaintyWeights(nn.Module):
     """Learn the weight of each task from the uncertainty of its predictions.
 
     Kendall, Gal and Cipolla 2018 (https://arxiv.org/abs/1705.07115, equation 10): with s = log sigma^2 of each task,
-    the sum is of exp(-s) L + s / 2. They have exp(-s) / 2 for regression; here the kinds of a task are one loss, and
-    the constant only moves s. Every weight begins at 1. In a step in which no process has a label for a task its s has
-    no gradient: it would fall for ever. What moments of the optimizer are left still move it.
+    the sum is of exp(-s) L + s / 2. They have exp(-s) / 2 for regression; here each task has one loss, and
+    the constant only shifts s. Every weight begins at 1. In a step in which no process has a label for a task its s has
+    no gradient, as it would decrease without bound. Moments of the optimizer still change it.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -52,9 +52,9 @@ class UncertaintyWeights(nn.Module):
         self.log_variances = nn.Parameter(torch.zeros(len(self.names)))
 
     def forward(self, losses: Mapping[str, Tensor], labelled: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the weighted losses by task, each with its price of uncertainty.
+        """Return the weighted losses by task, each with its regularisation term s / 2.
 
-        `labelled` says which share of the batch each task can read. With several processes it is a collective
+        `labelled` is the share of the batch with labels of each task. With several processes it is a collective
         operation: every process calls it.
         """
         absent = {name: self.log_variances.new_tensor(float(name in losses)) for name in self.names}

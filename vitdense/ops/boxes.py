@@ -1,6 +1,6 @@
-"""Boxes: layouts, overlaps, and the way from a network's answer to the original image.
+"""Box operations: layouts, IoU and generalized IoU, and scaling from network input to original image.
 
-`boxes` are xyxy; any other layout says so in its name. Overlaps broadcast, and are finite for all finite boxes.
+`boxes` are xyxy; other layouts are named, as in `boxes_cxcywh`. Overlaps broadcast and are finite for finite boxes.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-EPSILON = 1e-7  # area below which two boxes together are taken for nothing
+EPSILON = 1e-7  # smallest area that is divided by
 
 
 def to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
-    """Return the corners (..., 4) of boxes that are given as centre, width and height."""
+    """Return the corners (..., 4) of boxes in the layout centre, width and height."""
     return box_convert(boxes_cxcywh, 'cxcywh', 'xyxy')
 
 
@@ -25,7 +25,7 @@ def to_cxcywh(boxes: Tensor) -> Tensor:
 
 
 def scales_of(sizes: Tensor) -> Tensor:
-    """Return (..., 4) what boxes in [0, 1], of either layout, are multiplied by: `sizes` (..., 2) are (H, W)."""
+    """Return the factors (..., 4) from boxes in [0, 1], of either layout, to pixels; `sizes` (..., 2) are (H, W)."""
     return torch.cat([sizes.flip(-1)] * 2, dim=-1)  # (W, H, W, H)
 
 
@@ -49,7 +49,7 @@ def generalized_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def to_original(boxes: Tensor, sizes: Tensor, orig_sizes: Tensor) -> Tensor:
-    """Return `boxes` (B, N, 4) of images of `sizes` (B, 2) in pixels of their originals, clipped to these.
+    """Return `boxes` (B, N, 4), in pixels of images of `sizes` (B, 2), scaled and clipped to the original images.
 
     `sizes` and `orig_sizes` are (H, W).
     """

@@ -1,8 +1,8 @@
-"""How the numbers of a COCO file are read, in annotations and in results alike.
+"""Parsing of the numbers in COCO annotation and result files.
 
-Ids, sizes and flags are exact whole numbers in any spelling: `1`, `1.0`, `"1"` and `"1.0"` are the same number. Nothing
-else is taken for a number: no `true`, no `1.5`, no `null`, no empty text. Coordinates, areas and scores are JSON
-numbers that a float64 can hold.
+Ids, sizes and flags are exact whole numbers in any spelling: `1`, `1.0`, `"1"` and `"1.0"` are the same number. Any
+other value is rejected (`1.5`, `null`, the empty string, and `true` except as a flag). Coordinates, areas and scores
+are JSON numbers that a float64 can hold.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FLAGS = {'true': True, 'false': False}
 
 
 def whole(value: Any) -> int | None:
-    """Return the exact whole number that `value` spells, or None."""
+    """Return the whole number of `value` (1, 1.0, "1", "1.0"), exactly, or None."""
     if type(value) is int:
         return value
     if type(value) is float:
@@ -29,7 +29,7 @@ def whole(value: Any) -> int | None:
 
 
 def flag(value: Any) -> bool | None:
-    """Return the truth that `value` spells: 0 or 1 as a whole number, true or false, also as text; else None."""
+    """Return the boolean of `value`: 0 or 1 as a whole number, true or false, also as strings; otherwise None."""
     if type(value) is bool:
         return value
     number = whole(value)
@@ -39,13 +39,13 @@ def flag(value: Any) -> bool | None:
 
 
 def side(value: Any) -> int | None:
-    """Return the width or height in pixels that `value` spells, or None."""
+    """Return the width or height of `value` in pixels, or None."""
     number = whole(value)
     return number if number is not None and 0 < number <= LARGEST_SIDE else None
 
 
 def by_id(ids: Sequence[int | str]) -> dict[int | str, int]:
-    """Return the place of each id; a word that spells a whole number, as no other does, is found by that as well."""
+    """Return the index of each id; strings that spell a whole number are also listed by it, unless it is ambiguous."""
     places: dict[int | str, int] = {name: place for place, name in enumerate(ids)}
     words = {name: whole(name) for name in ids if type(name) is str}
     count = Counter(words.values())
@@ -56,18 +56,18 @@ def by_id(ids: Sequence[int | str]) -> dict[int | str, int]:
 
 
 def find(places: Mapping[Any, int], value: Any) -> int | None:
-    """Return what `places` has for the id `value`: as it is written, else as the whole number that it spells."""
+    """Return the index of the id `value` in `places`: as written, otherwise by its whole number."""
     place = places.get(value) if type(value) in (int, str) else None
     return places.get(whole(value)) if place is None else place
 
 
 def image_id(value: Any) -> int | str | None:
-    """Return an image's id: a whole number, or a word as it is written; None for what is no id."""
+    """Return an image's id: a whole number or a non-empty string; None for any other value."""
     return value if isinstance(value, str) and value else whole(value)
 
 
 def fault_of_numbers(values: list[Any]) -> str | None:
-    """Return why `values` are no finite numbers, or None."""
+    """Return the reason why `values` are not all finite numbers, or None."""
     if not set(map(type, values)) <= {int, float}:
         odd = next(value for value in values if type(value) not in (int, float))
         return f'{shown(odd)} is not a number'
@@ -78,7 +78,7 @@ def fault_of_numbers(values: list[Any]) -> str | None:
 
 
 def shown(value: Any, most: int = 60) -> str:
-    """Return `value` as a file spells it, cut to `most` characters."""
+    """Return the `repr` of `value`, cut to `most` characters."""
     if type(value) is int and value.bit_length() > 1000:
         return f'a number of about {int(value.bit_length() * 0.30103)} digits'
     text = repr(value)

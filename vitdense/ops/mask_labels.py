@@ -1,4 +1,4 @@
-"""Labels of pixels from queries that each name a class and hold a mask, a band of rows at a time."""
+"""Semantic label maps from class probabilities and masks of queries, computed by bands of rows."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 from vitdense.ops.upsample import axis_taps
 
-BAND_VALUES = {'cpu': 1 << 22, 'cuda': 1 << 27}  # mask logits and scores of the rows that are worked on together
+BAND_VALUES = {'cpu': 1 << 22, 'cuda': 1 << 27}  # mask logits and scores of a band of rows
 
 
 def class_scores(probs: Tensor, masks: Tensor) -> Tensor:
-    """Return how much each pixel belongs to each class, (..., K, h, w): the sum over the queries of `probs` (..., Q, K)
+    """Return the semantic scores of pixels, (..., K, h, w): the sum over the queries of `probs` (..., Q, K)
     times the sigmoid of `masks` (..., Q, h, w) (Cheng et al. 2021, MaskFormer, section 3.4, semantic inference).
     """
     return torch.einsum('...qk,...qhw->...khw', probs, masks.sigmoid())
@@ -28,7 +28,7 @@ def labels_of_masks(
     """Return the class of the largest `class_scores` at every pixel: (H, W) uint8, or int16 above 255 classes.
 
     `masks` (Q, h, w), which cover `input_size`, are resized to it, cut to the top left `crop` and resized to `out`
-    before they become scores; neither (Q, H, W) nor (K, H, W) is ever held as a whole. `probs` are (Q, K).
+    before they become scores; neither (Q, H, W) nor (K, H, W) is ever in memory as a whole. `probs` are (Q, K).
     """
     probs, masks = probs.detach().float(), masks.detach().float()
     rows, columns = (axis_taps(*axis) for axis in zip(masks.shape[-2:], input_size, crop, out, strict=True))

@@ -1,8 +1,7 @@
-"""Masks at points, and COCO's ways to write a mask: polygons and run lengths.
+"""COCO polygons and run-length encodings of masks: validation and conversion; masks sampled at points.
 
-These are looked through in Python before any C code sees them: pycocotools ends the whole process on coordinates that
-are not finite or far away, and on run lengths that do not fit the image; so nothing reaches it that `fault_of` has
-not passed.
+Segmentations are validated in Python before they are passed to pycocotools, which aborts the process on coordinates
+that are not finite or very large, and on run lengths that do not fit the image.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from torch import Tensor
 
 from vitdense.ops.coco_numbers import side, whole
 
-FARTHEST = 100_000  # pixels; a coordinate beyond it is no coordinate
+FARTHEST = 100_000  # pixels; larger coordinates are rejected
 MOST_POINTS = 1_000_000
 MOST_PIXELS = 2**31 - 1  # of an image: pycocotools counts pixels in 32 bits
-FEW = 255  # masks that pycocotools' `area` takes at once; NumPy 2 refuses its 8-bit count of more
+FEW = 255  # masks per call of pycocotools' `area`, which counts them in 8 bits: NumPy 2 raises for more
 
 Size = tuple[int, int]  # (H, W)
 
@@ -29,8 +28,8 @@ def fault_of(segmentation: Any, size: Size | None) -> str | None:
     """Return what is wrong with one object's polygons or run lengths in an image of `size` (H, W), or None.
 
     Polygons are `[[x, y, x, y, ...], ...]` with at least three points each; run lengths are `{'size': [H, W],
-    'counts': ...}` with counts as a list, or packed as text or bytes. Of an image whose size is not known (None), run
-    lengths say it themselves.
+    'counts': ...}` with counts as a list, or packed as text or bytes. Where `size` is None,
+    the size in the run lengths is used.
     """
     if size is not None and size[0] * size[1] > MOST_PIXELS:
         return f'an image of (H, W) {size} has more pixels than masks can have'
@@ -44,11 +43,11 @@ def fault_of(segmentation: Any, size: Size | None) -> str | None:
 
 
 def readable_parts(segmentation: Any) -> tuple[Any, list[str]]:
-    """Return a segmentation as `fault_of` reads it, and why polygons of it were left out.
+    """Return a segmentation in the layout that `fault_of` reads, and the reasons why polygons were omitted.
 
-    Points in lists of their own, `[[x, y], ...]` (one polygon) or `[[[x, y], ...], ...]`, are written one after the
-    other. Polygons that are none are left out where others of the same object are sound: pycocotools gives those with
-    fewer than three points no pixel either.
+    Points in lists of their own, `[[x, y], ...]` (one polygon) or `[[[x, y], ...], ...]`, are flattened.
+    Invalid polygons are omitted where others of the same object are valid: pycocotools gives polygons with fewer than
+    three points no pixel either.
     """
     if not isinstance(segmentation, list):
         return segmentation, []
@@ -62,7 +61,7 @@ def readable_parts(segmentation: Any) -> tuple[Any, list[str]]:
 
 
 def checked(segmentation: Any, size: Size | None) -> tuple[Any, list[str], str | None]:
-    """Return what `readable_parts` does, and what is still wrong with it in an image of `size`, or None."""
+    """Return the result of `readable_parts`, and what is wrong with it in an image of `size`, or None."""
     fault = fault_of(segmentation, size)
     if fault is None:
         return segmentation, [], None
@@ -112,14 +111,14 @@ def _fault_of_runs(segmentation: dict, size: Size | None) -> str | None:
 
 
 def _size_of_runs(segmentation: dict) -> Size | None:
-    """Return the (H, W) that run lengths state, or None."""
+    """Return the (H, W) in run lengths, or None."""
     stated = segmentation.get('size')
     sides = [side(value) for value in stated] if isinstance(stated, list | tuple) and len(stated) == 2 else [None]
     return None if None in sides or sides[0] * sides[1] > MOST_PIXELS else tuple(sides)
 
 
 def _counts(counts: Any) -> np.ndarray | str:
-    """Return run lengths as numbers, or why they are none."""
+    """Return run lengths as numbers, or the reason why they are invalid."""
     if isinstance(counts, list):
         numbers = counts if set(map(type, counts)) <= {int} else [whole(count) for count in counts]
         if None in numbers:
@@ -133,7 +132,7 @@ def _counts(counts: Any) -> np.ndarray | str:
 
 
 def unpack_runs(packed: bytes) -> np.ndarray | None:
-    """Return the run lengths in COCO's packed text, or None when it is none.
+    """Return the run lengths in COCO's compressed RLE, or None when it is invalid.
 
     Every character carries 5 bits of a number from the lowest on, and whether more follow; from the fourth number on,
     the difference to the number two before is written (pycocotools, `rleToString`).
@@ -156,8 +155,8 @@ def unpack_runs(packed: bytes) -> np.ndarray | None:
 def runs_of(segmentation: Any, size: Size | None) -> dict[str, Any]:
     """Return one object's segmentation in an image of `size` (H, W) as pycocotools' packed run lengths.
 
-    Where the size is not known (None) run lengths say it; polygons need it. Raises ValueError with the reason when it
-    is not what `fault_of` passes.
+    Where `size` is None, that of the run lengths is used; polygons need it. Raises ValueError with the reason of
+    `fault_of` for an invalid segmentation.
     """
     fault = fault_of(segmentation, size)
     if fault or (size is None and not isinstance(segmentation, dict)):
@@ -171,7 +170,7 @@ def runs_of(segmentation: Any, size: Size | None) -> dict[str, Any]:
 
 
 def box_of(segmentation: Any, size: Size | None) -> list[float]:
-    """Return x, y, width, height around polygons' points or run lengths' pixels, which `fault_of` has passed."""
+    """Return the box x, y, width, height of valid polygons or run lengths."""
     if isinstance(segmentation, dict):
         return boxes_of_runs([runs_of(segmentation, size)])[0].tolist()
     x, y = np.concatenate([np.array(ring, np.float64) for ring in segmentation]).reshape(-1, 2).T
@@ -204,11 +203,11 @@ def boxes_of_runs(runs: list[dict[str, Any]]) -> np.ndarray:
 
 
 def sample_points(values: Tensor, points: Tensor, extents: Tensor) -> Tensor:
-    """Return (N, P) float32: what `values` (N, h, w) hold at `points` (N, P, 2) x, y in cells, bilinear between cells.
+    """Return (N, P) float32: `values` (N, h, w) at `points` (N, P, 2), (x, y) in cells, by bilinear interpolation.
 
-    The first cell covers [0, 1] and holds its value in the middle, at 0.5. Beyond the first cells, and beyond the
-    `extents` (2,) or (N, 2) (rows, columns) of each map, there is zero: without them it is torch's `grid_sample` with
-    `align_corners=False`. `points` (P, 2) are shared by all maps.
+    The first cell covers [0, 1] and its centre is 0.5. Outside the `extents` (2,) or (N, 2), (rows, columns), of each
+    map values are zero; for whole maps this is `grid_sample` of torch with `align_corners=False`. `points` of shape
+    (P, 2) are shared by all maps.
     """
     width = values.shape[-1]
     flat = values.flatten(1)
@@ -226,15 +225,15 @@ def sample_points(values: Tensor, points: Tensor, extents: Tensor) -> Tensor:
 
 
 def boxes_of_masks(masks: Tensor) -> Tensor:
-    """Return (N, 4) float32 xyxy around (N, H, W) bool masks, from edge to edge of their pixels; zeros around nothing.
+    """Return (N, 4) float32 xyxy around (N, H, W) bool masks, from edge to edge of their pixels; zeros for empty masks.
 
     In the image's own pixels this is pycocotools' box of a mask.
     """
     sides = []
     for axis in (1, 2):  # columns, then rows
-        seen = masks.any(axis)  # (N, W), (N, H)
-        first = seen.int().argmax(1)
-        last = seen.shape[1] - seen.flip(1).int().argmax(1)
-        sides.append(torch.stack([first, last], dim=1) * seen.any(1, keepdim=True))
+        occupied = masks.any(axis)  # (N, W), (N, H)
+        first = occupied.int().argmax(1)
+        last = occupied.shape[1] - occupied.flip(1).int().argmax(1)
+        sides.append(torch.stack([first, last], dim=1) * occupied.any(1, keepdim=True))
     (left, right), (top, bottom) = (side.unbind(1) for side in sides)
     return torch.stack([left, top, right, bottom], dim=1).float()

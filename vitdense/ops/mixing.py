@@ -14,7 +14,7 @@ from vitdense.types import Batch, Target
 
 
 class ImageMixing:
-    """Mix images that carry nothing but an image label; the labels become (K,) shares.
+    """Mixup, CutMix and random erasing for images with only an image label; labels become soft, (K,).
 
     `mixup` and `cutmix` are the alphas of the two mixtures (https://arxiv.org/abs/1710.09412 and
     https://arxiv.org/abs/1905.04899; 0: never), of which each group of equal-sized images gets one with

@@ -1,11 +1,11 @@
-"""Padding inside feature maps: which cells are image, and what stands in the others.
+"""Padding of feature maps: the extent of each image, and the values outside it.
 
 Images lie at the top left of the padded input. A cell that holds any pixel of the image belongs to it. `extents` is
 (B, 2) int64, the (rows, columns) of cells that belong to each image; None means that every cell does. Three rules
 keep a padded batch equal to its single images:
 
-* a convolution finds zeros around the image: `zero_padding` before it;
-* an interpolation finds the image's edge repeated: `hold_edges` before it;
+* a convolution reads zeros around the image: `zero_padding` before it;
+* an interpolation reads the image's edge repeated: `hold_edges` before it;
 * an average counts only the image's own cells.
 """
 
@@ -27,7 +27,7 @@ def region_sizes(valid: Tensor | None, x: Tensor, input_size: Sequence[int], cel
     """Return (B, 2) float32: the (height, width) in pixels of each image in whole cells of `cell` pixels.
 
     This is the region that boxes in [0, 1] measure, the same for an image alone and in a padded batch. `x` is any
-    tensor of the batch; `input_size` (H, W) is the size of the network input, which is the answer without `valid`.
+    tensor of the batch; `input_size` (H, W) is the size of the network input, which is returned without `valid`.
     """
     if valid is not None:
         return image_sizes(whole_cells(valid, cell)).float()
@@ -99,8 +99,8 @@ def channels_last(x: Tensor) -> Tensor:
     """Return `x` (B, C, h, w) with channels last in memory, in strides that every kernel recognises.
 
     A ViT's tokens are channels last already and are not copied. But the strides of a batch of one are ambiguous: torch
-    takes such a map for channels last and convolutions all the same answer in the other layout, half as fast on a CPU
-    (`contiguous(memory_format=torch.channels_last)` does not mend them).
+    takes such a map for channels last, but the outputs of convolutions have the other layout, half as fast on a CPU
+    (`contiguous(memory_format=torch.channels_last)` does not change them).
     """
     batch, channels, height, width = x.shape
     return x.permute(0, 2, 3, 1).flatten().view(batch, height, width, channels).permute(0, 3, 1, 2)

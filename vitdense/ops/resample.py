@@ -1,7 +1,7 @@
-"""Separable resampling as small matrices, one axis at a time.
+"""Separable resampling (bilinear resize, pooling) by one matrix per axis.
 
-A resize or a pooling along one axis is a matrix (out, in). Written so, it follows each image's own size inside a
-padded input without a loop over the batch or a question to the device, and it can change places with a convolution.
+A resize or a pooling along one axis is a matrix (out, in). In this form it uses each image's own size
+inside a padded input without a loop over the batch or a device synchronisation, and commutes with 1x1 convolutions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def bilinear_weights(num_out: int, num_in: int, *, used_out: Tensor, used_in: Te
     cell.
     """
     out = torch.arange(num_out, device=used_out.device)
-    return _hats((out + 0.5) * ratio - 0.5, num_in, used_out=used_out, used_in=used_in)
+    return _linear_weights((out + 0.5) * ratio - 0.5, num_in, used_out=used_out, used_in=used_in)
 
 
 def corner_weights(num_out: int, num_in: int, *, used_out: Tensor, used_in: Tensor) -> Tensor:
@@ -32,15 +32,15 @@ def corner_weights(num_out: int, num_in: int, *, used_out: Tensor, used_in: Tens
     """
     ratio = (used_in - 1) / (used_out - 1).clamp(min=1)
     out = torch.arange(num_out, device=used_out.device)
-    return _hats(out * ratio[:, None], num_in, used_out=used_out, used_in=used_in)
+    return _linear_weights(out * ratio[:, None], num_in, used_out=used_out, used_in=used_in)
 
 
-def _hats(source: Tensor, num_in: int, *, used_out: Tensor, used_in: Tensor) -> Tensor:
-    """Return (B, num_out, num_in): the share of each cell at the places `source` (num_out,) or (B, num_out)."""
+def _linear_weights(source: Tensor, num_in: int, *, used_out: Tensor, used_in: Tensor) -> Tensor:
+    """Return the weights (B, num_out, num_in) of all cells at positions `source` (num_out,) or (B, num_out)."""
     source = torch.minimum(source.clamp(min=0), used_in[:, None] - 1.0)  # (B, num_out)
-    hat = (source[:, :, None] - torch.arange(num_in, device=used_out.device)).abs()
+    distance = (source[:, :, None] - torch.arange(num_in, device=used_out.device)).abs()
     wanted = torch.arange(source.shape[1], device=used_out.device) < used_out[:, None]
-    return (1 - hat).clamp(min=0) * wanted[:, :, None]
+    return (1 - distance).clamp(min=0) * wanted[:, :, None]
 
 
 def restride(

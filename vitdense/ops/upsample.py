@@ -1,4 +1,4 @@
-"""Labels at full resolution from logits at low resolution, without ever holding (K, H, W) logits at that size.
+"""Labels at full resolution from logits at low resolution, without (K, H, W) logits in memory.
 
 Logits cover the padded input; labels are wanted for the original image. In between lie two bilinear resizes
 and a crop. Both resizes are linear and separable, so together they are one interpolation along each axis, in which
@@ -9,8 +9,8 @@ and the largest logit that it is made of: in a tile, a class whose largest logit
 another class cannot win. Only the classes that are left, the candidates, are interpolated and compared there, and a
 tile with one candidate is filled with it. Where too many are left, all classes are streamed past a running maximum.
 
-Matrix products would do the same in fewer calls, but PyTorch may be told to round their inputs (TF32, bfloat16);
-labels must not depend on such a switch.
+Matrix products would need fewer calls, but PyTorch can be set to round their inputs (TF32, bfloat16), on which labels
+must not depend.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BAND_PIXELS = {'cpu': 1 << 18, 'cuda': 1 << 21}  # pixels of the band that is st
 
 
 class Taps(NamedTuple):
-    """A linear map of one axis: `out[i] = sum over t of weights[i, t] * values[cells[i, t]]`. It lives on the CPU."""
+    """A linear map of one axis: `out[i] = sum over t of weights[i, t] * values[cells[i, t]]`. Stored on the CPU."""
 
     cells: Tensor  # (out, T) int64
     weights: Tensor  # (out, T) float32, not negative, rows sum to one
@@ -49,7 +49,7 @@ def full_resolution_labels(
 ) -> Tensor:
     """Return the class of the largest logit at every pixel: (H, W) uint8, or int16 above 255 classes.
 
-    `logits (K, h, w)` cover `input_size`. The answer is that of: resize to `input_size`, keep the top left `crop`,
+    `logits (K, h, w)` cover `input_size`. The result is that of: resize to `input_size`, keep the top left `crop`,
     resize to `out` (both bilinear, align_corners=False), argmax over classes, up to the rounding of float32. Equal
     logits go to the lowest class. Raises NumericsError for logits that are not finite, ValueError for a crop larger
     than the input.
@@ -108,9 +108,9 @@ def cut(taps: Taps, device: torch.device, size: int | None = None) -> Tiling:
 def find_candidates(logits: Tensor, rows: Tiling, columns: Tiling) -> Tensor:
     """Return (K, rows, columns) bool: the classes whose largest cell in a tile reaches every other's smallest cell."""
     blocks = logits.split(CLASS_BLOCK)
-    floors = (_pool(block, rows, columns, torch.minimum).amax(0) for block in blocks)
-    floor = reduce(torch.maximum, floors)  # some class has at least this everywhere in the tile
-    return torch.cat([_pool(block, rows, columns, torch.maximum) >= floor for block in blocks])
+    lower_bounds = (_pool(block, rows, columns, torch.minimum).amax(0) for block in blocks)
+    lower_bound = reduce(torch.maximum, lower_bounds)  # some class has at least this everywhere in the tile
+    return torch.cat([_pool(block, rows, columns, torch.maximum) >= lower_bound for block in blocks])
 
 
 def _pool(logits: Tensor, rows: Tiling, columns: Tiling, extreme: Callable) -> Tensor:
@@ -126,7 +126,7 @@ def prune_labels(logits: Tensor, rows: Tiling, columns: Tiling, candidates: Tens
     height, width = rows.weights.shape[1], columns.weights.shape[1]
     size = (len(rows.start), height, len(columns.start), width)
     labels = torch.empty(size, dtype=_label_dtype(len(logits)), device=logits.device)
-    labels.copy_(candidates.byte().argmax(0)[:, None, :, None])  # where one class is left, this is the answer
+    labels.copy_(candidates.byte().argmax(0)[:, None, :, None])  # final in tiles with one candidate
     counts = candidates.sum(0)
     y, x = (counts > 1).nonzero(as_tuple=True)
     counts, order = counts[y, x].sort()

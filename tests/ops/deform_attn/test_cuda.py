@@ -17,9 +17,9 @@ SHAPES = [  # batch, queries, heads, points, channels, grids
 
 def compare() -> None:
     """Compare value and gradients of the kernels with `grid_sample`; float64 but for rounding to halves at the end."""
-    from vitdense.ops.deform_attn import cuda as deform_attn_triton
+    from vitdense.ops.deform_attn import cuda as deform_attn_cuda
 
-    deform_attn_triton.MANY_PROGRAMS = 1  # the interpreter runs one program after the other
+    deform_attn_cuda.MANY_PROGRAMS = 1  # the interpreter runs one program after the other
     for batch, queries, heads, points, channels, grids in SHAPES:
         cells = sum(height * width for height, width in grids)
         value = torch.randn(batch, cells, heads, channels, dtype=torch.float64)
@@ -29,10 +29,10 @@ def compare() -> None:
         exact = deform_attn(leaves[0], grids, *leaves[1:], path='grid_sample')
         pull = torch.randn_like(exact)
         arguments = value, grids, locations, weights
-        torch.testing.assert_close(deform_attn_triton.attend(*arguments), exact.detach())
-        ours = deform_attn_triton.attend_backward(pull, *arguments)
+        torch.testing.assert_close(deform_attn_cuda.attend(*arguments), exact.detach())
+        ours = deform_attn_cuda.attend_backward(pull, *arguments)
         torch.testing.assert_close(list(ours), list(torch.autograd.grad(exact, leaves, pull)))
-        half = deform_attn_triton.attend(value.bfloat16(), grids, locations.float(), weights.float())
+        half = deform_attn_cuda.attend(value.bfloat16(), grids, locations.float(), weights.float())
         torch.testing.assert_close(half.double(), exact.detach(), rtol=0.03, atol=0.03)
 
 
@@ -50,9 +50,9 @@ def test_kernels_compile_for_a_gpu_that_is_not_there(name, value_type):
     triton = pytest.importorskip('triton')
     from triton.backends.compiler import GPUTarget
 
-    from vitdense.ops.deform_attn import cuda as deform_attn_triton
+    from vitdense.ops.deform_attn import cuda as deform_attn_cuda
 
-    kernel = getattr(deform_attn_triton, name)
+    kernel = getattr(deform_attn_cuda, name)
     constants = dict(HEADS=8, LEVELS=4, POINTS=4, CHANNELS=32, BLOCK_QUERIES=16, BLOCK_CHANNELS=32)
     types = {'value': value_type, 'pull': value_type, 'answer': value_type, 'levels': 'i32'}
     signature = {

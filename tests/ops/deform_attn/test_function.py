@@ -6,15 +6,15 @@ import math
 import pytest
 import torch
 
-from vitdense.ops.deform_attn import cpu as deform_attn_bags
+from vitdense.ops.deform_attn import cpu as deform_attn_cpu
 from vitdense.ops.deform_attn.function import attend, deform_attn, route_of
 
 GPU = pytest.mark.gpu
 WAYS = [  # path, device
     ('grid_sample', 'cpu'),
-    ('bags', 'cpu'),
+    ('embedding_bag', 'cpu'),
     pytest.param(('grid_sample', 'cuda'), marks=GPU),
-    pytest.param(('bags', 'cuda'), marks=GPU),
+    pytest.param(('embedding_bag', 'cuda'), marks=GPU),
     pytest.param(('triton', 'cuda'), marks=GPU),
 ]
 SHAPES = {  # batch, queries, heads, points, channels, grids
@@ -172,7 +172,7 @@ def test_a_place_that_is_not_a_number_spoils_its_query_alone():
     value, locations, weights = random_arguments(1, 3, 1, 2, 4, grids)
     locations[0, 1, 0, 0, 1, 0] = math.nan
     leaves = [tensor.requires_grad_() for tensor in (value, locations, weights)]
-    answer = deform_attn(leaves[0], grids, *leaves[1:], path='bags')
+    answer = deform_attn(leaves[0], grids, *leaves[1:], path='embedding_bag')
     assert answer[0, 1].isnan().all() and answer[0, [0, 2]].isfinite().all()
     answer.sum().backward()
     assert leaves[2].grad.isnan().sum() == 1
@@ -189,9 +189,9 @@ def test_the_same_arguments_give_the_same_bits():
 
 def test_the_way_is_chosen_by_device_and_tracing(monkeypatch):
     value = torch.zeros(1, 4, 1, 1)
-    assert route_of(value) == 'bags'
+    assert route_of(value) == 'embedding_bag'
     assert route_of(value.to('meta')) == 'grid_sample'
-    monkeypatch.setattr(deform_attn_bags, 'MAX_ROWS', 4)
+    monkeypatch.setattr(deform_attn_cpu, 'MAX_ROWS', 4)
     assert route_of(value) == 'grid_sample'  # float32 could not count the cells
 
 
@@ -201,7 +201,7 @@ def test_the_operators_tell_torch_the_truth_about_themselves():
         tensor.float().requires_grad_() for tensor in random_arguments(1, 3, 2, 2, 4, [(3, 2)])
     )
     checks = ('test_schema', 'test_autograd_registration', 'test_faketensor')
-    torch.library.opcheck(attend, (value, [3, 2], locations, weights, 'bags'), test_utils=checks)
+    torch.library.opcheck(attend, (value, [3, 2], locations, weights, 'embedding_bag'), test_utils=checks)
 
 
 @pytest.mark.gpu
@@ -226,6 +226,6 @@ def test_the_way_on_a_gpu():
     assert route_of(value) == 'triton'
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        assert route_of(value) == 'bags'
+        assert route_of(value) == 'embedding_bag'
     finally:
         torch.use_deterministic_algorithms(False)

@@ -1,14 +1,14 @@
-"""Deformable attention as weighted bags of rows: the fast way on a CPU, without a compiled extension.
+"""Deformable attention by `torch.embedding_bag`, forward and backward, for CPUs; no compiled extension is needed.
 
-Read `value` as a table with one row of C channels for every (cell, head). What a query and a head read is then a bag
-of levels * points * 4 rows, the corners around each place, and `embedding_bag` gathers, weighs and sums a bag in one
-pass. The share of corner i in a place x is the hat function max(0, 1 - |x - i|). The first corner is clamped into the
-map, so that both corners always exist; beyond the edge the hats fall to zero by themselves, with no masks.
+`value` is taken as an embedding table with one row of C channels for every (cell, head). The output of a (query, head)
+is one bag: the weighted sum of levels * points * 4 rows, the corners around each sampling place. The bilinear weight of
+corner i at place x is max(0, 1 - |x - i|) along each axis. The first corner is clamped into the map, so that both
+corners always exist; outside the map the weights are zero without a mask.
 
-Backwards, the share of a row has the gradient row . pull (`pull` is the gradient of the answer), places follow from
-the slopes of the hats, and `value` from the transposed bags: for every row the bags that read it, found by a sort.
-Nothing but the arguments is kept between the two directions. Work is cut into chunks that stay in the cache, and all
-sums have a fixed order: the same arguments give the same bits.
+Backward: the gradient of a row's weight is the dot product of the row and `grad_output`; the gradient of a place
+follows from the slopes of the bilinear weights; the gradient of `value` sums, for every row, over the bags that contain
+it, which are found by a sort. Only the arguments are saved for the backward pass. Work is cut into chunks that fit the
+cache, and all sums have a fixed order: the same arguments give the same bits.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK_PLACES = 1 << 15  # places handled together, per thread: their rows and shares take 1 MB
+CHUNK_PLACES = 1 << 15  # places handled together, per thread: their rows and weights take 1 MB
 CHUNK_FLOATS = 1 << 18  # floats of rows gathered together, per thread
 MAX_ROWS = 1 << 24  # of a table: float32 counts cells exactly up to here
 CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (y, x)
 
 
 class Pyramid(NamedTuple):
-    """What the levels mean for the T = heads * levels * points places of one query, heads first."""
+    """Constants of the levels, for the T = heads * levels * points places of one query, heads first."""
 
     heads: int
     bounds: tuple[tuple[int, int], ...]  # rows of each level: start, stop
@@ -40,11 +40,11 @@ class Pyramid(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where n queries read; axes are x and y."""
+    """The sampling places of n queries: corners, bilinear weights and their slopes; axes are x and y."""
 
     first: Tensor  # (n, T) int32 row of the first corner
-    hats: Tensor  # (2 corners, 2 axes, n, T) share of a corner along an axis
-    slopes: Tensor | None  # same shape: its slope there, per cell; to the right where it jumps, as in `grid_sample`
+    bilinear_weights: Tensor  # (2 corners, 2 axes, n, T) weight of a corner along an axis
+    slopes: Tensor | None  # same shape: its derivative, per cell; from the right at kinks, as in `grid_sample`
 
 
 def attend(value: Tensor, grids: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
@@ -54,44 +54,45 @@ def attend(value: Tensor, grids: Sequence[tuple[int, int]], locations: Tensor, w
     sums = (value.new_empty if locations.numel() else value.new_zeros)(batch, queries * heads, value.shape[-1])
     pyramid = pyramid_of(tuple(grids), heads, locations.shape[4], value.dtype, value.device)
     for image in range(batch):
-        for picked, bags in _chunks(locations):
+        for picked, outputs in _chunks(locations):
             places = locate(pyramid, locations[image, picked])
-            rows = bag_rows(pyramid, places)
+            rows = corner_rows(pyramid, places)
             shares = torch.empty(rows.shape, dtype=value.dtype, device=value.device)
             share_corners(places, weights[image, picked], out=shares.movedim(2, 0))
-            sums[image, bags] = _sum_bags(tables[image], rows, shares)
+            sums[image, outputs] = _row_sums(tables[image], rows, shares)
     return sums.view(batch, queries, heads * value.shape[-1])
 
 
 def attend_backward(
-    pull: Tensor, value: Tensor, grids: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+    grad_output: Tensor, value: Tensor, grids: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of `value`, `locations` and `weights`; `pull` (B, Q, heads * C) is that of the answer."""
+    """Return the gradients of `value`, `locations` and `weights`; `grad_output` is (B, Q, heads * C)."""
     batch, queries, heads = locations.shape[:3]
     tables = value.flatten(1, 2).contiguous()  # (B, S, heads, C) -> (B, S*heads, C)
-    pull = pull.contiguous().view(batch, queries * heads, value.shape[-1])
-    pulls = torch.zeros_like(tables), torch.empty_like(locations), torch.empty_like(weights)
+    grad_output = grad_output.contiguous().view(batch, queries * heads, value.shape[-1])
+    grad_tables, grad_locations, grad_weights = map(torch.empty_like, (tables, locations, weights))
+    grad_tables.zero_()
     pyramid = pyramid_of(tuple(grids), heads, locations.shape[4], value.dtype, value.device)
     for image in range(batch if locations.numel() else 0):
         first = torch.empty(weights.shape[1:], dtype=torch.int32, device=value.device)
         shares = weights.new_empty(4, *weights.shape[1:])
-        for picked, bags in _chunks(locations):
+        for picked, outputs in _chunks(locations):
             places = locate(pyramid, locations[image, picked], slopes=True)
-            gains = _dot_bags(tables[image], bag_rows(pyramid, places), pull[image, bags])
-            to_places, to_weights = pull_places(pyramid, places, gains)
-            torch.mul(to_places, weights[image, picked].unsqueeze(-1), out=pulls[1][image, picked])
-            pulls[2][image, picked] = to_weights
+            grad_shares = _row_products(tables[image], corner_rows(pyramid, places), grad_output[image, outputs])
+            to_places, to_weights = locations_backward(pyramid, places, grad_shares)
+            torch.mul(to_places, weights[image, picked].unsqueeze(-1), out=grad_locations[image, picked])
+            grad_weights[image, picked] = to_weights
             first[picked] = places.first.view_as(first[picked])
             share_corners(places, weights[image, picked], out=shares[:, picked].flatten(3))
-        pull_rows(pyramid, first.flatten(2), shares.flatten(3), pull[image], out=pulls[0][image])
-    return pulls[0].view(value.shape), pulls[1], pulls[2]
+        table_backward(pyramid, first.flatten(2), shares.flatten(3), grad_output[image], out=grad_tables[image])
+    return grad_tables.view(value.shape), grad_locations, grad_weights
 
 
 @lru_cache(maxsize=64)
 def pyramid_of(
     grids: tuple[tuple[int, int], ...], heads: int, points: int, dtype: torch.dtype, device: torch.device
 ) -> Pyramid:
-    """Return the constants of `grids` [(h, w), ...]. They outlive the call, so inference mode must not mark them."""
+    """Return the constants of `grids` [(h, w), ...]. They are cached, so they are no inference tensors."""
     steps = [[heads * (w * y * (h > 1) + x * (w > 1)) for h, w in grids] for y, x in CORNERS]
     bounds, stop = [], 0
     for height, width in grids:
@@ -126,13 +127,13 @@ def locate(pyramid: Pyramid, locations: Tensor, *, slopes: bool = False) -> Plac
     corner = offsets[0].floor().clamp_(min=0)
     torch.minimum(corner, pyramid.last, out=corner)
     first = torch.addcmul(corner[0], corner[1], pyramid.size[0]).to(torch.int32)
-    first.clamp_(min=0)  # what is not a number became no cell; it stays not a number in the hats
+    first.clamp_(min=0)  # NaN gives no valid cell; the bilinear weights stay NaN
     torch.sub(offsets[0].sub_(corner), 1, out=offsets[1])
-    rise = _slopes_of(pyramid, offsets) if slopes else None
-    hats = offsets.abs_().neg_().add_(1).clamp_(min=0)
+    derivatives = _slopes_of(pyramid, offsets) if slopes else None
+    bilinear_weights = offsets.abs_().neg_().add_(1).clamp_(min=0)
     if pyramid.paired is not None:
-        hats[1].mul_(pyramid.paired)
-    return Places(first.mul_(pyramid.heads).add_(pyramid.start), hats, rise)
+        bilinear_weights[1].mul_(pyramid.paired)
+    return Places(first.mul_(pyramid.heads).add_(pyramid.start), bilinear_weights, derivatives)
 
 
 def _slopes_of(pyramid: Pyramid, offsets: Tensor) -> Tensor:
@@ -144,8 +145,8 @@ def _slopes_of(pyramid: Pyramid, offsets: Tensor) -> Tensor:
     return slopes
 
 
-def bag_rows(pyramid: Pyramid, places: Places) -> Tensor:
-    """Return (n, heads, 4, K) int32: the rows of each bag, corner by corner; K = levels * points."""
+def corner_rows(pyramid: Pyramid, places: Places) -> Tensor:
+    """Return (n, heads, 4, K) int32: the table rows of each bag, corner by corner; K = levels * points."""
     num_queries, num_places = places.first.shape
     rows = places.first.new_empty(num_queries, pyramid.heads, 4, num_places // pyramid.heads)
     for corner, step in enumerate(pyramid.step):
@@ -154,56 +155,57 @@ def bag_rows(pyramid: Pyramid, places: Places) -> Tensor:
 
 
 def share_corners(places: Places, weights: Tensor, out: Tensor) -> None:
-    """Write to `out` (4, n, heads, K) what share each corner has, times the weight of its place."""
-    x, y = places.hats.unbind(1)  # each (2 corners, n, T)
+    """Write to `out` (4, n, heads, K) the bilinear weight of each corner times the attention weight of its place."""
+    x, y = places.bilinear_weights.unbind(1)  # each (2 corners, n, T)
     y = y * weights.flatten(1)
     for share, corner in zip(out, CORNERS, strict=True):
         torch.mul(y[corner[0]].view(share.shape), x[corner[1]].view(share.shape), out=share)
 
 
-def pull_places(pyramid: Pyramid, places: Places, gains: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of locations (for a weight of one) and weights, from those of the shares.
+def locations_backward(pyramid: Pyramid, places: Places, grad_shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of locations, for attention weights of one, and of the attention weights.
 
-    `gains` (n, heads, 4, K); the answers are (n, heads, levels, points, 2) and (n, heads, levels, points).
+    `grad_shares` (n, heads, 4, K) are the gradients of the row weights; the results are (n, heads, levels, points, 2)
+    and (n, heads, levels, points).
     """
-    num_queries, heads, _, num_places = gains.shape
-    hat_x, hat_y = places.hats.view(2, 2, num_queries, heads, num_places).unbind(1)
-    rise_x, rise_y = places.slopes.view(2, 2, num_queries, heads, num_places).unbind(1)
-    upper, lower = gains.unflatten(2, (2, 2)).unbind(2)  # (n, heads, 2, K)
-    level = [pair[:, :, 0] * hat_x[0] + pair[:, :, 1] * hat_x[1] for pair in (upper, lower)]
-    slant = [pair[:, :, 0] * rise_x[0] + pair[:, :, 1] * rise_x[1] for pair in (upper, lower)]
+    num_queries, heads, _, num_places = grad_shares.shape
+    weight_x, weight_y = places.bilinear_weights.view(2, 2, num_queries, heads, num_places).unbind(1)
+    slope_x, slope_y = places.slopes.view(2, 2, num_queries, heads, num_places).unbind(1)
+    upper, lower = grad_shares.unflatten(2, (2, 2)).unbind(2)  # (n, heads, 2, K)
+    level = [pair[:, :, 0] * weight_x[0] + pair[:, :, 1] * weight_x[1] for pair in (upper, lower)]
+    slant = [pair[:, :, 0] * slope_x[0] + pair[:, :, 1] * slope_x[1] for pair in (upper, lower)]
     size_x, size_y = pyramid.size.view(2, heads, num_places)
-    along_x = (slant[0] * hat_y[0] + slant[1] * hat_y[1]) * size_x
-    along_y = (level[0] * rise_y[0] + level[1] * rise_y[1]) * size_y
-    sums = level[0] * hat_y[0] + level[1] * hat_y[1]
+    along_x = (slant[0] * weight_y[0] + slant[1] * weight_y[1]) * size_x
+    along_y = (level[0] * slope_y[0] + level[1] * slope_y[1]) * size_y
+    sums = level[0] * weight_y[0] + level[1] * weight_y[1]
     shape = (len(pyramid.bounds), -1)
     return torch.stack([along_x, along_y], dim=-1).unflatten(2, shape), sums.unflatten(2, shape)
 
 
-def pull_rows(pyramid: Pyramid, first: Tensor, shares: Tensor, pull: Tensor, out: Tensor) -> None:
+def table_backward(pyramid: Pyramid, first: Tensor, shares: Tensor, grad_output: Tensor, out: Tensor) -> None:
     """Add the gradient of the table to `out` (S * heads, C).
 
-    `first` (Q, heads, K) are first corners, `shares` (4, Q, heads, K), `pull` (Q * heads, C) of the sums of the bags.
-    With many places the first corners are sorted and the sums of each corner moved to its rows; with few, the time
-    goes into passing over the table, so all corners are sorted together.
+    `first` (Q, heads, K) are first corners, `shares` the row weights (4, Q, heads, K), `grad_output` is (Q * heads, C).
+    With many places only the first corners are sorted, and the sums of each corner are shifted to its rows; with few,
+    passes over the table take most of the time, so all corners are sorted together.
     """
     num_places, num_rows = first.numel(), len(out)
     if num_places < 2 * num_rows:
         rows = first.flatten(1) + pyramid.step[:, None]  # (4, Q, T)
-        order, starts = _readers(rows.flatten(), num_rows)
-        bags = _bag_of(order.remainder(num_places), first.shape[-1])
-        out += _weigh(pull, bags, starts, shares.flatten()[order])
+        order, starts = _sort_by_row(rows.flatten(), num_rows)
+        bag_index = _bag_index(order.remainder(num_places), first.shape[-1])
+        out += _weigh(grad_output, bag_index, starts, shares.flatten()[order])
         return
-    order, starts = _readers(first.flatten(), num_rows)
-    shares, bags = shares.flatten(1).index_select(1, order), _bag_of(order, first.shape[-1])
+    order, starts = _sort_by_row(first.flatten(), num_rows)
+    shares, bag_index = shares.flatten(1).index_select(1, order), _bag_index(order, first.shape[-1])
     for share, steps in zip(shares, pyramid.steps, strict=True):
-        sums = _weigh(pull, bags, starts, share)
+        sums = _weigh(grad_output, bag_index, starts, share)
         for (start, stop), step in zip(pyramid.bounds, steps, strict=True):
             out[start + step : stop] += sums[start : stop - step]
 
 
 def _chunks(locations: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Yield the queries that are handled together, and their bags."""
+    """Yield the slice of the queries of a chunk, and that of their outputs (query, head)."""
     queries, heads = locations.shape[1:3]
     num_places = queries * heads * locations.shape[3] * locations.shape[4]
     num_chunks = -(-num_places // (CHUNK_PLACES * torch.get_num_threads()))
@@ -214,37 +216,37 @@ def _chunks(locations: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def _weigh(table: Tensor, rows: Tensor, starts: Tensor, shares: Tensor | None) -> Tensor:
-    """Return for each bag the sum of its `rows` of the table times their `shares`; a bag ends where the next starts."""
+    """Return for each bag the sum of its `rows` of the table weighted by `shares`; a bag ends where the next starts."""
     return torch.embedding_bag(table, rows, starts, False, 0, False, shares)[0]
 
 
-def _sum_bags(table: Tensor, rows: Tensor, shares: Tensor) -> Tensor:
-    """Return (n * heads, C) sums of rows of `table` (S * heads, C); rows and shares are (n, heads, 4, K)."""
+def _row_sums(table: Tensor, rows: Tensor, shares: Tensor) -> Tensor:
+    """Return (n * heads, C) weighted sums of rows of `table` (S * heads, C); `rows`, `shares` (n, heads, 4, K)."""
     size = rows.shape[2] * rows.shape[3]
     starts = torch.arange(0, rows.numel(), size, dtype=torch.int32, device=rows.device)
     return _weigh(table, rows.view(-1), starts, shares.view(-1))
 
 
-def _dot_bags(table: Tensor, rows: Tensor, pull: Tensor) -> Tensor:
-    """Return like `rows` (n, heads, 4, K) the products of each row of the table with the `pull` (C,) of its bag."""
-    bags = rows.view(len(pull), -1)
-    gains = pull.new_empty(bags.shape)
-    size = max(CHUNK_FLOATS * torch.get_num_threads() // (bags.shape[1] * table.shape[1]), 1)
-    singles = torch.arange(size * bags.shape[1], dtype=torch.int32, device=rows.device)
-    for start in range(0, len(bags), size):
-        picked = bags[start : start + size]
+def _row_products(table: Tensor, rows: Tensor, grad_output: Tensor) -> Tensor:
+    """Return (n, heads, 4, K): the dot product of each of `rows` with the `grad_output` (n * heads, C) of its bag."""
+    grouped = rows.view(len(grad_output), -1)
+    grad_shares = grad_output.new_empty(grouped.shape)
+    size = max(CHUNK_FLOATS * torch.get_num_threads() // (grouped.shape[1] * table.shape[1]), 1)
+    singles = torch.arange(size * grouped.shape[1], dtype=torch.int32, device=rows.device)
+    for start in range(0, len(grouped), size):
+        picked = grouped[start : start + size]
         # bags of one row each: faster than index_select
         cells = _weigh(table, picked.reshape(-1), singles[: picked.numel()], None).view(*picked.shape, -1)
-        out = gains[start : start + size].unsqueeze(1)
-        torch.bmm(pull[start : start + size].unsqueeze(1), cells.transpose(1, 2), out=out)
-    return gains.view(rows.shape)
+        out = grad_shares[start : start + size].unsqueeze(1)
+        torch.bmm(grad_output[start : start + size].unsqueeze(1), cells.transpose(1, 2), out=out)
+    return grad_shares.view(rows.shape)
 
 
-def _readers(rows: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+def _sort_by_row(rows: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
     """Return the order of `rows` (N,) by row, and where in it each row of the table starts, (num_rows,) int32."""
     counts = torch.bincount(rows, minlength=num_rows)
     return torch.sort(rows, stable=True).indices, (counts.cumsum(0) - counts).to(torch.int32)
 
 
-def _bag_of(places: Tensor, size: int) -> Tensor:
+def _bag_index(places: Tensor, size: int) -> Tensor:
     return places.to(torch.int32).div_(size, rounding_mode='floor')

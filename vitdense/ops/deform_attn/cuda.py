@@ -1,8 +1,8 @@
 """Deformable attention as Triton kernels, forward and backward, for CUDA devices.
 
-A program handles a few queries of one head of one image and walks over levels and points; the channels of a head lie
-side by side in memory, so every corner is one coalesced read. Backwards, the gradient of `value` is added up with
-atomics in float32: its last bits depend on the order. Import this file only where triton is there.
+A program handles a few queries of one head of one image and loops over levels and points; the channels of a head are
+contiguous in memory, so every corner is one coalesced read. The backward pass sums the gradient of `value` by atomics
+in float32: its last bits depend on the order. This file can be imported only where triton is installed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ MANY_PROGRAMS = 1024  # with fewer than this, tiles hold fewer queries: the devi
 
 @triton.jit
 def _read_corner(table, row, column, height, width, stride, channels, mask):
-    """Return the channels of a cell, zero outside the map, with where it lies, which are real, and if it is outside."""
+    """Return the channels of a cell (zero outside the map), their offsets, their mask, and whether it is outside."""
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    outside = (row < 0) | (row >= height) | (column < 0) | (column >= width)  # what is not a number is neither
+    outside = (row < 0) | (row >= height) | (column < 0) | (column >= width)  # NaN is neither
     offsets = (row * width + column).to(tl.int32)[:, None] * stride + channels[None, :]
     mask = mask & inside[:, None]
     return tl.load(table + offsets, mask=mask, other=0.0), offsets, mask, outside
@@ -32,7 +32,7 @@ def _read_corner(table, row, column, height, width, stride, channels, mask):
 
 @triton.jit
 def _attend(
-    value, levels, locations, weights, answer,
+    value, levels, locations, weights, output,
     num_queries, num_cells, num_blocks,
     HEADS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr, CHANNELS: tl.constexpr,
     BLOCK_QUERIES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
@@ -43,14 +43,14 @@ def _attend(
     channels = tl.arange(0, BLOCK_CHANNELS)
     real = queries < num_queries
     mask = real[:, None] & (channels < CHANNELS)[None, :]
-    bags = (image * num_queries + queries) * HEADS + head
+    output_rows = (image * num_queries + queries) * HEADS + head
     table = value + (image * num_cells * HEADS + head) * CHANNELS
     sums = tl.zeros((BLOCK_QUERIES, BLOCK_CHANNELS), dtype=locations.dtype.element_ty)
     for level in range(LEVELS):
         height, width = tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1)
-        plane = table + tl.load(levels + 3 * level + 2) * HEADS * CHANNELS
+        level_start = table + tl.load(levels + 3 * level + 2) * HEADS * CHANNELS
         for point in range(POINTS):
-            places = (bags * LEVELS + level) * POINTS + point
+            places = (output_rows * LEVELS + level) * POINTS + point
             x = tl.load(locations + 2 * places, mask=real, other=0.0) * width - 0.5
             y = tl.load(locations + 2 * places + 1, mask=real, other=0.0) * height - 0.5
             weight = tl.load(weights + places, mask=real, other=0.0)
@@ -58,19 +58,19 @@ def _attend(
             for corner in tl.static_range(4):
                 right_side, lower_side = corner % 2, corner // 2
                 cell, _, _, outside = _read_corner(
-                    plane, top + lower_side, left + right_side, height, width, HEADS * CHANNELS, channels, mask
+                    level_start, top + lower_side, left + right_side, height, width, HEADS * CHANNELS, channels, mask
                 )
                 share_x = x - left if right_side else 1.0 - (x - left)
                 share_y = y - top if lower_side else 1.0 - (y - top)
                 share = tl.where(outside, 0.0, share_x * share_y * weight)
                 sums += share[:, None] * cell.to(sums.dtype)
-    out = answer + bags[:, None] * CHANNELS + channels[None, :]
-    tl.store(out, sums.to(answer.dtype.element_ty), mask=mask)
+    out = output + output_rows[:, None] * CHANNELS + channels[None, :]
+    tl.store(out, sums.to(output.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _attend_backward(
-    pull, value, levels, locations, weights, pull_value, pull_locations, pull_weights,
+    grad_output, value, levels, locations, weights, grad_value, grad_locations, grad_weights,
     num_queries, num_cells, num_blocks,
     HEADS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr, CHANNELS: tl.constexpr,
     BLOCK_QUERIES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
@@ -81,22 +81,22 @@ def _attend_backward(
     channels = tl.arange(0, BLOCK_CHANNELS)
     real = queries < num_queries
     mask = real[:, None] & (channels < CHANNELS)[None, :]
-    bags = (image * num_queries + queries) * HEADS + head
+    output_rows = (image * num_queries + queries) * HEADS + head
     first = (image * num_cells * HEADS + head) * CHANNELS
-    pulls = tl.load(pull + bags[:, None] * CHANNELS + channels[None, :], mask=mask, other=0.0)
-    pulls = pulls.to(locations.dtype.element_ty)
+    gradients = tl.load(grad_output + output_rows[:, None] * CHANNELS + channels[None, :], mask=mask, other=0.0)
+    gradients = gradients.to(locations.dtype.element_ty)
     for level in range(LEVELS):
         height, width = tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1)
         start = first + tl.load(levels + 3 * level + 2) * HEADS * CHANNELS
         for point in range(POINTS):
-            places = (bags * LEVELS + level) * POINTS + point
+            places = (output_rows * LEVELS + level) * POINTS + point
             x = tl.load(locations + 2 * places, mask=real, other=0.0) * width - 0.5
             y = tl.load(locations + 2 * places + 1, mask=real, other=0.0) * height - 0.5
             weight = tl.load(weights + places, mask=real, other=0.0)
             left, top = tl.floor(x), tl.floor(y)
-            along_x = tl.zeros((BLOCK_QUERIES,), dtype=pulls.dtype)
-            along_y = tl.zeros((BLOCK_QUERIES,), dtype=pulls.dtype)
-            along_weight = tl.zeros((BLOCK_QUERIES,), dtype=pulls.dtype)
+            along_x = tl.zeros((BLOCK_QUERIES,), dtype=gradients.dtype)
+            along_y = tl.zeros((BLOCK_QUERIES,), dtype=gradients.dtype)
+            along_weight = tl.zeros((BLOCK_QUERIES,), dtype=gradients.dtype)
             for corner in tl.static_range(4):
                 right_side, lower_side = corner % 2, corner // 2
                 cell, offsets, inside, outside = _read_corner(
@@ -104,19 +104,19 @@ def _attend_backward(
                 )
                 share_x = x - left if right_side else 1.0 - (x - left)
                 share_y = y - top if lower_side else 1.0 - (y - top)
-                gain = tl.sum(pulls * cell.to(pulls.dtype), axis=1)  # zero outside the map
-                along_weight += gain * share_x * share_y
-                along_x += gain * share_y * (2 * right_side - 1)
-                along_y += gain * share_x * (2 * lower_side - 1)
+                grad_share = tl.sum(gradients * cell.to(gradients.dtype), axis=1)  # zero outside the map
+                along_weight += grad_share * share_x * share_y
+                along_x += grad_share * share_y * (2 * right_side - 1)
+                along_y += grad_share * share_x * (2 * lower_side - 1)
                 share = tl.where(outside, 0.0, share_x * share_y * weight)
-                tl.atomic_add(pull_value + start + offsets, share[:, None] * pulls, mask=inside, sem='relaxed')
-            tl.store(pull_locations + 2 * places, along_x * weight * width, mask=real)
-            tl.store(pull_locations + 2 * places + 1, along_y * weight * height, mask=real)
-            tl.store(pull_weights + places, along_weight, mask=real)
+                tl.atomic_add(grad_value + start + offsets, share[:, None] * gradients, mask=inside, sem='relaxed')
+            tl.store(grad_locations + 2 * places, along_x * weight * width, mask=real)
+            tl.store(grad_locations + 2 * places + 1, along_y * weight * height, mask=real)
+            tl.store(grad_weights + places, along_weight, mask=real)
 
 
 class Launch(NamedTuple):
-    """How many programs run, and what they are told."""
+    """Number of programs of a kernel launch, and its scalar arguments."""
 
     programs: tuple[int]
     numbers: tuple[int, int, int]  # queries, cells, blocks of queries
@@ -126,22 +126,22 @@ class Launch(NamedTuple):
 def attend(value: Tensor, grids: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
     """Return (B, Q, heads * C) as `ops.deform_attn.deform_attn` does.
 
-    `value` may have any floating type, which the answer has too; locations and weights are float32 or float64.
+    `value` may have any floating type, which the output has too; locations and weights are float32 or float64.
     """
-    answer = value.new_empty(*locations.shape[:2], value.shape[2] * value.shape[3])
+    output = value.new_empty(*locations.shape[:2], value.shape[2] * value.shape[3])
     if not weights.numel():
-        return answer.zero_()
+        return output.zero_()
     launch = _launch_of(value, locations)
     inputs = value.contiguous(), level_table(tuple(grids), value.device), locations.contiguous(), weights.contiguous()
     with torch.cuda.device_of(value):
-        _attend[launch.programs](*inputs, answer, *launch.numbers, **launch.constants)
-    return answer
+        _attend[launch.programs](*inputs, output, *launch.numbers, **launch.constants)
+    return output
 
 
 def attend_backward(
-    pull: Tensor, value: Tensor, grids: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+    grad_output: Tensor, value: Tensor, grids: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of `value`, `locations` and `weights`; `pull` (B, Q, heads * C) is that of the answer."""
+    """Return the gradients of `value`, `locations` and `weights`; `grad_output` is (B, Q, heads * C)."""
     to_value = torch.zeros(value.shape, dtype=locations.dtype, device=value.device)
     to_places, to_weights = (
         torch.empty(like.shape, dtype=like.dtype, device=like.device) for like in (locations, weights)
@@ -149,7 +149,7 @@ def attend_backward(
     if weights.numel():
         launch = _launch_of(value, locations)
         table = level_table(tuple(grids), value.device)
-        inputs = pull.contiguous(), value.contiguous(), table, locations.contiguous(), weights.contiguous()
+        inputs = grad_output.contiguous(), value.contiguous(), table, locations.contiguous(), weights.contiguous()
         with torch.cuda.device_of(value):
             _attend_backward[launch.programs](
                 *inputs, to_value, to_places, to_weights, *launch.numbers, **launch.constants
@@ -159,7 +159,7 @@ def attend_backward(
 
 @lru_cache(maxsize=64)
 def level_table(grids: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """Return (levels, 3) int32: height, width and first cell of each level. It outlives the call."""
+    """Return (levels, 3) int32: height, width and first cell of each level. It is cached."""
     rows, start = [], 0
     for height, width in grids:
         rows.append((height, width, start))

@@ -1,12 +1,11 @@
-"""Multi-scale deformable attention: every query reads a few places of every level of a pyramid, and weighs them.
+"""Multi-scale deformable attention: a weighted sum of a few samples per level for every query.
 
-Equation 3 of Deformable DETR (Zhu et al. 2021) after the linear layers. The maps of all levels lie behind one another
-in `value`; a place between cells is read bilinearly, with cell centres at half integers (`align_corners=False`), and
-everything outside a map is zero.
+Equation 3 of Deformable DETR (Zhu et al. 2021) after the linear layers. The maps of all levels are concatenated
+in `value`; samples are bilinear, with cell centres at half integers (`align_corners=False`) and zeros outside a map.
 
-One function, several ways of computing it: `bags` (CPU, deform_attn_bags.py), `triton` (CUDA, deform_attn_triton.py)
-and `grid_sample` (anywhere, and what is exported). The first two are operators of their own, so that `torch.compile`
-calls them as they are: compiling the plain way on a CPU takes half a minute and makes it slower.
+There are three implementations: `embedding_bag` (CPU, cpu.py), `triton` (CUDA, cuda.py) and `grid_sample` (any device,
+and for export). The first two are custom operators, which `torch.compile` does not trace: compiling `grid_sample` on a
+CPU takes half a minute and makes it slower.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitdense.ops.deform_attn import cpu as deform_attn_bags
+from vitdense.ops.deform_attn import cpu as deform_attn_cpu
 
-Route = Literal['grid_sample', 'bags', 'triton']
+Route = Literal['grid_sample', 'embedding_bag', 'triton']
 Grids = Sequence[tuple[int, int]]
 MAX_OFFSET = 1 << 31  # the Triton kernels count the numbers of an image's table in int32
 
@@ -34,43 +33,43 @@ logger = logging.getLogger('vitdense')
 def deform_attn(
     value: Tensor, grids: Grids, locations: Tensor, weights: Tensor, *, path: Route | None = None
 ) -> Tensor:
-    """Return (B, Q, heads * C): for every query and head the weighted sum of what it reads.
+    """Return (B, Q, heads * C): for every query and head the weighted sum of its samples.
 
     `value` (B, S, heads, C) holds the maps of all levels, row by row, fine to coarse or in any other order that `grids`
     [(h, w), ...] names; S is the sum of h * w. `locations` (B, Q, heads, levels, points, 2) are (x, y) in [0, 1] of
-    the map of their level; what lies outside reads zeros. `weights` (B, Q, heads, levels, points) are used as given.
+    the map of their level; samples outside are zero. `weights` (B, Q, heads, levels, points) are used as given.
 
-    Places and sums are computed in float32 at least; the answer has the type of `value`. `path` forces one way of
-    computing it (for tests and timing); all give the same answer and the same gradients. Raises ValueError for shapes
-    that do not fit together.
+    Places and sums are computed in float32 at least; the output has the type of `value`. `path` forces an
+    implementation (for tests and timing); outputs and gradients of all agree up to rounding. Raises ValueError for
+    shapes that do not fit together.
     """
     grids = tuple((height, width) for height, width in grids)
-    _refuse_misfits(value, grids, locations, weights)
+    _check_shapes(value, grids, locations, weights)
     path = path or route_of(value)
     dtype = torch.promote_types(value.dtype, torch.float32)
     locations, weights = locations.to(dtype), weights.to(dtype)
     if path == 'grid_sample':
         return sample_grids(value.to(dtype), grids, locations, weights).to(value.dtype)
     sizes = [side for grid in grids for side in grid]
-    # the kernel reads halves as they are; the bags would have to weigh them in halves
+    # the kernel converts half precision itself; embedding_bag would sum in it
     table = value if path == 'triton' else value.to(dtype)
     return attend(table, sizes, locations, weights, path).to(value.dtype)
 
 
 def route_of(value: Tensor) -> Route:
-    """Return the way that `deform_attn` takes for this `value` (B, S, heads, C)."""
+    """Return the implementation that `deform_attn` uses for this `value` (B, S, heads, C)."""
     _, cells, heads, channels = value.shape
     tracing = torch.compiler.is_exporting() or torch.jit.is_tracing()
-    if tracing or value.device.type not in ('cpu', 'cuda') or cells * heads >= deform_attn_bags.MAX_ROWS:
+    if tracing or value.device.type not in ('cpu', 'cuda') or cells * heads >= deform_attn_cpu.MAX_ROWS:
         return 'grid_sample'
     if value.device.type == 'cpu' or torch.are_deterministic_algorithms_enabled():
-        return 'bags'  # on CUDA the other two add up gradients in any order
+        return 'embedding_bag'  # on CUDA the other two sum gradients in no fixed order
     return 'triton' if triton_works() and cells * heads * channels < MAX_OFFSET else 'grid_sample'
 
 
 @torch.compiler.assume_constant_result
 def triton_works() -> bool:
-    """Return whether Triton is there and can build a kernel for the current CUDA device (it needs a C compiler)."""
+    """Return whether Triton is installed and can build a kernel for the current CUDA device (it needs a C compiler)."""
     return _try_triton()
 
 
@@ -81,7 +80,7 @@ def _try_triton() -> bool:
     value, places = torch.zeros(1, 1, 1, 1, device='cuda'), torch.zeros(1, 1, 1, 1, 1, 2, device='cuda')
     try:
         _kernels('triton').attend(value, ((1, 1),), places, places[..., 0])
-    except Exception as error:  # a compiler, a header, a driver, a folder: what can be missing has many kinds
+    except Exception as error:  # a missing compiler, header, driver or folder each raise another type
         logger.warning('deformable attention runs without Triton, slower, because Triton fails here: %s', error)
         return False
     return True
@@ -89,18 +88,18 @@ def _try_triton() -> bool:
 
 @torch.library.custom_op('vitdense::deform_attn', mutates_args=())
 def attend(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, path: str) -> Tensor:
-    """The operator behind `deform_attn` for the paths `bags` and `triton`; `sizes` are h, w, h, w ... of the levels."""
+    """Operator of `deform_attn` for the paths `embedding_bag` and `triton`; `sizes` are h, w, h, w, ... by level."""
     with torch.autocast(value.device.type, enabled=False):
         return _kernels(path).attend(value, _pairs(sizes), locations, weights)
 
 
 @torch.library.custom_op('vitdense::deform_attn_backward', mutates_args=())
 def attend_backward(
-    pull: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, path: str
+    grad_output: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, path: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of `value`, `locations` and `weights` from that of the answer."""
+    """Return the gradients of `value`, `locations` and `weights`."""
     with torch.autocast(value.device.type, enabled=False):
-        return _kernels(path).attend_backward(pull, value, _pairs(sizes), locations, weights)
+        return _kernels(path).attend_backward(grad_output, value, _pairs(sizes), locations, weights)
 
 
 @attend.register_fake
@@ -110,33 +109,33 @@ def _(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, p
 
 @attend_backward.register_fake
 def _(
-    pull: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, path: str
+    grad_output: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, path: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(
         torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (value, locations, weights)
     )
 
 
-def _keep(ctx, inputs: tuple, output: Tensor) -> None:
+def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
     value, ctx.sizes, locations, weights, ctx.path = inputs
     ctx.save_for_backward(value, locations, weights)
 
 
-def _pull_back(ctx, pull: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     value, locations, weights = ctx.saved_tensors
-    pulls = attend_backward(pull, value, ctx.sizes, locations, weights, ctx.path)
-    return pulls[0], None, pulls[1], pulls[2], None
+    gradients = attend_backward(grad_output, value, ctx.sizes, locations, weights, ctx.path)
+    return gradients[0], None, gradients[1], gradients[2], None
 
 
-attend.register_autograd(_pull_back, setup_context=_keep)
+attend.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _kernels(path: str) -> ModuleType:
-    if path == 'bags':
-        return deform_attn_bags
-    from vitdense.ops.deform_attn import cuda as deform_attn_triton
+    if path == 'embedding_bag':
+        return deform_attn_cpu
+    from vitdense.ops.deform_attn import cuda as deform_attn_cuda
 
-    return deform_attn_triton
+    return deform_attn_cuda
 
 
 def _pairs(sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -144,7 +143,7 @@ def _pairs(sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
 
 
 def sample_grids(value: Tensor, grids: Grids, locations: Tensor, weights: Tensor) -> Tensor:
-    """The plain way, on any device: one `grid_sample` per level. Arguments and answer as those of `deform_attn`."""
+    """`deform_attn` by one `grid_sample` per level, on any device; the same arguments and output."""
     batch, _, heads, _ = value.shape
     maps = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B, S, heads, C) -> (B*heads, C, S)
     places = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # -> (B*heads, Q, levels, points, 2)
@@ -159,7 +158,7 @@ def sample_grids(value: Tensor, grids: Grids, locations: Tensor, weights: Tensor
     return sums.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)  # (B*heads, C, Q) -> (B, Q, heads*C)
 
 
-def _refuse_misfits(value: Tensor, grids: Grids, locations: Tensor, weights: Tensor) -> None:
+def _check_shapes(value: Tensor, grids: Grids, locations: Tensor, weights: Tensor) -> None:
     cells = sum(height * width for height, width in grids)
     if not grids or min(min(grid) for grid in grids) < 1 or value.ndim != 4 or value.shape[1] != cells:
         raise ValueError(
