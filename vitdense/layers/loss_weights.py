@@ -41,9 +41,9 @@ class UncertaintyWeights(nn.Module):
     """Learn the weight of each task from the uncertainty of its predictions.
 
     Kendall, Gal and Cipolla 2018 (https://arxiv.org/abs/1705.07115, equation 10): with s = log sigma^2 of each task,
-    the sum is of exp(-s) L + s / 2. They have exp(-s) / 2 for regression; here each task has one loss, and
-    the constant only shifts s. Every weight begins at 1. In a step in which no process has a label for a task its s has
-    no gradient, as it would decrease without bound. Moments of the optimizer still change it.
+    the sum is of exp(-s) L + s / 2. The paper has exp(-s) / 2 for regression; here regression and classification of a
+    task are one loss, and the constant only shifts s. Every weight begins at 1. In a step in which no process has a
+    label for a task its s has no gradient, as it would decrease without bound. Optimizer moments still change it.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
