@@ -113,13 +113,13 @@ def training(theirs: nn.Module, ours: Detector, size: int, batch: int, rounds: i
         [torch.rand(batch, NUM_OBJECTS, 2) * 0.4 + 0.3, torch.rand(batch, NUM_OBJECTS, 2) * 0.4 + 0.1], -1
     )
     labels = torch.randint(NUM_CLASSES, (batch, NUM_OBJECTS))
-    truth = [{'class_labels': label, 'boxes': box} for label, box in zip(labels, boxes, strict=True)]
+    object_targets = [{'class_labels': label, 'boxes': box} for label, box in zip(labels, boxes, strict=True)]
     pixels = to_xyxy(boxes) * scales_of(torch.tensor([float(size), float(size)]))
     crowd = torch.zeros(NUM_OBJECTS, dtype=torch.bool)
     targets = [Target(boxes=box, labels=label, iscrowd=crowd) for box, label in zip(pixels, labels, strict=True)]
     task = DetectionTask()
     steps = [
-        step_of(theirs, lambda: theirs(imgs, labels=truth).loss),
+        step_of(theirs, lambda: theirs(imgs, labels=object_targets).loss),
         step_of(ours, lambda: sum(task.loss(ours(imgs), targets).values())),
     ]
     report(f'training step, batch {batch}', *steps, rounds, bar=1.4)

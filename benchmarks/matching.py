@@ -43,20 +43,24 @@ def main() -> None:
     torch.manual_seed(0)
     ours, theirs = HungarianMatcher(), DeformableDetrHungarianMatcher(2, 5, 2)
     for size in ((16, 900, 100), (2, 900, 100), (16, 300, 7)):
-        answers, truth = scene(*size)
+        answers, object_targets = scene(*size)
         outputs = {'logits': answers.logits[0], 'pred_boxes': answers.boxes[0]}
-        pairs = zip(truth.labels.split(truth.counts), truth.boxes.split(truth.counts), strict=True)
+        pairs = zip(
+            object_targets.labels.split(object_targets.counts),
+            object_targets.boxes.split(object_targets.counts),
+            strict=True,
+        )
         targets = [{'class_labels': labels, 'boxes': boxes} for labels, boxes in pairs]
 
         def peer(outputs: dict = outputs, targets: list = targets) -> list:
             return theirs(outputs, targets)
 
-        def mine(answers: LayerPredictions = answers, truth: ObjectTargets = truth) -> Tensor:
-            return ours([answers], truth)[0][0]
+        def mine(answers: LayerPredictions = answers, object_targets: ObjectTargets = object_targets) -> Tensor:
+            return ours([answers], object_targets)[0][0]
 
         rows = mine()
         for image, (queries, objects) in enumerate(peer()):
-            assert torch.equal(rows[image, queries], objects + truth.starts[image])
+            assert torch.equal(rows[image, queries], objects + object_targets.starts[image])
             assert (rows[image] >= 0).sum() == len(queries)
         print(f'{size[0]} x {size[1]} x {size[2]}: {paired(peer, mine, rounds)}', flush=True)
 

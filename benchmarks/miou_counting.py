@@ -3,7 +3,7 @@
     python benchmarks/miou_counting.py [--rounds 7]
 
 Images of 512 x 683 (ADE20K) and 2048 x 1024 (Cityscapes) with 150 classes, 5 % ignored pixels, predictions right at
-four pixels of five. mmsegmentation takes three `histc` of an image (intersection, prediction, truth); torchmetrics
+four pixels of five. mmsegmentation takes three `histc` of an image (intersection, prediction, targets); torchmetrics
 keeps a confusion matrix by bincount. The counts are compared before anything is timed. One torch thread.
 Bars: >= 15x mmsegmentation's formula, >= 8x torchmetrics.
 """
@@ -23,20 +23,20 @@ from vitdense.types import IGNORE
 CLASSES = 150
 
 
-def three_histograms(truth: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The areas of intersection, prediction and truth for each class, by histogram, as mmsegmentation counts them."""
-    valid = truth != IGNORE
-    truth, labels = truth[valid], labels[valid]
-    planes = (labels[labels == truth], labels, truth)
+def three_histograms(targets: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The areas of intersection, prediction and targets for each class, by histogram, as mmsegmentation counts them."""
+    valid = targets != IGNORE
+    targets, labels = targets[valid], labels[valid]
+    planes = (labels[labels == targets], labels, targets)
     return tuple(torch.histc(plane.float(), bins=CLASSES, min=0, max=CLASSES - 1) for plane in planes)
 
 
 def images(height: int, width: int) -> tuple[Tensor, Tensor]:
     coarse = torch.randint(0, CLASSES, (1, 1, height // 32 + 1, width // 32 + 1)).float()
-    truth = torch.nn.functional.interpolate(coarse, (height, width)).byte()[0, 0]
-    labels = torch.where(torch.rand(height, width) < 0.8, truth, torch.randint_like(truth, CLASSES))
-    truth[torch.rand(height, width) < 0.05] = IGNORE
-    return truth, labels
+    targets = torch.nn.functional.interpolate(coarse, (height, width)).byte()[0, 0]
+    labels = torch.where(torch.rand(height, width) < 0.8, targets, torch.randint_like(targets, CLASSES))
+    targets[torch.rand(height, width) < 0.05] = IGNORE
+    return targets, labels
 
 
 def main() -> None:
@@ -46,10 +46,10 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     for size in ((512, 683), (1024, 2048)):
-        truth, labels = images(*size)
+        targets, labels = images(*size)
         metric = MulticlassConfusionMatrix(CLASSES, ignore_index=IGNORE, validate_args=False)
-        wide = truth.long()[None], labels.long()[None]  # the types that the peers are handed in their own pipelines
-        counts = torch.from_numpy(count_pairs(truth, labels, CLASSES))
+        wide = targets.long()[None], labels.long()[None]  # the types that the peers are handed in their own pipelines
+        counts = torch.from_numpy(count_pairs(targets, labels, CLASSES))
         areas = three_histograms(wide[0], wide[1])
         assert torch.equal(metric(wide[1], wide[0]), counts)
         assert all(
@@ -57,8 +57,8 @@ def main() -> None:
             for area, mine in zip(areas, (counts.diagonal(), counts.sum(0), counts.sum(1)), strict=True)
         )
 
-        def ours(truth: Tensor = truth, labels: Tensor = labels) -> object:
-            return count_pairs(truth, labels, CLASSES)
+        def ours(targets: Tensor = targets, labels: Tensor = labels) -> object:
+            return count_pairs(targets, labels, CLASSES)
 
         def formula(wide: tuple[Tensor, Tensor] = wide) -> object:
             return three_histograms(*wide)

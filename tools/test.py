@@ -41,8 +41,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     import vitdense.commands.test as testing  # heavy: after the arguments are known to be right
     from vitdense.checkpoints.run_folder import config_and_checkpoint
     from vitdense.config.load import load_config
+    from vitdense.reporting.console import start_logging
 
     config, checkpoint = config_and_checkpoint(args.config, args.checkpoint)
+    if args.data is not None:
+        start_logging(None, keep=True)  # so that the format of the folder is shown
     options = [f'amp={args.amp}'] if args.amp else []
     options += args.cfg_options or ()
     cfg = load_config(config, options, workers=args.workers, data=args.data, split=args.split)

@@ -51,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     import vitdense.commands.train as training  # heavy: after the arguments are known to be right
     from vitdense.config.load import load_config
+    from vitdense.reporting.console import start_logging
 
+    if args.data is not None:
+        start_logging(None, keep=True)  # so that the format of the folder is shown
     options = training.read_options(args.cfg_options, seed=args.seed, amp=args.amp)
     cfg = load_config(args.config, options, workers=args.workers, data=args.data)
     if args.dry_run:

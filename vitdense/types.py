@@ -133,7 +133,7 @@ class DenoisingQueries(NamedTuple):
 
 
 class QueryOutputs(NamedTuple):
-    """LayerPredictions of Q object queries."""
+    """Outputs for Q object queries."""
 
     class_logits: Tensor  # (B, Q, num_classes); heads that are trained with softmax add a last column: no object
     boxes: Tensor | None = None  # (B, Q, 4) cxcywh in [0, 1] of each image, whose size is in `sizes`

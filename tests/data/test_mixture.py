@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_mixing_applies_to_rows_with_an_image_label_only():
-    """Of a mixed batch: the images of the labelled-maps data set keep their pixels and their truth to the bit."""
+    """Of a mixed batch: the images of the labelled-maps data set keep their pixels and their targets to the bit."""
     maps = Target(semantic=torch.zeros(4, 4, dtype=torch.uint8))
     both = Target(semantic=torch.zeros(4, 4, dtype=torch.uint8), image_label=torch.tensor(1))
     boxes = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))

@@ -159,17 +159,17 @@ def test_average_precision_is_that_of_torchmetrics():
 
     scores, _ = images()
     scores = (scores * 20).round() / 20  # many ties
-    truth = _several(scores)
-    truth[:, 3] = 0  # a class that no image has
+    targets = _several(scores)
+    targets[:, 3] = 0  # a class that no image has
     metric = MeanPrecision()
-    fill(metric, scores, truth)
+    fill(metric, scores, targets)
     value = metric.evaluate(0)['cls/mAP']
     there = torch.arange(8) != 3
-    expected = multilabel_average_precision(scores[:, there], truth[:, there].long(), 7, average='none')
+    expected = multilabel_average_precision(scores[:, there], targets[:, there].long(), 7, average='none')
     assert metric.table()[3].ap is None
     assert [row.ap for row in metric.table() if row.ap is not None] == pytest.approx(expected.tolist(), abs=1e-6)
     assert value == pytest.approx(float(expected.mean()), abs=1e-6)
-    assert [row.images for row in metric.table()] == truth.sum(0).tolist()
+    assert [row.images for row in metric.table()] == targets.sum(0).tolist()
     empty = MeanPrecision()
     assert empty.evaluate(0) == {} and empty.table() == []
 

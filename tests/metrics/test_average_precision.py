@@ -82,11 +82,11 @@ def annotations_of(images):
     )
 
 
-def by_pycocotools(truth, results, iou_type='bbox'):
+def by_pycocotools(targets, results, iou_type='bbox'):
     """The twelve numbers and the arrays as everybody computes them."""
     with contextlib.redirect_stdout(io.StringIO()):
         known = COCO()
-        known.dataset = json.loads(json.dumps(truth))
+        known.dataset = json.loads(json.dumps(targets))
         known.createIndex()
         evaluation = COCOeval(known, known.loadRes(json.loads(json.dumps(results))), iou_type)
         evaluation.evaluate()

@@ -18,28 +18,28 @@ def _images(count=3, classes=4, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for index in range(count):
         size = (20 + index, 31)
-        truth = torch.randint(0, classes, size, generator=generator, dtype=torch.uint8)
+        target = torch.randint(0, classes, size, generator=generator, dtype=torch.uint8)
         wrong = torch.randint(0, classes, size, generator=generator, dtype=torch.uint8)
-        labels = torch.where(torch.rand(size, generator=generator) < 0.6, truth, wrong)
-        truth[torch.rand(size, generator=generator) < 0.2] = IGNORE
-        yield truth, labels
+        labels = torch.where(torch.rand(size, generator=generator) < 0.6, target, wrong)
+        target[torch.rand(size, generator=generator) < 0.2] = IGNORE
+        yield target, labels
 
 
-def _batch(truths):
-    targets = [Target(semantic=truth) for truth in truths]
-    return Batch(torch.zeros(len(truths), 3, 1, 1), targets, [Meta(index) for index in range(len(truths))])
+def _batch(targets):
+    targets = [Target(semantic=target) for target in targets]
+    return Batch(torch.zeros(len(targets), 3, 1, 1), targets, [Meta(index) for index in range(len(targets))])
 
 
 def _evaluate(metric, images):
-    for truth, labels in images:
-        metric.process(_batch([truth]), [{'sem': SemanticMap(labels)}])
+    for target, labels in images:
+        metric.process(_batch([target]), [{'sem': SemanticMap(labels)}])
     return metric.evaluate(len(images))
 
 
 def _brute_force(images, num_classes):
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    for truth, labels in images:
-        for t, p in zip(truth.flatten().tolist(), labels.flatten().tolist(), strict=True):
+    for target, labels in images:
+        for t, p in zip(target.flatten().tolist(), labels.flatten().tolist(), strict=True):
             if t != IGNORE:
                 confusion[t, p] += 1
     return confusion
@@ -70,18 +70,18 @@ def test_equals_torchmetrics():
     classification = pytest.importorskip('torchmetrics.classification')
     images = list(_images())
     jaccard = classification.MulticlassJaccardIndex(5, ignore_index=IGNORE, average='macro')
-    for truth, labels in images:
-        jaccard.update(labels[None].long(), truth[None].long())
+    for target, labels in images:
+        jaccard.update(labels[None].long(), target[None].long())
     scores = _evaluate(MeanIoU(classes=NAMES), images)  # nobody ever saw the fifth class
     assert scores['sem/mIoU'] == pytest.approx(jaccard.compute().item(), abs=1e-6)
-    truth, labels = (torch.cat([part.flatten() for part in parts]).long() for parts in zip(*images, strict=True))
+    target, labels = (torch.cat([part.flatten() for part in parts]).long() for parts in zip(*images, strict=True))
     for name, kind, average in (
         ('aAcc', classification.MulticlassAccuracy, 'micro'),
         ('mAcc', classification.MulticlassAccuracy, 'macro'),
         ('mDice', classification.MulticlassF1Score, 'macro'),
     ):
         metric = kind(5, average=average, ignore_index=IGNORE)
-        assert scores[f'sem/{name}'] == pytest.approx(metric(labels[truth != IGNORE], truth[truth != IGNORE]).item())
+        assert scores[f'sem/{name}'] == pytest.approx(metric(labels[target != IGNORE], target[target != IGNORE]).item())
 
 
 @pytest.fixture
@@ -101,23 +101,30 @@ def test_absent_class_is_left_out_and_said_so(said):
 
 
 def test_class_only_predicted_counts_as_zero_iou():
-    truth, labels = torch.zeros(4, 4, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.uint8)
+    target, labels = torch.zeros(4, 4, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.uint8)
     labels[0] = 1
-    scores = _evaluate(MeanIoU(classes=NAMES), [(truth, labels)])
+    scores = _evaluate(MeanIoU(classes=NAMES), [(target, labels)])
     assert scores['sem/mIoU'] == pytest.approx((0.75 + 0) / 2)
     assert scores['sem/mAcc'] == pytest.approx(0.75)
     labels[0, 1:] = 0  # a single pixel of the other class
     metric = MeanIoU(classes=NAMES)
-    assert _evaluate(metric, [(truth, labels)])['sem/mIoU'] == pytest.approx(15 / 16 / 2)
+    assert _evaluate(metric, [(target, labels)])['sem/mIoU'] == pytest.approx(15 / 16 / 2)
     assert [row.iou for row in metric.table()] == pytest.approx([15 / 16, 0, None, None, None])
-    truth[0, 0] = 1
-    assert _evaluate(metric, [(truth, truth * 0)])['sem/mAcc'] == 0.5
+    target[0, 0] = 1
+    assert _evaluate(metric, [(target, target * 0)])['sem/mAcc'] == 0.5
 
 
 def test_another_label_may_be_the_one_that_does_not_count():
-    truth, labels = torch.tensor([[0, 0, 1, 2]], dtype=torch.uint8), torch.tensor([[1, 2, 1, 2]], dtype=torch.uint8)
+    target, labels = (
+        torch.tensor([[0, 0, 1, 2]], dtype=torch.uint8),
+        torch.tensor([[1, 2, 1, 2]], dtype=torch.uint8),
+    )
     for kind in (torch.uint8, torch.int16):
-        assert count_pairs(truth.to(kind), labels.to(kind), 3, ignore=0).tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 1]]
+        assert count_pairs(target.to(kind), labels.to(kind), 3, ignore=0).tolist() == [
+            [0, 0, 0],
+            [0, 1, 0],
+            [0, 0, 1],
+        ]
 
 
 def test_no_labelled_pixel_means_no_score(said):
@@ -138,10 +145,10 @@ def test_no_labelled_pixel_means_no_score(said):
 
 @pytest.mark.parametrize('names', [NAMES, NAMES[:1]])
 def test_without_a_second_class_there_is_no_score(said, names):
-    truth = torch.zeros(4, 4, dtype=torch.uint8)
-    truth[0] = IGNORE
+    target = torch.zeros(4, 4, dtype=torch.uint8)
+    target[0] = IGNORE
     metric = MeanIoU(classes=names)
-    assert _evaluate(metric, [(truth, truth * 0)]) == {}
+    assert _evaluate(metric, [(target, target * 0)]) == {}
     assert [row.iou for row in metric.table()] == [None] * len(names) and metric.table()[0].pixels == 12
     assert any('every labelled pixel is sky and predicted so' in text for text in said.messages)
 
@@ -198,12 +205,12 @@ def test_a_number_of_classes_has_a_limit(count):
 
 
 def test_many_classes_and_wide_integers():
-    truth, labels = torch.randint(0, 400, (2, 50, 60), dtype=torch.int16)
+    target, labels = torch.randint(0, 400, (2, 50, 60), dtype=torch.int16)
     expected = np.zeros((400, 400), np.int64)
-    np.add.at(expected, (truth.numpy(), labels.numpy()), 1)
+    np.add.at(expected, (target.numpy(), labels.numpy()), 1)
     expected[255] = 0  # 255 is the ignore value still
-    assert np.array_equal(count_pairs(truth, labels, 400), expected)
-    small, wide = truth.clamp(max=3).byte(), truth.clamp(max=3)
+    assert np.array_equal(count_pairs(target, labels, 400), expected)
+    small, wide = target.clamp(max=3).byte(), target.clamp(max=3)
     few = count_pairs(small, small, 300)  # bytes count 256 classes, and the others are not there
     assert few.shape == (300, 300) and few.sum() == small.numel() and not few[4:].any() and not few[:, 4:].any()
     assert np.array_equal(count_pairs(small, small, 4), count_pairs(small, wide, 4))
@@ -211,8 +218,8 @@ def test_many_classes_and_wide_integers():
 
 def test_counts_are_exact_where_float32_is_not(monkeypatch):
     monkeypatch.setattr(miou, 'STRIPE', 100)  # every path through the stripes, cheaply
-    truth, labels = next(_images(1))
-    assert np.array_equal(count_pairs(truth, labels, 4), _brute_force([(truth, labels)], 4).numpy())
+    target, labels = next(_images(1))
+    assert np.array_equal(count_pairs(target, labels, 4), _brute_force([(target, labels)], 4).numpy())
     monkeypatch.undo()
     assert miou.STRIPE < 2**24
     big = torch.zeros(1, 2**24 + 3, dtype=torch.uint8)
@@ -235,9 +242,9 @@ def test_built_and_run_by_the_evaluator_of_mmengine():
     evaluator = Evaluator([dict(type=MeanIoU), dict(type=MeanIoU, head='other')])
     evaluator.dataset_meta = {'classes': {'semantic': NAMES[:4]}}
     images = list(_images())
-    for truth, labels in images:
+    for target, labels in images:
         evaluator.process(
-            [{'sem': SemanticMap(labels), 'other': SemanticMap(torch.zeros_like(labels))}], _batch([truth])
+            [{'sem': SemanticMap(labels), 'other': SemanticMap(torch.zeros_like(labels))}], _batch([target])
         )
     scores = evaluator.evaluate(3)
     assert scores.keys() == {
@@ -250,8 +257,8 @@ def test_built_and_run_by_the_evaluator_of_mmengine():
 def _half(rank):
     images = list(_images())
     metric = MeanIoU(classes=NAMES[:4])
-    for truth, labels in images[rank::2]:
-        metric.process(_batch([truth]), [{'sem': SemanticMap(labels)}])
+    for target, labels in images[rank::2]:
+        metric.process(_batch([target]), [{'sem': SemanticMap(labels)}])
     first = metric.evaluate(3)
     if rank == 0:  # the other rank has nothing this time, and nobody may hang
         metric.process(_batch([images[0][0]]), [{'sem': SemanticMap(images[0][1])}])
@@ -266,8 +273,8 @@ def test_two_ranks_equal_one_process(run_ranks):
 
 
 def test_a_predicted_class_above_every_true_one_is_counted_in_wide_integers():
-    truth, labels = torch.tensor([[0, 1]], dtype=torch.int16), torch.tensor([[3, 1]], dtype=torch.int16)
+    target, labels = torch.tensor([[0, 1]], dtype=torch.int16), torch.tensor([[3, 1]], dtype=torch.int16)
     expected = np.zeros((4, 4), np.int64)
     expected[0, 3] = expected[1, 1] = 1
-    assert np.array_equal(count_pairs(truth, labels, 4), expected)
-    assert np.array_equal(count_pairs(labels, truth, 4), expected.T)
+    assert np.array_equal(count_pairs(target, labels, 4), expected)
+    assert np.array_equal(count_pairs(labels, target, 4), expected.T)

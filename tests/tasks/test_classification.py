@@ -36,8 +36,8 @@ def test_cross_entropy_is_that_of_torch_for_numbers_and_for_shares(smoothing):
 def test_numbers_and_shares_may_stand_in_one_batch():
     mixed = losses_of(ClassificationTask(), [NUMBERS[0], SHARES[1], NUMBERS[2]])['loss_ce']
     one_hot = functional.one_hot(NUMBERS, 3).float()
-    truth = torch.stack([one_hot[0], SHARES[1], one_hot[2]])
-    torch.testing.assert_close(mixed, functional.cross_entropy(LOGITS, truth))
+    targets = torch.stack([one_hot[0], SHARES[1], one_hot[2]])
+    torch.testing.assert_close(mixed, functional.cross_entropy(LOGITS, targets))
 
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])

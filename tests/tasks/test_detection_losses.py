@@ -110,8 +110,8 @@ def test_varifocal_equals_transformers():
 
 def test_focal_equals_torchvision():
     logits, labels = torch.randn(2, 3, 6, 5), torch.randint(-1, 5, (2, 3, 6))
-    truth = torch.nn.functional.one_hot(labels + 1, 6)[..., 1:].float()
-    theirs = sigmoid_focal_loss(logits, truth, alpha=0.3, gamma=1.5).flatten(1).sum(1) / 7
+    targets = torch.nn.functional.one_hot(labels + 1, 6)[..., 1:].float()
+    theirs = sigmoid_focal_loss(logits, targets, alpha=0.3, gamma=1.5).flatten(1).sum(1) / 7
     ours = Focal(alpha=0.3, gamma=1.5)(logits, labels, torch.zeros(2, 3, 6), torch.tensor(7.0))
     assert torch.allclose(ours, theirs, rtol=1e-5)
 

@@ -92,10 +92,10 @@ def test_focal_with_gamma_zero_is_cross_entropy(logits, labels):
 def test_sigmoid_focal_equals_torchvision_over_labelled_pixels(logits, labels):
     valid = labels != IGNORE
     chosen = logits.movedim(1, -1)[valid]  # (N, K)
-    truth = functional.one_hot(labels[valid], 5).float()
-    theirs = sigmoid_focal_loss(chosen, truth, alpha=0.25, gamma=2, reduction='sum') / valid.sum()
+    targets = functional.one_hot(labels[valid], 5).float()
+    theirs = sigmoid_focal_loss(chosen, targets, alpha=0.25, gamma=2, reduction='sum') / valid.sum()
     assert torch.allclose(PixelFocal(alpha=0.25, form='sigmoid')(logits, labels), theirs)
-    plain = sigmoid_focal_loss(chosen, truth, alpha=-1, gamma=2, reduction='sum') / valid.sum()
+    plain = sigmoid_focal_loss(chosen, targets, alpha=-1, gamma=2, reduction='sum') / valid.sum()
     assert torch.allclose(PixelFocal(form='sigmoid')(logits, labels), plain)
 
 
@@ -114,9 +114,9 @@ def _soft_dice(logits, labels, smooth):
     """Soft Dice over the batch, averaged over the classes that occur: the plain formula with one-hot labels."""
     valid = labels != IGNORE
     probs = logits.softmax(1).movedim(1, -1)[valid]  # (N, K)
-    truth = functional.one_hot(labels[valid], logits.shape[1]).float()
-    dice = (2 * (probs * truth).sum(0) + smooth) / (probs.sum(0) + truth.sum(0) + smooth)
-    return (1 - dice)[truth.sum(0) > 0].mean()
+    targets = functional.one_hot(labels[valid], logits.shape[1]).float()
+    dice = (2 * (probs * targets).sum(0) + smooth) / (probs.sum(0) + targets.sum(0) + smooth)
+    return (1 - dice)[targets.sum(0) > 0].mean()
 
 
 def test_dice_over_batch_and_over_images(logits, labels):

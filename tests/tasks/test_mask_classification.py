@@ -78,23 +78,23 @@ def test_earlier_layers_are_trained_like_the_last() -> None:
 
 def test_a_crowd_is_nobodys_object() -> None:
     outputs, target = answers(batch=1), objects(3, crowd=(1,))
-    truth = MaskTargets.of_objects([target], torch.device('cpu'))
-    rows = MaskMatcher(num_points=50)(LayerMaskPredictions.of(outputs), truth)
+    targets = MaskTargets.of_objects([target], torch.device('cpu'))
+    rows = MaskMatcher(num_points=50)(LayerMaskPredictions.of(outputs), targets)
     assert sorted(rows[rows >= 0].tolist()) == [0, 2]
     torch.manual_seed(0)
-    losses = SMALL(outputs, truth)
+    losses = SMALL(outputs, targets)
     assert all(value.isfinite() for value in losses.values())
 
 
 def test_classes_of_a_label_map_are_its_objects() -> None:
     labels = torch.full((6, 8), 2, dtype=torch.uint8)
     labels[:2], labels[5] = 0, IGNORE
-    truth = MaskTargets.of_classes([labels, torch.full((4, 4), IGNORE, dtype=torch.uint8)], labels.device)
-    assert truth.labels.tolist() == [0, 2] and truth.counts == (2, 0) and truth.images.tolist() == [0, 0]
+    targets = MaskTargets.of_classes([labels, torch.full((4, 4), IGNORE, dtype=torch.uint8)], labels.device)
+    assert targets.labels.tolist() == [0, 2] and targets.counts == (2, 0) and targets.images.tolist() == [0, 0]
     points = torch.tensor(
         [[0.5, 0.99], [0.5, 0.6], [1.0, 1.0]]
     )  # on an ignored pixel, on one of class 2, in the corner
-    values, counted = truth.sample(0, torch.tensor([0, 1]), points)
+    values, counted = targets.sample(0, torch.tensor([0, 1]), points)
     assert counted.tolist() == [False, True, False] and values[:, 1].tolist() == [0.0, 1.0]
 
 

@@ -18,7 +18,7 @@ def boxes_cxcywh(*shape):
     return torch.cat([torch.rand(*shape, 2), 0.05 + 0.4 * torch.rand(*shape, 2)], dim=-1)
 
 
-def truth_of(counts=COUNTS, num_classes=5):
+def targets_of(counts=COUNTS, num_classes=5):
     total = sum(counts)
     images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     labels = torch.randint(num_classes, (total,))
@@ -30,111 +30,120 @@ def answers_of(num_layers=1, num_queries=12, num_classes=5, groups=1, batch=4):
     return LayerPredictions(torch.randn(*shape, num_classes), boxes_cxcywh(*shape), groups)
 
 
-def theirs(matcher, answers, truth, *more):
-    """Run a matcher of transformers on the last layer; return (B, Q) rows of the truth as ours gives them."""
-    per_image = zip(truth.labels.split(truth.counts), truth.boxes.split(truth.counts), strict=True)
+def theirs(matcher, answers, object_targets, *more):
+    """Run a matcher of transformers on the last layer; return (B, Q) rows of the object_targets as ours gives them."""
+    per_image = zip(
+        object_targets.labels.split(object_targets.counts),
+        object_targets.boxes.split(object_targets.counts),
+        strict=True,
+    )
     targets = [{'class_labels': labels, 'boxes': boxes} for labels, boxes in per_image]
     found = matcher({'logits': answers.logits[-1], 'pred_boxes': answers.boxes[-1]}, targets, *more)
     rows = torch.full(answers.boxes.shape[1:3], NO_OBJECT)
     for image, (queries, objects) in enumerate(found):
-        rows[image, queries] = objects + truth.starts[image]
+        rows[image, queries] = objects + object_targets.starts[image]
     return rows
 
 
 def test_assignment_equals_transformers_deformable_detr():
-    answers, truth = answers_of(), truth_of()
-    (ours,) = HungarianMatcher()([answers], truth)
-    assert torch.equal(ours[0], theirs(DeformableDetrHungarianMatcher(2, 5, 2), answers, truth))
+    answers, object_targets = answers_of(), targets_of()
+    (ours,) = HungarianMatcher()([answers], object_targets)
+    assert torch.equal(ours[0], theirs(DeformableDetrHungarianMatcher(2, 5, 2), answers, object_targets))
 
 
 def test_assignment_equals_transformers_detr():
-    answers, truth = answers_of(num_classes=6), truth_of()
-    (ours,) = HungarianMatcher(class_weight=1, form='softmax')([answers], truth)
-    assert torch.equal(ours[0], theirs(DetrMatcher(1, 5, 2), answers, truth))
+    answers, object_targets = answers_of(num_classes=6), targets_of()
+    (ours,) = HungarianMatcher(class_weight=1, form='softmax')([answers], object_targets)
+    assert torch.equal(ours[0], theirs(DetrMatcher(1, 5, 2), answers, object_targets))
 
 
 def test_every_group_is_assigned_by_itself_as_transformers_does():
-    answers, truth = answers_of(num_queries=30, groups=3), truth_of()
-    (ours,) = HungarianMatcher()([answers], truth)
-    assert torch.equal(ours[0], theirs(LwDetrHungarianMatcher(2, 5, 2), answers, truth, 3))
+    answers, object_targets = answers_of(num_queries=30, groups=3), targets_of()
+    (ours,) = HungarianMatcher()([answers], object_targets)
+    assert torch.equal(ours[0], theirs(LwDetrHungarianMatcher(2, 5, 2), answers, object_targets, 3))
     assert (ours[0, 0].view(3, 10) >= 0).sum(1).tolist() == [3, 3, 3]
 
 
 def test_layers_and_decoders_together_are_as_each_alone():
-    queries, proposals, truth = answers_of(num_layers=3), answers_of(num_queries=40, num_classes=1), truth_of()
+    queries, proposals, object_targets = (
+        answers_of(num_layers=3),
+        answers_of(num_queries=40, num_classes=1),
+        targets_of(),
+    )
     matcher = HungarianMatcher()
-    together = matcher([queries, proposals], truth)
+    together = matcher([queries, proposals], object_targets)
     alone = [
-        matcher([LayerPredictions(*(part[None] for part in pair))], truth)[0] for pair in zip(*queries[:2], strict=True)
+        matcher([LayerPredictions(*(part[None] for part in pair))], object_targets)[0]
+        for pair in zip(*queries[:2], strict=True)
     ]
     assert torch.equal(together[0], torch.cat(alone))
-    assert torch.equal(together[1], matcher([proposals], truth)[0])
+    assert torch.equal(together[1], matcher([proposals], object_targets)[0])
 
 
 def test_all_costs_come_to_the_cpu_at_once(monkeypatch):
     calls = []
     cpu = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, 'cpu', lambda self: calls.append(tuple(self.shape)) or cpu(self))
-    HungarianMatcher()([answers_of(num_layers=2), answers_of(num_queries=20)], truth_of())
+    HungarianMatcher()([answers_of(num_layers=2), answers_of(num_queries=20)], targets_of())
     assert calls == [(sum(COUNTS) * (2 * 12 + 20),)]  # no cost between an object and a query of another image
 
 
 def test_a_duplicate_never_matches_too():
-    truth = truth_of((1,))
-    logits, boxes = torch.zeros(1, 1, 4, 5), truth.boxes.expand(1, 1, 4, 4)
-    (rows,) = HungarianMatcher()([LayerPredictions(logits, boxes)], truth)
+    object_targets = targets_of((1,))
+    logits, boxes = torch.zeros(1, 1, 4, 5), object_targets.boxes.expand(1, 1, 4, 4)
+    (rows,) = HungarianMatcher()([LayerPredictions(logits, boxes)], object_targets)
     assert (rows >= 0).sum() == 1
 
 
 def test_two_equal_objects_have_two_queries():
-    one = truth_of((1,))
-    truth = ObjectTargets(*(torch.cat([field] * 2) for field in one[:4]), (2,))
-    (rows,) = HungarianMatcher()([answers_of(batch=1)], truth)
+    one = targets_of((1,))
+    object_targets = ObjectTargets(*(torch.cat([field] * 2) for field in one[:4]), (2,))
+    (rows,) = HungarianMatcher()([answers_of(batch=1)], object_targets)
     assert sorted(rows[rows >= 0].tolist()) == [0, 1]
 
 
 def test_copies_give_every_object_several_queries():
-    answers, truth = answers_of(num_queries=40), truth_of()
-    (rows,) = HungarianMatcher()([answers], truth, [4])
-    assert rows[rows >= 0].bincount().tolist() == [4] * len(truth.labels)
-    (once,) = HungarianMatcher()([answers], truth)
+    answers, object_targets = answers_of(num_queries=40), targets_of()
+    (rows,) = HungarianMatcher()([answers], object_targets, [4])
+    assert rows[rows >= 0].bincount().tolist() == [4] * len(object_targets.labels)
+    (once,) = HungarianMatcher()([answers], object_targets)
     assert (rows[once >= 0] >= 0).all()  # the best one is among the several
 
 
 def test_more_objects_than_queries():
-    (rows,) = HungarianMatcher()([answers_of(num_queries=4)], truth_of())
+    (rows,) = HungarianMatcher()([answers_of(num_queries=4)], targets_of())
     assert (rows[0] >= 0).sum(1).tolist() == [3, 0, 4, 1]
 
 
 def test_crowds_belong_to_nobody():
-    truth = truth_of()
-    crowd = torch.zeros(len(truth.labels), dtype=torch.bool)
+    object_targets = targets_of()
+    crowd = torch.zeros(len(object_targets.labels), dtype=torch.bool)
     crowd[[0, 1, 2, 5]] = True
-    (rows,) = HungarianMatcher()([answers_of()], truth._replace(crowd=crowd))
+    (rows,) = HungarianMatcher()([answers_of()], object_targets._replace(crowd=crowd))
     assert sorted(rows[rows >= 0].tolist()) == [3, 4, 6, 7, 8, 9, 10]
 
 
 def test_the_image_decides_which_queries_are_candidates():
-    truth = truth_of((1, 1))
-    boxes = truth.boxes.flip(0)[:, None].repeat(1, 3, 1)  # every image predicts what the other one holds
-    (rows,) = HungarianMatcher()([LayerPredictions(torch.zeros(1, 2, 3, 5), boxes[None])], truth)
+    object_targets = targets_of((1, 1))
+    boxes = object_targets.boxes.flip(0)[:, None].repeat(1, 3, 1)  # every image predicts what the other one holds
+    (rows,) = HungarianMatcher()([LayerPredictions(torch.zeros(1, 2, 3, 5), boxes[None])], object_targets)
     assert [sorted(row.tolist()) for row in rows[0]] == [[-1, -1, 0], [-1, -1, 1]]
 
 
 @pytest.mark.parametrize('poison', [float('nan'), float('inf'), -float('inf')])
 def test_a_query_that_is_not_finite_is_taken_last(poison):
-    answers, truth = answers_of(), truth_of()
+    answers, object_targets = answers_of(), targets_of()
     answers.logits[0, 0, 4] = answers.boxes[0, 2, 6] = poison
-    (rows,) = HungarianMatcher()([answers], truth)
+    (rows,) = HungarianMatcher()([answers], object_targets)
     assert rows[0, 0, 4] == rows[0, 2, 6] == NO_OBJECT
     assert (rows[0] >= 0).sum(1).tolist() == list(COUNTS)
 
 
 def test_a_image_that_is_not_finite_does_not_disturb_the_others():
-    answers, truth = answers_of(), truth_of()
-    (before,) = HungarianMatcher()([answers], truth)
+    answers, object_targets = answers_of(), targets_of()
+    (before,) = HungarianMatcher()([answers], object_targets)
     answers.logits[:, 0] = float('nan')
-    (rows,) = HungarianMatcher()([answers], truth)
+    (rows,) = HungarianMatcher()([answers], object_targets)
     assert torch.equal(rows[0, 1:], before[0, 1:]) and (rows[0, 0] >= 0).sum() == 3
 
 
@@ -142,17 +151,17 @@ def test_when_nothing_is_finite_the_error_says_what_diverged():
     answers = answers_of(num_layers=2)
     answers.logits[1] = float('nan')
     with pytest.raises(NumericsError) as caught:
-        HungarianMatcher()([answers], truth_of())
+        HungarianMatcher()([answers], targets_of())
     assert 'queries, layer 2 of 2' in caught.value.message
     assert caught.value.where == 'class logits 100% not finite, boxes 0% not finite'
     assert caught.value.fix
 
 
 def test_huge_boxes_do_not_spoil_the_others():
-    answers, truth = answers_of(), truth_of()
-    (before,) = HungarianMatcher()([answers], truth)
+    answers, object_targets = answers_of(), targets_of()
+    (before,) = HungarianMatcher()([answers], object_targets)
     answers.boxes[:, :, -1] = torch.where(before[:, :, -1:] >= 0, answers.boxes[:, :, -1], 1e30)
-    (rows,) = HungarianMatcher()([answers], truth)
+    (rows,) = HungarianMatcher()([answers], object_targets)
     assert torch.equal(rows, before)
 
 
@@ -163,10 +172,14 @@ def test_truth_is_in_shares_of_each_images_region():
         Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)),
         Target(boxes=torch.tensor([[0.0, 0, 8, 8]]), labels=torch.tensor([1]), iscrowd=torch.tensor([True])),
     ]
-    truth = ObjectTargets.of(targets, torch.tensor([[80.0, 40.0], [1, 1], [1, 1], [16, 32]]))
-    assert torch.allclose(truth.boxes, torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.125, 0.25, 0.25, 0.5]]))
-    assert truth.counts == (1, 0, 0, 1) and truth.images.tolist() == [0, 3] and truth.starts.tolist() == [0, 1, 1, 1]
-    assert truth.crowd.tolist() == [False, True]
+    object_targets = ObjectTargets.of(targets, torch.tensor([[80.0, 40.0], [1, 1], [1, 1], [16, 32]]))
+    assert torch.allclose(object_targets.boxes, torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.125, 0.25, 0.25, 0.5]]))
+    assert (
+        object_targets.counts == (1, 0, 0, 1)
+        and object_targets.images.tolist() == [0, 3]
+        and object_targets.starts.tolist() == [0, 1, 1, 1]
+    )
+    assert object_targets.crowd.tolist() == [False, True]
 
 
 def test_answers_are_the_layers_in_order():
@@ -191,11 +204,11 @@ def test_defaults_are_those_of_deformable_detr():
     [(12, 24, [2, 2, 2, 2, 2, 1]), (12, 1, [1] * 11), (1, 4, [4, 4, 3]), (12, 10**6, [11])],
 )
 def test_costs_are_computed_for_a_few_objects_at_a_time(queries, values, objects, monkeypatch):
-    answers, truth, seen = answers_of(num_queries=queries), truth_of(), []
-    together = HungarianMatcher().costs(answers, truth)
+    answers, object_targets, seen = answers_of(num_queries=queries), targets_of(), []
+    together = HungarianMatcher().costs(answers, object_targets)
     monkeypatch.setattr(matching, '_AT_A_TIME', (values, 10**9))  # on a CPU, elsewhere
     plain = HungarianMatcher._class_costs
     monkeypatch.setattr(
         HungarianMatcher, '_class_costs', lambda self, some, mass: seen.append(some.shape[1]) or plain(self, some, mass)
     )
-    assert torch.allclose(HungarianMatcher().costs(answers, truth), together) and seen == objects
+    assert torch.allclose(HungarianMatcher().costs(answers, object_targets), together) and seen == objects

@@ -20,8 +20,8 @@ def test_loss_is_cross_entropy_of_resized_and_cropped_logits():
     losses = SemanticTask().loss(PixelOutputs(logits, (16, 20)), targets)
     full = functional.interpolate(logits, (16, 20), mode='bilinear')
     parts = [full[0, :, :, :18].flatten(1), full[1, :, :13].flatten(1)]
-    truth = torch.cat([target.semantic.flatten() for target in targets]).long()
-    assert torch.allclose(losses['loss_ce'], functional.cross_entropy(torch.cat(parts, 1).T, truth))
+    target = torch.cat([target.semantic.flatten() for target in targets]).long()
+    assert torch.allclose(losses['loss_ce'], functional.cross_entropy(torch.cat(parts, 1).T, target))
 
 
 def test_images_without_labels_are_left_out():

@@ -53,7 +53,7 @@ def test_neighbours_and_linear_head_are_those_of_an_independent_computation(few,
     out = tmp_path / 'out'
     probe.main([CONFIG, '--work-dir', str(out), '--device', 'cpu', '--workers', '0', '--cfg-options', *options])
     rows = json.loads((out / 'probe.json').read_text())['rows']
-    (train, labels), (test, truth) = (reference(weights, tmp_path / 'data' / part) for part in ('train', 'val'))
+    (train, labels), (test, targets) = (reference(weights, tmp_path / 'data' / part) for part in ('train', 'val'))
     unit = [values / np.linalg.norm(values, axis=1, keepdims=True) for values in (train, test)]
     cosines = unit[1] @ unit[0].T
     for row in rows[:4]:
@@ -61,10 +61,10 @@ def test_neighbours_and_linear_head_are_those_of_an_independent_computation(few,
         votes = np.zeros((len(test), 10))
         for place, columns in enumerate(near):
             np.add.at(votes[place], labels[columns], np.exp(cosines[place, columns] / 0.07))
-        assert row['cls/top1'] == pytest.approx((votes.argmax(1) == truth).mean())
+        assert row['cls/top1'] == pytest.approx((votes.argmax(1) == targets).mean())
     assert rows[1]['k'] == 20 and rows[1]['cls/top1'] >= 0.9
     assert [row['head'] for row in rows] == ['knn'] * 4 + ['linear']
-    right = linear_outputs(train, labels, test, rows[4]['lr']) == truth
+    right = linear_outputs(train, labels, test, rows[4]['lr']) == targets
     assert rows[4]['cls/top1'] == pytest.approx(right.mean()) and right.mean() >= 0.9
 
 
@@ -89,14 +89,14 @@ def test_imagenette_by_twenty_neighbours_and_a_linear_head(shared, tmp_path, mon
     probe.main([CONFIG, '--work-dir', str(tmp_path), '--device', 'cpu', '--cfg-options', *options])
     rows = json.loads((tmp_path / 'probe.json').read_text())['rows']
     assert rows[1]['cls/top1'] > 0.95 and rows[4]['cls/top1'] >= 0.96
-    (train, labels), (test, truth) = (reference(weights, data / part) for part in ('train', 'val'))
+    (train, labels), (test, targets) = (reference(weights, data / part) for part in ('train', 'val'))
     unit = [values / np.linalg.norm(values, axis=1, keepdims=True) for values in (train, test)]
     cosines = unit[1] @ unit[0].T
     near = np.argsort(-cosines, axis=1)[:, :20]
     votes = np.stack(
         [np.bincount(labels[row], np.exp(c[row] / 0.07), 10) for row, c in zip(near, cosines, strict=True)]
     )
-    assert rows[1]['cls/top1'] == pytest.approx((votes.argmax(1) == truth).mean())
+    assert rows[1]['cls/top1'] == pytest.approx((votes.argmax(1) == targets).mean())
 
 
 def test_a_misspelt_config_is_named():

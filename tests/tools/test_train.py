@@ -240,9 +240,18 @@ def test_real_ade20k_pairs_go_through_the_tools(shared, tmp_path):
     scores = json.loads((tmp_path / 'out' / 'metrics.json').read_text())
     right = labelled = 0
     for path in sorted((data / 'annotations' / 'validation').glob('*.png')):
-        truth = np.asarray(Image.open(path)).astype(int)
+        targets = np.asarray(Image.open(path)).astype(int)
         labels = np.asarray(Image.open(tmp_path / 'out' / 'sem' / path.name)).astype(int)
-        assert labels.shape == truth.shape and labels.max() < 150
-        right += (labels + 1 == truth)[truth > 0].sum()  # 0 is 'other', which is no class
-        labelled += (truth > 0).sum()
+        assert labels.shape == targets.shape and labels.max() < 150
+        right += (labels + 1 == targets)[targets > 0].sum()  # 0 is 'other', which is no class
+        labelled += (targets > 0).sum()
     assert scores['sem/aAcc'] == pytest.approx(right / labelled) and scores['sem/aAcc'] > 0.5
+
+
+def test_the_format_of_a_folder_is_shown(tmp_path):
+    """What `--data` recognises stands in the output, before anything is built."""
+    from tests.data.formats.test_labelled_folder import roboflow_coco
+
+    roboflow_coco(tmp_path / 'own')
+    code, out, err = run('train.py', 'configs/semantic/linear_vit_ti_camvid.py', '--data', 'own', cwd=tmp_path)
+    assert code == 2 and 'Roboflow COCO, train, val, test' in out and 'not for detection' in err

@@ -27,7 +27,7 @@ class MaskLoss:
     `oversample` times as many are drawn evenly over the image, those in most doubt (logits nearest to 0) are kept as
     `importance` of the points, and the rest are new random ones (PointRend, arXiv 1912.08193, section 3.1). The binary
     cross-entropy there counts `mask_weight`, the Dice loss `dice_weight`; both are divided by the number of objects of
-    all ranks. Points on pixels that nobody labelled do not count. LayerPredictions of earlier layers are matched and
+    all ranks. Points on unlabelled pixels do not count. Predictions of earlier layers are matched and
     trained like the last ones, in one `loss_aux`.
     """
 

@@ -12,7 +12,7 @@ Corner = tuple[int, int]  # (top, left)
 
 
 class WindowGrid(NamedTuple):
-    """WindowGrid of `size` (H, W), one at every combination of `tops` and `lefts`."""
+    """Windows of `size` (H, W), one at every combination of `tops` and `lefts`."""
 
     size: tuple[int, int]
     tops: list[int]

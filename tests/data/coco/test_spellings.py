@@ -83,9 +83,9 @@ def files(tmp_path):
     return Files()
 
 
-def by_pycocotools(truth, results):
+def by_pycocotools(targets, results):
     with contextlib.redirect_stdout(io.StringIO()):
-        known = COCO(str(truth))
+        known = COCO(str(targets))
         evaluation = COCOeval(known, known.loadRes(str(results)), 'bbox')
         evaluation.evaluate()
         evaluation.accumulate()

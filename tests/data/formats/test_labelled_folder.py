@@ -117,7 +117,7 @@ def test_formats(tmp_path: Path, write, kind: str, splits: str, validation: dict
     write(tmp_path)
     folder = read_folder(tmp_path)
     assert folder.format == kind
-    assert set(folder.splits) == set(splits.split())
+    assert list(folder.splits) == splits.split()
     assert folder.splits['val'] == validation
 
 

@@ -42,7 +42,7 @@ def read_folder(root: Path) -> LabelledFolder:
     for find in (_yolo, _voc, _csv, _parts):
         folder = find(root)
         if folder is not None:
-            return folder
+            return folder._replace(splits={name: folder.splits[name] for name in SPLITS if name in folder.splits})
     raise DataError('no labelled images are recognised', where=str(root), why=f'looked for {LOOKED_FOR}', fix=FIX)
 
 
