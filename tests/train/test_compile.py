@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
@@ -94,7 +95,7 @@ def test_one_image_size_is_one_graph(trainer):
 
 @pytest.mark.parametrize('wrapped', [False, True])
 def test_a_predictor_times_a_compiled_network_as_a_whole_and_in_one_graph(trainer, wrapped):
-    counter, model = torch._dynamo.testing.CompileCounter(), trainer('run').network_model
+    counter, model = CompileCounter(), trainer('run').network_model
     image = np.zeros((64, 64, 3), dtype=np.uint8)
     assert 'backbone' in Predictor(model, device='cpu', amp='off')(image).parts
     if wrapped:
