@@ -14,12 +14,13 @@ import torch
 
 import vitdense
 from tests.conftest import CONFIG
+from vitdense.checkpoints.head_files import read_head
 from vitdense.checkpoints.limits import limit_tensors
 from vitdense.checkpoints.model_folder import read_model_folder, save_model_folder
+from vitdense.checkpoints.trained import read_trained
 from vitdense.config.load import load_config
 from vitdense.errors import CheckpointError, ConfigError, VitDenseError
-from vitdense.multihead.add_head import choose_start, read_trained, requested_head
-from vitdense.multihead.head_files import read_head
+from vitdense.multihead.add_head import choose_start, requested_head
 from vitdense.multihead.merge import split_heads
 from vitdense.registry import build
 from vitdense.train.build import make_trainer

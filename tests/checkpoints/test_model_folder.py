@@ -8,7 +8,8 @@ import json
 import pytest
 import torch
 
-from vitdense.checkpoints.model_folder import read_model_folder, read_state, save_model_folder
+from vitdense.checkpoints.model_folder import read_model_folder, save_model_folder
+from vitdense.checkpoints.trained import read_state
 from vitdense.config.load import load_config
 from vitdense.errors import CheckpointError
 from vitdense.inference.from_config import read_checkpoint_model

@@ -20,20 +20,15 @@ from torch import Tensor
 import vitdense
 from vitdense.checkpoints.descriptions import (
     FORMAT,
-    check_metadata,
     check_recipes,
     described_weights,
     description_error,
     read_description,
     without_pretrained,
 )
-from vitdense.checkpoints.image_sizes import sizes_in
 from vitdense.checkpoints.limits import limit_tensors
 from vitdense.checkpoints.omitted_weights import needs_pretrained, restore_omitted, without_lora
-from vitdense.checkpoints.run import read_checkpoint
-from vitdense.config.from_text import model_in
 from vitdense.data.transforms.common import Pipeline
-from vitdense.errors import CheckpointError
 from vitdense.model import DenseModel
 from vitdense.registry import build
 from vitdense.storage.atomic import disk_error, sha256_of, sync_folder, write_json
@@ -160,34 +155,3 @@ def reads_classifier(recipe: Mapping[str, Any]) -> bool:
     branches = network.get('branches') if isinstance(network, Mapping) else None
     heads = [branch.get('head') for branch in (branches or {}).values()]
     return bool(heads) and all(isinstance(head, Mapping) and head.get('pretrained') for head in heads)
-
-
-def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights at `path` and their metadata (`metainfo`, `step`, `averaged`, ...).
-
-    `path` is a checkpoint of a run (the averaged weights are taken where there are any), a model folder, or a file
-    of weights. Raises CheckpointError.
-    """
-    path = model_folder_of(path)
-    if path.is_dir():
-        info = read_description(path / 'model.json', CONTENT)
-        weights = described_weights(path / 'model.json', info)
-        metadata = {'metainfo': {key: info.get(key, {}) for key in METAINFO}, 'sizes': sizes_in(info['recipe'])}
-        return read_weights(weights), metadata
-    if path.suffix == '.safetensors' or not path.is_file():
-        return read_weights(path), {}
-    try:
-        content = read_checkpoint(path)
-    except CheckpointError as error:
-        if 'checksum' in error.message:
-            raise
-        return read_weights(path), {}  # weights of other programs; it refuses what is not safe
-    metadata = {
-        key: value
-        for key, value in content.items()
-        if key in ('metainfo', 'step', 'metrics', 'classes', 'omitted_weights')
-    }
-    check_metadata(metadata, path)
-    metadata['averaged'] = 'training_state_dict' in content or 'ema_updates' in content
-    metadata['sizes'] = sizes_in(model_in(content))
-    return content['state_dict'], metadata

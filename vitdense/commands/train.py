@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from mmengine.dist import is_main_process
 
+from vitdense.checkpoints.head_files import extract_head, save_head
 from vitdense.checkpoints.model_folder import save_model_folder
 from vitdense.checkpoints.omitted_weights import merge_and_complete
 from vitdense.checkpoints.run import delete_temporary_files, find_checkpoint, read_checkpoint, steps_in
@@ -28,7 +29,6 @@ from vitdense.device import choose_device
 from vitdense.errors import CheckpointError, ConfigError, DiskError, ResourceError
 from vitdense.loading.evaluation_sets import first_dataset
 from vitdense.multihead.add_head import choose_start, requested_head
-from vitdense.multihead.head_files import extract_head, save_head
 from vitdense.protocols import EncoderNetwork
 from vitdense.reporting.console import start_logging
 from vitdense.reporting.next_commands import tool_command

@@ -7,8 +7,9 @@ from typing import Any
 
 from vitdense.checkpoints.descriptions import without_pretrained
 from vitdense.checkpoints.image_sizes import with_sizes
-from vitdense.checkpoints.model_folder import build_trained, read_state
+from vitdense.checkpoints.model_folder import build_trained
 from vitdense.checkpoints.omitted_weights import without_lora
+from vitdense.checkpoints.trained import read_state
 from vitdense.config.load import image_recipe, load_config, named_sections
 from vitdense.layers.lora import merge_lora
 from vitdense.model import DenseModel

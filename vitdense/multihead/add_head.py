@@ -10,17 +10,14 @@ import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from torch import Tensor
-
-from vitdense.checkpoints.descriptions import check_recipes, read_description, without_pretrained
+from vitdense.checkpoints.descriptions import without_pretrained
 from vitdense.checkpoints.limits import limit_tensors
-from vitdense.checkpoints.model_folder import CONTENT, METAINFO, model_folder_of, read_state
+from vitdense.checkpoints.model_folder import METAINFO
 from vitdense.checkpoints.omitted_weights import restore_omitted
-from vitdense.checkpoints.run import read_checkpoint
+from vitdense.checkpoints.trained import Trained, read_trained
 from vitdense.config.classes import field_of
-from vitdense.config.from_text import read_config_text
 from vitdense.config.load import image_recipe
 from vitdense.config.run_config import RunConfig
 from vitdense.errors import CheckpointError, ConfigError, did_you_mean
@@ -31,17 +28,6 @@ from vitdense.train.batch_size import Batches
 from vitdense.train.start import FromCheckpoint, FromWeights, Start
 
 logger = logging.getLogger('vitdense')
-
-
-class Trained(NamedTuple):
-    """A trained model, as files describe it."""
-
-    where: str
-    recipe: dict[str, Any] | None  # None: the file holds weights only, and the config must describe all of the model
-    state: Mapping[str, Tensor]
-    omitted: Mapping[str, Any] | None
-    metainfo: dict[str, Any]
-    transforms: list[Any] | None  # recipes for evaluation
 
 
 def requested_head(cfg: RunConfig, name: str | None, weights: str | None) -> tuple[RunConfig, str | None]:
@@ -116,49 +102,6 @@ def choose_start(
     if checkpoint is not None:
         return FromCheckpoint(checkpoint)
     return Start() if weights is None else FromWeights(weights)
-
-
-def read_trained(path: str | Path) -> Trained:
-    """Return the trained model at `path`: a model folder, a work directory, a checkpoint or a file of weights.
-
-    No code in the files is run: their types are looked up among the parts of vitdense. Raises CheckpointError.
-    """
-    path = model_folder_of(path)
-    state, info = read_state(path)
-    metainfo = info.get('metainfo') or {}
-    if path.is_dir():
-        info = read_description(path / 'model.json', CONTENT)
-        recipe, transforms = info['recipe'], list(info['transforms'])
-    elif 'config' in (content := read_checkpoint(path) if info else {}):
-        recipe, transforms = _recipes_in(content['config'], path)
-    else:
-        return Trained(str(path), None, state, None, metainfo, None)
-    try:
-        check_recipes([recipe, transforms], path / 'model.json' if path.is_dir() else path)
-    except CheckpointError as error:
-        fix = 'for parts of your own give a plain file of weights, and a config that describes the whole model'
-        raise CheckpointError(error.message, where=error.where, why=error.why, fix=fix) from error
-    return Trained(str(path), recipe, state, info.get('omitted_weights'), metainfo, transforms)
-
-
-def _recipes_in(text: Any, path: Path) -> tuple[dict[str, Any], list[Any]]:
-    """Return the recipes of model and evaluation transforms in the config of a checkpoint; no part of them loads
-    weights of its own. Raises CheckpointError.
-    """
-    try:
-        content = read_config_text(text)
-        recipe = without_pretrained(content['model'])
-        transforms = without_pretrained(image_recipe(content)['transforms'])
-        if not isinstance(recipe, dict) or not isinstance(recipe.get('network'), dict):
-            raise ValueError('its model has no network')
-    except Exception as error:  # text from anywhere
-        raise CheckpointError(
-            'the checkpoint does not describe its model',
-            where=str(path),
-            why=f'its config cannot be read: {type(error).__name__}: {(str(error).splitlines() or [""])[0][:200]}',
-            fix='give the folder model/ of the run, or a plain file of weights and a config of the whole model',
-        ) from error
-    return recipe, transforms
 
 
 def with_head(cfg: RunConfig, trained: Trained) -> RunConfig:

@@ -7,13 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from vitdense.checkpoints.head_files import (
+    check_backbone,
+    extract_head,
+    fingerprint,
+    read_head,
+    save_head,
+    weights_of,
+)
 from vitdense.checkpoints.limits import limit_tensors
 from vitdense.checkpoints.model_folder import METAINFO, read_model_folder, save_model_folder
-from vitdense.errors import CheckpointError, ConfigError
+from vitdense.errors import ConfigError
 from vitdense.model import DenseModel
-from vitdense.multihead.head_files import Head, check_backbone, extract_head, fingerprint, read_head, save_head
 from vitdense.registry import build
 from vitdense.storage.weights import load_weights
 
@@ -110,21 +115,6 @@ def with_classes(
         )
     added = {key: {**(metainfo.get(key) or {}), field: known[key]} for key in METAINFO if known.get(key) is not None}
     return {**metainfo, **added}
-
-
-def weights_of(head: Head) -> dict[str, Tensor]:
-    """Return the weights of a head under the names that a model has for them."""
-    prefixes = {'adapter': f'network.adapters.{head.name}', 'head': f'network.heads.{head.name}'}
-    split = {name: name.partition('.') for name in head.state}
-    unknown = [name for name, (part, _, _) in split.items() if part not in prefixes]
-    if unknown:
-        raise CheckpointError(
-            f"the file of the head '{head.name}' holds other weights",
-            where=head.name,
-            why=f'{unknown[0]} is neither adapter.* nor head.*',
-            fix='give a file that --add-head or merge-heads wrote',
-        )
-    return {f'{prefixes[part]}.{rest}': head.state[name] for name, (part, _, rest) in split.items()}
 
 
 def check_strategy(name: str, transforms: Any, tiler: Any, base_transforms: Sequence[Any], base_tiler: Any) -> None:

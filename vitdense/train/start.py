@@ -13,8 +13,9 @@ from torch import Tensor
 
 from vitdense.checkpoints.class_rows import FIX, transfer_class_rows
 from vitdense.checkpoints.image_sizes import pretrained_sizes, sizes_in, with_sizes
-from vitdense.checkpoints.model_folder import read_state, without_pretrained
+from vitdense.checkpoints.model_folder import without_pretrained
 from vitdense.checkpoints.omitted_weights import needs_pretrained, restore_omitted
+from vitdense.checkpoints.trained import read_state
 from vitdense.config.from_text import model_in
 from vitdense.config.run_config import RunConfig
 from vitdense.errors import ConfigError

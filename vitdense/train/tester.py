@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vitdense.checkpoints.image_sizes import with_sizes
-from vitdense.checkpoints.model_folder import build_trained, read_state, reads_classifier
+from vitdense.checkpoints.model_folder import build_trained, reads_classifier
+from vitdense.checkpoints.trained import read_state
 from vitdense.config.load import named_sections
 from vitdense.config.run_config import RunConfig
 from vitdense.data.class_names import check_classes

@@ -202,3 +202,18 @@ def read_head(path: str | Path, name: str) -> Head:
     known = {key: info.get(key) for key in METAINFO}
     others = known, info['transforms'], info.get('tiler'), info['backbone'], state
     return Head(name, info['branch'], info['task'], info['field'], *others)
+
+
+def weights_of(head: Head) -> dict[str, Tensor]:
+    """Return the weights of a head under the names that a model has for them."""
+    prefixes = {'adapter': f'network.adapters.{head.name}', 'head': f'network.heads.{head.name}'}
+    split = {name: name.partition('.') for name in head.state}
+    unknown = [name for name, (part, _, _) in split.items() if part not in prefixes]
+    if unknown:
+        raise CheckpointError(
+            f"the file of the head '{head.name}' holds other weights",
+            where=head.name,
+            why=f'{unknown[0]} is neither adapter.* nor head.*',
+            fix='give a file that --add-head or merge-heads wrote',
+        )
+    return {f'{prefixes[part]}.{rest}': head.state[name] for name, (part, _, rest) in split.items()}
