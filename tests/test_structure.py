@@ -35,6 +35,7 @@ MAY_IMPORT = {  # folder or file of the package -> the others that it may import
     'data': {'ops'},
     'config': {'data'},
     'checkpoints': {'backbones', 'config', 'data', 'layers', 'model'},
+    'dataset_checks': {'data', 'visualize'},
     'reporting': {'checkpoints', 'metrics', 'visualize'},
     'loading': {'config', 'data', 'metrics', 'reporting'},
     'train': {'checkpoints', 'config', 'data', 'loading', 'metrics', 'model', 'reporting'},

@@ -7,8 +7,9 @@
 DATA is a COCO annotation file, YOLO's data.yaml or a CSV file of boxes; a folder of label maps, of PASCAL VOC's XML
 files, or with one folder of images for each class; or the folder that holds these. IMAGES is the folder of the images
 (without it, those of a single COCO file or of label maps are not checked). Lists wrong ids and boxes, images that are
-missing, unreadable or of another size, and the frequency of every class. The exit code is 0 when nothing is wrong, and
-3 when something is.
+missing, unreadable or of another size, and the frequency of every class. Warns of images that are nearly the same, also
+in several splits, of objects that are labelled twice, of boxes of unusual sizes, and of classes that are rare or
+missing in a split. The exit code is 0 when nothing is wrong (there may be warnings), and 3 when something is.
 """
 
 from __future__ import annotations
@@ -20,9 +21,17 @@ from typing import TYPE_CHECKING, Any
 from vitdense.commands.parser import Parser, count, positive, run
 
 if TYPE_CHECKING:
-    from vitdense.commands.check_data import DataReport, Finding
     from vitdense.data.files.layouts import Part
+    from vitdense.dataset_checks.report import DataReport, Finding
 
+TITLES = {  # of warnings
+    'similar': 'groups of images that are nearly the same',
+    'shared': 'groups of images that are nearly the same, in several splits',
+    'missing': 'classes without an object in a split',
+    'twice': 'objects that are labelled twice',
+    'unusual': 'boxes far from the usual sizes of their class',
+    'rare': 'classes with few objects',
+}
 WRONG = 3  # exit code of data that cannot be used as it is
 
 
@@ -42,6 +51,7 @@ def make_parser() -> Parser:
         '--shown', type=count, default=50, metavar='N', help='findings of a kind to print (%(default)s)'
     )
     parser.add_argument('--out', metavar='FILE', help='write all findings and counts to this json file')
+    parser.add_argument('--report', metavar='FILE', help='write a page with images (HTML) to this file')
     parser.add_argument('--workers', type=positive, metavar='N', help='threads that read images')
     return parser
 
@@ -52,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pathlib import Path  # heavy from here on: after the arguments are known to be right
 
     from vitdense.data.formats.labelled_folder import parts_to_check
+    from vitdense.dataset_checks.across_splits import compare_splits
     from vitdense.reporting.console import start_logging
 
     start_logging(None)
@@ -62,21 +73,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = parts_to_check(data, images, labels=bool(names) or args.reduce_zero_label)
     reports = {}
     for part in parts:
-        reports[' '.join(filter(None, (str(part.data), part.split)))] = report = check_part(
-            part, labels, args, alone=len(parts) == 1
-        )
+        report = check_part(part, labels, args, alone=len(parts) == 1)
+        reports[name_of(part, data)] = report
         if len(parts) > 1:
             print_part(part)
         show(report, args.shown)
+    across = compare_splits(reports, data)
+    show_warnings(across, args.shown)
     if args.out is not None:
-        write(reports, Path(args.out))
+        write(reports, across, Path(args.out))
+    if args.report is not None:
+        by_name = dict(zip(reports, zip(parts, reports.values(), strict=True), strict=True))
+        write_page(data, by_name, across, labels, Path(args.report))
     return WRONG if any(report.findings for report in reports.values()) else 0
 
 
 def check_part(part: Part, labels: dict[str, Any], args: Namespace, *, alone: bool) -> DataReport:
     """Return the report about one part. Among several, one that cannot be read at all is a finding."""
-    from vitdense.commands.check_data import DataReport, Finding, check_coco, check_folders
-    from vitdense.commands.check_label_maps import check_labels
+    from vitdense.dataset_checks.check_class_folders import check_folders
+    from vitdense.dataset_checks.check_coco import check_coco
+    from vitdense.dataset_checks.check_label_maps import check_labels
+    from vitdense.dataset_checks.report import DataReport, Finding
     from vitdense.device import cpu_count
     from vitdense.errors import DataError
     from vitdense.reporting.console import progress
@@ -95,6 +112,12 @@ def check_part(part: Part, labels: dict[str, Any], args: Namespace, *, alone: bo
                 raise
             finding = Finding('file', part.data.name, f'{error.message}: {error.why}')
             return DataReport([], [finding], ('class',), [], {'file': 1})
+
+
+def name_of(part: Part, root: Any) -> str:
+    """Return the path of a part below `root`, and its split where the path has several."""
+    path = part.data.relative_to(root) if part.data != root and part.data.is_relative_to(root) else part.data
+    return ' '.join(filter(None, (path.as_posix(), part.split)))
 
 
 def print_part(part: Part) -> None:
@@ -131,8 +154,22 @@ def show(report: DataReport, shown: int) -> None:
             console().print(f'  ... and {report.counts[kind] - printed:,} more (--shown, --out)')
     for hint in report.hints:
         console().print(hint)
+    show_warnings(report.warnings, shown)
     total = sum(report.counts.values())
     console().print(f'{total:,} findings' if report.findings else 'nothing is wrong', style='bold')
+
+
+def show_warnings(warnings: Sequence[Finding], shown: int) -> None:
+    """Print what may be meant as it is."""
+    from vitdense.reporting.console import console
+
+    for kind in dict.fromkeys(warning.kind for warning in warnings):
+        some = [warning for warning in warnings if warning.kind == kind]
+        console().print(f'warning, {TITLES[kind]}: {len(some):,}', style='bold')
+        for warning in some[:shown]:
+            console().print(f'  {warning.where}: {warning.reason}')
+        if len(some) > shown:
+            console().print(f'  ... and {len(some) - shown:,} more (--shown, --out)')
 
 
 def lines_of(findings: Sequence[Finding], shown: int) -> tuple[list[str], int]:
@@ -153,8 +190,19 @@ def lines_of(findings: Sequence[Finding], shown: int) -> tuple[list[str], int]:
     return lines, printed
 
 
-def write(reports: Mapping[str, DataReport], path: Any) -> None:
-    """Write the reports as json: of one part as it is, of several by their files and folders."""
+def write_page(
+    root: Any, parts: Mapping[str, Any], across: Sequence[Finding], labels: dict[str, Any], path: Any
+) -> None:
+    """Write the page with images."""
+    from vitdense.dataset_checks.report_page import page
+    from vitdense.storage.atomic import make_folder, write_text
+
+    make_folder(path.parent)
+    write_text(path, page(root, parts, across, labels))
+
+
+def write(reports: Mapping[str, DataReport], across: Sequence[Finding], path: Any) -> None:
+    """Write the reports as json: `parts` by their files and folders, and what was found `across_splits`."""
     from vitdense.storage.atomic import write_json
 
     contents = {
@@ -164,11 +212,12 @@ def write(reports: Mapping[str, DataReport], path: Any) -> None:
             'findings': [finding._asdict() for finding in report.findings],
             'classes': [dict(zip(report.header, row, strict=True)) for row in report.classes],
             'hints': list(report.hints),
+            'warnings': [warning._asdict() for warning in report.warnings],
         }
         for name, report in reports.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, next(iter(contents.values())) if len(contents) == 1 else contents)
+    write_json(path, {'parts': contents, 'across_splits': [warning._asdict() for warning in across]})
 
 
 if __name__ == '__main__':

@@ -62,7 +62,7 @@ def test_check_data_leaves_with_three_and_writes_all_it_found(files, capsys):
     assert leave(check_data.main, *words) == 3
     out = capsys.readouterr().out
     assert '10: bbox [1, 1, 0, 5] in 80 x 60' in out and '... and 7 more' in out and '10 findings' in out
-    report = json.loads((files / 'report.json').read_text())
+    (report,) = json.loads((files / 'report.json').read_text())['parts'].values()
     assert report['counts'] == {'empty': 10} and len(report['findings']) == 10
     assert report['classes'][0] == dict(zip(report['classes'][0], ['cat', '5', '12', '100.0 %', '1', '0'], strict=True))
     assert leave(check_data.main, files / 'truth.json', files / 'nowhere') == 3

@@ -6,9 +6,9 @@ import logging
 import pytest
 from PIL import Image
 
-from vitdense.commands.check_data import check_coco
 from vitdense.commands.evaluate import evaluate_coco
 from vitdense.data.coco.dataset import CocoDetection
+from vitdense.dataset_checks.check_coco import check_coco
 from vitdense.errors import ConfigError, DataError
 
 RING = [[10, 10, 40, 10, 40, 30, 10, 30]]

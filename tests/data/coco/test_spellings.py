@@ -12,11 +12,11 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from vitdense.commands.check_data import check_coco
 from vitdense.commands.evaluate import evaluate_coco
 from vitdense.data.coco import cache as coco_cache
 from vitdense.data.coco.cache import open_coco
 from vitdense.data.coco.dataset import CocoDetection
+from vitdense.dataset_checks.check_coco import check_coco
 from vitdense.errors import DataError
 
 RING = [[10, 10, 40, 10, 40, 30, 10, 30]]

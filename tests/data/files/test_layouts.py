@@ -8,8 +8,8 @@ from PIL import Image
 
 from tools import check_data
 from vitdense.commands import parser as commandline
-from vitdense.commands.check_data import check_folders
 from vitdense.data.files.layouts import parts_of
+from vitdense.dataset_checks.check_class_folders import check_folders
 from vitdense.errors import DataError
 
 
@@ -117,7 +117,7 @@ def test_the_tool_checks_all_parts_of_a_root(tmp_path, capsys):
     out = capsys.readouterr().out
     assert 'train.json' in out and 'nothing is wrong' in out and '2.png' in out and 'it is not JSON' in out
     report = json.loads((tmp_path / 'out/report.json').read_text())
-    assert {name.rsplit('/', 1)[1]: part['counts'] for name, part in report.items()} == {
+    assert {name.rsplit('/')[-1]: part['counts'] for name, part in report['parts'].items()} == {
         'train.json': {},
         'val.json': {'image': 1},
         'odd.json': {'file': 1},
@@ -137,7 +137,8 @@ def test_every_finding_counts(tmp_path, capsys, count, kind):
         content['images'] = [content['images'][0], *(record | dict(width=9) for record in content['images'][1:])]
         (tmp_path / 'a.json').write_text(json.dumps(content))
     assert leave(tmp_path / 'a.json', tmp_path / 'photos', '--shown', 5, '--out', tmp_path / 'out.json') == 3
-    out, report = capsys.readouterr().out, json.loads((tmp_path / 'out.json').read_text())
+    out = capsys.readouterr().out
+    (report,) = json.loads((tmp_path / 'out.json').read_text())['parts'].values()
     assert report['counts'] == {kind: count} and len(report['findings']) == count
     assert f'{kind}: {count}' in out and f'{count} findings' in out
     assert ('more (--shown, --out)' in out) == (count > 5) and (f'... and {count - 5} more' in out) == (count > 5)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitdense.commands.check_data import check_coco, check_folders
-from vitdense.commands.check_label_maps import check_labels
+from vitdense.dataset_checks.check_class_folders import check_folders
+from vitdense.dataset_checks.check_coco import check_coco
+from vitdense.dataset_checks.check_label_maps import check_labels
 
 
 def put(path, array, **options):

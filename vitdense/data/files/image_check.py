@@ -7,9 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
-from vitdense.data.files.images import MAX_PIXELS, UnreadableImage, read_header, read_levels
+from vitdense.data.files.images import UnreadableImage, read_header, read_levels
 
 DEEP = 8  # images of 16 bits that are decoded, at most
 
@@ -57,28 +56,3 @@ def warn_about_images(
             'their labels must have been drawn so'
         )
         logger.warning(text, name, len(turned), checked, turned[0])
-
-
-class ImageStatistics:
-    """Image reader that collects bit depths and EXIF orientations; usable from several threads."""
-
-    def __init__(self, *, max_pixels: int = MAX_PIXELS, value_range: tuple[float, float] | None = None) -> None:
-        self.options = {'max_pixels': max_pixels, 'value_range': value_range}
-        self.brightest: list[int] = []  # of files of 16 bits
-        self.turned: list[str] = []  # by 180 degrees, or mirrored
-
-    def read(self, path: Path) -> Tensor:
-        """Read an image as `read_image` does. Raises UnreadableImage."""
-        if read_header(path, max_pixels=self.options['max_pixels']).turn in (2, 3, 4):
-            self.turned.append(path.name)
-        image, brightest = read_levels(path, **self.options)
-        if brightest is not None:
-            self.brightest.append(brightest)
-        return image
-
-    def notes(self) -> list[tuple[str, str]]:
-        """Return (name, text) rows on EXIF orientations that labels may not share."""
-        if not self.turned:
-            return []
-        words = f'{len(self.turned):,}, such as {min(self.turned)}: what was drawn on them must have been drawn upright'
-        return [('turned by 180 degrees or mirrored by EXIF, which no size can show', words)]

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from vitdense.commands.check_data import DataReport, Finding, OnProgress, for_each, range_findings
-from vitdense.data.files.image_check import ImageStatistics
 from vitdense.data.files.images import LABEL_SUFFIXES, MAX_PIXELS, label_colors, read_label_map
 from vitdense.data.files.opening import IMAGE_SUFFIXES
 from vitdense.data.files.pairs import list_files, match
 from vitdense.data.label_map import LabelTable
+from vitdense.dataset_checks.image_statistics import ImageStatistics, range_findings
+from vitdense.dataset_checks.report import DataReport, Finding, OnProgress, for_each
 from vitdense.errors import DataError
 from vitdense.types import IGNORE
 
@@ -38,7 +38,7 @@ def check_labels(
     `classes`, `ignore` and `reduce_zero_label` are those of `SegmentationDataset`; without classes
     the numbers are only counted. Finds `label` (unreadable, or a number that is no class), `image` (missing or
     unreadable), `size` (not that of its image), `match` (names without a partner), `range` (as `check_coco`) and
-    `no_objects` (fewer than two classes). Raises DataError where there is no such folder.
+    `no_objects` (fewer than two classes). Warns of `similar` images. Raises DataError where there is no such folder.
     """
     files = list_files(labels, LABEL_SUFFIXES, what='label maps')
     table = None if classes is None else LabelTable(classes, ignore=ignore, reduce_zero_label=reduce_zero_label)
@@ -57,16 +57,25 @@ def check_labels(
     ]
     summary += statistics.notes()
     findings += range_findings(labels if images is None else images, statistics)
-    present = (
-        [] if table is None else [name for k, name in enumerate(table.metainfo['classes']['semantic']) if pixels[k]]
-    )
+    class_names = [] if table is None else table.metainfo['classes']['semantic']
+    present = [name for label, name in enumerate(class_names) if pixels[label]]
     if table is not None and not findings and len(present) < 2:
         reason = f'{present[0]!r} is the only class with pixels' if present else 'no pixel has a class'
         findings.append(Finding('no_objects', labels.name, f'{reason}: classification needs two classes'))
     rows = _label_rows(pixels, image_counts, table)
     counts = dict(Counter(finding.kind for finding in findings))
     hints = _label_hints(unknown_numbers, ignore)
-    return DataReport(summary, findings, ('class', 'pixels', 'share', 'images'), rows, counts, hints)
+    return DataReport(
+        summary,
+        findings,
+        ('class', 'pixels', 'share', 'images'),
+        rows,
+        counts,
+        hints,
+        warnings=statistics.duplicates(labels if images is None else images),
+        objects={name: image_counts[label] for label, name in enumerate(class_names)},
+        fingerprints=statistics.fingerprints,
+    )
 
 
 def _partners(images: Path | None, files: Mapping[str, str], labels: Path) -> tuple[list[Finding], dict[str, Path]]:

@@ -1,49 +1,25 @@
-"""Checks of whole data sets; all errors are reported at once, and no file is written."""
+"""Checks of detection labels and their images; all errors are reported at once, and no file is written."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from vitdense.data.coco.arrays import CocoArrays, CocoFileInfo
 from vitdense.data.coco.parse import read_coco
-from vitdense.data.files.image_check import ImageStatistics, dark_range
 from vitdense.data.files.images import MAX_PIXELS, UnreadableImage
-from vitdense.data.files.listing import find_files
 from vitdense.data.files.pairs import safe_below
 from vitdense.data.files.similar_names import near_match
 from vitdense.data.formats.open_labels import open_labels
+from vitdense.dataset_checks.image_statistics import ImageStatistics, range_findings
+from vitdense.dataset_checks.labelled_objects import odd_objects, rare_classes
+from vitdense.dataset_checks.report import DataReport, Finding, OnProgress, for_each, unreadable
 from vitdense.errors import DataError
-
-
-class Finding(NamedTuple):
-    """An error in a data set."""
-
-    kind: str
-    where: str  # an id or a file
-    reason: str
-    cause: str = ''  # shared by findings that one change corrects; '' where each has its own
-
-
-class DataReport(NamedTuple):
-    """Summary, findings and classes of a data set."""
-
-    summary: list[tuple[str, str]]
-    findings: list[Finding]
-    header: tuple[str, ...]
-    classes: list[tuple[str, ...]]  # one row for each class, under `header`
-    counts: dict[str, int]  # findings by kind; not all of a kind need be listed
-    hints: Sequence[str] = ()  # options that may correct many findings at once
-
-
-OnProgress = Callable[[int, int], None]  # (done, total)
 
 
 def check_coco(
@@ -61,7 +37,8 @@ def check_coco(
     Raises DataError for a file of none of them. Beside what `read_coco` finds: `label` (a row of another format that
     cannot be used), `corners` (boxes are xyxy), `fractions` (boxes in [0, 1]), `no_objects` (no image, no
     annotation, or crowds only), `image` (missing or unreadable), `size` (it is not what the file says),
-    `range` (images of 16 bits seem to have fewer; `value_range` names their range).
+    `range` (images of 16 bits seem to have fewer; `value_range` names their range). Warns of `twice`, `unusual`
+    (see `odd_objects`), `rare` classes and `similar` images.
     """
     content = None if images is None else open_labels(path, images, split)
     arrays, info = read_coco(path, masks=True, data=None if content is None else content.encoded())
@@ -73,23 +50,25 @@ def check_coco(
     if not len(arrays.segments.data):  # boxes only
         findings = [finding for finding in findings if finding.kind != 'empty_segmentation']
         del counts['empty_segmentation']
-    more, statistics = (
-        list(_whole_file(path, arrays, info)),
-        ImageStatistics(max_pixels=max_pixels, value_range=value_range),
-    )
+    more = list(_whole_file(path, arrays, info))
+    statistics = ImageStatistics(max_pixels=max_pixels, value_range=value_range)
     if images is not None:
         jobs = [(arrays, row, images, statistics) for row in range(len(arrays.sizes))]
         more += [finding for finding in for_each(_check_image, jobs, threads, on_progress) if finding]
         more += range_findings(images, statistics)
     counts.update(Counter(finding.kind for finding in more))  # those of single annotations are counted already
     summary = _summary_of(arrays, info, images) + statistics.notes()
-    return DataReport(summary, [*findings, *more], *_histogram(arrays, info), dict(counts))
-
-
-def range_findings(images: Path, statistics: ImageStatistics) -> list[Finding]:
-    """Return the finding that images of 16 bits seem to have fewer, if they do."""
-    odd = dark_range(statistics.brightest)
-    return [Finding('range', images.name, odd)] if odd else []
+    objects = _objects(arrays, info)
+    warnings = [*odd_objects(arrays, info), *rare_classes(objects, 'objects')]
+    return DataReport(
+        summary,
+        [*findings, *more],
+        *_histogram(arrays, info),
+        dict(counts),
+        warnings=warnings + statistics.duplicates(path.parent if images is None else images),
+        objects=objects,
+        fingerprints=statistics.fingerprints,
+    )
 
 
 def _whole_file(path: Path, arrays: CocoArrays, info: CocoFileInfo) -> Iterator[Finding]:
@@ -107,57 +86,6 @@ def _whole_file(path: Path, arrays: CocoArrays, info: CocoFileInfo) -> Iterator[
         yield Finding('no_objects', path.name, f'all {len(arrays.ids):,} annotations are crowds (iscrowd 1)')
 
 
-def check_folders(
-    folder: Path,
-    *,
-    max_pixels: int = MAX_PIXELS,
-    value_range: tuple[float, float] | None = None,
-    threads: int = 2,
-    on_progress: OnProgress | None = None,
-) -> DataReport:
-    """Check the images below `folder`, which holds one folder for each class.
-
-    Finds `image` (unreadable), `loose` (an image in no class folder), `other` (files that are not read as images),
-    `empty` (a class folder without an image) and `range` (as `check_coco`). Raises DataError where there is no such
-    folder, or no image in it.
-    """
-    files, left_out = find_files(folder, what='images')
-    findings = [Finding('loose', name, 'it lies in no class folder') for name in files if '/' not in name]
-    others = Counter(Path(name).suffix.lower() or 'no suffix' for name in left_out)
-    findings += [Finding('other', suffix, f'{count} files that are not read') for suffix, count in others.items()]
-    objects = Counter(name.split('/', 1)[0] for name in files if '/' in name)
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith('.'))
-    findings += [Finding('empty', name, 'no image in this class folder') for name in classes if not objects[name]]
-    statistics = ImageStatistics(max_pixels=max_pixels, value_range=value_range)
-    jobs = [(folder, name, statistics) for name in files]
-    findings += [finding for finding in for_each(_check_file, jobs, threads, on_progress) if finding]
-    findings += range_findings(folder, statistics)
-    rows = [(name, f'{objects[name]:,}', f'{100 * objects[name] / len(files):.1f} %') for name in classes]
-    summary = [('images', f'{len(files):,}'), ('classes', f'{len(objects):,}'), *statistics.notes()]
-    return DataReport(
-        summary, findings, ('class', 'images', 'share'), rows, dict(Counter(finding.kind for finding in findings))
-    )
-
-
-def _check_file(folder: Path, name: str, statistics: ImageStatistics) -> Finding | None:
-    try:
-        statistics.read(folder / name)
-    except DataError as error:
-        return _unreadable(name, error)
-    return None
-
-
-def for_each(
-    function: Callable[..., Any], jobs: Sequence[tuple], threads: int, on_progress: OnProgress | None
-) -> Iterator[Any]:
-    """Yield `function(*job)` for every job, in order; decoders release the GIL."""
-    with ThreadPoolExecutor(threads) as pool:
-        for done, result in enumerate(pool.map(lambda job: function(*job), jobs), 1):
-            if on_progress is not None:
-                on_progress(done, len(jobs))
-            yield result
-
-
 def _check_image(arrays: CocoArrays, row: int, images: Path, statistics: ImageStatistics) -> Finding | None:
     name, number = arrays.file_names[row], json.loads(arrays.image_ids[row])
     if '\\' in name:
@@ -167,7 +95,7 @@ def _check_image(arrays: CocoArrays, row: int, images: Path, statistics: ImageSt
         img = statistics.read(path)
     except DataError as error:
         near = near_match(images, name) if isinstance(error, UnreadableImage) and not os.path.exists(path) else ''
-        return _unreadable(str(number), error, near)
+        return unreadable(str(number), error, near)
     size, stated = tuple(img.shape[-2:]), tuple(arrays.sizes[row].tolist())
     if stated == (0, 0):
         return Finding('size', str(number), f'{name}: the file does not say its width and height')
@@ -175,10 +103,6 @@ def _check_image(arrays: CocoArrays, row: int, images: Path, statistics: ImageSt
         return None
     turned = '; an EXIF flag was ignored when it was annotated' if size == stated[::-1] else ''
     return Finding('size', str(number), f'{name}: (H, W) {size}, but the annotation file says {stated}{turned}')
-
-
-def _unreadable(where: str, error: DataError, more: str = '') -> Finding:
-    return Finding('image', where, f'{error.message}: {error.why}{"; " if more else ""}{more}'.replace('\n', ' '))
 
 
 def _summary_of(arrays: CocoArrays, info: CocoFileInfo, images: Path | None) -> list[tuple[str, str]]:
@@ -195,6 +119,13 @@ def _summary_of(arrays: CocoArrays, info: CocoFileInfo, images: Path | None) -> 
         ('with segmentation', f'{with_segments:,}'),
         ('categories', f'{len(ids)}, ids {ids[0]} ... {ids[-1]}{gaps}{root}'),
     ]
+
+
+def _objects(arrays: CocoArrays, info: CocoFileInfo) -> dict[str, int]:
+    """Return the number of objects of each class, without crowds."""
+    counts = np.bincount(arrays.labels[~arrays.crowd], minlength=len(info.names)).tolist()
+    rows = zip(info.category_ids, info.names, counts, strict=True)
+    return {name: count for number, name, count in rows if number != info.root}
 
 
 def _histogram(arrays: CocoArrays, info: CocoFileInfo) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
