@@ -18,8 +18,9 @@ def config_and_checkpoint(config: str, checkpoint: str | None) -> tuple[str, str
     is_model = (path / 'model.json').is_file()
     if not path.is_dir() and (checkpoint is not None or path.suffix not in ('.pth', '.safetensors')):
         return config, checkpoint
-    run = path if path.is_dir() and not is_model else path.parent
-    if not (run / 'config.py').is_file() or not any((run / name).exists() for name in ('log.txt', 'metrics.csv')):
+    run = run_folder_of(path)
+    if run is None:
+        run = path if path.is_dir() and not is_model else path.parent
         what = 'a model folder describes the model, not the data' if is_model else f'{run} is no folder of a run'
         raise ConfigError(
             f"'{config}' is not a config",
@@ -27,9 +28,19 @@ def config_and_checkpoint(config: str, checkpoint: str | None) -> tuple[str, str
             why=f'{what}: no config.py of a run lies there',
             fix=f'name the config that says which data is tested, then the weights: test CONFIG.py {config}',
         )
-    if checkpoint is None and path != run:
-        checkpoint = config
-    elif checkpoint is None:
-        best = run / 'best.pth' if (run / 'best.pth').is_file() else find_checkpoint(run)
+    if checkpoint is None:
+        best = best_of(run) if path == run else path
         checkpoint = str(best) if best else None
     return str(run / 'config.py'), checkpoint
+
+
+def run_folder_of(path: Path) -> Path | None:
+    """Return the folder of the run that `path` is, or whose model folder or checkpoint it is; None where it is none."""
+    run = path if path.is_dir() and not (path / 'model.json').is_file() else path.parent
+    is_run = (run / 'config.py').is_file() and any((run / name).exists() for name in ('log.txt', 'metrics.csv'))
+    return run if is_run else None
+
+
+def best_of(run: Path) -> Path | None:
+    """Return the best checkpoint of a run, else its newest whole one."""
+    return run / 'best.pth' if (run / 'best.pth').is_file() else find_checkpoint(run)

@@ -67,15 +67,22 @@ def load_config(
     check_keys(content, str(path))
     if data is not None:
         use_folder(content, data, file=str(path), split=split)
+    return complete_config(content, str(path), options, workers=workers)
+
+
+def complete_config(
+    content: dict[str, Any], file: str, options: Sequence[str] = (), *, workers: int | None = None
+) -> RunConfig:
+    """Return the sections `content` completed and checked as `load_config` does; `file` is where they come from."""
     _complete(content)
     spelt = _apply(content, options)
     _complete(content)  # options may have brought sections
     for _, section in loader_sections(content):
         if workers is not None and isinstance(section, dict):
             section['num_workers'] = workers
-    check_config(content, str(path), spelt)
-    _check_sets(content, str(path))
-    return RunConfig(content, str(path))
+    check_config(content, file, spelt)
+    _check_sets(content, file)
+    return RunConfig(content, file)
 
 
 def _apply(content: dict[str, Any], options: Sequence[str]) -> dict[str, str]:
