@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from vitdense.checkpoints.class_rows import FIX, transfer_class_rows
-from vitdense.checkpoints.image_sizes import pretrained_sizes, sizes_in, with_sizes
+from vitdense.checkpoints.image_sizes import pretrained_sizes, resample_sizes, sizes_in, with_sizes
 from vitdense.checkpoints.model_folder import without_pretrained
 from vitdense.checkpoints.omitted_weights import needs_pretrained, restore_omitted
 from vitdense.checkpoints.trained import read_state
@@ -73,13 +73,16 @@ class FromWeights(Start):
         self.state, self.stored = read_state(path)
 
     def model(self, cfg: RunConfig, metainfo: Mapping[str, Any], batches: Batches) -> tuple[DenseModel, RunConfig]:
-        """Return the model with the weights; only its classes may be others than those of the file.
+        """Return the model with the weights; its classes may be others than those of the file, and the sizes of patches
+        and images where the config gives them.
 
         Raises CheckpointError when anything but rows of classes is missing, left over or of another shape.
         """
-        model, cfg = super().model(cfg, metainfo, batches)
+        sizes = self.stored.get('sizes', {})
+        model, cfg = super().model(_with_model(cfg, with_sizes(cfg.model, sizes)), metainfo, batches)
         state: Mapping[str, Tensor] = self.state
         state = restore_omitted(state, self.stored.get('omitted_weights'), model, where=self.where)
+        state = resample_sizes(model, state, sizes)
         trained_classes = (self.stored.get('metainfo') or {}).get('classes') or {}
         state = transfer_class_rows(model, state, trained_classes, where=self.where)
         load_weights(model, state, where=self.where, fix=FIX)
