@@ -6,7 +6,7 @@ built. Protocols that are `runtime_checkable` are optional abilities, which code
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -293,6 +293,22 @@ class TransformedDataset(Protocol):
     """A data set that applies a `Pipeline` of transforms."""
 
     pipeline: Any
+
+
+@runtime_checkable
+class SampleSource(Protocol):
+    """A data set whose samples can be read before the transforms, for steps that combine several."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Sample: ...
+
+
+@runtime_checkable
+class MixingTransform(Protocol):
+    """A step of a `Pipeline` that combines a sample with others, each read by a call of `other`."""
+
+    def mix(self, sample: Sample, other: Callable[[], Sample]) -> Sample: ...
 
 
 @runtime_checkable

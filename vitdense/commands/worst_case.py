@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from vitdense.data.sampling import SeededDataset
-from vitdense.data.transforms.common import Pipeline, RandomCrop, RandomResize, ResizeShortSide, ResizeTo, fit
+from vitdense.data.transforms.common import Pipeline, RandomCrop, RandomResize, ResizeShortSide, ResizeTo
 from vitdense.data.transforms.detection import LargeScaleJitter, MultiScaleCrop
 from vitdense.data.transforms.evaluation_crop import EvaluationCrop
+from vitdense.data.transforms.geometry import fit
+from vitdense.data.transforms.multi_image import Mosaic
 from vitdense.protocols import ExtentDataset, MixedDataset, TransformedDataset
 from vitdense.types import Batch, Meta, Sample, Target
 
@@ -41,6 +43,8 @@ def _after(transform: Callable, size: Size) -> list[Size]:
             return [tuple(max(round(side / transform.divisor), 1) * transform.divisor for side in whole)]
         case EvaluationCrop():
             return [(transform.size, transform.size)]
+        case Mosaic():
+            return [size, transform.size]
         case LargeScaleJitter():
             resized = fit(size, transform.size * transform.ratio[1], float('inf'))
             return [tuple(transform.size if transform.pad else min(side, transform.size) for side in resized)]

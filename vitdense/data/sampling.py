@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, Sampler
 
 from vitdense.arguments import MAX_BAD_FRACTION, within
 from vitdense.data.files.images import UnreadableImage
+from vitdense.data.transforms.random import in_epoch
 from vitdense.errors import ConfigError, DataError
 from vitdense.protocols import MixedDataset
 from vitdense.types import Sample
@@ -131,7 +132,7 @@ class SeededDataset(Dataset):
         for attempt in range(_MAX_RETRIES):
             numbers = self.seed, epoch, index - start, attempt  # the same in a mixture as alone
             try:
-                with seeded(*numbers):
+                with seeded(*numbers), in_epoch(epoch):
                     return self.dataset[index]
             except UnreadableImage as error:
                 if not self.tolerate:

@@ -108,15 +108,19 @@ class SegmentationDataset:
         return len(self._keys)
 
     def __getitem__(self, index: int) -> Sample:
+        sample = self.read(index)
+        if self.evaluation:
+            return self.pipeline(sample._replace(target=Target()))._replace(target=sample.target)
+        return self.pipeline(sample, self)
+
+    def read(self, index: int) -> Sample:
+        """Return a sample before the transforms."""
         path = self.images / self._files[index][0]
         img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels, value_range=self.value_range))
         size = (img.shape[-2], img.shape[-1])
         semantic = None if self.labels is None else tv_tensors.Mask(self._read_labels(index, size))
         meta = Meta(self._keys[index], str(path), self.name, size, size)
-        target = Target(semantic=semantic)
-        if self.evaluation:
-            return self.pipeline(Sample(img, Target(), meta))._replace(target=target)
-        return self.pipeline(Sample(img, target, meta))
+        return Sample(img, Target(semantic=semantic), meta)
 
     def image_files(self) -> tuple[Path, list[str]]:
         """Return the folder of the images and the path of each below it, in the order of the data set."""

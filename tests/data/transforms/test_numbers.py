@@ -85,27 +85,27 @@ def test_numbers_up_to_their_bounds_are_accepted(kind, name, low, high, others):
 
 
 def test_windows_lie_inside_and_reach_every_place():
-    drawn = [common.draw_window((10, 7), (10, 7), (4, 3)) for _ in range(300)]
+    drawn = [geometry.draw_window((10, 7), (10, 7), (4, 3)) for _ in range(300)]
     assert {(height, width, *shape) for (_, _, height, width), shape in drawn} == {(4, 3, 4, 3)}
     assert {top for (top, *_), _ in drawn} == set(range(7)) and {left for (_, left, *_), _ in drawn} == set(range(5))
     for _ in range(300):  # one pixel of an image that becomes ten times as large
-        (top, left, height, width), shape = common.draw_window((4, 4), (40, 40), (1, 1))
+        (top, left, height, width), shape = geometry.draw_window((4, 4), (40, 40), (1, 1))
         assert top >= 0 and height >= 1 and top + height <= 4 and left >= 0 and width >= 1 and left + width <= 4
         assert shape == (1, 1)
-    window, shape = common.draw_window((100, 50), (20, 10), (30, 30))
+    window, shape = geometry.draw_window((100, 50), (20, 10), (30, 30))
     assert window == (0, 0, 100, 50) and shape == (20, 10)
 
 
 def test_sizes_that_fit():
-    assert common.fit((40, 60), 100, 50) == (50, 75) and common.fit((60, 40), 100, 50) == (75, 50)
-    assert common.fit((20, 200), 200, 50) == (20, 200)
-    assert common.fit((3, 7), float('inf'), 2) == (2, 5) and common.fit((7, 3), float('inf'), 2) == (5, 2)
-    assert common.fit((1, 1000), 100, 50) == (1, 100) and common.fit((1000, 1), 100, 50) == (100, 1)
+    assert geometry.fit((40, 60), 100, 50) == (50, 75) and geometry.fit((60, 40), 100, 50) == (75, 50)
+    assert geometry.fit((20, 200), 200, 50) == (20, 200)
+    assert geometry.fit((3, 7), float('inf'), 2) == (2, 5) and geometry.fit((7, 3), float('inf'), 2) == (5, 2)
+    assert geometry.fit((1, 1000), 100, 50) == (1, 100) and geometry.fit((1000, 1), 100, 50) == (100, 1)
 
 
 def test_a_window_is_sampled_ten_times_at_most(monkeypatch):
     draws = []
-    monkeypatch.setattr(common, 'draw_window', lambda *sizes: draws.append(sizes) or ((0, 0, 8, 8), (8, 8)))
+    monkeypatch.setattr(geometry, 'draw_window', lambda *sizes: draws.append(sizes) or ((0, 0, 8, 8), (8, 8)))
 
     def count(semantic, **options) -> int:
         draws.clear()

@@ -119,16 +119,20 @@ class CocoDetection:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Sample:
+        sample = self.read(index)
+        if self.evaluation:
+            return self.pipeline(sample._replace(target=Target()))._replace(target=sample.target)
+        return self.pipeline(sample, self)
+
+    def read(self, index: int) -> Sample:
+        """Return a sample before the transforms."""
         row = int(self._rows[index])
         path = self._file(row)
         img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels, value_range=self.value_range))
         size = (img.shape[-2], img.shape[-1])
         self._check_size(row, size, path)
         meta = Meta(self.image_id(row), str(path), self.name, size, size)
-        target = self._target(row, size)
-        if self.evaluation:
-            return self.pipeline(Sample(img, Target(), meta))._replace(target=target)
-        return self.pipeline(Sample(img, target, meta))
+        return Sample(img, self._target(row, size), meta)
 
     def image_files(self) -> tuple[Path, list[str]]:
         """Return the folder of the images and the path of each below it, in the order of the data set."""

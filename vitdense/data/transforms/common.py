@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,17 +17,23 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from vitdense.arguments import pair, sides, span, within
+from vitdense.data.files.opening import UnreadableImage
 from vitdense.data.transforms import geometry
 from vitdense.data.transforms.random import bernoulli, integer, uniform
 from vitdense.errors import ConfigError
+from vitdense.protocols import MixingTransform, SampleSource
 from vitdense.registry import build
 from vitdense.types import IGNORE, Sample
 
 Transforms = Sequence[Callable | dict] | Mapping[str, Callable | dict]  # parts or their recipes, in order
+MAX_ATTEMPTS = 20  # to read another image
 
 
 class Pipeline:
     """Apply `transforms` in order, then set `meta.size` to the size that came out. In a dict, transforms have names.
+
+    A `MixingTransform` reads other images of the data set, `source`, each through the steps before it; an unreadable
+    one is replaced by another.
 
     A `RandomCrop` right after a `RandomResize` cuts the source first, at whole pixels, and resizes only what it has
     cut: the same windows up to a fraction of a source pixel, for less work.
@@ -35,7 +43,7 @@ class Pipeline:
         steps = transforms.values() if isinstance(transforms, Mapping) else transforms
         self.transforms = [build(transform) for transform in steps]
         for index, transform in enumerate(self.transforms):
-            if not callable(transform):
+            if not (callable(transform) or isinstance(transform, MixingTransform)):
                 raise ConfigError(
                     f'{transform!r} is not a transform',
                     where=f'transforms[{index}]',
@@ -51,11 +59,35 @@ class Pipeline:
                 )
         self._steps = _fused(self.transforms)
 
-    def __call__(self, sample: Sample) -> Sample:
-        for step in self._steps:
-            sample = step(sample)
+    def __call__(self, sample: Sample, source: SampleSource | None = None) -> Sample:
+        sample = self._run(len(self._steps), sample, source)
         height, width = sample.img.shape[-2:]
         return sample._replace(meta=sample.meta._replace(size=(height, width)))
+
+    def _run(self, count: int, sample: Sample, source: SampleSource | None) -> Sample:
+        """Return the sample after the first `count` steps."""
+        for index, step in enumerate(self._steps[:count]):
+            if isinstance(step, MixingTransform):
+                sample = step.mix(sample, partial(self._other, index, source, step))
+            else:
+                sample = step(sample)
+        return sample
+
+    def _other(self, count: int, source: SampleSource | None, step: Any) -> Sample:
+        """Return a random sample of `source` after the first `count` steps. Raises ConfigError without a source."""
+        if source is None:
+            raise ConfigError(
+                f'{type(step).__name__} has no other images to mix',
+                where='transforms',
+                why='it reads other images of a training set; here is one image alone, or a data set without `read`',
+                fix='use it for training only; vitdense.protocols.SampleSource lists what a data set needs',
+            )
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                return self._run(count, source.read(integer(len(source))), source)
+            except UnreadableImage:
+                if attempt == MAX_ATTEMPTS - 1:
+                    raise
 
     def __repr__(self) -> str:
         return f'Pipeline({self.transforms})'
@@ -107,7 +139,7 @@ class RandomResize:
     def draw(self, size: Sequence[int]) -> tuple[int, int]:
         """Return the new (H, W) of an image of `size`."""
         ratio = uniform(*self.ratio)
-        return fit(size, max(self.scale) * ratio, min(self.scale) * ratio)
+        return geometry.fit(size, max(self.scale) * ratio, min(self.scale) * ratio)
 
 
 class RandomCrop:
@@ -140,7 +172,7 @@ class RandomCrop:
         semantic = sample.target.semantic
         chooses = semantic is not None and (self.max_category_fraction < 1 or self.require_labels)
         for _ in range(10):
-            window, shape = draw_window(sample.img.shape[-2:], size, self.size)
+            window, shape = geometry.draw_window(sample.img.shape[-2:], size, self.size)
             if not chooses or self._accepts(semantic, window):
                 break
         sample = geometry.resize(geometry.crop(sample, *window), shape, antialias=antialias)
@@ -278,7 +310,7 @@ class ResizeShortSide:
         self.round_up, self.antialias = round_up, antialias
 
     def __call__(self, sample: Sample) -> Sample:
-        size = fit(sample.img.shape[-2:], self.max_size or float('inf'), self.size)
+        size = geometry.fit(sample.img.shape[-2:], self.max_size or float('inf'), self.size)
         whole = math.ceil if self.round_up else round
         height, width = (max(whole(side / self.divisor), 1) * self.divisor for side in size)
         return geometry.resize(sample, (height, width), antialias=self.antialias)
@@ -301,30 +333,6 @@ def _jittered(img: Tensor, steps: Sequence[tuple[Callable, float, float]]) -> Te
         if bernoulli(0.5):
             img = change(img, uniform(middle - distance, middle + distance))
     return img
-
-
-def draw_window(
-    source: Sequence[int], size: Sequence[int], crop: Sequence[int]
-) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
-    """Draw a window of at most `crop` (H, W) in an image as it would be after a resize from `source` to `size`.
-
-    Return (top, left, height, width) in the source, at whole pixels, and the (H, W) that it is to be resized to.
-    """
-    starts, lengths, shape = [], [], []
-    for side, old, new in zip(crop, source, size, strict=True):
-        length = min(side, new)
-        start = integer(new - length + 1)
-        first = min(round(start * old / new), old - 1)
-        last = max(round((start + length) * old / new), first + 1)
-        starts.append(first), lengths.append(last - first), shape.append(length)
-    return (*starts, *lengths), (shape[0], shape[1])
-
-
-def fit(size: Sequence[int], longest: float, shortest: float) -> tuple[int, int]:
-    """Return the largest size of the same aspect whose sides do not pass `longest` and `shortest`."""
-    height, width = size
-    factor = min(longest / max(height, width), shortest / min(height, width))
-    return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
 
 def _recolor(array: np.ndarray, saturation: float, turn: float) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vitdense.arguments import check, span, within
 from vitdense.data.transforms import geometry
-from vitdense.data.transforms.common import draw_window, fit
+from vitdense.data.transforms.geometry import draw_window, fit
 from vitdense.data.transforms.random import bernoulli, choice, integer, uniform
 from vitdense.types import IGNORE, Sample, Target
 

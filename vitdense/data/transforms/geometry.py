@@ -6,7 +6,7 @@ nearest neighbour with half-pixel centres, so that they stay on the pixels of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -16,7 +16,10 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
 from vitdense.data.files.opening import MAX_PIXELS, unreadable
+from vitdense.data.transforms.random import integer
 from vitdense.types import IGNORE, Sample, Target
+
+OBJECT_FIELDS = ('boxes', 'labels', 'masks', 'iscrowd', 'area', 'annotation_ids')  # of `Target`, a row for each object
 
 
 def resize(sample: Sample, size: tuple[int, int], *, antialias: bool = True) -> Sample:
@@ -57,12 +60,18 @@ def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample
 def pad(sample: Sample, size: tuple[int, int], *, fill: int = 0) -> Sample:
     """Pad at the right and the bottom up to `size` (H, W); what is added is ignored in the semantic map."""
     height, width = sample.img.shape[-2:]
-    bottom, right = max(size[0] - height, 0), max(size[1] - width, 0)
-    if not bottom and not right:
+    return place(sample, (0, 0), (max(size[0], height), max(size[1], width)), fill=fill)
+
+
+def place(sample: Sample, corner: tuple[int, int], size: tuple[int, int], *, fill: int = 0) -> Sample:
+    """Pad to `size` (H, W) with the upper left of the image at `corner` (row, column); what is added is as in `pad`."""
+    (height, width), (top, left) = sample.img.shape[-2:], corner
+    bottom, right = size[0] - height - top, size[1] - width - left
+    if not any((top, left, bottom, right)):
         return sample
-    border = [0, 0, right, bottom]  # torchvision's order: left, top, right, bottom
+    border = [left, top, right, bottom]  # torchvision's order
     array = cv2.copyMakeBorder(
-        as_array(sample.img), 0, bottom, 0, right, borderType=cv2.BORDER_CONSTANT, value=(fill, fill, fill)
+        as_array(sample.img), top, bottom, left, right, borderType=cv2.BORDER_CONSTANT, value=(fill, fill, fill)
     )
     target = sample.target
     return sample._replace(
@@ -90,10 +99,12 @@ def drop_empty(target: Target) -> Target:
     if target.masks is not None:  # a polygon may reach a pixel farther than its box, and a box farther than it
         keeps.append(target.masks.flatten(1).any(1))
     keep = torch.stack(keeps).all(0)
-    if bool(keep.all()):
-        return target
-    fields = ('boxes', 'labels', 'masks', 'iscrowd', 'area', 'annotation_ids')
-    return target._replace(**{name: _if_there(_rows, target.value_of(name), keep=keep) for name in fields})
+    return target if bool(keep.all()) else select(target, keep)
+
+
+def select(target: Target, keep: Tensor) -> Target:
+    """Return the objects of `target` for which `keep` (N,) is True."""
+    return target._replace(**{name: _if_there(_rows, target.value_of(name), keep=keep) for name in OBJECT_FIELDS})
 
 
 def resize_image(img: Tensor, size: tuple[int, int], *, antialias: bool = True) -> tv_tensors.Image:
@@ -116,6 +127,30 @@ def as_array(img: Tensor) -> np.ndarray:
 def as_image(array: np.ndarray) -> tv_tensors.Image:
     """Return (H, W, 3) numpy as a (3, H, W) tv_tensor, without a copy."""
     return tv_tensors.Image(torch.from_numpy(array).permute(2, 0, 1))
+
+
+def draw_window(
+    source: Sequence[int], size: Sequence[int], crop: Sequence[int]
+) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
+    """Draw a window of at most `crop` (H, W) in an image as it would be after a resize from `source` to `size`.
+
+    Return (top, left, height, width) in the source, at whole pixels, and the (H, W) that it is to be resized to.
+    """
+    starts, lengths, shape = [], [], []
+    for side, old, new in zip(crop, source, size, strict=True):
+        length = min(side, new)
+        start = integer(new - length + 1)
+        first = min(round(start * old / new), old - 1)
+        last = max(round((start + length) * old / new), first + 1)
+        starts.append(first), lengths.append(last - first), shape.append(length)
+    return (*starts, *lengths), (shape[0], shape[1])
+
+
+def fit(size: Sequence[int], longest: float, shortest: float) -> tuple[int, int]:
+    """Return the largest size of the same aspect whose sides do not pass `longest` and `shortest`."""
+    height, width = size
+    factor = min(longest / max(height, width), shortest / min(height, width))
+    return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
 
 def _each_field(sample: Sample, function: Callable, **arguments: object) -> Sample:
