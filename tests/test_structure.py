@@ -43,7 +43,9 @@ MAY_IMPORT = {  # folder or file of the package -> the others that it may import
     'convert': {'backbones', 'checkpoints', 'config', 'data'},
     'probing': {'config', 'data', 'heads', 'loading', 'model', 'ops', 'reporting', 'train'},
     'export': {'checkpoints', 'data', 'model'},
-    'inference': {'backbones', 'checkpoints', 'config', 'data', 'export', 'layers', 'model', 'test_time', 'visualize'},
+    'inference': {
+        'backbones', 'checkpoints', 'config', 'data', 'export', 'layers', 'model', 'ops', 'test_time', 'visualize',
+    },
     'commands': {
         'checkpoints', 'config', 'convert', 'data', 'export', 'inference', 'loading', 'metrics', 'model', 'multihead',
         'ops', 'probing', 'reporting', 'test_time', 'train', 'visualize',

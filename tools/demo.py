@@ -50,6 +50,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--legend', action=argparse.BooleanOptionalAction, default=True, help='draw class names beside the image')
     add('--font', metavar='FILE', help='font for class names (default: one of the system that has their letters)')
     add('--labels', action='store_true', help='also write label maps as PNG (class numbers)')
+    add('--coco', action='store_true', help='also write the objects of images as a COCO file, coco.json')
     add('--show', action='store_true', help='show the results in a window; q ends')
     add(
         '--save-video', action=argparse.BooleanOptionalAction, default=True, help='write overlays of videos and cameras'
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         legend=args.legend,
         min_score=args.min_score,
         labels=args.labels,
+        coco=args.coco,
         batch=args.batch,
         save_video=args.save_video,
         video_format=f'.{args.video_format}',

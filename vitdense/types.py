@@ -201,7 +201,7 @@ class Instances(NamedTuple):
     boxes: Tensor  # (N, 4) float32 xyxy in pixels of the original image
     scores: Tensor  # (N,) float32 in [0, 1]
     labels: Tensor  # (N,) int64
-    masks: Tensor | None = None  # (N, H, W) bool
+    masks: Tensor | None = None  # (N, H, W) bool; packed in a `Result`
 
 
 class Reconstruction(NamedTuple):

@@ -364,3 +364,45 @@ def test_threads_may_share_an_image_that_pillow_has_not_decoded_yet():
         image = Image.open(content)
         with ThreadPoolExecutor(4) as pool:
             assert all(torch.equal(found, expected) for found in pool.map(as_tensor, [image] * 4))
+
+
+def test_a_generator_of_images_gives_a_generator_of_results_and_reads_few_ahead(predictor):
+    read = []
+
+    def images():
+        for seed in range(20):
+            read.append(seed)
+            yield image(seed=seed)
+
+    results = predictor(images())
+    assert read == []
+    first = next(results)
+    assert len(read) == predictor.batch_size
+    assert torch.equal(first['sem'].labels, predictor(image(seed=0))['sem'].labels)
+    assert len(list(results)) == 19 and len(read) == 20
+
+
+def test_a_batch_that_does_not_fit_the_memory_is_halved():
+    predictor = Predictor(tiny_model(), device='cpu', amp='off', batch_size=8)
+    sizes = []
+
+    def limited(_, inputs):
+        sizes.append(len(inputs[0]))
+        if len(inputs[0]) > 3:
+            raise torch.OutOfMemoryError('CUDA out of memory')
+
+    predictor.model.network.register_forward_pre_hook(limited)
+    images = [image(seed=seed) for seed in range(8)]
+    results = predictor(images)
+    assert sizes == [8, 4, 2, 2, 4, 2, 2] and predictor.batch_size == 2
+    alone = [predictor(img)['sem'].labels for img in images]
+    assert all(torch.equal(result['sem'].labels, labels) for result, labels in zip(results, alone, strict=True))
+
+
+def test_a_predictor_names_its_classes_and_warms_up(predictor):
+    assert predictor.classes == {'sem': CLASSES}
+    sizes = []
+    handle = predictor.model.network.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape))
+    predictor.warm_up((48, 64))
+    handle.remove()
+    assert sizes == [(1, 3, 48, 64)]

@@ -22,6 +22,7 @@ from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
 from vitdense.checkpoints.model_folder import save_model_folder
 from vitdense.commands.parser import run
+from vitdense.data.coco.parse import read_coco
 from vitdense.heads.detr.detr import DetrHead
 from vitdense.heads.linear import LinearHead
 from vitdense.inference.predictor import Predictor
@@ -456,6 +457,22 @@ def test_a_detector_lists_its_objects_and_counts_them_by_class(demo, detector_fo
     assert f'{name} {count} ' in printed
     _, content, printed = demo(*words[:-4], '--min-score', '1', '--device', 'cpu', model=False)
     assert content['results'][0]['objects'] == {'det': []} and 'nothing' in printed
+
+
+def test_the_objects_of_images_are_a_coco_file(demo, detector_folder, tmp_path):
+    sources = image(tmp_path / 'a.png'), image(tmp_path / 'more/b.png')
+    words = (*sources, '--model', detector_folder, '--out', tmp_path / 'out', '--min-score', '0', '--coco')
+    _, content, _ = demo(*words, '--device', 'cpu', model=False)
+    path = tmp_path / 'out/coco.json'
+    arrays, info = read_coco(path)
+    assert info.counts == {} and info.names == ['car', 'bus', 'bicycle'] and len(arrays.sizes) == 2
+    assert [arrays.file_names[row] for row in (0, 1)] == ['a.png', 'more/b.png']
+    rows = json.loads(path.read_text())['annotations']
+    first, second = ([row for row in rows if row['image_id'] == number] for number in (1, 2))
+    listed = [result['objects']['det'] for result in content['results']]
+    for objects, annotations in zip(listed, (first, second), strict=True):
+        assert [each['score'] for each in objects] == pytest.approx([row['score'] for row in annotations], abs=1e-4)
+        assert [each['class_id'] for each in objects] == [row['category_id'] for row in annotations]
 
 
 def test_ten_frames_of_a_real_video(demo, shared):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vitdense.data.files.images import UnreadableImage
 from vitdense.errors import DataError
-from vitdense.inference.demo_records import classes_of, mean, numbers, objects, write_json
+from vitdense.inference.demo_records import CocoFile, classes_of, mean, write_json
 from vitdense.inference.demo_skips import InputGuard, out_of_memory
 from vitdense.inference.inputs import Input, OutputNames
 from vitdense.inference.predictor import Predictor
@@ -43,6 +43,7 @@ class Options(NamedTuple):
     legend: bool = True
     min_score: float = 0.3  # objects below it are neither drawn nor counted
     labels: bool = False  # also write label maps as PNG
+    coco: bool = False  # also collect the objects of images as a COCO file
     batch: int = 1  # images or frames that go through the network together
     save_video: bool = True
     video_format: str = '.mp4'
@@ -65,6 +66,7 @@ class Demo:
         self.names = names
         self.options = options or Options()
         self.entries: list[dict[str, Any]] = []
+        self.coco = CocoFile()
         self._guard = InputGuard()
         self.skipped = self._guard.skipped
         self.stages: Counter[str] = Counter()
@@ -99,7 +101,7 @@ class Demo:
             self._guard.raise_all_failed(len(inputs))
 
     def save(self, path: Path) -> None:
-        """Write all results and times to a json file. Raises DiskError."""
+        """Write all results and times to a json file, and `coco.json` beside it where asked for. Raises DiskError."""
         content = {
             'results': self.entries,
             'classes': classes_of(self.predictor.metainfo),
@@ -110,6 +112,11 @@ class Demo:
             'parts_seconds': {part: round(seconds, 4) for part, seconds in self.parts.items()},
         }
         write_json(path, content)
+        if self.options.coco:
+            write_json(
+                path.with_name('coco.json'),
+                self.coco.content(content['classes'], {head for entry in self.entries for head in entry['objects']}),
+            )
 
     @property
     def exit_code(self) -> int:
@@ -174,7 +181,7 @@ class Demo:
             )
         return img, time.perf_counter() - start
 
-    def _write_image(self, item: Input, result: Result) -> tuple[dict[str, Any], np.ndarray]:
+    def _write_image(self, item: Input, result: Result) -> tuple[dict[str, Any], np.ndarray, list[dict[str, Any]]]:
         start = time.perf_counter()
         image = self._draw(result)
         write_start = time.perf_counter()
@@ -187,13 +194,11 @@ class Demo:
             'kind': 'image',
             'output': str(path),
             **({'labels': labels} if labels else {}),
-            'size': list(result.image.shape[:2]),
-            'heads': numbers(result, self.options.min_score),
-            **objects(result, self.options.min_score),
+            **{key: value for key, value in self._scored(result).to_dict().items() if key != 'file'},
             'ms': {stage: round(1000 * seconds, 2) for stage, seconds in times.items()},
             'ms_parts': {part: round(1000 * seconds, 2) for part, seconds in result.parts.items()},
         }
-        return entry, image
+        return entry, image, result.to_coco(0) if self.options.coco else []
 
     def _write_labels(self, item: Input, result: Result) -> dict[str, str]:
         """Write the label map of every semantic head as PNG (8 bits, 16 above 255 classes); return the paths."""
@@ -209,8 +214,9 @@ class Demo:
         noted = self._guarded(item, written.result)
         if noted is None:
             return
-        entry, image = noted
+        entry, image, objects = noted
         self.entries.append(entry)
+        self.coco.add(entry['file'], entry['size'], objects)
         self.count += 1
         self.stages.update({stage: value / 1000 for stage, value in entry['ms'].items()})
         self.parts.update({part: value / 1000 for part, value in entry['ms_parts'].items()})
@@ -301,12 +307,16 @@ class Demo:
             logger.warning('%s: %s', reader.name, reader.report())
 
     def _summary(self, result: Result) -> dict[str, Any]:
-        return numbers(result, self.options.min_score) | objects(result, self.options.min_score)
+        row = self._scored(result).to_dict()
+        return row['heads'] | {key: row[key] for key in ('objects',) if key in row}
+
+    def _scored(self, result: Result) -> Result:
+        return replace(result, min_score=self.options.min_score)
 
     # ------------------------------------------------------------------------------------------------- drawing
 
     def _draw(self, result: Result) -> np.ndarray:
-        return result.draw(alpha=self.options.alpha, legend=self.options.legend, min_score=self.options.min_score)
+        return self._scored(result).draw(alpha=self.options.alpha, legend=self.options.legend)
 
     def _show(self, image: np.ndarray, title: str, *, wait: int) -> None:
         """Show an image in the window; q and Escape end the demo, any other key goes on."""

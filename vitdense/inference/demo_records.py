@@ -1,15 +1,16 @@
-"""Rows of the demo's `results.json`."""
+"""Rows of the demo's `results.json`, and its objects as a COCO file."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vitdense.errors import DiskError
-from vitdense.inference.result import Result, class_list
+from vitdense.inference.result import class_list
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -34,16 +35,35 @@ def classes_of(metainfo: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {head: class_list(metainfo, head, classes[field]) for head, field in fields.items() if classes.get(field)}
 
 
-def numbers(result: Result, min_score: float) -> dict[str, dict[str, float]]:
-    """Return the summary of a result, `{head: {class name: number}}`, rounded; classes of 0 are left out."""
-    return _rounded(result.summary(min_score=min_score))
+class CocoFile:
+    """Images and their predicted objects, as a COCO annotation file in which each object has a score.
 
+    Names of files are below the folder that has them all, `info.folder`.
+    """
 
-def objects(result: Result, min_score: float) -> dict[str, dict[str, list]]:
-    """Return `{'objects': {head: every object}}`, empty for a model without instances."""
-    by_head = result.objects(min_score=min_score)
-    rounded = {head: [_rounded_object(each) for each in objects] for head, objects in by_head.items()}
-    return {'objects': rounded} if rounded else {}
+    def __init__(self) -> None:
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+
+    def add(self, file: str, size: Sequence[int], objects: Sequence[dict[str, Any]]) -> None:
+        """Add an image of (H, W) `size` and its objects in COCO's results format."""
+        number, (height, width) = len(self.images) + 1, size
+        self.images.append({'id': number, 'file_name': file, 'height': height, 'width': width})
+        for row in objects:
+            ids = {'id': len(self.annotations) + 1, 'image_id': number}
+            self.annotations.append({**row, **ids, 'area': row['bbox'][2] * row['bbox'][3], 'iscrowd': 0})
+
+    def content(self, classes: Mapping[str, Sequence[Mapping[str, Any]]], heads: Collection[str]) -> dict[str, Any]:
+        """Return the content of the file; `classes` are as in `results.json`, `heads` are those that detect objects."""
+        rows = [row for head in heads for row in classes.get(head, ())]
+        names = {row.get('category_id', row['class_id']): row['name'] for row in rows}
+        used = {row['category_id'] for row in self.annotations}
+        categories = [{'id': number, 'name': names.get(number, str(number))} for number in sorted({*names, *used})]
+        folder = os.path.commonpath(
+            [os.path.dirname(os.path.abspath(row['file_name'])) for row in self.images] or ['/']
+        )
+        images = [row | {'file_name': os.path.relpath(row['file_name'], folder)} for row in self.images]
+        return {'info': {'folder': folder}, 'images': images, 'annotations': self.annotations, 'categories': categories}
 
 
 def mean(frames: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -61,7 +81,3 @@ def mean(frames: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 def _rounded(summary: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     rounded = {head: {name: round(value, 4) for name, value in numbers.items()} for head, numbers in summary.items()}
     return {head: {name: value for name, value in numbers.items() if value} for head, numbers in rounded.items()}
-
-
-def _rounded_object(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, 'score': round(row['score'], 4), 'box': [round(side, 1) for side in row['box']]}

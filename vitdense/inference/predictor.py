@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,10 +30,11 @@ from vitdense.inference.options import (
     refuse_unknown,
     whole_number,
 )
+from vitdense.inference.packed_masks import PackedMasks
 from vitdense.inference.result import Result
 from vitdense.test_time.sliding_window import Tiler
 from vitdense.timing import NETWORK, Stopwatch, is_compiled, parts_of
-from vitdense.types import Batch, Meta, Prediction, Sample, Target
+from vitdense.types import Batch, Instances, Meta, Prediction, Sample, Target
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
     ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 
+logger = logging.getLogger('vitdense')
 STAGES = ('load', 'preprocess', 'network', 'postprocess')
 _PIL_DECODING = threading.Lock()  # a PIL image is decoded at its first use, and threads may share one
 
@@ -66,13 +70,14 @@ class Predictor:
     """Runs a trained model on images of any size.
 
     `transforms` are the evaluation transforms the model was validated with: parts or recipes, `Sample -> Sample`.
-    `metainfo` is `{'classes': {field: names}, 'palette': {field: rgb}}`; classes default to the model's own.
-    `device` defaults to the first GPU, else the CPU. `amp` is the precision of the network: 'bf16', 'fp16' (CUDA),
-    'off' (float32), or 'auto': bf16 where it is measured to be faster. `batch_size` is the largest number of images of
-    a list, or windows of an image, in one forward pass; `max_pixels` the largest size of an image file. With `tile`,
-    images keep their size, without `transforms`, and pass in windows of that side with a stride of two thirds of it:
-    any size in bounded memory (`Tiler`, accumulate='labels'). `value_range` (low, high) are black and white of files
-    and arrays of more than 8 bits whose range is not known: 12 bits stored in 16, or floats.
+    `metainfo` is `{'classes': {field: names}, 'palette': {field: rgb}}`; classes default to the model's own. `device`
+    defaults to the first GPU, else the CPU. `amp` is the precision of the network: 'bf16', 'fp16' (CUDA), 'off'
+    (float32), or 'auto': bf16 where it is measured to be faster. `batch_size` is the largest number of images of a
+    list, or windows of an image, in one forward pass, halved where the memory of the GPU is too small; `max_pixels` is
+    the largest size of an image file. With `tile`, images keep their size, without `transforms`, and pass in windows of
+    that side with a stride of two thirds of it: any size in bounded memory (`Tiler`, accumulate='labels').
+    `value_range` (low, high) are black and white of files and arrays of more than 8 bits whose range is not known: 12
+    bits stored in 16, or floats.
     """
 
     def __init__(
@@ -101,8 +106,20 @@ class Predictor:
         fields = {name: task.field for name, task in model.tasks.items()}
         self.metainfo = {'classes': model.classes, **(metainfo or {}), 'head_fields': fields}
 
-    def __call__(self, image: ImageInput | Sequence[ImageInput]) -> Result | list[Result]:
-        """Return the `Result` of an image, or a list of them for a list.
+    @property
+    def classes(self) -> dict[str, list[str]]:
+        """The class names of every head that has classes, `{head: names}`."""
+        lists = self.metainfo.get('classes') or {}
+        return {head: list(lists[field]) for head, field in self.metainfo['head_fields'].items() if lists.get(field)}
+
+    def warm_up(self, size: tuple[int, int] = (640, 640)) -> None:
+        """Run a black image of (H, W) `size`, so that the first real one is not slower than the others."""
+        self(np.zeros((*size, 3), np.uint8))
+
+    def __call__(
+        self, image: ImageInput | Sequence[ImageInput] | Iterator[ImageInput]
+    ) -> Result | list[Result] | Iterator[Result]:
+        """Return the `Result` of an image, a list of them for a list, and a generator for an iterator.
 
         An image is a path, a PIL image (turned upright by its EXIF tag), an RGB array (H, W, 3) uint8 - a grey (H, W)
         one and one with alpha (H, W, 4) are understood -, or a (3, H, W) uint8 tensor. Images of a list that have
@@ -110,14 +127,33 @@ class Predictor:
 
         Raises DataError for anything that is not an image, naming the file.
         """
+        if isinstance(image, Iterator):
+            return self._stream(image)
         if not isinstance(image, list | tuple):
             return self._run([self._prepare(image)])[0]
         prepared = [self._prepare(item) for item in image]
         results: list[Result | None] = [None] * len(prepared)
         for rows in _equal_sizes([item.sample.meta.size for item in prepared], self.batch_size):
-            for row, result in zip(rows, self._run([prepared[row] for row in rows]), strict=True):
+            for row, result in zip(rows, self._fitting([prepared[row] for row in rows]), strict=True):
                 results[row] = result
         return results
+
+    def _stream(self, images: Iterator[ImageInput]) -> Iterator[Result]:
+        """Yield the results of images, `batch_size` of them read at a time."""
+        for group in iter(lambda: list(islice(images, self.batch_size)), []):
+            yield from self(group)
+
+    def _fitting(self, items: Sequence[_Prepared]) -> list[Result]:
+        """Return the results of images of one size; a batch that does not fit the GPU's memory is halved."""
+        try:
+            return self._run(items)
+        except torch.OutOfMemoryError:
+            if len(items) == 1:
+                raise
+        half = len(items) // 2
+        self.batch_size = max(1, min(self.batch_size, half))
+        logger.warning('out of memory: batches of %d images from here on', self.batch_size)
+        return self._fitting(items[:half]) + self._fitting(items[half:])
 
     def read(self, image: ImageInput) -> Tensor:
         """Return any kind of image as the predictor reads it: (3, H, W) uint8 RGB on the CPU. Raises DataError."""
@@ -249,7 +285,11 @@ def _metainfo(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _on_cpu(prediction: Prediction) -> Prediction:
-    return type(prediction)(*(value.cpu() if isinstance(value, Tensor) else value for value in prediction))
+    """Return a prediction on the CPU, masks of objects packed."""
+    moved = type(prediction)(*(value.cpu() if isinstance(value, Tensor) else value for value in prediction))
+    if isinstance(moved, Instances) and moved.masks is not None:
+        return moved._replace(masks=PackedMasks.of(moved.masks))
+    return moved
 
 
 def _equal_sizes(sizes: Sequence[tuple[int, int]], most: int) -> Iterator[list[int]]:

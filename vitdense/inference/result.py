@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import importlib
+import io
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from torch import Tensor
 
+from vitdense.errors import ConfigError
+from vitdense.inference.packed_masks import PackedMasks
 from vitdense.types import ImageClass, Instances, Prediction, Reconstruction, SemanticMap
 from vitdense.visualize import draw
 from vitdense.visualize.image_files import write_image
 from vitdense.visualize.text import percent
 
+MIN_SCORE = 0.3  # objects below it are left out, unless a result or a call says otherwise
+SHOWN_HEIGHT = 640  # pixels of a result in a notebook
+Kind = TypeVar('Kind', ImageClass, SemanticMap, Instances)
 
-@dataclass(frozen=True)
+
+class DetectedObject(NamedTuple):
+    """One object of an image."""
+
+    name: str
+    class_id: int  # from 0
+    score: float
+    box: tuple[float, float, float, float]  # xyxy in pixels
+    category_id: int | None = None  # of the annotation file that the model was trained on
+    mask: np.ndarray | None = None  # (H, W) bool
+
+
+@dataclass(frozen=True, repr=False)
 class Result:
-    """An image with the predictions of every head."""
+    """An image with the predictions of every head.
+
+    `result[head]` is all that a head predicts. `boxes`, `labels`, `names`, `scores` and `masks`, iteration, `len` and
+    the conversions take the objects of at least `min_score`, best first. They need a model with one head of the kind;
+    with several, `only(head)` chooses one.
+    """
 
     image: np.ndarray  # (H, W, 3) uint8 RGB, upright
     predictions: Mapping[str, Prediction]  # {head: prediction}, on the CPU, in the image's own size
@@ -25,13 +51,90 @@ class Result:
     times: Mapping[str, float] = field(default_factory=dict)  # seconds by stage; of a batch: this image's share
     parts: Mapping[str, float] = field(default_factory=dict)  # of the backbone and of each head, unless compiled
     path: str = ''  # where the image came from, when it was a file
+    min_score: float = MIN_SCORE
 
     def __getitem__(self, head: str) -> Prediction:
+        if head not in self.predictions:
+            raise KeyError(f'{head!r}: the heads are {", ".join(self.predictions)}')
         return self.predictions[head]
 
-    def draw(self, *, alpha: float = 0.5, legend: bool = True, min_score: float = 0.3) -> np.ndarray:
+    # --------------------------------------------------------------------------------------------- typed access
+
+    @property
+    def boxes(self) -> Tensor:
+        """(N, 4) float32 xyxy in pixels of the image."""
+        return self._objects_kept().boxes
+
+    @property
+    def scores(self) -> Tensor:
+        """(N,) float32 in [0, 1]."""
+        return self._objects_kept().scores
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64 classes of the objects, from 0."""
+        return self._objects_kept().labels
+
+    @property
+    def names(self) -> list[str]:
+        """The class names of the objects."""
+        return [each.name for each in self._detected(with_masks=False)]
+
+    @property
+    def masks(self) -> Tensor | None:
+        """(N, H, W) bool; None for a model that predicts boxes only."""
+        masks = self._objects_kept().masks
+        return None if masks is None else PackedMasks.of(masks).tensor()
+
+    @property
+    def semantic(self) -> Tensor:
+        """(H, W) class of every pixel, from 0."""
+        return self._only(SemanticMap)[1].labels
+
+    @property
+    def image_class(self) -> str:
+        """The name of the most probable class of the image."""
+        head, prediction = self._only(ImageClass)
+        return class_names(self.metainfo, head, prediction, len(prediction.scores))[int(prediction.scores.argmax())]
+
+    def __len__(self) -> int:
+        """Return the number of objects; 0 for a model that detects none."""
+        return sum(len(self._kept(head, None).scores) for head in self._heads(Instances))
+
+    def __bool__(self) -> bool:
+        return len(self) > 0 or not self._heads(Instances)
+
+    def __iter__(self) -> Iterator[DetectedObject]:
+        return self._detected(with_masks=True)
+
+    def only(self, *heads: str) -> Result:
+        """Return the result with the predictions of these heads."""
+        return replace(self, predictions={head: self[head] for head in heads})
+
+    def filter(self, *, classes: Collection[str] | None = None, min_score: float | None = None) -> Result:
+        """Return the result with fewer objects: of these class names, of at least this score.
+
+        Raises ConfigError for a class that no detecting head of the model has.
+        """
+        threshold = self.min_score if min_score is None else min_score
+        known = {head: class_names(self.metainfo, head, self[head], 0) for head in self._heads(Instances)}
+        if classes is not None:
+            _refuse_unknown_classes(classes, {name for names in known.values() for name in names})
+        kept = dict(self.predictions)
+        for head, names in known.items():
+            instances = self._kept(head, threshold)
+            if classes is not None:
+                wanted = [row for row, label in enumerate(instances.labels.tolist()) if names[label] in classes]
+                instances = _rows(instances, np.array(wanted, np.int64))
+            kept[head] = instances
+        return replace(self, predictions=kept, min_score=threshold)
+
+    # ------------------------------------------------------------------------------------- images and conversion
+
+    def draw(self, *, alpha: float = 0.5, legend: bool = True, min_score: float | None = None) -> np.ndarray:
         """Return the image with the predictions on it, (H', W', 3) uint8 RGB; see `vitdense.visualize.draw`."""
-        return draw(self.image, self.predictions, self.metainfo, alpha=alpha, legend=legend, min_score=min_score)
+        threshold = self.min_score if min_score is None else min_score
+        return draw(self.image, self.predictions, self.metainfo, alpha=alpha, legend=legend, min_score=threshold)
 
     def save(self, path: str | Path, **options: Any) -> Path:
         """Write what `draw(**options)` gives to `path` and return it; folders are made.
@@ -40,23 +143,76 @@ class Result:
         """
         return write_image(self.draw(**options), path)
 
-    def summary(self, *, min_score: float = 0.3) -> dict[str, dict[str, float]]:
+    def summary(self, *, min_score: float | None = None) -> dict[str, dict[str, float]]:
         """Return `{head: {class name: number}}`, largest first.
 
         The number is the share of pixels of a semantic map, the score of an image class, the count of instances of at
-        least `min_score` (a whole number); of a
-        reconstruction it is `{'error': ...}`, with normalised patches the share of their variance that is missed.
+        least `min_score` (a whole number); of a reconstruction it is `{'error': ...}`, with normalised patches the
+        share of their variance that is missed.
         """
         return {head: self._numbers(head, min_score) for head in self.predictions}
 
-    def objects(self, *, min_score: float = 0.3) -> dict[str, list[dict[str, Any]]]:
+    def objects(self, *, min_score: float | None = None) -> dict[str, list[dict[str, Any]]]:
         """Return `{head: [{'name', 'class_id', 'score', 'box'}, ...]}` of all heads that detect instances, best first.
 
         `class_id` is the number of the class from 0; `category_id`, where there is one, that of the annotation
         file. `box` is [left, top, right, bottom] in pixels. Instances below `min_score` are left out.
         """
-        heads = [head for head, prediction in self.predictions.items() if isinstance(prediction, Instances)]
-        return {head: self._objects(head, min_score) for head in heads}
+        rows = {}
+        for head in self._heads(Instances):
+            rows[head] = [_as_row(each) for each in self._each(head, min_score, with_masks=False)]
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return file, size (H, W), `summary()` as `heads` and `objects()`: plain Python values, rounded."""
+        rounded = {head: {name: round(value, 4) for name, value in row.items()} for head, row in self.summary().items()}
+        heads = {head: {name: value for name, value in row.items() if value} for head, row in rounded.items()}
+        objects = {head: [_rounded(row) for row in rows] for head, rows in self.objects().items()}
+        return {'file': self.path, 'size': list(self.image.shape[:2]), 'heads': heads} | (
+            {'objects': objects} if objects else {}
+        )
+
+    def to_json(self, **options: Any) -> str:
+        """Return `to_dict()` as JSON; `options` go to `json.dumps`."""
+        return json.dumps(self.to_dict(), **options)
+
+    def to_coco(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
+        """Return the objects as rows of COCO's results format, masks as run lengths.
+
+        `image_id` is by default the name of the image file without its suffix, as a number where it is one.
+        `category_id` is that of the annotation file the model was trained on, else the class from 0. Raises ConfigError
+        unless one head detects objects.
+        """
+        if image_id is None:
+            stem = Path(self.path).stem
+            image_id = int(stem) if stem.isascii() and stem.isdecimal() else stem
+        head, _ = self._only(Instances)
+        masks = self._kept(head, None).masks
+        runs = None if masks is None else PackedMasks.of(masks).runs
+        rows: list[dict[str, Any]] = []
+        for row, each in enumerate(self._each(head, None, with_masks=False)):
+            left, top, right, bottom = each.box
+            category = each.class_id if each.category_id is None else each.category_id
+            box = [left, top, right - left, bottom - top]
+            rows.append({'image_id': image_id, 'category_id': category, 'bbox': box, 'score': each.score})
+            if runs is not None:
+                rows[-1]['segmentation'] = {**runs[row], 'counts': runs[row]['counts'].decode()}
+        return rows
+
+    def to_supervision(self) -> Any:
+        """Return the objects as `supervision.Detections`. Raises ImportError where that package is missing."""
+        try:
+            supervision = importlib.import_module('supervision')
+        except ImportError:
+            raise ImportError('to_supervision needs the package supervision: pip install supervision') from None
+        masks = self.masks
+        return supervision.Detections(
+            xyxy=self.boxes.numpy(),
+            mask=None if masks is None else masks.numpy(),
+            confidence=self.scores.numpy(),
+            class_id=self.labels.numpy(),
+            data={'class_name': np.array(self.names, dtype=str)},
+        )
 
     def __str__(self) -> str:
         parts = []
@@ -66,7 +222,61 @@ class Result:
             parts.append(f'{head}: ' + (', '.join(shown) or 'nothing'))
         return '; '.join(parts)
 
-    def _numbers(self, head: str, min_score: float) -> dict[str, float]:
+    def __repr__(self) -> str:
+        height, width = self.image.shape[:2]
+        file = f'{self.path!r}, ' if self.path else ''
+        return f'Result({file}{width} x {height} pixels; {self})'
+
+    def _repr_png_(self) -> bytes:
+        """Return the drawn image for a notebook."""
+        from PIL import Image
+
+        image, content = Image.fromarray(self.draw()), io.BytesIO()
+        image.thumbnail((2 * SHOWN_HEIGHT, SHOWN_HEIGHT))
+        image.save(content, format='PNG')
+        return content.getvalue()
+
+    # ----------------------------------------------------------------------------------------------- selection
+
+    def _heads(self, kind: type) -> list[str]:
+        return [head for head, prediction in self.predictions.items() if isinstance(prediction, kind)]
+
+    def _only(self, kind: type[Kind]) -> tuple[str, Kind]:
+        """Return the one head of a kind, and its prediction. Raises ConfigError where there is none, or several."""
+        heads = self._heads(kind)
+        if len(heads) != 1:
+            have = ', '.join(f'{head} ({type(self[head]).__name__})' for head in self.predictions)
+            raise ConfigError(
+                f'{"no head predicts" if not heads else "several heads predict"} {kind.__name__}',
+                where='result',
+                why=f'the heads are {have}',
+                fix=f"choose one: result.only('{heads[0]}')" if heads else 'take what there is: result[HEAD]',
+            )
+        return heads[0], self[heads[0]]
+
+    def _objects_kept(self) -> Instances:
+        return self._kept(self._only(Instances)[0], None)
+
+    def _kept(self, head: str, min_score: float | None) -> Instances:
+        """Return the instances of at least `min_score`."""
+        instances: Instances = self[head]
+        return _rows(instances, (instances.scores >= (self.min_score if min_score is None else min_score)).numpy())
+
+    def _detected(self, *, with_masks: bool) -> Iterator[DetectedObject]:
+        for head in self._heads(Instances):
+            yield from self._each(head, None, with_masks=with_masks)
+
+    def _each(self, head: str, min_score: float | None, *, with_masks: bool) -> Iterator[DetectedObject]:
+        instances = self._kept(head, min_score)
+        num_classes = int(instances.labels.max()) + 1 if len(instances.labels) else 0
+        classes = class_list(self.metainfo, head, class_names(self.metainfo, head, instances, num_classes))
+        columns = (instances.labels.tolist(), instances.scores.tolist(), instances.boxes.tolist())
+        for row, (label, score, box) in enumerate(zip(*columns, strict=True)):
+            mask = np.asarray(instances.masks[row]) if with_masks and instances.masks is not None else None
+            names = classes[label]
+            yield DetectedObject(names['name'], label, score, tuple(box), names.get('category_id'), mask)
+
+    def _numbers(self, head: str, min_score: float | None) -> dict[str, float]:
         prediction = self[head]
         if isinstance(prediction, Reconstruction):
             return {'error': float(prediction.error)}
@@ -75,19 +285,35 @@ class Result:
         elif isinstance(prediction, SemanticMap):
             values = (prediction.labels.flatten().bincount().double() / max(1, prediction.labels.numel())).tolist()
         else:
-            values = prediction.labels[prediction.scores >= min_score].bincount().tolist()
+            values = self._kept(head, min_score).labels.bincount().tolist()
         names = class_names(self.metainfo, head, prediction, len(values))
         ranked = sorted(range(len(values)), key=lambda index: -values[index])
         return {names[index]: values[index] for index in ranked if values[index] > 0}
 
-    def _objects(self, head: str, min_score: float) -> list[dict[str, Any]]:
-        instances = self[head]
-        num_classes = int(instances.labels.max()) + 1 if len(instances.labels) else 0
-        names = class_names(self.metainfo, head, instances, num_classes)
-        classes = class_list(self.metainfo, head, names)
-        keep = instances.scores >= min_score
-        columns = (instances.labels[keep].tolist(), instances.scores[keep].tolist(), instances.boxes[keep].tolist())
-        return [{**classes[label], 'score': score, 'box': box} for label, score, box in zip(*columns, strict=True)]
+
+def _rows(instances: Instances, keep: np.ndarray) -> Instances:
+    """Return some rows, given by numbers or by a bool array."""
+    return Instances(*(None if column is None else column[keep] for column in instances))
+
+
+def _as_row(each: DetectedObject) -> dict[str, Any]:
+    category = {} if each.category_id is None else {'category_id': each.category_id}
+    return {'name': each.name, 'class_id': each.class_id, **category, 'score': each.score, 'box': list(each.box)}
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, 'score': round(row['score'], 4), 'box': [round(side, 1) for side in row['box']]}
+
+
+def _refuse_unknown_classes(classes: Collection[str], known: Collection[str]) -> None:
+    unknown = [name for name in ([classes] if isinstance(classes, str) else classes) if name not in known]
+    if unknown or isinstance(classes, str):
+        raise ConfigError(
+            f'classes={classes!r} are not all classes of the model',
+            where='result.filter',
+            why=f'the classes are {", ".join(sorted(known))}' if unknown else 'a list of names is needed',
+            fix="give a list of names: classes=['car']",
+        )
 
 
 def class_names(metainfo: Mapping[str, Any], head: str, prediction: Prediction, at_least: int) -> list[str]:

@@ -176,7 +176,7 @@ class _Scene:
         style = ClassStyle.of(metainfo, field, at_least=_num_classes(labels))
         names = [f'{style.names[label]} {percent(score)}' for label, score in zip(labels, scores[keep], strict=True)]
         if instances.masks is not None:
-            self.masks(array(instances.masks)[keep], style.colors[labels])
+            self.masks(array(instances.masks[keep]), style.colors[labels])
         self.boxes(array(instances.boxes)[keep], labels, names, style)
 
     def masks(self, masks: np.ndarray, colors: np.ndarray) -> None:

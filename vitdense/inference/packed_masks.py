@@ -1,0 +1,46 @@
+"""Masks of objects as run lengths, unpacked where they are used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from vitdense.ops.masks import masks_of_runs, runs_of_masks
+
+
+class PackedMasks:
+    """N masks (H, W) as pycocotools' run lengths: kilobytes, where an array of 100 masks of a photo has a gigabyte.
+
+    Indexing by a number unpacks one mask, (H, W) bool; by rows, a slice or a bool array it gives fewer packed masks.
+    `numpy.asarray` unpacks all.
+    """
+
+    def __init__(self, runs: list[dict[str, Any]], size: tuple[int, int]) -> None:
+        self.runs = runs
+        self.size = size
+
+    @classmethod
+    def of(cls, masks: Tensor | PackedMasks) -> PackedMasks:
+        """Return (N, H, W) bool masks packed."""
+        if isinstance(masks, PackedMasks):
+            return masks
+        height, width = masks.shape[-2:]
+        return cls([run for mask in masks for run in runs_of_masks(mask[None])], (height, width))
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, int | np.integer):
+            return masks_of_runs([self.runs[index]], self.size)[0]
+        rows = np.arange(len(self.runs))[index]
+        return PackedMasks([self.runs[row] for row in rows.tolist()], self.size)
+
+    def tensor(self) -> Tensor:
+        """Return (N, H, W) bool."""
+        return masks_of_runs(self.runs, self.size)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.tensor().numpy(), dtype)
