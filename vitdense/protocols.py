@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from vitdense.types import (
     Classifier,
     ClassLayer,
+    Features,
     LayerRequest,
     MaskScores,
     Meta,
+    Outputs,
     PixelOutputs,
     QueryOutputs,
     Sample,
@@ -26,7 +28,7 @@ from vitdense.types import (
 
 
 class Backbone(Protocol):
-    """A ViT, or an adapter around one: `(imgs, valid, layers=requests) -> Features`."""
+    """A ViT, or an adapter around one; `layers` of its `forward` are requests."""
 
     embed_dim: int
     depth: int  # number of blocks
@@ -34,6 +36,8 @@ class Backbone(Protocol):
     divisor: int  # inputs have sides that are multiples of it
     mean: Sequence[float]
     std: Sequence[float]
+
+    def forward(self, imgs: Tensor, valid: Tensor | None = None, *, layers: Any) -> Features: ...
 
 
 @runtime_checkable
@@ -83,11 +87,19 @@ class SizedBackbone(Protocol):
 
 
 class Adapter(Protocol):
-    """A reader of ViT layers: `(features, imgs) -> Features` with `maps`."""
+    """A reader of ViT layers, which gives `Features` with `maps`."""
 
     layers: Sequence[LayerRequest]  # what it reads
     out_channels: Sequence[int]
     strides: Sequence[float]
+
+    def forward(self, features: Features, imgs: Tensor) -> Features: ...
+
+
+class FeatureHead(Protocol):
+    """A reader of `Features`, built with the `in_channels` and `strides` of the adapter's maps."""
+
+    def forward(self, features: Features) -> Outputs: ...
 
 
 @runtime_checkable
@@ -149,12 +161,14 @@ class QueryPart(Protocol):
 
 
 class Network(Protocol):
-    """`(imgs, valid=None, training_inputs=None) -> {name: Outputs}`; its input is pixels only."""
+    """A model of pixels only, without targets."""
 
     names: Sequence[str]  # of its outputs
     divisor: int
     mean: Sequence[float]
     std: Sequence[float]
+
+    def forward(self, imgs: Tensor, valid: Tensor | None = None, training_inputs: Any = None) -> dict[str, Outputs]: ...
 
 
 @runtime_checkable
@@ -348,6 +362,16 @@ class ScoreMatcher(Protocol):
     """A matcher that reads logits as scores of the form 'sigmoid' or 'softmax'."""
 
     form: str
+
+
+class Metric(Protocol):
+    """Scores of predictions, such as mmengine's `BaseMetric`, logged as `prefix/name`."""
+
+    prefix: str
+
+    def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None: ...
+
+    def evaluate(self, size: int) -> dict[str, float]: ...
 
 
 @runtime_checkable

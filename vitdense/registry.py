@@ -68,14 +68,15 @@ def resolve(kind: Any) -> Any:
             why=str(error),
             fix='check the spelling of the module, or install the package that holds it',
         ) from error
-    if not hasattr(module, name):
+    found = getattr(module, name, None)
+    if found is None:
         raise ConfigError(
             f"'{module_name}' has no '{name}'{did_you_mean(name, dir(module))}",
             where=f'type={kind!r}',
             why='the module exists, the class does not',
             fix='check the spelling of the class name',
         )
-    return getattr(module, name)
+    return found
 
 
 def takes(part: Any, name: str) -> bool:
@@ -116,10 +117,22 @@ def _check_arguments(kind: Any, provided: set[str], context: dict[str, Any]) -> 
         )
 
 
+def _missing() -> None:
+    """Stand for an attribute that a part does not have."""
+
+
+_UNIMPLEMENTED = (_missing.__name__, '_forward_unimplemented')
+
+
 def check_part(part: Any, protocol: type, where: str) -> Any:
-    """Return `part` if it has every name of `protocol`. Raises ConfigError."""
-    names = [name for name in (*vars(protocol).get('__annotations__', {}), *vars(protocol)) if not name.startswith('_')]
-    missing = [name for name in names if not hasattr(part, name)]
+    """Return `part` if it has every attribute and method of `protocol`. Raises ConfigError."""
+    methods = [name for name, value in vars(protocol).items() if inspect.isfunction(value)]
+    methods = [
+        name for name in methods if vars(protocol)[name].__module__ == protocol.__module__
+    ]  # not those of typing
+    names = [*vars(protocol).get('__annotations__', {}), *methods]
+    # a module without `forward` has that of torch, which raises an error
+    missing = [name for name in names if getattr(getattr(part, name, _missing), '__name__', '') in _UNIMPLEMENTED]
     if missing:
         raise ConfigError(
             f'{type(part).__name__} has no {", ".join(missing)}',

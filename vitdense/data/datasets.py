@@ -9,10 +9,11 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from vitdense import protocols
 from vitdense.data.class_names import join_metainfo
 from vitdense.data.mixture import with_root
 from vitdense.protocols import RelabelledDataset
-from vitdense.registry import build, takes
+from vitdense.registry import build, check_part, takes
 
 
 def build_dataset(recipe: Mapping[str, Any], *, root: str | None = None) -> Dataset:
@@ -22,7 +23,8 @@ def build_dataset(recipe: Mapping[str, Any], *, root: str | None = None) -> Data
     """
     recipe = with_root(recipe, root)
     named = root is not None and takes(recipe, 'root') and takes(recipe, 'name')
-    return build(recipe, **({'name': Path(recipe['root']).absolute().name} if named else {}))
+    dataset = build(recipe, **({'name': Path(recipe['root']).absolute().name} if named else {}))
+    return check_part(dataset, protocols.Dataset, 'dataset')
 
 
 def share_classes(dataset: Dataset, metainfo: Mapping[str, Any]) -> None:

@@ -14,11 +14,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
+from vitdense import protocols
 from vitdense.data.class_names import join_metainfo
 from vitdense.data.sampling import InfiniteSampler, SampleIndex
 from vitdense.errors import ConfigError, did_you_mean
 from vitdense.protocols import CheckableDataset, CountingDataset, RelabelledDataset
-from vitdense.registry import build, takes
+from vitdense.registry import build, check_part, takes
 from vitdense.types import Sample
 
 Batches = Literal['mixed', 'homogeneous']
@@ -191,7 +192,8 @@ def check_labels(dataset: Any, *, training: bool) -> None:
 
 def _named(part: Any, name: str, root: str | Path | None) -> Any:
     recipe = with_root(part, root)
-    return build(recipe, **({'name': name} if isinstance(recipe, dict) and takes(recipe, 'name') else {}))
+    dataset = build(recipe, **({'name': name} if isinstance(recipe, dict) and takes(recipe, 'name') else {}))
+    return check_part(dataset, protocols.Dataset, f'Mixture(datasets={name})')
 
 
 def _blocks(lengths: Mapping[str, int], weights: Mapping[str, float] | None) -> list[int]:

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from vitdense.config.load import named_sections
 from vitdense.data.datasets import JoinedDatasets
 from vitdense.loading.loaders import evaluation_loader
-from vitdense.registry import build
+from vitdense.protocols import Metric
+from vitdense.registry import build, check_part
 from vitdense.types import Batch
 
 
@@ -76,7 +77,9 @@ def build_evaluators(recipes: Any) -> dict[str, list[Any]]:
     Scores are `HEAD/METRIC`; where metrics of several sets score one head, they are `SET/HEAD/METRIC`.
     """
     named = recipes if isinstance(recipes, Mapping) else {'': recipes or ()}
-    metrics = {name: [build(recipe) for recipe in each] for name, each in named.items()}
+    metrics = {
+        name: [check_part(build(recipe), Metric, 'evaluator') for recipe in each] for name, each in named.items()
+    }
     sets_by_prefix: dict[str, set[str]] = {}
     for name, each in metrics.items():
         for metric in each:

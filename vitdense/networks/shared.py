@@ -16,6 +16,7 @@ from vitdense.protocols import (
     Backbone,
     ClassifyingHead,
     ClassTokenBackbone,
+    FeatureHead,
     PretrainedHead,
     PyramidBackbone,
     WrappingBackbone,
@@ -63,7 +64,8 @@ class SharedNetwork(nn.Module):
             if takes(branch['head'], 'cls_channels'):
                 extra['cls_channels'] = self._cls_channels(adapter)
             self.adapters[name] = adapter
-            self.heads[name] = build(branch['head'], in_channels=adapter.out_channels, strides=adapter.strides, **extra)
+            head = build(branch['head'], in_channels=adapter.out_channels, strides=adapter.strides, **extra)
+            self.heads[name] = check_part(head, FeatureHead, f'network.branches.{name}.head')
         self.divisor = self.backbone.divisor
         self.mean = tuple(self.backbone.mean)
         self.std = tuple(self.backbone.std)

@@ -1,4 +1,9 @@
-"""Optional logging to TensorBoard, Weights & Biases and MLflow. A tracker that fails is warned of once and dropped."""
+"""Optional logging to TensorBoard, Weights & Biases and MLflow. A tracker that fails is warned of once and dropped.
+
+mmengine 0.10.7's visualizer backends do not fit: `WandbVisBackend.add_scalars(row, step=40)` calls `wandb.log(row,
+commit=True)`, without the step, and closes with `wandb.join()`, which wandb has no more; `MLflowVisBackend` replaces
+the tracking URI of the environment and ends with an AttributeError unless it has logged all parameters of the config.
+"""
 
 from __future__ import annotations
 
