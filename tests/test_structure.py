@@ -44,7 +44,8 @@ MAY_IMPORT = {  # folder or file of the package -> the others that it may import
     'probing': {'config', 'data', 'heads', 'loading', 'model', 'ops', 'reporting', 'train'},
     'export': {'checkpoints', 'data', 'model'},
     'inference': {
-        'backbones', 'checkpoints', 'config', 'data', 'export', 'layers', 'model', 'ops', 'test_time', 'visualize',
+        'backbones', 'checkpoints', 'config', 'convert', 'data', 'export', 'layers', 'model', 'ops', 'test_time',
+        'visualize',
     },
     'commands': {
         'checkpoints', 'config', 'convert', 'data', 'export', 'inference', 'loading', 'metrics', 'model', 'multihead',

@@ -14,6 +14,7 @@ TOOLS = {
     'train': 'train a model',
     'test': 'evaluate a checkpoint',
     'demo': 'run a model on images and video',
+    'models': 'list published models that can be used by name',
     'merge-heads': 'combine heads that share a backbone',
     'evaluate': 'score saved predictions, without a model',
     'benchmark': 'measure parameters, FLOPs, time and memory',
@@ -31,6 +32,7 @@ KNOWN_AS = {
     'benchmark': ('profile', 'speed', 'flops'),
     'import-weights': ('import', 'convert'),
     'check-data': ('check', 'validate-data', 'analyze'),
+    'models': ('list', 'zoo'),
     'visualize-features': ('visualize', 'features', 'pca'),
 }  # names of other programs
 USAGE = 'usage: vitdense TOOL ...\n\n' + ''.join(f'  {name:20}{what}\n' for name, what in TOOLS.items())

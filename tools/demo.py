@@ -1,6 +1,7 @@
 """Run a trained model on images, folders, patterns, videos and cameras.
 
     python tools/demo.py photos/ street.mp4 --model work_dirs/shapes/model --out overlays
+    python tools/demo.py photos/ --model rf-detr-nano
     python tools/demo.py 0 --config CONFIG --checkpoint best.pth --show
     python tools/demo.py aerial.tif --model work_dirs/shapes/model --tile 512
 
@@ -31,7 +32,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog='demo.py', description=__doc__)
     add = parser.add_argument
     add('inputs', nargs='+', metavar='INPUT', help='image, folder, "pattern", video file, or camera number (0)')
-    parser.add_shared('--model', '--device')
+    parser.add_shared('--model', '--accept-licence', '--device')
     add('--config', metavar='C', help='a config file, with --checkpoint')
     add('--checkpoint', metavar='W', help='a checkpoint that was trained with --config')
     add('--out', default='work_dirs/demo', metavar='D', help='folder for the outputs (default: %(default)s)')
@@ -114,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def load_predictor(args: argparse.Namespace) -> Predictor:
+    from vitdense.commands.models import trained_model
     from vitdense.inference.predictor import Predictor, load
 
     options: dict[str, Any] = {'device': args.device, 'amp': args.amp, 'batch_size': args.batch, 'tile': args.tile}
@@ -122,7 +124,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     if args.value_range:
         options['value_range'] = tuple(args.value_range)
     if args.model is not None:
-        predictor = load(args.model, **options)
+        predictor = load(trained_model(args.model, accept_licence=args.accept_licence), **options)
     else:
         predictor = Predictor.from_config(args.config, args.checkpoint, **options)
     if args.tta and predictor.model.tta is None:

@@ -30,7 +30,8 @@ MOST = 32  # images of a folder that are compared
 def make_parser() -> Parser:
     """Return the parser of the tool's arguments."""
     parser = Parser(prog='export.py', description=__doc__)
-    parser.add_argument('model', metavar='MODEL', help='a model folder, or the folder of a run')
+    parser.add_argument('model', metavar='MODEL', help='a model folder, the folder of a run, or a published name')
+    parser.add_shared('--accept-licence')
     parser.add_argument('--out', metavar='D', required=True, help='the folder to write')
     parser.add_argument('--heads', metavar='A,B', help='heads to export (default: all)')
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='size of the images of the graph')
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     from pathlib import Path  # heavy from here on: after the arguments are known to be right
 
+    from vitdense.commands.models import trained_model
     from vitdense.export.folder import export_model, verify
     from vitdense.reporting.console import console, start_logging
 
@@ -53,12 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(args.out)
     heads = args.heads.split(',') if args.heads else None
     size = tuple(args.size) if args.size else None
-    content = export_model(args.model, out, heads=heads, size=size, dynamic=args.dynamic)
+    model = trained_model(args.model, accept_licence=args.accept_licence)
+    content = export_model(model, out, heads=heads, size=size, dynamic=args.dynamic)
     free = f', free: {", ".join(content["dynamic"])}' if content['dynamic'] else ''
     console().print(f'{out}: {", ".join(content["heads"])} in one graph of {tuple(content["size"])}{free}')
     if args.verify is None:
         return 0
-    verdict = verify(args.model, out, images_of(args.verify))
+    verdict = verify(model, out, images_of(args.verify))
     show(verdict)
     return 0 if verdict.passed else DIFFERENT
 

@@ -2,14 +2,16 @@
 
     python tools/import_weights.py dinov2-linear dinov2_vits14_pretrain.pth dinov2_vits14_ade20k_linear_head.pth \\
         --config configs/semantic/linear_dinov2_s_ade20k.py --out models/dinov2_s_ade20k
-    python tools/import_weights.py rf-detr rf-detr-nano.pth --out models/rf_detr_nano \\
-        --config configs/detection/rf_detr_dinov2_s_coco_384.py
+    python tools/import_weights.py rf-detr output/checkpoint_best_total.pth --out models/mine
+    python tools/import_weights.py lw-detr my_lw_detr/ --out models/mine
     python tools/import_weights.py eomt-dinov3 pytorch_model.bin --base dinov3_vitl16/model.safetensors \\
         --config configs/semantic/eomt_dinov3_l_ade20k.py --out models/eomt_dinov3_l --accept-licence
 
-CONFIG is a config of the same architecture. Every tensor must match: missing and unused tensors are listed, and nothing
-is written. Source and licence are printed, and kept in the folder; weights under restricted licences need
---accept-licence. Then: python tools/demo.py IMAGE --model DIR
+The second line reads what rfdetr trained, the third a folder of transformers (config.json, model.safetensors): class
+names and image size are those of the checkpoint. CONFIG is a config of the same architecture; without it, the one of
+ours whose network has the tensors of the checkpoint is taken. Every tensor must match: missing and unused tensors are
+listed, and nothing is written. Source and licence are printed, and kept in the folder; weights under restricted
+licences need --accept-licence. Then: python tools/demo.py IMAGE --model DIR
 """
 
 from __future__ import annotations
@@ -25,14 +27,15 @@ def make_parser() -> Parser:
     parser.add_argument(
         'family', metavar='FAMILY', help='dinov2-linear, mae-upernet, vit-adapter, eomt, eomt-dinov3, rf-detr, lw-detr'
     )
-    parser.add_argument('files', metavar='FILE', nargs='+', help='the checkpoint, or its parts: backbone and head')
-    parser.add_argument('--config', metavar='C', required=True, help='our config of the same architecture')
+    parser.add_argument(
+        'files', metavar='FILE', nargs='+', help='the checkpoint or folder, or its parts: backbone and head'
+    )
+    parser.add_argument('--config', metavar='C', help='our config of the same architecture (default: found by tensors)')
     parser.add_argument('--out', metavar='DIR', required=True, help='the model folder to write')
     parser.add_argument(
         '--base', metavar='FILE', help='the pretrained backbone, where the files are differences from it'
     )
-    parser.add_shared('--num-classes', '--cfg-options')
-    parser.add_argument('--accept-licence', action='store_true', help='accept a restricted licence')
+    parser.add_shared('--num-classes', '--cfg-options', '--accept-licence')
     return parser
 
 
@@ -54,11 +57,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     coverage = importing.import_weights(
         args.family,
         args.files,
-        load_config(args.config, args.cfg_options or ()),
+        load_config(args.config, args.cfg_options or ()) if args.config else None,
         args.out,
         num_classes=args.num_classes,
         accept_licence=args.accept_licence,
         base=args.base,
+        options=args.cfg_options or (),
     )
     console().print(f'{coverage}; the model is in {args.out}/')
 

@@ -3,10 +3,10 @@
     python tools/test.py work_dirs/shapes/config.py work_dirs/shapes/best.pth --out predictions
     python tools/test.py work_dirs/shapes                  # the same: the folder of a run stands for both
 
-CHECKPOINT is a .pth of a run (the averaged weights are taken where there are any), a model folder, or a file of
-weights of the whole model: for a config that takes over a published classifier, timm's own file, or nothing at all.
-Writes metrics.json with keys HEAD/METRIC in [0, 1]. A config is a Python program and runs
-when it is read.
+CHECKPOINT is a .pth of a run (the averaged weights are taken where there are any), a model folder, a name of `vitdense
+models`, or a file of weights of the whole model: for a config that takes over a published classifier, timm's own file,
+or nothing at all. Writes metrics.json with keys HEAD/METRIC in [0, 1]. A config is a Python program and runs when it is
+read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def make_parser() -> Parser:
     parser.add_argument(
         '--tta', action='store_true', help="average over the scales and flips of the config's model.tta"
     )
-    parser.add_shared('--device', '--amp', '--workers', '--compile', '--cfg-options', '--skip-bad-eval')
+    parser.add_shared(
+        '--device', '--amp', '--workers', '--compile', '--cfg-options', '--skip-bad-eval', '--accept-licence'
+    )
     return parser
 
 
@@ -40,10 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     import vitdense.commands.test as testing  # heavy: after the arguments are known to be right
     from vitdense.checkpoints.run_folder import config_and_checkpoint
+    from vitdense.commands.models import trained_model
     from vitdense.config.load import load_config
     from vitdense.reporting.console import start_logging
 
     config, checkpoint = config_and_checkpoint(args.config, args.checkpoint)
+    checkpoint = trained_model(checkpoint, accept_licence=args.accept_licence)
     if args.data is not None:
         start_logging(None, keep=True)  # so that the format of the folder is shown
     options = [f'amp={args.amp}'] if args.amp else []

@@ -27,8 +27,8 @@ def make_parser() -> Parser:
     parser.add_argument(
         '--model',
         metavar='MODEL',
-        help='in place of CONFIG: train this model on --data: a model folder, the folder or a checkpoint of a run, or a'
-        ' head file beside its backbone',
+        help='in place of CONFIG: train this model on --data: a model folder, the folder or a checkpoint of a run, a head'
+        ' file beside its backbone, or a name of `vitdense models`',
     )
     parser.add_argument(
         '--data',
@@ -44,14 +44,18 @@ def make_parser() -> Parser:
         help='go on from a checkpoint or work directory; without PATH from the newest checkpoint of the work directory.'
         ' Weights and moments come from there, everything else from CONFIG (docs/resume.md)',
     )
-    parser.add_argument('--weights', metavar='PATH', help='begin with these weights of the whole model')
+    parser.add_argument(
+        '--weights', metavar='PATH', help='begin with these weights of the whole model, or a published model'
+    )
     parser.add_argument(
         '--add-head',
         metavar='NAME',
         help='train this branch of CONFIG alone, on the trained model of --weights (a model folder or checkpoint)',
     )
     parser.add_argument('--seed', type=count, metavar='N', help='seed of everything random')
-    parser.add_shared('--device', '--amp', '--workers', '--compile', '--cfg-options', '--skip-bad-eval')
+    parser.add_shared(
+        '--device', '--amp', '--workers', '--compile', '--cfg-options', '--skip-bad-eval', '--accept-licence'
+    )
     parser.add_argument('--dry-run', action='store_true', help='one step and one validation batch, nothing kept')
     return parser
 
@@ -65,10 +69,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(fault)
     import vitdense.commands.train as training  # heavy: after the arguments are known to be right
     from vitdense.checkpoints.model_config import config_from_model
+    from vitdense.commands.models import trained_model
     from vitdense.config.load import load_config
     from vitdense.reporting.console import start_logging
     from vitdense.reporting.next_commands import tool_command
 
+    args.weights = trained_model(args.weights, accept_licence=args.accept_licence)
+    args.model = trained_model(args.model, accept_licence=args.accept_licence)
     if args.data is not None:
         start_logging(None, keep=True)  # so that the format of the folder is shown
     options = training.read_options(args.cfg_options, seed=args.seed, amp=args.amp)

@@ -16,6 +16,7 @@ from vitdense.backbones.vit import ViT
 from vitdense.backbones.windows import WindowPartition
 from vitdense.checkpoints.model_folder import without_pretrained
 from vitdense.config.load import load_config
+from vitdense.convert.architecture import match_vit
 from vitdense.convert.families import (
     COCO_IDS,
     DINOV2_LINEAR,
@@ -26,7 +27,7 @@ from vitdense.convert.families import (
     load_published,
     translate,
 )
-from vitdense.convert.import_weights import import_weights, match_vit
+from vitdense.convert.import_weights import import_weights
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.heads.detr.deformable_detr import DeformableDetrHead
 from vitdense.heads.detr.predictors import BoxDecoding

@@ -10,8 +10,8 @@ from torch import nn
 from tests.heads.from_transformers import relative_error
 from vitdense.checkpoints.model_folder import without_pretrained
 from vitdense.config.load import load_config
+from vitdense.convert.architecture import match_vit
 from vitdense.convert.families import COCO_ROWS, RF_DETR, load_published
-from vitdense.convert.import_weights import match_vit
 from vitdense.model import DenseModel
 from vitdense.registry import build
 from vitdense.types import Features, Target

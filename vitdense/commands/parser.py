@@ -85,7 +85,8 @@ SHARED: dict[str, dict[str, Any]] = {
     '--amp': dict(choices=('bf16', 'fp16', 'off'), help='precision (default: bf16 where it is found to be faster)'),
     '--compile': dict(action='store_true', help='compile the network with torch.compile'),
     '--workers': dict(type=count, metavar='N', help='processes that load data, for every loader'),
-    '--model': dict(metavar='DIR', help='a model folder, as training leaves one'),
+    '--model': dict(metavar='DIR', help='a model folder, as training leaves one, or a name of `vitdense models`'),
+    '--accept-licence': dict(action='store_true', help='accept the licence of published weights that has conditions'),
     '--num-classes': dict(type=positive, metavar='K', help='the number of classes, where there are no names'),
     '--reduce-zero-label': dict(action='store_true', help='label maps: 0 is no class, 1 ... K are'),
     '--skip-bad-eval': dict(

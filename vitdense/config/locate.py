@@ -32,11 +32,10 @@ def find_config(path: str | Path) -> Path:
     path = Path(path)
     if path.is_file():
         return path
+    shipped = shipped_config(path)
+    if shipped is not None:
+        return shipped
     folders = _config_folders()
-    relative = Path(*path.parts[1:]) if path.parts[:1] == ('configs',) else path
-    for folder in folders:
-        if not relative.is_absolute() and (folder / relative).is_file():
-            return folder / relative
     known = [f'configs/{file.relative_to(folder)}' for folder in folders for file in folder.rglob('*.py')]
     beside = [str(file) for file in path.parent.glob('*.py')]
     raise ConfigError(
@@ -45,6 +44,14 @@ def find_config(path: str | Path) -> Path:
         why='there is no such file, here or among the configs of vitdense',
         fix='check the spelling; run from the folder that the path is relative to',
     )
+
+
+def shipped_config(path: str | Path) -> Path | None:
+    """Return the file of the installed `vitdense.configs` that `path`, with or without `configs/`, names."""
+    path = Path(path)
+    relative = Path(*path.parts[1:]) if path.parts[:1] == ('configs',) else path
+    files = [] if relative.is_absolute() else [folder / relative for folder in _config_folders()]
+    return next((file for file in files if file.is_file()), None)
 
 
 def read_config(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:

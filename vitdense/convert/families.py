@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -52,6 +52,8 @@ EOMT = CheckpointFamily(
     evidence='model cards of tue-mps, LICENSE of https://github.com/tue-mps/eomt',
     rules=names.EOMT,
     unused=(r'^criterion\.', r'pixel_(mean|std)$', r'(^|\.)mask_token$', r'^rope_embeddings\.inv_freq$'),
+    classifier='class_head.bias',
+    other_rows=1,  # no object
 )
 EOMT_DINOV3 = EOMT._replace(
     name='EoMT on DINOv3',
@@ -70,6 +72,7 @@ RF_DETR = CheckpointFamily(
     rules=names.RF_DETR,
     unused=(r'(^|\.)mask_token$', r'(^|\.)_kp_active_mask$'),  # of keypoints, which these models have not
     coco=True,
+    classifier='heads.det.decoder.class_predictors.0.bias',
 )
 LW_DETR = CheckpointFamily(
     'LW-DETR',
@@ -78,6 +81,7 @@ LW_DETR = CheckpointFamily(
     evidence='model card of xbsu/LW-DETR',
     rules=names.LW_DETR,
     coco=True,
+    classifier='heads.det.decoder.class_predictors.0.bias',
 )
 FAMILIES = {
     'dinov2-linear': DINOV2_LINEAR,
@@ -97,6 +101,7 @@ def load_published(
     *,
     where: str,
     base: Mapping[str, Tensor] | None = None,
+    rows: Sequence[int] = COCO_IDS,
 ) -> Coverage:
     """Fill `network` with a published checkpoint `state`, completely or not at all, and return what matched.
 
@@ -105,8 +110,8 @@ def load_published(
     init_values=1.0)`: theirs have LayerScale, but neither of the others. Models without class token resample the table
     of positions to each image by a bicubic rule that differs from timm's; here the table is brought to the grid of
     the network's own table by their rule, so that with `img_size=512` windows of 512 get exactly their positions.
-    Classifiers with a row for each of COCO's 91 category ids give the rows of the 80 categories to a head of 80
-    classes. Differences (`EOMT_DINOV3`) are added to the weights `base` of the backbone.
+    Classifiers of detectors with more rows than the head has classes, such as a row for each of COCO's 91 category ids,
+    give it the rows `rows`. Differences (`EOMT_DINOV3`) are added to the weights `base` of the backbone.
 
     Raises CheckpointError when anything is missing, left over or of another shape, and for differences without `base`.
     `where` names the source.
@@ -116,13 +121,21 @@ def load_published(
     added = {} if base is None else base_state(network, base, published, where=where)
 
     def convert(trial: State) -> State:
-        return add_base(translate(trial, published, wanted), added) if added else translate(trial, published, wanted)
+        ours = translate(trial, published, wanted, rows)
+        return add_base(ours, added) if added else ours
 
     return load_weights(network, state, where=where, convert=convert)
 
 
-def translate(state: Mapping[str, Tensor], published: CheckpointFamily, wanted: Mapping[str, Tensor]) -> State:
-    """Return a published `state` under our names, in the layouts of the tensors `wanted` (a network's state)."""
+def translate(
+    state: Mapping[str, Tensor],
+    published: CheckpointFamily,
+    wanted: Mapping[str, Tensor],
+    rows: Sequence[int] = COCO_IDS,
+) -> State:
+    """Return a published `state` under our names, in the layouts of the tensors `wanted` (a network's state), with the
+    `rows` of detection classifiers that have more rows than wanted.
+    """
     dispensable = [re.compile(pattern) for pattern in published.unused]
     kept = {name: value for name, value in state.items() if not any(each.search(name) for each in dispensable)}
     ours = pack_qkv({rename(name, published.rules): value for name, value in kept.items()}, wanted)
@@ -131,9 +144,9 @@ def translate(state: Mapping[str, Tensor], published: CheckpointFamily, wanted: 
         own = wanted.get(name)
         if name.endswith('.pos_embed') and own is not None:
             ours[name] = _positions(value, own)
-        elif published.coco and '.class_predictors.' in name and value.shape[0] == COCO_ROWS:
-            if own is not None and own.shape[0] == len(COCO_IDS):
-                ours[name] = value[list(COCO_IDS)]
+        elif published.coco and '.class_predictors.' in name and own is not None:
+            if own.shape[0] == len(rows) < value.shape[0] and max(rows) < value.shape[0]:
+                ours[name] = value[list(rows)]
         elif name.endswith('attn_mask_probs') and own is not None:
             ours[name] = value.view(own.shape)
     return ours

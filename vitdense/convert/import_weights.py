@@ -6,19 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
-
 from vitdense.checkpoints.model_folder import save_model_folder, without_pretrained
-from vitdense.config.classes import metainfo_of, section_of
+from vitdense.config.classes import section_of
 from vitdense.config.load import image_recipe
 from vitdense.config.run_config import RunConfig
-from vitdense.convert.families import COCO_IDS, FAMILIES, load_published, rename
+from vitdense.convert.architecture import choose_config, classes_of, match_vit
+from vitdense.convert.families import FAMILIES, load_published
 from vitdense.convert.key_rules import CheckpointFamily
-from vitdense.data.class_names import read_palette
+from vitdense.convert.peer_files import read_info
 from vitdense.errors import CheckpointError, ConfigError, did_you_mean
 from vitdense.registry import build
 from vitdense.storage.atomic import sha256_of, write_text
+from vitdense.storage.weight_files import weight_file
 from vitdense.storage.weight_sets import split_key
 from vitdense.storage.weights import Coverage, State, read_weights
 
@@ -28,28 +27,34 @@ CARD = 'README.md'
 def import_weights(
     family: str,
     files: Sequence[str | Path],
-    cfg: RunConfig,
+    cfg: RunConfig | None,
     folder: str | Path,
     *,
     num_classes: int | None = None,
     accept_licence: bool = False,
     base: str | Path | None = None,
+    options: Sequence[str] = (),
 ) -> Coverage:
     """Write the model folder of published weights and return the coverage.
 
-    `family` is one of `FAMILIES`; `files` are its checkpoint, or its parts (a backbone and a head). `cfg` is our config
-    of the same architecture: it gives the model, the transforms of evaluation and the classes, for which its data
-    need not be there (`metainfo_of`; COCO's own names where a family has them). Checkpoints that are differences (EoMT
-    on DINOv3) need the file `base` of the pretrained backbone, to which they are added. Source, licence and checksums
-    stand in `model.json`, and in the model card README.md.
+    `family` is one of `FAMILIES`; `files` are its checkpoint, or its parts (a backbone and a head); a folder of
+    transformers stands for the file in it. `cfg` is our config of the same architecture, which gives the model and the
+    transforms of evaluation; without it, that of the family whose network has the tensors is taken, changed by
+    `options`. Classes are those that the checkpoint names, COCO's, or those of the config, whose data need not be
+    there (`classes_of`). Checkpoints that are differences (EoMT on DINOv3) need the file `base` of the pretrained
+    backbone, to which they are added. Source, licence and checksums stand in `model.json` and the model card README.md.
 
-    Raises ConfigError for an unknown family, and for a licence that is not free or not known, unless `accept_licence`;
-    CheckpointError, with the names, when a tensor is missing or left over.
+    Raises ConfigError for an unknown family, for a licence that is not free or not known, unless `accept_licence`, and
+    where the number of classes is not known; CheckpointError, with the names, when a tensor is missing or left over.
     """
     published = find_family(family)
     check_licence(published, accepted=accept_licence)
+    info = read_info(files, family)
+    files = [weight_file(file) for file in files]
     state = read_parts(files)
-    metainfo = _metainfo(cfg, published, num_classes)
+    if cfg is None:
+        cfg = choose_config(family, published, state, info, num_classes=num_classes, options=options)
+    metainfo, rows = classes_of(cfg, state, published, info, num_classes)
     recipe = match_vit(without_pretrained(cfg.model), state, published)
     model = build(recipe, classes=metainfo['classes'])
     coverage = load_published(
@@ -58,8 +63,9 @@ def import_weights(
         published,
         where=', '.join(Path(file).name for file in files),
         base=None if base is None else read_weights(base),
+        rows=rows,
     )
-    provenance = origin(family, published, files if base is None else [*files, base])
+    provenance = origin(family, published, files if base is None else [*files, weight_file(base)])
     extra = {'mean': list(model.network.mean), 'std': list(model.network.std)}
     save_model_folder(
         folder,
@@ -93,7 +99,7 @@ def check_licence(published: CheckpointFamily, *, accepted: bool) -> None:
         f'the licence of these weights has conditions: {published.licence or "unknown"}',
         where=published.source,
         why=published.evidence or 'no licence could be established: without one, nobody may use them',
-        fix='read the licence, and add --accept-licence if you may use the weights under it',
+        fix='read the licence; if you may use the weights under it, add --accept-licence (Python: accept_licence=True)',
     )
 
 
@@ -112,47 +118,6 @@ def read_parts(files: Sequence[str | Path]) -> State:
             )
         state |= part
     return state
-
-
-def _metainfo(cfg: RunConfig, published: CheckpointFamily, num_classes: int | None) -> dict[str, Any]:
-    if not published.coco or num_classes is not None:
-        return metainfo_of(cfg, num_classes=num_classes)
-    by_id = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta['categories']
-    labels = [by_id[number] for number in COCO_IDS]
-    return {
-        'classes': {'labels': labels},
-        'palette': {'labels': read_palette(None, labels)},
-        'category_ids': {'labels': list(COCO_IDS)},
-    }
-
-
-def match_vit(recipe: dict[str, Any], state: Mapping[str, Tensor], published: CheckpointFamily) -> dict[str, Any]:
-    """Return the recipe with the ViT of the published weights: without a final norm where they have none, with a table
-    of positions of their size where they have a class token (others are resampled as they come), and inside a
-    ViT-Adapter without LayerScale where they have none.
-    """
-    backbone = recipe['network'].get('backbone')
-    if not isinstance(backbone, Mapping):
-        return recipe
-    inner = 'vit' in backbone
-    vit = dict(backbone['vit'] if inner else backbone)
-    prefix = 'backbone.vit.model.' if inner else 'backbone.model.'
-    renamed = {rename(theirs, published.rules): value for theirs, value in state.items()}
-    table, kernel = renamed.get(f'{prefix}pos_embed'), renamed.get(f'{prefix}patch_embed.proj.weight')
-    has_token = table is not None and kernel is not None and f'{prefix}cls_token' in renamed
-    if has_token and not _has_grid(vit.get('img_size'), kernel.shape[-1], table.shape[-2]):
-        vit['img_size'] = round(table.shape[-2] ** 0.5) * kernel.shape[-1]
-    if kernel is not None and f'{prefix}norm.weight' not in renamed:
-        vit['timm_args'] = {**(vit.get('timm_args') or {}), 'final_norm': False}
-    if inner and kernel is not None and f'{prefix}blocks.0.ls1.gamma' not in renamed:
-        vit['timm_args'] = {**(vit.get('timm_args') or {}), 'init_values': None}
-    return {**recipe, 'network': {**recipe['network'], 'backbone': {**backbone, 'vit': vit} if inner else vit}}
-
-
-def _has_grid(img_size: int | Sequence[int] | None, patch: int, count: int) -> bool:
-    """Whether images of this size have the grid of a table with `count` positions, up to five of prefix tokens."""
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size or (0, 0)
-    return 0 <= count - (height // patch) * (width // patch) <= 5
 
 
 def origin(family: str, published: CheckpointFamily, files: Sequence[str | Path]) -> dict[str, Any]:

@@ -140,6 +140,7 @@ _DECODER: tuple[Rule, ...] = (
 )
 RF_DETR: tuple[Rule, ...] = (  # the authors' names, and those of transformers
     (r'^model\.', ''),
+    (r'^_orig_mod\.', ''),  # of torch.compile
     (r'^backbone\.(0\.encoder\.encoder|backbone)\.', 'backbone.model.'),
     (r'^backbone\.model\.embeddings\.(cls_token|mask_token)$', r'backbone.model.\1'),
     (r'^backbone\.model\.embeddings\.register_tokens$', 'backbone.model.reg_token'),
@@ -176,5 +177,7 @@ class CheckpointFamily(NamedTuple):
     evidence: str = ''  # where the licence is stated
     unused: Sequence[str] = ()  # patterns of tensor names that predictions do not depend on
     coco: bool = False  # classifiers may have a row for each of COCO's category ids
+    classifier: str = 'heads.sem.classifier.bias'  # our name of a tensor with one row per class
+    other_rows: int = 0  # rows of it behind those of the classes
     base: str | None = None  # checkpoints may be differences: from which backbone
     note: str = ''  # differences of predictions from the original code

@@ -48,9 +48,10 @@ STAGES = ('load', 'preprocess', 'network', 'postprocess')
 _PIL_DECODING = threading.Lock()  # a PIL image is decoded at its first use, and threads may share one
 
 
-def load(model_dir: str | Path, **options: Any) -> Predictor:
-    """Return the predictor of a model folder (`model.json`, `model.safetensors`), as training leaves one, or of an
-    exported one (`model.onnx`, `export.json`), as tools/export.py leaves one.
+def load(model_dir: str | Path, *, accept_licence: bool = False, **options: Any) -> Predictor:
+    """Return the predictor of a model folder (`model.json`, `model.safetensors`), as training leaves one, of an
+    exported one (`model.onnx`, `export.json`), as tools/export.py leaves one, or of a published model by its name
+    (`vitdense models`), which is fetched at its first use; `accept_licence` accepts a licence with conditions.
 
     `options` go to `Predictor`: `device`, `amp`, `batch_size`, `max_pixels`, `tile`, `value_range` (default: that of
     the validation data). Loading runs no code of the folder. Raises CheckpointError for an incomplete folder,
@@ -59,8 +60,12 @@ def load(model_dir: str | Path, **options: Any) -> Predictor:
     from vitdense.checkpoints.model_folder import read_model_folder
     from vitdense.export.folder import is_exported, read_exported
 
-    refuse_unknown(options, OPTIONS, where='vitdense.load')
+    refuse_unknown(options, [*OPTIONS, 'accept_licence'], where='vitdense.load')
     folder = folder_name(model_dir)
+    if not folder.exists():
+        from vitdense.convert.model_names import model_path
+
+        folder = model_path(model_dir, accept_licence=accept_licence)
     model, info = read_exported(folder) if is_exported(folder) else read_model_folder(folder)
     options = {'value_range': info.get('value_range'), **options}
     return Predictor(model, transforms=info['transforms'], metainfo=_metainfo(info), **options)

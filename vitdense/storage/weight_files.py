@@ -27,6 +27,7 @@ from vitdense.storage.weight_sets import WRAPPERS, State, find_set, split_key, t
 
 SLACK = 64_000_000  # bytes that a file of any size may allocate
 GROWTH = 4  # times the size of its file that weights may take: halves are to_float32, shared tensors counted each time
+IN_FOLDER = ('model.safetensors', 'pytorch_model.bin')  # weights in a folder of transformers
 MAX_HEADER = 100_000_000  # bytes of a safetensors header, as the format defines it
 AGAIN = 'download or copy the file again, and compare its size and sha256 with the source'
 OTHER = 'give the path of a .safetensors or .pth file with the weights'
@@ -36,6 +37,7 @@ _INERT = frozenset(
     {
         '_codecs.encode',
         'argparse.Namespace',
+        'types.SimpleNamespace',
         'builtins.getattr',
         'mmengine.logging.history_buffer.HistoryBuffer',
         'numpy._core.multiarray._reconstruct',
@@ -68,14 +70,16 @@ _REMEDY = {'sparse': 'value.to_dense()', 'quantized': 'value.dequantize()', 'com
 _safe_globals_lock = threading.Lock()  # torch's list of allowed globals belongs to the whole process
 
 
-class _Shell:
-    """Placeholder for a pickled object that is not needed."""
+class Placeholder:
+    """Stands for a pickled object of a harmless type, of which only the pickled attributes are kept."""
+
+    state: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
     def __setstate__(self, state: Any) -> None:
-        pass
+        self.state = state
 
 
 class UnreadableFile(Exception):
@@ -90,15 +94,14 @@ def read_weights(path: str | Path) -> State:
     """Return the tensors of a weight file, by name, half precision as float32.
 
     Nested checkpoints are opened by `find_set`; what is not a tensor is left out. A path `FILE:KEY` names the set
-    to take (`file.pth:model_ema`, `file.pth:model.student`), or what the names to take begin with. No code of the file
-    ever runs.
+    to take (`file.pth:model_ema`, `file.pth:model.student`), or what the names to take begin with; a folder of
+    transformers stands for its weight file. No code of the file ever runs.
 
     Raises CheckpointError for a file that is missing, empty, cut off, not a weight file at all, that needs far more
     memory than its size, whose tensors are not plain arrays, or that would need to run code to be read.
     """
-    path, key = split_key(path)
-    check_regular(path)
-    raw = _read(path)
+    path, key = split_key(weight_file(path))
+    raw = read_content(path)
     state = find_set(raw, key=key, where=str(path))
     if not state:
         content = f'the keys {some([*map(str, raw)])}' if isinstance(raw, Mapping) else f'a {type(raw).__name__}'
@@ -112,11 +115,24 @@ def read_weights(path: str | Path) -> State:
     return to_float32(state)
 
 
+def read_content(path: Path) -> Any:
+    """Return what a weight file holds, nested as stored, with `Placeholder` for objects. Raises CheckpointError."""
+    check_regular(path)
+    return _read(path)
+
+
+def weight_file(path: str | Path) -> str | Path:
+    """Return the weight file of a folder of transformers (`config.json` and `model.safetensors`); else `path`."""
+    folder = Path(path).expanduser()
+    files = [folder / name for name in IN_FOLDER if (folder / name).is_file()]
+    return files[0] if files and (folder / 'config.json').is_file() else path
+
+
 def check_regular(path: Path) -> None:
     """Raise CheckpointError unless `path` is a regular file: pipes and devices can be endless."""
     if path.is_file():
         return
-    inside = [path / name for name in ('model.safetensors', 'pytorch_model.bin') if (path / name).is_file()]
+    inside = [path / name for name in IN_FOLDER if (path / name).is_file()]
     folder = path.is_dir() or not path.suffix
     fix = 'give the path of a .safetensors or .pth file' + (
         ', or, where a model is asked for, of the folder model/ that a finished run leaves' if folder else ''
@@ -263,7 +279,7 @@ def _read_pickle(path: Path) -> Any:
     shells: set[str] = set()
     while True:
         try:
-            with _safe_globals_lock, torch.serialization.safe_globals([(_Shell, name) for name in shells]):
+            with _safe_globals_lock, torch.serialization.safe_globals([(Placeholder, name) for name in shells]):
                 return load_pickle(path)
         except pickle.UnpicklingError as error:
             wanted = _wanted_globals(path, error) - shells
