@@ -27,8 +27,8 @@ def make_parser() -> Parser:
     parser.add_argument(
         '--model',
         metavar='MODEL',
-        help='in place of CONFIG: train this model on --data: a model folder, the folder or a checkpoint of a run, a head'
-        ' file beside its backbone, or a name of `vitdense models`',
+        help='in place of CONFIG: train this model on --data: a model folder, the folder or a checkpoint of a run, a '
+        'head file beside its backbone, or a name of `vitdense models`',
     )
     parser.add_argument(
         '--data',
