@@ -11,6 +11,7 @@ from vitdense.commands.parser import run
 from vitdense.errors import ConfigError, did_you_mean
 
 TOOLS = {
+    'finetune': 'train on a folder of labelled images, without a config',
     'train': 'train a model',
     'test': 'evaluate a checkpoint',
     'demo': 'run a model on images and video',
@@ -25,7 +26,8 @@ TOOLS = {
     'visualize-features': 'show features and attention of a ViT as images',
 }
 KNOWN_AS = {
-    'train': ('fit', 'finetune', 'fine-tune'),
+    'train': ('fit',),
+    'finetune': ('fine-tune',),
     'test': ('val', 'validate', 'eval'),
     'demo': ('predict', 'infer', 'inference', 'detect', 'segment', 'classify'),
     'merge-heads': ('merge',),

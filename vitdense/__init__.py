@@ -1,6 +1,7 @@
 """vitdense: dense prediction on plain Vision Transformers.
 
-`vitdense.load(model_dir)` returns a predictor; everything else is imported from its own module.
+`vitdense.load(model_dir)` returns a predictor, `vitdense.finetune(folder)` trains a model; everything else is imported
+from its own module.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vitdense.commands.finetune import finetune
     from vitdense.inference.predictor import Predictor, load
 
 __version__ = '0.1.0'
-__all__ = ['Predictor', '__version__', 'load']
+__all__ = ['Predictor', '__version__', 'finetune', 'load']
 
 
 def _complete_environment() -> None:
@@ -41,4 +43,8 @@ def __getattr__(name: str):
         from vitdense.inference import predictor as inference
 
         return getattr(inference, name)
+    if name == 'finetune':
+        from vitdense.commands.finetune import finetune as function
+
+        return function
     raise AttributeError(f"module 'vitdense' has no attribute '{name}'")

@@ -14,6 +14,7 @@ from tests.recipes.table import ROOT, Recipe, config_of, leaves, recipes_of, row
 README = ROOT / 'configs' / 'README.md'
 TITLES = {
     'quickstart': 'Quick start: synthetic shapes, one CPU core',
+    'presets': 'Presets of `vitdense finetune FOLDER`, by task and hardware',
     'semantic': 'Semantic segmentation',
     'detection': 'Detection and instance segmentation',
     'classification': 'Classification',
@@ -30,7 +31,8 @@ share: models, data sets, schedules. No config needs more than three files to be
 
 A name is `HEAD[_ADAPTER][_MODE]_BACKBONE_DATA[_SIZE or LENGTH]`. Head and backbone are always there; the adapter, the
 mode (`frozen`, `finetuned`, `lora`) and the size of the images or the length of the run only where they tell two
-configs apart. Sizes, lengths and batches stand in the tables below.
+configs apart. Sizes, lengths and batches stand in the tables below. Presets are called by task and hardware: they are
+for any data, and name data that we have as an example.
 
 [recipes.toml](recipes.toml) has the numbers of every published recipe with the file they were read in; a test compares
 it with the resolved configs, so that no number changes unnoticed. The column *numbers* counts those of a config.

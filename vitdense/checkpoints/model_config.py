@@ -31,6 +31,7 @@ def config_from_model(
     training: str | Path | None = None,
     options: Sequence[str] = (),
     workers: int | None = None,
+    held_out: float | None = None,
 ) -> tuple[RunConfig, str]:
     """Return the config that trains `model` on the labelled images of the folder `data`, and the path of the weights
     that such a run begins with (`FromWeights`).
@@ -38,7 +39,8 @@ def config_from_model(
     `model` is the folder of a run, a model folder, a checkpoint of a run, or a head file beside its backbone: it brings
     the architecture and the evaluation transforms. Transforms of training, optimizer and schedule come from the config
     `training`; by default from the config of the model's own run, where it is at hand, else from the file of the task
-    in `configs/_base_/training`. `options` are `K=V` words. The work directory is called as the folder of the data.
+    in `configs/_base_/training`. `options` are `K=V` words, `held_out` is that of `use_folder`. The work directory is
+    called as the folder of the data.
 
     Raises ConfigError where the model has no head for the labels of the folder, or several heads; CheckpointError,
     DataError.
@@ -50,7 +52,7 @@ def config_from_model(
     head_of(content['model'], task, where=str(model))
     for key in OF_RUN:
         content.pop(key, None)
-    use_folder(content, data, file=file)
+    use_folder(content, data, file=file, held_out=held_out)
     content['work_dir'] = str(Path('work_dirs') / Path(data).resolve().name)
     return complete_config(content, file, options, workers=workers), str(weights)
 

@@ -50,14 +50,16 @@ def load_config(
     workers: int | None = None,
     data: str | Path | None = None,
     split: str | None = None,
+    held_out: float | None = None,
 ) -> RunConfig:
     """Return the config at `path`, completed with defaults, changed by `options` and checked.
 
     `path` may also be `configs/...` of the installed package. `options` are `K=V` words (see
     `vitdense.config.overrides`); `workers` is the number of workers of every loader; `data` is a folder whose splits
-    are read in place of the config's data, `split` that of the test section. In the result every class is written as
-    its dotted path, so that it can be copied, dumped and compared, and no two sections share an object.
-    A test section that is absent, or the same as that of validation, is a copy of the latter as `options` leave it.
+    are read in place of the config's data, `split` that of the test section, `held_out` as in `use_folder`. In the
+    result every class is written as its dotted path, so that it can be copied, dumped and compared, and no two sections
+    share an object. A test section that is absent, or the same as that of validation, is a copy of the latter as
+    `options` leave it.
 
     Raises ConfigError, naming the file, for a file that cannot be read, an unknown key (with the nearest match), a
     `type` that cannot be imported, and a value that its key or the argument of its part does not allow.
@@ -66,7 +68,7 @@ def load_config(
     content = read_config(path, KEYS)
     check_keys(content, str(path))
     if data is not None:
-        use_folder(content, data, file=str(path), split=split)
+        use_folder(content, data, file=str(path), split=split, held_out=held_out)
     return complete_config(content, str(path), options, workers=workers)
 
 

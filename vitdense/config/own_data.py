@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdense.config.sections import FOLLOWS
-from vitdense.data.formats.labelled_folder import LOOKED_FOR, LabelledFolder, read_folder
+from vitdense.data.formats.labelled_folder import LOOKED_FOR, LabelledFolder, read_folder, with_validation
 from vitdense.errors import ConfigError
 
 logger = logging.getLogger('vitdense')
@@ -24,14 +24,24 @@ TASKS = {
 }
 
 
-def use_folder(content: dict[str, Any], folder: str | Path, *, file: str = '', split: str | None = None) -> None:
+def use_folder(
+    content: dict[str, Any],
+    folder: str | Path,
+    *,
+    file: str = '',
+    split: str | None = None,
+    held_out: float | None = None,
+) -> None:
     """Let the loader sections of a config read the splits of `folder`, with the transforms that they have.
 
-    The test section reads the split `split`; by default the folder's test split, else that of validation. Raises
+    The test section reads the split `split`; by default the folder's test split, else that of validation. Of a folder
+    without validation the share `held_out` of the images for training is taken for that, in a random order. Raises
     DataError for a folder that is not recognised, ConfigError when it has labels for another task, or no split for
     training or validation.
     """
     data = read_folder(Path(folder))
+    if held_out is not None:
+        data = with_validation(data, held_out)
     logger.info('%s: %s, %s', folder, data.format, ', '.join(data.splits))
     content['data_root'] = str(folder)
     wanted = {'train_dataloader': 'train', 'val_dataloader': 'val'}

@@ -20,6 +20,7 @@ from vitdense.data.files.listing import FileListing, as_text, count_endings, fin
 from vitdense.data.files.opening import IMAGE_SUFFIXES
 from vitdense.data.files.pairs import safe_below
 from vitdense.data.files.similar_names import missing_files, near_match
+from vitdense.data.files.splits import part_of
 from vitdense.data.transforms.common import Pipeline, Transforms
 from vitdense.data.wordnet import read_folder_classes
 from vitdense.errors import DataError, did_you_mean
@@ -40,7 +41,7 @@ class ClassificationDataset:
     'imagenet1k', the 1000 of ILSVRC 2012 in the order of its classifiers; a WordNet file (`n01440764 tench, Tinca
     tinca` in each line); or a list, or a file as for `class_names.read_classes`. `wordnet` ('imagenet1k' or such
     a file) gives folders that are called by WordNet ids readable names. `value_range` is that of `images.read_image`;
-    `follow_links` takes what links lead to from elsewhere as well.
+    `follow_links` takes what links lead to from elsewhere as well; `part` is that of `splits.part_of`.
 
     Raises ConfigError or DataError at construction for missing folders, lists that cannot be read, folders or lines of
     an unknown class, and class folders with files of which none is an image; UnreadableImage in `__getitem__` for
@@ -61,6 +62,7 @@ class ClassificationDataset:
         max_pixels: int = decoding.MAX_PIXELS,
         value_range: tuple[float, float] | None = None,
         follow_links: bool = False,
+        part: tuple[float, float] | None = None,
     ) -> None:
         root = Path(root)
         self.folder = root / folder
@@ -82,6 +84,8 @@ class ClassificationDataset:
         self._labels = self._read_labels(lines, names, split)
         # arrays, not lists: workers share them, while counting references would copy a million words into each
         self._files = np.array([os.fsencode(file) for file, _ in lines])
+        rows = part_of(len(lines), part, 'ClassificationDataset.part')
+        self._files, self._labels = self._files[rows], self._labels[rows]
         if listing:
             self._check_folders(listing, every=classes is None)
             log_files(logger, self.name, 'images', self.folder, listing)

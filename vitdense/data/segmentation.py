@@ -17,6 +17,7 @@ from vitdense.data.files import images as decoding
 from vitdense.data.files.image_check import evenly_spaced, warn_about_images
 from vitdense.data.files.opening import IMAGE_SUFFIXES
 from vitdense.data.files.pairs import find_pairs, list_files, read_split
+from vitdense.data.files.splits import part_of
 from vitdense.data.label_check import LabelStatistics
 from vitdense.data.label_map import LabelTable
 from vitdense.data.transforms.common import Pipeline, Transforms
@@ -42,7 +43,8 @@ class SegmentationDataset:
     `image_suffix` and `label_suffix` say which files count and what is taken off their names for matching (found by
     itself where the names agree). In one folder, files that end in `label_suffix` are label maps. `split` is a text
     file that lists the images to use. `value_range` is that of `images.read_image`; `follow_links` takes what links
-    lead to from elsewhere as well. Without `labels` the data set holds images only, for prediction.
+    lead to from elsewhere as well; `part` is that of `splits.part_of`. Without `labels` the data set holds images only,
+    for prediction.
 
     With `evaluation` the transforms touch only the image, and `target.semantic` stays as on disk.
 
@@ -71,6 +73,7 @@ class SegmentationDataset:
         max_pixels: int = decoding.MAX_PIXELS,
         value_range: tuple[float, float] | None = None,
         follow_links: bool = False,
+        part: tuple[float, float] | None = None,
     ) -> None:
         root = Path(root)
         self.images = root / images
@@ -101,8 +104,9 @@ class SegmentationDataset:
             name=self.name,
         )
         self.label_statistics: LabelStatistics | None = None  # set by `check`
-        self._keys = list(files)
-        self._files = list(files.values())
+        rows = part_of(len(files), part, 'SegmentationDataset.part').tolist()
+        pairs = list(files.items())
+        self._keys, self._files = [pairs[row][0] for row in rows], [pairs[row][1] for row in rows]
 
     def __len__(self) -> int:
         return len(self._keys)

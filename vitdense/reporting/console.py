@@ -88,6 +88,16 @@ def start_logging(work_dir: Path | None, *, keep: bool = False) -> None:
             file.handle(record)
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Print nothing meanwhile: neither tables nor log lines."""
+    before, console().quiet = console().quiet, True
+    try:
+        yield
+    finally:
+        console().quiet = before
+
+
 def text_column(text: str) -> TextColumn:
     """Return a column of a progress bar that shows `text`, a format with `task`, as plain text."""
     return TextColumn(text, markup=False)

@@ -31,6 +31,7 @@ from vitdense.data.files.image_check import evenly_spaced, warn_about_images
 from vitdense.data.files.listing import check_folder
 from vitdense.data.files.pairs import safe_below
 from vitdense.data.files.similar_names import missing_files
+from vitdense.data.files.splits import part_of
 from vitdense.data.formats.open_labels import open_labels
 from vitdense.data.transforms.common import Pipeline, Transforms
 from vitdense.errors import ConfigError, DataError, did_you_mean
@@ -53,7 +54,7 @@ class CocoDetection:
     In training, boxes are clipped to the image, and those of less than a pixel are dropped; the log counts them. With
     `evaluation`, transforms apply to the image only and the target is that of the file, in float64. Crowds (`iscrowd`)
     are in both; tasks must not use them as objects. Images without objects stay, unless `drop_empty`. `num_images`
-    takes the first images of the rest, for overfitting tests.
+    takes the first images of the rest, for overfitting tests. `part` is that of `splits.part_of`.
 
     `masks` adds the objects' masks, from polygons or RLE. An object without usable mask is an error, or its image is
     left out with `skip_unmasked`; the mask of a crowd without one is its box.
@@ -87,6 +88,7 @@ class CocoDetection:
         value_range: tuple[float, float] | None = None,
         follow_links: bool = False,
         split: str | None = None,
+        part: tuple[float, float] | None = None,
     ) -> None:
         root = Path(root)
         self.path, self.images = root / annotations, root / images
@@ -110,7 +112,8 @@ class CocoDetection:
         self._ids = {name: number for number, name in zip(ids, names, strict=True) if number != self._info.root}
         self._names = list(self._ids) if classes is None else list(read_classes(classes, root=root).values())
         self._choose(self._names)
-        self._rows = self._images(drop_empty, skip_unmasked)[:num_images]
+        rows = part_of(len(self._arrays.sizes), part, 'CocoDetection.part')
+        self._rows = np.intersect1d(self._images(drop_empty, skip_unmasked), rows)[:num_images]
         if not evaluation:
             self._check_objects(all_used=classes is None and len(self._rows) == len(self._arrays.sizes))
         self._log_remarks()
@@ -131,8 +134,7 @@ class CocoDetection:
         img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels, value_range=self.value_range))
         size = (img.shape[-2], img.shape[-1])
         self._check_size(row, size, path)
-        meta = Meta(self.image_id(row), str(path), self.name, size, size)
-        return Sample(img, self._target(row, size), meta)
+        return Sample(img, self._target(row, size), Meta(self.image_id(row), str(path), self.name, size, size))
 
     def image_files(self) -> tuple[Path, list[str]]:
         """Return the folder of the images and the path of each below it, in the order of the data set."""

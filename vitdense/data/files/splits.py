@@ -1,6 +1,10 @@
-"""Names of splits in folders, files and lists."""
+"""Splits: their names in folders, files and lists, and a random part of one."""
 
 from __future__ import annotations
+
+import numpy as np
+
+from vitdense.arguments import check, span
 
 SPLITS = {  # how a split is called in configs -> how folders, lists and keys of formats call it
     'train': ('train', 'training', 'train2017', 'trainval'),
@@ -13,3 +17,18 @@ def split_of(name: str) -> str | None:
     """Return train, val or test, where the name of a file or folder means one; `instances_train2017` is train."""
     words = name.lower().replace('-', '_').replace('.', '_').split('_')
     return next((split for split, names in SPLITS.items() if set(words) & set(names)), None)
+
+
+def part_of(count: int, part: tuple[float, float] | None, where: str) -> np.ndarray:
+    """Return the rows, ascending, of a part of `count` images: from the share `part[0]` up to `part[1]` of a random
+    order, which is always the same for the same count; None: all.
+
+    The parts (0, 0.15) and (0.15, 1) have no image in common and together all. Raises ConfigError for shares outside of
+    [0, 1] and for a part without image.
+    """
+    if part is None:
+        return np.arange(count)
+    start, stop = (round(count * share) for share in span(part, where))
+    why = f'it is a range of shares from 0 to 1, with at least one of {count} images'
+    check(0 <= start < stop <= count, where, part, why, 'write for example (0.15, 1.0)')
+    return np.sort(np.random.default_rng(0).permutation(count)[start:stop])

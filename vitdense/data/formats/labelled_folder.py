@@ -46,6 +46,15 @@ def read_folder(root: Path) -> LabelledFolder:
     raise DataError('no labelled images are recognised', where=str(root), why=f'looked for {LOOKED_FOR}', fix=FIX)
 
 
+def with_validation(data: LabelledFolder, share: float) -> LabelledFolder:
+    """Return a folder with a split for validation: its own, or the random `share` of the images for training."""
+    if 'val' in data.splits or 'train' not in data.splits:
+        return data
+    train = data.splits['train']
+    parts = {'train': {**train, 'part': (share, 1.0)}, 'val': {**train, 'part': (0.0, share)}}
+    return data._replace(splits={**parts, **{name: data.splits[name] for name in data.splits if name != 'train'}})
+
+
 FIX = 'name the splits like that, or write the paths into a config: docs/your_own_data.md'
 
 

@@ -1,0 +1,205 @@
+"""`vitdense finetune FOLDER`: from labelled images to a tested model, without a config written by hand."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time as clock
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitdense.checkpoints.model_config import config_from_model
+from vitdense.commands.presets import (
+    FEWEST_STEPS,
+    Cost,
+    Preset,
+    Task,
+    choose_preset,
+    default_work_dir,
+    hardware_of,
+    length_options,
+    query_options,
+    seconds_of,
+    steps_in,
+    task_of,
+)
+from vitdense.commands.test import test
+from vitdense.commands.train import train
+from vitdense.config.load import load_config
+from vitdense.config.run_config import RunConfig
+from vitdense.data.datasets import build_dataset
+from vitdense.data.formats.labelled_folder import LabelledFolder, read_folder
+from vitdense.device import choose_device
+from vitdense.loading.loaders import close_loaders
+from vitdense.multihead.add_head import choose_start
+from vitdense.protocols import ExtentDataset
+from vitdense.reporting.console import quiet, start_logging
+from vitdense.reporting.next_commands import tool_command
+from vitdense.train.build import make_trainer
+from vitdense.train.runner import DenseRunner
+
+logger = logging.getLogger('vitdense')
+HELD_OUT = 0.15  # share of the images for training that is validated on, where the folder has no split for that
+TIMED_STEPS, TIMED_SECONDS = 3, 6.0  # at least so many of the one and the other are timed
+
+
+def finetune(
+    folder: str | Path,
+    *,
+    model: str | Path | None = None,
+    task: Task | None = None,
+    time: str | float | None = None,
+    backbone_weights: str | Path | None = None,
+    ignore: int | None = None,
+    work_dir: str | Path | None = None,
+    device: str | None = None,
+    seed: int | None = None,
+    options: Sequence[str] = (),
+) -> Path:
+    """Train a model on the labelled images of `folder`, validate and test it, and return its model folder.
+
+    The format of the folder says the task (boxes of objects with polygons can be trained on as masks: task='inst').
+    Architecture and training are those of the preset in `configs/presets` for the task and the hardware; with `model`,
+    those of a trained model (`config_from_model`). `time` ('30m', or seconds) sets the length of the run, by timing a
+    few steps; without it the run is as long as the preset. `backbone_weights` is a file of the ViT's pretrained
+    weights, for machines without network; `ignore` a number of label maps that is no class. `options` are `K=V`
+    words, which come last. The work directory (default: work_dirs/NAME_OF_FOLDER) gets the resolved config, which
+    trains the same again.
+
+    Raises ConfigError, DataError, CheckpointError, ResourceError.
+    """
+    begun = clock.monotonic()
+    seconds = None if time is None else seconds_of(time)
+    start_logging(None, keep=True)
+    where, data = choose_device(device), read_folder(Path(folder))
+    first = _first_options(data, backbone_weights, ignore, seed)
+    plan = _Plan(data, choose_preset(task_of(data, task), where), model, first)
+    cfg, weights = plan.config(options)
+    dataset = _describe(cfg, data)
+    images = len(dataset)
+    preset = f'{plan.preset.config} (for {plan.preset.hardware})' if model is None else f'the training of {model}'
+    logger.info('%s: %s', hardware_of(where), preset)
+    chosen = query_options(cfg, dataset.extent()[1]) if model is None and isinstance(dataset, ExtentDataset) else []
+    if seconds is not None:
+        cost, precision = measure(plan.config([*chosen, *options])[0], weights, device, tested='test' in data.splits)
+        left = seconds - (clock.monotonic() - begun)
+        batch = cfg.train_dataloader.batch_size
+        steps = steps_in(left, cost, images=images, batch_size=batch, most_epochs=plan.preset.most_epochs)
+        _log_length(steps, steps * batch / images, cost, left)
+        chosen += [*length_options(cfg, steps, images), f'amp={precision}']
+    cfg, weights = plan.config([*chosen, *options])
+    work_dir = Path(work_dir or default_work_dir(data.root))
+    for option in (*plan.first, *chosen, *options):
+        logger.info('  %s', option)
+    runner = train(cfg, work_dir=work_dir, weights=weights, device=device)
+    _finish(runner, weights, device, tested='test' in data.splits)
+    return work_dir / 'model'
+
+
+class _Plan:
+    """What is trained on which data; `config` reads it with options."""
+
+    def __init__(self, data: LabelledFolder, preset: Preset, model: str | Path | None, first: Sequence[str]) -> None:
+        self.data, self.preset, self.model, self.first = data, preset, model, list(first)
+
+    def config(self, options: Sequence[str]) -> tuple[RunConfig, str | None]:
+        """Return the config, and the weights of the whole model to begin with."""
+        options = [*self.first, *options]
+        if self.model is not None:
+            return config_from_model(self.model, self.data.root, options=options, held_out=HELD_OUT)
+        return load_config(self.preset.config, options, data=self.data.root, held_out=HELD_OUT), None
+
+
+def measure(cfg: RunConfig, weights: str | None, device: str | None, *, tested: bool) -> tuple[Cost, str]:
+    """Return the seconds of a training step, a validation and a test (0 unless `tested`), and the precision chosen.
+
+    The first step, which is slower, does not count. Nothing is kept.
+    """
+    with tempfile.TemporaryDirectory(prefix='vitdense-') as folder, quiet():
+        runner = make_trainer(cfg, folder, start=choose_start(cfg, weights=weights), device=device)
+        wrapper = runner.optim_wrapper
+        wrapper.initialize_count_status(runner.model, 0, 1)
+        runner.model.train()
+        times: list[float] = []
+        for batch in runner.train_dataloader:
+            start = clock.perf_counter()
+            runner.model.train_step(batch, wrapper)
+            _synchronize(runner.device)
+            times.append(clock.perf_counter() - start)
+            if len(times) > TIMED_STEPS and sum(times[1:]) >= TIMED_SECONDS:
+                break
+        validation = _evaluation_seconds(runner)
+        close_loaders()
+    return Cost(sum(times[1:]) / len(times[1:]), validation, validation if tested else 0.0), runner.precision.name
+
+
+def _evaluation_seconds(runner: DenseRunner) -> float:
+    """Return the expected seconds of a validation, from its first batches."""
+    runner.model.eval()
+    done, start = 0, clock.perf_counter()
+    with torch.no_grad():
+        for number, batch in enumerate(runner.val_dataloader):
+            if number == 1:  # the first batch is slower
+                done, start = 0, clock.perf_counter()
+            runner.model.val_step(batch)
+            _synchronize(runner.device)
+            done += len(batch.metas)
+            if number == 2:
+                break
+    return (clock.perf_counter() - start) / done * len(runner.val_dataloader.dataset)
+
+
+def _first_options(data: LabelledFolder, backbone_weights: Any, ignore: int | None, seed: int | None) -> list[str]:
+    options = [] if seed is None else [f'seed={seed}']
+    options += [] if backbone_weights is None else [f'model.network.backbone.pretrained={backbone_weights}']
+    if ignore is not None:
+        kinds = ('train', 'val', *(('test',) if 'test' in data.splits else ()))
+        options += [f'+{kind}_dataloader.dataset.ignore={ignore}' for kind in kinds]
+    return options
+
+
+def _describe(cfg: RunConfig, data: LabelledFolder) -> Any:
+    """Log what the folder holds, and return the data set of training."""
+    with quiet():
+        sets = {
+            kind: build_dataset(cfg[f'{kind}_dataloader']['dataset'], root=cfg.get('data_root'))
+            for kind in ('train', 'val', *(('test',) if 'test' in data.splits else ()))
+        }
+    classes = next(iter(sets['train'].metainfo['classes'].values()))
+    counts = ' / '.join(f'{len(dataset):,}' for dataset in sets.values())
+    names = ', '.join(classes[:8]) + (', ...' if len(classes) > 8 else '')
+    logger.info('%s: %d classes (%s), %s images (%s)', data.format, len(classes), names, counts, ' / '.join(sets))
+    if 'val' not in data.splits:
+        logger.info(
+            'there is no split for validation: %.0f %% of the images for training, taken at random (with part=), '
+            'are for that',
+            100 * HELD_OUT,
+        )
+    return sets['train']
+
+
+def _log_length(steps: int, epochs: float, cost: Cost, left: float) -> None:
+    text = '%.2f s a step, %.0f s a validation: %d steps (%.1f passes over the images) in about %.0f minutes'
+    logger.info(text, cost.step, cost.validation, steps, epochs, cost.total(steps) / 60)
+    if steps == FEWEST_STEPS and cost.total(steps) > left:
+        logger.warning('the time is too short for %d steps, the fewest that are of any use: it will take longer', steps)
+
+
+def _finish(runner: DenseRunner, weights: str | None, device: str | None, *, tested: bool) -> None:
+    """Test the best weights on the split for that, and log how to go on."""
+    folder = runner.folder
+    if tested:
+        checkpoint = folder / 'best.pth' if runner.train_loop.history.best else folder / 'model'
+        test(load_config(folder / 'config.py'), checkpoint, work_dir=folder / 'test', device=device)
+    begin = () if weights is None else ('--weights', weights)
+    logger.info('the same run again, and the model as one ONNX graph:')
+    logger.info('  %s', tool_command('train', folder / 'config.py', *begin))
+    logger.info('  %s', tool_command('export', folder / 'model', '--out', folder / 'onnx'))
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)

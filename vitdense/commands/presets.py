@@ -1,0 +1,157 @@
+"""Presets of `configs/presets`: which one fits a task and the hardware, and how long it is to run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+
+from vitdense.config.run_config import RunConfig
+from vitdense.data.formats.labelled_folder import LabelledFolder
+from vitdense.device import cpu_count
+from vitdense.errors import ConfigError
+
+Task = Literal['det', 'sem', 'cls', 'inst']
+LABELS = {'det': 'detection', 'sem': 'segmentation', 'cls': 'classification', 'inst': 'detection'}  # of a folder
+GPU_MEMORY = 10  # GiB from which on the presets for GPUs are taken
+MIXED = 0.8  # share of a run in which images are mixed; the rest are plain ones
+VALIDATIONS = 3
+FEWEST_STEPS = 50
+
+
+class Preset(NamedTuple):
+    """A config for a task and hardware."""
+
+    task: Task
+    gpu: bool
+    config: str
+    most_epochs: int  # passes over the data that a run may be stretched to when there is time
+
+    @property
+    def hardware(self) -> str:
+        """The hardware in words."""
+        return f'a GPU of {GPU_MEMORY} GiB or more' if self.gpu else 'a CPU or a small GPU'
+
+
+PRESETS = (
+    Preset('det', False, 'configs/presets/detection_cpu.py', 150),
+    Preset('det', True, 'configs/presets/detection_gpu.py', 300),
+    Preset('sem', False, 'configs/presets/semantic_cpu.py', 150),
+    Preset('sem', True, 'configs/presets/semantic_gpu.py', 300),
+    Preset('cls', False, 'configs/presets/classification_cpu.py', 50),
+    Preset('cls', True, 'configs/presets/classification_gpu.py', 100),
+    Preset('inst', False, 'configs/presets/instances_cpu.py', 150),
+    Preset('inst', True, 'configs/presets/instances_gpu.py', 300),
+)
+
+
+def choose_preset(task: Task, device: torch.device) -> Preset:
+    """Return the preset for a task on a device."""
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == 'cuda' else 0
+    return next(each for each in PRESETS if (each.task, each.gpu) == (task, memory >= GPU_MEMORY * 2**30))
+
+
+def hardware_of(device: torch.device) -> str:
+    """Return the device in words."""
+    if device.type != 'cuda':
+        return f'{cpu_count()} CPU cores'
+    memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+    return f'{torch.cuda.get_device_name(device)}, {memory:.0f} GiB'
+
+
+def task_of(data: LabelledFolder, task: str | None) -> Task:
+    """Return `task`, or by default the one that the labels of a folder are for. Raises ConfigError."""
+    fitting = [name for name in get_args(Task) if LABELS[name] == data.task]
+    if task is None:
+        return fitting[0]
+    if task not in fitting:
+        raise ConfigError(
+            f"the labels of the folder are not for the task '{task}'",
+            where=f'--task {task}',
+            why=f'{data.root} is {data.format}, which is for {" or ".join(fitting)}',
+            fix=f'write --task {fitting[0]}, or leave --task out',
+        )
+    return task
+
+
+def seconds_of(time: str | float) -> float:
+    """Return a time in seconds: a number of them, or words such as '90s', '30m', '1.5h'. Raises ConfigError."""
+    if isinstance(time, int | float) and not isinstance(time, bool) and time > 0:
+        return float(time)
+    match = re.fullmatch(r'(\d+(?:\.\d+)?)(s|m|h)', str(time))
+    if match is None or float(match[1]) == 0:
+        raise ConfigError(
+            f'{time!r} is no time',
+            where='--time',
+            why='it is a number with a unit: s, m or h',
+            fix='write for example --time 30m, or --time 2h',
+        )
+    return float(match[1]) * {'s': 1, 'm': 60, 'h': 3600}[match[2]]
+
+
+def steps_in(seconds: float, cost: Cost, *, images: int, batch_size: int, most_epochs: int) -> int:
+    """Return how many steps of training fit into `seconds`, with validations and a test; at least `FEWEST_STEPS`."""
+    fitting = (seconds - VALIDATIONS * cost.validation - cost.test) / cost.step
+    return int(max(min(fitting, most_epochs * images / batch_size), FEWEST_STEPS))
+
+
+class Cost(NamedTuple):
+    """Measured seconds."""
+
+    step: float
+    validation: float
+    test: float
+
+    def total(self, steps: int) -> float:
+        """Return the seconds of a run of `steps`."""
+        return steps * self.step + VALIDATIONS * self.validation + self.test
+
+
+def length_options(cfg: RunConfig, steps: int, images: int) -> list[str]:
+    """Return the options `K=V` that stretch a config to `steps`.
+
+    What counts steps or epochs keeps its share of the run; warm-ups do not become longer. `images` is the number of
+    images for training.
+    """
+    schedule = cfg.schedule
+    before = schedule.max_iters or steps
+    factor, interval = steps / before, max(-(-steps // VALIDATIONS), 1)
+    options = [f'schedule.max_iters={steps}', f'schedule.val_interval={interval}', f'checkpoint.interval={interval}']
+    for name in ('warmup_iters', 'backbone_warmup_iters'):
+        if schedule[name]:
+            options.append(f'schedule.{name}={min(schedule[name], int(schedule[name] * factor))}')
+    for row, hook in enumerate(cfg.custom_hooks):
+        if 'steps' in hook:
+            stretched = tuple(min(step, max(int(step * factor), 1)) for step in hook['steps'])
+            options.append(f'custom_hooks.{row}.steps={stretched}')
+    if cfg.ema:
+        options.append(f'ema.momentum={min(cfg.ema.momentum / factor, 0.2):.3g}')
+    epochs = steps * cfg.train_dataloader.batch_size * cfg.optim_wrapper.accumulative_counts / images
+    for name, step in _named_steps(cfg).items():
+        if 'epochs' in step:
+            options.append(f'train_dataloader.dataset.transforms.{name}.epochs={int(MIXED * epochs)}')
+    return options
+
+
+def query_options(cfg: RunConfig, most_objects: int) -> list[str]:
+    """Return the options that give a detector queries for `most_objects` in an image, with some to spare."""
+    queries = -(-int(1.5 * most_objects) // 50) * 50
+    options = []
+    for name, branch in cfg.model.network.get('branches', {}).items():
+        if queries > branch['head'].get('num_queries', queries):
+            options += [f'model.network.branches.{name}.head.num_queries={queries}']
+            options += [f'+model.tasks.{name}.top_k={max(queries, 100)}']
+    return options
+
+
+def _named_steps(cfg: RunConfig) -> Mapping[str, Any]:
+    steps: Mapping[str, Any] | Sequence[Any] = cfg.train_dataloader.dataset.get('transforms') or {}
+    return steps if isinstance(steps, Mapping) else {str(row): step for row, step in enumerate(steps)}
+
+
+def default_work_dir(folder: Path) -> Path:
+    """Return the work directory of a run on the data of `folder`."""
+    return Path('work_dirs') / folder.resolve().name
