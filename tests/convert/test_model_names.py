@@ -46,6 +46,11 @@ class Publisher(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     def _head(self) -> bytes | None:
+        if self.path.startswith('/gated/'):
+            self.send_response(403)
+            self.send_header('X-Error-Code', 'GatedRepo')
+            self.send_header('Content-Length', '0')
+            return self.end_headers()
         file = self.server.folder / self.path.rpartition('/')[2]
         if not file.is_file():
             return self.send_error(404)
@@ -167,6 +172,13 @@ def test_files_of_the_hub_are_checked_against_its_hash(server, tmp_path):
     path.resolve().write_bytes(b'1' * 1000)
     with pytest.raises(CheckpointError, match='not the file that was expected'):
         fetch(file, tmp_path / 'downloads')
+
+
+def test_terms_of_a_repository_that_were_not_accepted_are_an_error_with_its_page(server, tmp_path):
+    with pytest.raises(CheckpointError, match='open only to users who accepted its terms') as caught:
+        fetch(RemoteFile(repo='gated/name', path='model.safetensors'), tmp_path)
+    assert caught.value.where == 'https://huggingface.co/gated/name'
+    assert 'hf auth login' in caught.value.fix and caught.value.fix.endswith(str(tmp_path / 'model.safetensors'))
 
 
 def test_without_the_hub_the_place_for_a_copy_is_named(server, tmp_path):

@@ -11,12 +11,15 @@ from tests.convert.test_import_weights import FACTS, lw_pair, names_of_authors, 
 from tests.heads.from_transformers import randomise, relative_error
 from tools.import_weights import main
 from vitdense.backbones.vit import ViT
+from vitdense.checkpoints.model_folder import without_pretrained
+from vitdense.config.load import load_config
 from vitdense.convert import architecture
 from vitdense.convert.families import FAMILIES, load_published
 from vitdense.convert.peer_files import PeerInfo, read_info
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.inference.predictor import load
 from vitdense.networks.eomt import EoMT
+from vitdense.registry import build
 from vitdense.storage.weights import read_weights
 
 CONFIG = """
@@ -153,6 +156,21 @@ def test_what_transformers_saves_predicts_as_the_model_that_was_saved(family, tm
     else:
         assert relative_error(got.class_logits, wanted.logits) < 1e-4
         assert relative_error(got.boxes, wanted.pred_boxes) < 1e-4
+
+
+def test_the_config_of_a_size_is_that_of_the_images_of_a_checkpoint(monkeypatch):
+    """EoMT on DINOv3 has no table of positions: the models of both sizes have the same tensors."""
+    family = FAMILIES['eomt-dinov3']
+    cfg = load_config('configs/detection/eomt_dinov3_l_coco_1280.py')
+    with torch.device('meta'):
+        network = build(without_pretrained(cfg.model), classes={'labels': list('abc')}).network
+        state = {f'network.{name}': value for name, value in network.state_dict().items()}
+    state = {name.replace('.backbone.model.', '.encoder.backbone.'): value for name, value in state.items()}
+    both = [path for path in architecture.configs_of('eomt-dinov3') if '_coco_' in path]
+    assert [path.rpartition('_')[2] for path in both] == ['640.py', '1280.py']
+    monkeypatch.setattr(architecture, 'configs_of', lambda family: both)
+    chosen = architecture.choose_config('eomt-dinov3', family, state, PeerInfo(list('abc'), size=1280))
+    assert chosen.filename.endswith('eomt_dinov3_l_coco_1280.py')
 
 
 @pytest.mark.parametrize('kind', ['Dinov2', 'ViT'])

@@ -12,6 +12,8 @@ from vitdense.checkpoints.model_folder import without_pretrained
 from vitdense.config.load import load_config
 from vitdense.convert.architecture import match_vit
 from vitdense.convert.families import COCO_ROWS, RF_DETR, load_published
+from vitdense.convert.import_weights import import_weights
+from vitdense.inference.predictor import load
 from vitdense.model import DenseModel
 from vitdense.registry import build
 from vitdense.types import Features, Target
@@ -93,3 +95,22 @@ def test_the_nano_model_with_its_losses_and_gradients_equals_the_authors_package
     for name, parameter in ours.network.named_parameters():
         # single entries differ where a sampling point lies on a cell's border, to the left of it or to the right
         assert (gradients[name] - parameter).norm() < 1e-4 * parameter.norm(), name
+
+
+@torch.no_grad()
+def test_a_checkpoint_of_three_classes_becomes_a_model_folder_that_predicts_as_the_authors_package(tmp_path):
+    config = configs.RFDETRNanoConfig(pretrain_weights=None, device='cpu', num_classes=3, resolution=320)
+    theirs = lwdetr.build_model_from_config(config).eval()
+    randomise(theirs)
+    for name, parameter in theirs.named_parameters():
+        if 'class_embed' in name:  # the last row is no class: its logits are low after training
+            parameter[-1] = -30.0 if name.endswith('bias') else 0.0
+    content = {'model': theirs.state_dict(), 'args': {'class_names': ['a', 'b', 'c']}}
+    torch.save(content | {'model_config': config.model_dump(), 'model_name': 'RFDETRNano'}, tmp_path / 'best.pth')
+    import_weights('rf-detr', [tmp_path / 'best.pth'], None, tmp_path / 'model')
+    ours = load(tmp_path / 'model', device='cpu', amp='off')
+    assert ours.metainfo['classes'] == {'labels': ['a', 'b', 'c']} and ours.transforms.transforms[0].size == (320, 320)
+    imgs = torch.randn(1, 3, 320, 320)
+    wanted, got = answer(theirs, imgs), ours.model.network(imgs)['det']
+    assert relative_error(got.class_logits, wanted['pred_logits'][..., :3]) < BOUND
+    assert relative_error(got.boxes, wanted['pred_boxes']) < BOUND

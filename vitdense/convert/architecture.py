@@ -94,7 +94,7 @@ def choose_config(
         recipe = match_vit(without_pretrained(cfg.model), state, published)
         if _same_structure(recipe, info) and _same_tensors(recipe, state, published, classes):
             side = _table_side(cfg.model, recipe)
-            ranks[path] = (side is not None, abs((info.size or side or 0) - (_image_side(cfg) or 0)), side)
+            ranks[path] = (side is not None, abs((info.size or side or 0) - (_resize_step(cfg).get('size') or 0)), side)
     if not ranks:
         raise CheckpointError(
             'none of our configs has the tensors of this checkpoint',
@@ -105,9 +105,10 @@ def choose_config(
     path = min(ranks, key=lambda each: ranks[each][:2])
     side = info.size or ranks[path][2]
     cfg = load_config(shipped_config(path) or path, options)
-    if side is not None and _image_side(cfg) not in (None, side):
+    step = _resize_step(cfg)
+    if side not in (None, step.get('size')) and str(step.get('type')).endswith('.ResizeTo'):
         cfg = load_config(shipped_config(path) or path, [f'{RESIZE}={side}', *options])
-    logger.info('%s, images of %s', path, _image_side(cfg) or 'the size that it says')
+    logger.info('%s, images of %s pixels', path, _resize_step(cfg).get('size'))
     return cfg
 
 
@@ -171,10 +172,9 @@ def _table_side(ours: Mapping[str, Any], matched: Mapping[str, Any]) -> int | No
     return after if after != before and isinstance(after, int) else None
 
 
-def _image_side(cfg: RunConfig) -> int | None:
-    """Return the side of the squares that a config resizes all images to; None where they keep their proportions."""
-    steps = [step for step in image_recipe(cfg)['transforms'] if str(step.get('type')).endswith('.ResizeTo')]
-    return steps[0].get('size') if steps else None
+def _resize_step(cfg: RunConfig) -> Mapping[str, Any]:
+    """Return the evaluation transform of a config that resizes images; an empty one where there is none."""
+    return next((step for step in image_recipe(cfg)['transforms'] if 'size' in step), {})
 
 
 def _coco_metainfo() -> dict[str, Any]:

@@ -65,7 +65,8 @@ def _from_hub(file: RemoteFile, by_hand: Path) -> Path:
     url = hf_hub_url(file.repo, file.path, endpoint=constants.ENDPOINT)
     if path is None:
         try:
-            _reach(url)  # the client of the Hub retries for most of a minute
+            if not constants.HF_HUB_OFFLINE:
+                _reach(url)  # the client of the Hub retries for most of a minute
             logger.info('fetching %s', url)
             path = Path(hf_hub_download(file.repo, file.path, endpoint=constants.ENDPOINT))
         except GatedRepoError:

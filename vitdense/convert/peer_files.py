@@ -53,9 +53,10 @@ def _of_folder(folder: Path, family: str) -> PeerInfo:
     outputs, windows = backbone.get('out_indices'), backbone.get('num_windows')
     processor = folder / 'preprocessor_config.json'
     size = (_read_json(processor).get('size') or {}) if processor.is_file() else {}
+    side = size['height'] if 'height' in size and size['height'] == size.get('width') else None
     return PeerInfo(
         classes=names if any(names) else None,
-        size=size['height'] if 'height' in size and size['height'] == size.get('width') else None,
+        size=config.get('image_size') if kind in ('eomt', 'eomt_dinov3') else side,
         layers=[number - 1 for number in outputs] if outputs else None,
         split=round(windows**0.5) if windows and kind == 'lw_detr' else windows,
     )

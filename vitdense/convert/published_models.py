@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vitdense.convert.families import FAMILIES
 from vitdense.convert.key_rules import CheckpointFamily
@@ -73,7 +73,7 @@ class PublishedModel(NamedTuple):
 @cache
 def published_models() -> dict[str, PublishedModel]:
     """Return all models of the table by name."""
-    rows = tomllib.loads(TABLE.read_text(encoding='utf-8'))['model']
+    rows = _table()['model']
     models = [
         PublishedModel(
             **row
@@ -93,5 +93,10 @@ def find_model(name: str) -> PublishedModel | None:
 
 
 def configs_of(family: str) -> list[str]:
-    """Return the different configs of the models of a family."""
-    return list(dict.fromkeys(model.config for model in published_models().values() if model.family == family))
+    """Return our configs of a family: of its published models, and others."""
+    configs = [model.config for model in published_models().values() if model.family == family]
+    return list(dict.fromkeys([*configs, *_table()['other_configs'].get(family, ())]))
+
+
+def _table() -> dict[str, Any]:
+    return tomllib.loads(TABLE.read_text(encoding='utf-8'))
