@@ -4,12 +4,12 @@ import pickle
 
 import pytest
 import torch
-from mmengine.model import BaseDataPreprocessor
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from vitdense.model import on_device
 from vitdense.types import Batch, Meta, Sample, Target
 
 
@@ -105,10 +105,9 @@ def test_worker_processes_send_records():
         assert same(target, sample().target) and same(meta, sample().meta)
 
 
-def test_mmengine_casts_records_to_the_device_as_records():
-    got = BaseDataPreprocessor().cast_data(batch())
-    assert same(got, batch())
-    moved = BaseDataPreprocessor().to('meta').cast_data(batch())
+def test_records_are_moved_to_the_device_as_records():
+    assert same(on_device(batch(), torch.device('cpu')), batch())
+    moved = on_device(batch(), torch.device('meta'))
     assert {moved.imgs.device.type, moved.valid.device.type, moved.targets[0].boxes.device.type} == {'meta'}
     assert type(moved.metas[0]) is Meta and moved.targets[0].area is None
 

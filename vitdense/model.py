@@ -1,4 +1,4 @@
-"""The model that mmengine's Runner runs: preprocessing, the network, its tasks, and the test-time strategy."""
+"""The model: preprocessing, the network, its tasks, and the test-time strategy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
@@ -24,7 +23,7 @@ from vitdense.timing import NETWORK, timed
 from vitdense.types import Batch, LabelOutputs, Meta, ObjectOutputs, Outputs, Prediction, SemanticMap, Target
 
 
-class Preprocessor(BaseDataPreprocessor):
+class Preprocessor(nn.Module):
     """Bring a uint8 batch to the device, pad it to whole cells of the network's grid, and normalise it there.
 
     `mean` and `std` are those of the checkpoint, of RGB values in [0, 1]. Padding is zero *after* normalisation and
@@ -48,7 +47,7 @@ class Preprocessor(BaseDataPreprocessor):
         self.register_buffer('std', torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
 
     def forward(self, data: Batch, training: bool = False) -> Batch:
-        imgs, targets, metas, _ = self.cast_data(data)
+        imgs, targets, metas, _ = on_device(data, self.mean.device)
         height, width = (-(-side // self.divisor) * self.divisor for side in imgs.shape[-2:])
         sizes = [meta.size for meta in metas]
         imgs = (imgs.float() - self.mean) / self.std
@@ -74,7 +73,19 @@ def _valid_pixels(sizes: Sequence[tuple[int, int]], padded: tuple[int, int], dev
     return rows[:, :, None] & columns[:, None, :]
 
 
-class DenseModel(BaseModel):
+def on_device(value: Any, device: torch.device) -> Any:
+    """Return a record, list, tuple or mapping with its tensors on `device`; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: on_device(item, device) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        moved = [on_device(item, device) for item in value]
+        return type(value)(*moved) if hasattr(value, '_fields') else type(value)(moved)
+    return value
+
+
+class DenseModel(nn.Module):
     """A network and the tasks that read its outputs.
 
     `network` is `(imgs, valid, training_inputs=None) -> {name: Outputs}`; `tasks` maps the same names to tasks. Of a
@@ -116,7 +127,8 @@ class DenseModel(BaseModel):
             )
         options = {'num_classes': len(classes['image_label'])} if 'image_label' in classes else {}
         augment = build(augment, **options)
-        super().__init__(Preprocessor(network.mean, network.std, divisor=network.divisor, augment=augment))
+        super().__init__()
+        self.data_preprocessor = Preprocessor(network.mean, network.std, divisor=network.divisor, augment=augment)
         self.network = network
         self.tasks = tasks
         self.classes = classes
@@ -152,6 +164,20 @@ class DenseModel(BaseModel):
         if mode == 'predict':
             return self._predict(imgs, metas, valid)
         return self._run(imgs, valid)
+
+    def train_step(self, data: Batch, optim_wrapper: Any) -> dict[str, Tensor]:
+        """Train on a batch with mmengine's `OptimWrapper`; return the numbers for the log."""
+        with optim_wrapper.optim_context(self):
+            losses = self(*self.data_preprocessor(data, True), mode='loss')
+        total, logged = self.parse_losses(losses)
+        optim_wrapper.update_params(total)
+        return logged
+
+    def val_step(self, data: Batch) -> list[dict[str, Prediction]]:
+        """Return the predictions of a batch, one `{head: Prediction}` for each image."""
+        return self(*self.data_preprocessor(data, False), mode='predict')
+
+    test_step = val_step
 
     def _run(self, imgs: Tensor, valid: Tensor | None, **more: Any) -> dict[str, Outputs]:
         with timed(NETWORK), torch.autocast(imgs.device.type, self.amp, enabled=self.amp is not None):

@@ -268,9 +268,19 @@ def test_building_within_limits_gives_the_same_numbers() -> None:
     torch.manual_seed(0)
     plain = build(RECIPE, classes={'labels': ['a', 'b']}).state_dict()
     torch.manual_seed(0)
-    with limit_tensors(plain, Path('model.json')):
+    with limit_tensors(plain, Path('model.json'), new=True):
         made = build(RECIPE, classes={'labels': ['a', 'b']}).state_dict()
     assert all(torch.equal(made[name], value) for name, value in plain.items())
+
+
+def test_random_numbers_are_not_drawn_for_parameters_that_a_file_replaces() -> None:
+    torch.manual_seed(0)
+    wanted = torch.empty(1000).normal_()
+    torch.manual_seed(0)
+    with limit_tensors({'a': torch.zeros(10)}, Path('model.json')):
+        torch.nn.Linear(30, 40)
+        buffer = torch.empty(1000).normal_()
+    assert torch.equal(buffer, wanted)  # what is no parameter is filled, with the first numbers of the generator
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,12 @@
 
 import io
 import json
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +41,33 @@ def tiny_model(seed: int = 0) -> DenseModel:
         {'sem': dict(adapter=PlainMaps(24, 8), head=LinearHead((24,), (8,), 3, norm='none'))},
     )
     return DenseModel(network, {'sem': SemanticTask()}, classes={'semantic': CLASSES})
+
+
+def saved(folder: Path, model: DenseModel, **more: Any) -> Path:
+    """Save `tiny_model` as training leaves it."""
+    recipe = dict(
+        type='vitdense.model.DenseModel',
+        network=dict(
+            type='vitdense.networks.shared.SharedNetwork',
+            backbone=dict(
+                type='vitdense.backbones.vit.ViT',
+                name='vit_tiny_patch16_224',
+                patch_size=8,
+                img_size=32,
+                timm_args=dict(embed_dim=24, depth=2, num_heads=2),
+            ),
+            branches=dict(
+                sem=dict(
+                    adapter=dict(type='vitdense.adapters.plain.PlainMaps'),
+                    head=dict(type='vitdense.heads.linear.LinearHead', norm='none'),
+                )
+            ),
+        ),
+        tasks=dict(sem=dict(type='vitdense.tasks.semantic.SemanticTask')),
+    )
+    metainfo = {'classes': {'semantic': CLASSES}}
+    save_model_folder(folder, recipe, model.state_dict(), metainfo=metainfo, **more)
+    return folder
 
 
 @pytest.fixture(scope='module')
@@ -213,28 +243,7 @@ def test_a_range_is_that_of_the_validation_data_or_of_the_caller(tmp_path):
     levels = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
     Image.fromarray(levels).save(tmp_path / 'a.png')
     model = tiny_model()
-    recipe = dict(
-        type='vitdense.model.DenseModel',
-        network=dict(
-            type='vitdense.networks.shared.SharedNetwork',
-            backbone=dict(
-                type='vitdense.backbones.vit.ViT',
-                name='vit_tiny_patch16_224',
-                patch_size=8,
-                img_size=32,
-                timm_args=dict(embed_dim=24, depth=2, num_heads=2),
-            ),
-            branches=dict(
-                sem=dict(
-                    adapter=dict(type='vitdense.adapters.plain.PlainMaps'),
-                    head=dict(type='vitdense.heads.linear.LinearHead', norm='none'),
-                )
-            ),
-        ),
-        tasks=dict(sem=dict(type='vitdense.tasks.semantic.SemanticTask')),
-    )
-    options = dict(metainfo={'classes': {'semantic': CLASSES}}, extra={'value_range': [0, 4095]})
-    save_model_folder(tmp_path / 'model', recipe, model.state_dict(), **options)
+    saved(tmp_path / 'model', model, extra={'value_range': [0, 4095]})
     kinds = (tmp_path / 'a.png', Image.open(tmp_path / 'a.png'), levels, levels.astype(np.float32))
     expected = (levels / 4095 * 255 + 0.5).astype(np.uint8)
     for kind in kinds:
@@ -406,3 +415,24 @@ def test_a_predictor_names_its_classes_and_warms_up(predictor):
     predictor.warm_up((48, 64))
     handle.remove()
     assert sizes == [(1, 3, 48, 64)]
+
+
+def test_prediction_needs_no_trainer_no_metrics_and_no_mmengine(tmp_path):
+    """They would double the time from the start of a process to its first prediction."""
+    code = f"""
+import sys, numpy, vitdense
+vitdense.load({str(saved(tmp_path / 'model', tiny_model()))!r}, device='cpu')(numpy.zeros((40, 56, 3), numpy.uint8))
+print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert 'vitdense.inference.predictor' in loaded
+    assert not loaded & {
+        'mmengine',
+        'transformers',
+        'scipy',
+        'matplotlib',
+        'vitdense.train',
+        'vitdense.metrics',
+        'rich',
+    }

@@ -88,7 +88,7 @@ def test_a_hook_may_note_numbers_save_its_state_and_end_the_run(trainer, tmp_pat
 
 
 def test_a_step_of_the_loop_is_a_train_step_of_the_model(trainer):
-    """mmengine's `train_step` does the same with the same random numbers."""
+    """`DenseModel.train_step` does the same with the same random numbers."""
     results = []
     for by_loop in (True, False):
         runner = trainer(f'run {by_loop}', ('ema=None',))

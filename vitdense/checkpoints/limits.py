@@ -1,4 +1,4 @@
-"""Memory limit for building untrusted recipes, in proportion to the size of their weights."""
+"""Building of described models whose weights are known: without random initialisation, within a limit of memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -16,6 +16,8 @@ from vitdense.checkpoints.descriptions import description_error
 from vitdense.errors import VitDenseError
 
 NUMBERS, TENSORS = 16_000_000, 300  # that parts may make beyond those of their weights
+aten = torch.ops.aten
+RANDOM = {aten.uniform_.default, aten.normal_.default, aten.erfinv_.default}  # what initialisation fills with
 NEW = 16  # times as much where a new part is built beside the described ones
 
 
@@ -27,13 +29,14 @@ class _TooLarge(Exception):
 def limit_tensors(state: Mapping[str, Tensor], path: Path, *, new: bool = False) -> Iterator[None]:
     """Limit the number and size of tensors created inside to about those of the weights `state`.
 
-    `new` allows for a part that has no weights yet. Any error inside, except VitDenseError, becomes a CheckpointError
-    about the file `path`.
+    Random numbers that would fill parameters are not drawn, since the weights replace them. `new` allows for a part
+    that has no weights yet, and draws them. Any error inside, except VitDenseError, becomes a CheckpointError about the
+    file `path`.
     """
     numbers = sum(value.numel() for value in state.values())
     try:
         slack = NEW if new else 1
-        with _Limit(2 * numbers + slack * NUMBERS, 3 * len(state) + slack * TENSORS):
+        with _Limit(2 * numbers + slack * NUMBERS, 3 * len(state) + slack * TENSORS, random=new):
             yield
     except VitDenseError:
         raise
@@ -48,8 +51,9 @@ def limit_tensors(state: Mapping[str, Tensor], path: Path, *, new: bool = False)
 class _Limit(TorchDispatchMode):
     """Runs every operation on meta tensors first, and raises for results that are too large or too many."""
 
-    def __init__(self, numbers: int, tensors: int) -> None:
+    def __init__(self, numbers: int, tensors: int, *, random: bool) -> None:
         super().__init__()
+        self.random = random
         self.most, self.left, self.tensors, self.operations = numbers, 2 * numbers, tensors, 20 * tensors
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -57,6 +61,8 @@ class _Limit(TorchDispatchMode):
         self.operations -= args[0].shape[0] if func is torch.ops.aten.unbind.int else 1  # a row each, in Python
         if self.operations < 0:
             raise _TooLarge('it has far too many parts')
+        if func in RANDOM and not self.random and isinstance(args[0], nn.Parameter):
+            return args[0]
         if not (func.is_view or func._schema.is_mutable):
             self._plan(func, args, kwargs)
         return func(*args, **kwargs)

@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torchvision import tv_tensors
@@ -19,11 +19,13 @@ from vitdense.data.transforms.common import Pipeline
 from vitdense.errors import ExportError
 from vitdense.export.graph import OPSET, export_onnx
 from vitdense.export.runtime import OnnxNetwork
-from vitdense.export.verify import Verdict, compare
 from vitdense.model import DenseModel
 from vitdense.registry import build
 from vitdense.storage.atomic import make_folder, sha256_of, write_json
 from vitdense.types import Batch, Meta, Sample, Target
+
+if TYPE_CHECKING:
+    from vitdense.export.verify import Verdict
 
 logger = logging.getLogger('vitdense')
 GRAPH, INFO, MODEL = 'model.onnx', 'export.json', 'model.json'
@@ -114,6 +116,8 @@ def verify(source: str | Path, folder: Path, images: Sequence[torch.Tensor]) -> 
         batches.append(batch.imgs)
         metas.append(sample.meta)
     tasks = {name: model.tasks[name] for name in exported.network.names}
+    from vitdense.export.verify import compare  # imports much that a predictor does not need
+
     verdict = compare(
         model.eval().network,
         exported.network,

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
@@ -200,6 +199,8 @@ def assign(costs: np.ndarray, predictions: Any, counts: Sequence[int], copies: i
     `costs` (L, M, Q) have been through `finite_costs`; `predictions` has the fields `groups` and `name` and the
     property `parts`. Raises NumericsError when no cost of a layer is finite.
     """
+    from scipy.optimize import linear_sum_assignment  # heavy, and needed in training only
+
     num_layers, _, num_queries = costs.shape
     rows = np.full((num_layers, len(counts), num_queries), NO_OBJECT, np.int64)
     size = num_queries // predictions.groups
