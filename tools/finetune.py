@@ -3,6 +3,7 @@
     vitdense finetune data/yard
     vitdense finetune data/yard --time 30m --backbone-weights WEIGHTS.safetensors
     vitdense finetune data/yard --model work_dirs/trucks
+    vitdense finetune data/yard --model rf-detr-small
 
 FOLDER holds COCO, YOLO, PASCAL VOC or CSV labels, images and masks, or one folder of images for each class, with splits
 called train, val and test. Task and hardware choose a preset of configs/presets; what it is changed by is printed, and
@@ -20,7 +21,7 @@ def make_parser() -> Parser:
     """Return the parser of the tool's arguments."""
     parser = Parser(prog='finetune.py', description=__doc__)
     parser.add_argument('folder', metavar='FOLDER', help='the labelled images')
-    parser.add_shared('--model', help='go on from this trained model: its architecture and weights')
+    parser.add_shared('--model', help='go on from this trained model or published name')
     parser.add_argument(
         '--task',
         choices=('det', 'sem', 'cls', 'inst'),
@@ -33,7 +34,7 @@ def make_parser() -> Parser:
     parser.add_argument('--ignore', type=count, metavar='V', help='label maps: a number that is no class')
     parser.add_argument('--work-dir', metavar='D', help='where results go (default: work_dirs/NAME_OF_FOLDER)')
     parser.add_argument('--seed', type=count, metavar='N', help='seed of everything random')
-    parser.add_shared('--device', '--cfg-options')
+    parser.add_shared('--device', '--cfg-options', '--accept-licence')
     return parser
 
 
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         device=args.device,
         seed=args.seed,
         options=args.cfg_options or (),
+        accept_licence=args.accept_licence,
     )
 
 

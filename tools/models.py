@@ -3,7 +3,7 @@
     python tools/models.py
     python tools/models.py rf-detr --json
 
-A name stands wherever a trained model is expected: demo.py --model NAME, train.py --weights NAME, test.py, export.py,
+A name stands wherever a trained model is expected: demo.py and train.py --model NAME, finetune, test.py, export.py,
 vitdense.load('NAME'). Its files are fetched from their publisher and converted at the first use; without a network, put
 them into the folder that the error names. Numbers are those of the publishers (docs/models.md).
 """

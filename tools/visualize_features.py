@@ -26,7 +26,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog='visualize_features.py', description=__doc__)
     add = parser.add_argument
     add('inputs', nargs='+', metavar='IMAGE', help='image, folder, or "pattern"')
-    parser.add_shared('--model', '--device', '--value-range')
+    parser.add_shared('--model', '--accept-licence', '--device', '--value-range')
     add('--name', metavar='N', help="timm's name of a ViT, such as vit_small_patch14_dinov2")
     add('--weights', metavar='FILE', help='weights for --name (default: those that timm publishes)')
     add('--kind', choices=('pca', 'attention'), default='pca', help='what to show (default: %(default)s)')
@@ -81,8 +81,9 @@ def load_vit(args: argparse.Namespace) -> ViT:
     if args.name is not None:
         return ViT(args.name, pretrained=args.weights or True)
     from vitdense.checkpoints.model_folder import read_model_folder
+    from vitdense.commands.models import trained_model
 
-    model, _ = read_model_folder(args.model)
+    model, _ = read_model_folder(trained_model(args.model, accept_licence=args.accept_licence))
     found = next((module for module in model.network.modules() if isinstance(module, ViT)), None)
     if found is None:
         raise CheckpointError(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from vitdense.checkpoints.model_config import config_from_model
+from vitdense.commands.models import trained_model
 from vitdense.commands.presets import (
     FEWEST_STEPS,
     Cost,
@@ -58,22 +59,24 @@ def finetune(
     device: str | None = None,
     seed: int | None = None,
     options: Sequence[str] = (),
+    accept_licence: bool = False,
 ) -> Path:
     """Train a model on the labelled images of `folder`, validate and test it, and return its model folder.
 
     The format of the folder says the task (boxes of objects with polygons can be trained on as masks: task='inst').
     Architecture and training are those of the preset in `configs/presets` for the task and the hardware; with `model`,
-    those of a trained model (`config_from_model`). `time` ('30m', or seconds) sets the length of the run, by timing a
-    few steps; without it the run is as long as the preset. `backbone_weights` is a file of the ViT's pretrained
-    weights, for machines without network; `ignore` a number of label maps that is no class. `options` are `K=V`
-    words, which come last. The work directory (default: work_dirs/NAME_OF_FOLDER) gets the resolved config, which
-    trains the same again.
+    those of a trained model (`config_from_model`) or of a published one by its name (`accept_licence`: also where its
+    licence has conditions). `time` ('30m', or seconds) sets the length of the run, by timing a few steps; without it
+    the run is as long as the preset. `backbone_weights` is a file of the ViT's pretrained weights, for machines without
+    network; `ignore` a number of label maps that is no class. `options` are `K=V` words, which come last. The work
+    directory (default: work_dirs/NAME_OF_FOLDER) gets the resolved config, which trains the same again.
 
     Raises ConfigError, DataError, CheckpointError, ResourceError.
     """
     begun = clock.monotonic()
     seconds = None if time is None else seconds_of(time)
     start_logging(None, keep=True)
+    model = trained_model(model, accept_licence=accept_licence)
     where, data = choose_device(device), read_folder(Path(folder))
     first = _first_options(data, backbone_weights, ignore, seed)
     plan = _Plan(data, choose_preset(task_of(data, task), where), model, first)

@@ -11,11 +11,11 @@ from vitdense.reporting.console import console, print_table, start_logging
 from vitdense.storage.atomic import format_bytes
 
 
-def trained_model(name_or_path: str | None, *, accept_licence: bool = False) -> str | None:
+def trained_model(name_or_path: str | Path | None, *, accept_licence: bool = False) -> str | None:
     """Return the path that an option of a tool names (see `model_path`), and show what is fetched and converted."""
     if name_or_path is None:
         return None
-    if find_model(name_or_path) is not None and not Path(name_or_path).exists():
+    if find_model(str(name_or_path)) is not None and not Path(name_or_path).exists():
         start_logging(None, keep=True)
     return str(model_path(name_or_path, accept_licence=accept_licence))
 
