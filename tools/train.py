@@ -52,6 +52,16 @@ def make_parser() -> Parser:
         metavar='NAME',
         help='train this branch of CONFIG alone, on the trained model of --weights (a model folder or checkpoint)',
     )
+    parser.add_argument(
+        '--keep-classes',
+        action='store_true',
+        help="keep the trained model's classes: its predictions are labels where the data has none (docs/weights.md)",
+    )
+    parser.add_argument(
+        '--old-data',
+        metavar='FOLDER',
+        help='with --keep-classes: old classes are tested on this folder, before and after',
+    )
     parser.add_argument('--seed', type=count, metavar='N', help='seed of everything random')
     parser.add_shared(
         '--device', '--amp', '--workers', '--compile', '--cfg-options', '--skip-bad-eval', '--accept-licence'
@@ -89,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dry_run:
         from vitdense.commands.dry_run import dry_run
 
-        dry_run(cfg, weights=weights, add_head=args.add_head, device=args.device, compiled=args.compile)
+        arguments = dict(add_head=args.add_head, keep_classes=args.keep_classes)
+        dry_run(cfg, weights=weights, **arguments, device=args.device, compiled=args.compile)
         return
     training.train(
         cfg,
@@ -97,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         resume=args.resume,
         weights=weights,
         add_head=args.add_head,
+        keep_classes=args.keep_classes,
+        old_data=args.old_data,
         device=args.device,
         compiled=args.compile,
         skip_bad_eval=args.skip_bad_eval,

@@ -7,10 +7,11 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from vitdense.data.class_names import distinct_colors
 from vitdense.errors import CheckpointError, some
 from vitdense.model import DenseModel
 from vitdense.protocols import ClassRows
@@ -44,6 +45,38 @@ def match_classes(wanted: Sequence[str], trained: Sequence[str]) -> list[ClassRo
     loose = {_plain(name): exact[name] for name in left if counts[0][_plain(name)] == 1}
     rows |= {name: loose[_plain(name)] for name in open_ if counts[1][_plain(name)] == 1 and _plain(name) in loose}
     return [ClassRow(name, rows.get(name)) for name in wanted]
+
+
+def extend_classes(known: Sequence[str], added: Sequence[str]) -> list[str]:
+    """Return the classes `known`, those that match one of `added` spelled as there, and then the others of `added`."""
+    names = list(known)
+    for row in match_classes(added, known):
+        if row.source is None:
+            names.append(row.name)
+        else:
+            names[row.source] = row.name
+    return names
+
+
+def joint_metainfo_of(known: Mapping[str, Any], metainfo: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `metainfo` of data with the classes of a trained model, whose metainfo is `known`, ahead of its own.
+
+    The model's classes keep their colours, and their category ids where the data does not use them.
+    """
+    joint = {**metainfo, **{key: dict(metainfo.get(key) or {}) for key in ('classes', 'palette', 'category_ids')}}
+    for field, added in metainfo['classes'].items():
+        old = (known.get('classes') or {}).get(field) or []
+        names = joint['classes'][field] = extend_classes(old, added)
+        colors = (known.get('palette') or {}).get(field) or distinct_colors(len(old))
+        joint['palette'][field] = [*map(list, colors), *distinct_colors(len(names))[len(old) :]]
+        ids = (metainfo.get('category_ids') or {}).get(field)
+        if ids is not None:
+            before = (known.get('category_ids') or {}).get(field) or [None] * len(old)
+            own = {name: number for name, number in zip(added, ids, strict=True) if number is not None}
+            free = [None if number in own.values() else number for number in before]
+            pairs = zip(names, [*free, *[None] * (len(names) - len(old))], strict=True)
+            joint['category_ids'][field] = [own.get(name, number) for name, number in pairs]
+    return joint
 
 
 def _plain(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from vitdense.commands.memory import check_fit
+from vitdense.config.kept_classes import with_kept_classes
 from vitdense.config.run_config import RunConfig
 from vitdense.device import peak_memory
 from vitdense.loading.loaders import close_loaders
@@ -24,6 +25,7 @@ def dry_run(
     *,
     weights: str | None = None,
     add_head: str | None = None,
+    keep_classes: bool = False,
     device: str | None = None,
     compiled: bool = False,
 ) -> dict[str, Any]:
@@ -32,6 +34,7 @@ def dry_run(
     Nothing is kept. Raises ResourceError with what to change where the worst case does not fit into memory.
     """
     cfg, weights = requested_head(cfg, add_head, weights)
+    cfg = with_kept_classes(cfg, keep_classes, weights)
     start_logging(None)
     with tempfile.TemporaryDirectory(prefix='vitdense-') as folder:
         start = time.perf_counter()

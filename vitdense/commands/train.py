@@ -23,11 +23,14 @@ from vitdense.checkpoints.work_dir import (
     move_later,
     refuse_files_in_the_way,
 )
+from vitdense.commands.old_classes import old_class_config, report_old_classes
+from vitdense.config.kept_classes import with_kept_classes
 from vitdense.config.load import image_recipe
 from vitdense.config.run_config import RunConfig
 from vitdense.device import choose_device
 from vitdense.errors import CheckpointError, ConfigError, DiskError, ResourceError
 from vitdense.loading.evaluation_sets import first_dataset
+from vitdense.loading.run_data import evaluation_data, extend_data
 from vitdense.multihead.add_head import choose_start, requested_head
 from vitdense.protocols import EncoderNetwork
 from vitdense.reporting.console import start_logging
@@ -52,6 +55,8 @@ def train(
     resume: str | None = None,
     weights: str | None = None,
     add_head: str | None = None,
+    keep_classes: bool = False,
+    old_data: str | Path | None = None,
     device: str | None = None,
     compiled: bool = False,
     skip_bad_eval: bool = False,
@@ -62,13 +67,17 @@ def train(
     a checkpoint or of a work directory, or 'auto' for the newest whole checkpoint of `work_dir`; without one there the
     run starts at the beginning. Without `resume`, what an earlier run left is moved to `earlier-N/` once the parts of
     the new one fit each other. `compiled` compiles the network. `add_head` names the branch of the config that alone is
-    trained, on the model that `weights` lead to (see `vitdense.multihead.add_head`). `skip_bad_eval` leaves unreadable
-    images out of validations, counted beside the scores.
+    trained, on the model that `weights` lead to (see `vitdense.multihead.add_head`). `keep_classes` keeps the
+    classes of that model beside those of the data (see `vitdense.train.pseudo_labels`); `old_data` is a folder with
+    labels of these, on whose validation split the model is tested before and after. `skip_bad_eval` leaves
+    unreadable images out of validations, counted beside the scores.
 
     A folder belongs to one run at a time: ConfigError while another one works in it.
     """
     cfg, weights = requested_head(cfg, add_head, weights)
     _refuse_both(resume, weights if add_head is None else None)
+    cfg = with_kept_classes(cfg, keep_classes, weights)
+    old = None if old_data is None else old_class_config(cfg, old_data)
     start_processes(choose_device(device))
     folder = Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(cfg.filename).stem)
     make_folder(folder)
@@ -86,6 +95,8 @@ def train(
         clear = partial(_make_place, folder, checkpoint, content, resume=resume is not None)
         arguments = dict(device=device, compiled=compiled, skip_bad_eval=skip_bad_eval, clear=clear)
         runner = make_trainer(cfg, folder, start=choose_start(cfg, weights=weights, checkpoint=content), **arguments)
+        if old is not None:
+            extend_data(evaluation_data(old, old.test_dataloader).values(), runner.metainfo)  # now, not after the run
         try:
             with explained():
                 runner.train()
@@ -93,6 +104,9 @@ def train(
             raise out_of_memory(error, runner) from error
         if is_main_process():
             finish(runner)
+        if old is not None:
+            models = {'before': cfg.keep_classes.weights, 'after': folder / 'model'}
+            report_old_classes(old, models, runner.train_loop.pseudo_labels.names, folder, device=device)
     leave_processes(runner)
     return runner
 

@@ -24,6 +24,7 @@ from vitdense.config.schema import (
     ConfigFile,
     EarlyStoppingSection,
     EmaSection,
+    KeepClassesSection,
     OptimSection,
     ScheduleSection,
 )
@@ -39,8 +40,19 @@ COMPLETED = {
     'ema': EmaSection,
     'early_stopping': EarlyStoppingSection,
     'add_head': AddHeadSection,
+    'keep_classes': KeepClassesSection,
 }
-FILLED = ('ema', 'early_stopping', 'add_head', 'loggers', 'seed', 'amp', 'custom_hooks', 'sample_images')
+FILLED = (
+    'ema',
+    'early_stopping',
+    'add_head',
+    'keep_classes',
+    'loggers',
+    'seed',
+    'amp',
+    'custom_hooks',
+    'sample_images',
+)
 
 
 def load_config(

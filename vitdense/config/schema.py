@@ -93,6 +93,15 @@ class AddHeadSection:
 
 
 @dataclass
+class KeepClassesSection:
+    """`keep_classes`: the classes of the start model stay, and its predictions are labels where the data has none."""
+
+    weights: str | None = None  # the start model
+    min_score: Annotated[float, SHARE] = 0.5  # of predictions that are taken as labels
+    background: Sequence[str] = ('background',)  # classes of the data that stand for anything else
+
+
+@dataclass
 class LoaderSection:
     """A data set and how it is loaded."""
 
@@ -124,6 +133,7 @@ class ConfigFile:
     ema: EmaSection | None = None
     early_stopping: EarlyStoppingSection | None = None
     add_head: AddHeadSection | None = None
+    keep_classes: KeepClassesSection | None = None
     loggers: Sequence[Literal['tensorboard', 'wandb', 'mlflow']] = ()
     seed: Annotated[int, Limits(0, 2**32 - 1)] = 0
     amp: Literal['auto', 'bf16', 'fp16', 'off'] = 'auto'

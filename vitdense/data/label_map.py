@@ -9,7 +9,16 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vitdense.data.class_names import HERE, NAMES, PALETTES, Color, as_color, read_classes, read_palette
+from vitdense.data.class_names import (
+    HERE,
+    NAMES,
+    PALETTES,
+    Color,
+    as_color,
+    distinct_colors,
+    read_classes,
+    read_palette,
+)
 from vitdense.errors import ConfigError, DataError
 from vitdense.types import IGNORE
 
@@ -64,6 +73,26 @@ class LabelTable:
             'classes': {'semantic': list(names.values())},
             'palette': {'semantic': colors},
             'ignore': {'semantic': self._policy(colored)},
+        }
+
+    def set_classes(self, names: Sequence[str]) -> None:
+        """Number the classes as in `names`, by name; where a class is not among these, everything stays as it is."""
+        own, colors = self.metainfo['classes']['semantic'], self.metainfo['palette']['semantic']
+        if list(names) == own or not set(own) <= set(names):
+            return
+        if len(names) > _UNKNOWN:
+            raise _config('classes', f'{len(names)} classes', 'labels are 8-bit numbers: at most 254 classes')
+        number = {label: list(names).index(name) for label, name in enumerate(own)} | {IGNORE: IGNORE}
+        self.lookup = {label: number[index] for label, index in self.lookup.items()}
+        self._table = np.array([self.lookup.get(label, _UNKNOWN) for label in range(256)], np.uint8)
+        by_name = dict(zip(own, colors, strict=True))
+        colors = [by_name.get(name, color) for name, color in zip(names, distinct_colors(len(names)), strict=True)]
+        self._class_colors = [tuple(color) for color in colors]
+        self.metainfo = {
+            **self.metainfo,
+            'classes': {'semantic': list(names)},
+            'palette': {'semantic': colors},
+            'labelled': {'semantic': self.metainfo.get('labelled', {}).get('semantic', own)},
         }
 
     def apply(self, raw: np.ndarray, path: Path) -> np.ndarray:

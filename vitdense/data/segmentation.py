@@ -126,6 +126,14 @@ class SegmentationDataset:
         meta = Meta(self._keys[index], str(path), self.name, size, size)
         return Sample(img, Target(semantic=semantic), meta)
 
+    def set_classes(self, classes: Mapping[str, Sequence[str]]) -> None:
+        """Number the labels as in `classes` ({field: names}), by name; classes that are not among the labels may come
+        in between. Where `classes` lacks a class of this data set, everything stays as it is.
+        """
+        if self.labels is not None and 'semantic' in classes:
+            self.table.set_classes(classes['semantic'])
+            self.metainfo = self.table.metainfo
+
     def image_files(self) -> tuple[Path, list[str]]:
         """Return the folder of the images and the path of each below it, in the order of the data set."""
         return self.images, [image for image, _ in self._files]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -52,6 +52,13 @@ def training_data(cfg: RunConfig, sections: Mapping[str, Any]) -> tuple[Dataset,
     for dataset in (first, *others.values()):
         check_labels(dataset, training=dataset is first)  # a sample of the labels now, rather than a crash in an hour
     return first, others
+
+
+def extend_data(datasets: Iterable[Dataset], metainfo: Mapping[str, Any]) -> None:
+    """Number the classes of data sets as in `metainfo`, which has more of them. Raises ConfigError where one cannot."""
+    for dataset in datasets:
+        share_classes(dataset, metainfo)
+        check_classes(metainfo, dataset.metainfo, where='keep_classes')
 
 
 def evaluation_data(cfg: RunConfig, section: Mapping[str, Any]) -> dict[str, Dataset]:

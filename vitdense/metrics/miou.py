@@ -39,9 +39,10 @@ class MeanIoU(SingleHeadMetric):
     """mIoU, mAcc, mDice and aAcc of the label maps of one head, in [0, 1], under `<head>/<name>`.
 
     Counts are whole numbers over all images and ranks. A class that is neither in the targets nor predicted is left
-    out of mIoU and mDice, a class that is not in the targets out of mAcc; the log names them. An image without target
-    is skipped and counted. Where no pixel is labelled at all, or every labelled pixel is of one class and predicted
-    so, there is no score, and a warning says so: there was nothing to tell apart.
+    out of mIoU and mDice, a class that is not in the targets out of mAcc; the log names them. A class that the data set
+    has no labels for is left out of all three. An image without target is skipped and counted. Where no pixel is
+    labelled at all, or every labelled pixel is of one class and predicted so, there is no score, and a warning says so:
+    there was nothing to tell apart.
 
     `classes` are the names, by default those of the data set for `field`. `ignore` is the label that does not count.
     With `save_dir` the confusion matrix is saved there after each evaluation.
@@ -100,12 +101,20 @@ class MeanIoU(SingleHeadMetric):
         present = true + predicted > 0
         if not true.sum() or present.sum() < 2:
             return {}
+        present &= self._labelled()
         return {
             'aAcc': float(hits.sum() / true.sum()),
             'mIoU': float((hits / (true + predicted - hits))[present].mean()),
             'mAcc': float((hits / true)[true > 0].mean()),
             'mDice': float((2 * hits / (true + predicted))[present].mean()),
         }
+
+    def _labelled(self) -> Tensor:
+        """Return (K,) bool: the classes that the data set can label; False for those of a trained model that is
+        evaluated on data with some of its classes.
+        """
+        names = ((self.dataset_meta or {}).get('labelled') or {}).get(self.field)
+        return torch.tensor([names is None or name in names for name in self.classes])
 
     def table(self) -> list[ClassScore]:
         """Return one row for each class, in the order of the classes."""

@@ -95,12 +95,14 @@ def choose_start(
     cfg: RunConfig, *, weights: str | Path | None = None, checkpoint: Mapping[str, Any] | None = None
 ) -> Start:
     """Return what a run of the config begins with: `checkpoint` to go on from, the model that gets the head of
-    `cfg.add_head`, or `weights`; a run from scratch where there is none of them.
+    `cfg.add_head`, or `weights`, which may be those of `cfg.keep_classes`; a run from scratch where there is none.
     """
     if cfg.get('add_head'):
         return AddedHead(cfg.add_head.weights, checkpoint)
     if checkpoint is not None:
         return FromCheckpoint(checkpoint)
+    if weights is None and cfg.get('keep_classes'):
+        weights = cfg.keep_classes.weights
     return Start() if weights is None else FromWeights(weights)
 
 

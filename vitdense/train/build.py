@@ -20,7 +20,7 @@ from vitdense.loading.data_checks import (
 )
 from vitdense.loading.evaluation_sets import all_metrics, build_evaluators, evaluation_parts
 from vitdense.loading.loaders import num_workers, train_loader
-from vitdense.loading.run_data import required_sections, training_data
+from vitdense.loading.run_data import extend_data, required_sections, training_data
 from vitdense.model import DenseModel
 from vitdense.registry import build
 from vitdense.reporting.console import print_table
@@ -33,6 +33,7 @@ from vitdense.train.early_stopping import EarlyStopping
 from vitdense.train.evaluation import EvaluationLoop
 from vitdense.train.optim import build_optimizer, config_groups, group_rows
 from vitdense.train.processes import Process, seed_everything, this_process
+from vitdense.train.pseudo_labels import make_pseudo_labels
 from vitdense.train.runner import DenseRunner
 from vitdense.train.saving import Saving
 from vitdense.train.schedule import Schedule, make_schedule
@@ -70,7 +71,9 @@ def make_trainer(
     hooks = [build(hook) for hook in cfg.custom_hooks]
 
     seed_everything(cfg.seed)
-    metainfo = start.metainfo(cfg, training.metainfo)
+    labelled, metainfo = training.metainfo['classes'], start.metainfo(cfg, training.metainfo)
+    if cfg.get('keep_classes'):
+        extend_data([training, *validation.values()], metainfo)
     model, cfg = start.model(cfg, metainfo, batches)
     log_query_limits(model, training, name='training')
     log_metric_limits(validation, evaluators, name='validation')
@@ -86,6 +89,7 @@ def make_trainer(
     if clear is not None:
         clear()
     loop['images'] = _images(cfg, model, metainfo, process.work_dir)
+    loop['pseudo_labels'] = make_pseudo_labels(cfg, model, labelled, process.device)
     common = dict(training=loop, hooks=hooks, metainfo=metainfo, precision=precision, checkpoint=start.checkpoint)
     optimizer = _optimizer(cfg, model.to(process.device), precision)
     return DenseRunner(cfg, model, process=process, optim_wrapper=optimizer, **common, **loaders)

@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from vitdense.checkpoints.class_rows import FIX, transfer_class_rows
+from vitdense.checkpoints.class_rows import FIX, joint_metainfo_of, transfer_class_rows
 from vitdense.checkpoints.image_sizes import pretrained_sizes, resample_sizes, sizes_in, with_sizes
 from vitdense.checkpoints.model_folder import without_pretrained
 from vitdense.checkpoints.omitted_weights import needs_pretrained, restore_omitted
 from vitdense.checkpoints.trained import read_state
+from vitdense.config.class_counts import check_class_counts
 from vitdense.config.from_text import model_in
 from vitdense.config.run_config import RunConfig
 from vitdense.errors import ConfigError
@@ -23,7 +24,6 @@ from vitdense.model import DenseModel
 from vitdense.registry import build
 from vitdense.storage.weights import load_weights
 from vitdense.train.batch_size import Batches
-from vitdense.train.class_counts import check_class_counts
 from vitdense.train.resume import check_config, check_resumable
 
 
@@ -72,6 +72,20 @@ class FromWeights(Start):
         self.where = str(path)
         self.state, self.stored = read_state(path)
 
+    def metainfo(self, cfg: RunConfig, metainfo: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the metainfo of the model: with `keep_classes` it has the classes of the file ahead of the data's."""
+        if not cfg.get('keep_classes'):
+            return dict(metainfo)
+        known = self.stored.get('metainfo') or {}
+        if not any((known.get('classes') or {}).get(field) for field in metainfo['classes']):
+            raise ConfigError(
+                'the weights do not say which classes are to be kept',
+                where=f'keep_classes, {self.where}',
+                why='a file of weights does not name its classes',
+                fix='give a model folder or a checkpoint of a run, which hold the names',
+            )
+        return joint_metainfo_of(known, metainfo)
+
     def model(self, cfg: RunConfig, metainfo: Mapping[str, Any], batches: Batches) -> tuple[DenseModel, RunConfig]:
         """Return the model with the weights; its classes may be others than those of the file, and the sizes of patches
         and images where the config gives them.
@@ -94,6 +108,10 @@ class FromCheckpoint(Start):
 
     def __init__(self, checkpoint: Mapping[str, Any]) -> None:
         self.checkpoint = checkpoint
+
+    def metainfo(self, cfg: RunConfig, metainfo: Mapping[str, Any]) -> dict[str, Any]:
+        known = self.checkpoint.get('metainfo') or {}
+        return joint_metainfo_of(known, metainfo) if cfg.get('keep_classes') else dict(metainfo)
 
     def model(self, cfg: RunConfig, metainfo: Mapping[str, Any], batches: Batches) -> tuple[DenseModel, RunConfig]:
         """Return the model; `checkpoint` then holds all of its weights. Raises ConfigError for another model."""

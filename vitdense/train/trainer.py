@@ -22,6 +22,7 @@ from vitdense.train.early_stopping import EarlyStopping
 from vitdense.train.ema import Ema
 from vitdense.train.preemption import Interrupted, StopRequest, fewest_batches, interruptible, leave, obey_signals
 from vitdense.train.processes import seed_step
+from vitdense.train.pseudo_labels import PseudoLabels
 from vitdense.train.saving import Saving
 from vitdense.train.schedule import Schedule
 from vitdense.train.state import restore_run, run_state
@@ -31,10 +32,10 @@ from vitdense.types import Batch
 class TrainingLoop(BaseLoop):
     """Trains a model for `schedule.max_iters` steps; `_train` is the loop itself.
 
-    What it uses is called by name: `history` (rows of numbers), `progress`, `trackers`, `images`, `ema`, `saving` and
-    `early_stopping`; the latter three of them are None where the config has none. mmengine's hook points lie around
-    the steps and validations, for `custom_hooks` and mmengine's own hooks; `iter` is the step that is under way, from
-    0, or how many are done.
+    What it uses is called by name: `history` (rows of numbers), `progress`, `trackers`, `saving`, and, None where the
+    config has none, `images`, `ema`, `early_stopping` and `pseudo_labels`. mmengine's hook points lie around the steps
+    and validations, for `custom_hooks` and mmengine's own hooks; `iter` is the step that is under way, from 0, or how
+    many are done.
 
     A validation that a stop cuts off is `validation_pending`; it comes first when the run is resumed.
     """
@@ -55,6 +56,7 @@ class TrainingLoop(BaseLoop):
         images: RunImages | None = None,
         ema: Mapping[str, Any] | None = None,
         early_stopping: EarlyStopping | None = None,
+        pseudo_labels: PseudoLabels | None = None,
     ) -> None:
         super().__init__(runner, dataloader)
         self.seed = seed
@@ -67,6 +69,7 @@ class TrainingLoop(BaseLoop):
         self.ema = Ema(runner.network_model, **ema) if ema else None
         self.saving = saving
         self.early_stopping = early_stopping
+        self.pseudo_labels = pseudo_labels
         self.requests = StopRequest()
         self.stop_training = False  # hooks may set it to end the run
         self.validation_pending = False
@@ -139,6 +142,8 @@ class TrainingLoop(BaseLoop):
         runner, model = self.runner, self.runner.network_model
         with runner.optim_wrapper.optim_context(runner.model):  # ranks exchange gradients where an update follows
             imgs, targets, metas, valid = model.data_preprocessor(batch, True)
+            if self.pseudo_labels is not None:
+                targets = self.pseudo_labels(imgs, targets, metas, valid)
             losses = runner.model(imgs, targets, metas, valid, mode='loss')
         return model.parse_losses(losses)
 
