@@ -39,8 +39,8 @@ def write_pair(root: Path, dataset: dict, height: int = 48, width: int = 64) -> 
     Image.fromarray(image).save(root / dataset['images'] / 'one.jpg')
     labels = generator.integers(0, 4, (height, width), dtype=np.uint8)
     Image.fromarray(labels).save(root / dataset['labels'] / 'one.png')
-    small = {'RandomResize': dict(scale=(512, 128)), 'RandomCrop': dict(size=(128, 128))}
-    shrink(dataset.get('transforms', {}), small | {'ResizeShortSide': dict(size=128)})
+    small = {name: dict(size=(128, 128)) for name in ('RandomCrop', 'Pad')} | {'ResizeShortSide': dict(size=128)}
+    shrink(dataset.get('transforms', {}), small | {'RandomResize': dict(scale=(512, 128))})
 
 
 def write_folders(root: Path, dataset: dict) -> None:
@@ -78,7 +78,7 @@ def write_coco(root: Path, dataset: dict) -> None:
     }
     (root / dataset['annotations']).write_text(json.dumps(content))
     small = {'MultiScaleCrop': dict(sizes=[64], before=[64], crop=(48, 64)), 'ResizeShortSide': dict(size=64)}
-    shrink(dataset['transforms'], small | {'ResizeTo': dict(size=64), 'LargeScaleJitter': dict(size=64)})
+    shrink(dataset['transforms'], small | {name: dict(size=64) for name in ('ResizeTo', 'LargeScaleJitter', 'Pad')})
 
 
 def writer_of(dataset: dict):
