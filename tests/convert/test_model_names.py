@@ -129,7 +129,8 @@ def test_a_copy_put_there_by_hand_is_taken_and_a_changed_one_is_refused(model, s
     server.server_close()
     with pytest.raises(CheckpointError, match="could not fetch 'backbone.safetensors'") as caught:
         model_path(model.name)
-    assert caught.value.fix.endswith(str(folder / 'backbone.safetensors'))
+    assert str(folder / 'backbone.safetensors') in caught.value.fix
+    assert caught.value.fix.endswith(f'also needed there: {model.files[1].url}')
     for file in server.folder.iterdir():
         file.rename(folder / file.name)
     assert model_names.status(model) == 'fetched'

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.convert.test_import_weights import FACTS, lw_pair, names_of_authors, rf_pair
+from tests.convert.test_import_weights import FACTS, lw_pair, names_of_authors, rf_pair, rf_sized
 from tests.heads.from_transformers import randomise, relative_error
 from tools.import_weights import main
 from vitdense.backbones.vit import ViT
@@ -156,6 +156,16 @@ def test_what_transformers_saves_predicts_as_the_model_that_was_saved(family, tm
     else:
         assert relative_error(got.class_logits, wanted.logits) < 1e-4
         assert relative_error(got.boxes, wanted.pred_boxes) < 1e-4
+
+
+@pytest.mark.parametrize(('size', 'side'), [('s_coco_576', 576), ('s_coco_560', 560)])
+def test_a_checkpoint_that_states_nothing_is_known_by_its_tensors(size, side):
+    kind, config = rf_sized(size)
+    with torch.device('meta'):
+        state = kind(config).state_dict()
+    cfg = architecture.choose_config('rf-detr', FAMILIES['rf-detr'], state, PeerInfo())
+    assert cfg.filename.endswith(f'rf_detr_dinov2_{size}.py')
+    assert cfg['val_dataloader']['dataset']['transforms']['resize']['size'] == side
 
 
 def test_the_config_of_a_size_is_that_of_the_images_of_a_checkpoint(monkeypatch):

@@ -26,6 +26,7 @@ from vitdense.registry import build
 from vitdense.storage.weights import State
 
 logger = logging.getLogger('vitdense')
+DINOV2_SIDE = 518
 RESIZE = 'val_dataloader.dataset.transforms.resize.size'
 _MISFIT = (RuntimeError, ValueError, KeyError, IndexError, AttributeError)  # of tensors of another model
 
@@ -156,20 +157,22 @@ def _same_tensors(
     recipe: dict[str, Any], state: State, published: CheckpointFamily, classes: CheckpointClasses
 ) -> bool:
     """Whether a model has exactly the tensors of a checkpoint; nothing is allocated."""
-    with torch.device('meta'):
-        wanted = build(recipe, classes=classes.metainfo['classes']).network.state_dict()
     shapes = {name: torch.empty_like(value, device='meta') for name, value in state.items()}
     try:
+        with torch.device('meta'):
+            wanted = build(recipe, classes=classes.metainfo['classes']).network.state_dict()
         ours = translate(shapes, published, wanted, classes.rows)
-    except _MISFIT:
+    except (*_MISFIT, ConfigError):  # also of the grid of its positions, in patches of our config
         return False
     return {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in wanted.items()}
 
 
 def _table_side(ours: Mapping[str, Any], matched: Mapping[str, Any]) -> int | None:
-    """Return the side of the images of a checkpoint's positions, where it is another than that of the config."""
+    """Return the side of the images of a checkpoint's positions, where it is another than that of the config; None for
+    the table of DINOv2 itself, which rfdetr's base model keeps whatever the size of its images.
+    """
     before, after = (recipe['network']['backbone'].get('img_size') for recipe in (ours, matched))
-    return after if after != before and isinstance(after, int) else None
+    return after if after not in (before, DINOV2_SIDE) and isinstance(after, int) else None
 
 
 def _resize_step(cfg: RunConfig) -> Mapping[str, Any]:

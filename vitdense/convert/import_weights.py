@@ -57,14 +57,8 @@ def import_weights(
     metainfo, rows = classes_of(cfg, state, published, info, num_classes)
     recipe = match_vit(without_pretrained(cfg.model), state, published)
     model = build(recipe, classes=metainfo['classes'])
-    coverage = load_published(
-        model.network,
-        state,
-        published,
-        where=', '.join(Path(file).name for file in files),
-        base=None if base is None else read_weights(base),
-        rows=rows,
-    )
+    where, base_state = ', '.join(Path(file).name for file in files), None if base is None else read_weights(base)
+    coverage = load_published(model.network, state, published, where=where, base=base_state, rows=rows)
     provenance = origin(family, published, files if base is None else [*files, weight_file(base)])
     extra = {'mean': list(model.network.mean), 'std': list(model.network.std)}
     save_model_folder(

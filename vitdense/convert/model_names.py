@@ -17,7 +17,7 @@ from vitdense.config.locate import shipped_config
 from vitdense.convert.fetch import fetch, is_here
 from vitdense.convert.import_weights import check_licence, import_weights
 from vitdense.convert.published_models import PublishedModel, find_model, published_models
-from vitdense.errors import ConfigError
+from vitdense.errors import CheckpointError, ConfigError
 from vitdense.storage.atomic import cache_folder, make_folder
 
 logger = logging.getLogger('vitdense')
@@ -77,12 +77,25 @@ def _converted(model: PublishedModel, accept_licence: bool) -> Path:
     make_folder(downloads)
     with FileLock(downloads / '.lock'):
         if not _is_current(folder):
-            files = [fetch(file, downloads) for file in model.files]
-            base = fetch(model.base, downloads) if model.base else None
+            files = _fetch_all(model, downloads)
+            base = files.pop() if model.base else None
             cfg = load_config(shipped_config(model.config) or model.config)
             import_weights(model.family, files, cfg, folder, accept_licence=True, base=base)
             logger.info('%s: converted to %s', model.name, folder)
     return folder
+
+
+def _fetch_all(model: PublishedModel, folder: Path) -> list[Path]:
+    """Return the local paths of all files. Raises CheckpointError, which names the others that are missing as well."""
+    missing = [file for file in model.all_files if not is_here(file, folder)]
+    paths: list[Path] = []
+    for file in model.all_files:
+        try:
+            paths.append(fetch(file, folder))
+        except CheckpointError as error:
+            others = ''.join(f'\nalso needed there: {other.address}' for other in missing if other != file)
+            raise CheckpointError(error.message, where=error.where, why=error.why, fix=error.fix + others) from None
+    return paths
 
 
 def _refuse_misspelt(word: str) -> None:
