@@ -47,7 +47,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--tile', type=positive, metavar='SIZE', help='predict large images in windows of SIZE x SIZE pixels')
     add('--tta', action='store_true', help="use the model's test-time augmentation (scales and flips)")
     add('--alpha', type=_share, default=0.5, help='opacity of regions, 0 ... 1 (default: %(default)s)')
-    add('--min-score', type=_share, default=0.3, metavar='S', help='leave out objects below (default: %(default)s)')
+    add(
+        '--min-score',
+        type=_least_score,
+        default='auto',
+        metavar='S',
+        help='leave out objects below (default: auto, the threshold of best F1 in validation of each class, or 0.3'
+        ' where the model has none)',
+    )
     add('--legend', action=argparse.BooleanOptionalAction, default=True, help='draw class names beside the image')
     add('--font', metavar='FILE', help='font for class names (default: one of the system that has their letters)')
     add('--labels', action='store_true', help='also write label maps as PNG (class numbers)')
@@ -192,6 +199,26 @@ def report(demo: Demo, out: Path) -> None:
     words = f'{images} in {demo.seconds:.1f} s ({demo.count / max(demo.seconds, 1e-9):.1f} a second)'
     skipped = f', {len(demo.skipped)} skipped' if demo.skipped else ''
     console().print(f'{words}{skipped}; results in {out}/')
+    for line in threshold_lines(demo):
+        console().print(line)
+
+
+def threshold_lines(demo: Demo) -> list[str]:
+    """Return for each head with objects from which score on they count."""
+    from vitdense.visualize.score_thresholds import MIN_SCORE, thresholds_of
+
+    lines = []
+    for head in (demo.entries[0].get('frames') or demo.entries)[0].get('objects', {}) if demo.entries else ():
+        thresholds = thresholds_of(demo.predictor.metainfo, head) if demo.options.min_score == 'auto' else None
+        if thresholds is None:
+            least = MIN_SCORE if demo.options.min_score == 'auto' else demo.options.min_score
+            lines.append(f'{head}: objects with a score of at least {least:g} (--min-score)')
+            continue
+        names = demo.predictor.classes[head]
+        words = ', '.join(f'{name} {least:.2f}' for name, least in list(zip(names, thresholds, strict=False))[:8])
+        more = ', ...' if len(names) > 8 else ''
+        lines.append(f'{head}: objects from the score of best F1 in validation on: {words}{more} (--min-score)')
+    return lines
 
 
 def main_classes(entry: dict[str, Any]) -> str:
@@ -209,6 +236,10 @@ def main_classes(entry: dict[str, Any]) -> str:
         part = ', '.join(f'{name} {word}' for (name, _), word in zip(main, words, strict=True)) or 'nothing'
         parts.append(f'{head}: {part}' if len(entry['heads']) > 1 else part)
     return '; '.join(parts)
+
+
+def _least_score(text: str) -> float | str:
+    return text if text == 'auto' else _share(text)
 
 
 def _share(text: str) -> float:

@@ -27,6 +27,11 @@ def make_parser() -> Parser:
     parser.add_argument('--split', choices=('train', 'val', 'test'), help='of the folder (default: test, else val)')
     parser.add_argument('--work-dir', metavar='D', help='where scores go (default: work_dirs/NAME_OF_CONFIG/test)')
     parser.add_argument('--out', metavar='D', help='write label maps (numbers of classes as trained) and scores here')
+    parser.add_argument(
+        '--save-thresholds',
+        action='store_true',
+        help='write the score thresholds of best F1 and the temperature found here to the model folder of CHECKPOINT',
+    )
     parser.add_argument('--show-dir', metavar='D', help='write images with the predictions drawn on them here')
     parser.add_argument(
         '--tta', action='store_true', help="average over the scales and flips of the config's model.tta"
@@ -63,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tta=args.tta,
         compiled=args.compile,
         skip_bad_eval=args.skip_bad_eval,
+        save_thresholds=args.save_thresholds,
     )
 
 

@@ -309,7 +309,6 @@ class TransformedDataset(Protocol):
     pipeline: Any
 
 
-@runtime_checkable
 class SampleSource(Protocol):
     """A data set whose samples can be read before the transforms, for steps that combine several."""
 
@@ -400,6 +399,15 @@ class HeadMetric(Protocol):
     """A metric of one head."""
 
     head: str
+
+
+@runtime_checkable
+class OperatingPointMetric(Protocol):
+    """A metric of one head that finds score thresholds for its classes (`metrics.operating_points`)."""
+
+    head: str
+
+    def operating_points(self) -> dict[str, Any]: ...
 
 
 @runtime_checkable

@@ -63,6 +63,8 @@ def test_a_folder_becomes_a_tested_model_whose_config_trains_the_same_again(tmp_
     assert 'no split for validation: 15 %' in printed and 'the time is too short' in printed
     assert f'train {tmp_path / "work" / "config.py"}' in printed
     assert 0 <= json.loads((tmp_path / 'work' / 'test' / 'metrics.json').read_text())['cls/top1'] <= 1
+    points = json.loads((model / 'model.json').read_text())['operating_points']['cls']
+    assert len(points['threshold']) == 2 and len(points['ece']) == 2 and points['temperature'] > 0
     assert vitdense.load(model)(Image.new('RGB', (40, 40)))['cls'].scores.shape == (2,)
 
     again = train(load_config(tmp_path / 'work' / 'config.py'), work_dir=tmp_path / 'again', device='cpu')

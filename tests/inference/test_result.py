@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from vitdense.errors import ConfigError
+from vitdense.inference.calibration import calibrate, calibrated_metainfo
 from vitdense.inference.packed_masks import PackedMasks
 from vitdense.inference.result import Result
 from vitdense.types import ImageClass, Instances, SemanticMap
@@ -48,6 +50,29 @@ def test_a_result_gives_the_objects_of_at_least_its_score_the_pixels_and_the_cla
     assert each.names == ['bus', 'car', 'bus'] and each.scores.tolist() == pytest.approx([0.9, 0.8, 0.5])
     assert each.masks is None and each.image_class == 'night' and each.semantic[0, 0] == 1
     assert len(each) == 3 and [(item.name, item.category_id) for item in each] == [('bus', 7), ('car', 3), ('bus', 7)]
+
+
+def test_each_class_has_its_own_threshold_where_the_model_has_some():
+    points = {'det': {'threshold': [0.05, 0.6], 'temperature': 2.0, 'ece': [0.2, 0.1]}}
+    each = replace(result(), metainfo=META | {'operating_points': points})
+    assert each.names == ['bus', 'car', 'car'] and len(each.filter(min_score=0.5)) == 3 and len(each) == 3
+    assert each.summary()['det'] == {'car': 2, 'bus': 1}
+    assert not np.array_equal(each.draw(), each.draw(min_score=0.3))
+    unknown = {'det': {**points['det'], 'threshold': [None, None]}}
+    assert replace(each, metainfo=META | {'operating_points': unknown}).names == result().names
+
+
+def test_calibrated_scores_keep_the_same_objects():
+    points = {'det': {'threshold': [0.05, 0.6], 'temperature': 2.0, 'ece': [0.2, 0.1]}}
+    plain = replace(result(), metainfo=META | {'operating_points': points})
+    metainfo = calibrated_metainfo(plain.metainfo)
+    scaled = replace(plain, predictions=calibrate(plain.predictions, metainfo), metainfo=metainfo)
+    assert scaled.names == plain.names and scaled.scores[0] == pytest.approx(
+        0.75
+    )  # logit(0.9) = log 9, half of it log 3
+    assert torch.equal(scaled['cls'].scores, plain['cls'].scores)
+    with pytest.raises(ConfigError, match='no temperature'):
+        calibrated_metainfo(META)
 
 
 def test_objects_are_filtered_by_class_and_score_and_other_heads_stay():

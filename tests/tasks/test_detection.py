@@ -161,6 +161,18 @@ def test_predictions_are_the_best_pairs_in_original_pixels():
     assert (found[0].scores.diff() <= 0).all()
 
 
+def test_duplicates_of_a_class_are_left_out_where_that_is_wanted():
+    logits = torch.full((1, 4, 2), -5.0)
+    logits[0, 0, 0], logits[0, 1, 0], logits[0, 2, 1], logits[0, 3, 0] = 3.0, 2.0, 1.0, 0.0
+    boxes = torch.tensor([[0.3, 0.5, 0.4, 0.4], [0.32, 0.5, 0.4, 0.4], [0.3, 0.5, 0.4, 0.4], [0.8, 0.5, 0.2, 0.2]])
+    outputs = QueryOutputs(logits, boxes[None], REGIONS[:1])
+    plain = DetectionTask(top_k=4).predict(outputs, METAS[:1])[0]
+    kept = DetectionTask(top_k=4, nms_iou=0.6).predict(outputs, METAS[:1])[0]
+    assert plain.labels.tolist() == [0, 0, 1, 0] and kept.labels.tolist() == [0, 1, 0]  # of query 1, IoU 0.9
+    assert torch.equal(kept.scores, plain.scores[[0, 2, 3]]) and torch.equal(kept.boxes, plain.boxes[[0, 2, 3]])
+    assert len(DetectionTask(top_k=4, nms_iou=0.95).predict(outputs, METAS[:1])[0].scores) == 4
+
+
 def test_softmax_predictions_equal_transformers():
     from types import SimpleNamespace
 
@@ -210,6 +222,7 @@ def test_half_precision_answers_are_read_in_float32():
         {'datasets': 'coco'},
         {'field': 'lables'},
         {'top_k': 0},
+        {'nms_iou': 1.5},
         {'proposals_per_object': 0},
         {'giou_weight': -1},
         {'denoising': Denoising()},

@@ -161,6 +161,22 @@ def _is_rgb(value: Any) -> bool:
     return numbers and len(value) == 3 and all(math.isfinite(item) for item in value)
 
 
+def _is_points(value: Any) -> bool:
+    """Whether a value is {head: points}, as `metrics.operating_points.describe_points` gives them."""
+
+    def share(item: Any) -> bool:
+        return isinstance(item, int | float) and 0 <= item <= 1
+
+    def good(points: Any) -> bool:
+        if not isinstance(points, dict) or not isinstance(points.get('temperature', 1.0), int | float):
+            return False
+        lists = [points.get(name, []) for name in ('threshold', 'precision', 'recall', 'ece')]
+        flat = all(isinstance(each, list) and all(item is None or share(item) for item in each) for each in lists)
+        return flat and 0 < points.get('temperature', 1.0) < 1000
+
+    return isinstance(value, dict) and all(good(points) for points in value.values())
+
+
 def _is_weights(value: Any) -> bool:
     if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ('file', 'sha256')):
         return False
@@ -189,6 +205,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'mean': (_is_rgb, 'three numbers'),
     'std': (lambda value: _is_rgb(value) and min(value) > 0, 'three numbers above 0'),
     'value_range': (_is_range, 'two numbers, the first one below the other'),
+    'operating_points': (_is_points, 'score thresholds from 0 to 1 by head, and a temperature'),
     'weights': (_is_weights, 'an object with the name of the file and its sha256 as 64 hexadecimal digits'),
     'recipe': (lambda value: isinstance(value, dict), 'an object'),
     'branch': (lambda value: isinstance(value, dict), 'an object'),

@@ -2,13 +2,14 @@
 
 `model.json` holds `format`, the `recipe` of the model with dotted types, `classes` ({field: names}), `palette`,
 `category_ids` (of the annotation file, where it has some), the evaluation `transforms`, `mean` and `std`, the version
-of vitdense, and the SHA-256 of the weights. Types are looked up only among the parts of vitdense and torchvision's v2
-transforms.
+of vitdense, the `operating_points` of each head (score thresholds), where a validation found some, and the SHA-256 of
+the weights. Types are looked up only among the parts of vitdense and torchvision's v2 transforms.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -96,6 +97,17 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
         raise
     sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def set_operating_points(folder: str | Path, points: Mapping[str, Any]) -> None:
+    """Replace the score thresholds of a model folder by `{head: points}`. Raises CheckpointError, DiskError."""
+    path = model_folder_of(folder) / 'model.json'
+    info = {**json.loads(path.read_text(encoding='utf-8')), 'operating_points': dict(points)}
+    read_description(path, CONTENT)
+    try:
+        write_json(path, info)
+    except OSError as error:
+        raise disk_error(path, error, what='the score thresholds') from error
 
 
 def read_model_folder(folder: str | Path) -> tuple[DenseModel, dict[str, Any]]:

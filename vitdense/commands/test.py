@@ -16,12 +16,14 @@ from mmengine.hooks import Hook
 from PIL import Image
 
 from vitdense import visualize
+from vitdense.checkpoints.model_folder import model_folder_of, set_operating_points
 from vitdense.checkpoints.run import steps_in
 from vitdense.commands.output_paths import OutputPaths
 from vitdense.config.run_config import RunConfig
 from vitdense.device import choose_device
 from vitdense.loading.evaluation_sets import set_name
 from vitdense.loading.loaders import close_loaders
+from vitdense.metrics.base import operating_points_of
 from vitdense.metrics.coco_columns import category_ids, results_of
 from vitdense.metrics.confusion import save_confusions
 from vitdense.reporting.console import progress, start_logging
@@ -47,6 +49,7 @@ def test(
     tta: bool = False,
     compiled: bool = False,
     skip_bad_eval: bool = False,
+    save_thresholds: bool = False,
 ) -> dict[str, float | int | None]:
     """Evaluate `checkpoint` (None: the published weights) on the config's test data; return the scores, which are also
     in `metrics.json`.
@@ -59,7 +62,8 @@ def test(
     five best classes of every image, in the file of that name. `show_dir` gets images with the predictions drawn on
     them as `PATH.jpg`. In both, each of several test sets, and each data set of a mixture, has a folder of its own.
     `compiled` compiles the network. `skip_bad_eval` leaves unreadable images out; how many is said beside the scores,
-    and is `skipped_images` among them.
+    and is `skipped_images` among them. `operating_points.json` gets the score thresholds of best F1 of each class; with
+    `save_thresholds` the model folder of the checkpoint gets them as well.
     """
     base = _scores_folder(cfg, work_dir, out)
     start_processes(choose_device(device))
@@ -79,11 +83,26 @@ def test(
         title = evaluated(metrics, total) or f'{total} images'
         print_metrics(evaluators, metrics, title=title)
         save_confusions(evaluators, base)
+        _save_points(operating_points_of(evaluators), base, checkpoint if save_thresholds else None)
         for folder in {base, Path(out) if out else base}:
             write_json(folder / 'metrics.json', metrics)
             logger.info('scores: %s', folder / 'metrics.json')
     leave_processes(runner)
     return metrics
+
+
+def _save_points(points: Mapping[str, Any], folder: Path, checkpoint: str | Path | None) -> None:
+    """Write the score thresholds of every head to `folder` and, given a checkpoint, to its model folder."""
+    if points:
+        write_json(folder / 'operating_points.json', points)
+    for head, each in points.items():
+        text = '%s: thresholds of best F1 in %s; at temperature %.2f the calibration error is %.3f instead of %.3f'
+        before, after = each['ece']
+        logger.info(text, head, folder / 'operating_points.json', each['temperature'], after, before)
+    if checkpoint is not None:
+        model = model_folder_of(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent / 'model'
+        set_operating_points(model, points)
+        logger.info('the thresholds are in %s', model)
 
 
 def _scores_folder(cfg: RunConfig, work_dir: str | Path | None, out: str | Path | None) -> Path:

@@ -210,7 +210,8 @@ def _save_model(runner: DenseRunner, content: Mapping[str, Any]) -> None:
         metainfo=content['metainfo'],
         transforms=transforms,
         extra={'mean': list(network.mean), 'std': list(network.std), 'step': content['step']}
-        | ({'value_range': list(value_range)} if value_range else {}),
+        | ({'value_range': list(value_range)} if value_range else {})
+        | ({'operating_points': points} if (points := content.get('operating_points')) else {}),
     )
     if isinstance(network, EncoderNetwork):
         state = {name.removeprefix('network.'): value for name, value in content['state_dict'].items()}

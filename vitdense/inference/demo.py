@@ -29,6 +29,7 @@ from vitdense.inference.video import Frame, VideoReader, VideoWriter
 from vitdense.inference.video_files import is_video
 from vitdense.types import SemanticMap
 from vitdense.visualize.image_files import write_image
+from vitdense.visualize.score_thresholds import MinScore
 
 logger = logging.getLogger('vitdense')
 
@@ -41,7 +42,7 @@ class Options(NamedTuple):
 
     alpha: float = 0.5  # opacity of regions
     legend: bool = True
-    min_score: float = 0.3  # objects below it are neither drawn nor counted
+    min_score: MinScore = 'auto'  # objects below it are neither drawn nor counted
     labels: bool = False  # also write label maps as PNG
     coco: bool = False  # also collect the objects of images as a COCO file
     batch: int = 1  # images or frames that go through the network together

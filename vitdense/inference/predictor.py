@@ -23,6 +23,7 @@ from vitdense.data.files.opening import MAX_PIXELS
 from vitdense.data.transforms.common import Pipeline
 from vitdense.device import choose_precision, read_device
 from vitdense.errors import ConfigError, DataError
+from vitdense.inference.calibration import calibrate, calibrated_metainfo
 from vitdense.inference.options import (
     device_name,
     folder_name,
@@ -82,7 +83,7 @@ class Predictor:
     the largest size of an image file. With `tile`, images keep their size, without `transforms`, and pass in windows of
     that side with a stride of two thirds of it: any size in bounded memory (`Tiler`, accumulate='labels').
     `value_range` (low, high) are black and white of files and arrays of more than 8 bits whose range is not known: 12
-    bits stored in 16, or floats.
+    bits stored in 16, or floats. `calibrated`: scores of objects are at the temperature that fits validation best.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Predictor:
         max_pixels: int = MAX_PIXELS,
         tile: int | None = None,
         value_range: tuple[float, float] | None = None,
+        calibrated: bool = False,
     ) -> None:
         self.batch_size = whole_number(batch_size, 'batch_size')
         self.max_pixels = whole_number(max_pixels, 'max_pixels')
@@ -110,6 +112,9 @@ class Predictor:
         self.transforms = Pipeline(() if tile is not None else transforms)
         fields = {name: task.field for name, task in model.tasks.items()}
         self.metainfo = {'classes': model.classes, **(metainfo or {}), 'head_fields': fields}
+        self.calibrated = calibrated
+        if calibrated:
+            self.metainfo = calibrated_metainfo(self.metainfo)
 
     @property
     def classes(self) -> dict[str, list[str]]:
@@ -201,6 +206,8 @@ class Predictor:
         with watch.running(), watch.watching(parts_of(network)):
             predictions = self.model(*batch, mode='predict')
         predictions = [{head: _on_cpu(record) for head, record in heads.items()} for heads in predictions]
+        if self.calibrated:
+            predictions = [calibrate(heads, self.metainfo) for heads in predictions]
         done = self._now()
         inside = watch.seconds.pop(NETWORK)
         shared = {'preprocess': ready - start, 'network': inside, 'postprocess': done - ready - inside}
@@ -286,7 +293,7 @@ def _tiler(tile: int, batch_size: int, divisor: int) -> Tiler:
 
 
 def _metainfo(info: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: info[key] for key in ('classes', 'palette', 'category_ids') if info.get(key)}
+    return {key: info[key] for key in ('classes', 'palette', 'category_ids', 'operating_points') if info.get(key)}
 
 
 def _on_cpu(prediction: Prediction) -> Prediction:

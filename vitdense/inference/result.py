@@ -18,9 +18,9 @@ from vitdense.inference.packed_masks import PackedMasks
 from vitdense.types import ImageClass, Instances, Prediction, Reconstruction, SemanticMap
 from vitdense.visualize import draw
 from vitdense.visualize.image_files import write_image
+from vitdense.visualize.score_thresholds import MinScore, is_kept
 from vitdense.visualize.text import percent
 
-MIN_SCORE = 0.3  # objects below it are left out, unless a result or a call says otherwise
 SHOWN_HEIGHT = 640  # pixels of a result in a notebook
 Kind = TypeVar('Kind', ImageClass, SemanticMap, Instances)
 
@@ -51,7 +51,7 @@ class Result:
     times: Mapping[str, float] = field(default_factory=dict)  # seconds by stage; of a batch: this image's share
     parts: Mapping[str, float] = field(default_factory=dict)  # of the backbone and of each head, unless compiled
     path: str = ''  # where the image came from, when it was a file
-    min_score: float = MIN_SCORE
+    min_score: MinScore = 'auto'  # or one score for all classes; see `visualize.score_thresholds`
 
     def __getitem__(self, head: str) -> Prediction:
         if head not in self.predictions:
@@ -111,7 +111,7 @@ class Result:
         """Return the result with the predictions of these heads."""
         return replace(self, predictions={head: self[head] for head in heads})
 
-    def filter(self, *, classes: Collection[str] | None = None, min_score: float | None = None) -> Result:
+    def filter(self, *, classes: Collection[str] | None = None, min_score: MinScore | None = None) -> Result:
         """Return the result with fewer objects: of these class names, of at least this score.
 
         Raises ConfigError for a class that no detecting head of the model has.
@@ -131,7 +131,7 @@ class Result:
 
     # ------------------------------------------------------------------------------------- images and conversion
 
-    def draw(self, *, alpha: float = 0.5, legend: bool = True, min_score: float | None = None) -> np.ndarray:
+    def draw(self, *, alpha: float = 0.5, legend: bool = True, min_score: MinScore | None = None) -> np.ndarray:
         """Return the image with the predictions on it, (H', W', 3) uint8 RGB; see `vitdense.visualize.draw`."""
         threshold = self.min_score if min_score is None else min_score
         return draw(self.image, self.predictions, self.metainfo, alpha=alpha, legend=legend, min_score=threshold)
@@ -143,7 +143,7 @@ class Result:
         """
         return write_image(self.draw(**options), path)
 
-    def summary(self, *, min_score: float | None = None) -> dict[str, dict[str, float]]:
+    def summary(self, *, min_score: MinScore | None = None) -> dict[str, dict[str, float]]:
         """Return `{head: {class name: number}}`, largest first.
 
         The number is the share of pixels of a semantic map, the score of an image class, the count of instances of at
@@ -152,7 +152,7 @@ class Result:
         """
         return {head: self._numbers(head, min_score) for head in self.predictions}
 
-    def objects(self, *, min_score: float | None = None) -> dict[str, list[dict[str, Any]]]:
+    def objects(self, *, min_score: MinScore | None = None) -> dict[str, list[dict[str, Any]]]:
         """Return `{head: [{'name', 'class_id', 'score', 'box'}, ...]}` of all heads that detect instances, best first.
 
         `class_id` is the number of the class from 0; `category_id`, where there is one, that of the annotation
@@ -257,16 +257,17 @@ class Result:
     def _objects_kept(self) -> Instances:
         return self._kept(self._only(Instances)[0], None)
 
-    def _kept(self, head: str, min_score: float | None) -> Instances:
+    def _kept(self, head: str, min_score: MinScore | None) -> Instances:
         """Return the instances of at least `min_score`."""
         instances: Instances = self[head]
-        return _rows(instances, (instances.scores >= (self.min_score if min_score is None else min_score)).numpy())
+        least = self.min_score if min_score is None else min_score
+        return _rows(instances, is_kept(instances, self.metainfo, head, least))
 
     def _detected(self, *, with_masks: bool) -> Iterator[DetectedObject]:
         for head in self._heads(Instances):
             yield from self._each(head, None, with_masks=with_masks)
 
-    def _each(self, head: str, min_score: float | None, *, with_masks: bool) -> Iterator[DetectedObject]:
+    def _each(self, head: str, min_score: MinScore | None, *, with_masks: bool) -> Iterator[DetectedObject]:
         instances = self._kept(head, min_score)
         num_classes = int(instances.labels.max()) + 1 if len(instances.labels) else 0
         classes = class_list(self.metainfo, head, class_names(self.metainfo, head, instances, num_classes))
@@ -276,7 +277,7 @@ class Result:
             names = classes[label]
             yield DetectedObject(names['name'], label, score, tuple(box), names.get('category_id'), mask)
 
-    def _numbers(self, head: str, min_score: float | None) -> dict[str, float]:
+    def _numbers(self, head: str, min_score: MinScore | None) -> dict[str, float]:
         prediction = self[head]
         if isinstance(prediction, Reconstruction):
             return {'error': float(prediction.error)}

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from mmengine.dist import all_reduce, is_main_process
+from mmengine.dist import all_gather_object, all_reduce, is_main_process
 from torch import Tensor
 
 from vitdense.errors import ConfigError
 from vitdense.metrics.base import SingleHeadMetric
 from vitdense.metrics.confusion import write_confusion
+from vitdense.metrics.operating_points import describe_points
 from vitdense.types import Batch, Prediction
 
 logger = logging.getLogger('vitdense')
@@ -61,6 +63,7 @@ class Accuracy(SingleHeadMetric):
         self._scores: list[float] = []  # of the best class
         self._calibration = torch.zeros(3, bins, dtype=torch.float64)  # by range: images, sum of scores, hits
         self._five = 0
+        self._judged: tuple[np.ndarray, ...] | None = None  # best class, its score, target of all images
 
     def process(self, data_batch: Batch, data_samples: Sequence[dict[str, Prediction]]) -> None:
         """Note one batch: `data_samples[i][head].scores` against `data_batch.targets[i]`."""
@@ -80,6 +83,9 @@ class Accuracy(SingleHeadMetric):
     def evaluate(self, size: int) -> dict[str, float]:
         """Sum over ranks and return the scores; then forget the images. `size` is not needed: nothing is padded."""
         counts, five, calibration = self._counts()
+        best = [int(ranked[0]) for ranked in self._ranked]
+        shares = all_gather_object((best, self._scores, self._targets))
+        self._judged = tuple(np.array(sum(column, [])) for column in zip(*shares, strict=True))
         total = torch.cat([counts.flatten(), calibration.flatten(), torch.tensor([five, self._skipped])])
         all_reduce(total)  # every rank comes here, with or without images
         self._targets, self._ranked, self._scores, self._skipped = [], [], [], 0
@@ -110,6 +116,13 @@ class Accuracy(SingleHeadMetric):
         scores['mean_class'] = float((hits / images)[images > 0].mean())
         scores['ece'] = float((confidence - right).abs().sum() / total)
         return scores
+
+    def operating_points(self) -> dict[str, Any]:
+        """Return the thresholds of best F1 in the last evaluation (`describe_points`), of the best class alone."""
+        if self._judged is None or not len(self._judged[0]):
+            return {}
+        labels, scores, targets = self._judged
+        return describe_points(scores, labels == targets, labels, self.confusion.sum(1).tolist())
 
     def table(self) -> list[ClassAccuracy]:
         """Return one row for each class, in the order of the classes.

@@ -14,6 +14,7 @@ from vitdense.errors import ConfigError, DataError, NumericsError
 from vitdense.metrics.base import SingleHeadMetric
 from vitdense.metrics.coco_columns import Objects, category_ids, encode, merge, prediction_columns, target_columns
 from vitdense.metrics.coco_curves import LIMIT, NUMBERS, Curves, Engine, IouType, choose_engine, make_curves
+from vitdense.metrics.operating_points import describe_points, match
 from vitdense.types import Batch, Instances, Meta, Prediction, Target
 
 logger = logging.getLogger('vitdense')
@@ -82,6 +83,7 @@ class CocoAP(SingleHeadMetric):
         self._images: list[_Image] = []
         self._curves: Curves | None = None
         self._objects: list[int] = []
+        self._columns: tuple[Objects, Objects] | None = None  # targets and predictions of the last evaluation
         self.remark = ''  # what the last score leaves out
 
     def process(self, data_batch: Batch, data_samples: Sequence[dict[str, Prediction]]) -> None:
@@ -137,6 +139,15 @@ class CocoAP(SingleHeadMetric):
             for label, (name, row) in enumerate(zip(self.classes, self._rows(), strict=True))
         ]
 
+    def operating_points(self) -> dict[str, Any]:
+        """Return the thresholds of best F1 in the last evaluation (`describe_points`); nothing before one."""
+        if self._columns is None or not any(self._objects):
+            return {}
+        targets, predictions = self._columns
+        hits, counted = match(targets, predictions)
+        labels = np.argsort(self._rows())[predictions.category]
+        return describe_points(predictions.scores[counted], hits[counted], labels[counted], self._objects)
+
     def _try(self, shares: list[_Share], skipped: int) -> dict[str, float] | Exception:
         try:
             self.warn_skipped(skipped)
@@ -157,7 +168,7 @@ class CocoAP(SingleHeadMetric):
         self._curves = make_curves(targets, predictions, num_images, len(rows), **options)
         self._log_limit(targets, predictions, num_images, len(rows))
         counts = np.bincount(targets.category[~targets.crowd], minlength=len(rows))
-        self._objects = counts[rows].tolist()
+        self._objects, self._columns = counts[rows].tolist(), (targets, predictions)
         if not counts.any():
             logger.warning('%s: n/a, there is no object to find', self.prefix)
         return self.compute_metrics([])

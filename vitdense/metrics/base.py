@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
 from vitdense.errors import ConfigError
+from vitdense.protocols import OperatingPointMetric
 
 logger = logging.getLogger('vitdense')
+
+
+def operating_points_of(metrics: Iterable[Any]) -> dict[str, Any]:
+    """Return the score thresholds that metrics found in their last evaluation, `{head: points}`."""
+    able = [metric for metric in metrics if isinstance(metric, OperatingPointMetric)]
+    return {metric.head: points for metric in able if (points := metric.operating_points())}
 
 
 class SingleHeadMetric(BaseMetric):

@@ -1,4 +1,4 @@
-"""Object detection: a set of boxes, each with a class and a score, without non-maximum suppression."""
+"""Object detection: a set of boxes, each with a class and a score; non-maximum suppression is an option."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.ops import batched_nms
 
-from vitdense.arguments import check_names, check_ranges
+from vitdense.arguments import check_names, check_range, check_ranges
 from vitdense.errors import ConfigError
 from vitdense.ops.boxes import iou, scales_of, to_original, to_xyxy
 from vitdense.protocols import ScoreMatcher
@@ -44,6 +45,8 @@ class DetectionTask:
     `denoising` (a `Denoising`) makes them. `num_classes` is known from the data.
 
     `top_k` predictions are read from an image: the best pairs of query and class, or with softmax the best queries.
+    With `nms_iou` those are left out that overlap a better one of their class by a larger IoU (non-maximum
+    suppression), for detectors that were trained too briefly to have one query for each object.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class DetectionTask:
         denoising: Denoising | dict | None = None,
         denoising_weight: float = 1.0,
         top_k: int = 100,
+        nms_iou: float | None = None,
     ) -> None:
         check_names('DetectionTask', field, datasets)
         self.field = field
@@ -73,7 +77,8 @@ class DetectionTask:
         self.aux_weight = aux_weight
         self.proposal_weight, self.proposals_per_object = proposal_weight, proposals_per_object
         self.denoising, self.denoising_weight = build(denoising), denoising_weight
-        self.top_k = top_k
+        self.top_k, self.nms_iou = top_k, nms_iou
+        check_range('DetectionTask(nms_iou=)', nms_iou or 0, 0, 1)
         weights = ('l1_weight', 'giou_weight', 'aux_weight', 'proposal_weight', 'denoising_weight')
         check_ranges(self, weights, 0)
         check_ranges(self, ('proposals_per_object', 'top_k'), 1)
@@ -132,7 +137,13 @@ class DetectionTask:
         boxes = to_xyxy(outputs.boxes.float().gather(1, queries[:, :, None].expand(-1, -1, 4)))
         sizes, orig_sizes = boxes.new_tensor([[meta.unpadded_size, meta.orig_size] for meta in metas]).unbind(1)
         boxes = to_original(boxes * scales_of(outputs.sizes)[:, None], sizes, orig_sizes)
-        return [Instances(*found) for found in zip(boxes, scores, labels, strict=True)]
+        found = [Instances(*each) for each in zip(boxes, scores, labels, strict=True)]
+        return found if self.nms_iou is None else [self._without_duplicates(each) for each in found]
+
+    def _without_duplicates(self, instances: Instances) -> Instances:
+        """Return the objects that no better one of their class overlaps by more than `nms_iou`, best first."""
+        keep = batched_nms(*instances[:3], self.nms_iou)
+        return Instances(*(field[keep] for field in instances[:3]))
 
     def _best(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return scores, labels and queries (B, N) of the best predictions, best first."""

@@ -32,6 +32,7 @@ BEST = (
     'metainfo',
     'metrics',
     'best',
+    'operating_points',
     'omitted_weights',
     'state_dict',
 )

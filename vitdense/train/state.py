@@ -38,6 +38,7 @@ def run_state(loop: Any) -> dict[str, Any]:
         'parameter_groups': [[names[id(each)] for each in group['params']] for group in wrapper.optimizer.param_groups],
         'state_dict': weights,
         **to_cpu(wrapper.state_dict()),
+        'operating_points': loop.operating_points,
         **loop.history.state(),
         **(loop.ema.state(weights) if loop.ema is not None else {}),
         **(loop.early_stopping.state() if loop.early_stopping is not None else {}),
@@ -55,6 +56,7 @@ def restore_run(loop: Any, checkpoint: Mapping[str, Any]) -> None:
     loop.samples_before = checkpoint['samples_seen']
     loop.validation_pending = checkpoint['validation_pending']
     loop.history.restore(checkpoint)
+    loop.operating_points = checkpoint.get('operating_points', {})
     loop.saving.restore(checkpoint)
     if loop.ema is not None:
         loop.ema.restore(checkpoint)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from vitdense.checkpoints.omitted_weights import describe_omitted
 from vitdense.loading.loaders import close_loaders
+from vitdense.metrics.base import operating_points_of
 from vitdense.reporting.history import History
 from vitdense.reporting.progress import ProgressDisplay
 from vitdense.reporting.run_images import RunImages
@@ -72,6 +73,7 @@ class TrainingLoop(BaseLoop):
         self.pseudo_labels = pseudo_labels
         self.requests = StopRequest()
         self.stop_training = False  # hooks may set it to end the run
+        self.operating_points: dict[str, Any] = {}  # score thresholds of the best validation, by head
         self.validation_pending = False
         self.first_step = 0  # of this process
         self.samples_before = 0  # samples that all ranks had seen by then
@@ -177,6 +179,8 @@ class TrainingLoop(BaseLoop):
                 self.images.write_validation(evaluators, self.history.rows)
             if self.early_stopping is not None and self.early_stopping.is_over(self.history.metrics):
                 self.stop_training = True
+            if improved or not self.history.best:
+                self.operating_points = operating_points_of(evaluators)
             if improved and not self.saving.save_best(self.state):
                 self.history.restore_best()
             self._write_json()

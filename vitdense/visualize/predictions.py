@@ -13,6 +13,7 @@ from torch import Tensor
 from vitdense.types import IGNORE, ImageClass, Instances, Prediction, Reconstruction, SemanticMap, Target
 from vitdense.visualize.colors import GREY, ClassStyle
 from vitdense.visualize.draw_boxes import draw_boxes
+from vitdense.visualize.score_thresholds import MinScore, is_kept
 from vitdense.visualize.text import BACKGROUND, LegendRow, add_legend, draw_label, font_size, line_width, percent
 
 FIELDS = {SemanticMap: 'semantic', Instances: 'labels', ImageClass: 'image_label'}
@@ -28,14 +29,14 @@ def draw(
     *,
     alpha: float = 0.5,
     legend: bool = True,
-    min_score: float = 0.3,
+    min_score: MinScore = 'auto',
 ) -> np.ndarray:
     """Return the image with `predictions` (`{head: Prediction}`, in the image's own size) drawn on it.
 
     `img` is (3, H, W) or (H, W, 3) uint8 RGB. `metainfo` is `{'classes': {field: names}, 'palette': {field: rgb}}`
     as data sets give it; a head reads the field of its kind (`semantic`, `labels`, `image_label`) unless
     `metainfo['head_fields']` (`{head: field}`) says otherwise. `alpha` is the opacity of regions in [0, 1];
-    objects below `min_score` are left out.
+    objects below `min_score` are left out ('auto': see `score_thresholds.is_kept`).
 
     With a legend the image grows by a panel at its right, whose width depends on the image's size and the class
     names alone, and small images are enlarged by a whole factor. Without one the size is that of `img`.
@@ -52,7 +53,8 @@ def draw(
             labels = array(prediction.labels)
             scene.semantic(labels, ClassStyle.of(metainfo, field, at_least=_num_classes(labels)))
         elif isinstance(prediction, Instances):
-            scene.instances(prediction, metainfo, field, min_score)
+            keep = np.flatnonzero(is_kept(prediction, metainfo, name, min_score))
+            scene.instances(prediction, metainfo, field, keep)
         else:
             scores = array(prediction.scores)
             names = ClassStyle.of(metainfo, field, at_least=len(scores)).names
@@ -168,10 +170,9 @@ class _Scene:
             painted = np.where(labels == IGNORE, num_classes + 1 + self._hatch(), painted)
         self._paint(painted, colors)
 
-    def instances(self, instances: Instances, metainfo: Mapping[str, Any] | None, field: str, min_score: float) -> None:
-        """Draw the objects of at least `min_score`, the best on top."""
+    def instances(self, instances: Instances, metainfo: Mapping[str, Any] | None, field: str, keep: np.ndarray) -> None:
+        """Draw the objects of the rows `keep`, the best on top."""
         scores = array(instances.scores)
-        keep = np.flatnonzero(scores >= min_score)
         labels = array(instances.labels)[keep]
         style = ClassStyle.of(metainfo, field, at_least=_num_classes(labels))
         names = [f'{style.names[label]} {percent(score)}' for label, score in zip(labels, scores[keep], strict=True)]
