@@ -13,6 +13,7 @@ from vitdense.storage.weight_files import Placeholder, format_of, read_content, 
 from vitdense.storage.weight_sets import split_key
 
 MODEL_TYPES = {'rf_detr': 'rf-detr', 'lw_detr': 'lw-detr', 'eomt': 'eomt', 'eomt_dinov3': 'eomt-dinov3'}
+DETECTORS = ('rf-detr', 'lw-detr')  # whose checkpoints hold options of the training
 _UNNAMED = re.compile(r'LABEL_\d+|N/?A|')  # transformers' names of classes without a name
 
 
@@ -31,7 +32,7 @@ def read_info(paths: Sequence[str | Path], family: str) -> PeerInfo:
     """
     for path in paths:
         file, _ = split_key(path)
-        info = _of_folder(file, family) if weight_file(file) != file else _of_file(file)
+        info = _of_folder(file, family) if weight_file(file) != file else _of_file(file, family)
         if info != PeerInfo():
             return info
     return PeerInfo()
@@ -62,9 +63,9 @@ def _of_folder(folder: Path, family: str) -> PeerInfo:
     )
 
 
-def _of_file(file: Path) -> PeerInfo:
+def _of_file(file: Path, family: str) -> PeerInfo:
     """Return what `args` and `model_config` of rfdetr's and LW-DETR's checkpoints say, and Lightning's parameters."""
-    if file.is_file() and format_of(file) == 'safetensors':
+    if family not in DETECTORS or (file.is_file() and format_of(file) == 'safetensors'):
         return PeerInfo()
     content = read_content(file)
     if not isinstance(content, Mapping):
