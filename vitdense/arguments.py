@@ -61,45 +61,22 @@ def sides(value: object, where: str) -> tuple[int, int]:
 
 def check_choice(where: str, value: object, choices: tuple) -> None:
     """Raise ConfigError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ConfigError(
-            f'{value!r} is not a choice here',
-            where=where,
-            why=f'the choices are {", ".join(map(repr, choices))}',
-            fix=f'write {choices[0]!r}, or one of the others',
-        )
-
-
-def check_range(where: str, value: float, low: float, high: float) -> None:
-    """Raise ConfigError unless `value` lies between `low` and `high`."""
-    if not low <= value <= high:
-        raise ConfigError(
-            f'{value} is out of range',
-            where=where,
-            why=f'it must lie between {low} and {high}',
-            fix=f'choose a number between {low} and {high}',
-        )
+    why = f'the choices are {", ".join(map(repr, choices))}'
+    check(value in choices, where, value, why, f'write {choices[0]!r}, or one of the others')
 
 
 def check_ranges(part: object, names: Sequence[str], low: float, high: float = math.inf) -> None:
-    """Raise ConfigError unless the attributes `names` of `part` lie between `low` and `high`."""
+    """Raise ConfigError unless the attributes `names` of `part` are numbers in [low, high]."""
     for name in names:
-        check_range(f'{type(part).__name__}({name}=)', getattr(part, name), low, high)
+        within(getattr(part, name), low, high, f'{type(part).__name__}.{name}')
 
 
-def check_names(task: str, field: str, datasets: Sequence[str] | None) -> None:
-    """Raise ConfigError unless targets have `field` and `datasets` is a list; `task` is the class that asks."""
-    if field not in Target._fields:
-        raise ConfigError(
-            f"targets have no field '{field}'{did_you_mean(field, Target._fields)}",
-            where=f'{task}(field=)',
-            why=f'the fields of Target are {", ".join(Target._fields)}',
-            fix='write a field of Target, or leave field out',
-        )
-    if isinstance(datasets, str):
-        raise ConfigError(
-            f'datasets is one word: {datasets!r}',
-            where=f'{task}(datasets=)',
-            why='it is a list of names of data sets; a word would be read letter by letter',
-            fix=f'write datasets=[{datasets!r}]',
-        )
+def label_source(task: str, field: str, datasets: Sequence[str] | None) -> tuple[str, tuple[str, ...] | None]:
+    """Return the arguments `field` and `datasets` of the class `task`: which field of targets it reads, and of which
+    data sets. Raises ConfigError unless targets have the field and `datasets` is a list.
+    """
+    why = f'the fields of Target are {", ".join(Target._fields)}{did_you_mean(field, Target._fields)}'
+    check(field in Target._fields, f'{task}.field', field, why, 'write a field of Target, or leave field out')
+    why = 'it is a list of names of data sets; a word would be read letter by letter'
+    check(not isinstance(datasets, str), f'{task}.datasets', datasets, why, f'write datasets=[{datasets!r}]')
+    return field, None if datasets is None else tuple(datasets)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from vitdense.errors import ConfigError
+from vitdense.arguments import check
 from vitdense.layers.loss_weights import FixedWeights
 from vitdense.ops.padding import region_sizes
 from vitdense.protocols import BlendableTask, BranchedNetwork, Network, Task, TrainingInputsTask
@@ -118,13 +118,11 @@ class DenseModel(nn.Module):
         tasks = {name: check_part(_task(task, classes), Task, f'model.tasks.{name}') for name, task in tasks.items()}
         num_classes = {name: len(classes[task.field]) for name, task in tasks.items() if task.field in classes}
         network = check_part(build(network, num_classes=num_classes), Network, 'model.network')
-        if set(network.names) != set(tasks):
-            raise ConfigError(
-                f'the network has heads {sorted(network.names)} but the tasks are {sorted(tasks)}',
-                where='model.network / model.tasks',
-                why='every branch needs the task that reads it, under the same name',
-                fix='give model.tasks exactly the names of the branches',
-            )
+        why = (
+            f'every branch needs the task that reads it, under the same name; the branches are {sorted(network.names)}'
+        )
+        same = set(network.names) == set(tasks)
+        check(same, 'model.tasks', sorted(tasks), why, 'give model.tasks exactly the names of the branches')
         options = {'num_classes': len(classes['image_label'])} if 'image_label' in classes else {}
         augment = build(augment, **options)
         super().__init__()

@@ -131,7 +131,7 @@ def test_recomputed_blocks_and_masks_over_tokens_keep_the_bias() -> None:
 def test_layers_are_counted_and_what_cannot_be_is_refused() -> None:
     vit = make()
     assert vit.layer_of('model.blocks.1.relative_bias.table') == 2
-    with pytest.raises(ConfigError, match='relative bias and windows'):
+    with pytest.raises(ConfigError, match='ViT.relative_bias = True'):
         make(windows=WindowPartition(size=2, global_blocks=1))
     with pytest.raises(ConfigError, match='part of the patches'):
         vit.keep(vit.embed(torch.randn(1, 3, 64, 64)), torch.tensor([[0, 3]]))

@@ -45,9 +45,9 @@ def test_a_padded_batch_answers_as_the_single_image():
 
 
 def test_what_cannot_be_is_an_error():
-    with pytest.raises(ConfigError, match='patches of 12 pixels'):
+    with pytest.raises(ConfigError, match='ViT.patch_size = 12'):
         ConvStem(64, 12, (4, 4))
-    with pytest.raises(ConfigError, match='no pretrained weights'):
+    with pytest.raises(ConfigError, match='trains from scratch'):
         ViT('vit_tiny_patch16_224', stem='conv', pretrained=True)
     with pytest.raises(ConfigError):
         ViT('vit_tiny_patch16_224', stem='convolution')

@@ -90,7 +90,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket, 'getaddrinfo', refuse)
     monkeypatch.setattr(socket.socket, 'connect', refuse)
-    monkeypatch.setattr('vitdense.backbones.pretrained._fetch', refuse)
+    monkeypatch.setattr('vitdense.pretrained.creation._fetch', refuse)
 
 
 def test_the_folder_itself_is_read(source: Path) -> None:

@@ -85,13 +85,13 @@ def test_a_single_image_cannot_train_batch_normalisation():
 
 
 def test_wrong_words_and_missing_class_tokens_are_refused():
-    with pytest.raises(ValueError, match="pool='gap' is unknown"):
+    with pytest.raises(ConfigError, match="pool = 'gap'"):
         head_of('gap')
-    with pytest.raises(ValueError, match="norm='bn' is unknown"):
+    with pytest.raises(ConfigError, match="norm = 'bn'"):
         head_of('token', norm='bn')
     vit = ViT('vit_base_patch16_siglip_224', timm_args=SMALL)
     branch = dict(adapter=dict(type=PlainMaps), head=dict(type=ClassHead))
-    with pytest.raises(ConfigError, match="does not have; use 'average'"):
+    with pytest.raises(ConfigError, match='has no class token'):
         SharedNetwork(vit, {'cls': branch}, num_classes=dict(cls=5))
     branch['head'] = dict(type=ClassHead, pool='average')
     network = SharedNetwork(vit, {'cls': branch}, num_classes=dict(cls=5))
@@ -145,7 +145,7 @@ def test_a_classifier_that_is_built_otherwise_is_refused_with_the_cure(tmp_path)
     with pytest.raises(ConfigError, match="pool='average', norm='layer', pretrained=True"):
         original('eva02_small_patch14_336', path, normed=False)
     _, path = published('deit3_small_patch16_224', tmp_path)
-    with pytest.raises(ConfigError, match='has 7 classes and the data set 10'):
+    with pytest.raises(ConfigError, match='has 7 classes'):
         original('deit3_small_patch16_224', path, num_classes=10)
 
 
@@ -158,7 +158,7 @@ def test_weights_without_a_classifier_are_named(tmp_path):
 
 def test_a_backbone_without_weights_has_no_classifier():
     branch = dict(adapter=dict(type=PlainMaps), head=dict(type=ClassHead, pretrained=True))
-    with pytest.raises(ConfigError, match='but the backbone has none'):
+    with pytest.raises(ConfigError, match='ViT.pretrained = False'):
         SharedNetwork(ViT('vit_tiny_patch16_224', timm_args=SMALL), {'cls': branch}, num_classes=dict(cls=7))
 
 

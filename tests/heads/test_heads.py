@@ -63,7 +63,7 @@ def test_the_linear_recipes_are_expressible():
     head = LinearHead((768,), (16,), 150)
     assert abs(head.classifier.weight.std().item() - 0.01) < 1e-3
     assert head.classifier.bias.abs().max() == 0
-    with pytest.raises(ValueError, match="use 'batch', 'layer' or 'none'"):
+    with pytest.raises(ConfigError, match="'batch', 'layer', 'none'"):
         LinearHead((8,), (16,), 5, norm='group')
 
 

@@ -116,10 +116,10 @@ class Unbuildable(nn.Module):
 
 
 def test_contradicting_num_classes_is_an_error_naming_both_before_anything_is_built():
-    with pytest.raises(ConfigError, match=r'19 classes but the data set has 150') as caught:
+    with pytest.raises(ConfigError, match=r'num_classes = 19') as caught:
         SharedNetwork(dict(type=Unbuildable), {'sem': branch(plain(0), num_classes=19)}, num_classes=dict(sem=150))
     assert 'branches.sem' in caught.value.where and 'remove num_classes=19' in caught.value.fix
-    with pytest.raises(ConfigError, match=r'5 classes but the data set has 6'):
+    with pytest.raises(ConfigError, match=r'num_classes = 5'):
         part = dict(adapter=plain(0), head=LinearHead((8,), (4.0,), 5))
         SharedNetwork(dict(type=Unbuildable), {'sem': part}, num_classes=dict(sem=6))
 
@@ -133,8 +133,8 @@ def test_agreeing_or_lone_num_classes_is_taken():
 @pytest.mark.parametrize(
     ('branches', 'num_classes', 'message'),
     [
-        ({'sem': branch(plain(0))}, {}, "number of classes of 'sem'"),
-        ({'sem': branch(plain(0))}, dict(sam=2), "'sam', which is no branch; did you mean 'sem'"),
+        ({'sem': branch(plain(0))}, {}, 'their number is unknown'),
+        ({'sem': branch(plain(0))}, dict(sam=2), "num_classes = 'sam'"),
         ({}, {}, 'at least one branch'),
         ({'sem': dict(adapter=plain(0))}, dict(sem=2), "no 'head'"),
         ({'sem': dict(adaptor=plain(0), head=dict(type=EchoHead))}, dict(sem=2), "did you mean 'adapter'"),
@@ -148,7 +148,7 @@ def test_wrong_branches_are_errors_with_a_cure_before_anything_is_built(branches
 
 @pytest.mark.parametrize('layer', [3, -4])
 def test_a_layer_that_the_backbone_does_not_have_is_an_error(layer):
-    with pytest.raises(ConfigError, match=f'layer {layer} of a backbone with 3 blocks'):
+    with pytest.raises(ConfigError, match=f'layer = {layer}'):
         SharedNetwork(CountedBackbone(), {'sem': branch(plain(layer))}, num_classes=dict(sem=2))
 
 

@@ -89,7 +89,7 @@ def test_predictions_are_probabilities():
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(ConfigError, match="no field 'label'"):
+    with pytest.raises(ConfigError, match="ClassificationTask.field = 'label'"):
         ClassificationTask(field='label')
     with pytest.raises(ConfigError, match='the losses are cross_entropy'):
         ClassificationTask(loss='ce')

@@ -180,7 +180,7 @@ def test_wrong_arguments_are_errors_now(make):
 
 
 def test_wrong_number_of_class_weights(logits, labels):
-    with pytest.raises(ConfigError, match='3 class weights for 5 classes'):
+    with pytest.raises(ConfigError, match='every one of the 5 classes'):
         CrossEntropy(class_weights=(1, 1, 1))(logits, labels)
 
 

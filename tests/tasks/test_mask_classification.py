@@ -166,7 +166,7 @@ def test_objects_without_masks_and_queries_without_masks_are_errors() -> None:
     for size in ((65, 96), (64, 97)):
         with pytest.raises(ValueError, match='larger than the padded input'):
             InstanceTask(losses=SMALL).loss(answers(), [objects(1), objects(1, size)])
-    with pytest.raises(ConfigError, match='no masks'):
+    with pytest.raises(ConfigError, match='mask_logits = None'):
         InstanceTask().loss(answers(batch=1)._replace(mask_logits=None), [objects(1)])
     with pytest.raises(ConfigError, match='importance'):
         MaskLoss(importance=2.0)
@@ -234,7 +234,7 @@ def test_label_maps_from_queries_and_from_log_scores_agree() -> None:
     outputs = outputs._replace(mask_logits=smooth, class_logits=9 * torch.eye(CLASSES, CLASSES + 1).expand(2, -1, -1))
     metas = [Meta(row, orig_size=(64, 96), size=(64, 96)) for row in range(2)]
     direct = task.predict(outputs, metas)
-    scores = task.pixels(outputs)
+    scores = task.blendable(outputs, 'pixels')
     assert isinstance(scores, PixelOutputs) and scores.logits.shape == (2, CLASSES, 64, 96)
     through = task.predict(scores, metas)
     for one, other in zip(direct, through, strict=True):

@@ -46,7 +46,7 @@ def test_label_maps_equal_mask2former(outputs, processor):
     theirs = SimpleNamespace(class_queries_logits=outputs.class_logits, masks_queries_logits=outputs.mask_logits)
     wanted = processor.post_process_semantic_segmentation(None, theirs, target_sizes=[(SIDE, SIDE)] * 2)
     task = MaskSemanticTask()
-    for found in (task.predict(outputs, METAS), task.predict(task.pixels(outputs), METAS)):
+    for found in (task.predict(outputs, METAS), task.predict(task.blendable(outputs, 'pixels'), METAS)):
         for mine, other in zip(found, wanted, strict=True):
             assert (mine.labels != other).double().mean() < 1e-4  # ties in float32
             assert mine.labels.unique().numel() > 1

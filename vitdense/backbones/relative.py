@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitdense.errors import ConfigError
+from vitdense.arguments import check
 
 
 class RelativeBias(nn.Module):
@@ -37,7 +37,8 @@ class RelativeBias(nn.Module):
         if grids is None:
             table = self._offsets(grid)[None]
         else:
-            tables = {own: _widened(self._offsets(own), own, grid) for own in set(grids)}
+            pads = {own: (grid[1] - own[1],) * 2 + (grid[0] - own[0],) * 2 for own in set(grids)}
+            tables = {own: functional.pad(self._offsets(own), pad) for own, pad in pads.items()}
             table = torch.stack([tables[own] for own in grids])
         keys = table.unfold(2, grid[0], 1).unfold(3, grid[1], 1).flip(4, 5)  # of query (y, x): (b, heads, y, x, h, w)
         patches = keys.flatten(2, 3).flatten(3, 4)  # -> (b, heads, h * w, h * w)
@@ -64,13 +65,8 @@ class RelativeBias(nn.Module):
 
 def add_bias(model: nn.Module, *, windowed: bool) -> None:
     """Give every block of a timm ViT a `RelativeBias`. Raises ConfigError where blocks attend within windows."""
-    if windowed:
-        raise ConfigError(
-            'a relative bias and windows do not go together',
-            where='ViT(relative_bias=True, windows=...)',
-            why='its table holds the offsets of whole images',
-            fix='leave one of them out',
-        )
+    why = 'its table holds the offsets of whole images, and the ViT has windows'
+    check(not windowed, 'ViT.relative_bias', True, why, 'leave one of them out')
     for block in model.blocks:
         block.relative_bias = RelativeBias(model.patch_embed.grid_size, getattr(block, 'attn', block).num_heads)
 
@@ -90,16 +86,6 @@ def run_biased(
         bias = bias + attn_mask
     elif attn_mask is not None:
         bias = bias.masked_fill(~attn_mask, float('-inf'))
-    return block(x, attn_mask=bias.to(_dtype(x)), **named)
-
-
-def _dtype(x: Tensor) -> torch.dtype:
-    """Return the type in which attention to `x` is computed: masks must have it."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-def _widened(table: Tensor, own: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Pad the offsets of a small grid to those of a larger one."""
-    down, right = grid[0] - own[0], grid[1] - own[1]
-    return functional.pad(table, (right, right, down, down))
+    device = x.device.type  # a mask must have the type in which attention is computed
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return block(x, attn_mask=bias.to(dtype), **named)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from vitdense.errors import ConfigError
+from vitdense.arguments import check
 from vitdense.layers.blocks import BatchNorm2d
 from vitdense.ops.padding import map_extents, zero_padding
 
@@ -24,7 +24,10 @@ class ConvStem(nn.Module):
     def __init__(self, embed_dim: int, patch_size: int, grid_size: tuple[int, int]) -> None:
         super().__init__()
         num_steps = patch_size.bit_length() - 1
-        _check_sizes(embed_dim, patch_size, num_steps)
+        holds = 2**num_steps == patch_size and num_steps > 0 and embed_dim % 2 ** (num_steps - 1) == 0
+        why = f'every step halves the map and doubles the channels, the last to {embed_dim}'
+        fix = 'choose a patch size of 2, 4, 8, 16 or 32, and channels that are a multiple of half of it'
+        check(holds, 'ViT.patch_size', patch_size, why, fix)
         self.patch_size, self.grid_size = (patch_size, patch_size), tuple(grid_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         widths = (3, *(embed_dim >> step for step in reversed(range(num_steps))))
@@ -44,17 +47,6 @@ class ConvStem(nn.Module):
         return self.proj(x).permute(0, 2, 3, 1)  # (B, C, h, w) -> (B, h, w, C)
 
 
-def check_stem(stem: str, pretrained: bool) -> None:
-    """Raise ConfigError for an unknown stem, and for a convolutional stem of pretrained ViTs."""
-    if stem not in ('patch', 'conv') or (stem == 'conv' and pretrained):
-        raise ConfigError(
-            f'stem={stem!r}' + (' has no pretrained weights' if stem == 'conv' else ' is unknown'),
-            where='ViT(stem=...)',
-            why='published weights begin with a linear patch embedding; a convolutional stem trains from scratch',
-            fix="write stem='patch', or stem='conv' with pretrained=False",
-        )
-
-
 def set_stem(model: nn.Module, stem: Literal['patch', 'conv']) -> None:
     """Set the stem of a timm ViT."""
     if stem == 'conv':
@@ -65,13 +57,3 @@ def set_stem(model: nn.Module, stem: Literal['patch', 'conv']) -> None:
 def _conv_norm(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
     return nn.Sequential(conv, BatchNorm2d(out_channels), nn.ReLU(inplace=True))
-
-
-def _check_sizes(embed_dim: int, patch_size: int, num_steps: int) -> None:
-    if 2**num_steps != patch_size or num_steps < 1 or embed_dim % 2 ** (num_steps - 1):
-        raise ConfigError(
-            f'no convolutional stem gives {embed_dim} channels on patches of {patch_size} pixels',
-            where="ViT(stem='conv', patch_size=...)",
-            why='every step halves the map and doubles the channels',
-            fix='choose a patch size of 2, 4, 8, 16 or 32, and channels that are a multiple of half of it',
-        )

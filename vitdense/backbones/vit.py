@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from vitdense.arguments import check
 from vitdense.backbones.positions import Positions
-from vitdense.backbones.pretrained import create, read_classifier
 from vitdense.backbones.relative import add_bias, run_biased
-from vitdense.backbones.stem import check_stem, set_stem
+from vitdense.backbones.stem import set_stem
 from vitdense.backbones.tokens import Tokens, cut, insert, join_masks, keep, own_grids, whole, without_padding
 from vitdense.backbones.windows import WindowPartition, draw_per_image, run_merged, run_windows
-from vitdense.errors import ConfigError, DataError
+from vitdense.errors import DataError
 from vitdense.layers.lora import Lora
+from vitdense.pretrained.creation import create, read_classifier
 from vitdense.registry import build
 from vitdense.types import Classifier, Features, LayerRequest
 
@@ -78,21 +79,12 @@ class ViT(nn.Module):
         timm_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check_modes(amp, frozen, lora)
-        check_stem(stem, bool(pretrained))
-        self.model, self.decided = create(
-            name,
-            pretrained=pretrained,
-            partial_weights=partial_weights,
-            patch_size=patch_size,
-            img_size=_pair(img_size),
-            pretrained_img_size=_pair(pretrained_img_size),
-            drop_path=drop_path,
-            timm_args=timm_args,
-        )
-        self.stem = stem
-        set_stem(self.model, stem)
+        _check_modes(amp, frozen, lora, stem, bool(pretrained))
         self._source = dict(name=name, pretrained=pretrained, timm_args=timm_args)
+        sizes = dict(patch_size=patch_size, img_size=img_size, pretrained_img_size=pretrained_img_size)
+        self.model, self.decided = create(**self._source, **sizes, partial_weights=partial_weights, drop_path=drop_path)
+        self.stem, self.relative_bias = stem, relative_bias
+        set_stem(self.model, stem)
         self.frozen, self.checkpointing = frozen, checkpointing
         self.amp = torch.bfloat16 if amp == 'bf16' else None
         self.embed_dim: int = self.model.embed_dim
@@ -106,12 +98,10 @@ class ViT(nn.Module):
         self._windowed = self.windows.blocks(self.depth) if self.windows is not None else frozenset()
         for index in self._windowed:
             draw_per_image(self.model.blocks[index])
-        self.relative_bias = relative_bias
         if relative_bias:
             add_bias(self.model, windowed=self.windows is not None)
         self._positions = Positions(self.model, fixed=frozen or lora is not None)
-        self._mode = True  # the argument of the last call of `train`
-        self._frozen_below = 0
+        self._mode, self._frozen_below = True, 0  # the last arguments of `train` and `freeze_below`
         self._frozen_parameters: list[nn.Parameter] = []  # by `freeze_below`
         self.omitted_weights: tuple[str, ...] = ()
         if lora is not None:
@@ -204,13 +194,9 @@ class ViT(nn.Module):
         The result can be passed to `run` and `norm`, but is no map: its grid is (1, K). Raises ConfigError where blocks
         attend within windows, or by offsets on the map.
         """
-        if self._windowed or self.relative_bias:
-            raise ConfigError(
-                'a part of the patches cannot attend within windows or by a relative bias',
-                where='ViT(windows=..., relative_bias=...)',
-                why='what is kept of an image is a set of patches, not a map with windows and offsets',
-                fix='leave both out: fewer patches cost less already',
-            )
+        for name, used in (('windows', self.windows), ('relative_bias', self.relative_bias)):
+            why = 'a part of the patches is a set, not a map with windows and offsets'
+            check(not used, f'ViT.{name}', used, why, f'leave {name} out: fewer patches cost less already')
         return keep(tokens, rows, prefix=self.num_prefix_tokens, mixed=self._positions.mixed)
 
     def run(
@@ -222,25 +208,18 @@ class ViT(nn.Module):
         Raises ConfigError for an `attn_mask` where blocks attend within windows.
         """
         stop = self.depth if stop is None else stop
-        if attn_mask is not None and not self._windowed.isdisjoint(range(start, stop)):
-            raise ConfigError(
-                f'the blocks {start} to {stop - 1} run with an attention mask, but some attend within windows',
-                where='ViT(windows=WindowPartition(global_blocks=...))',
-                why='a mask over all tokens has no meaning inside a window',
-                fix=f'make them global: global_blocks that contain {start} ... {stop - 1}',
-            )
+        if attn_mask is not None:
+            why = f'the blocks {start} to {stop - 1} have a mask over all tokens, which has no meaning inside a window'
+            fix = f'make them global: global_blocks that contain {start} ... {stop - 1}'
+            check(self._windowed.isdisjoint(range(start, stop)), 'ViT.windows', self.windows, why, fix)
         return whole(self._advance(tokens, start, stop, attn_mask))
 
     def _advance(self, tokens: Tokens, start: int, stop: int, attn_mask: Tensor | None = None) -> Tokens:
         """Run blocks; the output stays cut into windows, so that reading a layer does not change the next blocks."""
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         layout = tokens.layout
-        each = (
-            self.windows is not None
-            and self.windows.prefix == 'each'
-            and attn_mask is None
-            and tokens.num_special_tokens > 0
-        )
+        each = self.windows is not None and self.windows.prefix == 'each' and attn_mask is None
+        each = each and tokens.num_special_tokens > 0
         for index in range(start, stop):
             if index not in self._windowed and not each:
                 tokens = whole(tokens)
@@ -324,13 +303,8 @@ class ViT(nn.Module):
             self.omitted_weights = tuple(name for name, value in self.named_parameters() if not value.requires_grad)
 
     def _block(self, index: int) -> int:
-        if not -self.depth <= index < self.depth:
-            raise ConfigError(
-                f'layer {index} was asked of a ViT with {self.depth} blocks',
-                where='layers=',
-                why=f'layers count from 0 to {self.depth - 1}, or from the end, -1 to {-self.depth}',
-                fix='ask for layers that exist: change layer= or layers= of the adapter',
-            )
+        why = f'layers of a ViT with {self.depth} blocks count from 0 to {self.depth - 1}, or from the end, from -1'
+        check(-self.depth <= index < self.depth, 'layer', index, why, 'change layer= or layers= of the adapter')
         return index % self.depth
 
     def _read(self, tokens: Tokens, request: LayerRequest) -> Tokens:
@@ -345,25 +319,16 @@ class ViT(nn.Module):
         return torch.cat(parts, dim=1) if parts else None
 
 
-def _pair(size: int | Sequence[int] | None) -> tuple[int, int] | None:
-    return (size, size) if isinstance(size, int) else None if size is None else tuple(size)
-
-
-def _check_modes(amp: str | None, frozen: bool, lora: Any) -> None:
-    if amp not in (None, 'bf16') or (amp and not frozen):
-        raise ConfigError(
-            f'amp={amp!r} is invalid',
-            where='ViT(amp=...)',
-            why="it is the autocast of a frozen ViT, 'bf16' or None; a ViT that trains follows the run's own setting",
-            fix="set frozen=True with amp='bf16', or remove amp and use --amp of the run",
-        )
-    if lora is not None and frozen:
-        raise ConfigError(
-            'a frozen ViT cannot learn by LoRA',
-            where='ViT(frozen=True, lora=...)',
-            why='gradients must pass through the blocks to reach the corrections',
-            fix='remove frozen=True: LoRA freezes all other weights by itself',
-        )
+def _check_modes(amp: str | None, frozen: bool, lora: Any, stem: str, pretrained: bool) -> None:
+    why = "it is the autocast of a frozen ViT, 'bf16' or None; a ViT that trains follows the run's own setting"
+    fix = "set frozen=True with amp='bf16', or remove amp and use --amp of the run"
+    check(amp is None or (amp == 'bf16' and frozen), 'ViT.amp', amp, why, fix)
+    why = 'a frozen ViT cannot learn by LoRA: gradients must pass through the blocks to reach the corrections'
+    fix = 'remove frozen=True: LoRA freezes all other weights by itself'
+    check(lora is None or not frozen, 'ViT.frozen', frozen, why, fix)
+    why = 'published weights begin with a linear patch embedding; a convolutional stem has none and trains from scratch'
+    fix = "write stem='patch', or stem='conv' with pretrained=False"
+    check(stem == 'patch' or (stem == 'conv' and not pretrained), 'ViT.stem', stem, why, fix)
 
 
 def _check_size(imgs: Tensor, valid: Tensor | None, patch: int) -> None:

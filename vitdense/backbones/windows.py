@@ -14,7 +14,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitdense.errors import ConfigError
+from vitdense.arguments import check
 
 Side = int | torch.SymInt
 
@@ -61,13 +61,10 @@ class WindowPartition:
             chosen = [depth * (number + 1) // count - 1 for number in range(count)] if count <= depth else [depth]
         else:
             chosen = [index + depth if index < 0 else index for index in self.global_blocks]
-        if any(not 0 <= index < depth for index in chosen):
-            raise ConfigError(
-                f'a ViT of {depth} blocks does not have the global blocks {self.global_blocks}',
-                where='WindowPartition(global_blocks=...)',
-                why=f'blocks count from 0 to {depth - 1}, or from the end, -1 to {-depth}',
-                fix='give indices in this range, or the count of global blocks',
-            )
+        holds = all(0 <= index < depth for index in chosen)
+        why = f'blocks of a ViT with {depth} count from 0 to {depth - 1}, or from the end, -1 to {-depth}'
+        fix = 'give indices in this range, or the count of global blocks'
+        check(holds, 'WindowPartition.global_blocks', self.global_blocks, why, fix)
         return frozenset(range(depth)) - frozenset(chosen)
 
     def layout(

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from vitdense.arguments import interval
-from vitdense.backbones.hub_names import plain_name
 from vitdense.errors import CheckpointError, ConfigError
+from vitdense.pretrained.hub_names import plain_name
 from vitdense.registry import resolve
 from vitdense.storage.atomic import sha256_of
 

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 import vitdense
-from vitdense.backbones.hub_names import plain_name
 from vitdense.checkpoints.descriptions import (
     FORMAT,
     check_recipes,
@@ -29,6 +28,7 @@ from vitdense.checkpoints.descriptions import (
 from vitdense.checkpoints.model_folder import METAINFO, read_model_folder
 from vitdense.errors import CheckpointError, ConfigError, did_you_mean
 from vitdense.model import DenseModel
+from vitdense.pretrained.hub_names import plain_name
 from vitdense.registry import resolve
 from vitdense.storage.atomic import disk_error, sha256_of, write_json
 from vitdense.storage.weights import read_weights, save_weights

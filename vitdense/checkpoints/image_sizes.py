@@ -49,7 +49,7 @@ def _vit_of(model: nn.Module) -> tuple[str, nn.Module | None]:
 def resample_sizes(model: nn.Module, state: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return `state`, weights of a model whose ViT has `sizes`, with the patch kernel and positions of `model`.
 
-    They are resampled as a pretrained file is (`vitdense.backbones.pretrained`), and logged. What cannot be resampled
+    They are resampled as a pretrained file is (`vitdense.pretrained.creation`), and logged. What cannot be resampled
     stays as it is.
     """
     name, vit = _vit_of(model)

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from vitdense.backbones.pretrained import DISPENSABLE, timm_names
 from vitdense.convert.key_rules import DINOV3, CheckpointFamily
 from vitdense.convert.renaming import pack_qkv, rename
 from vitdense.errors import CheckpointError, ConfigError
+from vitdense.pretrained.creation import DISPENSABLE, timm_names
 from vitdense.storage.weights import State, load_weights
 
 BACKBONE = 'backbone.model.'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vitdense.backbones.foreign_names import BLOCK_RULES, Rule
+from vitdense.pretrained.foreign_names import BLOCK_RULES, Rule
 
 _MLP: tuple[Rule, ...] = (
     (r'(blocks\.\d+)\.mlp\.up_proj\.', r'\1.mlp.fc1.'),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from vitdense.backbones.foreign_names import Rule, concatenate_qkv
+from vitdense.pretrained.foreign_names import Rule, concatenate_qkv
 from vitdense.storage.weights import State
 
 

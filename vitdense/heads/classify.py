@@ -10,7 +10,7 @@ import torch
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
-from vitdense.errors import ConfigError
+from vitdense.arguments import check, check_choice
 from vitdense.ops.padding import map_extents, rectangles, resize, zero_padding
 from vitdense.storage.weights import load_weights
 from vitdense.types import Classifier, ClassLayer, ClassOutputs, Features
@@ -34,7 +34,7 @@ class ClassHead(nn.Module):
     `pretrained` takes the classifier of the backbone's checkpoint over, by way of `SharedNetwork`; pooling and norm
     must be those of the checkpoint, and the error says which they are.
 
-    Raises ValueError for a word that is unknown, and for a class token that the backbone does not have.
+    Raises ConfigError for a word that is unknown, and for a class token that the backbone does not have.
     """
 
     class_layers = (ClassLayer('classifier'),)
@@ -59,8 +59,8 @@ class ClassHead(nn.Module):
             'layer': partial(nn.LayerNorm, eps=1e-6),
             'none': nn.Identity,
         }
-        _check_word('pool', pool, get_args(Pool))
-        _check_word('norm', norm, tuple(norms))
+        check_choice('ClassHead.pool', pool, get_args(Pool))
+        check_choice('ClassHead.norm', norm, tuple(norms))
         self.strides, self.num_classes = tuple(strides), num_classes
         self.pool, self.kind_of_norm, self.pretrained = pool, norm, pretrained
         self.cls_channels = tuple(in_channels if cls_channels is None else cls_channels)
@@ -78,13 +78,9 @@ class ClassHead(nn.Module):
     def forward(self, features: Features) -> ClassOutputs:
         """Read `features.cls` and `features.maps`; return logits (B, num_classes)."""
         x = self.embed(features)
-        if self.training and isinstance(self.norm, nn.BatchNorm1d) and len(x) == 1:
-            raise ConfigError(
-                'batch normalisation saw one value per channel',
-                where='ClassHead(norm="batch") in training',
-                why='a single image has no variance',
-                fix='train with a batch of at least 2 images per process',
-            )
+        alone = self.training and isinstance(self.norm, nn.BatchNorm1d) and len(x) == 1
+        fix = 'train with a batch of at least 2 images per process'
+        check(not alone, 'ClassHead.norm', 'batch', 'batch normalisation: a single image has no variance', fix)
         return ClassOutputs(self.classifier(self.dropout(self.norm(x))))
 
     def embed(self, features: Features) -> Tensor:
@@ -101,29 +97,24 @@ class ClassHead(nn.Module):
         """Take over the classifier of a checkpoint, all of it. Raises ConfigError when it is built otherwise."""
         weight = classifier.weights['classifier.weight']
         norm = 'layer' if 'norm.weight' in classifier.weights else 'none'
-        if (classifier.pool, norm) != (self.pool, self.kind_of_norm):
-            raise ConfigError(
-                'the classifier of the checkpoint is built in another way',
-                where=f'ClassHead(pool={self.pool!r}, norm={self.kind_of_norm!r}), {classifier.where}',
-                why=f"it pools by '{classifier.pool}', with {norm.replace('none', 'no')} norm behind the pooling",
-                fix=f"write head=dict(type=ClassHead, pool='{classifier.pool}', norm='{norm}', pretrained=True)",
-            )
-        if len(weight) != self.num_classes:
-            raise ConfigError(
-                f'the classifier of the checkpoint has {len(weight)} classes and the data set {self.num_classes}',
-                where=f'ClassHead(pretrained=True), {classifier.where}',
-                why='its numbers mean the classes that it was trained on, in their order',
-                fix="give the data set these classes (ImageNet-1k: classes='imagenet1k'), or train a classifier with\n"
-                'pretrained=False in the head',
-            )
+        own = (self.pool, self.kind_of_norm)
+        why = (
+            f"the classifier in {classifier.where} pools by '{classifier.pool}', with {norm.replace('none', 'no')} norm"
+        )
+        fix = f"write head=dict(type=ClassHead, pool='{classifier.pool}', norm='{norm}', pretrained=True)"
+        check(own == (classifier.pool, norm), 'ClassHead(pool, norm)', own, why, fix)
+        why = f'the classifier in {classifier.where} has {len(weight)} classes, those that it was trained on'
+        fix = (
+            "give the data set these classes (ImageNet-1k: classes='imagenet1k'), or train a classifier with\n"
+            'pretrained=False in the head'
+        )
+        check(len(weight) == self.num_classes, 'ClassHead.num_classes', self.num_classes, why, fix)
         load_weights(self, classifier.weights, where=f'{classifier.where}, classifier')
 
     def _width(self, in_channels: Sequence[int]) -> int:
         """Return the width of what `embed` gives."""
-        if self.pool in ('token', 'both') and not self.cls_channels:
-            raise ValueError(
-                f"pool='{self.pool}' needs a class token, which this backbone does not have; use 'average'"
-            )
+        bare = self.pool in ('token', 'both') and not self.cls_channels
+        check(not bare, 'ClassHead.pool', self.pool, 'this backbone has no class token', "use 'average'")
         widths = {'token': sum(self.cls_channels), 'both': sum(self.cls_channels) + in_channels[-1]}
         return widths.get(self.pool, sum(in_channels))
 
@@ -146,8 +137,3 @@ class ClassHead(nn.Module):
         x = zero_padding(x, extents[0]).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, h*w, C)
         mask = None if extents[0] is None else rectangles(extents[0], size).flatten(1)[:, None, None]  # (B, 1, 1, h*w)
         return self.attn_pool(x, attn_mask=mask)
-
-
-def _check_word(name: str, word: str, known: Sequence[str]) -> None:
-    if word not in known:
-        raise ValueError(f'{name}={word!r} is unknown; use one of {", ".join(map(repr, known))}')

@@ -9,6 +9,7 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from vitdense.arguments import check_choice
 from vitdense.layers.blocks import BatchNorm2d
 from vitdense.ops.padding import hold_edges, map_extents, resize
 from vitdense.types import ClassLayer, Features, PixelOutputs
@@ -36,8 +37,7 @@ class LinearHead(nn.Module):
     ) -> None:
         super().__init__()
         norms = {'batch': BatchNorm2d, 'layer': LayerNorm2d, 'none': nn.Identity}
-        if norm not in norms:
-            raise ValueError(f"norm={norm!r} is unknown; use 'batch', 'layer' or 'none'")
+        check_choice('LinearHead.norm', norm, tuple(norms))
         self.strides = tuple(strides)
         self.num_classes = num_classes
         self.dropout = nn.Dropout2d(dropout)

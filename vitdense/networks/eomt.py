@@ -11,9 +11,9 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitdense.arguments import check
 from vitdense.backbones.tokens import Tokens
 from vitdense.backbones.vit import ViT
-from vitdense.errors import ConfigError
 from vitdense.ops.padding import hold_edges, map_extents, region_sizes, whole_cells, zero_padding
 from vitdense.registry import build
 from vitdense.types import ClassLayer, QueryOutputs
@@ -166,27 +166,15 @@ def _read_masking(module: EoMT, keys: Any = None) -> None:
 
 
 def _check(vit: ViT, num_blocks: int, name: str, num_classes: Mapping[str, int]) -> None:
-    if not 0 < num_blocks <= vit.depth:
-        raise ConfigError(
-            f'queries cannot pass through {num_blocks} blocks of a ViT with {vit.depth}',
-            where='EoMT(num_blocks=...)',
-            why='they join the tokens before one of its blocks',
-            fix=f'choose a number from 1 to {vit.depth}: 3 for ViT-S and B, 4 for L, 5 for g',
-        )
+    why = f'queries join the tokens before one of the {vit.depth} blocks of the ViT'
+    fix = f'choose a number from 1 to {vit.depth}: 3 for ViT-S and B, 4 for L, 5 for g'
+    check(0 < num_blocks <= vit.depth, 'EoMT.num_blocks', num_blocks, why, fix)
     windowed = set() if vit.windows is None else vit.windows.blocks(vit.depth)
     windowed = sorted(windowed & set(range(vit.depth - num_blocks, vit.depth)))
-    if windowed:
-        raise ConfigError(
-            f'the blocks {windowed}, through which queries pass, attend within windows',
-            where='EoMT(backbone=dict(windows=...))',
-            why='a query looks for its object in the whole image',
-            fix=f'make the last {num_blocks} blocks global: '
-            f'global_blocks with {", ".join(str(index - num_blocks) for index in range(num_blocks))} in it',
-        )
-    if name not in num_classes:
-        raise ConfigError(
-            f"the number of classes of '{name}' is unknown",
-            where='EoMT(name=..., num_classes=...)',
-            why=f'the data set and the tasks name classes for {", ".join(num_classes) or "nothing"}',
-            fix='give the task the name of the network, and the model the classes of the data set',
-        )
+    why = f'queries pass through the blocks {windowed}, which attend within windows, to objects in the whole image'
+    blocks = ', '.join(str(index - num_blocks) for index in range(num_blocks))
+    fix = f'make the last {num_blocks} blocks global: global_blocks with {blocks} in it'
+    check(not windowed, 'EoMT.backbone.windows', vit.windows, why, fix)
+    why = f'the data set and the tasks name classes for {", ".join(num_classes) or "nothing"}: the number is unknown'
+    fix = 'give the task the name of the network, and the model the classes of the data set'
+    check(name in num_classes, 'EoMT.name', name, why, fix)

@@ -11,8 +11,9 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from vitdense.arguments import check
 from vitdense.backbones.vit import ViT
-from vitdense.errors import ConfigError, DataError
+from vitdense.errors import DataError
 from vitdense.registry import build
 from vitdense.types import ReconstructionOutputs
 
@@ -55,7 +56,8 @@ class MaskedAutoencoder(nn.Module):
         self.names = (name,)
         self.mask_ratio, self.norm_pix = mask_ratio, norm_pix
         self.backbone: ViT = build(backbone)
-        _check_learns(self.backbone)
+        why = 'the decoder would be trained alone, and the encoder is what pretraining is for'
+        check(not self.backbone.frozen, 'MaskedAutoencoder.backbone.frozen', True, why, 'leave frozen out')
         self.divisor = self.patch_size = self.backbone.patch_size
         self.mean, self.std = tuple(self.backbone.mean), tuple(self.backbone.std)
         self.decoder_embed = nn.Linear(self.backbone.embed_dim, decoder_channels)
@@ -80,7 +82,13 @@ class MaskedAutoencoder(nn.Module):
         `training_inputs[name]` (B, L) is the noise by which patches are masked: those with the least noise are visible.
         Raises DataError for a batch with padding: images of one batch have one size.
         """
-        _check_padding(valid)
+        if valid is not None:
+            raise DataError(
+                'a batch with padding cannot be masked',
+                where='MaskedAutoencoder.forward(valid)',
+                why='the encoder takes equally many patches of every image, so images of one batch have one size',
+                fix='let the transforms end in one size, such as dict(type=ResizeTo, size=224), or use batch_size=1',
+            )
         grid = (imgs.shape[-2] // self.patch_size, imgs.shape[-1] // self.patch_size)
         noise = (training_inputs or {}).get(self.names[0])
         if noise is None:
@@ -170,13 +178,8 @@ def sincos_table(grid: tuple[int, int], channels: int) -> Tensor:
     """Return the positions (h * w, channels) float32 of the MAE paper's code: columns fill the first half, rows the
     second, each with sines and then cosines of falling frequencies. Raises ConfigError unless 4 divides `channels`.
     """
-    if channels % 4:
-        raise ConfigError(
-            f'{channels} channels have no sine-cosine positions',
-            where='MaskedAutoencoder(backbone=..., decoder_channels=...)',
-            why='each of two directions takes as many sines as cosines',
-            fix='choose channels that are a multiple of 4',
-        )
+    why = 'each of two directions takes as many sines as cosines'
+    check(channels % 4 == 0, 'MaskedAutoencoder.decoder_channels', channels, why, 'choose a multiple of 4')
     falling = 10000.0 ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels // 4))
     rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing='ij')
     angles = [places.flatten()[:, None] * falling for places in (columns, rows)]  # each (h * w, channels / 4)
@@ -184,37 +187,9 @@ def sincos_table(grid: tuple[int, int], channels: int) -> Tensor:
 
 
 def _check(backbone: nn.Module | dict, mask_ratio: float, fresh: bool) -> None:
-    if not 0 < mask_ratio < 1:
-        raise ConfigError(
-            f'mask_ratio is {mask_ratio!r}',
-            where='MaskedAutoencoder(mask_ratio=...)',
-            why='it is the share of masked patches: some must be visible, and some masked',
-            fix='choose a number between 0 and 1, such as 0.75',
-        )
-    if fresh and isinstance(backbone, dict) and backbone.get('pretrained'):
-        raise ConfigError(
-            'a fresh encoder would lose its pretrained weights',
-            where='MaskedAutoencoder(fresh=True, backbone=dict(pretrained=...))',
-            why='fresh=True sets the weights and positions that a pretraining from nothing begins with',
-            fix='set fresh=False to train the pretrained encoder further, or pretrained=False',
-        )
-
-
-def _check_learns(backbone: nn.Module) -> None:
-    if backbone.frozen:
-        raise ConfigError(
-            'a frozen encoder is not trained',
-            where='MaskedAutoencoder(backbone=dict(frozen=True))',
-            why='the decoder would be trained alone, and the encoder is what pretraining is for',
-            fix='leave frozen out',
-        )
-
-
-def _check_padding(valid: Tensor | None) -> None:
-    if valid is not None:
-        raise DataError(
-            'a batch with padding cannot be masked',
-            where='MaskedAutoencoder.forward(valid)',
-            why='the encoder takes equally many patches of every image, so images of one batch have one size',
-            fix='let the transforms end in one size, such as dict(type=ResizeTo, size=224), or use batch_size=1',
-        )
+    why = 'it is the share of masked patches: some must be visible, and some masked'
+    check(0 < mask_ratio < 1, 'MaskedAutoencoder.mask_ratio', mask_ratio, why, 'choose a number between 0 and 1')
+    pretrained = fresh and isinstance(backbone, dict) and backbone.get('pretrained')
+    why = 'a fresh encoder would lose its pretrained weights'
+    fix = 'set fresh=False to train the pretrained encoder further, or pretrained=False'
+    check(not pretrained, 'MaskedAutoencoder.backbone.pretrained', pretrained, why, fix)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vitdense.arguments import check
 from vitdense.errors import ConfigError, did_you_mean
 from vitdense.ops.padding import whole_cells
 from vitdense.protocols import (
@@ -61,8 +62,8 @@ class SharedNetwork(nn.Module):
         for name, branch in branches.items():
             adapter = check_part(self._adapter(branch['adapter']), Adapter, f'network.branches.{name}.adapter')
             extra = {'num_classes': num_classes[name]} if name in num_classes else {}
-            if takes(branch['head'], 'cls_channels'):
-                extra['cls_channels'] = self._cls_channels(adapter)
+            if takes(branch['head'], 'cls_channels'):  # one for each layer that the adapter asks for
+                extra['cls_channels'] = (self.backbone.embed_dim,) * len(adapter.layers) * self._has_cls()
             self.adapters[name] = adapter
             head = build(branch['head'], in_channels=adapter.out_channels, strides=adapter.strides, **extra)
             self.heads[name] = check_part(head, FeatureHead, f'network.branches.{name}.head')
@@ -97,10 +98,8 @@ class SharedNetwork(nn.Module):
         outputs = {}
         for name in names:
             maps = self.adapters[name](self._select(features, layers, self._wanted[name]), imgs)
-            options = (
-                {'denoising_queries': training_inputs[name]} if training_inputs and name in training_inputs else {}
-            )
-            outputs[name] = self.heads[name](maps, **options)
+            inputs = (training_inputs or {}).get(name)
+            outputs[name] = self.heads[name](maps, **({} if inputs is None else {'denoising_queries': inputs}))
         return outputs
 
     def freeze_except(self, name: str) -> None:
@@ -133,23 +132,17 @@ class SharedNetwork(nn.Module):
         taken = {name: value for name, value in context.items() if takes(part, name)}
         return build(part, in_channels=self.backbone.embed_dim, patch_stride=self.backbone.patch_size, **taken)
 
-    def _cls_channels(self, adapter: nn.Module) -> tuple[int, ...]:
-        """Return the widths of the class tokens that a head gets: one for each layer the adapter asks for."""
-        return (self.backbone.embed_dim,) * len(adapter.layers) if self._has_cls() else ()
-
     def _has_cls(self) -> bool:
         return isinstance(self.backbone, ClassTokenBackbone) and bool(self.backbone.has_cls)
 
     def _load_classifier(self, name: str) -> None:
         """Give a head the classifier of the backbone's checkpoint. Raises ConfigError, CheckpointError."""
         classifier = self.backbone.read_classifier()
-        if self._wanted[name] != (LayerRequest(self.backbone.depth - 1, classifier.normed),):
-            raise ConfigError(
-                'the classifier of the checkpoint reads other tokens than the adapter gives',
-                where=f'network.branches.{name}.adapter',
-                why=f'it was trained on the last layer {"with" if classifier.normed else "without"} the final norm',
-                fix=f'write adapter=dict(type=PlainMaps, normed={classifier.normed}), or pretrained=False in the head',
-            )
+        wanted = (LayerRequest(self.backbone.depth - 1, classifier.normed),)
+        words = 'with' if classifier.normed else 'without'
+        why = f'the classifier of the checkpoint reads other tokens: of the last layer, {words} the final norm'
+        fix = f'write adapter=dict(type=PlainMaps, normed={classifier.normed}), or pretrained=False in the head'
+        check(self._wanted[name] == wanted, f'network.branches.{name}.adapter.layers', self._wanted[name], why, fix)
         self.heads[name].load_classifier(classifier)
 
     def _union(self, names: Iterable[str]) -> tuple[LayerRequest, ...]:
@@ -187,73 +180,44 @@ def _freeze_unused(backbone: nn.Module, layers: tuple[LayerRequest, ...]) -> Non
 
 def _blocks(name: str, adapter: nn.Module, depth: int) -> tuple[LayerRequest, ...]:
     """Return the adapter's layer requests with block numbers counted from 0. Raises ConfigError."""
+    why = f'layers of a backbone with {depth} blocks are numbered from 0 to {depth - 1}; -1 is the last'
+    fix = f'give the adapter layers between 0 and {depth - 1}, or choose a deeper backbone'
     for request in adapter.layers:
-        if not -depth <= request.index < depth:
-            raise ConfigError(
-                f'{type(adapter).__name__} asks for layer {request.index} of a backbone with {depth} blocks',
-                where=f'branches.{name}.adapter',
-                why=f'layers are numbered from 0 to {depth - 1}; -1 is the last',
-                fix=f'give the adapter layers between 0 and {depth - 1}, or choose a deeper backbone',
-            )
+        check(-depth <= request.index < depth, f'branches.{name}.adapter: layer', request.index, why, fix)
     return tuple(LayerRequest(request.index % depth, request.normed) for request in adapter.layers)
 
 
 def _check_branches(branches: Mapping[str, Mapping[str, Any]]) -> None:
     parts = ('adapter', 'head')
-    if not branches:
-        raise ConfigError(
-            'a network needs at least one branch',
-            where='network.branches',
-            why='without a head there is no output',
-            fix='add a branch: branches=dict(sem=dict(adapter=..., head=...))',
-        )
+    fix = 'add a branch: branches=dict(sem=dict(adapter=..., head=...))'
+    check(bool(branches), 'network.branches', branches, 'a network needs at least one branch', fix)
     for name, branch in branches.items():
-        for key in branch:
-            if key not in parts:
-                raise ConfigError(
-                    f"a branch has no part '{key}'{did_you_mean(key, parts)}",
-                    where=f'network.branches.{name}',
-                    why='a branch is exactly dict(adapter=..., head=...)',
-                    fix=f"remove or rename '{key}'",
-                )
-        for part in parts:
-            if branch.get(part) is None:
-                raise ConfigError(
-                    f"the branch has no '{part}'",
-                    where=f'network.branches.{name}',
-                    why='a branch is exactly dict(adapter=..., head=...)',
-                    fix=f'add {part}=... to the branch',
-                )
+        odd = [key for key in branch if key not in parts] or [part for part in parts if branch.get(part) is None]
+        if odd:
+            what = f'has no {odd[0]!r}' if odd[0] in parts else f'takes no {odd[0]!r}{did_you_mean(odd[0], parts)}'
+            raise ConfigError(
+                f'a branch {what}',
+                where=f'network.branches.{name}',
+                why='a branch is exactly dict(adapter=..., head=...)',
+                fix=f'add {odd[0]}=... to the branch' if odd[0] in parts else f"remove or rename '{odd[0]}'",
+            )
 
 
 def _check_num_classes(branches: Mapping[str, Mapping[str, Any]], num_classes: Mapping[str, int]) -> None:
     for name in num_classes:
-        if name not in branches:
-            raise ConfigError(
-                f"num_classes is given for '{name}', which is no branch{did_you_mean(name, branches)}",
-                where='network.branches / tasks',
-                why=f'the branches are: {", ".join(branches)}',
-                fix='give branches and tasks the same names',
-            )
+        why = f'it is no branch{did_you_mean(name, branches)}; the branches are: {", ".join(branches)}'
+        check(name in branches, 'num_classes', name, why, 'give branches and tasks the same names')
     for name, branch in branches.items():
-        head, known = branch['head'], num_classes.get(name)
+        head, known, where = branch['head'], num_classes.get(name), f'network.branches.{name}.head.num_classes'
         stated = head.num_classes if isinstance(head, ClassifyingHead) else None
         if isinstance(head, dict):
             stated = head.get('num_classes')
-        if None not in (stated, known) and stated != known:
-            raise ConfigError(
-                f'the head has {stated} classes but the data set has {known}',
-                where=f'network.branches.{name}.head.num_classes',
-                why='the number of classes is that of the data set, which the head gets by itself',
-                fix=f'remove num_classes={stated} from the head, or choose the data set that has {stated} classes',
-            )
-        if stated is known is None and isinstance(head, dict) and _needs_num_classes(head):
-            raise ConfigError(
-                f"the number of classes of '{name}' is unknown",
-                where=f'network.branches.{name}.head',
-                why=f"no data set has classes for the field that the task '{name}' reads",
-                fix="give the model the data set's classes, or write num_classes=... into the head",
-            )
+        why = f'the number of classes is that of the data set, {known}, which the head gets by itself'
+        fix = f'remove num_classes={stated} from the head, or choose the data set that has {stated} classes'
+        check(None in (stated, known) or stated == known, where, stated, why, fix)
+        unknown = stated is known is None and isinstance(head, dict) and _needs_num_classes(head)
+        why = f"no data set has classes for the field that the task '{name}' reads: their number is unknown"
+        check(not unknown, where, stated, why, "give the model the data set's classes, or write num_classes=... here")
 
 
 def _needs_num_classes(head: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitdense.errors import ConfigError
+from vitdense.arguments import check, check_choice, label_source
 from vitdense.ops.mixing import as_shares
 from vitdense.tasks.losses import share_of_count
 from vitdense.types import ClassOutputs, ImageClass, Meta, Target
@@ -40,9 +40,10 @@ class ClassificationTask:
         loss: Loss = 'cross_entropy',
         label_smoothing: float = 0.0,
     ) -> None:
-        _check(field, datasets, loss, label_smoothing)
-        self.field = field
-        self.datasets = None if datasets is None else tuple(datasets)
+        check_choice('ClassificationTask.loss', loss, get_args(Loss))
+        why = 'label smoothing is a share in [0, 1)'
+        check(0 <= label_smoothing < 1, 'ClassificationTask.label_smoothing', label_smoothing, why)
+        self.field, self.datasets = label_source('ClassificationTask', field, datasets)
         self.kind = loss
         self.label_smoothing = label_smoothing
 
@@ -84,27 +85,3 @@ def _accuracy(logits: Tensor, shares: Tensor) -> Tensor:
     """Return the share of images whose likeliest class is among those of the largest share."""
     chosen = shares.gather(1, logits.argmax(1, keepdim=True)).squeeze(1)  # (rows,)
     return ((chosen == shares.amax(1)) & (chosen > 0)).float().mean()
-
-
-def _check(field: str, datasets: Sequence[str] | None, loss: str, label_smoothing: float) -> None:
-    if field not in Target._fields:
-        raise ConfigError(
-            f"targets have no field '{field}'",
-            where='ClassificationTask(field=)',
-            why=f'the fields of Target are {", ".join(Target._fields)}',
-            fix="write field='image_label'",
-        )
-    if isinstance(datasets, str):
-        raise ConfigError(
-            f'datasets is one word: {datasets!r}',
-            where='ClassificationTask(datasets=)',
-            why='it is a list of names of data sets; a word would be read letter by letter',
-            fix=f'write datasets=[{datasets!r}]',
-        )
-    if loss not in get_args(Loss) or not 0 <= label_smoothing < 1:
-        raise ConfigError(
-            f'loss={loss!r} with label_smoothing={label_smoothing!r}',
-            where='ClassificationTask',
-            why=f'the losses are {", ".join(get_args(Loss))}; label smoothing is a share in [0, 1)',
-            fix="write loss='cross_entropy', label_smoothing=0.1",
-        )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitdense.arguments import check_range
+from vitdense.arguments import check_ranges
 from vitdense.ops.boxes import to_cxcywh, to_xyxy
 from vitdense.tasks.matching import NO_OBJECT, ObjectTargets
 from vitdense.types import DenoisingQueries
@@ -33,9 +33,9 @@ class Denoising:
     contrastive: bool = True
 
     def __post_init__(self) -> None:
-        check_range('Denoising(num_queries=)', self.num_queries, 1, float('inf'))
-        check_range('Denoising(label_noise=)', self.label_noise, 0.0, 2.0)
-        check_range('Denoising(box_noise=)', self.box_noise, 0.0, float('inf'))
+        check_ranges(self, ('num_queries',), 1)
+        check_ranges(self, ('label_noise',), 0, 2)
+        check_ranges(self, ('box_noise',), 0)
 
     def __call__(self, targets: ObjectTargets, num_classes: int) -> DenoisingQueries:
         """Return the queries of a batch; images with fewer objects than others, and crowds, leave filler.
@@ -50,7 +50,9 @@ class Denoising:
         shape = (labels.shape[0], groups, len(kinds), labels.shape[1])  # (B, groups, kinds, N)
         objects = objects[:, None, None].expand(shape)
         positive = kinds[:, None].expand(shape)
-        labels = self._noised_labels(labels[:, None, None].expand(shape), num_classes)
+        labels = labels[:, None, None].expand(shape)
+        replaced = torch.rand(shape, device=labels.device) < self.label_noise / 2
+        labels = torch.where(replaced, torch.randint_like(labels, num_classes), labels)
         boxes = self._noised_boxes(boxes[:, None, None].expand(*shape, 4), positive)
         filler = objects < 0
         return DenoisingQueries(
@@ -60,10 +62,6 @@ class Denoising:
             positive=(positive & ~filler).flatten(1),
             groups=groups,
         )
-
-    def _noised_labels(self, labels: Tensor, num_classes: int) -> Tensor:
-        chosen = torch.rand(labels.shape, device=labels.device) < self.label_noise / 2
-        return torch.where(chosen, torch.randint_like(labels, num_classes), labels)
 
     def _noised_boxes(self, boxes_cxcywh: Tensor, positive: Tensor) -> Tensor:
         share = torch.rand(boxes_cxcywh.shape, device=boxes_cxcywh.device)

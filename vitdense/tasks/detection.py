@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from vitdense.arguments import check_names, check_range, check_ranges
-from vitdense.errors import ConfigError
+from vitdense.arguments import check, check_ranges, label_source, within
 from vitdense.ops.boxes import iou, scales_of, to_original, to_xyxy
 from vitdense.protocols import ScoreMatcher
 from vitdense.registry import build
@@ -67,9 +66,7 @@ class DetectionTask:
         top_k: int = 100,
         nms_iou: float | None = None,
     ) -> None:
-        check_names('DetectionTask', field, datasets)
-        self.field = field
-        self.datasets = None if datasets is None else tuple(datasets)
+        self.field, self.datasets = label_source('DetectionTask', field, datasets)
         self.num_classes = num_classes
         self.classification = Focal() if classification is None else build(classification)
         self.matcher = _matcher(matcher, self.classification.form)
@@ -78,17 +75,13 @@ class DetectionTask:
         self.proposal_weight, self.proposals_per_object = proposal_weight, proposals_per_object
         self.denoising, self.denoising_weight = build(denoising), denoising_weight
         self.top_k, self.nms_iou = top_k, nms_iou
-        check_range('DetectionTask(nms_iou=)', nms_iou or 0, 0, 1)
+        within(nms_iou or 0, 0, 1, 'DetectionTask.nms_iou')
         weights = ('l1_weight', 'giou_weight', 'aux_weight', 'proposal_weight', 'denoising_weight')
         check_ranges(self, weights, 0)
         check_ranges(self, ('proposals_per_object', 'top_k'), 1)
-        if self.denoising is not None and num_classes is None:
-            raise ConfigError(
-                'denoising needs the number of classes',
-                where='DetectionTask(num_classes=)',
-                why='it replaces labels by random ones, and no data set has classes for the field',
-                fix='give the model the classes of the data set, or write num_classes=...',
-            )
+        why = 'denoising replaces labels by random ones, and no data set has classes for the field'
+        fix = 'give the model the classes of the data set, or write num_classes=...'
+        check(self.denoising is None or num_classes is not None, 'DetectionTask.num_classes', None, why, fix)
 
     def training_inputs(self, targets: Sequence[Target], sizes: Tensor) -> DenoisingQueries | None:
         """Return noised objects of all images, whose boxes measure regions of `sizes` (B, 2); None without
@@ -109,13 +102,13 @@ class DetectionTask:
             outputs = rows_of(outputs, labelled)
             objects = ObjectTargets.of([targets[row] for row in labelled], outputs.sizes)
             queries = LayerPredictions.of(outputs)
-            stages = (
-                [queries]
-                if outputs.proposals is None
-                else [queries, LayerPredictions.of(outputs.proposals, 'proposals')]
-            )
+            stages = [queries]
+            if outputs.proposals is not None:
+                stages.append(LayerPredictions.of(outputs.proposals, 'proposals'))
             rows = self.matcher(stages, objects, (1, self.proposals_per_object)[: len(stages)])
-            num_boxes, num_noised = share_of_count(torch.stack([(~objects.crowd).sum(), _num_noised(outputs, objects)]))
+            noised = outputs.denoising_queries
+            noised = objects.crowd.new_zeros(()).long() if noised is None else noised.positive.sum()
+            num_boxes, num_noised = share_of_count(torch.stack([(~objects.crowd).sum(), noised]))
 
             layers = self._layers(queries, rows[0], objects, num_boxes * queries.groups)
             losses = {f'loss_{name}': values[-1] for name, values in layers.items()}
@@ -189,14 +182,6 @@ def rows_of(outputs: QueryOutputs, rows: Sequence[int]) -> QueryOutputs:
     return outputs._replace(**chosen, aux=tuple(rows_of(layer, rows) for layer in outputs.aux))
 
 
-def _num_noised(outputs: QueryOutputs, objects: ObjectTargets) -> Tensor:
-    return (
-        objects.crowd.new_zeros(()).long()
-        if outputs.denoising_queries is None
-        else outputs.denoising_queries.positive.sum()
-    )
-
-
 def _noised_rows(denoising_queries: DenoisingQueries, objects: ObjectTargets) -> Tensor:
     """Return (B, D) int64: the row of `objects` that each noised query must restore, NO_OBJECT, or IGNORED for
     filler.
@@ -218,11 +203,7 @@ def _matcher(matcher: Any, form: str) -> Any:
     if matcher is None:
         return HungarianMatcher(class_weight=1.0 if form == 'softmax' else 2.0, form=form)
     matcher = build(matcher)
-    if isinstance(matcher, ScoreMatcher) and matcher.form != form:
-        raise ConfigError(
-            f'the matcher reads {matcher.form} scores, the classification loss {form} scores',
-            where='DetectionTask(matcher=, classification=)',
-            why='both read the logits of the same head',
-            fix=f"write matcher=dict(type=HungarianMatcher, form='{form}'), or leave the matcher out",
-        )
+    own = matcher.form if isinstance(matcher, ScoreMatcher) else form
+    fix = f"write matcher=dict(type=HungarianMatcher, form='{form}'), or leave the matcher out"
+    check(own == form, 'DetectionTask.matcher.form', own, f'the classification loss reads logits by {form}', fix)
     return matcher

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitdense.arguments import check_range
+from vitdense.arguments import check_ranges
 from vitdense.ops.boxes import generalized_iou, to_xyxy
 from vitdense.tasks.losses import share_of_count
 from vitdense.tasks.matching import IGNORED
@@ -36,8 +36,8 @@ class Focal:
     gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        check_range('Focal(alpha=)', self.alpha, 0.0, 1.0)
-        check_range('Focal(gamma=)', self.gamma, 1.0, float('inf'))
+        check_ranges(self, ('alpha',), 0.0, 1.0)
+        check_ranges(self, ('gamma',), 1.0)
 
     def __call__(self, logits: Tensor, labels: Tensor, ious: Tensor, num_boxes: Tensor) -> Tensor:
         no = (1 - self.alpha) * logits.sigmoid() ** self.gamma * functional.softplus(logits)
@@ -60,8 +60,7 @@ class Varifocal:
     gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        check_range('Varifocal(alpha=)', self.alpha, 0.0, float('inf'))
-        check_range('Varifocal(gamma=)', self.gamma, 0.0, float('inf'))
+        check_ranges(self, ('alpha', 'gamma'), 0)
 
     def __call__(self, logits: Tensor, labels: Tensor, ious: Tensor, num_boxes: Tensor) -> Tensor:
         no = self.alpha * logits.detach().sigmoid() ** self.gamma * functional.softplus(logits)
@@ -84,8 +83,8 @@ class IouAware:
     gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        check_range('IouAware(alpha=)', self.alpha, 0.0, 1.0)
-        check_range('IouAware(gamma=)', self.gamma, 1.0, float('inf'))
+        check_ranges(self, ('alpha',), 0.0, 1.0)
+        check_ranges(self, ('gamma',), 1.0)
 
     def __call__(self, logits: Tensor, labels: Tensor, ious: Tensor, num_boxes: Tensor) -> Tensor:
         no = logits.sigmoid() ** self.gamma * functional.softplus(logits)
@@ -107,7 +106,7 @@ class SoftmaxCrossEntropy:
     no_object_weight: float = 0.1
 
     def __post_init__(self) -> None:
-        check_range('SoftmaxCrossEntropy(no_object_weight=)', self.no_object_weight, 0.0, float('inf'))
+        check_ranges(self, ('no_object_weight',), 0.0)
 
     def __call__(self, logits: Tensor, labels: Tensor, ious: Tensor, num_boxes: Tensor) -> Tensor:
         known = labels.where(labels >= 0, logits.shape[-1] - 1)

@@ -17,8 +17,7 @@ from torch import Tensor, distributed
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
-from vitdense.arguments import check_choice, check_range
-from vitdense.errors import ConfigError
+from vitdense.arguments import check, check_choice, check_ranges
 from vitdense.types import IGNORE
 
 
@@ -53,8 +52,8 @@ class CrossEntropy:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        check_choice('CrossEntropy(average=)', self.average, ('valid', 'all'))
-        check_range('CrossEntropy(label_smoothing=)', self.label_smoothing, 0.0, 1.0)
+        check_choice('CrossEntropy.average', self.average, ('valid', 'all'))
+        check_ranges(self, ('label_smoothing',), 0.0, 1.0)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         weights = _weights_of_classes(self.class_weights, logits)
@@ -91,9 +90,9 @@ class Dice:
     absent: bool = False
 
     def __post_init__(self) -> None:
-        check_choice('Dice(exponent=)', self.exponent, (1, 2))
-        check_choice('Dice(over=)', self.over, ('image', 'batch'))
-        check_range('Dice(smooth=)', self.smooth, 0.0, float('inf'))
+        check_choice('Dice.exponent', self.exponent, (1, 2))
+        check_choice('Dice.over', self.over, ('image', 'batch'))
+        check_ranges(self, ('smooth',), 0.0)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         labels = labels.flatten(1)  # (B, H, W) -> (B, N)
@@ -131,10 +130,10 @@ class PixelFocal:
     form: Literal['softmax', 'sigmoid'] = 'softmax'
 
     def __post_init__(self) -> None:
-        check_choice('PixelFocal(form=)', self.form, ('softmax', 'sigmoid'))
-        check_range('PixelFocal(gamma=)', self.gamma, 0.0, float('inf'))
+        check_choice('PixelFocal.form', self.form, ('softmax', 'sigmoid'))
+        check_ranges(self, ('gamma',), 0.0)
         if self.alpha is not None:
-            check_range('PixelFocal(alpha=)', self.alpha, 0.0, 1.0)
+            check_ranges(self, ('alpha',), 0.0, 1.0)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         valid = labels != IGNORE
@@ -168,9 +167,9 @@ class OhemCrossEntropy:
     average: Literal['kept', 'all'] = 'kept'
 
     def __post_init__(self) -> None:
-        check_choice('OhemCrossEntropy(average=)', self.average, ('kept', 'all'))
-        check_range('OhemCrossEntropy(threshold=)', self.threshold, 0.0, 1.0)
-        check_range('OhemCrossEntropy(min_kept=)', self.min_kept, 0, float('inf'))
+        check_choice('OhemCrossEntropy.average', self.average, ('kept', 'all'))
+        check_ranges(self, ('threshold',), 0.0, 1.0)
+        check_ranges(self, ('min_kept',), 0)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         nll = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction='none')  # (B, H, W)
@@ -194,11 +193,7 @@ class OhemCrossEntropy:
 def _weights_of_classes(weights: Sequence[float] | None, logits: Tensor) -> Tensor | None:
     if weights is None:
         return None
-    if len(weights) != logits.shape[1]:
-        raise ConfigError(
-            f'{len(weights)} class weights for {logits.shape[1]} classes',
-            where='class_weights=',
-            why='every class needs its own weight, in the order of the class names',
-            fix=f'give {logits.shape[1]} numbers, or leave class_weights out',
-        )
+    count = logits.shape[1]
+    why = f'every one of the {count} classes needs its own weight, in the order of the class names'
+    check(len(weights) == count, 'class_weights', weights, why, f'give {count} numbers, or leave class_weights out')
     return logits.new_tensor(weights)

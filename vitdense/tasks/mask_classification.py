@@ -8,14 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vitdense.arguments import check_names, check_range
+from vitdense.arguments import label_source, within
 from vitdense.errors import DataError
 from vitdense.ops.mask_labels import class_scores, labels_of_masks, log_scores, resize_masks
 from vitdense.ops.masks import boxes_of_masks
-from vitdense.ops.upsample import full_resolution_labels
 from vitdense.tasks.detection import rows_of
 from vitdense.tasks.mask_losses import as_losses
 from vitdense.tasks.mask_matching import MaskTargets
+from vitdense.tasks.semantic import label_maps
 from vitdense.types import Instances, MaskScores, Meta, PixelOutputs, QueryOutputs, SemanticMap, Target
 
 ScoreForm = Literal['pixels', 'scores', 'factors']
@@ -41,10 +41,8 @@ class InstanceTask:
         losses: object | dict | None = None,
         top_k: int = 100,
     ) -> None:
-        check_names('InstanceTask', field, datasets)
-        check_range('InstanceTask(top_k=)', top_k, 1, float('inf'))
-        self.field = field
-        self.datasets = None if datasets is None else tuple(datasets)
+        within(top_k, 1, float('inf'), 'InstanceTask.top_k')
+        self.field, self.datasets = label_source('InstanceTask', field, datasets)
         self.losses = as_losses(losses)
         self.top_k = top_k
 
@@ -94,9 +92,7 @@ class MaskSemanticTask:
     """
 
     def __init__(self, *, field: str = 'semantic', datasets: Sequence[str] | None = None, losses: Any = None) -> None:
-        check_names('MaskSemanticTask', field, datasets)
-        self.field = field
-        self.datasets = None if datasets is None else tuple(datasets)
+        self.field, self.datasets = label_source('MaskSemanticTask', field, datasets)
         self.losses = as_losses(losses)
 
     def loss(self, outputs: QueryOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
@@ -107,64 +103,36 @@ class MaskSemanticTask:
             objects = MaskTargets.of_classes(maps, outputs.class_logits.device)
             return self.losses(rows_of(outputs, rows), objects)
 
+    @torch.no_grad()
     def blendable(self, outputs: QueryOutputs, form: ScoreForm) -> PixelOutputs | MaskScores:
-        """Return the scores of pixels in a form that can be averaged over windows and views."""
-        return {'pixels': self.pixels, 'scores': self.scores, 'factors': self.factors}[form](outputs)
+        """Return the scores of all classes at every pixel of the padded input, which queries do not have, for averages.
 
-    @torch.no_grad()
-    def pixels(self, outputs: QueryOutputs) -> PixelOutputs:
-        """Return the logarithms of the scores of all classes at every pixel of the padded input.
-
-        As logits they can be averaged over views, which queries cannot. Masks are resized before they become scores:
-        scores on the coarse grid of the masks would lose the course of borders between its cells.
-        """
-        return PixelOutputs(torch.stack([log_scores(*pair) for pair in self._full(outputs)]), outputs.input_size)
-
-    @torch.no_grad()
-    def scores(self, outputs: QueryOutputs) -> PixelOutputs:
-        """Return the scores of all classes at every pixel of the padded input, whose mean over windows is what EoMT
-        compares. Masks are resized before they become scores, as in `pixels`.
-        """
-        return PixelOutputs(torch.stack([class_scores(*pair) for pair in self._full(outputs)]), outputs.input_size)
-
-    @torch.no_grad()
-    def factors(self, outputs: QueryOutputs) -> MaskScores:
-        """Return what `scores` multiplies out: it takes little memory, and rows of it are made when they are read."""
-        return MaskScores(_probs(outputs), outputs.mask_logits.float(), outputs.input_size)
-
-    def _full(self, outputs: QueryOutputs) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the probabilities of classes (Q, K) and the masks (Q, H, W) of each image at the size of the padded
-        input.
+        'scores' are what EoMT averages over windows, 'pixels' their logarithms, which as logits can be averaged over
+        views, and 'factors' what the scores multiply out: little memory, and rows are made when they are read. Masks
+        are resized before they become scores: on their coarse grid borders would lose their course between the cells.
         """
         input_size = outputs.input_size
-        masks = (
-            resize_masks(each.float(), input_size=input_size, crop=input_size, out=input_size)
-            for each in outputs.mask_logits
-        )
-        return zip(_probs(outputs), masks, strict=True)
+        if form == 'factors':
+            return MaskScores(_probs(outputs), outputs.mask_logits.float(), input_size)
+        scores_of = log_scores if form == 'pixels' else class_scores
+        size = dict(input_size=input_size, crop=input_size, out=input_size)
+        masks = (resize_masks(each.float(), **size) for each in outputs.mask_logits)
+        pairs = zip(_probs(outputs), masks, strict=True)
+        return PixelOutputs(torch.stack([scores_of(*pair) for pair in pairs]), input_size)
 
     @torch.no_grad()
     def predict(self, outputs: QueryOutputs | PixelOutputs, metas: Sequence[Meta]) -> list[SemanticMap]:
         """Return the class of the largest score at every pixel, in each image's original size.
 
-        `PixelOutputs` are those of `scores` or `pixels`, averaged.
+        `PixelOutputs` are those of `blendable`, averaged.
         """
         if isinstance(outputs, PixelOutputs):
-            full = full_resolution_labels
-            images = zip(outputs.logits, metas, strict=True)
-            return [
-                SemanticMap(full(scores, input_size=outputs.input_size, crop=meta.unpadded_size, out=meta.orig_size))
-                for scores, meta in images
-            ]
-        images = zip(_probs(outputs), outputs.mask_logits, metas, strict=True)
-        return [
-            SemanticMap(
-                labels_of_masks(
-                    probs, masks, input_size=outputs.input_size, crop=meta.unpadded_size, out=meta.orig_size
-                )
-            )
-            for probs, masks, meta in images
-        ]
+            return label_maps(outputs, metas)
+        maps = []
+        for probs, masks, meta in zip(_probs(outputs), outputs.mask_logits, metas, strict=True):
+            size = dict(input_size=outputs.input_size, crop=meta.unpadded_size, out=meta.orig_size)
+            maps.append(SemanticMap(labels_of_masks(probs, masks, **size)))
+        return maps
 
 
 def _full_masks(masks: Tensor, meta: Meta, input_size: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:

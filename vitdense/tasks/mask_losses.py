@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitdense.arguments import check_ranges
-from vitdense.errors import ConfigError
+from vitdense.arguments import check, check_ranges
 from vitdense.registry import build
 from vitdense.tasks.detection_losses import SoftmaxCrossEntropy
 from vitdense.tasks.losses import share_of_count
@@ -48,13 +47,8 @@ class MaskLoss:
 
     def __call__(self, outputs: QueryOutputs, targets: MaskTargets) -> dict[str, Tensor]:
         """Return `loss_class`, `loss_mask` and `loss_dice`, and `loss_aux` where there are earlier layers."""
-        if outputs.mask_logits is None:
-            raise ConfigError(
-                'the network gives no masks',
-                where='tasks',
-                why='this task trains the masks of queries',
-                fix='use a network whose queries have masks, such as EoMT',
-            )
+        fix = 'use a network whose queries have masks, such as EoMT'
+        check(outputs.mask_logits is not None, 'mask_logits', None, 'this task trains the masks of queries', fix)
         predictions = LayerMaskPredictions.of(outputs)
         rows = self.matcher(predictions, targets)
         count = share_of_count((~targets.crowd).sum())

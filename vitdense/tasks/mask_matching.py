@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from vitdense.arguments import check_ranges
 from vitdense.ops.masks import sample_points
-from vitdense.tasks.matching import assign, finite_costs
+from vitdense.tasks.matching import assign, crowds_of, finite_costs
 from vitdense.types import IGNORE, QueryOutputs, Target
 
 
@@ -30,10 +30,7 @@ class MaskTargets(NamedTuple):
     def of_objects(cls, targets: Sequence[Target], device: torch.device) -> MaskTargets:
         """Return the objects of `targets`, which all have labels and masks."""
         empty = torch.zeros(0, dtype=torch.bool, device=device)
-        crowd = [
-            torch.zeros_like(target.labels, dtype=torch.bool) if target.iscrowd is None else target.iscrowd.bool()
-            for target in targets
-        ]
+        crowd = [crowds_of(target) for target in targets]
         labels = [target.labels for target in targets]
         masks = tuple(target.masks.bool() for target in targets)
         return cls._of(labels, torch.cat([empty, *crowd]), masks, (None,) * len(masks), device)

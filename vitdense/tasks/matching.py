@@ -46,7 +46,7 @@ class ObjectTargets(NamedTuple):
         counts = tuple(len(target.labels) if is_labelled(target) else 0 for target in targets)
         labels = torch.cat([torch.zeros(0, dtype=torch.int64, device=device), *(each.labels for each in labelled)])
         boxes = torch.cat([torch.zeros(0, 4, device=device), *(each.boxes.float() for each in labelled)])
-        crowd = torch.cat([labels[:0].bool(), *(_crowd(each) for each in labelled)])
+        crowd = torch.cat([labels[:0].bool(), *(crowds_of(each) for each in labelled)])
         images = torch.arange(len(counts), device=device)
         images = images.repeat_interleave(
             torch.tensor(counts, dtype=torch.int64, device=device), output_size=sum(counts)
@@ -103,7 +103,7 @@ class HungarianMatcher:
     gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        check_choice('HungarianMatcher(form=)', self.form, ('sigmoid', 'softmax'))
+        check_choice('HungarianMatcher.form', self.form, ('sigmoid', 'softmax'))
         check_ranges(self, ('class_weight', 'l1_weight', 'giou_weight', 'gamma'), 0)
         check_ranges(self, ('alpha',), 0, 1)
 
@@ -168,7 +168,8 @@ def is_labelled(target: Target) -> bool:
     return target.labels is not None and target.boxes is not None
 
 
-def _crowd(target: Target) -> Tensor:
+def crowds_of(target: Target) -> Tensor:
+    """Return (N,) bool: which objects of an image are crowds."""
     if target.iscrowd is None:
         return torch.zeros_like(target.labels, dtype=torch.bool)
     return target.iscrowd.bool()

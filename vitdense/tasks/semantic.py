@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitdense.arguments import check_names
-from vitdense.errors import ConfigError
+from vitdense.arguments import check, label_source
 from vitdense.ops.upsample import full_resolution_labels
 from vitdense.registry import build
 from vitdense.tasks.losses import CrossEntropy
@@ -34,9 +33,7 @@ class SemanticTask:
         losses: Sequence[object | dict] | None = None,
         aux_weight: float = 0.4,
     ) -> None:
-        check_names('SemanticTask', field, datasets)
-        self.field = field
-        self.datasets = None if datasets is None else tuple(datasets)
+        self.field, self.datasets = label_source('SemanticTask', field, datasets)
         self.losses = _parts(losses)
         self.aux_weight = aux_weight
 
@@ -61,14 +58,7 @@ class SemanticTask:
 
     def predict(self, outputs: PixelOutputs, metas: Sequence[Meta]) -> list[SemanticMap]:
         """Return the likeliest class of every pixel, in each image's original size."""
-        return [
-            SemanticMap(
-                full_resolution_labels(
-                    logits, input_size=outputs.input_size, crop=meta.unpadded_size, out=meta.orig_size
-                )
-            )
-            for logits, meta in zip(outputs.logits, metas, strict=True)
-        ]
+        return label_maps(outputs, metas)
 
     def _labels(self, rows: Sequence[int], targets: Sequence[Target], outputs: PixelOutputs) -> Tensor:
         """Return (rows, H, W) int64: the label maps, padded with IGNORE to the largest of them.
@@ -87,6 +77,15 @@ class SemanticTask:
         for row, labels in zip(padded, maps, strict=True):
             row[: labels.shape[0], : labels.shape[1]] = labels
         return padded
+
+
+def label_maps(outputs: PixelOutputs, metas: Sequence[Meta]) -> list[SemanticMap]:
+    """Return the class of the largest logit at every pixel, in each image's original size."""
+    maps = []
+    for logits, meta in zip(outputs.logits, metas, strict=True):
+        size = dict(input_size=outputs.input_size, crop=meta.unpadded_size, out=meta.orig_size)
+        maps.append(SemanticMap(full_resolution_labels(logits, **size)))
+    return maps
 
 
 def _full(logits: Tensor, rows: Sequence[int], input_size: tuple[int, int], crop: Sequence[int]) -> Tensor:
@@ -114,11 +113,7 @@ def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 def _parts(losses: Sequence[object | dict] | None) -> tuple[Callable[[Tensor, Tensor], Tensor], ...]:
     parts = (CrossEntropy(),) if losses is None else tuple(build(part) for part in losses)
     names = [part.name for part in parts]
-    if not parts or len(set(names)) < len(names):
-        raise ConfigError(
-            f'the losses of a semantic task are {names}',
-            where='SemanticTask(losses=)',
-            why='it needs at least one loss, and every loss writes its own row in the log',
-            fix='give one or more losses of different kinds, such as [CrossEntropy(), Dice()]',
-        )
+    why = 'it needs at least one loss, and every loss writes its own row in the log'
+    fix = 'give one or more losses of different kinds, such as [CrossEntropy(), Dice()]'
+    check(bool(parts) and len(set(names)) == len(names), 'SemanticTask.losses', names, why, fix)
     return parts

@@ -77,6 +77,6 @@ def test_a_users_own_file_needs_two_paths(shared, tmp_path):
 
 
 def test_a_number_of_classes_that_is_not_the_datas_is_an_error_before_the_model_is_built():
-    with pytest.raises(ConfigError, match='the head has 3 classes but the data set has 5') as caught:
+    with pytest.raises(ConfigError, match='num_classes = 3') as caught:
         DenseModel(**recipe(num_classes=3), classes={'labels': ['a', 'b', 'c', 'd', 'e']})
     assert caught.value.where == 'network.branches.det.head.num_classes' and caught.value.exit_code == 2

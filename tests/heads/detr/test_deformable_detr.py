@@ -230,7 +230,7 @@ def test_options_that_exclude_each_other_are_refused(options, message):
 def test_looking_forward_twice_needs_refined_boxes_and_contents_are_a_choice():
     with pytest.raises(ValueError, match='needs refine'):
         BoxDecoding(look_forward_twice=True, refine=False)
-    with pytest.raises(ConfigError, match='not a choice'):
+    with pytest.raises(ConfigError, match='QuerySelection.content = .mixed'):
         QuerySelection(content='mixed')
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from vitdense.errors import ConfigError
+from vitdense.arguments import check
 from vitdense.heads.detr.decoder import DeformableDecoder
 from vitdense.heads.detr.levels import LevelProjection
 from vitdense.heads.detr.predictors import BoxDecoding
@@ -124,13 +124,9 @@ class DeformableDetrHead(nn.Module):
         self, queries: Queries, groups: int, denoising_queries: DenoisingQueries | None
     ) -> tuple[Queries, Tensor | None]:
         """Return all queries, those of `denoising_queries` last, and the mask of their self-attention."""
-        if self.noised is None:
-            raise ConfigError(
-                'the head has no denoising queries',
-                where='DeformableDetrHead(denoising=False)',
-                why='the task makes noised objects, and the head does not embed their classes',
-                fix='set denoising=True in the head, or remove denoising from the task',
-            )
+        why = 'the task makes noised objects, and the head does not embed their classes'
+        fix = 'set denoising=True in the head, or remove denoising from the task'
+        check(self.noised is not None, 'DeformableDetrHead.denoising', False, why, fix)
         if denoising_queries is None:
             return self.noised(queries, None, None), None
         positions = None if queries.positions is None else self.queries.positions_of(denoising_queries.boxes)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vitdense.errors import ConfigError
+from vitdense.arguments import check
 from vitdense.heads.detr.attention import Attention
 from vitdense.heads.detr.position import sine_positions
 from vitdense.heads.detr.predictors import BoxPredictor
@@ -66,13 +66,9 @@ class DetrHead(nn.Module):
 
         Raises ConfigError for denoising queries, which need queries that are boxes.
         """
-        if denoising_queries is not None:
-            raise ConfigError(
-                'DetrHead takes no denoising queries',
-                where='DetectionTask(denoising=)',
-                why='its queries are learned and do not start from boxes',
-                fix='remove denoising from the task, or use DeformableDetrHead(denoising=True)',
-            )
+        why = 'the queries of DetrHead are learned and do not start from boxes'
+        fix = 'remove denoising from the task, or use DeformableDetrHead(denoising=True)'
+        check(denoising_queries is None, 'DetectionTask.denoising', True, why, fix)
         x, extents = self._join(features)
         positions = sine_positions(x, x.shape[1], extents)  # (B or 1, S, C)
         mask = None if extents is None else rectangles(extents, tuple(x.shape[-2:])).flatten(1)[:, None, None]

@@ -10,6 +10,7 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from vitdense.arguments import check_choice
 from vitdense.ops.padding import map_extents, rectangles, whole_map, zero_padding
 from vitdense.types import Features
 
@@ -63,8 +64,7 @@ class LevelProjection(nn.Module):
     ) -> None:
         super().__init__()
         norms = {'group': MaskedGroupNorm, 'layer': MaskedLayerNorm}
-        if norm not in (*norms, 'none'):
-            raise ValueError(f"norm={norm!r} is unknown; use 'group', 'layer' or 'none'")
+        check_choice('LevelProjection.norm', norm, (*norms, 'none'))
         if num_levels < len(in_channels):
             raise ValueError(f'num_levels={num_levels} is less than the {len(in_channels)} maps of the adapter')
         num_extra = num_levels - len(in_channels)

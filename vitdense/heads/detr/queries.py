@@ -91,24 +91,20 @@ class QuerySelection:
     learned_box_deltas: bool = False
 
     def __post_init__(self) -> None:
-        check_choice('QuerySelection(content=)', self.content, ('encoded', 'learned', 'selected'))
+        check_choice('QuerySelection.content', self.content, ('encoded', 'learned', 'selected'))
 
 
 class SelectedQueries(nn.Module):
     """Queries that start at the cells where a first stage finds most (two-stage Deformable-DETR, appendix A.4).
 
     Every cell proposes a class and a box, a step from its middle and a size that doubles from level to level; the
-    `num_queries` best begin in the decoder where they propose. `content` says what they hold there: 'encoded', the
-    encoding of their box (Deformable-DETR); 'learned', the same for every image, by rank (the mixed selection of DINO,
-    Zhang et al. 2022, section 3.4); 'selected', the feature of their cell (pure query selection, ibid.). `anchors`
-    leaves positions to the decoder, which encodes the references itself. `learned_box_deltas` adds a learned step to
-    each proposal, by rank (LW-DETR). Each group has a first stage of its own, trained by the same cells.
+    `num_queries` best begin in the decoder where they propose, as `selection` says. `anchors` leaves positions to the
+    decoder, which encodes the references itself. Each group has a first stage of its own, trained by the same cells.
 
     Cells of padding, and those whose middle is within 1 % of the image's edge, do not propose. Where fewer cells may
     propose than queries are wanted, the rest of the queries starts from the whole image.
 
-    Proposals, in training only, have one logit when `class_agnostic`, else `num_classes`; they are over every cell when
-    `dense`, else over the selected cells; group after group. A cell that may not propose has logits of `INVALID_LOGIT`
+    Proposals, in training only, are given group after group. A cell that may not propose has logits of `INVALID_LOGIT`
     and an empty box.
     """
 
@@ -239,13 +235,7 @@ def self_attention_mask(num_queries: int, groups: int, denoising_queries: Denois
     noised = torch.arange(num_noised, device=device) // (num_noised // denoising_queries.groups) + groups
     group = torch.cat([own, noised])
     allowed = (group[:, None] == group) | ((group[:, None] >= groups) & (group == 0))  # (Q, Q)
-    real = torch.cat(
-        [
-            (denoising_queries.objects >= 0).new_ones(len(denoising_queries.objects), len(own)),
-            denoising_queries.objects >= 0,
-        ],
-        dim=1,
-    )
+    real = functional.pad(denoising_queries.objects >= 0, (len(own), 0), value=True)
     itself = torch.eye(len(group), dtype=torch.bool, device=device)
     return ((allowed & real[:, None]) | itself)[:, None]
 

@@ -150,7 +150,7 @@ def test_without_a_network_one_error_names_the_file_and_the_way_out(monkeypatch:
         raise urllib.error.URLError('Name or service not known')
 
     monkeypatch.setattr(urllib.request, 'urlopen', unreachable)
-    monkeypatch.setattr('vitdense.backbones.pretrained.try_to_load_from_cache', lambda *_: None)
+    monkeypatch.setattr('vitdense.pretrained.creation.try_to_load_from_cache', lambda *_: None)
     with pytest.raises(CheckpointError) as caught:
         slim(pretrained=True)
     error = caught.value
@@ -163,15 +163,15 @@ def test_without_a_network_one_error_names_the_file_and_the_way_out(monkeypatch:
 def test_a_cached_file_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = slim()
     path = saved(source, tmp_path / 'model.safetensors')
-    monkeypatch.setattr('vitdense.backbones.pretrained.try_to_load_from_cache', lambda *_: path)
+    monkeypatch.setattr('vitdense.pretrained.creation.try_to_load_from_cache', lambda *_: path)
     assert torch.equal(slim(pretrained=True).model.pos_embed, source.model.pos_embed)
 
 
 def test_what_timm_downloads_is_loaded_strictly(monkeypatch: pytest.MonkeyPatch) -> None:
     source = slim()
     state = {name: value.half() for name, value in source.model.state_dict().items()}
-    monkeypatch.setattr('vitdense.backbones.pretrained.try_to_load_from_cache', lambda *_: None)
-    monkeypatch.setattr('vitdense.backbones.pretrained._reach', lambda _: None)
+    monkeypatch.setattr('vitdense.pretrained.creation.try_to_load_from_cache', lambda *_: None)
+    monkeypatch.setattr('vitdense.pretrained.creation._reach', lambda _: None)
     monkeypatch.setattr('timm.models._builder.load_state_dict_from_hf', lambda *_, **__: dict(state))
     vit = slim(pretrained=True)
     torch.testing.assert_close(vit.model.pos_embed, source.model.pos_embed, atol=1e-3, rtol=1e-3)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import timm
 
-from vitdense.backbones.hub_names import plain_name, timm_name
 from vitdense.backbones.vit import ViT
 from vitdense.checkpoints.descriptions import check_recipes
 from vitdense.errors import CheckpointError, ConfigError
+from vitdense.pretrained.hub_names import plain_name, timm_name
 
 NAMES = {
     'dinov2_vits14': 'vit_small_patch14_dinov2.lvd142m',
@@ -52,8 +52,8 @@ def test_the_address_of_timms_hub_is_a_name(prefix: str, monkeypatch: pytest.Mon
     assert plain_name(prefix + name) == name
     assert ViT(prefix + name, timm_args=dict(depth=1)).depth == 1
     asked = []
-    monkeypatch.setattr('vitdense.backbones.pretrained.try_to_load_from_cache', lambda *given: asked.append(given))
-    monkeypatch.setattr('vitdense.backbones.pretrained._reach', lambda _: (_ for _ in ()).throw(OSError('offline')))
+    monkeypatch.setattr('vitdense.pretrained.creation.try_to_load_from_cache', lambda *given: asked.append(given))
+    monkeypatch.setattr('vitdense.pretrained.creation._reach', lambda _: (_ for _ in ()).throw(OSError('offline')))
     with pytest.raises(CheckpointError, match='could not get the weights'):
         ViT(prefix + name, pretrained=True, timm_args=dict(depth=1))
     assert asked == [(f'timm/{name}', 'model.safetensors')]

@@ -71,7 +71,7 @@ def test_a_grid_that_nobody_knows_is_an_error_with_the_sizes_that_are_possible(t
         load(tmp_path / 'a.safetensors', img_size=(128, 256))
     assert 'pretrained_img_size=(H, W)' in caught.value.fix
     for wrong in ((64, 256), (100, 160)):
-        with pytest.raises(ConfigError, match='has 60 positions'):
+        with pytest.raises(ConfigError, match='the table 60 positions'):
             load(tmp_path / 'a.safetensors', pretrained_img_size=wrong)
 
 
@@ -97,7 +97,7 @@ def test_published_weights_have_the_usual_table(tmp_path: Path, monkeypatch: pyt
     """timm says at which size its weights were trained: img_size is the wanted one alone."""
     own = trained((224, 224), tmp_path / 'model.safetensors')
     path = str(tmp_path / 'model.safetensors')
-    monkeypatch.setattr('vitdense.backbones.pretrained.try_to_load_from_cache', lambda *_: path)
+    monkeypatch.setattr('vitdense.pretrained.creation.try_to_load_from_cache', lambda *_: path)
     vit = ViT('vit_tiny_patch16_224', pretrained=True, img_size=(112, 448), timm_args=SLIM)
     expected = resample_abs_pos_embed(own.pos_embed, new_size=(7, 28), old_size=(14, 14), num_prefix_tokens=1)
     torch.testing.assert_close(vit.model.pos_embed, expected)
@@ -109,7 +109,7 @@ def test_weights_for_other_channels_are_named(tmp_path: Path, channels: int) -> 
     save_file(model.state_dict(), tmp_path / 'a.safetensors')
     with pytest.raises(CheckpointError, match=f'read images of {channels} channel'):
         load(tmp_path / 'a.safetensors')
-    with pytest.raises(ConfigError, match=f'a ViT with {channels} channels'):
+    with pytest.raises(ConfigError, match=f'in_chans = {channels}'):
         ViT('vit_tiny_patch16_224', timm_args=dict(SLIM, in_chans=channels))
 
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from vitdense.errors import CheckpointError, ConfigError
+from vitdense.arguments import check
+from vitdense.errors import CheckpointError
 
 logger = logging.getLogger('vitdense')
 
@@ -40,7 +41,11 @@ def table_grid(
     count = table.shape[1] - (0 if model.no_embed_class else model.num_prefix_tokens)
     pretrained, wanted = (_cells(size, patch) for size in (sizes.pretrained_img_size, sizes.img_size))
     if pretrained is not None:
-        _check_grid(pretrained, count, sizes.pretrained_img_size, patch)
+        size = sizes.pretrained_img_size
+        why = f'such images have {pretrained[0]} x {pretrained[1]} patches of {patch}, and the table {count} positions'
+        fix = f'give the size (H, W) that the weights were trained at{_examples(count, patch)}'
+        holds = _fits(pretrained, count) and size == _pixels(pretrained, patch)
+        check(holds, 'ViT.pretrained_img_size', size, why, fix)
         return pretrained
     if _fits(default, count) and (published or not _fits(wanted, count)):
         return default
@@ -76,17 +81,6 @@ def _fits(grid: Grid | None, count: int) -> bool:
 
 def _pixels(grid: Grid, patch: int) -> Grid:
     return grid[0] * patch, grid[1] * patch
-
-
-def _check_grid(grid: Grid, count: int, size: Grid, patch: int) -> None:
-    if not _fits(grid, count) or size != _pixels(grid, patch):
-        raise ConfigError(
-            f'the table in the file has {count} positions, not the {grid[0]} x {grid[1]} of images of '
-            f'{size[0]} x {size[1]}',
-            where='ViT(pretrained_img_size=...)',
-            why=f'images of {size[0]} x {size[1]} pixels have {grid[0]} x {grid[1]} whole patches of {patch}',
-            fix=f'give the size (H, W) that the weights were trained at{_examples(count, patch)}',
-        )
 
 
 def _unknown(count: int, sizes: Sizes, patch: int) -> CheckpointError:

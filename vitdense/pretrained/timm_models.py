@@ -9,8 +9,9 @@ import timm
 from timm.models import eva, is_model_in_modules, vision_transformer
 from torch import nn
 
-from vitdense.backbones.hub_names import check_name, plain_name
+from vitdense.arguments import check
 from vitdense.errors import ConfigError, did_you_mean
+from vitdense.pretrained.hub_names import check_name, plain_name
 
 FAMILIES = (vision_transformer.VisionTransformer, eva.Eva)
 MODULES = ('vision_transformer', 'deit', 'eva')  # of timm, which define them
@@ -29,41 +30,24 @@ _OURS = {
 
 
 def check_timm_args(timm_args: Mapping[str, Any] | None) -> dict[str, Any]:
-    for key in timm_args or {}:
-        if key in _OURS:
-            ours = _OURS[key]
-            raise ConfigError(
-                f"timm_args must not hold '{key}'",
-                where='ViT(timm_args=...)',
-                why='the backbone sets it itself',
-                fix=f'use the argument {ours}= of ViT' if ours else f"remove '{key}'",
-            )
-    if (timm_args or {}).get('in_chans', 3) != 3:
-        raise ConfigError(
-            f'a ViT with {timm_args["in_chans"]} channels cannot read images',
-            where='ViT(timm_args=dict(in_chans=...))',
-            why='images are RGB everywhere: 3 channels; gray ones are repeated, transparency is left out',
-            fix='remove in_chans',
-        )
-    negative = [key for key, value in (timm_args or {}).items() if isinstance(value, int) and value < 0]
-    if negative:
-        raise ConfigError(
-            f'timm_args has {negative[0]}={timm_args[negative[0]]}',
-            where='ViT(timm_args=...)',
-            why='sizes and counts are not negative',
-            fix=f"give {negative[0]} a whole number from 1 on, or leave it out for timm's own",
-        )
+    """Return the arguments that go to timm. Raises ConfigError."""
+    for key, value in (timm_args or {}).items():
+        where, ours = f'ViT.timm_args.{key}', _OURS.get(key)
+        fix = f'use the argument {ours}= of ViT' if ours else f"remove '{key}'"
+        check(key not in _OURS, where, value, 'the backbone sets it itself', fix)
+        why = 'images are RGB everywhere: 3 channels; gray ones are repeated, transparency is left out'
+        check(key != 'in_chans' or value == 3, where, value, why, 'remove in_chans')
+        fix = "give a whole number from 1 on, or leave it out for timm's own"
+        check(not isinstance(value, int) or value >= 0, where, value, 'sizes and counts are not negative', fix)
     return dict(timm_args or {})
 
 
 def check_img_size(img_size: tuple[int, int] | None, patch: int) -> None:
-    if img_size and (img_size[0] % patch or img_size[1] % patch):
-        raise ConfigError(
-            f'img_size {img_size[0]} x {img_size[1]} is not a multiple of the patch size {patch}',
-            where='ViT(img_size=..., patch_size=...)',
-            why='the table of positions has one entry for each whole patch',
-            fix=f'use {img_size[0] // patch * patch} x {img_size[1] // patch * patch}',
-        )
+    """Raise ConfigError for an image size that is no multiple of the patch size."""
+    if img_size is not None:
+        why = f'it is no multiple of the patch size {patch}: the table of positions has an entry for each whole patch'
+        whole = (img_size[0] // patch * patch, img_size[1] // patch * patch)
+        check(tuple(img_size) == whole, 'ViT.img_size', img_size, why, f'use {whole[0]} x {whole[1]}')
 
 
 def make_model(name: str, arguments: dict[str, Any]) -> nn.Module:

@@ -19,11 +19,12 @@ from huggingface_hub.constants import ENDPOINT
 from timm.models import eva, get_pretrained_cfg, load_pretrained, vision_transformer
 from torch import Tensor, nn
 
-from vitdense.backbones.foreign_names import translated
-from vitdense.backbones.hub_names import plain_name
-from vitdense.backbones.position_tables import Sizes, table_grid
-from vitdense.backbones.timm_models import check_img_size, check_timm_args, make_model
-from vitdense.errors import CheckpointError, ConfigError
+from vitdense.arguments import check
+from vitdense.errors import CheckpointError
+from vitdense.pretrained.foreign_names import translated
+from vitdense.pretrained.hub_names import plain_name
+from vitdense.pretrained.position_tables import Sizes, table_grid
+from vitdense.pretrained.timm_models import check_img_size, check_timm_args, make_model
 from vitdense.storage.weights import State, load_weights, open_checkpoint, read_weights
 from vitdense.types import Classifier
 
@@ -64,8 +65,8 @@ def create(
     pretrained: bool | str | Path,
     partial_weights: bool | Sequence[str],
     patch_size: int | None,
-    img_size: tuple[int, int] | None,
-    pretrained_img_size: tuple[int, int] | None,
+    img_size: int | tuple[int, int] | None,
+    pretrained_img_size: int | tuple[int, int] | None,
     drop_path: float,
     timm_args: Mapping[str, Any] | None,
 ) -> Created:
@@ -78,6 +79,7 @@ def create(
     Raises ConfigError for a name or an argument that timm does not have, CheckpointError for weights that do not fit
     or cannot be had.
     """
+    img_size, pretrained_img_size = _pair(img_size), _pair(pretrained_img_size)
     arguments = {**check_timm_args(timm_args), 'drop_path_rate': drop_path}
     wanted = {'patch_size': patch_size, 'img_size': img_size}
     if not pretrained:
@@ -87,21 +89,14 @@ def create(
     model = make_model(name, arguments)
     patch, pixels = model.patch_embed.patch_size[0], model.patch_embed.img_size
     check_img_size(img_size, patch_size or patch)
-    weights = _read(name, model, pretrained)
-    if weights.state:
-        state = _without_class_token(weights.state, model)
-        sizes = Sizes(weights.where, img_size, pretrained_img_size)
+    state, where = _read(name, model, pretrained)
+    if state:
+        state = _without_class_token(state, model)
+        sizes = Sizes(where, img_size, pretrained_img_size)
         _take_shape(model, state, sizes, published=pretrained is True, strict=partial_weights is not True)
         convert = partial(timm_names, model=model, name=name)
-        load_weights(
-            model,
-            state,
-            where=weights.where,
-            partial=partial_weights,
-            convert=convert,
-            ignore=DISPENSABLE,
-            fix=_FIX,
-        )
+        names = dict(partial=partial_weights, convert=convert, ignore=DISPENSABLE)
+        load_weights(model, state, where=where, fix=_FIX, **names)
     _resample(model, patch_size, img_size)
     requested = (patch_size or patch, tuple(side // (patch_size or patch) for side in img_size or pixels))
     actual = (model.patch_embed.patch_size[0], tuple(model.patch_embed.grid_size))
@@ -109,13 +104,14 @@ def create(
     return Created(model, decided if requested != actual else {})
 
 
-class _Weights(NamedTuple):
-    state: State
-    where: str
+def _pair(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    return (size, size) if isinstance(size, int) else None if size is None else tuple(size)
 
 
-def _read(name: str, model: nn.Module, pretrained: bool | str | Path) -> _Weights:
-    """Return the weights of `name` from the hub (`pretrained` True) or a file, under names that timm reads."""
+def _read(name: str, model: nn.Module, pretrained: bool | str | Path) -> tuple[State, str]:
+    """Return the weights of `name` under names that timm reads, and where they come from: from the hub (`pretrained`
+    True) or a file.
+    """
     if pretrained is True:
         state, where = _fetch(name, model)
     else:
@@ -127,7 +123,7 @@ def _read(name: str, model: nn.Module, pretrained: bool | str | Path) -> _Weight
             "timm_args=dict(act_layer='gelu_tanh')",
             name,
         )
-    return _Weights(state, ', '.join(filter(None, [where, 'backbone', kind])))
+    return state, ', '.join(filter(None, [where, 'backbone', kind]))
 
 
 def read_classifier(
@@ -138,13 +134,9 @@ def read_classifier(
     Raises ConfigError without weights, or when timm's classifier does what ours cannot (a distillation token, poolings
     other than class token, average and attention); CheckpointError when the weights have none.
     """
-    if not pretrained:
-        raise ConfigError(
-            'the head asks for the classifier of a checkpoint, but the backbone has none',
-            where='ViT(pretrained=False)',
-            why='the classifier comes with the pretrained weights',
-            fix='set pretrained=True or a path in the backbone, or pretrained=False in the head',
-        )
+    why = 'a head asks for the classifier of the checkpoint, which comes with the pretrained weights'
+    fix = 'set pretrained=True or a path in the backbone, or pretrained=False in the head'
+    check(bool(pretrained), 'ViT.pretrained', pretrained, why, fix)
     with torch.device('meta'):  # only the structure; no weights are allocated
         model = timm.create_model(plain_name(name), **check_timm_args(timm_args))
     state, where = _read(name, model, pretrained)
@@ -164,13 +156,9 @@ def read_classifier(
             fix=f'set pretrained=False in the head, or take a classifier, such as {", ".join(tagged[:4]) or "deit3_*"}',
         )
     pool = _POOLS.get(model.global_pool)
-    if pool is None or prefix + 'head_dist.weight' in state or getattr(model, 'pool_include_prefix', False):
-        raise ConfigError(
-            f"the classifier of '{name}' cannot be taken over",
-            where=where,
-            why=f"it pools by '{model.global_pool}', over a distillation token or over registers",
-            fix='set pretrained=False in the head and train a classifier',
-        )
+    plain = prefix + 'head_dist.weight' not in state and not getattr(model, 'pool_include_prefix', False)
+    why = f"the classifier pools by '{model.global_pool}', over a distillation token or over registers"
+    check(pool is not None and plain, where, name, why, 'set pretrained=False in the head and train a classifier')
     return Classifier(pool, not isinstance(model.norm, nn.Identity), weights, where)
 
 
