@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from vitdense.adapters.pyramid import LayerPyramid, SimplePyramid
+from vitdense.errors import ConfigError
 from vitdense.types import Features, LayerRequest
 
 IMGS = torch.empty(0)
@@ -71,7 +72,7 @@ def test_odd_grids_keep_their_last_cells(kind, grid):
 def test_layer_pyramid_norm_is_a_choice():
     norms = {norm: type(LayerPyramid(8, 16, norm=norm).stages[0][1]).__name__ for norm in ('batch', 'layer')}
     assert norms == {'batch': 'BatchNorm2d', 'layer': 'LayerNorm2d'}
-    with pytest.raises(ValueError, match="use 'batch' or 'layer'"):
+    with pytest.raises(ConfigError, match="'batch', 'layer'"):
         LayerPyramid(8, 16, norm='sync')
     with pytest.raises(ValueError, match='reads 4 layers'):
         LayerPyramid(8, 16, layers=(1, 2))

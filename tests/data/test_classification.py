@@ -143,7 +143,7 @@ def test_a_wordnet_file_orders_the_classes_or_only_names_them(tmp_path):
     assert names_of(data) == ['tench', 'chain saw'] and labels_of(data) == [0, 1]
     assert names_of(ClassificationDataset('val', root=root, wordnet='imagenet1k')) == ['tench', 'chain saw']
     (root / 'plain.txt').write_text('tench\nsaw\n')
-    with pytest.raises(ConfigError, match='is no WordNet file'):
+    with pytest.raises(ConfigError, match='it is no WordNet file'):
         ClassificationDataset('val', root=root, wordnet='plain.txt')
 
 

@@ -162,7 +162,7 @@ def test_recipes_get_their_name_and_their_root():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="classes of 'semantic' are not the same"):
         Mixture(dict(a=ImageDataset(2, 'a'), b=ImageDataset(2, 'b', names=('a', 'c'))))
-    with pytest.raises(ConfigError, match="weight of 'mops'.*did you mean 'maps'"):
+    with pytest.raises(ConfigError, match="(?s)weights.mops.*did you mean 'maps'"):
         three(weights=dict(mops=1, boxes=1, labels=1))
     for weights in (dict(maps=0, boxes=0, labels=0), dict(maps=-1, boxes=1, labels=1), dict(maps=1, boxes=1)):
         with pytest.raises(ConfigError, match='the weight of'):

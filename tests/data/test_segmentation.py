@@ -186,7 +186,7 @@ def test_mistakes_in_folders_are_errors_at_construction(folders, tmp_path):
         ({'label_map': {0: 255, 1: None}}, 'ignores everything'),
         ({'ignore': 1, 'label_map': {1: 1}}, 'one meaning'),
         ({'label_map': {0: 0}, 'reduce_zero_label': True}, 'give one'),
-        ({'palette': [[0, 0, 0]]}, '1 colours for 2 classes'),
+        ({'palette': [[0, 0, 0]]}, 'colours = 1'),
         ({'palette': [[0, 0, 0], [0, 0, 300]]}, '0..255'),
         ({'classes': ['a', 'a']}, 'twice'),
         ({'classes': None}, 'not given'),

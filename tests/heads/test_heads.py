@@ -119,5 +119,5 @@ def test_with_layer_norm_no_image_changes_the_answer_of_another(kind):
     both = head(features)
     torch.testing.assert_close(both.logits[:1], alone.logits, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(both.aux[0][:1], alone.aux[0], atol=1e-5, rtol=1e-4)
-    with pytest.raises(ValueError, match="use 'batch' or 'layer'"):
+    with pytest.raises(ConfigError, match="'batch', 'layer'"):
         kind((8,), (4,), 3, norm='group')

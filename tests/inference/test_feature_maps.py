@@ -99,7 +99,7 @@ def test_blocks_run_once_up_to_the_last_requested_layer():
 def test_what_cannot_be_shown_is_refused():
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
     maker = FeatureImages(tiny(), size=64)
-    with pytest.raises(ConfigError, match='layer 3'):
+    with pytest.raises(ConfigError, match='--layers = 3'):
         maker.components([image], layers=[3])
     with pytest.raises(ConfigError, match='outside'):
         maker.attention(image, query=(64, 0))

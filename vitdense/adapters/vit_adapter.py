@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from vitdense.adapters.interaction import Cells, Injector
 from vitdense.adapters.spatial_prior import Spatial, SpatialPyramid, maybe_recompute
+from vitdense.arguments import check
 from vitdense.backbones.vit import Tokens, ViT
-from vitdense.errors import ConfigError
 from vitdense.ops.padding import zero_padding
 from vitdense.registry import build
 from vitdense.types import Classifier, Features, LayerRequest
@@ -211,21 +211,14 @@ def _stops(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
     layers = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)] if layers is None else layers
     inside = all(-depth <= layer < depth for layer in layers)
     stops = tuple(layer % depth + 1 for layer in layers)
-    if not stops or not inside or any(one >= other for one, other in pairwise(stops)):
-        raise ConfigError(
-            f'a ViT of {depth} blocks has no groups that end at the layers {tuple(layers)}',
-            where='ViTAdapter(layers=...)',
-            why=f'layers must grow and lie between 0 and {depth - 1}; negative ones count from the end',
-            fix=f'give layers that exist, for example layers=({depth // 2 - 1}, {depth - 1})',
-        )
+    holds = bool(stops) and inside and all(one < other for one, other in pairwise(stops))
+    why = f'layers must grow and lie between 0 and {depth - 1}; negative ones count from the end'
+    fix = f'give layers that exist, for example layers=({depth // 2 - 1}, {depth - 1})'
+    check(holds, 'ViTAdapter.layers', tuple(layers), why, fix)
     return stops
 
 
 def _check_amp(vit: ViT) -> None:
-    if vit.amp is not None:
-        raise ConfigError(
-            'the ViT of a ViTAdapter has an autocast of its own',
-            where='ViTAdapter(vit=dict(amp=...))',
-            why='injectors change the tokens between its blocks, in the precision of the run',
-            fix='remove amp and use --amp of the run, or read the frozen ViT with ReadingViTAdapter',
-        )
+    why = 'injectors change the tokens between its blocks, in the precision of the run'
+    fix = 'remove amp and use --amp of the run, or read the frozen ViT with ReadingViTAdapter'
+    check(vit.amp is None, 'ViTAdapter.vit.amp', vit.amp, why, fix)

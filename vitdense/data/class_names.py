@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitdense.arguments import check
 from vitdense.data.files.listing import read_text
 from vitdense.errors import ConfigError, did_you_mean
 
@@ -85,13 +86,8 @@ def read_classes(classes: Sequence[str] | Mapping[int, str] | str | Path, *, roo
         classes = NAMES.get(str(classes)) or _read(root / classes, where)
     names = _as_map(classes, where)
     double = sorted(name for name, count in Counter(names.values()).items() if count > 1)
-    if double or not names:
-        raise ConfigError(
-            f'class names appear twice: {double}' if double else 'no class names',
-            where=where,
-            why='results are reported, saved and compared by class name',
-            fix='give every class one name of its own',
-        )
+    why = 'results are reported, saved and compared by class name: none may appear twice'
+    check(bool(names) and not double, where, double, why, 'give every class one name of its own')
     return names
 
 
@@ -110,21 +106,13 @@ def read_palette(
     if isinstance(palette, (str, Path)):
         where = f'palette={str(palette)!r}'
         palette = PALETTES.get(str(palette)) or _read(root / palette, where)
-    if isinstance(palette, str) or not isinstance(palette, (Mapping, Sequence)):
-        raise ConfigError(
-            f'{palette!r} is no palette',
-            where=where,
-            why='a palette is a list of colours, or a map from class names to colours',
-            fix='write [[128, 64, 128], ...], one colour per class',
-        )
+    holds = isinstance(palette, (Mapping, Sequence)) and not isinstance(palette, str)
+    why = 'a palette is a list of colours, or a map from class names to colours'
+    check(holds, where, palette, why, 'write [[128, 64, 128], ...], one colour per class')
     colors = [as_color(color, where) for color in (palette.values() if isinstance(palette, Mapping) else palette)]
-    if len(colors) != len(names):
-        raise ConfigError(
-            f'{len(colors)} colours for {len(names)} classes',
-            where=where,
-            why='the palette holds one colour per class, in the order of the classes',
-            fix='add or remove colours, or leave the palette out: colours are then made up',
-        )
+    why = f'the palette holds one colour per class, in the order of the {len(names)} classes'
+    fix = 'add or remove colours, or leave the palette out: colours are then made up'
+    check(len(colors) == len(names), f'{where}: colours', len(colors), why, fix)
     return [list(color) for color in colors]
 
 

@@ -48,7 +48,9 @@ class LabelTable:
             self.colors, self.metainfo = None, {'classes': {}, 'palette': {}}
             return
         ignored = _ignored(ignore, label_map or {})
-        names = read_classes(_required(classes), root=root)
+        if classes is None:
+            raise _config('classes', 'classes are not given', 'labels are numbers; classes gives their names')
+        names = read_classes(classes, root=root)
         if len(names) > _UNKNOWN:
             raise _config('classes', f'{len(names)} classes', 'labels are 8-bit numbers: at most 254 classes')
         self._own_palette = palette is not None or list(names.values()) in [list(NAMES[key]) for key in PALETTES]
@@ -211,12 +213,6 @@ def _color_lookup(
 
 def _index(index: int | None) -> int:
     return IGNORE if index is None else int(index)
-
-
-def _required(classes: Any) -> Any:
-    if classes is None:
-        raise _config('classes', 'classes are not given', 'labels are numbers; classes gives their names')
-    return classes
 
 
 def _check_range(lookup: Mapping[int, int], count: int) -> None:

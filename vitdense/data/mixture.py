@@ -15,9 +15,10 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from vitdense import protocols
+from vitdense.arguments import check, check_choice
 from vitdense.data.class_names import join_metainfo
 from vitdense.data.sampling import InfiniteSampler, SampleIndex
-from vitdense.errors import ConfigError, did_you_mean
+from vitdense.errors import did_you_mean
 from vitdense.protocols import CheckableDataset, CountingDataset, RelabelledDataset
 from vitdense.registry import build, check_part, takes
 from vitdense.types import Sample
@@ -53,13 +54,9 @@ class Mixture(Dataset):
         batches: Batches = 'mixed',
         root: str | Path | None = None,
     ) -> None:
-        if not datasets or batches not in get_args(Batches):
-            raise ConfigError(
-                f'a mixture of {len(datasets)} data sets in {batches!r} batches',
-                where='Mixture(datasets=, batches=)',
-                why=f'it needs at least one data set, and batches are {" or ".join(get_args(Batches))}',
-                fix="write datasets=dict(coco=dict(...), ade20k=dict(...)), batches='mixed'",
-            )
+        fix = 'write datasets=dict(coco=dict(...), ade20k=dict(...))'
+        check(bool(datasets), 'Mixture.datasets', datasets, 'a mixture needs at least one data set', fix)
+        check_choice('Mixture.batches', batches, get_args(Batches))
         self.datasets = {name: _named(part, name, root) for name, part in datasets.items()}
         lengths = [len(dataset) for dataset in self.datasets.values()]
         self.ends = list(accumulate(lengths))
@@ -204,12 +201,9 @@ def _blocks(lengths: Mapping[str, int], weights: Mapping[str, float] | None) -> 
     if odd or wrong or not any(weights.values()):
         name = [*odd, *wrong, *lengths][0]
         meant = '' if name in lengths else did_you_mean(name, lengths)
-        raise ConfigError(
-            f"the weight of '{name}' is {weights.get(name, 'missing')}{meant}",
-            where='Mixture(weights=)',
-            why=f'every data set has a weight of 0 or more, one of them above 0; they are {", ".join(lengths)}',
-            fix=f'write weights=dict({", ".join(f"{name}=1" for name in lengths)})',
-        )
+        why = f'every data set has a weight of 0 or more, one of them above 0; they are {", ".join(lengths)}{meant}'
+        fix = f'write weights=dict({", ".join(f"{name}=1" for name in lengths)})'
+        check(False, f'Mixture.weights.{name}', weights.get(name, 'missing'), why, fix)
     values = [weights[name] for name in lengths]
     if not all(float(value).is_integer() for value in values):
         values = [round(value / min(filter(None, values)) * RESOLUTION) for value in values]

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from vitdense.arguments import MAX_BAD_FRACTION, within
+from vitdense.arguments import MAX_BAD_FRACTION, check, within
 from vitdense.data.files.images import UnreadableImage
 from vitdense.data.transforms.random import in_epoch
-from vitdense.errors import ConfigError, DataError
+from vitdense.errors import DataError
 from vitdense.protocols import MixedDataset
 from vitdense.types import Sample
 
@@ -191,14 +191,6 @@ def worker_init(worker_id: int) -> None:
 
 
 def _check_length(length: int, rank: int, world_size: int) -> None:
-    if length <= 0:
-        raise ConfigError(
-            'the data set is empty', where='sampler', why=f'length = {length}', fix='check the paths of the data set'
-        )
-    if not 0 <= rank < world_size:
-        raise ConfigError(
-            f'rank {rank} of {world_size} processes',
-            where='sampler',
-            why='ranks count from 0 to world_size - 1',
-            fix='give the rank and world size of this process',
-        )
+    check(length > 0, 'sampler.length', length, 'the data set is empty', 'check the paths of the data set')
+    why = f'ranks count from 0 to {world_size - 1}'
+    check(0 <= rank < world_size, 'sampler.rank', rank, why, 'give the rank and world size of this process')

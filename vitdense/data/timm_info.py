@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vitdense.errors import ConfigError, did_you_mean
+from vitdense.arguments import check
+from vitdense.errors import did_you_mean
 
 
 class Crop(NamedTuple):
@@ -32,18 +33,11 @@ def evaluation_crop(checkpoint: str) -> Crop:
     cfg = get_pretrained_cfg(checkpoint)
     if cfg is None:
         known = timm.list_pretrained() if '.' in checkpoint else timm.list_models()
-        raise ConfigError(
-            f"timm has no checkpoint '{checkpoint}'{did_you_mean(checkpoint, known)}",
-            where='EvaluationCrop(checkpoint=)',
-            why=f'it is no model of timm {timm.__version__}',
-            fix='write the name of the backbone, or give size=, crop_pct= and interpolation=',
-        )
+        why = f'timm {timm.__version__} has no such checkpoint{did_you_mean(checkpoint, known)}'
+        fix = 'write the name of the backbone, or give size=, crop_pct= and interpolation='
+        check(False, 'EvaluationCrop.checkpoint', checkpoint, why, fix)
     height, width = (cfg.test_input_size or cfg.input_size)[1:]
-    if height != width or cfg.crop_mode not in ('center', 'squash'):
-        raise ConfigError(
-            f"the evaluation of '{checkpoint}' is not a square crop",
-            where='EvaluationCrop(checkpoint=)',
-            why=f"{height} x {width} pixels, crop_mode='{cfg.crop_mode}'",
-            fix='give size=, crop_pct= and interpolation= instead',
-        )
+    square = height == width and cfg.crop_mode in ('center', 'squash')
+    why = f"its evaluation is no square crop: {height} x {width} pixels, crop_mode='{cfg.crop_mode}'"
+    check(square, 'EvaluationCrop.checkpoint', checkpoint, why, 'give size=, crop_pct= and interpolation= instead')
     return Crop(height, cfg.test_crop_pct or cfg.crop_pct, cfg.interpolation, cfg.crop_mode == 'squash')

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vitdense.arguments import check
 from vitdense.data.class_names import read_classes
 from vitdense.data.files.listing import read_text
 from vitdense.data.timm_info import imagenet_wordnet
@@ -36,22 +37,13 @@ def read_folder_classes(
         ids = list(read_classes(classes, root=root).values())
     if wordnet is not None:
         table = _read_wordnet(wordnet, root)
-        if table is None:
-            raise ConfigError(
-                f'{wordnet} is no WordNet file',
-                where=f'wordnet={str(wordnet)!r}',
-                why='its lines are an id and synonyms, such as: n01440764 tench, Tinca tinca',
-                fix=f"give such a file, or '{IMAGENET}'; a plain list of names is classes=",
-            )
+        why = 'it is no WordNet file, whose lines are an id and synonyms, such as: n01440764 tench, Tinca tinca'
+        fix = f"give such a file, or '{IMAGENET}'; a plain list of names is classes="
+        check(table is not None, 'wordnet', str(wordnet), why, fix)
     firsts = {key: synonyms.split(',')[0].strip() for key, synonyms in (table or {}).items()}
-    names = _unique_names(ids, [firsts.get(key, key) for key in ids])
+    counts = Counter(firsts.get(key, key) for key in ids)  # 'crane', the bird and the machine, get their id behind it
+    names = [name if counts[name] == 1 else f'{name} ({key})' for key in ids for name in [firsts.get(key, key)]]
     return names, {word: number for words in (names, ids) for number, word in enumerate(words)}
-
-
-def _unique_names(ids: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return the names; one that occurs twice ('crane', the bird and the machine) gets its id behind it."""
-    counts = Counter(names)
-    return [name if counts[name] == 1 else f'{name} ({key})' for key, name in zip(ids, names, strict=True)]
 
 
 def _read_wordnet(source: str | Path, root: Path) -> dict[str, str] | None:

@@ -11,10 +11,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from vitdense import visualize
+from vitdense.arguments import check
 from vitdense.backbones.attention_maps import attention_rows
 from vitdense.backbones.vit import Tokens, ViT
 from vitdense.data.transforms.common import ResizeShortSide
-from vitdense.errors import ConfigError
 from vitdense.types import LayerRequest, Meta, Sample, Target
 
 LONG = 4  # no image is shown to the network longer than this many times its short side
@@ -41,13 +41,8 @@ class FeatureImages:
     def __init__(self, vit: ViT, *, size: int | None = None, device: torch.device | str = 'cpu') -> None:
         own = min(vit.grid) * vit.patch_size
         size = size or (max(own, 448) if own >= 224 else own)
-        if size < vit.patch_size:
-            raise ConfigError(
-                f'a short side of {size} pixels is less than a patch',
-                where='--size',
-                why=f'the patches of this ViT are {vit.patch_size} x {vit.patch_size} pixels',
-                fix='choose a larger size, such as 448',
-            )
+        why = f'the short side is less than a patch: those of this ViT are {vit.patch_size} x {vit.patch_size} pixels'
+        check(size >= vit.patch_size, '--size', size, why, 'choose a larger size, such as 448')
         self.vit = vit.to(device).eval()
         self.device = device
         self.resize = ResizeShortSide(size=size, max_size=LONG * size, divisor=vit.patch_size)
@@ -115,22 +110,14 @@ class FeatureImages:
     def _row(self, tokens: Tokens, prepared: Prepared, query: tuple[int, int] | None) -> int:
         """Return the index of the query token."""
         if query is None:
-            if not self.vit.has_cls:
-                raise ConfigError(
-                    'this ViT has no class token',
-                    where='--kind attention',
-                    why='the attention of the image is that of the class token',
-                    fix='show that of a patch: --query X,Y (a pixel of the image)',
-                )
+            why = 'the attention of the image is that of the class token, which this ViT does not have'
+            fix = 'show that of a patch: --query X,Y (a pixel of the image)'
+            check(self.vit.has_cls, '--kind', 'attention', why, fix)
             return 0
         (height, width), (x, y) = prepared.orig_size, query
-        if not (0 <= x < width and 0 <= y < height):
-            raise ConfigError(
-                f'the query {x},{y} is outside of the image',
-                where='--query X,Y',
-                why=f'the image is {width} pixels wide and {height} high',
-                fix=f'choose a pixel from 0,0 to {width - 1},{height - 1}',
-            )
+        why = f'it is outside of the image, which is {width} pixels wide and {height} high'
+        fix = f'choose a pixel from 0,0 to {width - 1},{height - 1}'
+        check(0 <= x < width and 0 <= y < height, '--query', (x, y), why, fix)
         rows, columns = tokens.grid
         return tokens.x.shape[1] - rows * columns + y * rows // height * columns + x * columns // width
 
@@ -138,13 +125,8 @@ class FeatureImages:
         """Return block numbers from 0, each once, in the given order."""
         depth = self.vit.depth
         for layer in layers:
-            if not -depth <= layer < depth:
-                raise ConfigError(
-                    f'there is no layer {layer} in a ViT with {depth} blocks',
-                    where='--layers',
-                    why=f'layers count from 0 to {depth - 1}, or from the end, -1 to {-depth}',
-                    fix='name layers that exist',
-                )
+            why = f'layers of a ViT with {depth} blocks count from 0 to {depth - 1}, or from the end, -1 to {-depth}'
+            check(-depth <= layer < depth, '--layers', layer, why, 'name layers that exist')
         return list(dict.fromkeys(layer % depth for layer in layers))
 
     def _prepare(self, image: Tensor) -> Prepared:

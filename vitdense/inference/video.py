@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from vitdense.arguments import check
 from vitdense.errors import ConfigError, DataError, DiskError
 from vitdense.inference.video_files import FASTEST, SLOWEST, check_openable, muted_stderr, quiet_opencv, writable_rate
 
@@ -248,13 +249,7 @@ class VideoWriter:
                 why=f'the suffix names the format; known are {", ".join(CODECS)}',
                 fix='give the file the suffix .mp4',
             )
-        if not (math.isfinite(fps) and fps > 0):
-            raise ConfigError(
-                f'a frame rate of {fps} is not possible',
-                where=str(self.path),
-                why='it is not positive',
-                fix='--fps 25',
-            )
+        check(math.isfinite(fps) and fps > 0, 'fps', fps, 'a frame rate is a number above 0', '--fps 25')
         rate = float(writable_rate(fps, self.path.suffix.lower()))
         if abs(rate - fps) > 2e-6 * fps:  # 30000/1001 is written as 29.97
             logger.info('%s: written with %g frames a second, the nearest it can hold to %g', self.path.name, rate, fps)

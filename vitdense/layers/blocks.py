@@ -8,7 +8,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitdense.errors import ConfigError
+from vitdense.arguments import check, check_choice
 
 Norm = Literal['batch', 'layer']
 
@@ -18,19 +18,15 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x[:, 0].numel() == 1:
-            raise ConfigError(
-                'batch normalisation saw one value per channel',
-                where=f'a map of {tuple(x.shape)} in training',
-                why='a single image with a single cell has no variance',
-                fix="train with a batch of at least 2 images per process, larger images, or norm='layer'",
-            )
+            why = 'batch normalisation saw one value per channel: a single image with a single cell has no variance'
+            fix = "train with a batch of at least 2 images per process, larger images, or norm='layer'"
+            check(False, 'batch normalisation of a map', tuple(x.shape), why, fix)
         return super().forward(x)
 
 
 def norm_of(kind: Norm, channels: int) -> nn.Module:
-    """Return the normalisation of maps of `channels`. Raises ValueError for an unknown kind."""
-    if kind not in get_args(Norm):
-        raise ValueError(f"norm={kind!r} is unknown; use 'batch' or 'layer'")
+    """Return the normalisation of maps of `channels`. Raises ConfigError for an unknown kind."""
+    check_choice('norm', kind, get_args(Norm))
     return BatchNorm2d(channels) if kind == 'batch' else LayerNorm2d(channels)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitdense.errors import ConfigError, did_you_mean
+from vitdense.arguments import check
+from vitdense.errors import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Lora:
 
     def insert(self, module: nn.Module) -> None:
         """Freeze `module` and add trainable low-rank updates to its targets. Raises ConfigError."""
-        layers = dict(_linear_layers(module))
+        layers = {name: child for name, child in module.named_modules() if type(child) is nn.Linear}
         chosen = {name for target in self.targets for name in layers if _is_part(target, name)}
         self._check(set(layers))
         module.requires_grad_(False)
@@ -45,13 +46,9 @@ class Lora:
     def _check(self, names: set[str]) -> None:
         parts = sorted({part for name in names for part in name.split('.') if not part.isdigit()})
         for target in self.targets or ('',):
-            if not any(_is_part(target, name) for name in names):
-                raise ConfigError(
-                    f"LoRA found no linear layer for '{target}'{did_you_mean(target, parts)}",
-                    where='Lora(targets=...)',
-                    why=f'names of linear layers are made of: {", ".join(parts)}',
-                    fix="name parts of them, such as targets=('attn',) or ('attn', 'mlp')",
-                )
+            why = f'names of linear layers are made of: {", ".join(parts)}{did_you_mean(target, parts)}'
+            fix = "name parts of them, such as targets=('attn',) or ('attn', 'mlp')"
+            check(any(_is_part(target, name) for name in names), 'Lora.targets', target, why, fix)
 
 
 class LoraLinear(nn.Module):
@@ -101,12 +98,6 @@ def merge_lora(module: nn.Module) -> int:
     for name in found:
         _replace(module, name, module.get_submodule(name).merged())
     return len(found)
-
-
-def _linear_layers(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    for name, child in module.named_modules():
-        if type(child) is nn.Linear:
-            yield name, child
 
 
 def _is_part(target: str, name: str) -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, distributed, nn
 
-from vitdense.errors import ConfigError, did_you_mean
+from vitdense.arguments import check
+from vitdense.errors import did_you_mean
 
 
 class FixedWeights(nn.Module):
@@ -20,13 +21,9 @@ class FixedWeights(nn.Module):
         super().__init__()
         self.weights = dict(weights or {})
         for name, weight in self.weights.items():
-            if name not in names or not weight >= 0:
-                raise ConfigError(
-                    f"the losses of '{name}' have the weight {weight}{did_you_mean(name, names)}",
-                    where='model.loss_weights',
-                    why=f'weights are numbers from 0 on; the tasks are {", ".join(names)}',
-                    fix=f'write loss_weights=dict({", ".join(f"{name}=1.0" for name in names)})',
-                )
+            why = f'weights are numbers from 0 on; the tasks are {", ".join(names)}{did_you_mean(name, names)}'
+            fix = f'write loss_weights=dict({", ".join(f"{name}=1.0" for name in names)})'
+            check(name in names and weight >= 0, f'model.loss_weights.{name}', weight, why, fix)
 
     def forward(self, losses: Mapping[str, Tensor], labelled: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weighted losses by task; `labelled` is unused."""

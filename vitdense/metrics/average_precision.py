@@ -10,6 +10,7 @@ import numpy as np
 from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
 from torch import Tensor
 
+from vitdense.arguments import check, check_choice
 from vitdense.errors import ConfigError, DataError, NumericsError
 from vitdense.metrics.base import SingleHeadMetric
 from vitdense.metrics.coco_columns import Objects, category_ids, encode, merge, prediction_columns, target_columns
@@ -61,20 +62,10 @@ class CocoAP(SingleHeadMetric):
         engine: Engine = 'pycocotools',
         max_detections: int = LIMIT,
     ) -> None:
-        if type(max_detections) is not int or max_detections <= 10:
-            raise ConfigError(
-                f'max_detections = {max_detections!r}',
-                where='CocoAP.max_detections',
-                why='it is a whole number above 10: AR1 and AR10 have limits of their own',
-                fix=f'leave it out (COCO counts {LIMIT}), or give such a number',
-            )
-        if iou_type not in ('bbox', 'segm'):
-            raise ConfigError(
-                f'iou_type = {iou_type!r}',
-                where='CocoAP.iou_type',
-                why='objects are compared by their boxes or by their masks',
-                fix="write iou_type='bbox' or iou_type='segm'",
-            )
+        why = 'it is a whole number above 10: AR1 and AR10 have limits of their own'
+        fix = f'leave it out (COCO counts {LIMIT}), or give such a number'
+        check(type(max_detections) is int and max_detections > 10, 'CocoAP.max_detections', max_detections, why, fix)
+        check_choice('CocoAP.iou_type', iou_type, ('bbox', 'segm'))
         choose_engine(engine)
         super().__init__(head, field, classes, prefix=head if iou_type == 'bbox' else f'{head}/{iou_type}')
         self.iou_type, self.engine, self.max_detections = iou_type, engine, max_detections

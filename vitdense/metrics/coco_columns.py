@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitdense.errors import ConfigError
+from vitdense.arguments import check
 from vitdense.ops.masks import areas_of_runs, runs_of_masks
 from vitdense.types import Instances, Target
 
@@ -79,13 +79,9 @@ def _numbers(fields: Sequence[Tensor], dtype: torch.dtype = torch.float64) -> np
 
 def encode(masks: Tensor | None) -> list[dict[str, Any]]:
     """Return (N, H, W) bool masks as run lengths. Raises ConfigError when there are none."""
-    if masks is None:
-        raise ConfigError(
-            'the predictions have no masks',
-            where='CocoAP.iou_type',
-            why="iou_type='segm' compares masks, and this head predicts boxes only",
-            fix="use iou_type='bbox', or a head that predicts masks",
-        )
+    why = 'the predictions have no masks: this head predicts boxes only'
+    fix = "use iou_type='bbox', or a head that predicts masks"
+    check(masks is not None, 'CocoAP.iou_type', 'segm', why, fix)
     return runs_of_masks(masks)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pycocotools.cocoeval import COCOeval
 
-from vitdense.errors import ConfigError
+from vitdense.arguments import check, check_choice
 from vitdense.metrics.coco_columns import Objects
 
 IouType = Literal['bbox', 'segm']
@@ -76,20 +76,10 @@ def make_curves(
 def choose_engine(engine: Engine) -> Literal['pycocotools', 'fast']:
     """Return the engine that `engine` means here; 'auto' is the fast one where it is installed. Raises ConfigError."""
     installed = importlib.util.find_spec('hotcoco') is not None
-    if engine not in ('pycocotools', 'fast', 'auto'):
-        raise ConfigError(
-            f'engine = {engine!r}',
-            where='CocoAP.engine',
-            why="it is 'pycocotools', 'fast' or 'auto'",
-            fix="leave it out, or write engine='auto': the fast one where it is installed",
-        )
-    if engine == 'fast' and not installed:
-        raise ConfigError(
-            'the fast COCO engine is not installed',
-            where="engine='fast'",
-            why='it is the package hotcoco, which comes with the extra',
-            fix="pip install 'vitdense[fast]', or use the engine 'pycocotools': the numbers are the same",
-        )
+    check_choice('CocoAP.engine', engine, ('pycocotools', 'fast', 'auto'))
+    why = 'it is the package hotcoco, which is not installed'
+    fix = "pip install 'vitdense[fast]', or use the engine 'pycocotools': the numbers are the same"
+    check(engine != 'fast' or installed, 'CocoAP.engine', engine, why, fix)
     return 'fast' if installed and engine != 'pycocotools' else 'pycocotools'
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from vitdense.errors import ConfigError
+from vitdense.arguments import check
 from vitdense.types import Batch, Target
 
 
@@ -39,13 +39,10 @@ class ImageMixing:
         shares = dict(probability=probability, cutmix_share=cutmix_share, erase=erase)
         wrong = [name for name, value in shares.items() if not 0 <= value <= 1]
         wrong += [name for name, value in dict(mixup=mixup, cutmix=cutmix).items() if value < 0]
-        if wrong:
-            raise ConfigError(
-                f'{wrong[0]} = {dict(shares, mixup=mixup, cutmix=cutmix)[wrong[0]]!r}',
-                where=f'ImageMixing({wrong[0]}=)',
-                why='alphas are at least 0, probabilities and shares lie in [0, 1]',
-                fix='the recipe of DeiT and MAE is mixup=0.8, cutmix=1.0, erase=0.25',
-            )
+        why = 'alphas are at least 0, probabilities and shares lie in [0, 1]'
+        fix = 'the recipe of DeiT and MAE is mixup=0.8, cutmix=1.0, erase=0.25'
+        for name in wrong:
+            check(False, f'ImageMixing.{name}', dict(shares, mixup=mixup, cutmix=cutmix)[name], why, fix)
         self.num_classes = num_classes
         self.probability = probability
         kinds = {v2.MixUp: (mixup, 1 - cutmix_share), v2.CutMix: (cutmix, cutmix_share)}

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import Dataset
 
+from vitdense.arguments import check
 from vitdense.config.run_config import RunConfig
 from vitdense.data.class_names import check_classes
 from vitdense.data.datasets import build_dataset, share_classes
@@ -154,13 +155,9 @@ class _Probe:
         metrics = [metric for metric in metrics if isinstance(metric, HeadMetric) and metric.head == self.name]
         for metric in metrics:
             metric.dataset_meta = self.data['test'].metainfo
-        if not metrics:
-            raise ConfigError(
-                f"no metric reads the branch '{self.name}'",
-                where='test_evaluator',
-                why='a probe is scored as a test is',
-                fix=f"add dict(type=Accuracy, head='{self.name}'), or MeanIoU for label maps",
-            )
+        why = f"no metric reads the branch '{self.name}', and a probe is scored as a test is"
+        fix = f"add dict(type=Accuracy, head='{self.name}'), or MeanIoU for label maps"
+        check(bool(metrics), 'test_evaluator', self.recipe.get('test_evaluator'), why, fix)
         return metrics
 
     def _class_rows(self, caches: Mapping[str, FeatureCache], settings: Settings) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from vitdense.errors import ConfigError
+from vitdense.arguments import check
 from vitdense.probing.feature_cache import FeatureCache, ImageFeatures
 from vitdense.registry import build
 from vitdense.types import Batch, Features, Meta, PixelOutputs, Target
@@ -141,10 +141,6 @@ def _map(record: ImageFeatures) -> Tensor:
 
 def check_cells(record: ImageFeatures) -> None:
     """Raise ConfigError unless each cell of the map covers whole pixels."""
-    if any(input_size % cells for input_size, cells in zip(record.input_size, record.grid, strict=True)):
-        raise ConfigError(
-            f'a map of {record.grid} cells over an input of {record.input_size} pixels',
-            where='probe, adapter',
-            why='features are cut at cells, and cells are whole pixels',
-            fix='probe with the maps of the ViT itself: adapter=dict(type=PlainMaps)',
-        )
+    whole = not any(size % cells for size, cells in zip(record.input_size, record.grid, strict=True))
+    why = f'features of an input of {record.input_size} pixels are cut at cells, which are whole pixels'
+    check(whole, 'cells of a map', record.grid, why, 'probe with the maps of the ViT: adapter=dict(type=PlainMaps)')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vitdense.errors import ConfigError
+from vitdense.arguments import check
 
 
 class Batches(NamedTuple):
@@ -36,14 +36,9 @@ def share_batches(total: int, accumulated: int, num_processes: int) -> Batches:
     Raises ConfigError where they cannot, with the settings of the same effective batch that they can share.
     """
     batches = Batches(total, accumulated, num_processes)
-    if total % num_processes == 0:
-        return batches
-    raise ConfigError(
-        f'{num_processes} processes cannot share batches of {total} images evenly',
-        where=f'train_dataloader.batch_size={total}, {num_processes} processes',
-        why='batch_size is the number of images of a batch over all processes, of which each takes an equal share',
-        fix=_advice(batches),
-    )
+    why = f'batch_size is the number of images over all {num_processes} processes, of which each takes an equal share'
+    check(total % num_processes == 0, 'train_dataloader.batch_size', total, why, _advice(batches))
+    return batches
 
 
 def describe_rate(batches: Batches, lr: float | None) -> str:

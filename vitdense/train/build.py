@@ -11,9 +11,9 @@ import torch
 from mmengine.dist import is_main_process
 from torch.utils.data import Dataset
 
+from vitdense.arguments import check
 from vitdense.config.run_config import RunConfig
 from vitdense.device import Precision, choose_precision, torch_threads
-from vitdense.errors import ConfigError
 from vitdense.loading.data_checks import (
     log_metric_limits,
     log_query_limits,
@@ -134,13 +134,9 @@ def _optimizer(cfg: RunConfig, model: DenseModel, precision: Precision) -> Guard
 
 def _schedule(cfg: RunConfig, per_epoch: int) -> Schedule:
     for name in ('schedule', 'optim_wrapper'):
-        if not cfg.get(name):
-            raise ConfigError(
-                f'the config has no {name}',
-                where=str(cfg.filename),
-                why='training needs to know how long and how',
-                fix=f'add {name} = dict(...); configs/quickstart/shapes.py shows one',
-            )
+        fix = f'add {name} = dict(...); configs/quickstart/shapes.py shows one'
+        why = f'{cfg.filename} does not give it, and training needs to know how long and how'
+        check(bool(cfg.get(name)), name, cfg.get(name), why, fix)
     return make_schedule(**cfg.schedule, steps_per_epoch=per_epoch)
 
 

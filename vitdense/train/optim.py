@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from vitdense.errors import ConfigError, did_you_mean
+from vitdense.arguments import check
+from vitdense.errors import did_you_mean
 from vitdense.protocols import LayeredBackbone
 from vitdense.registry import build, resolve
 
@@ -117,14 +118,10 @@ class LayerDecay:
 
     def _check_words(self, names: Sequence[str]) -> None:
         for word in self.lr_of:
-            if not any(_has_parts(name, word) for name in names):
-                parts = {part for name in names for part in name.split('.')}
-                raise ConfigError(
-                    f"lr_of names '{word}', which no parameter has{did_you_mean(word, parts)}",
-                    where='optim_wrapper.groups.lr_of',
-                    why='a word must be one part of a dotted parameter name, or several that follow each other',
-                    fix='check the spelling against model.named_parameters()',
-                )
+            near = did_you_mean(word, {part for name in names for part in name.split('.')})
+            why = f'no parameter has this part, or these parts in a row, in its dotted name{near}'
+            fix = 'check the spelling against model.named_parameters()'
+            check(any(_has_parts(name, word) for name in names), 'optim_wrapper.groups.lr_of', word, why, fix)
 
 
 def config_groups(section: Mapping[str, Any], model: nn.Module, *, split_backbone: bool) -> list[Group]:
@@ -193,20 +190,10 @@ def build_optimizer(recipe: Mapping[str, Any], groups: Sequence[Group]) -> torch
     keeps its full rate as `base_lr`. Raises ConfigError for an optimizer without `lr`, or with nothing to train.
     """
     recipe = dict(recipe)
-    if 'lr' not in recipe:
-        raise ConfigError(
-            'the optimizer has no learning rate',
-            where='optim_wrapper.optimizer',
-            why='a default rate is right for nothing',
-            fix='add lr=... to the optimizer',
-        )
-    if not groups:
-        raise ConfigError(
-            'the model has nothing to train',
-            where='model',
-            why='every parameter is frozen',
-            fix='unfreeze a part, or add a head',
-        )
+    why = 'the optimizer has no learning rate, and a default rate is right for nothing'
+    check('lr' in recipe, 'optim_wrapper.optimizer', recipe, why, 'add lr=... to the optimizer')
+    why = 'the model has nothing to train: every parameter is frozen'
+    check(bool(groups), 'optim_wrapper.groups', groups, why, 'unfreeze a part, or add a head')
     settings = [
         {
             'params': group.parameters,

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from vitdense.errors import ConfigError
+from vitdense.arguments import check
 
 
 class Schedule(NamedTuple):
@@ -64,31 +64,19 @@ def make_schedule(
     A run is `max_iters` steps long, or `max_epochs` times `steps_per_epoch`; in the second case `val_interval` and
     `milestones` count epochs too (`warmup_iters` always counts steps). Raises ConfigError.
     """
-    if (max_iters is None) == (max_epochs is None):
-        raise ConfigError(
-            'the length of the run is ' + ('not given' if max_iters is None else 'given twice'),
-            where=f'schedule: max_iters={max_iters}, max_epochs={max_epochs}',
-            why='the length of a run is given by one of the two',
-            fix='set one of schedule.max_iters and schedule.max_epochs, and the other to None',
-        )
+    why = 'the length of a run is given by one of max_iters and max_epochs'
+    fix = 'set one of schedule.max_iters and schedule.max_epochs, and the other to None'
+    lengths = (max_iters, max_epochs)
+    check(lengths.count(None) == 1, 'schedule: (max_iters, max_epochs)', lengths, why, fix)
     unit = 1 if max_epochs is None else steps_per_epoch
     length = (max_iters or 0) if max_epochs is None else max_epochs * unit
     for name, value in (('max_iters or max_epochs', length), ('val_interval', val_interval or 1)):
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(
-                f'schedule: {name} is {value!r}',
-                where='schedule',
-                why='it counts steps or epochs',
-                fix='give a whole number from 1 on',
-            )
+        holds = isinstance(value, int) and value > 0
+        check(holds, f'schedule: {name}', value, 'it counts steps or epochs', 'give a whole number from 1 on')
     shape['milestones'] = tuple(milestone * unit for milestone in shape.get('milestones', ()))
     schedule = Schedule(length, min(length, (val_interval or length) * unit), **shape)
     warmup = schedule.warmup_iters + schedule.backbone_warmup_iters
-    if warmup >= length and warmup:
-        raise ConfigError(
-            f'the warm-up of {warmup} steps does not fit into a run of {length}',
-            where='schedule.warmup_iters',
-            why='the learning rate would never reach its value',
-            fix='shorten the warm-up or lengthen the run',
-        )
+    why = f'the learning rate would never reach its value in a run of {length} steps'
+    fix = 'shorten the warm-up or lengthen the run'
+    check(not warmup or warmup < length, 'schedule: steps of warm-up', warmup, why, fix)
     return schedule

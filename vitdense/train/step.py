@@ -11,7 +11,8 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from vitdense.errors import ConfigError, NumericsError
+from vitdense.arguments import check
+from vitdense.errors import NumericsError
 from vitdense.train.schedule import Schedule
 
 PATIENCE = 5  # skipped steps in a row that end a run
@@ -148,13 +149,10 @@ def read_clipping(clip_grad: dict[str, Any] | None) -> Clipping | None:
     if clip_grad is None:
         return None
     unknown = set(clip_grad) - {'max_norm', 'by_part'}
-    if unknown or not clip_grad.get('max_norm', 0) > 0 or not isinstance(clip_grad.get('by_part', False), bool):
-        raise ConfigError(
-            f'clip_grad is {dict(clip_grad)!r}',
-            where='optim_wrapper.clip_grad',
-            why='gradients are clipped by their global norm, or by_part: the backbone and each branch by its own',
-            fix='write clip_grad = dict(max_norm=1.0), dict(max_norm=1.0, by_part=True), or None',
-        )
+    holds = not unknown and clip_grad.get('max_norm', 0) > 0 and isinstance(clip_grad.get('by_part', False), bool)
+    why = 'gradients are clipped by their global norm, or by_part: the backbone and each branch by its own'
+    fix = 'write clip_grad = dict(max_norm=1.0), dict(max_norm=1.0, by_part=True), or None'
+    check(holds, 'optim_wrapper.clip_grad', dict(clip_grad), why, fix)
     return Clipping(float(clip_grad['max_norm']), clip_grad.get('by_part', False))
 
 

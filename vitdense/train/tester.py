@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vitdense.arguments import check
 from vitdense.checkpoints.image_sizes import with_sizes
 from vitdense.checkpoints.model_folder import build_trained, reads_classifier
 from vitdense.checkpoints.trained import read_state
@@ -101,15 +102,11 @@ def _tested_model(
 
 
 def _set_augmentation(model: DenseModel, tta: bool) -> None:
-    if tta and model.tta is None:
-        raise ConfigError(
-            '--tta: the model has no test-time augmentation',
-            where='model.tta',
-            why='the config does not say at which scales',
-            fix='set model.tta = dict(type=TestTimeAugmentation, scales=(0.75, 1.0, 1.25)) in the config; or\n'
-            "--cfg-options \"+model.tta=dict(type='vitdense.test_time.tta.TestTimeAugmentation', "
-            'scales=(0.75, 1.0, 1.25))"',
-        )
+    scales = 'scales=(0.75, 1.0, 1.25)'
+    fix = f'set model.tta = dict(type=TestTimeAugmentation, {scales}) in the config; or\n'
+    fix += f'--cfg-options "+model.tta=dict(type=\'vitdense.test_time.tta.TestTimeAugmentation\', {scales})"'
+    why = 'the config does not say at which scales --tta averages'
+    check(not tta or model.tta is not None, 'model.tta', model.tta, why, fix)
     model.use_tta = tta
 
 

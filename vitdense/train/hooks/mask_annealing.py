@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from torch import nn
 
-from vitdense.errors import ConfigError
+from vitdense.arguments import check
 from vitdense.protocols import MaskedAttentionNetwork
 
 
@@ -54,11 +54,6 @@ class MaskAnnealingHook(Hook):
 
 def _networks(model: nn.Module) -> list[nn.Module]:
     found = [module for module in model.modules() if isinstance(module, MaskedAttentionNetwork)]
-    if not found:
-        raise ConfigError(
-            'no part of the model masks attention',
-            where='custom_hooks: MaskAnnealingHook',
-            why='only EoMT has masked attention to anneal',
-            fix='remove the hook, or use EoMT as network',
-        )
+    why = 'no part of the model masks attention: only EoMT does'
+    check(bool(found), 'custom_hooks', 'MaskAnnealingHook', why, 'remove the hook, or use EoMT as network')
     return found

@@ -42,9 +42,10 @@ def task_gradients(model: DenseModel, *batches: Batch, scale: float = 1.0) -> Ta
     shared = shared_parameters(model)
     gradients: dict[str, Tensor] = {}
     for name in model.branches:
-        gradients[name] = _mean_of_ranks(
-            sum(_gradient(model, name, batch, shared, scale) for batch in batches) / len(batches)
-        )
+        gradients[name] = sum(_gradient(model, name, batch, shared, scale) for batch in batches) / len(batches)
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(gradients[name])
+            gradients[name] /= distributed.get_world_size()
     norms = {name: float(gradient.norm()) for name, gradient in gradients.items()}
     cosines = {
         (one, other): float(gradients[one] @ gradients[other]) / max(norms[one] * norms[other], 1e-30)
@@ -120,10 +121,3 @@ def _flat(grads: tuple[Tensor | None, ...], shared: list[nn.Parameter]) -> Tenso
     """Return all gradients as one float32 vector; what a loss does not reach has zeros."""
     pairs = zip(grads, shared, strict=True)
     return torch.cat([(torch.zeros_like(p) if grad is None else grad).float().flatten() for grad, p in pairs])
-
-
-def _mean_of_ranks(gradient: Tensor) -> Tensor:
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(gradient)
-        gradient /= distributed.get_world_size()
-    return gradient

@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch import nn
 
-from vitdense.errors import ConfigError
+from vitdense.arguments import check
 from vitdense.protocols import FreezableBackbone
 
 logger = logging.getLogger('vitdense')
@@ -39,13 +39,9 @@ class UnfreezeHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         for vit in self._vits(runner):
-            if not any(parameter.requires_grad for parameter in vit.parameters()):
-                raise ConfigError(
-                    'there is nothing to unfreeze',
-                    where='custom_hooks: UnfreezeHook',
-                    why='the backbone is frozen for the whole run: frozen=True',
-                    fix='set model.network.backbone.frozen=False: the hook freezes it at first',
-                )
+            trained = any(parameter.requires_grad for parameter in vit.parameters())
+            why = 'there is nothing to unfreeze: the backbone is frozen for the whole run'
+            check(trained, 'model.network.backbone.frozen', True, why, 'write False: UnfreezeHook freezes it at first')
         late = [step for step in self.steps if step >= runner.max_iters]
         if late:
             logger.warning('UnfreezeHook: the run ends before the steps %s', late)
@@ -67,13 +63,8 @@ class UnfreezeHook(Hook):
 
     def _vits(self, runner: Any) -> list[nn.Module]:
         found = [module for module in runner.network_model.modules() if isinstance(module, FreezableBackbone)]
-        if not found:
-            raise ConfigError(
-                'no part of the model can be unfrozen by layers',
-                where='custom_hooks: UnfreezeHook',
-                why='only a ViT has an order of layers',
-                fix='remove the hook, or use ViT as backbone',
-            )
+        why = 'no part of the model can be unfrozen by layers: only a ViT has an order of them'
+        check(bool(found), 'custom_hooks', 'UnfreezeHook', why, 'remove the hook, or use ViT as backbone')
         return found
 
 
