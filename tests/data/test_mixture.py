@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="(?s)weights.mops.*did you mean 'maps'"):
         three(weights=dict(mops=1, boxes=1, labels=1))
     for weights in (dict(maps=0, boxes=0, labels=0), dict(maps=-1, boxes=1, labels=1), dict(maps=1, boxes=1)):
-        with pytest.raises(ConfigError, match='the weight of'):
+        with pytest.raises(ConfigError, match='Mixture.weights'):
             three(weights=weights)
     with pytest.raises(ConfigError, match='batches'):
         three(batches='homogenous')

@@ -103,7 +103,7 @@ def test_what_cannot_be_shown_is_refused():
         maker.components([image], layers=[3])
     with pytest.raises(ConfigError, match='outside'):
         maker.attention(image, query=(64, 0))
-    with pytest.raises(ConfigError, match='no class token'):
+    with pytest.raises(ConfigError, match='which this ViT does not have'):
         FeatureImages(tiny('vit_base_patch16_siglip_224'), size=64).attention(image)
     with pytest.raises(ConfigError, match='less than a patch'):
         FeatureImages(tiny(), size=8)

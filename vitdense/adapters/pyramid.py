@@ -9,6 +9,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitdense.arguments import check_choice
 from vitdense.layers.blocks import BatchNorm2d
 from vitdense.ops.padding import channels_last, map_extents, zero_padding
 from vitdense.types import Features, LayerRequest
@@ -94,8 +95,7 @@ class LayerPyramid(nn.Module):
     ) -> None:
         super().__init__()
         norms = {'batch': BatchNorm2d, 'layer': LayerNorm2d}
-        if norm not in norms:
-            raise ValueError(f"norm={norm!r} is unknown; use 'batch' or 'layer'")
+        check_choice('LayerPyramid.norm', norm, ('batch', 'layer'))
         if len(layers) != len(SCALES):
             raise ValueError(f'LayerPyramid reads {len(SCALES)} layers, got layers={tuple(layers)}')
         self.layers = tuple(LayerRequest(index, normed) for index in layers)
