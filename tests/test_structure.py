@@ -48,6 +48,7 @@ MAY_IMPORT = {  # folder or file of the package -> the others that it may import
         'backbones', 'checkpoints', 'config', 'convert', 'data', 'export', 'layers', 'model', 'ops', 'test_time',
         'visualize',
     },
+    'serving': {'data', 'inference', 'visualize'},
     'commands': {
         'checkpoints', 'config', 'convert', 'data', 'export', 'inference', 'loading', 'metrics', 'model', 'multihead',
         'ops', 'probing', 'reporting', 'test_time', 'train', 'visualize',

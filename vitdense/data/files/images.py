@@ -65,8 +65,21 @@ def read_levels(
     path: str | Path, *, max_pixels: int = MAX_PIXELS, value_range: tuple[float, float] | None = None
 ) -> DecodedImage:
     """`read_image`, with the largest value of a 16-bit file."""
-    value_range = interval(value_range, 'value_range')
-    source = image_source(path)
+    return _levels(image_source(path), path, max_pixels, interval(value_range, 'value_range'))
+
+
+def decode_image(
+    content: bytes, name: str, *, max_pixels: int = MAX_PIXELS, value_range: tuple[float, float] | None = None
+) -> Tensor:
+    """Return `read_image` of the content of an image file; errors call it `name`."""
+    if not content:
+        raise unreadable(name, 'the file is empty', 'it has 0 bytes', 'send the content of an image file')
+    return _levels(content, name, max_pixels, interval(value_range, 'value_range')).image
+
+
+def _levels(
+    source: bytes | Path, path: str | Path, max_pixels: int, value_range: tuple[float, float] | None
+) -> DecodedImage:
     with opened(path, max_pixels, source=source) as image:
         array, brightest = None, None
         if value_range is None:

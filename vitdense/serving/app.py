@@ -1,0 +1,173 @@
+"""The web application: a page, a JSON endpoint for images and one for videos.
+
+Uploads are decoded in memory by the rules of `read_image`; a video is written to a temporary file of a name of ours. No
+path from a client is opened, and the page loads nothing from elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from vitdense.data.files.images import decode_image
+from vitdense.errors import DataError
+from vitdense.inference.predictor import Predictor
+from vitdense.inference.video import VideoReader
+from vitdense.serving.batching import Batcher, QueueFullError
+from vitdense.serving.responses import ModelRecord, PredictionRecord, describe, record_of
+
+LOWEST = 0.05  # objects of a lower score are never sent
+_BINARY = {'application/octet-stream': {'schema': {'type': 'string', 'format': 'binary'}}}
+UPLOAD = {'requestBody': {'required': True, 'content': _BINARY}}
+POLICY = (
+    "default-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' blob: data:; "
+    'media-src blob:'
+)
+FAULTS: dict[int | str, dict[str, Any]] = {
+    413: {'description': 'too many bytes or pixels'},
+    422: {'description': 'no image or video that can be read'},
+    429: {'description': 'too many images wait'},
+}
+
+
+class Limits(NamedTuple):
+    """What a request may ask for."""
+
+    image_bytes: int = 32 * 2**20
+    video_bytes: int = 256 * 2**20
+    pixels: int = 40_000_000
+    frames: int = 600
+    waiting: int = 64  # images
+
+
+def create_app(
+    predictor: Predictor, *, name: str, limits: Limits | None = None, hosts: Sequence[str] = ('127.0.0.1', 'localhost')
+) -> FastAPI:
+    """Return the application that serves `predictor`; requests to other `hosts` are refused (DNS rebinding)."""
+    limits = limits or Limits()
+    batcher = Batcher(predictor, most_waiting=limits.waiting)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with batcher:
+            yield
+
+    app = FastAPI(
+        title='vitdense', description=f'Predictions of {name}', docs_url=None, redoc_url=None, lifespan=lifespan
+    )
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.add_exception_handler(DataError, _unreadable)
+    app.add_exception_handler(QueueFullError, _busy)
+    app.middleware('http')(_same_origin)
+    _add_pages(
+        app,
+        describe(
+            name,
+            predictor.metainfo,
+            predictor.metainfo['head_fields'],
+            min_score=0.3,
+            max_bytes=limits.image_bytes,
+            max_frames=limits.frames,
+        ),
+    )
+    _add_endpoints(app, batcher, limits)
+    return app
+
+
+def _add_pages(app: FastAPI, model: ModelRecord) -> None:
+    html = resources.files('vitdense.serving').joinpath('page.html').read_text(encoding='utf-8')
+
+    @app.get('/', include_in_schema=False)
+    def page() -> HTMLResponse:
+        return HTMLResponse(html, headers={'Content-Security-Policy': POLICY, 'X-Content-Type-Options': 'nosniff'})
+
+    @app.get('/api/model')
+    def served_model() -> ModelRecord:
+        """Heads and classes of the model."""
+        return model
+
+
+def _add_endpoints(app: FastAPI, batcher: Batcher, limits: Limits) -> None:
+    predictor = batcher.predictor
+
+    @app.post('/api/image', responses=FAULTS, openapi_extra=UPLOAD)
+    async def image(request: Request, min_score: float = Query(LOWEST, ge=LOWEST, le=1)) -> PredictionRecord:
+        """Predictions of the image file that is the body of the request."""
+        content = b''.join([part async for part in _parts(request, limits.image_bytes)])
+        img = await asyncio.to_thread(
+            decode_image, content, 'the image', max_pixels=limits.pixels, value_range=predictor.value_range
+        )
+        return await asyncio.to_thread(record_of, await batcher.predict(img), min_score=min_score)
+
+    @app.post('/api/video', responses=FAULTS, openapi_extra=UPLOAD)
+    async def video(
+        request: Request, min_score: float = Query(0.3, ge=LOWEST, le=1), every: int = Query(1, ge=1)
+    ) -> Response:
+        """Predictions of every n-th frame of the video file that is the body, one JSON object a line (NDJSON)."""
+        with tempfile.NamedTemporaryFile(prefix='vitdense-', delete=False) as file:
+            path = Path(file.name)
+            try:
+                async for part in _parts(request, limits.video_bytes):
+                    await asyncio.to_thread(file.write, part)
+                file.flush()
+                reader = await asyncio.to_thread(VideoReader, path)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+        lines = _frames(reader, path, batcher, limits.frames, every=every, min_score=min_score)
+        return StreamingResponse(lines, media_type='application/x-ndjson')
+
+
+async def _frames(
+    reader: VideoReader, path: Path, batcher: Batcher, most: int, *, every: int, min_score: float
+) -> AsyncIterator[str]:
+    """Yield a line for every n-th frame, at most `most` of them."""
+    try:
+        frames, count = iter(reader), 0
+        while count < most and (frame := await asyncio.to_thread(next, frames, None)) is not None:
+            if frame.index % every:
+                continue
+            count += 1
+            result = await batcher.predict(batcher.predictor.read(frame.image))
+            record = await asyncio.to_thread(record_of, result, min_score=min_score, seconds=round(frame.seconds, 6))
+            yield record.model_dump_json() + '\n'
+    finally:
+        reader.close()
+        path.unlink(missing_ok=True)
+
+
+async def _parts(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """Yield the body of a request. Raises HTTPException 413 once it is larger than `limit` bytes."""
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise HTTPException(413, f'more than {limit:,} bytes')
+        yield part
+
+
+async def _same_origin(request: Request, call_next: Any) -> Response:
+    """Refuse requests that pages of other sites send."""
+    origin = request.headers.get('origin')
+    if origin is not None and origin.partition('://')[2] != request.headers.get('host'):
+        return JSONResponse({'detail': 'requests of other sites are not answered'}, 403)
+    return await call_next(request)
+
+
+async def _unreadable(_: Request, error: Exception) -> Response:
+    assert isinstance(error, DataError)
+    code = 413 if ' Mpx > limit ' in error.message else 422
+    return JSONResponse({'detail': f'{error.message}: {error.why}'}, code)
+
+
+async def _busy(_: Request, error: Exception) -> Response:
+    return JSONResponse({'detail': 'too many images wait'}, 429, {'Retry-After': '1'})
