@@ -15,7 +15,7 @@ TOOLS = {
     'train': 'train a model',
     'test': 'evaluate a checkpoint',
     'demo': 'run a model on images and video',
-    'serve': 'show predictions on a page, and answer requests',
+    'serve': 'show predictions on a page and serve them as JSON',
     'models': 'list published models that can be used by name',
     'merge-heads': 'combine heads that share a backbone',
     'evaluate': 'score saved predictions, without a model',

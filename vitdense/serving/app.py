@@ -159,7 +159,7 @@ async def _same_origin(request: Request, call_next: Any) -> Response:
     """Refuse requests that pages of other sites send."""
     origin = request.headers.get('origin')
     if origin is not None and origin.partition('://')[2] != request.headers.get('host'):
-        return JSONResponse({'detail': 'requests of other sites are not answered'}, 403)
+        return JSONResponse({'detail': 'requests of other sites are refused'}, 403)
     return await call_next(request)
 
 

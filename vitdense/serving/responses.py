@@ -1,4 +1,4 @@
-"""What the server answers: records that OpenAPI describes."""
+"""Responses of the server, as records that OpenAPI describes."""
 
 from __future__ import annotations
 
