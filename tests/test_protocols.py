@@ -45,7 +45,7 @@ def test_a_head_without_forward():
     with pytest.raises(ConfigError, match='HeadWithoutForward has no forward') as caught:
         SharedNetwork(Backbone(), {'sem': branch})
     assert caught.value.where == 'network.branches.sem.head'
-    assert 'FeatureHead of vitdense/protocols.py' in caught.value.why and caught.value.fix.startswith('add forward')
+    assert 'vitdense.protocols.FeatureHead' in caught.value.why and caught.value.fix.startswith('add forward')
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def check_part(part: Any, protocol: type, where: str) -> Any:
         raise ConfigError(
             f'{type(part).__name__} has no {", ".join(missing)}',
             where=where,
-            why=f'{protocol.__name__} of vitdense/protocols.py lists what such a part must have: {", ".join(names)}',
+            why=f'{protocol.__module__}.{protocol.__name__} lists what such a part must have: {", ".join(names)}',
             fix=f'add {missing[0]} to {type(part).__name__}, or use another part',
         )
     return part

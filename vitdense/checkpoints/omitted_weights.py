@@ -29,11 +29,8 @@ def describe_omitted(model: nn.Module) -> dict[str, list[float]]:
         for name in module.omitted_weights
     ]
     state = model.state_dict()
-    return {name: [state[name].double().mean().item(), _std(state[name])] for name in names}
-
-
-def _std(value: Tensor) -> float:
-    return value.double().std(correction=0).item()
+    values = {name: state[name].double() for name in names}
+    return {name: [value.mean().item(), value.std(correction=0).item()] for name, value in values.items()}
 
 
 def needs_pretrained(recipe: Mapping[str, Any], omitted: Mapping[str, Any] | None) -> bool:

@@ -110,7 +110,7 @@ def count_flops(network: nn.Module, size: Size) -> int:
     device = next(network.parameters()).device
     imgs = torch.zeros(1, 3, height, width, device=device)
     # torch counts the attention of GPUs only
-    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *args, **_: sdpa_flop_count(*args[:3])}
     training = network.training
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     counter = FlopCounterMode(display=False, custom_mapping=on_cpu)
@@ -123,11 +123,6 @@ def count_flops(network: nn.Module, size: Size) -> int:
         for parameter in trainable:
             parameter.requires_grad_(True)
     return counter.get_total_flops()
-
-
-def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
-    """Return the operations of attention for shapes (B, heads, N, C)."""
-    return sdpa_flop_count(query, key, value)
 
 
 def _images(folder: Path, size: Size, count: int) -> list[Path]:

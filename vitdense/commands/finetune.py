@@ -31,12 +31,12 @@ from vitdense.commands.test import test
 from vitdense.commands.train import train
 from vitdense.config.load import load_config
 from vitdense.config.run_config import RunConfig
+from vitdense.data.dataset_protocols import ExtentDataset
 from vitdense.data.datasets import build_dataset
 from vitdense.data.formats.labelled_folder import LabelledFolder, read_folder
 from vitdense.device import choose_device
 from vitdense.loading.loaders import close_loaders
 from vitdense.multihead.add_head import choose_start
-from vitdense.protocols import ExtentDataset
 from vitdense.reporting.console import quiet, start_logging
 from vitdense.reporting.next_commands import tool_command
 from vitdense.train.build import make_trainer

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import psutil
 import torch
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitdense.commands.worst_case import worst_batch
@@ -172,7 +171,8 @@ class _Step:
 
     def recomputed(self, number: int) -> Measured | None:
         """Return what it takes with activation checkpointing; None: it ran out, or it cannot recompute anything."""
-        able = [module for module in self.runner.network_model.modules() if _can_recompute(module)]
+        able = [module for module in self.runner.network_model.modules() if isinstance(module, Recomputing)]
+        able = [module for module in able if module.checkpointing is False]
         for module in able:
             module.checkpointing = True
         try:
@@ -192,10 +192,6 @@ class _Step:
             self.runner.network_model.skip_unlabelled = True
         if self.runner.device.type == 'cuda':
             torch.cuda.synchronize(self.runner.device)
-
-
-def _can_recompute(module: nn.Module) -> bool:
-    return isinstance(module, Recomputing) and module.checkpointing is False
 
 
 def memory_now(device: torch.device) -> int:

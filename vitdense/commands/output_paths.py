@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from vitdense.data.dataset_protocols import FilePathsDataset, ImageFileDataset
 from vitdense.data.mixture import Mixture
 from vitdense.errors import ConfigError
 from vitdense.loading.evaluation_sets import datasets_of
-from vitdense.protocols import FilePathsDataset, ImageFileDataset
 from vitdense.types import Meta
 
 logger = logging.getLogger('vitdense')

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitdense.data.dataset_protocols import ExtentDataset, MixedDataset, TransformedDataset
 from vitdense.data.sampling import SeededDataset
 from vitdense.data.transforms.common import Pipeline, RandomCrop, RandomResize, ResizeShortSide, ResizeTo
 from vitdense.data.transforms.detection import LargeScaleJitter, MultiScaleCrop
 from vitdense.data.transforms.evaluation_crop import EvaluationCrop
 from vitdense.data.transforms.geometry import fit
 from vitdense.data.transforms.multi_image import Mosaic
-from vitdense.protocols import ExtentDataset, MixedDataset, TransformedDataset
 from vitdense.types import Batch, Meta, Sample, Target
 
 Size = tuple[int, int]  # (H, W)

@@ -115,7 +115,8 @@ def watched(tree: ast.Module) -> ast.Module:
             return node
 
     def around(statement: ast.stmt) -> Iterator[ast.stmt]:
-        if isinstance(statement, ast.Import | ast.ImportFrom) or _is_docstring(statement):
+        is_docstring = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+        if isinstance(statement, ast.Import | ast.ImportFrom) or is_docstring:
             yield statement
             return
         read = {
@@ -146,10 +147,6 @@ def _containers(value: Any) -> Iterator[Any]:
     if isinstance(value, dict | list | tuple):
         for item in dict.values(value) if isinstance(value, dict) else value:
             yield from _containers(item)
-
-
-def _is_docstring(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 def _call(name: str, *words: str | int, at: ast.stmt) -> ast.stmt:

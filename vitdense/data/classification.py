@@ -77,7 +77,7 @@ class ClassificationDataset:
         if listing:
             lines = [(file, as_text(file.split('/', 1)[0])) for file in listing.files]
         else:
-            lines = _read_lines(root / split)
+            lines = [_split_line(line, f'{root / split} line {number}') for number, line in read_list(root / split)]
         words = {word for _, words in lines for word in self._words(words)}
         names, self._number = read_folder_classes(classes, wordnet, sorted(words, key=_in_order), root=root)
         self.metainfo: dict[str, Any] = {'classes': {'image_label': names}}
@@ -241,11 +241,6 @@ def _walk_folders(folder: Path, follow_links: bool) -> FileListing:
             fix="sort them into folders, one for each class, or list them with their classes: split='train.txt'",
         )
     return listing
-
-
-def _read_lines(path: Path) -> list[tuple[str, str]]:
-    """Return (path, class) of every line of a list. Raises DataError."""
-    return [_split_line(line, f'{path} line {number}') for number, line in read_list(path)]
 
 
 def _split_line(line: str, where: str) -> tuple[str, str]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from vitdense import protocols
+from vitdense.data import dataset_protocols as protocols
 from vitdense.data.class_names import join_metainfo
+from vitdense.data.dataset_protocols import RelabelledDataset
 from vitdense.data.mixture import with_root
-from vitdense.protocols import RelabelledDataset
 from vitdense.registry import build, check_part, takes
 
 

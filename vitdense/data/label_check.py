@@ -91,16 +91,12 @@ class LabelStatistics:
         more = ', ...' if len(self.absent) > SHOWN else ''
         what = f'class {named[0]} is' if len(named) == 1 else f'classes {", ".join(named)}{more} are'
         text = f'{what} in none of the {self.files} label maps checked'
-        everywhere = self._everywhere()
+        everywhere = sorted(n for n, files in self.ignored.items() if files == self.files and not self.colored)
         if everywhere:
             meant = self._label_map()
             text += f', while {", ".join(map(str, everywhere[:SHOWN]))} (ignored) is in all of them'
             text += f'; if that is the class: label_map={meant}' if meant else ''
         return text
-
-    def _everywhere(self) -> list[int]:
-        """The ignored numbers that every file holds."""
-        return [] if self.colored else sorted(n for n, files in self.ignored.items() if files == self.files)
 
     def _ignored_text(self) -> str:
         if self.colored or not self.ignored:

@@ -14,12 +14,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from vitdense import protocols
 from vitdense.arguments import check, check_choice
+from vitdense.data import dataset_protocols as protocols
 from vitdense.data.class_names import join_metainfo
+from vitdense.data.dataset_protocols import CheckableDataset, CountingDataset, RelabelledDataset
 from vitdense.data.sampling import InfiniteSampler, SampleIndex
 from vitdense.errors import did_you_mean
-from vitdense.protocols import CheckableDataset, CountingDataset, RelabelledDataset
 from vitdense.registry import build, check_part, takes
 from vitdense.types import Sample
 

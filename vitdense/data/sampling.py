@@ -18,10 +18,10 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from vitdense.arguments import MAX_BAD_FRACTION, check, within
+from vitdense.data.dataset_protocols import MixedDataset
 from vitdense.data.files.images import UnreadableImage
 from vitdense.data.transforms.random import in_epoch
 from vitdense.errors import DataError
-from vitdense.protocols import MixedDataset
 from vitdense.types import Sample
 
 _MAX_RETRIES = 20

@@ -83,26 +83,11 @@ class SegmentationDataset:
         self.max_pixels = max_pixels
         self.value_range = interval(value_range, 'SegmentationDataset.value_range')
         self.pipeline = Pipeline(transforms)
-        self.table = LabelTable(
-            classes,
-            palette=palette,
-            label_map=label_map,
-            colored=colored_labels,
-            reduce_zero_label=reduce_zero_label,
-            ignore=ignore,
-            root=root,
-            needed=labels is not None,
-        )
+        numbers = dict(label_map=label_map, colored=colored_labels, reduce_zero_label=reduce_zero_label, ignore=ignore)
+        self.table = LabelTable(classes, palette=palette, root=root, needed=labels is not None, **numbers)
         self.metainfo = self.table.metainfo
-        files = _files(
-            self.images,
-            self.labels,
-            image_suffix=image_suffix,
-            label_suffix=label_suffix,
-            split=None if split is None else root / split,
-            follow_links=follow_links,
-            name=self.name,
-        )
+        listed = dict(image_suffix=image_suffix, label_suffix=label_suffix, follow_links=follow_links, name=self.name)
+        files = _files(self.images, self.labels, split=None if split is None else root / split, **listed)
         self.label_statistics: LabelStatistics | None = None  # set by `check`
         rows = part_of(len(files), part, 'SegmentationDataset.part').tolist()
         pairs = list(files.items())
@@ -157,7 +142,8 @@ class SegmentationDataset:
         rows = evenly_spaced(len(self), limit)
         names = self.metainfo['classes']['semantic']
         self.label_statistics = LabelStatistics(names, colored=self.table.colors is not None)
-        warn_about_images(self._image_paths(rows), self.value_range, logger, self.name)
+        paths = (self.images / self._files[row][0] for row in rows)
+        warn_about_images(paths, self.value_range, logger, self.name)
         self._check_rows(rows)
         self.label_statistics.log(logger, self.name, len(self))
         if training and len(self.label_statistics.present) < 2:
@@ -201,9 +187,6 @@ class SegmentationDataset:
                 self._check_rows([row])
             if len(self.label_statistics.present) > 1:
                 return
-
-    def _image_paths(self, rows: Iterable[int]) -> Iterator[Path]:
-        return (self.images / self._files[row][0] for row in rows)
 
     def _read_numbers(self, index: int, size: tuple[int, int]) -> np.ndarray:
         """Return (H, W) numbers of a label file. Raises DataError when it does not have the `size` of its image."""

@@ -11,21 +11,18 @@ from typing import Any
 import numpy as np
 from mmengine.dist import is_main_process
 
-from vitdense.data.files.similar_names import near_match
-from vitdense.errors import DataError
-from vitdense.metrics.average_precision import too_many_objects
-from vitdense.protocols import (
+from vitdense.data.dataset_protocols import (
     AnnotatedDataset,
-    HeadsNetwork,
-    LimitedMetric,
     ListedDataset,
     MixedDataset,
     ObjectDataset,
-    QueryPart,
     SummaryDataset,
-    TopKTask,
     ValueRangeDataset,
 )
+from vitdense.data.files.similar_names import near_match
+from vitdense.errors import DataError
+from vitdense.metrics.average_precision import too_many_objects
+from vitdense.protocols import HeadsNetwork, LimitedMetric, QueryPart, TopKTask
 from vitdense.reporting.next_commands import tool_command
 
 logger = logging.getLogger('vitdense')

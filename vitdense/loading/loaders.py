@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitdense.arguments import MAX_BAD_FRACTION
 from vitdense.data.collate import collate
+from vitdense.data.dataset_protocols import MixedDataset
 from vitdense.data.files.images import UnreadableImage
 from vitdense.data.sampling import EvaluationSampler, InfiniteSampler, SeededDataset
 from vitdense.device import cpu_count
@@ -26,7 +27,6 @@ from vitdense.loading.workers import (
     stop,
     workers_that_fit,
 )
-from vitdense.protocols import MixedDataset
 
 
 def train_loader(

@@ -262,7 +262,8 @@ def in_order(keys: Sequence[Sequence[Key]]) -> list[np.ndarray]:
     """Return for each rank the place of its images in the order of ids. Raises DataError when one occurs twice."""
     together = [key for some in keys for key in some]
     numbers = all(isinstance(name, int) for _, name in together)
-    order = sorted(range(len(together)), key=lambda row: _sortable(together[row], numbers))
+    names = [key if numbers else (key[0], str(key[1])) for key in together]
+    order = sorted(range(len(together)), key=names.__getitem__)
     for one, other in zip(order, order[1:], strict=False):
         if together[one] == together[other]:
             raise DataError(
@@ -274,10 +275,6 @@ def in_order(keys: Sequence[Sequence[Key]]) -> list[np.ndarray]:
     places = np.empty(len(together), np.int64)
     places[order] = np.arange(len(together))
     return np.split(places, np.cumsum([len(some) for some in keys])[:-1])
-
-
-def _sortable(key: Key, numbers: bool) -> Key:
-    return key if numbers else (key[0], str(key[1]))
 
 
 def refuse_non_finite(tables: Iterable[Objects], *, where: str) -> None:

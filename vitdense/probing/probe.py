@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from vitdense.arguments import check
 from vitdense.config.run_config import RunConfig
 from vitdense.data.class_names import check_classes
+from vitdense.data.dataset_protocols import FilePathsDataset
 from vitdense.data.datasets import build_dataset, share_classes
 from vitdense.device import choose_device, choose_precision, torch_threads
 from vitdense.errors import ConfigError
@@ -25,7 +26,7 @@ from vitdense.loading.loaders import num_workers
 from vitdense.probing import classifiers, segment
 from vitdense.probing.extract import FeatureExtractor, check_probeable, choose_branch, with_backbone
 from vitdense.probing.feature_cache import PART, FeatureCache, features_of, files_key, key_of, weights_key
-from vitdense.protocols import FilePathsDataset, HeadMetric
+from vitdense.protocols import HeadMetric
 from vitdense.registry import build, takes
 from vitdense.reporting.console import print_table, progress, start_logging
 from vitdense.storage.atomic import finite, make_folder, write_json
@@ -140,14 +141,12 @@ class _Probe:
         dataset, section = self.data[part], self.sections[part]
         files = files_key(dataset.paths()) if isinstance(dataset, FilePathsDataset) else len(dataset)
         size = 4 * PART if self.extractor.image_level else PART  # maps are large
-        key = key_of(self.model_key, section['dataset'], self._root(), files, size)
+        root = str(Path(self.recipe.get('data_root') or '').resolve())
+        key = key_of(self.model_key, section['dataset'], root, files, size)
         with progress(f'features, {part}', len(dataset)) as on_progress:
             return features_of(
                 dataset, section, self.extractor.read, key=key, seed=self.seed, part=size, on_progress=on_progress
             )
-
-    def _root(self) -> str:
-        return str(Path(self.recipe.get('data_root') or '').resolve())
 
     def _metrics(self) -> list[Any]:
         """Return the config's metrics of this branch, with the class names set."""

@@ -33,10 +33,11 @@ class ReconstructionTask:
         masked = outputs.mask.unflatten(1, outputs.grid)[:, None].float()  # (B, 1, h, w)
         masked = functional.interpolate(masked, scale_factor=cell, mode='nearest')  # (B, 1, H, W)
         rows = zip(imgs, masked, masked_errors(outputs), metas, strict=True)
-        return [
-            Reconstruction(_original_image(img, meta), _original(mask, meta, mode='nearest-exact')[0] > 0.5, error)
-            for img, mask, error, meta in rows
-        ]
+        found = []
+        for img, mask, error, meta in rows:
+            image = (_original(img, meta, mode='bilinear', antialias=True).clamp(0, 1) * 255).round().byte()
+            found.append(Reconstruction(image, _original(mask, meta, mode='nearest-exact')[0] > 0.5, error))
+        return found
 
 
 def masked_errors(outputs: ReconstructionOutputs) -> Tensor:
@@ -50,11 +51,6 @@ def _assembled(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
     patch = round(pixels.shape[2] ** 0.5)
     cells = pixels.unflatten(2, (patch, patch)).unflatten(1, grid)  # (B, h, w, p, p, 3)
     return cells.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)  # (B, 3, h, p, w, p) -> (B, 3, H, W)
-
-
-def _original_image(img: Tensor, meta: Meta) -> Tensor:
-    full = _original(img, meta, mode='bilinear', antialias=True)
-    return (full.clamp(0, 1) * 255).round().byte()
 
 
 def _original(values: Tensor, meta: Meta, **resize: object) -> Tensor:

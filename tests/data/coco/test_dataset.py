@@ -213,7 +213,7 @@ def test_classes_choose_and_number_the_categories(tree):
     assert data[0].target.labels.tolist() == [0] and data[0].target.annotation_ids.tolist() == [2]
     assert data.metainfo['category_ids'] == {'labels': [90]}
     assert tree.open(classes=['dog', 'cat'])[0].target.labels.tolist() == [1, 0]
-    with pytest.raises(ConfigError, match="no category 'dgo'; did you mean 'dog'"):
+    with pytest.raises(ConfigError, match="did you mean 'dog'"):
         tree.open(classes=['dgo'])
 
 
@@ -226,7 +226,7 @@ def test_another_file_is_numbered_by_name(tree):
     assert second.metainfo['category_ids'] == {'labels': [None, 7, 3]}
     second.set_classes(first.metainfo['classes'])
     assert second.metainfo['classes'] == first.metainfo['classes'] and second[0].target.labels.tolist() == [1, 0]
-    with pytest.raises(ConfigError, match="not among those of training, such as 'dog'"):
+    with pytest.raises(ConfigError, match="classes = 'dog'"):
         first.set_classes({'labels': ['cat']})
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from vitdense.arguments import interval
+from vitdense.arguments import check, interval
 from vitdense.data.class_names import read_classes, read_palette
 from vitdense.data.coco.arrays import clip_boxes, is_empty
 from vitdense.data.coco.cache import open_coco
@@ -34,7 +34,7 @@ from vitdense.data.files.similar_names import missing_files
 from vitdense.data.files.splits import part_of
 from vitdense.data.formats.open_labels import open_labels
 from vitdense.data.transforms.common import Pipeline, Transforms
-from vitdense.errors import ConfigError, DataError, did_you_mean
+from vitdense.errors import DataError, did_you_mean, some
 from vitdense.ops.masks import masks_of_runs, runs_of
 from vitdense.types import Meta, Sample, Target
 
@@ -192,14 +192,10 @@ class CocoDetection:
         """
         names = list(classes.get('labels', self._names))
         unknown = [name for name in self._names if name not in names]
-        if unknown:
-            raise ConfigError(
-                f"{len(unknown)} classes are not among those of training, such as '{unknown[0]}'"
-                + did_you_mean(unknown[0], names),
-                where=str(self.path),
-                why=f'there are {len(names)} classes: {", ".join(names[:8])}{", ..." if len(names) > 8 else ""}',
-                fix='use the same category names in both files, or say which to use: classes=[...]',
-            )
+        near = did_you_mean(unknown[0], names) if unknown else ''
+        why = f'they are not among the {len(names)} classes of training, {some(names, 8)}{near}'
+        fix = 'use the same category names in both files, or say which to use: classes=[...]'
+        check(not unknown, f'{self.path}: classes', some(unknown, 3), why, fix)
         self._choose(names, missing=True)
 
     def check(self, limit: int | None = 64, *, training: bool = False) -> int:
@@ -226,13 +222,9 @@ class CocoDetection:
         """Set labels and `metainfo` so that label k is `names[k]`."""
         ids = self._ids
         unknown = [name for name in names if name not in ids and not missing]
-        if unknown:
-            raise ConfigError(
-                f"the file has no category '{unknown[0]}'{did_you_mean(unknown[0], ids)}",
-                where=f'{self.path}, classes',
-                why=f'its categories are {", ".join(list(ids)[:12])}{", ..." if len(ids) > 12 else ""}',
-                fix='choose among them, or leave classes out to take all',
-            )
+        near = did_you_mean(unknown[0], ids) if unknown else ''
+        why = f'the file has no such category; its categories are {some(list(ids), 12)}{near}'
+        check(not unknown, f'{self.path}: classes', some(unknown, 3), why, 'choose among them, or leave classes out')
         numbers = {name: label for label, name in enumerate(names)}
         by_row = zip(self._info.category_ids, self._info.names, strict=True)
         labels = [-1 if number == self._info.root else numbers.get(name, -1) for number, name in by_row]

@@ -128,7 +128,7 @@ def find_files(
         )
     endings = tuple(suffix.lower() for suffix in suffixes)
     names = sorted(walked.files)
-    wanted = {name for name in names if name.lower().endswith(endings) and _has_stem(name, endings)}
+    wanted = {name for name in names for end in endings if name.lower().endswith(end) and len(name) > len(end)}
     listing = FileListing([name for name in names if name in wanted], [name for name in names if name not in wanted])
     if not listing.files:
         others = f'; there are {count_endings(listing.left_out)}' if listing.left_out else ''
@@ -140,11 +140,6 @@ def find_files(
             + ('; label maps are PNG files: JPEG changes their numbers' if 'label' in what else ''),
         )
     return listing
-
-
-def _has_stem(name: str, endings: Sequence[str]) -> bool:
-    """Whether the path is longer than its suffix."""
-    return any(name.lower().endswith(ending) and len(name) > len(ending) for ending in endings)
 
 
 def count_endings(names: Iterable[str]) -> str:

@@ -17,11 +17,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from vitdense.arguments import pair, sides, span, within
+from vitdense.data.dataset_protocols import MixingTransform, SampleSource
 from vitdense.data.files.opening import UnreadableImage
 from vitdense.data.transforms import geometry
 from vitdense.data.transforms.random import bernoulli, integer, uniform
 from vitdense.errors import ConfigError
-from vitdense.protocols import MixingTransform, SampleSource
 from vitdense.registry import build
 from vitdense.types import IGNORE, Sample
 
@@ -80,7 +80,7 @@ class Pipeline:
                 f'{type(step).__name__} has no other images to mix',
                 where='transforms',
                 why='it reads other images of a training set; here is one image alone, or a data set without `read`',
-                fix='use it for training only; vitdense.protocols.SampleSource lists what a data set needs',
+                fix='use it for training only; vitdense.data.dataset_protocols has what a data set needs',
             )
         for attempt in range(MAX_ATTEMPTS):
             try:
