@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         import uvicorn
 
-        from vitdense.serving.app import Limits, create_app
+        from vitdense.serving.app import RequestLimits, create_app
     except ImportError as error:
         from vitdense.errors import ResourceError
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     predictor = load(args.model, batch_size=args.batch, **options)
     hosts = ['127.0.0.1', 'localhost'] if args.host in ('127.0.0.1', 'localhost') else ['*']
     name = '/'.join(Path(args.model).parts[-2:])
-    app = create_app(predictor, name=name, limits=Limits(waiting=args.max_waiting), hosts=hosts)
+    app = create_app(predictor, name=name, limits=RequestLimits(waiting=args.max_waiting), hosts=hosts)
     predictor.warm_up()
     print(f'http://{args.host}:{args.port}', file=sys.stderr)
     uvicorn.run(app, host=args.host, port=args.port, log_level='warning')

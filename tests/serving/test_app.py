@@ -73,7 +73,7 @@ class Painter:
 @contextmanager
 def serving(**limits: Any) -> Iterator[tuple[Any, Painter]]:
     painter = Painter()
-    served = app.create_app(painter, name='a model', limits=app.Limits(**limits), hosts=['testserver'])
+    served = app.create_app(painter, name='a model', limits=app.RequestLimits(**limits), hosts=['testserver'])
     with TestClient(served, raise_server_exceptions=False) as client:
         yield client, painter
 

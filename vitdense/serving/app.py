@@ -39,7 +39,7 @@ FAULTS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class Limits(NamedTuple):
+class RequestLimits(NamedTuple):
     """What a request may ask for."""
 
     image_bytes: int = 32 * 2**20
@@ -50,10 +50,14 @@ class Limits(NamedTuple):
 
 
 def create_app(
-    predictor: Predictor, *, name: str, limits: Limits | None = None, hosts: Sequence[str] = ('127.0.0.1', 'localhost')
+    predictor: Predictor,
+    *,
+    name: str,
+    limits: RequestLimits | None = None,
+    hosts: Sequence[str] = ('127.0.0.1', 'localhost'),
 ) -> FastAPI:
     """Return the application that serves `predictor`; requests to other `hosts` are refused (DNS rebinding)."""
-    limits = limits or Limits()
+    limits = limits or RequestLimits()
     batcher = Batcher(predictor, most_waiting=limits.waiting)
 
     @contextlib.asynccontextmanager
@@ -96,7 +100,7 @@ def _add_pages(app: FastAPI, model: ModelRecord) -> None:
         return model
 
 
-def _add_endpoints(app: FastAPI, batcher: Batcher, limits: Limits) -> None:
+def _add_endpoints(app: FastAPI, batcher: Batcher, limits: RequestLimits) -> None:
     predictor = batcher.predictor
 
     @app.post('/api/image', responses=FAULTS, openapi_extra=UPLOAD)
