@@ -26,7 +26,8 @@ from vitdense.heads.linear import LinearHead
 from vitdense.inference.demo import Demo, Options
 from vitdense.inference.inputs import Input, OutputNames
 from vitdense.inference.predictor import Predictor
-from vitdense.inference.video import VideoReader, VideoWriter
+from vitdense.inference.video import VideoReader
+from vitdense.inference.video_writer import VideoWriter
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.semantic import SemanticTask

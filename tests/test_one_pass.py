@@ -24,7 +24,7 @@ from vitdense.heads.linear import LinearHead
 from vitdense.inference.demo import Demo, Options
 from vitdense.inference.inputs import OutputNames, find_inputs
 from vitdense.inference.predictor import Predictor
-from vitdense.inference.video import VideoWriter
+from vitdense.inference.video_writer import VideoWriter
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.registry import build

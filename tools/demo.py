@@ -11,14 +11,16 @@ Every image or video gets an overlay with a legend under --out; results.json lis
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdense.commands.parser import Parser, positive, run
+from vitdense.commands.parser import Parser, positive, run, seconds
 from vitdense.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +33,12 @@ SHOWN = 40  # rows of the summary
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog='demo.py', description=__doc__)
     add = parser.add_argument
-    add('inputs', nargs='+', metavar='INPUT', help='image, folder, "pattern", video file, or camera number (0)')
+    add(
+        'inputs',
+        nargs='+',
+        metavar='INPUT',
+        help='image, folder, "pattern", video file, camera number (0), or stream address',
+    )
     parser.add_shared('--model', '--accept-licence', '--device')
     add('--config', metavar='C', help='a config file, with --checkpoint')
     add('--checkpoint', metavar='W', help='a checkpoint that was trained with --config')
@@ -70,6 +77,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help='webm plays in browsers and encodes slowly',
     )
     add('--fps', type=float, metavar='F', help='frame rate of written videos (default: that of the source)')
+    add('--every', type=positive, default=1, metavar='N', help='of videos, every N-th frame')
+    add('--start', type=seconds, default=0.0, metavar='T', help='of videos, from this time (90, 1:30 or 1:02:03)')
+    add('--end', type=seconds, metavar='T', help='of videos, up to this time')
+    add('--json', action='store_true', help='print a line of JSON for each image and frame')
     add('--max-frames', type=positive, metavar='N', help='stop a video or camera after N frames')
     add('--max-pixels', type=positive, metavar='N', help='refuse larger images (default: 180,000,000)')
     parser.add_shared('--value-range')
@@ -77,17 +88,30 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     by_config = args.config is not None and args.checkpoint is not None
     if by_config == (args.model is not None) or (args.config is None) != (args.checkpoint is None):
         parser.error('give the model either as --model DIR, or as --config C --checkpoint W')
+    if args.end is not None and args.end <= args.start:
+        parser.error(f'--end {args.end:g} lies before --start {args.start:g}')
     if args.fps is not None and not 0 < args.fps <= 1000:
         parser.error(f'--fps is a frame rate above 0 and at most 1000, got {args.fps:g}')
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Predict as `argv` says; return 0, or the exit code of the first input that was skipped."""
     args = parse(argv)
     if args.show:
         check_display()
+    if not args.json:
+        return predict(args, lambda row: None)
+    lines = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # what is printed for people
+        return predict(args, lambda row: print(json.dumps(row), file=lines, flush=True))
+
+
+def predict(args: argparse.Namespace, on_result: Callable[[dict[str, Any]], None]) -> int:
+    """Run the model on all inputs, and write and print the results."""
     from vitdense.inference.demo import Demo, Options
     from vitdense.inference.inputs import OutputNames, find_inputs
+    from vitdense.inference.video import Selection
     from vitdense.reporting.console import progress, start_logging
     from vitdense.visualize.fonts import VARIABLE, check_font
 
@@ -108,9 +132,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         video_format=f'.{args.video_format}',
         fps=args.fps,
         max_frames=args.max_frames,
+        selection=Selection(args.every, args.start, args.end),
         show=args.show,
     )
-    demo = Demo(load_predictor(args), OutputNames(out, inputs), options)
+    demo = Demo(load_predictor(args), OutputNames(out, inputs), options, on_result=on_result)
     try:
         with progress('predict', len(inputs)) as on_progress:
             demo.run(inputs, on_progress=on_progress)

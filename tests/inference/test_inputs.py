@@ -9,7 +9,7 @@ from PIL import Image
 
 from vitdense.errors import ConfigError
 from vitdense.inference.inputs import Input, OutputNames, find_inputs
-from vitdense.inference.video import VideoWriter
+from vitdense.inference.video_writer import VideoWriter
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from vitdense.errors import ConfigError, DataError, DiskError
-from vitdense.inference.video import DEFAULT_FPS, VideoReader, VideoWriter, count_frames
+from vitdense.inference.video import DEFAULT_FPS, Selection, VideoReader
+from vitdense.inference.video_writer import VideoWriter, count_frames
 
 
 def frames_of(count: int, size: tuple[int, int] = (48, 64)) -> list[np.ndarray]:
@@ -112,7 +113,7 @@ def test_frames_are_made_in_the_writers_thread_and_its_errors_arrive(tmp_path):
 
 
 def test_lost_frames_are_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr('vitdense.inference.video.count_frames', lambda path: 1)
+    monkeypatch.setattr('vitdense.inference.video_writer.count_frames', lambda path: 1)
     with pytest.raises(DiskError, match='2 frames were written, 1 can be read back'):
         write(tmp_path / 'a.mp4', frames_of(2))
 
@@ -254,7 +255,8 @@ def test_up_to_30_damaged_frames_are_skipped(gap, read, skipped):
     assert ('could not be decoded' in reader.report()) == bool(skipped)
 
 
-def test_a_camera_gives_the_newest_frame():
+def test_a_camera_gives_the_newest_frame(monkeypatch):
+    monkeypatch.setattr('vitdense.inference.video.RECONNECT_AFTER', ())
     capture = FakeCapture(frames_of(30), delay=0.005)
     seen = []
     with VideoReader(0, capture=capture) as reader:
@@ -267,6 +269,52 @@ def test_a_camera_gives_the_newest_frame():
     assert times == sorted(times) and times[-1] > 0.1
     brightness = [int(frame.image[0, 0, 0]) for frame in seen]
     assert brightness == sorted(brightness) and brightness[-1] == 10 + 8 * 29
+
+
+def test_every_nth_frame_between_two_times_is_selected():
+    def seen(**selection):
+        selected = Selection(**selection)
+        capture = FakeCapture(frames_of(20), fps=10.0, seconds=[number / 10 for number in range(20)])
+        with VideoReader('a.mp4', capture=capture, selection=selected) as reader:
+            return [round(frame.seconds, 3) for frame in reader], reader.expected
+
+    assert seen(every=8) == ([0, 0.8, 1.6], 3)
+    assert seen(start=0.55, end=1.0) == ([0.6, 0.7, 0.8, 0.9], 4)
+    assert seen(every=3, start=1.5) == ([1.5, 1.8], 2)
+    assert seen(start=5) == ([], 0)
+
+
+def test_times_of_a_container_without_stamps_count_frames_before_the_selection():
+    with VideoReader('a.mp4', capture=FakeCapture(frames_of(12), fps=10.0), selection=Selection(5, 0.1)) as reader:
+        assert [frame.seconds for frame in reader] == pytest.approx([0.1, 0.6, 1.1])
+
+
+def test_an_interrupted_stream_is_opened_again_and_says_so(caplog, monkeypatch):
+    monkeypatch.setattr('vitdense.inference.video.RECONNECT_AFTER', (0.01, 0.01))
+    opened = []
+
+    def capture(source):
+        opened.append(source)
+        frames = {1: frames_of(2), 2: [], 3: frames_of(3)}.get(len(opened), [])
+        return FakeCapture(frames, announced=0, delay=0.03)
+
+    address = 'rtsp://me:secret@camera.example/live?key=1'
+    with VideoReader(address, capture=capture) as reader:
+        assert reader.is_live and reader.name == 'rtsp://camera.example/live'
+        frames = list(reader)
+    assert 1 <= len(frames) <= 5 and set(opened) == {address} and len(opened) == 5
+    assert 'connected again' in caplog.text and 'tried again' in caplog.text and 'secret' not in caplog.text
+
+
+def test_a_stream_that_cannot_be_opened_is_one_sentence_without_the_password():
+    with pytest.raises(DataError, match='no frame can be read') as caught:
+        VideoReader('rtsp://me:secret@camera.example/live', capture=FakeCapture([], announced=0))
+    assert 'secret' not in str(caught.value)
+
+
+def test_a_video_file_at_an_address_is_read_as_a_file():
+    with VideoReader('https://example.org/a.mp4', capture=FakeCapture(frames_of(6), delay=0.01)) as reader:
+        assert not reader.is_live and reader.expected == 6 and len(list(reader)) == 6
 
 
 def test_a_missing_camera_is_one_sentence_with_the_cameras_there_are():

@@ -26,7 +26,8 @@ from vitdense.data.coco.parse import read_coco
 from vitdense.heads.detr.detr import DetrHead
 from vitdense.heads.linear import LinearHead
 from vitdense.inference.predictor import Predictor
-from vitdense.inference.video import VideoReader, VideoWriter, count_frames
+from vitdense.inference.video import VideoReader
+from vitdense.inference.video_writer import VideoWriter, count_frames
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.registry import build
@@ -473,6 +474,21 @@ def test_the_objects_of_images_are_a_coco_file(demo, detector_folder, tmp_path):
     for objects, annotations in zip(listed, (first, second), strict=True):
         assert [each['score'] for each in objects] == pytest.approx([row['score'] for row in annotations], abs=1e-4)
         assert [each['class_id'] for each in objects] == [row['category_id'] for row in annotations]
+
+
+def test_every_second_frame_of_a_part_is_written_at_half_the_rate_and_printed(demo, tmp_path):
+    source = video(tmp_path / 'a.avi', 10)
+    words = ('--every', '2', '--start', '0:00.1', '--end', '0.5', '--json')
+    _, content, printed = demo(source, *words)
+    entry = content['results'][0]
+    fps = entry['fps']
+    wanted = [number / fps for number in range(10) if 0.1 <= number / fps < 0.5][::2]
+    assert [frame['seconds'] for frame in entry['frames']] == pytest.approx(wanted, abs=1e-5)
+    assert entry['output_fps'] == pytest.approx(fps / 2) and count_frames(entry['output']) == len(wanted)
+    lines = [json.loads(line) for line in printed.splitlines() if line.startswith('{')]
+    assert [line['seconds'] for line in lines] == [frame['seconds'] for frame in entry['frames']]
+    assert all(line['file'] == str(source) and 'heads' in line for line in lines)
+    assert printed.index('{') == 0  # other lines are on stderr
 
 
 def test_ten_frames_of_a_real_video(demo, shared):

@@ -9,6 +9,7 @@ import argparse
 import io
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -49,6 +50,14 @@ def count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 0 on')
     return int(text)
+
+
+def seconds(text: str) -> float:
+    """Return the time that an argument is, in seconds: 90, 1:30 or 1:02:03, for `type=` of argparse."""
+    match = re.fullmatch(r'(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)', text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f'{text!r} is no time, such as 90, 1:30 or 1:02:03')
+    return 3600 * int(match[1] or 0) + 60 * int(match[2] or 0) + float(match[3])
 
 
 def rate(text: str) -> float:

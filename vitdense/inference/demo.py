@@ -24,9 +24,11 @@ from vitdense.inference.demo_records import CocoFile, classes_of, mean, write_js
 from vitdense.inference.demo_skips import InputGuard, out_of_memory
 from vitdense.inference.inputs import Input, OutputNames
 from vitdense.inference.predictor import Predictor
+from vitdense.inference.prefetch import ahead, groups
 from vitdense.inference.result import Result
-from vitdense.inference.video import Frame, VideoReader, VideoWriter
+from vitdense.inference.video import Frame, Selection, VideoReader
 from vitdense.inference.video_files import is_video
+from vitdense.inference.video_writer import VideoWriter
 from vitdense.types import SemanticMap
 from vitdense.visualize.image_files import write_image
 from vitdense.visualize.score_thresholds import MinScore
@@ -34,6 +36,7 @@ from vitdense.visualize.score_thresholds import MinScore
 logger = logging.getLogger('vitdense')
 
 AHEAD = 4  # images that are read ahead of, and written behind, the forward pass
+KEPT = 100_000  # frames of a video that results.json lists, the newest
 LARGE = 40_000_000  # pixels; such an image in one forward pass needs very much memory
 
 
@@ -50,6 +53,7 @@ class Options(NamedTuple):
     video_format: str = '.mp4'
     fps: float | None = None  # of the written video; None: that of the source
     max_frames: int | None = None
+    selection: Selection = Selection()  # of the frames of videos
     show: bool = False  # in a window
 
 
@@ -62,7 +66,15 @@ class Demo:
     the network.
     """
 
-    def __init__(self, predictor: Predictor, names: OutputNames, options: Options | None = None) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        names: OutputNames,
+        options: Options | None = None,
+        *,
+        on_result: Callable[[dict[str, Any]], None] = lambda row: None,
+    ) -> None:
+        self.on_result = on_result
         self.predictor = predictor
         self.names = names
         self.options = options or Options()
@@ -88,7 +100,7 @@ class Demo:
         start = time.perf_counter()
         self._guard.only = len(inputs) == 1
         images = [item for item in inputs if item.kind == 'image']
-        self._videos = [item for item in inputs if item.kind in ('video', 'camera')]
+        self._videos = [item for item in inputs if item.kind in ('video', 'camera', 'stream')]
         try:
             for item in inputs:
                 if item.error is not None:
@@ -132,8 +144,8 @@ class Demo:
     def _images(self, items: Sequence[Input], on_progress: Callable[[int, int], None]) -> None:
         pending: deque[tuple[Input, Future]] = deque()
         with ThreadPoolExecutor(1, 'read') as reading, ThreadPoolExecutor(1, 'write') as writing:
-            loaded = self._loaded(_ahead(items, partial(reading.submit, self._load), AHEAD + self.options.batch))
-            for group in _groups(loaded, self.options.batch):
+            loaded = self._loaded(ahead(items, partial(reading.submit, self._load), AHEAD + self.options.batch))
+            for group in groups(loaded, self.options.batch):
                 for (item, _, seconds), result in zip(group, self._predict(group), strict=True):
                     if result is not None:
                         result = replace(result, path=str(item.source), times={**result.times, 'load': seconds})
@@ -217,6 +229,7 @@ class Demo:
             return
         entry, image, objects = noted
         self.entries.append(entry)
+        self.on_result({key: entry[key] for key in ('file', 'size', 'heads', 'objects') if key in entry})
         self.coco.add(entry['file'], entry['size'], objects)
         self.count += 1
         self.stages.update({stage: value / 1000 for stage, value in entry['ms'].items()})
@@ -227,32 +240,35 @@ class Demo:
     # -------------------------------------------------------------------------------------------------- videos
 
     def _video(self, item: Input, on_progress: Callable[[int, int], None]) -> None:
-        frames: list[dict[str, Any]] = []
-        interrupted = False
+        frames: deque[dict[str, Any]] = deque(maxlen=KEPT)
+        done, interrupted = 0, False
         start = time.perf_counter()
-        with VideoReader(item.source) as reader, contextlib.ExitStack() as stack:
+        with VideoReader(item.source, selection=self.options.selection) as reader, contextlib.ExitStack() as stack:
             writer = None
             try:
                 for frame, result in self._results(reader):
-                    frames.append({'seconds': round(frame.seconds, 6)} | self._summary(result))
+                    row = self._scored(result).to_dict() | {'file': item.file, 'seconds': round(frame.seconds, 6)}
+                    frames.append(row['heads'] | {key: row[key] for key in ('seconds', 'objects') if key in row})
+                    done = frame.index + 1
+                    self.on_result(row)
                     if self.options.save_video and writer is None:
                         writer = stack.enter_context(self._writer(item, reader, result))
                     if writer is not None:
                         writer.write(partial(self._draw_timed, result))
                     if self.options.show:
                         self._show(self._draw(result), item.name, wait=1)
-                    on_progress(len(frames), reader.announced if len(frames) <= reader.announced else 0)
+                    on_progress(done, reader.expected if done <= reader.expected else 0)
                     if self._stopped:
                         break
             except KeyboardInterrupt:
                 interrupted = True  # the frames so far are kept
-        self._note_video(item, reader, frames, writer, time.perf_counter() - start)
-        if interrupted and not reader.is_camera:
-            raise KeyboardInterrupt  # of a camera it is the way to stop
+        self._note_video(item, reader, frames, done, writer, time.perf_counter() - start)
+        if interrupted and not reader.is_live:
+            raise KeyboardInterrupt  # of a live source it is the way to stop
 
     def _results(self, reader: VideoReader) -> Iterator[tuple[Frame, Result]]:
-        batch = 1 if reader.is_camera else self.options.batch
-        for group in _groups(self._timed(itertools.islice(reader, self.options.max_frames)), batch):
+        batch = 1 if reader.is_live else self.options.batch
+        for group in groups(self._timed(itertools.islice(reader, self.options.max_frames)), batch):
             results = self.predictor([frame.image for frame in group])
             for result in results:
                 self.stages.update({stage: seconds for stage, seconds in result.times.items() if stage != 'load'})
@@ -261,7 +277,9 @@ class Demo:
 
     def _writer(self, item: Input, reader: VideoReader, first: Result) -> VideoWriter:
         path = self.names.name(item, self.options.video_format)
-        return VideoWriter(path, self._draw(first).shape[:2], self.options.fps or reader.fps)
+        return VideoWriter(
+            path, self._draw(first).shape[:2], self.options.fps or reader.fps / self.options.selection.every
+        )
 
     def _timed(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         """Yield frames; the time spent waiting for them counts as loading."""
@@ -284,32 +302,29 @@ class Demo:
         self,
         item: Input,
         reader: VideoReader,
-        frames: list[dict[str, Any]],
+        frames: Sequence[dict[str, Any]],
+        done: int,
         writer: VideoWriter | None,
         seconds: float,
     ) -> None:
-        self.count += len(frames)
+        self.count += done
         entry = {
-            'file': str(item.source),
+            'file': item.file,
             'kind': item.kind,
             'output': None if writer is None else str(writer.path),
             'size': list(reader.size),
             'fps': reader.fps,
             **({} if writer is None else {'output_fps': writer.fps}),
             'announced': reader.announced,
-            'read': len(frames),
+            'read': done,
             'undecodable': reader.skipped,
             'heads': mean(frames),
-            'ms': {'all': round(1000 * seconds / max(1, len(frames)), 2)},
-            'frames': frames,
+            'ms': {'all': round(1000 * seconds / max(1, done), 2)},
+            'frames': list(frames),
         }
         self.entries.append(entry)
-        if reader.announced != len(frames) and self.options.max_frames is None and not reader.is_camera:
+        if reader.expected != done and self.options.max_frames is None and not reader.is_live:
             logger.warning('%s: %s', reader.name, reader.report())
-
-    def _summary(self, result: Result) -> dict[str, Any]:
-        row = self._scored(result).to_dict()
-        return row['heads'] | {key: row[key] for key in ('objects',) if key in row}
 
     def _scored(self, result: Result) -> Result:
         return replace(result, min_score=self.options.min_score)
@@ -325,19 +340,3 @@ class Demo:
         cv2.setWindowTitle('vitdense', title)
         if cv2.waitKey(wait) & 0xFF in (ord('q'), 27):
             self._stopped = True
-
-
-def _ahead(items: Iterable[Input], submit: Callable[[Input], Future], count: int) -> Iterator[tuple[Input, Future]]:
-    """Yield `(item, future)` in order, with `count` items submitted ahead of the one that is waited for."""
-    pending: deque[tuple[Input, Future]] = deque()
-    for item in items:
-        pending.append((item, submit(item)))
-        if len(pending) > count:
-            yield pending.popleft()
-    yield from pending
-
-
-def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    items = iter(items)
-    while group := list(itertools.islice(items, size)):
-        yield group

@@ -1,4 +1,4 @@
-"""Inputs of a command line (images, folders, globs, videos, cameras), and names of output files."""
+"""Inputs of a command line (images, folders, globs, videos, cameras, streams), and names of output files."""
 
 from __future__ import annotations
 
@@ -14,37 +14,42 @@ from typing import Literal, NamedTuple
 from vitdense.data.files.listing import walk
 from vitdense.data.files.opening import IMAGE_SUFFIXES, begins_like_image
 from vitdense.errors import ConfigError
-from vitdense.inference.video_files import VIDEO_SUFFIXES, is_video, opens_as_video
+from vitdense.inference.video_files import VIDEO_SUFFIXES, is_address, is_video, opens_as_video, source_name
 
 logger = logging.getLogger('vitdense')
 
 
 class Input(NamedTuple):
-    """An image, video or camera."""
+    """An image, video, camera or stream."""
 
-    kind: Literal['image', 'video', 'camera', 'unusable']
-    source: Path | int  # a file, or the number of a camera
+    kind: Literal['image', 'video', 'camera', 'stream', 'unusable']
+    source: Path | int | str  # a file, the number of a camera, or the address of a stream
     relative: Path = Path()  # the file below the folder or pattern that led to it; of a file its name
     error: ConfigError | None = None  # why it is unusable
 
     @property
     def name(self) -> str:
-        return f'camera {self.source}' if self.kind == 'camera' else self.source.name
+        return source_name(self.source)
+
+    @property
+    def file(self) -> str:
+        """The path, or the name of a camera or stream."""
+        return str(self.source) if isinstance(self.source, Path) else self.name
 
 
 def find_inputs(words: Sequence[str], *, outside: Path | None = None) -> list[Input]:
     """Return the inputs that `words` name, each once, folders sorted and with their subfolders.
 
-    A word is a file, a folder, a pattern (`*`, `?`, `[...]`, `**`), or the number of a camera. Images and videos are
-    recognised by suffix, and files of other suffixes by content; other files of folders and patterns are left out and
-    listed in the log. Nothing is taken from inside the folder `outside` (for outputs), unless the word
-    itself leads there. A word that names nothing is an 'unusable' input; ConfigError is raised where no word names
-    anything.
+    A word is a file, a folder, a pattern (`*`, `?`, `[...]`, `**`), the number of a camera, or the address of a stream.
+    Images and videos are recognised by suffix, and files of other suffixes by content; other files of folders and
+    patterns are left out and listed in the log. Nothing is taken from inside the folder `outside` (for outputs), unless
+    the word itself leads there. A word that names nothing is an 'unusable' input; ConfigError is raised where no word
+    names anything.
     """
     inputs: dict[object, Input] = {}
     for word in words:
         for item in list(_named_by(word, outside)) or [_unusable(word)]:
-            inputs.setdefault(item.source if item.kind == 'camera' else item.source.resolve(), item)
+            inputs.setdefault(item.source.resolve() if isinstance(item.source, Path) else item.source, item)
     items = list(inputs.values())
     if all(item.kind == 'unusable' for item in items):
         raise items[0].error
@@ -52,6 +57,9 @@ def find_inputs(words: Sequence[str], *, outside: Path | None = None) -> list[In
 
 
 def _named_by(word: str, outside: Path | None) -> Iterator[Input]:
+    if is_address(word):
+        yield Input('stream', word)
+        return
     path, camera = Path(word), re.fullmatch(r'(?:/dev/video)?([0-9]+)', word)
     if path.is_dir():
         files = [path / name for name in walk(path, follow_links=True, on_error=_warn_unreadable).files]
@@ -153,7 +161,7 @@ class OutputNames:
 
     def name(self, item: Input, suffix: str, *, tag: str = '') -> Path:
         """Return a free path for `item` that ends in `tag` and `suffix`; every call takes a new one."""
-        original = item.source.resolve() if isinstance(item.source, Path) else Path(f'camera{item.source}')
+        original = item.source.resolve() if isinstance(item.source, Path) else Path(_plain(item.name))
         place = self.folder / self._places.get(original, Path())
         stems = [original.stem + tag, original.name.replace('.', '_') + tag, original.stem + tag + '_overlay']
         stems += [f'{stems[-1]}_{number}' for number in range(2, 1000)]
@@ -168,6 +176,11 @@ class OutputNames:
             why='a thousand files of this name were written',
             fix='choose another folder with --out',
         )
+
+
+def _plain(name: str) -> str:
+    """Return a name of a camera or stream as that of a file."""
+    return re.sub(r'[^\w-]+', '_', name.replace('camera ', 'camera')).strip('_')
 
 
 def _same(path: Path) -> str:

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import cv2
 
 from vitdense.errors import DataError
 
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mkv', '.mov', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv', '.ts')
+STREAMS = ('rtsp', 'rtsps', 'rtmp', 'http', 'https', 'udp', 'tcp', 'srt')
 SLOWEST, FASTEST = Fraction(2, 1000), Fraction(1000)  # OpenCV writes nothing slower; AVI loses frames above
 MPEG4_CLOCK = 65535  # largest numerator of a frame rate: MPEG-4 counts time in 16 bits (ISO/IEC 14496-2, 6.3.3)
 
@@ -31,6 +33,21 @@ _BEGINNINGS = (
     b'.RMF',
     b'\x06\x0e\x2b\x34',  # MXF
 )
+
+
+def is_address(source: object) -> bool:
+    """Whether a source is the address of a stream."""
+    return isinstance(source, str) and urlsplit(source).scheme in STREAMS
+
+
+def source_name(source: str | Path | int) -> str:
+    """Return how messages and results call a source: of an address without user and password."""
+    if isinstance(source, int):
+        return f'camera {source}'
+    if not is_address(source):
+        return Path(source).name
+    parts = urlsplit(source)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition('@')[2], query='', fragment=''))
 
 
 def is_video(path: Path) -> bool:
