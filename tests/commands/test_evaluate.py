@@ -201,7 +201,7 @@ def test_folders_that_cannot_be_scored_are_errors(folders):
         score(predicted='from_one')
     with pytest.raises(DataError, match=r'labels \[255\]'):
         score(ignore=7)
-    with pytest.raises(ConfigError, match='2 names for 3 classes'):
+    with pytest.raises(ConfigError, match='--classes has 2 names'):
         (folders / 'names.txt').write_text('a\nb\n')
         score(classes=folders / 'names.txt')
     Image.new('L', (20, 30)).save(folders / 'predicted/2.png')

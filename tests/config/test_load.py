@@ -136,7 +136,7 @@ def test_options_set_what_exists():
         ('model.depth=4', "did you mean 'model.vit.timm_args.depth'"),
         ('vit.timm_args.depth=4', "did you mean 'model.vit.timm_args.depth'"),
         ('epochs=3', 'it is set by schedule.max_epochs=N'),
-        ('seed', 'is not K=V'),
+        ('seed', 'an option is K=V'),
     ],
 )
 def test_options_that_name_nothing_are_refused(option, message):

@@ -160,7 +160,7 @@ def test_two_ranks_add_the_same_head_and_leave_the_old_ones_alone(home, tmp_path
     [
         ('classify.py', 'clz', 'sem', "no branch 'clz'; did you mean 'cls'"),
         ('classify.py', 'cls', None, 'nothing says which trained model'),
-        ('segment.py', 'sem', 'sem', "has a head 'sem' already"),
+        ('segment.py', 'sem', 'sem', "name = 'sem'"),
     ],
 )
 def test_what_cannot_be_added(home, config, name, weights, message):

@@ -156,7 +156,7 @@ def test_a_grid_that_does_not_fit_the_cells_is_refused():
     def network(imgs, valid):
         return {'sem': PixelOutputs(torch.zeros(len(imgs), 3, 7, 7), tuple(imgs.shape[-2:]))}
 
-    with pytest.raises(ConfigError, match='no whole number of cells'):
+    with pytest.raises(ConfigError, match='between cells of'):
         Tiler(32, 16, accumulate='logits', divisor=8)(network, torch.zeros(1, 3, 64, 64))
 
 

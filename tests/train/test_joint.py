@@ -224,7 +224,7 @@ def test_two_sets_of_one_head_keep_their_scores_apart(joint, tmp_path):
 
 def test_what_does_not_fit_is_refused_at_the_start(joint, tmp_path):
     for options, message in (
-        (('checkpoint.best=("sem/mIoU", "det/AQ")',), "no metric 'det/AQ'"),
+        (('checkpoint.best=("sem/mIoU", "det/AQ")',), "= 'det/AQ'"),
         (('+val_evaluator.more=[]',), 'val_evaluator does not fit'),
         (('val_evaluator=[]',), 'val_evaluator does not fit'),
         (('+val_dataloader.maps.batchsize=2',), "unknown key 'val_dataloader.maps.batchsize'"),

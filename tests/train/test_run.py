@@ -105,8 +105,8 @@ def test_neither_images_nor_trackers_stop_a_run(trainer, monkeypatch):
 def test_unknown_names_are_refused_at_the_start(trainer):
     for option, message in (
         ('checkpoint.best=sem/mIuO', None),
-        ('checkpoint.best=seg/mIoU', "no metric 'seg/mIoU'"),
-        ("early_stopping={'monitor': 'sme/mIoU'}", "no metric 'sme/mIoU'"),
+        ('checkpoint.best=seg/mIoU', "= 'seg/mIoU'"),
+        ("early_stopping={'monitor': 'sme/mIoU'}", "= 'sme/mIoU'"),
         ("loggers=('tensorbord',)", "did you mean 'tensorboard'"),
         ('optim_wrapper.clip_grad.max_norm=-1', 'clip_grad'),
     ):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitdense.arguments import check
 from vitdense.commands.coco_records import number, refuse_unknown_sizes, targets_of
 from vitdense.commands.coco_results import read_results
 from vitdense.data.class_names import read_classes
@@ -118,13 +119,8 @@ def evaluate_semantic(
     names = [f'class {index}' for index in range(num_classes)]
     if classes is not None:
         names = list(read_classes(classes).values())
-    if len(names) != num_classes:
-        raise ConfigError(
-            f'{len(names)} names for {num_classes} classes',
-            where='--classes, --num-classes',
-            why='every class has one name',
-            fix='give as many names as classes, or leave the names out',
-        )
+    fix = 'give as many names as classes, or leave the names out'
+    check(len(names) == num_classes, '--num-classes', num_classes, f'--classes has {len(names)} names', fix)
     table = None
     if label_map is not None:
         kept = None if ignore in label_map else ignore

@@ -21,6 +21,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.config import utils as mmengine_config
 from mmengine.config.lazy import LazyAttr, LazyObject
 
+from vitdense.arguments import check
 from vitdense.config.sections import FOLLOWS, Sections, copied, watched
 from vitdense.errors import ConfigError, VitDenseError, did_you_mean
 
@@ -56,13 +57,7 @@ def shipped_config(path: str | Path) -> Path | None:
 
 def read_config(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     """Run the config file and return its top-level names as plain data; `keys` are those that are sections."""
-    if path.suffix != '.py':
-        raise ConfigError(
-            f"'{path.name}' is not a Python file",
-            where=str(path),
-            why='configs are Python files',
-            fix='give a .py config; see configs/ for examples',
-        )
+    check(path.suffix == '.py', 'config', str(path), 'configs are Python files', 'give a .py config, as in configs/')
     files: list[str] = []
     try:
         with _lazily():

@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from vitdense.arguments import check
 from vitdense.config.option_names import config_key
 from vitdense.errors import ConfigError, did_you_mean
 from vitdense.registry import resolve
@@ -26,13 +27,9 @@ def apply_options(content: dict[str, Any], options: Sequence[str]) -> dict[str, 
     spelt = {}
     for option in options:
         key, equals, text = option.partition('=')
-        if not equals or not key.strip('+'):
-            raise ConfigError(
-                f"'{option}' is not K=V",
-                where='--cfg-options',
-                why='an option is a key, an equals sign and a value, without spaces around it',
-                fix="write for example --cfg-options schedule.max_iters=100 'schedule.milestones=(60, 80)'",
-            )
+        why = 'an option is K=V, a key, an equals sign and a value, without spaces around it'
+        fix = "write for example --cfg-options schedule.max_iters=100 'schedule.milestones=(60, 80)'"
+        check(bool(equals and key.strip('+')), '--cfg-options', option, why, fix)
         added = key.startswith('+')
         path = key.removeprefix('+').split('.')
         _set(content, path, parse_value(text), option=option, added=added, root=content)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from vitdense.arguments import interval
+from vitdense.arguments import check, interval
 from vitdense.data.files.bit_depth import stretch
 from vitdense.data.files.images import from_pil, read_image
 from vitdense.data.files.opening import MAX_PIXELS
 from vitdense.data.transforms.common import Pipeline
 from vitdense.device import choose_precision, read_device
-from vitdense.errors import ConfigError, DataError
+from vitdense.errors import DataError
 from vitdense.inference.calibration import calibrate, calibrated_metainfo
 from vitdense.inference.options import (
     device_name,
@@ -282,13 +282,8 @@ def _no_image(what: str, wanted: str) -> DataError:
 
 
 def _tiler(tile: int, batch_size: int, divisor: int) -> Tiler:
-    if tile < 2 * divisor:
-        raise ConfigError(
-            f'windows of {tile} pixels are too small',
-            where='tile',
-            why=f'the network has patches of {divisor} pixels',
-            fix='give a side near the size of its training images, such as tile=512',
-        )
+    fix = 'give a side near the size of its training images, such as tile=512'
+    check(tile >= 2 * divisor, 'tile', tile, f'windows are too small for patches of {divisor} pixels', fix)
     return Tiler(tile, max(tile * 2 // 3, 1), batch=batch_size, accumulate='labels', even=True, divisor=divisor)
 
 

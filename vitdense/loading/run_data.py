@@ -7,12 +7,12 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from vitdense.arguments import check
 from vitdense.config.load import named_sections
 from vitdense.config.run_config import RunConfig
 from vitdense.data.class_names import check_classes
 from vitdense.data.datasets import build_dataset, share_classes
 from vitdense.data.mixture import check_labels
-from vitdense.errors import ConfigError
 from vitdense.loading.data_checks import (
     compare_ranges,
     log_data,
@@ -24,14 +24,14 @@ from vitdense.loading.loaders import max_bad_fraction
 def required_sections(cfg: RunConfig, *names: str) -> dict[str, dict[str, Any]]:
     """Return copies of loader sections. Raises ConfigError when the first is missing."""
     for name in ('model', names[0]):
-        if not cfg.get(name):
-            raise ConfigError(
-                f'the config has no {name}',
-                where=str(cfg.filename),
-                why='there is nothing to run without it',
-                fix=f'add {name} = dict(...); configs/quickstart/shapes.py shows one',
-            )
+        check_section(cfg, name)
     return {name: dict(cfg[name]) for name in names if cfg.get(name)}
+
+
+def check_section(cfg: RunConfig, name: str) -> None:
+    """Raise ConfigError where the config lacks a section."""
+    why = f'{cfg.filename} does not give it, and there is nothing to run without it'
+    check(bool(cfg.get(name)), name, None, why, f'add {name} = dict(...); configs/quickstart/shapes.py shows one')
 
 
 def training_data(cfg: RunConfig, sections: Mapping[str, Any]) -> tuple[Dataset, dict[str, Dataset]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitdense.arguments import check
 from vitdense.checkpoints.head_files import (
     check_backbone,
     extract_head,
@@ -74,20 +75,12 @@ def with_branch(
     Raises ConfigError when the network has no branches, or has one of that name.
     """
     network = recipe['network']
-    if not network.get('branches'):
-        raise ConfigError(
-            'the trained model takes no further heads',
-            where=where,
-            why=f'{network.get("type")} has no branches: its head is not apart from its backbone',
-            fix='give a model whose network is a SharedNetwork',
-        )
-    if name in network['branches']:
-        raise ConfigError(
-            f"the trained model has a head '{name}' already",
-            where=where,
-            why=f'its heads are: {", ".join(network["branches"])}',
-            fix='give the new head another name; to train the old one on, use --weights without --add-head',
-        )
+    why = 'the trained model takes no further heads: its head is not apart from its backbone'
+    fix = 'give a model whose network is a SharedNetwork'
+    check(bool(network.get('branches')), f'{where}: network', network.get('type'), why, fix)
+    why = f'the trained model has this head already; its heads are: {", ".join(network["branches"])}'
+    fix = 'give the new head another name; to train the old one on, use --weights without --add-head'
+    check(name not in network['branches'], f'{where}: name', name, why, fix)
     lasting = {key: recipe[key] for key in INFERENCE_KEYS if key in recipe}
     branches = {**network['branches'], name: branch}
     return {

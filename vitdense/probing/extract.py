@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitdense.arguments import check
 from vitdense.errors import ConfigError, did_you_mean
 from vitdense.heads.classify import ClassHead
 from vitdense.heads.linear import LinearHead
@@ -56,13 +57,9 @@ class FeatureExtractor:
 
     def _record(self, values: Tensor, target: Any, input_size: tuple[int, int], size: tuple[int, int]) -> ImageFeatures:
         target = target.value_of(self.task.field)
-        if target is None or (self.image_level and target.ndim):
-            raise ConfigError(
-                'an image without one label' if self.image_level else 'an image without a label map',
-                where=f'{self.task.field} of the data set',
-                why='a probe is trained on one class for each image (or pixel)',
-                fix='probe with labelled images of one class each',
-            )
+        holds = target is not None and not (self.image_level and target.ndim)
+        why = f'a probe is trained on one class for each {"image" if self.image_level else "pixel"}'
+        check(holds, self.task.field, target, why, 'probe with labelled images of one class each')
         if self.image_level:
             return ImageFeatures(values, target.long(), (1, 1), input_size, size)
         grid = tuple(values.shape[-2:])
@@ -110,13 +107,9 @@ def check_probeable(model: DenseModel, name: str) -> None:
     trained = 'the adapter' if next(network.adapters[name].parameters(), None) is not None else ''
     if isinstance(head, ClassHead) and head.pool == 'attention':
         trained = "the pooling (pool='attention')"
-    if trained:
-        raise ConfigError(
-            f'{trained} of this config has weights of its own',
-            where=f'model.network.branches.{name}',
-            why='features are probed as the backbone returns them; untrained weights behind it would distort them',
-            fix="use adapter=dict(type=PlainMaps), and pool='token', 'average' or 'both' in a ClassHead",
-        )
+    why = f'{trained} has weights of its own, and features are probed as the backbone returns them'
+    fix = "use adapter=dict(type=PlainMaps), and pool='token', 'average' or 'both' in a ClassHead"
+    check(not trained, 'model.network.branches', name, why, fix)
 
 
 def with_backbone(
@@ -128,13 +121,8 @@ def with_backbone(
     labelled = [(_label(recipe.get('name', 'backbone'), file), {**recipe, 'pretrained': file}) for file in weights]
     for backbone in backbones:
         name, _, file = backbone.partition('=')
-        if not name:
-            raise ConfigError(
-                f"'{backbone}' names no backbone",
-                where='--backbones',
-                why="a backbone is timm's name, or NAME=FILE with weights of one's own",
-                fix='write --backbones vit_tiny_patch16_224=WEIGHTS.safetensors',
-            )
+        why = "a backbone is timm's name, or NAME=FILE with weights of one's own"
+        check(bool(name), '--backbones', backbone, why, 'write --backbones vit_tiny_patch16_224=WEIGHTS.safetensors')
         kept = {key: value for key, value in recipe.items() if key not in WEIGHT_ARGUMENTS}
         labelled.append((_label(name, file or True), {**kept, 'name': name, 'pretrained': file or True}))
     return labelled

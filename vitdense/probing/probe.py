@@ -214,13 +214,9 @@ def probe_data(sections: Mapping[str, Mapping[str, Any]], *, root: str | None) -
     `sections`. Raises ConfigError for a data set without transforms of its own, and for classes that differ.
     """
     for part, section in sections.items():
-        if not takes(section['dataset'], 'transforms'):
-            raise ConfigError(
-                'the data set has no transforms of its own',
-                where=f'{part}_dataloader.dataset',
-                why='a probe reads the training images with the transforms of the test images',
-                fix='probe with a config of one data set that says transforms=[...]',
-            )
+        why = 'it has no transforms of its own, and a probe reads training images with those of the test images'
+        fix = 'probe with a config of one data set that says transforms=[...]'
+        check(takes(section['dataset'], 'transforms'), f'{part}_dataloader.dataset', section['dataset'], why, fix)
     sections['train']['dataset']['transforms'] = sections['test']['dataset'].get('transforms', ())
     datasets = {part: build_dataset(section['dataset'], root=root) for part, section in sections.items()}
     share_classes(datasets['test'], datasets['train'].metainfo)

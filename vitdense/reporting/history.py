@@ -16,8 +16,9 @@ import torch
 from mmengine.dist import is_main_process
 from torch import Tensor
 
+from vitdense.arguments import check
 from vitdense.checkpoints.run import read_best
-from vitdense.errors import ConfigError, did_you_mean
+from vitdense.errors import did_you_mean
 from vitdense.protocols import ScoreNames
 from vitdense.storage.atomic import disk_problem, finite, json_text, try_write_text
 
@@ -221,13 +222,8 @@ def mean_of(names: Sequence[str], metrics: Mapping[str, Any]) -> float | None:
 
 def check_metric(key: str, metrics: Mapping[str, Any], *, where: str) -> None:
     """Raise ConfigError when validation gave metrics, but not `key`."""
-    if metrics and key not in metrics:
-        raise ConfigError(
-            f"there is no metric '{key}'{did_you_mean(key, metrics)}",
-            where=where,
-            why=f'validation gives {", ".join(metrics)}',
-            fix=f"set {where} to one of them, such as '{next(iter(metrics))}'",
-        )
+    why = f'there is no such metric; validation gives {", ".join(metrics)}{did_you_mean(key, metrics)}'
+    check(not metrics or key in metrics, where, key, why, f"write one of them, such as '{next(iter(metrics), '')}'")
 
 
 def _names(metric: Any) -> Sequence[str]:
@@ -243,10 +239,6 @@ def check_metric_early(names: str | Sequence[str] | None, metrics: Sequence[Any]
     for key in metric_names(names) if metrics else ():
         prefix, _, name = key.rpartition('/')
         owners = [metric for metric in metrics if metric.prefix == prefix]
-        if not owners or not any(name in (_names(metric) or (name,)) for metric in owners):
-            raise ConfigError(
-                f"there is no metric '{key}'{did_you_mean(key, known)}",
-                where=where,
-                why=f'the evaluators give {", ".join(known)}',
-                fix=f'set {where} to a metric that val_evaluator gives',
-            )
+        why = f'there is no such metric; the evaluators give {", ".join(known)}{did_you_mean(key, known)}'
+        given = any(name in (_names(metric) or (name,)) for metric in owners)
+        check(given, where, key, why, 'write a metric that val_evaluator gives')

@@ -14,7 +14,7 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 
-from vitdense.errors import ConfigError, did_you_mean
+from vitdense.arguments import check_choice
 
 logger = logging.getLogger('vitdense')
 Row = Mapping[str, float | int | None]
@@ -25,13 +25,7 @@ class Trackers:
 
     def __init__(self, names: Sequence[str], work_dir: Path, config: Mapping[str, Any]) -> None:
         for name in names:
-            if name not in TRACKERS:
-                raise ConfigError(
-                    f"unknown logger '{name}'{did_you_mean(name, TRACKERS)}",
-                    where='loggers',
-                    why=f'known are {", ".join(TRACKERS)}',
-                    fix="write for example loggers = ('tensorboard',)",
-                )
+            check_choice('loggers', name, tuple(TRACKERS))
         self.names = tuple(names)
         self.work_dir = work_dir
         self.config = config

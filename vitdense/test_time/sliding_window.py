@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vitdense.arguments import check, check_choice, check_ranges
 from vitdense.errors import ConfigError
 from vitdense.ops.padding import image_sizes
 from vitdense.test_time.merged_objects import join_windows
@@ -258,29 +259,17 @@ def _crop(x: Tensor, corner: Corner, size: tuple[int, int]) -> Tensor:
 
 def _scaled(pixels: int, cells: int, window: int) -> int:
     """Return how many cells `pixels` are, where `window` pixels are `cells` cells."""
-    if pixels * cells % window:
-        raise ConfigError(
-            f'{pixels} pixels are no whole number of cells of {window / cells:g} pixels',
-            where='Tiler(accumulate=)',
-            why="with 'logits', windows must begin and images must end between two cells of the network's grid",
-            fix="write accumulate='pixels', or choose sides that are multiples of the cells",
-        )
+    why = f'windows must begin and images must end between cells of {window / cells:g} pixels, not at pixel {pixels}'
+    fix = "write accumulate='pixels', or choose sides that are multiples of the cells"
+    check(pixels * cells % window == 0, 'Tiler.accumulate', 'logits', why, fix)
     return pixels * cells // window
 
 
 def _check(tiler: Tiler) -> None:
     pairs_fit = len(tiler.size) == len(tiler.stride) == 2
-    if not pairs_fit or not all(0 < step <= side for step, side in zip(tiler.stride, tiler.size, strict=True)):
-        raise ConfigError(
-            f'windows of {tiler.size} every {tiler.stride} pixels do not cover an image',
-            where='Tiler(size, stride)',
-            why='both are one number or (H, W), in pixels, and a stride longer than the window leaves gaps',
-            fix=f'choose a stride between 1 and the size, such as {tuple(side * 2 // 3 for side in tiler.size)}',
-        )
-    if tiler.accumulate not in ('pixels', 'logits', 'labels') or tiler.batch < 1 or tiler.divisor < 1:
-        raise ConfigError(
-            f'accumulate={tiler.accumulate!r}, batch={tiler.batch}, divisor={tiler.divisor} is no way to tile',
-            where='Tiler',
-            why="accumulate is 'pixels', 'logits' or 'labels'; batch and divisor are at least 1",
-            fix="write Tiler(size, stride, batch=1, accumulate='pixels')",
-        )
+    covered = pairs_fit and all(0 < step <= side for step, side in zip(tiler.stride, tiler.size, strict=True))
+    why = f'windows of {tiler.size} do not cover an image: sizes are one number or (H, W), and strides leave gaps'
+    fix = f'choose a stride between 1 and the size, such as {tuple(side * 2 // 3 for side in tiler.size)}'
+    check(covered, 'Tiler.stride', tiler.stride, why, fix)
+    check_choice('Tiler.accumulate', tiler.accumulate, ('pixels', 'logits', 'labels'))
+    check_ranges(tiler, ('batch', 'divisor'), 1)

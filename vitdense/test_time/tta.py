@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitdense.errors import ConfigError
+from vitdense.arguments import check
 from vitdense.test_time.merged_objects import fuse_views, rescaled, unmirrored
 from vitdense.test_time.sliding_window import Network, one_by_one, refuse_outputs
 from vitdense.types import ClassOutputs, Instances, ObjectOutputs, Outputs, PixelOutputs
@@ -33,13 +33,9 @@ class TestTimeAugmentation:
         self.scales = tuple(scales)
         self.flip = flip
         self.divisor = divisor
-        if not self.scales or min(self.scales) <= 0 or divisor < 1:
-            raise ConfigError(
-                f'scales={self.scales} with divisor={divisor} give no image to predict',
-                where='TestTimeAugmentation(scales)',
-                why='scales are factors of the size of the image, one or more, above 0',
-                fix='write scales=(0.75, 1.0, 1.25)',
-            )
+        holds = bool(self.scales) and min(self.scales) > 0 and divisor >= 1
+        why = 'scales are factors of the size of the image, one or more, above 0'
+        check(holds, 'TestTimeAugmentation.scales', self.scales, why, 'write scales=(0.75, 1.0, 1.25)')
 
     @torch.no_grad()
     def __call__(self, network: Network, imgs: Tensor, valid: Tensor | None = None) -> dict[str, Outputs]:

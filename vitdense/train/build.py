@@ -11,7 +11,6 @@ import torch
 from mmengine.dist import is_main_process
 from torch.utils.data import Dataset
 
-from vitdense.arguments import check
 from vitdense.config.run_config import RunConfig
 from vitdense.device import Precision, choose_precision, torch_threads
 from vitdense.loading.data_checks import (
@@ -20,7 +19,7 @@ from vitdense.loading.data_checks import (
 )
 from vitdense.loading.evaluation_sets import all_metrics, build_evaluators, evaluation_parts
 from vitdense.loading.loaders import num_workers, train_loader
-from vitdense.loading.run_data import extend_data, required_sections, training_data
+from vitdense.loading.run_data import check_section, extend_data, required_sections, training_data
 from vitdense.model import DenseModel
 from vitdense.registry import build
 from vitdense.reporting.console import print_table
@@ -136,9 +135,7 @@ def _optimizer(cfg: RunConfig, model: DenseModel, precision: Precision) -> Guard
 
 def _schedule(cfg: RunConfig, per_epoch: int) -> Schedule:
     for name in ('schedule', 'optim_wrapper'):
-        fix = f'add {name} = dict(...); configs/quickstart/shapes.py shows one'
-        why = f'{cfg.filename} does not give it, and training needs to know how long and how'
-        check(bool(cfg.get(name)), name, cfg.get(name), why, fix)
+        check_section(cfg, name)
     return make_schedule(**cfg.schedule, steps_per_epoch=per_epoch)
 
 

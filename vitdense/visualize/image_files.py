@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitdense.errors import ConfigError, DiskError
+from vitdense.arguments import check
+from vitdense.errors import DiskError
 
 WRITABLE = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
 
@@ -15,13 +16,9 @@ WRITABLE = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
 def write_image(image: np.ndarray, path: str | Path) -> Path:
     """Write an (H, W) or (H, W, 3) uint8 array, RGB, in the format of the suffix. Raises ConfigError, DiskError."""
     path = Path(path)
-    if path.suffix.lower() not in WRITABLE:
-        raise ConfigError(
-            f"cannot write an image as '{path.suffix}'",
-            where=str(path),
-            why=f'the suffix names the format; known are {", ".join(WRITABLE)}',
-            fix='give the file a suffix such as .jpg or .png',
-        )
+    why = f'the suffix of an image names its format; known are {", ".join(WRITABLE)}'
+    known = path.suffix.lower() in WRITABLE
+    check(known, 'path of an image', str(path), why, 'give the file a suffix such as .jpg or .png')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path, **({'quality': 92} if path.suffix.lower() in ('.jpg', '.jpeg') else {}))
