@@ -240,5 +240,5 @@ def check_metric_early(names: str | Sequence[str] | None, metrics: Sequence[Any]
         prefix, _, name = key.rpartition('/')
         owners = [metric for metric in metrics if metric.prefix == prefix]
         why = f'there is no such metric; the evaluators give {", ".join(known)}{did_you_mean(key, known)}'
-        given = any(name in (_names(metric) or (name,)) for metric in owners)
-        check(given, where, key, why, 'write a metric that val_evaluator gives')
+        offered = any(name in (_names(metric) or (name,)) for metric in owners)
+        check(offered, where, key, why, 'write a metric that val_evaluator gives')
