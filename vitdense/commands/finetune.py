@@ -92,7 +92,7 @@ def finetune(
         batch = cfg.train_dataloader.batch_size
         steps = steps_in(left, cost, images=images, batch_size=batch, most_epochs=plan.preset.most_epochs)
         _log_length(steps, steps * batch / images, cost, left)
-        chosen += [*length_options(cfg, steps, images), f'amp={precision}']
+        chosen += [*length_options(plan.config(())[0], steps, images), f'amp={precision}']
     cfg, weights = plan.config([*chosen, *options])
     work_dir = Path(work_dir or default_work_dir(data.root))
     for option in (*plan.first, *chosen, *options):
@@ -111,9 +111,10 @@ class _Plan:
     def config(self, options: Sequence[str]) -> tuple[RunConfig, str | None]:
         """Return the config, and the weights of the whole model to begin with."""
         options = [*self.first, *options]
-        if self.model is not None:
-            return config_from_model(self.model, self.data.root, options=options, held_out=HELD_OUT)
-        return load_config(self.preset.config, options, data=self.data.root, held_out=HELD_OUT), None
+        with quiet():  # it is read several times
+            if self.model is not None:
+                return config_from_model(self.model, self.data.root, options=options, held_out=HELD_OUT)
+            return load_config(self.preset.config, options, data=self.data.root, held_out=HELD_OUT), None
 
 
 def measure(cfg: RunConfig, weights: str | None, device: str | None, *, tested: bool) -> tuple[Cost, str]:
@@ -174,7 +175,8 @@ def _describe(cfg: RunConfig, data: LabelledFolder) -> Any:
     classes = next(iter(sets['train'].metainfo['classes'].values()))
     counts = ' / '.join(f'{len(dataset):,}' for dataset in sets.values())
     names = ', '.join(classes[:8]) + (', ...' if len(classes) > 8 else '')
-    logger.info('%s: %d classes (%s), %s images (%s)', data.format, len(classes), names, counts, ' / '.join(sets))
+    number = f'{len(classes)} class{"es" * (len(classes) != 1)}'
+    logger.info('%s: %s: %s (%s), %s images (%s)', data.root, data.format, number, names, counts, ' / '.join(sets))
     if 'val' not in data.splits:
         logger.info(
             'there is no split for validation: %.0f %% of the images for training, taken at random (with part=), '

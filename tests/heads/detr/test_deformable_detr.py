@@ -13,6 +13,7 @@ from vitdense.heads.detr.deformable_detr import DeformableDetrHead
 from vitdense.heads.detr.detr import DetrHead
 from vitdense.heads.detr.predictors import BoxDecoding
 from vitdense.heads.detr.queries import INVALID_LOGIT, QuerySelection
+from vitdense.ops.boxes import iou, to_xyxy
 from vitdense.types import DenoisingQueries, Features
 
 SMALL = dict(channels=16, num_heads=2, ffn_dim=16, num_encoder_layers=1, num_decoder_layers=2, dropout=0.0)
@@ -29,6 +30,7 @@ HEADS = {
     'mixed': dict(selection=QuerySelection(content='learned')),
     'selected': dict(selection=SELECTED),
     'dense': dict(selection=replace(SELECTED, dense=True)),
+    'distinct': dict(selection=replace(SELECTED, max_iou=0.5)),
     'dino': DINO,
     'real-time': dict(selection=replace(MIXED, learned_box_deltas=True), decoding=REAL_TIME, denoising=True),
 }
@@ -83,6 +85,22 @@ def test_the_best_cells_are_selected():
         queries, _ = head.queries(levels, 1)
     torch.testing.assert_close(queries.references[..., :2], wanted)
     assert queries.references.dtype == torch.float32
+
+
+def test_queries_start_at_distinct_boxes_where_enough_cells_have_some():
+    head = head_of('distinct').eval()
+    nn.init.zeros_(head.queries.box_predictors[0].linears[-1].weight)
+    bias = head.queries.box_predictors[0].linears[-1].bias
+    with torch.no_grad():
+        bias.copy_(torch.tensor([0.0, 0.0, 2.0, 2.0]))  # boxes of cells beside each other overlap by more than 0.3
+        levels = head.encoder(head.project(features_of()))
+        head.queries.max_iou = 0.3
+        references = head.queries(levels, 1)[0].references
+        head.queries.max_iou = None
+        repeated = head.queries(levels, 1)[0].references
+    ious = [iou(to_xyxy(each[:, :, None]), to_xyxy(each[:, None])).triu(1) for each in (references, repeated)]
+    assert ious[0].max() <= 0.3 < ious[1].max()
+    assert torch.equal(references[:, 0], repeated[:, 0]), 'the best cell stays the best'
 
 
 @pytest.mark.parametrize('name', HEADS)

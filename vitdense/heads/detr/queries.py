@@ -13,10 +13,13 @@ from vitdense.arguments import check_choice
 from vitdense.heads.detr.levels import FeatureLevels
 from vitdense.heads.detr.position import sine_boxes
 from vitdense.heads.detr.predictors import ApplyDeltas, BoxPredictor, class_predictor
+from vitdense.ops.boxes import iou, to_xyxy
 from vitdense.types import ClassLayer, DenoisingQueries, QueryOutputs
 
 INVALID_LOGIT = -20.0  # logit of a cell that may not propose: a probability that no loss can feel
 SMALLEST = 0.05  # side of the boxes that cells of the finest level start from, as a share of the image
+CANDIDATES = 4  # times the queries: cells whose boxes are compared
+REPEATED = -1e4  # added to the logit of a cell whose box repeats another
 MARGIN = 0.01  # cells whose middle is nearer to the edge than this do not propose
 
 
@@ -82,13 +85,16 @@ class QuerySelection:
     same for every image, by rank (mixed selection of DINO, Zhang et al. 2022, section 3.4); 'selected', the feature of
     its cell (pure query selection, ibid.). Proposals have one logit when `class_agnostic` (Deformable-DETR), else
     `num_classes` (DINO); their loss is over every cell when `dense`, else over the selected ones (None: dense where
-    class-agnostic). `learned_box_deltas` adds learned deltas to each proposal, by rank (LW-DETR).
+    class-agnostic). `learned_box_deltas` adds learned deltas to each proposal, by rank (LW-DETR). With `max_iou` a cell
+    is passed over whose box overlaps that of a better one by more: queries start at distinct objects (DDQ, Zhang et al.
+    2023, https://arxiv.org/abs/2303.12776, section 3.3).
     """
 
     content: Literal['encoded', 'learned', 'selected'] = 'encoded'
     class_agnostic: bool = True
     dense: bool | None = None
     learned_box_deltas: bool = False
+    max_iou: float | None = None
 
     def __post_init__(self) -> None:
         check_choice('QuerySelection.content', self.content, ('encoded', 'learned', 'selected'))
@@ -120,7 +126,7 @@ class SelectedQueries(nn.Module):
         anchors: bool,
     ) -> None:
         super().__init__()
-        self.num_queries, self.apply_deltas = num_queries, apply_deltas
+        self.num_queries, self.apply_deltas, self.max_iou = num_queries, apply_deltas, selection.max_iou
         class_agnostic, content = selection.class_agnostic, selection.content
         self.dense = class_agnostic if selection.dense is None else selection.dense
         self.transforms = nn.ModuleList(
@@ -165,11 +171,16 @@ class SelectedQueries(nn.Module):
         predict_boxes = self.box_predictors[group]
         x = self.transforms[group](tokens)
         logits = self.class_predictors[group](x)  # (B, S, num_logits)
-        rows, found = self._best(logits.detach().amax(-1).masked_fill(~may_propose, float('-inf')))
         starts = starts.expand(x.shape[0], -1, -1)
+        scores = logits.detach().amax(-1).masked_fill(~may_propose, float('-inf'))
+        everywhere = None
+        if self.max_iou is not None or (self.training and self.dense):
+            everywhere = self.apply_deltas(starts, predict_boxes(x))
+        if self.max_iou is not None:
+            scores = self._demote_repeated(scores, everywhere.detach())
+        rows, found = self._best(scores)
         features = _rows(x, rows)
         if self.training and self.dense:
-            everywhere = self.apply_deltas(starts, predict_boxes(x))
             boxes = _rows(everywhere, rows)
             logits, proposed = _mask_invalid(logits, everywhere, may_propose.expand(x.shape[:2]))
         else:
@@ -178,6 +189,13 @@ class SelectedQueries(nn.Module):
         boxes, lost = boxes.detach(), ~found[..., None]
         whole = torch.cat([boxes[..., :2].masked_fill(lost, 0.5), boxes[..., 2:].masked_fill(lost, 1.0)], dim=-1)
         return whole, features.detach().masked_fill(lost, 0.0), logits, proposed
+
+    def _demote_repeated(self, scores: Tensor, boxes_cxcywh: Tensor) -> Tensor:
+        """Return `scores` (B, S), below all others for cells whose boxes (B, S, 4) repeat that of a better one."""
+        best, rows = scores.topk(min(CANDIDATES * self.num_queries, scores.shape[1]))
+        boxes = to_xyxy(_rows(boxes_cxcywh, rows))
+        repeated = iou(boxes[:, :, None], boxes[:, None]).triu(1).amax(1) > self.max_iou  # (B, candidates)
+        return scores.scatter(1, rows, torch.where(repeated, best + REPEATED, best))
 
     def _best(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows (B, Q) of the best of `scores` (B, S), and whether there was something to choose."""
