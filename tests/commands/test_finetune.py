@@ -22,6 +22,7 @@ from vitdense.commands.presets import (
     seconds_of,
     steps_in,
     task_of,
+    useful_steps,
 )
 from vitdense.commands.train import train
 from vitdense.config.load import load_config
@@ -106,10 +107,11 @@ def test_times_have_a_unit(time, seconds):
 
 def test_steps_fill_the_time_that_validations_leave():
     cost = Cost(step=0.5, validation=10, test=20)
-    steps = steps_in(600, cost, images=100, batch_size=4, most_epochs=1000)
+    steps = steps_in(600, cost)
     assert steps == (600 - 3 * 10 - 20) / 0.5 and cost.total(steps) == 600
-    assert steps_in(600, cost, images=100, batch_size=4, most_epochs=10) == 250
-    assert steps_in(1, cost, images=100, batch_size=4, most_epochs=10) == 50
+    assert useful_steps(steps, images=100, batch_size=4, most_epochs=1000) == steps
+    assert useful_steps(steps, images=100, batch_size=4, most_epochs=10) == 250, 'few images: many passes over them'
+    assert useful_steps(steps_in(1, cost), images=100, batch_size=4, most_epochs=10) == 50
 
 
 def test_a_longer_run_keeps_its_shape():
@@ -122,6 +124,9 @@ def test_a_longer_run_keeps_its_shape():
     assert f'ema.momentum={cfg.ema.momentum / 2:.3g}' in options and 'custom_hooks.0.steps=(100,)' in options
     assert f'schedule.warmup_iters={cfg.schedule.warmup_iters}' in options
     assert load_config('configs/presets/detection_cpu.py', options).schedule.max_iters == 2 * cfg.schedule.max_iters
+    epochs = load_config('configs/detection/lw_detr_tiny_coco.py')  # a schedule of 60 epochs, 25 of which are 60 steps
+    options = length_options(epochs, 600, images=epochs.train_dataloader.batch_size * 10)
+    assert load_config('configs/detection/lw_detr_tiny_coco.py', options).schedule.max_epochs is None
     assert query_options(cfg, 30) == []
     more = load_config('configs/presets/detection_cpu.py', query_options(cfg, 150))
     assert more.model.network.branches.det.head.num_queries == 250 and more.model.tasks.det.top_k == 250

@@ -14,7 +14,6 @@ import torch
 from vitdense.checkpoints.model_config import config_from_model
 from vitdense.commands.models import trained_model
 from vitdense.commands.presets import (
-    FEWEST_STEPS,
     Cost,
     Preset,
     Task,
@@ -26,6 +25,8 @@ from vitdense.commands.presets import (
     seconds_of,
     steps_in,
     task_of,
+    useful_steps,
+    usual_steps,
 )
 from vitdense.commands.test import test
 from vitdense.commands.train import train
@@ -43,6 +44,7 @@ from vitdense.train.build import make_trainer
 from vitdense.train.runner import DenseRunner
 
 logger = logging.getLogger('vitdense')
+FEWEST_EPOCHS = 5  # passes over the images below which a run is said to be short
 HELD_OUT = 0.15  # share of the images for training that is validated on, where the folder has no split for that
 TIMED_STEPS, TIMED_SECONDS = 3, 6.0  # at least so many of the one and the other are timed
 
@@ -73,8 +75,7 @@ def finetune(
 
     Raises ConfigError, DataError, CheckpointError, ResourceError.
     """
-    begun = clock.monotonic()
-    seconds = None if time is None else seconds_of(time)
+    deadline = None if time is None else clock.monotonic() + seconds_of(time)
     start_logging(None, keep=True)
     model = trained_model(model, accept_licence=accept_licence)
     where, data = choose_device(device), read_folder(Path(folder))
@@ -82,17 +83,10 @@ def finetune(
     plan = _Plan(data, choose_preset(task_of(data, task), where), model, first)
     cfg, weights = plan.config(options)
     dataset = _describe(cfg, data)
-    images = len(dataset)
     preset = f'{plan.preset.config} (for {plan.preset.hardware})' if model is None else f'the training of {model}'
     logger.info('%s: %s', hardware_of(where), preset)
     chosen = query_options(cfg, dataset.extent()[1]) if model is None and isinstance(dataset, ExtentDataset) else []
-    if seconds is not None:
-        cost, precision = measure(plan.config([*chosen, *options])[0], weights, device, tested='test' in data.splits)
-        left = seconds - (clock.monotonic() - begun)
-        batch = cfg.train_dataloader.batch_size
-        steps = steps_in(left, cost, images=images, batch_size=batch, most_epochs=plan.preset.most_epochs)
-        _log_length(steps, steps * batch / images, cost, left)
-        chosen += [*length_options(plan.config(())[0], steps, images), f'amp={precision}']
+    chosen += _fit_length(plan, [*chosen, *options], len(dataset), device, deadline)
     cfg, weights = plan.config([*chosen, *options])
     work_dir = Path(work_dir or default_work_dir(data.root))
     for option in (*plan.first, *chosen, *options):
@@ -115,6 +109,25 @@ class _Plan:
             if self.model is not None:
                 return config_from_model(self.model, self.data.root, options=options, held_out=HELD_OUT)
             return load_config(self.preset.config, options, data=self.data.root, held_out=HELD_OUT), None
+
+
+def _fit_length(
+    plan: _Plan, options: Sequence[str], images: int, device: str | None, deadline: float | None
+) -> list[str]:
+    """Return the options that set the length of a run over `images`: what fits before `deadline` (of the monotonic
+    clock), or by default that of the config; and the precision that was timed.
+    """
+    base, cost, left, chosen = plan.config(())[0], None, None, []
+    cfg, weights = plan.config(options)
+    steps, batch = usual_steps(base, images), cfg.train_dataloader.batch_size
+    if deadline is not None:
+        cost, precision = measure(cfg, weights, device, tested='test' in plan.data.splits)
+        chosen.append(f'amp={precision}')
+        left = deadline - clock.monotonic()
+        steps = steps_in(left, cost)
+    steps = useful_steps(steps, images=images, batch_size=batch, most_epochs=plan.preset.most_epochs)
+    _log_length(steps, steps * batch / images, cost, left)
+    return chosen if steps == usual_steps(base, images) else [*chosen, *length_options(base, steps, images)]
 
 
 def measure(cfg: RunConfig, weights: str | None, device: str | None, *, tested: bool) -> tuple[Cost, str]:
@@ -186,11 +199,16 @@ def _describe(cfg: RunConfig, data: LabelledFolder) -> Any:
     return sets['train']
 
 
-def _log_length(steps: int, epochs: float, cost: Cost, left: float) -> None:
-    text = '%.2f s a step, %.0f s a validation: %d steps (%.1f passes over the images) in about %.0f minutes'
-    logger.info(text, cost.step, cost.validation, steps, epochs, cost.total(steps) / 60)
-    if steps == FEWEST_STEPS and cost.total(steps) > left:
-        logger.warning('the time is too short for %d steps, the fewest that are of any use: it will take longer', steps)
+def _log_length(steps: int, epochs: float, cost: Cost | None, left: float | None) -> None:
+    """Log how long the run is; `cost` and the seconds `left` are known where there is a time to keep."""
+    logger.info('%d steps, %.1f passes over the images for training', steps, epochs)
+    if cost is not None:
+        text = '%.2f s a step, %.0f s a validation: about %.0f minutes'
+        logger.info(text, cost.step, cost.validation, cost.total(steps) / 60)
+        if cost.total(steps) > left:
+            logger.warning('the time is too short for %d steps, the fewest that are of use: it will take longer', steps)
+    if epochs < FEWEST_EPOCHS:
+        logger.warning('that is little: fewer than %d passes seldom suffice; give it more --time', FEWEST_EPOCHS)
 
 
 def _finish(runner: DenseRunner, weights: str | None, device: str | None, *, tested: bool) -> None:

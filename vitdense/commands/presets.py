@@ -92,10 +92,14 @@ def seconds_of(time: str | float) -> float:
     return float(match[1]) * {'s': 1, 'm': 60, 'h': 3600}[match[2]]
 
 
-def steps_in(seconds: float, cost: Cost, *, images: int, batch_size: int, most_epochs: int) -> int:
-    """Return how many steps of training fit into `seconds`, with validations and a test; at least `FEWEST_STEPS`."""
-    fitting = (seconds - VALIDATIONS * cost.validation - cost.test) / cost.step
-    return int(max(min(fitting, most_epochs * images / batch_size), FEWEST_STEPS))
+def steps_in(seconds: float, cost: Cost) -> int:
+    """Return how many steps of training fit into `seconds`, with validations and a test."""
+    return max(int((seconds - VALIDATIONS * cost.validation - cost.test) / cost.step), 0)
+
+
+def useful_steps(steps: int, *, images: int, batch_size: int, most_epochs: int) -> int:
+    """Return `steps`, at most `most_epochs` passes over the images and at least `FEWEST_STEPS`."""
+    return max(min(steps, most_epochs * images // batch_size), FEWEST_STEPS)
 
 
 class Cost(NamedTuple):
@@ -116,10 +120,13 @@ def length_options(cfg: RunConfig, steps: int, images: int) -> list[str]:
     What counts steps or epochs keeps its share of the run; warm-ups do not become longer. `images` is the number of
     images for training.
     """
-    schedule = cfg.schedule
-    before = schedule.max_iters or steps
-    factor, interval = steps / before, max(-(-steps // VALIDATIONS), 1)
+    schedule, unit = cfg.schedule, -(-images // images_per_step(cfg)) if cfg.schedule.max_epochs else 1
+    factor, interval = steps / usual_steps(cfg, images), max(-(-steps // VALIDATIONS), 1)
     options = [f'schedule.max_iters={steps}', f'schedule.val_interval={interval}', f'checkpoint.interval={interval}']
+    if schedule.max_epochs:
+        options.append('schedule.max_epochs=None')
+    if schedule.milestones:
+        options.append(f'schedule.milestones={tuple(int(each * unit * factor) for each in schedule.milestones)}')
     for name in ('warmup_iters', 'backbone_warmup_iters'):
         if schedule[name]:
             options.append(f'schedule.{name}={min(schedule[name], int(schedule[name] * factor))}')
@@ -129,11 +136,21 @@ def length_options(cfg: RunConfig, steps: int, images: int) -> list[str]:
             options.append(f'custom_hooks.{row}.steps={stretched}')
     if cfg.ema:
         options.append(f'ema.momentum={min(cfg.ema.momentum / factor, 0.2):.3g}')
-    epochs = steps * cfg.train_dataloader.batch_size * cfg.optim_wrapper.accumulative_counts / images
+    epochs = steps * images_per_step(cfg) / images
     for name, step in _named_steps(cfg).items():
         if 'epochs' in step:
             options.append(f'train_dataloader.dataset.transforms.{name}.epochs={int(MIXED * epochs)}')
     return options
+
+
+def usual_steps(cfg: RunConfig, images: int) -> int:
+    """Return the number of steps that a config is written for."""
+    return cfg.schedule.max_iters or cfg.schedule.max_epochs * -(-images // images_per_step(cfg))
+
+
+def images_per_step(cfg: RunConfig) -> int:
+    """Return the number of images in a batch."""
+    return cfg.train_dataloader.batch_size
 
 
 def query_options(cfg: RunConfig, most_objects: int) -> list[str]:
