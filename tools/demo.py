@@ -80,6 +80,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--every', type=positive, default=1, metavar='N', help='of videos, every N-th frame')
     add('--start', type=seconds, default=0.0, metavar='T', help='of videos, from this time (90, 1:30 or 1:02:03)')
     add('--end', type=seconds, metavar='T', help='of videos, up to this time')
+    add(
+        '--track',
+        nargs='?',
+        const='bytetrack',
+        choices=('bytetrack', 'ocsort', 'sort'),
+        help='follow objects of videos',
+    )
+    add('--count-line', type=float, nargs=4, metavar=('X', 'Y', 'X', 'Y'), help='count objects across this line')
+    add('--count-area', type=float, nargs='+', metavar='XY', help='count objects in the polygon of these corners')
     add('--json', action='store_true', help='print a line of JSON for each image and frame')
     add('--max-frames', type=positive, metavar='N', help='stop a video or camera after N frames')
     add('--max-pixels', type=positive, metavar='N', help='refuse larger images (default: 180,000,000)')
@@ -88,6 +97,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     by_config = args.config is not None and args.checkpoint is not None
     if by_config == (args.model is not None) or (args.config is None) != (args.checkpoint is None):
         parser.error('give the model either as --model DIR, or as --config C --checkpoint W')
+    if (args.count_line or args.count_area) and not args.track:
+        args.track = 'bytetrack'
+    if args.count_area is not None and (len(args.count_area) < 6 or len(args.count_area) % 2):
+        parser.error(f'--count-area takes x and y of three corners or more, got {len(args.count_area)} numbers')
     if args.end is not None and args.end <= args.start:
         parser.error(f'--end {args.end:g} lies before --start {args.start:g}')
     if args.fps is not None and not 0 < args.fps <= 1000:
@@ -111,6 +124,7 @@ def predict(args: argparse.Namespace, on_result: Callable[[dict[str, Any]], None
     """Run the model on all inputs, and write and print the results."""
     from vitdense.inference.demo import Demo, Options
     from vitdense.inference.inputs import OutputNames, find_inputs
+    from vitdense.inference.tracking import Tracking
     from vitdense.inference.video import Selection
     from vitdense.reporting.console import progress, start_logging
     from vitdense.visualize.fonts import VARIABLE, check_font
@@ -132,6 +146,7 @@ def predict(args: argparse.Namespace, on_result: Callable[[dict[str, Any]], None
         video_format=f'.{args.video_format}',
         fps=args.fps,
         max_frames=args.max_frames,
+        tracking=Tracking(args.track, args.count_line, args.count_area) if args.track else None,
         selection=Selection(args.every, args.start, args.end),
         show=args.show,
     )

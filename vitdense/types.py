@@ -202,6 +202,7 @@ class Instances(NamedTuple):
     scores: Tensor  # (N,) float32 in [0, 1]
     labels: Tensor  # (N,) int64
     masks: Tensor | None = None  # (N, H, W) bool; packed in a `Result`
+    track_ids: Tensor | None = None  # (N,) int64 of objects that are followed through a video; -1: none
 
 
 class Reconstruction(NamedTuple):

@@ -491,6 +491,19 @@ def test_every_second_frame_of_a_part_is_written_at_half_the_rate_and_printed(de
     assert printed.index('{') == 0  # other lines are on stderr
 
 
+def test_objects_of_a_video_are_followed_and_counted(demo, detector_folder, tmp_path):
+    pytest.importorskip('trackers')
+    words = (video(tmp_path / 'b.mp4', count=6), '--model', detector_folder, '--out', tmp_path / 'out', '--json')
+    words += ('--min-score', '0', '--device', 'cpu', '--count-line', '0', '24', '64', '24')
+    code, content, printed = demo(*words, model=False)
+    entry = content['results'][0]
+    assert code == 0 and set(entry['counts']) == {'tracks', 'in', 'out'} and count_frames(entry['output']) == 6
+    objects = entry['frames'][-1]['objects']['det']
+    assert entry['counts']['tracks'] >= len({each['track_id'] for each in objects if 'track_id' in each}) > 0
+    lines = [json.loads(line) for line in printed.splitlines() if line.startswith('{')]
+    assert lines[-1]['counts'] == entry['counts']
+
+
 def test_ten_frames_of_a_real_video(demo, shared):
     code, content, _ = demo(shared / 'video' / 'car-detection.mp4', '--max-frames', '10')
     entry = content['results'][0]

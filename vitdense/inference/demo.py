@@ -24,8 +24,9 @@ from vitdense.inference.demo_records import CocoFile, classes_of, mean, write_js
 from vitdense.inference.demo_skips import InputGuard, out_of_memory
 from vitdense.inference.inputs import Input, OutputNames
 from vitdense.inference.predictor import Predictor
-from vitdense.inference.prefetch import ahead, groups
+from vitdense.inference.prefetch import ahead, groups, timed
 from vitdense.inference.result import Result
+from vitdense.inference.tracking import Tracking, VideoTracker
 from vitdense.inference.video import Frame, Selection, VideoReader
 from vitdense.inference.video_files import is_video
 from vitdense.inference.video_writer import VideoWriter
@@ -54,6 +55,7 @@ class Options(NamedTuple):
     fps: float | None = None  # of the written video; None: that of the source
     max_frames: int | None = None
     selection: Selection = Selection()  # of the frames of videos
+    tracking: Tracking | None = None  # of objects through the frames
     show: bool = False  # in a window
 
 
@@ -244,11 +246,15 @@ class Demo:
         done, interrupted = 0, False
         start = time.perf_counter()
         with VideoReader(item.source, selection=self.options.selection) as reader, contextlib.ExitStack() as stack:
-            writer = None
+            writer, tracker = None, self._tracker(reader)
             try:
                 for frame, result in self._results(reader):
+                    result = result if tracker is None else tracker.update(result)
                     row = self._scored(result).to_dict() | {'file': item.file, 'seconds': round(frame.seconds, 6)}
-                    frames.append(row['heads'] | {key: row[key] for key in ('seconds', 'objects') if key in row})
+                    row |= {} if tracker is None else {'counts': tracker.counts()}
+                    frames.append(
+                        row['heads'] | {key: row[key] for key in ('seconds', 'objects', 'counts') if key in row}
+                    )
                     done = frame.index + 1
                     self.on_result(row)
                     if self.options.save_video and writer is None:
@@ -266,9 +272,15 @@ class Demo:
         if interrupted and not reader.is_live:
             raise KeyboardInterrupt  # of a live source it is the way to stop
 
+    def _tracker(self, reader: VideoReader) -> VideoTracker | None:
+        if self.options.tracking is None:
+            return None
+        fps = reader.fps / self.options.selection.every
+        return VideoTracker(self.options.tracking, fps=fps, min_score=self.options.min_score)
+
     def _results(self, reader: VideoReader) -> Iterator[tuple[Frame, Result]]:
         batch = 1 if reader.is_live else self.options.batch
-        for group in groups(self._timed(itertools.islice(reader, self.options.max_frames)), batch):
+        for group in groups(timed(itertools.islice(reader, self.options.max_frames), self._note_wait), batch):
             results = self.predictor([frame.image for frame in group])
             for result in results:
                 self.stages.update({stage: seconds for stage, seconds in result.times.items() if stage != 'load'})
@@ -281,16 +293,8 @@ class Demo:
             path, self._draw(first).shape[:2], self.options.fps or reader.fps / self.options.selection.every
         )
 
-    def _timed(self, frames: Iterable[Frame]) -> Iterator[Frame]:
-        """Yield frames; the time spent waiting for them counts as loading."""
-        frames = iter(frames)
-        while True:
-            start = time.perf_counter()
-            frame = next(frames, None)
-            self.stages['load'] += time.perf_counter() - start
-            if frame is None:
-                return
-            yield frame
+    def _note_wait(self, seconds: float) -> None:
+        self.stages['load'] += seconds
 
     def _draw_timed(self, result: Result) -> np.ndarray:
         start = time.perf_counter()
@@ -319,6 +323,7 @@ class Demo:
             'read': done,
             'undecodable': reader.skipped,
             'heads': mean(frames),
+            **({'counts': frames[-1]['counts']} if frames and 'counts' in frames[-1] else {}),
             'ms': {'all': round(1000 * seconds / max(1, done), 2)},
             'frames': list(frames),
         }

@@ -71,7 +71,7 @@ def mean(frames: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     sums: dict[str, Counter[str]] = {}
     for frame in frames:
         for head, numbers in frame.items():
-            if head not in ('seconds', 'objects'):
+            if head not in ('seconds', 'objects', 'counts'):
                 sums.setdefault(head, Counter()).update(numbers)
     return _rounded(
         {head: {name: value / len(frames) for name, value in total.most_common()} for head, total in sums.items()}

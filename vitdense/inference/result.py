@@ -34,6 +34,7 @@ class DetectedObject(NamedTuple):
     box: tuple[float, float, float, float]  # xyxy in pixels
     category_id: int | None = None  # of the annotation file that the model was trained on
     mask: np.ndarray | None = None  # (H, W) bool
+    track_id: int | None = None  # of an object that is followed through a video
 
 
 @dataclass(frozen=True, repr=False)
@@ -274,8 +275,9 @@ class Result:
         columns = (instances.labels.tolist(), instances.scores.tolist(), instances.boxes.tolist())
         for row, (label, score, box) in enumerate(zip(*columns, strict=True)):
             mask = np.asarray(instances.masks[row]) if with_masks and instances.masks is not None else None
-            names = classes[label]
-            yield DetectedObject(names['name'], label, score, tuple(box), names.get('category_id'), mask)
+            names, track = classes[label], None if instances.track_ids is None else int(instances.track_ids[row])
+            ids = names.get('category_id'), mask, track if track != -1 else None
+            yield DetectedObject(names['name'], label, score, tuple(box), *ids)
 
     def _numbers(self, head: str, min_score: MinScore | None) -> dict[str, float]:
         prediction = self[head]
@@ -299,6 +301,7 @@ def _rows(instances: Instances, keep: np.ndarray) -> Instances:
 
 def _as_row(each: DetectedObject) -> dict[str, Any]:
     category = {} if each.category_id is None else {'category_id': each.category_id}
+    category |= {} if each.track_id is None else {'track_id': each.track_id}
     return {'name': each.name, 'class_id': each.class_id, **category, 'score': each.score, 'box': list(each.box)}
 
 

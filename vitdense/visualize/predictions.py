@@ -176,6 +176,9 @@ class _Scene:
         labels = array(instances.labels)[keep]
         style = ClassStyle.of(metainfo, field, at_least=_num_classes(labels))
         names = [f'{style.names[label]} {percent(score)}' for label, score in zip(labels, scores[keep], strict=True)]
+        if instances.track_ids is not None:
+            ids = array(instances.track_ids)[keep]
+            names = [f'#{number} {name}' if number >= 0 else name for number, name in zip(ids, names, strict=True)]
         if instances.masks is not None:
             self.masks(array(instances.masks[keep]), style.colors[labels])
         self.boxes(array(instances.boxes)[keep], labels, names, style)
