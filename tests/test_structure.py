@@ -74,6 +74,7 @@ USERS_OF_TIMM_MODELS = {'backbones', 'pretrained', 'networks/mae.py', 'data/timm
 REPEATED_STEMS = {'classification', 'detection', 'reconstruction', 'masks'}  # a task, its data set, its metric
 WITHOUT_SUBJECT = {'util', 'utils', 'misc', 'core', 'helpers', 'necks', 'engine'}
 MOST_LINES = 2500  # of a folder, without the folders below it
+MOST_FILE_LINES, MOST_FUNCTION_LINES = 350, 50  # of a file, and of a function without its decorators
 MOST_FILES = 8  # in the package itself
 CORE = {'types', 'protocols', 'model', 'networks', 'heads', 'adapters', 'backbones', 'layers', 'tasks', 'ops'}
 KERNELS = {PACKAGE / 'ops/deform_attn'}
@@ -222,6 +223,17 @@ def test_what_parts_may_offer_is_a_protocol():
     counts = {path.relative_to(PACKAGE).as_posix(): probes(ast.parse(path.read_text())) for path in FILES}
     assert probes(ast.parse('hasattr(a, "b") or getattr(a.b, "c", None) or a.getattr')) == 2
     assert {file: count for file, count in counts.items() if count > PROBES.get(file, 0)} == {}
+
+
+def test_files_and_functions_are_short():
+    long = {}
+    for path in FILES:
+        source = path.read_text()
+        long[path.relative_to(PACKAGE).as_posix()] = len(source.splitlines()) - MOST_FILE_LINES
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                long[f'{path.stem}.{node.name}'] = node.end_lineno - node.lineno + 1 - MOST_FUNCTION_LINES
+    assert {name: lines for name, lines in long.items() if lines > 0} == {}, 'lines too many'
 
 
 def code_lines(source: str) -> int:

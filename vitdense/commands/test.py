@@ -80,8 +80,7 @@ def test(
     if is_main_process():
         evaluators = runner.test_evaluator.metrics
         total = len(runner.test_dataloader.dataset)
-        title = evaluated(metrics, total) or f'{total} images'
-        print_metrics(evaluators, metrics, title=title)
+        print_metrics(evaluators, metrics, title=evaluated(metrics, total) or f'{total} images')
         save_confusions(evaluators, base)
         _save_points(operating_points_of(evaluators), base, checkpoint if save_thresholds else None)
         for folder in {base, Path(out) if out else base}:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from mmengine.dist import is_main_process
 
+from vitdense.arguments import check
 from vitdense.checkpoints.head_files import extract_head, save_head
 from vitdense.checkpoints.model_folder import save_model_folder
 from vitdense.checkpoints.omitted_weights import merge_and_complete
@@ -28,7 +29,7 @@ from vitdense.config.kept_classes import with_kept_classes
 from vitdense.config.load import image_recipe
 from vitdense.config.run_config import RunConfig
 from vitdense.device import choose_device
-from vitdense.errors import CheckpointError, ConfigError, DiskError, ResourceError
+from vitdense.errors import CheckpointError, DiskError, ResourceError
 from vitdense.loading.evaluation_sets import first_dataset
 from vitdense.loading.run_data import evaluation_data, extend_data
 from vitdense.multihead.add_head import choose_start, requested_head
@@ -64,46 +65,35 @@ def train(
     """Train the config and return the runner, with everything in the work directory that a run leaves.
 
     `work_dir` defaults to the config's, else to `work_dirs/` and the name of the config file. `resume` is the path of
-    a checkpoint or of a work directory, or 'auto' for the newest whole checkpoint of `work_dir`; without one there the
-    run starts at the beginning. Without `resume`, what an earlier run left is moved to `earlier-N/` once the parts of
-    the new one fit each other. `compiled` compiles the network. `add_head` names the branch of the config that alone is
-    trained, on the model that `weights` lead to (see `vitdense.multihead.add_head`). `keep_classes` keeps the
-    classes of that model beside those of the data (see `vitdense.train.pseudo_labels`); `old_data` is a folder with
-    labels of these, on whose validation split the model is tested before and after. `skip_bad_eval` leaves
-    unreadable images out of validations, counted beside the scores.
+    a checkpoint or of a work directory, or 'auto' for the newest whole checkpoint of `work_dir`, if there is one.
+    Without `resume`, what an earlier run left is moved to `earlier-N/` once the parts of the new one fit each other.
+    `add_head` names the branch of the config that alone is trained, on the model that `weights` lead to
+    (`vitdense.multihead.add_head`). `keep_classes` keeps the classes of that model beside those of the data
+    (`vitdense.train.pseudo_labels`); `old_data` is a folder with labels of these, on whose validation split the model
+    is tested before and after. `skip_bad_eval` leaves unreadable images out of validations, counted beside the scores.
 
     A folder belongs to one run at a time: ConfigError while another one works in it.
     """
     cfg, weights = requested_head(cfg, add_head, weights)
-    _refuse_both(resume, weights if add_head is None else None)
+    why = 'a run that goes on has the weights of its checkpoint, so --resume and --weights exclude each other'
+    fix = 'leave --weights out to go on, or --resume to start anew with these weights'
+    check(resume is None or weights is None or add_head is not None, '--weights', weights, why, fix)
     cfg = with_kept_classes(cfg, keep_classes, weights)
     old = None if old_data is None else old_class_config(cfg, old_data)
     start_processes(choose_device(device))
-    folder = Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(cfg.filename).stem)
-    make_folder(folder)
+    make_folder(folder := Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(cfg.filename).stem))
     start_logging(None, keep=True)
     with leave_on_signal(), locked(folder):
         refuse_files_in_the_way(folder)
         if is_main_process():
             delete_temporary_files(folder)
-        checkpoint = _find(resume, folder)
-        content = None if checkpoint is None else read_resumable(checkpoint)
-        if content is not None:
-            logger.info('going on from %s, step %d', checkpoint, content['step'])
-        elif resume:
-            logger.info('no checkpoint in %s: starting at the beginning', folder)
+        checkpoint, content = _read(resume, folder)
         clear = partial(_make_place, folder, checkpoint, content, resume=resume is not None)
         arguments = dict(device=device, compiled=compiled, skip_bad_eval=skip_bad_eval, clear=clear)
         runner = make_trainer(cfg, folder, start=choose_start(cfg, weights=weights, checkpoint=content), **arguments)
         if old is not None:
             extend_data(evaluation_data(old, old.test_dataloader).values(), runner.metainfo)  # now, not after the run
-        try:
-            with explained():
-                runner.train()
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(error, runner) from error
-        if is_main_process():
-            finish(runner)
+        _run(runner)
         if old is not None:
             models = {'before': cfg.keep_classes.weights, 'after': folder / 'model'}
             report_old_classes(old, models, runner.train_loop.pseudo_labels.names, folder, device=device)
@@ -111,14 +101,26 @@ def train(
     return runner
 
 
-def _refuse_both(resume: str | None, weights: str | None) -> None:
-    if resume is not None and weights is not None:
-        raise ConfigError(
-            '--resume and --weights exclude each other',
-            where=f'--resume --weights {weights}',
-            why='a run that goes on has the weights of its checkpoint',
-            fix='leave --weights out to go on, or --resume to start anew with these weights',
-        )
+def _run(runner: DenseRunner) -> None:
+    """Train, and write what a finished run leaves. Raises ResourceError for a full device."""
+    try:
+        with explained():
+            runner.train()
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(error, runner) from error
+    if is_main_process():
+        finish(runner)
+
+
+def _read(resume: str | None, folder: Path) -> tuple[Path | None, dict[str, Any] | None]:
+    """Return the checkpoint to go on from and its content; Nones for a run from the beginning."""
+    checkpoint = _find(resume, folder)
+    content = None if checkpoint is None else read_resumable(checkpoint)
+    if content is not None:
+        logger.info('going on from %s, step %d', checkpoint, content['step'])
+    elif resume:
+        logger.info('no checkpoint in %s: starting at the beginning', folder)
+    return checkpoint, content
 
 
 def _make_place(folder: Path, checkpoint: Path | None, content: Mapping[str, Any] | None, *, resume: bool) -> None:

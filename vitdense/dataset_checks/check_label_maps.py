@@ -51,11 +51,8 @@ def check_labels(
         pixels.update(numbers)
         image_counts.update(numbers.keys())
         unknown_numbers.update(unknown)
-    summary = [
-        ('label maps', f'{len(files):,}'),
-        ('images', 'not checked' if images is None else f'{len(partners):,}'),
-    ]
-    summary += statistics.notes()
+    summary = [('label maps', f'{len(files):,}')]
+    summary += [('images', 'not checked' if images is None else f'{len(partners):,}'), *statistics.notes()]
     findings += range_findings(labels if images is None else images, statistics)
     class_names = [] if table is None else table.metainfo['classes']['semantic']
     present = [name for label, name in enumerate(class_names) if pixels[label]]
@@ -64,18 +61,11 @@ def check_labels(
         findings.append(Finding('no_objects', labels.name, f'{reason}: classification needs two classes'))
     rows = _label_rows(pixels, image_counts, table)
     counts = dict(Counter(finding.kind for finding in findings))
-    hints = _label_hints(unknown_numbers, ignore)
-    return DataReport(
-        summary,
-        findings,
-        ('class', 'pixels', 'share', 'images'),
-        rows,
-        counts,
-        hints,
-        warnings=statistics.duplicates(labels if images is None else images),
-        objects={name: image_counts[label] for label, name in enumerate(class_names)},
-        fingerprints=statistics.fingerprints,
-    )
+    header, hints = ('class', 'pixels', 'share', 'images'), _label_hints(unknown_numbers, ignore)
+    objects = {name: image_counts[label] for label, name in enumerate(class_names)}
+    more = dict(objects=objects, fingerprints=statistics.fingerprints)
+    similar = statistics.duplicates(labels if images is None else images)
+    return DataReport(summary, findings, header, rows, counts, hints, warnings=similar, **more)
 
 
 def _partners(images: Path | None, files: Mapping[str, str], labels: Path) -> tuple[list[Finding], dict[str, Path]]:

@@ -87,9 +87,7 @@ def make_trainer(
     )
     if clear is not None:
         clear()
-    fields = {task.field for task in model.tasks.values() if task.field}
-    if cfg.sample_images:
-        loop['images'] = RunImages(process.work_dir, metainfo, fields, count=cfg.sample_images)
+    loop['images'] = _images(cfg, model, metainfo, process.work_dir)
     loop['pseudo_labels'] = make_pseudo_labels(cfg, model, labelled, process.device)
     common = dict(training=loop, hooks=hooks, metainfo=metainfo, precision=precision, checkpoint=start.checkpoint)
     optimizer = _optimizer(cfg, model.to(process.device), precision)
@@ -159,6 +157,11 @@ def _loop_parts(cfg: RunConfig, work_dir: Path, evaluators: list[Any], per_epoch
         ema=cfg.ema,
         early_stopping=EarlyStopping(**cfg.early_stopping) if cfg.early_stopping else None,
     )
+
+
+def _images(cfg: RunConfig, model: DenseModel, metainfo: Mapping[str, Any], work_dir: Path) -> RunImages | None:
+    fields = {task.field for task in model.tasks.values() if task.field}
+    return RunImages(work_dir, metainfo, fields, count=cfg.sample_images) if cfg.sample_images else None
 
 
 def _loaders(
