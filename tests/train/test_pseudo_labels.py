@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from vitdense.inference.predictor import load
 from vitdense.metrics.miou import MeanIoU
 from vitdense.tasks.detection import DetectionTask
 from vitdense.tasks.semantic import SemanticTask
-from vitdense.train.pseudo_labels import PseudoLabels
+from vitdense.train.pseudo_labels import PseudoLabels, label_scores
 from vitdense.types import IGNORE, Instances, Meta, PixelOutputs, QueryOutputs, Target
 
 
@@ -43,7 +44,10 @@ def test_pixels_without_label_and_of_the_background_get_certain_old_classes() ->
     probs = torch.tensor([[[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.0, 0.05, 0.95], [0.4, 0.3, 0.3]]])  # (1, 4, 3)
     logits = probs.clamp(min=1e-9).log().permute(2, 0, 1)[None]  # (1, 3, 1, 4)
     labels = PseudoLabels(
-        Teacher(SemanticTask(), PixelOutputs(logits, (1, 4))), {'semantic': [0, 1]}, min_score=0.5, background=[4]
+        Teacher(SemanticTask(), PixelOutputs(logits, (1, 4))),
+        {'semantic': [0, 1]},
+        min_scores={'semantic': [0.5] * 3},
+        background=[4],
     )
     maps = [[IGNORE] * 4, [4] * 4, [3] * 4, [2] * 4]
     found = [
@@ -60,7 +64,7 @@ def test_objects_that_overlap_no_label_become_objects() -> None:
     boxes = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.21, 0.2, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2], [0.5, 0.1, 0.1, 0.1]])
     logits = torch.tensor([[3.0, -9], [2.0, -9], [4.0, -9], [-2.0, 5]])
     outputs = QueryOutputs(logits[None], boxes[None], sizes=torch.tensor([[100.0, 100.0]]))
-    labels = PseudoLabels(Teacher(DetectionTask(), outputs), {'labels': [0]}, min_score=0.5)
+    labels = PseudoLabels(Teacher(DetectionTask(), outputs), {'labels': [0]}, min_scores={'labels': [0.5, 0.5]})
     own = torch.tensor([[60.0, 61, 80, 80]])
     target = Target(boxes=own, labels=torch.tensor([2]), iscrowd=torch.tensor([False]))
     meta = Meta(0, orig_size=(50, 50), size=(100, 100))
@@ -68,6 +72,13 @@ def test_objects_that_overlap_no_label_become_objects() -> None:
     assert found.labels.tolist() == [2, 0]  # a duplicate, a labelled place and a class that is labelled are left out
     assert torch.allclose(found.boxes, torch.cat([own, torch.tensor([[10.0, 10, 30, 30]])]))
     assert found.iscrowd.tolist() == [False, False] and found.area is None
+
+
+def test_scores_of_labels_are_those_of_the_best_f1_where_the_model_has_them() -> None:
+    teacher = SimpleNamespace(head_classes={'det': ['cat', 'dog', 'emu']})
+    stored = {'operating_points': {'det': {'threshold': [0.3, None, 0.7]}}}
+    for score, known, expected in ((None, stored, [0.3, 0.5, 0.7]), (None, {}, [0.5] * 3), (0.2, stored, [0.2] * 3)):
+        assert label_scores({'min_score': score}, known, 'det', teacher) == expected
 
 
 def test_objects_with_masks_keep_them() -> None:
@@ -81,7 +92,7 @@ def test_objects_with_masks_keep_them() -> None:
 
     target = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), masks=torch.zeros(0, 8, 8, dtype=torch.bool))
     meta = Meta(0, orig_size=(9, 9), size=(8, 8), image_size=(4, 6))
-    (found,) = PseudoLabels(Teacher(Masks(), None), {'labels': [0]}, min_score=0.5)(
+    (found,) = PseudoLabels(Teacher(Masks(), None), {'labels': [0]}, min_scores={'labels': [0.5, 0.5]})(
         torch.zeros(1, 3, 8, 8), [target], [meta], None
     )
     assert found.masks.shape == (1, 8, 8) and int(found.masks.sum()) == 2 * 6
@@ -141,7 +152,7 @@ def test_a_run_keeps_the_classes_of_its_start_and_goes_on_bit_equal(tmp_path: Pa
     words = ['--model', str(start), '--data', str(data), '--keep-classes', '--old-data', str(old)]
     main([*words, '--work-dir', str(work), *QUICK, '--cfg-options', *options])
     cfg = load_config(work / 'config.py')
-    assert cfg.keep_classes.weights == str(start) and cfg.keep_classes.min_score == 0.5
+    assert cfg.keep_classes.weights == str(start) and cfg.keep_classes.min_score is None
     predictor = load(work / 'model', device='cpu', amp='off')
     assert predictor.metainfo['classes'] == {'semantic': ['ground', 'sky', 'hole']}
     report = json.loads((work / 'old_classes.json').read_text())

@@ -50,7 +50,7 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         info = read_description(path / 'model.json', CONTENT)
         weights = described_weights(path / 'model.json', info)
         metadata = {'metainfo': {key: info.get(key, {}) for key in METAINFO}, 'sizes': sizes_in(info['recipe'])}
-        return read_weights(weights), metadata
+        return read_weights(weights), metadata | {'operating_points': info.get('operating_points') or {}}
     if is_head_file(path):
         head = read_trained_head(path)
         return dict(head.state), {'metainfo': head.metainfo, 'sizes': sizes_in(head.recipe)}
@@ -65,7 +65,7 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     metadata = {
         key: value
         for key, value in content.items()
-        if key in ('metainfo', 'step', 'metrics', 'classes', 'omitted_weights')
+        if key in ('metainfo', 'step', 'metrics', 'classes', 'omitted_weights', 'operating_points')
     }
     check_metadata(metadata, path)
     metadata['averaged'] = 'training_state_dict' in content or 'ema_updates' in content

@@ -97,7 +97,7 @@ class KeepClassesSection:
     """`keep_classes`: the classes of the start model stay, and its predictions are labels where the data has none."""
 
     weights: str | None = None  # the start model
-    min_score: Annotated[float, SHARE] = 0.5  # of predictions that are taken as labels
+    min_score: Annotated[float, SHARE] | None = None  # of labels; None: the model's best F1, by class, else 0.5
     background: Sequence[str] = ('background',)  # classes of the data that stand for anything else
 
 

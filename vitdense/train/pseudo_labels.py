@@ -22,6 +22,7 @@ from vitdense.types import IGNORE, Instances, Meta, Target
 
 logger = logging.getLogger('vitdense')
 OVERLAP = 0.5  # IoU with a label, above which a prediction is of the labelled object
+DEFAULT_SCORE = 0.5
 DUPLICATE = 0.7  # IoU of two predictions of one class, of which the better one counts
 
 
@@ -29,13 +30,14 @@ class PseudoLabels:
     """Adds predictions of `teacher` to the targets of a batch where its labels say nothing about the teacher's classes.
 
     Label maps: pixels that are not labelled, or labelled as a class of `background`, get the class of the teacher
-    where its probability is at least `min_score`; less certain pixels of the background are ignored (Douillard et al.
-    2021, PLOP, https://arxiv.org/abs/2011.11390, section 3.3, with a fixed threshold). Boxes: predictions with at least
-    that score that overlap no labelled object become objects (Liu et al. 2023, CL-DETR,
-    https://arxiv.org/abs/2304.03110, section 3.2).
+    where its probability is at least the score of that class in `min_scores`; less certain pixels of the background are
+    ignored (Douillard et al. 2021, PLOP, https://arxiv.org/abs/2011.11390, section 3.3, with a fixed threshold). Boxes
+    and masks: predictions with at least that score that overlap no labelled object become objects (Liu et al. 2023,
+    CL-DETR, https://arxiv.org/abs/2304.03110: detector knowledge distillation).
 
     Label k of the teacher is label k of the targets. `unlabelled` are those of its labels that the data does not have,
-    by field: of the others the teacher adds none. `background` are labels of the data.
+    by field: of the others the teacher adds none. `min_scores` has a number for each of its labels, by field;
+    `background` are labels of the data.
     """
 
     def __init__(
@@ -43,11 +45,11 @@ class PseudoLabels:
         teacher: DenseModel,
         unlabelled: Mapping[str, Sequence[int]],
         *,
-        min_score: float,
+        min_scores: Mapping[str, Sequence[float]],
         background: Sequence[int] = (),
     ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
-        self.min_score = min_score
+        self.min_scores = {field: torch.tensor(scores) for field, scores in min_scores.items()}
         self.unlabelled = {field: torch.tensor(rows, dtype=torch.int64) for field, rows in unlabelled.items()}
         self.background = torch.tensor(background, dtype=torch.int64)
 
@@ -76,17 +78,21 @@ class PseudoLabels:
         """Return `target` with labels of the scores (K, H, W) of the padded input."""
         labels = target.semantic
         best, classes = scores[:, : labels.shape[0], : labels.shape[1]].max(0)
-        certain, background = best >= self.min_score, torch.isin(labels, self.background.to(labels))
+        certain = best >= self._min_scores(classes, 'semantic')
+        background = torch.isin(labels, self.background.to(labels))
         labels = labels.masked_fill(background & ~certain, IGNORE)
         added = certain & (background | (labels == IGNORE)) & self._is_unlabelled(classes, 'semantic')
         return target._replace(semantic=torch.where(added, classes.to(labels.dtype), labels))
+
+    def _min_scores(self, labels: Tensor, field: str) -> Tensor:
+        return self.min_scores[field].to(labels.device)[labels]
 
     def _is_unlabelled(self, labels: Tensor, field: str) -> Tensor:
         return torch.isin(labels, self.unlabelled[field].to(labels.device))
 
     def _add_objects(self, target: Target, found: Instances) -> Target:
         """Return `target` with the objects that are found beside its own."""
-        keep = (found.scores >= self.min_score) & self._is_unlabelled(found.labels, 'labels')
+        keep = (found.scores >= self._min_scores(found.labels, 'labels')) & self._is_unlabelled(found.labels, 'labels')
         keep &= (box_iou(found.boxes, target.boxes.to(found.boxes)) < OVERLAP).all(1)
         found = _chosen(found, keep.nonzero().squeeze(1))
         found = _chosen(found, batched_nms(found.boxes, found.scores, found.labels, DUPLICATE))
@@ -107,6 +113,7 @@ def make_pseudo_labels(
 ) -> PseudoLabels | None:
     """Return what the config's `keep_classes` describes for the model that is trained; None where it has none.
 
+    The scores are `min_score` of it, or those of the best F1 in the validation of the start model, where it has them.
     `labelled` are the classes that the data labels, by field. Raises ConfigError for unknown classes of the background.
     """
     section = cfg.get('keep_classes')
@@ -124,8 +131,21 @@ def make_pseudo_labels(
     }
     names = _background(section.background, labelled.get('semantic', ()))
     background = [list(model.classes['semantic']).index(name) for name in names]
-    logger.info('labels of the old classes: predictions of %s, scores from %g', section.weights, section.min_score)
-    return PseudoLabels(teacher.to(device), unlabelled, min_score=section.min_score, background=background)
+    scores = {task.field: label_scores(section, stored, name, teacher) for name, task in teacher.tasks.items()}
+    lowest, highest = min(map(min, scores.values())), max(map(max, scores.values()))
+    text = 'labels of the old classes: predictions of %s, with scores from %g (%g for some classes)'
+    logger.info(text, section.weights, lowest, highest)
+    return PseudoLabels(teacher.to(device), unlabelled, min_scores=scores, background=background)
+
+
+def label_scores(section: Mapping[str, Any], stored: Mapping[str, Any], head: str, teacher: DenseModel) -> list[float]:
+    """Return the score from which a prediction is a label, for each class of a head."""
+    number = len(teacher.head_classes[head])
+    if section['min_score'] is not None:
+        return [section['min_score']] * number
+    best = (stored.get('operating_points') or {}).get(head, {}).get('threshold') or []
+    best = best if len(best) == number else [None] * number
+    return [DEFAULT_SCORE if score is None else score for score in best]
 
 
 def _background(wanted: Sequence[str], names: Sequence[str]) -> list[str]:

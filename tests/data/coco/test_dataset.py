@@ -224,6 +224,7 @@ def test_another_file_is_numbered_by_name(tree):
     second.set_classes({'labels': ['emu', 'dog', 'cat']})
     assert second[0].target.labels.tolist() == [1, 2]
     assert second.metainfo['category_ids'] == {'labels': [None, 7, 3]}
+    assert second.object_counts(of_one_class=True).tolist()[0] == 1 and '2 objects of 2 classes' in second.summary()
     second.set_classes(first.metainfo['classes'])
     assert second.metainfo['classes'] == first.metainfo['classes'] and second[0].target.labels.tolist() == [1, 0]
     with pytest.raises(ConfigError, match="classes = 'dog'"):

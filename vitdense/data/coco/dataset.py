@@ -156,7 +156,7 @@ class CocoDetection:
         if not of_one_class:
             return np.bincount(image, minlength=len(self._arrays.sizes))[self._rows]
         most = np.zeros(len(self._arrays.sizes), np.int64)
-        count = len(self._names) + 1
+        count = len(self.metainfo['classes']['labels']) + 1
         cells, counts = np.unique(image * count + self._label_of[self._arrays.labels[chosen]], return_counts=True)
         np.maximum.at(most, cells // count, counts)
         return most[self._rows]
@@ -326,8 +326,9 @@ class CocoDetection:
         """Return the numbers of images, objects and classes as text."""
         used = self._chosen() & ~self._arrays.crowd
         used &= np.isin(self._images_of_annotations(), self._rows)
-        counts = np.bincount(self._label_of[self._arrays.labels[used]], minlength=len(self._names))
-        absent = [name for name, count in zip(self._names, counts.tolist(), strict=True) if not count]
+        names = self.metainfo['classes']['labels']
+        counts = np.bincount(self._label_of[self._arrays.labels[used]], minlength=len(names))
+        absent = [name for name in self._names if not counts[names.index(name)]]
         text = f'{len(self):,} images, {int(counts.sum()):,} objects of {len(self._names) - len(absent)} classes'
         if absent and self._info.annotated:
             text += f'; no object of {", ".join(absent[:5])}{", ..." if len(absent) > 5 else ""}'
