@@ -107,3 +107,9 @@ def some(names: Sequence[str], most: int = 5) -> str:
     """Return the first `most` names in a row, and how many more there are."""
     more = f' and {len(names) - most} more' if len(names) > most else ''
     return ', '.join(names[:most]) + more
+
+
+def short(value: object, most: int = 80) -> str:
+    """Return the `repr` of `value`, cut to `most` characters."""
+    text = repr(value)
+    return text if len(text) <= most else f'{text[: most - 3]}...'

@@ -11,10 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
+from torch.utils._pytree import tree_map_only
 
 from vitdense.arguments import check
 from vitdense.layers.loss_weights import FixedWeights
-from vitdense.ops.padding import region_sizes
+from vitdense.ops.padding import rectangles, region_sizes
 from vitdense.protocols import BlendableTask, BranchedNetwork, Network, Task, TrainingInputsTask
 from vitdense.registry import build, check_part, resolve
 from vitdense.test_time.merged_objects import original_objects, read_objects
@@ -52,11 +53,12 @@ class Preprocessor(nn.Module):
         sizes = [meta.size for meta in metas]
         imgs = (imgs.float() - self.mean) / self.std
         imgs = functional.pad(imgs, (0, width - imgs.shape[-1], 0, height - imgs.shape[-2]))
-        valid = _valid_pixels(sizes, (height, width), imgs.device)
+        valid = rectangles(torch.tensor(sizes, device=imgs.device), (height, width))
         shown = [meta.unpadded_size if meta.zero_padding else meta.size for meta in metas]
         if len(set(sizes)) > 1 or shown != sizes:
             # what pads with black is not zero once normalised
-            imgs = imgs * (valid if shown == sizes else _valid_pixels(shown, (height, width), imgs.device))[:, None]
+            inside = rectangles(torch.tensor(shown, device=imgs.device), (height, width))
+            imgs = imgs * inside[:, None]
         full = all(self._cells(size) == self._cells((height, width)) for size in sizes)
         batch = Batch(imgs, targets, metas, None if full else valid)
         return self.augment(batch) if training and self.augment is not None else batch
@@ -65,24 +67,9 @@ class Preprocessor(nn.Module):
         return -(-size[0] // self.divisor), -(-size[1] // self.divisor)
 
 
-def _valid_pixels(sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Tensor:
-    """Return (B, H, W) bool, True inside each image."""
-    heights, widths = torch.tensor(sizes, device=device).unbind(1)
-    rows = torch.arange(padded[0], device=device) < heights[:, None]  # (B, H)
-    columns = torch.arange(padded[1], device=device) < widths[:, None]  # (B, W)
-    return rows[:, :, None] & columns[:, None, :]
-
-
 def on_device(value: Any, device: torch.device) -> Any:
-    """Return a record, list, tuple or mapping with its tensors on `device`; anything else as it is."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {key: on_device(item, device) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        moved = [on_device(item, device) for item in value]
-        return type(value)(*moved) if hasattr(value, '_fields') else type(value)(moved)
-    return value
+    """Return a record, list, tuple or dict with its tensors on `device`; anything else as it is."""
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
 
 
 class DenseModel(nn.Module):

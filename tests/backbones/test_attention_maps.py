@@ -56,5 +56,5 @@ def test_padding_is_not_attended_to():
 def test_what_cannot_be_watched_is_an_error(monkeypatch):
     vit = ViT('vit_tiny_patch16_224', timm_args=dict(depth=1)).eval()
     vit.model.blocks[0].attn.fused_attn = False
-    with pytest.raises(ConfigError, match='cannot be shown'):
+    with pytest.raises(ConfigError, match='or not by scaled_dot'):
         attention_rows(vit, vit.embed(torch.randn(1, 3, 32, 32)), 0, [0])

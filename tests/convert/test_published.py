@@ -77,7 +77,7 @@ def test_without_a_file_the_parts_bring_the_weights(folder):
 
 def test_a_model_with_a_random_head_needs_a_checkpoint(folder):
     cfg = config_of(folder, 'model.network.branches.cls.head.pretrained=False')
-    with pytest.raises(ConfigError, match='no checkpoint is given'):
+    with pytest.raises(ConfigError, match='random until it is trained'):
         run_test(cfg, None, out=folder / 'out', device='cpu')
     with pytest.raises(CheckpointError):
         run_test(cfg, folder / 'published.safetensors', out=folder / 'out', device='cpu')

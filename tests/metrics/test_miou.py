@@ -200,7 +200,7 @@ def test_large_numbers_are_refused_before_anything_of_their_size_is_made(monkeyp
 
 @pytest.mark.parametrize('count', [0, 8193, 10**6])
 def test_a_number_of_classes_has_a_limit(count):
-    with pytest.raises(ConfigError, match=f'{count:,} classes'):
+    with pytest.raises(ConfigError, match=f'= {count}'):
         MeanIoU(classes=[str(index) for index in range(count)]).evaluate(0)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from vitdense.arguments import check
 from vitdense.backbones.vit import Tokens, ViT
-from vitdense.errors import ConfigError
 
 
 @torch.no_grad()
@@ -24,15 +24,10 @@ def attention_rows(vit: ViT, tokens: Tokens, block: int, rows: Sequence[int]) ->
     """
     with _RecordAttention() as recorder:
         after = vit.run(tokens, block, block + 1)
-    if not recorder.calls or recorder.calls[0][0].shape[::2] != tokens.x.shape[:2]:
-        raise ConfigError(
-            f'the attention of block {block} cannot be shown',
-            where='layers=',
-            why='it attends within windows, or to tokens of each'
-            if recorder.calls
-            else 'it does not use scaled_dot_product_attention of torch',
-            fix='choose another layer, one with global attention; and unset TIMM_FUSED_ATTN',
-        )
+    whole = bool(recorder.calls) and recorder.calls[0][0].shape[::2] == tokens.x.shape[:2]
+    why = 'its attention is within windows, or to tokens of each, or not by scaled_dot_product_attention of torch'
+    fix = 'choose another layer, one with global attention; and unset TIMM_FUSED_ATTN'
+    check(whole, 'layer', block, why, fix)
     query, key, mask, scale = recorder.calls[0]
     scores = query[:, :, list(rows)].float() @ key.float().mT * scale  # (B, heads, R, N)
     if mask is not None:

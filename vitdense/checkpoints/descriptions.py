@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdense.arguments import interval
-from vitdense.errors import CheckpointError, ConfigError
+from vitdense.errors import CheckpointError, ConfigError, short
 from vitdense.pretrained.hub_names import plain_name
 from vitdense.registry import resolve
 from vitdense.storage.atomic import sha256_of
@@ -109,7 +109,7 @@ def check_metadata(metadata: Mapping[str, Any], path: Path) -> None:
         raise CheckpointError(
             'the metadata of the checkpoint is wrong',
             where=str(path),
-            why=f'its {"omitted" if good else "metainfo"} is {_short(omitted if good else metainfo)}',
+            why=f'its {"omitted" if good else "metainfo"} is {short(omitted if good else metainfo)}',
             fix='give a checkpoint as a run of vitdense wrote it, or its weights alone as a file of names and tensors',
         )
 
@@ -232,12 +232,7 @@ def _check_field(key: str, value: Any, *, whole: bool) -> None:
         check, words = _FIELDS.get(key, (lambda _: True, ''))
         good = check(value)
     if not good:
-        raise ValueError(f'{key} is {_short(value)}, not {words}')
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f'{text[:79]}…'
+        raise ValueError(f'{key} is {short(value)}, not {words}')
 
 
 def _plain(value: Any, key: str, depth: int = 0) -> Any:
@@ -257,7 +252,7 @@ def _plain(value: Any, key: str, depth: int = 0) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f'{key} is {value}')
     if isinstance(value, int) and abs(value) > MAX_NUMBER:
-        raise ValueError(f'{key} is {_short(value)}, more than {MAX_NUMBER}')
+        raise ValueError(f'{key} is {short(value)}, more than {MAX_NUMBER}')
     if isinstance(value, int) and abs(value) > MAX_SIDE and re.match(r'transforms|tiler|recipe\.(tiler|tta)\.', key):
         raise ValueError(f'{key} is {value}: images have at most {MAX_SIDE} pixels on a side there')
     return value
@@ -280,7 +275,7 @@ def _check_part(key: str, part: Mapping[str, Any], path: Path) -> None:
         raise description_error(path, f'{key} points outside', f'it gives {outside or part["name"]}')
     for name in ('tiler', 'tta', 'augment'):
         if not isinstance(part.get(name), dict | None):
-            raise description_error(path, f'{key}.{name} is {_short(part[name])}', 'it is a recipe with a type')
+            raise description_error(path, f'{key}.{name} is {short(part[name])}', 'it is a recipe with a type')
     if 'type' not in part:
         return
     kind = part['type']

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from vitdense.errors import CheckpointError, DiskError, FullDiskError, some
 from vitdense.storage.atomic import atomic_path, disk_problem, format_bytes, free_bytes, sha256_of, write_text
@@ -75,13 +76,7 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
 def bytes_of(content: Any) -> int:
     """Return about how many bytes the tensors of `content` take."""
-    if isinstance(content, Tensor):
-        return content.numel() * content.element_size()
-    if isinstance(content, Mapping):
-        return sum(bytes_of(item) for item in content.values())
-    if isinstance(content, list | tuple):
-        return sum(bytes_of(item) for item in content)
-    return 64
+    return sum(leaf.nbytes if isinstance(leaf, Tensor) else 64 for leaf in tree_leaves(content))
 
 
 def checksum_matches(path: Path) -> bool | None:

@@ -11,7 +11,7 @@ from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from vitdense.arguments import check, check_choice
-from vitdense.ops.padding import map_extents, rectangles, resize, zero_padding
+from vitdense.ops.padding import extents_of, map_extents, rectangles, resize, zero_padding
 from vitdense.storage.weights import load_weights
 from vitdense.types import Classifier, ClassLayer, ClassOutputs, Features
 
@@ -129,10 +129,7 @@ class ClassHead(nn.Module):
     def _attend(self, features: Features) -> Tensor:
         """Return (B, C): what the learned query gathers from the maps, brought to the grid of the finest."""
         size = tuple(features.maps[0].shape[-2:])
-        extents = [
-            map_extents(features.valid, stride, tuple(x.shape[-2:]))
-            for x, stride in zip(features.maps, self.strides, strict=True)
-        ]
+        extents = extents_of(features.valid, features.maps, self.strides)
         x = torch.cat([resize(x, size, used) for x, used in zip(features.maps, extents, strict=True)], dim=1)
         x = zero_padding(x, extents[0]).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, h*w, C)
         mask = None if extents[0] is None else rectangles(extents[0], size).flatten(1)[:, None, None]  # (B, 1, 1, h*w)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitdense.arguments import check_choice
 from vitdense.layers.blocks import BatchNorm2d
-from vitdense.ops.padding import hold_edges, map_extents, resize
+from vitdense.ops.padding import extents_of, hold_edges, resize
 from vitdense.types import ClassLayer, Features, PixelOutputs
 
 
@@ -48,10 +48,7 @@ class LinearHead(nn.Module):
 
     def forward(self, features: Features) -> PixelOutputs:
         """Read `features.maps`; return logits (B, num_classes, h, w) on the grid of the finest map."""
-        extents = [
-            map_extents(features.valid, stride, tuple(x.shape[-2:]))
-            for x, stride in zip(features.maps, self.strides, strict=True)
-        ]
+        extents = extents_of(features.valid, features.maps, self.strides)
         size = tuple(features.maps[0].shape[-2:])
         x = self._join([resize(x, size, extent) for x, extent in zip(features.maps, extents, strict=True)])
         logits = self.classifier(self.norm(self.dropout(x)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitdense.layers.blocks import ConvBlock, Norm
-from vitdense.ops.padding import channels_last, hold_edges, map_extents, resize, whole_map, zero_padding
+from vitdense.ops.padding import channels_last, extents_of, hold_edges, resize, whole_map, zero_padding
 from vitdense.ops.resample import apply_separable, bilinear_weights, conv3x3_of_resized, pooling_weights
 from vitdense.types import ClassLayer, Features, PixelOutputs
 
@@ -61,10 +61,7 @@ class UPerNetHead(nn.Module):
 
     def forward(self, features: Features) -> PixelOutputs:
         """Read `features.maps`, fine to coarse; return logits (B, num_classes, h, w) on the grid of the finest."""
-        extents = [
-            map_extents(features.valid, stride, tuple(x.shape[-2:]))
-            for x, stride in zip(features.maps, self.strides, strict=True)
-        ]
+        extents = extents_of(features.valid, features.maps, self.strides)
         maps = [channels_last(zero_padding(x, extent)) for x, extent in zip(features.maps, extents, strict=True)]
         fused = self._fuse(self._pyramid(maps, extents), extents)
         logits = self.classifier(self.dropout(fused))

@@ -14,6 +14,7 @@ import torch
 from mmengine.dist import all_reduce, is_main_process
 from torch import Tensor
 
+from vitdense.arguments import check
 from vitdense.errors import ConfigError, DataError
 from vitdense.metrics.base import SingleHeadMetric
 from vitdense.metrics.confusion import write_confusion
@@ -67,7 +68,11 @@ class MeanIoU(SingleHeadMetric):
     @property
     def classes(self) -> list[str]:
         """The names of the classes. Raises ConfigError when they are unknown, or too many to count."""
-        return _few_enough(super().classes, self.head)
+        names = super().classes
+        why = f'a confusion matrix of 1 to {MOST_CLASSES:,} classes fits into memory'
+        fix = 'give the classes of the label maps, one name for each'
+        check(1 <= len(names) <= MOST_CLASSES, f'number of classes of {self.head}', len(names), why, fix)
+        return names
 
     def process(self, data_batch: Batch, data_samples: Sequence[dict[str, Prediction]]) -> None:
         """Count one batch: `data_samples[i][head].labels` against `data_batch.targets[i]`."""
@@ -144,17 +149,6 @@ class MeanIoU(SingleHeadMetric):
         elif absent:
             text = f'{len(absent)} of {len(rows)} classes are neither labelled nor predicted and left out of the means'
             logger.info('%s: %s: %s', self.prefix, text, ', '.join(absent))
-
-
-def _few_enough(classes: list[str], head: str) -> list[str]:
-    if 1 <= len(classes) <= MOST_CLASSES:
-        return classes
-    raise ConfigError(
-        f'{len(classes):,} classes',
-        where=f"MeanIoU(head='{head}')",
-        why=f'a confusion matrix of 1 to {MOST_CLASSES:,} classes fits into memory',
-        fix='give the classes of the label maps, one name for each',
-    )
 
 
 def count_pairs(

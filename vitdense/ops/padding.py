@@ -58,6 +58,11 @@ def map_extents(valid: Tensor | None, stride: float, size: tuple[int, int]) -> T
     return torch.stack([extents[:, axis].clamp(max=length) for axis, length in enumerate(size)], dim=1)
 
 
+def extents_of(valid: Tensor | None, maps: Sequence[Tensor], strides: Sequence[float]) -> list[Tensor | None]:
+    """Return the extents of the images in each of `maps`, which lie at `strides`; see `map_extents`."""
+    return [map_extents(valid, stride, tuple(x.shape[-2:])) for x, stride in zip(maps, strides, strict=True)]
+
+
 def whole_map(x: Tensor) -> Tensor:
     """Return the extents (1, 2) of images that fill `x` (B, C, h, w); made on its device, for sizes of any kind."""
     return torch.stack([torch.full((1,), length, device=x.device) for length in x.shape[-2:]], dim=1)

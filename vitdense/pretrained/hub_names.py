@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from vitdense.errors import ConfigError
+from vitdense.arguments import check
 
 _HUB = re.compile(r'(?:hf[-_]hub:|https://huggingface\.co/)?timm/')
 _SIZES = {'ti': 'tiny', 's': 'small', 'b': 'base', 'l': 'large', 'g': 'giant', 'h': 'huge'}
@@ -53,17 +53,9 @@ def timm_name(name: str) -> str | None:
 def check_name(name: str) -> None:
     """Raise ConfigError for names of other publishers and hubs; unknown names of timm are checked by `make_model`."""
     theirs = timm_name(name)
-    if theirs is not None:
-        raise ConfigError(
-            f"'{name}' is called '{theirs}' here",
-            where='ViT(name=...)',
-            why='it is the name that its publisher gives it; models are made by timm, which has names of its own',
-            fix=f"write name='{theirs}'; with pretrained='PATH' the publisher's own file is read too",
-        )
-    if '/' in name or ':' in name:
-        raise ConfigError(
-            f"'{name}' is no name of timm",
-            where='ViT(name=...)',
-            why='it is the address of a model on a hub; only those of timm (timm/NAME) can be fetched by name',
-            fix="download its weight file, and give timm's name of the architecture and pretrained='model.safetensors'",
-        )
+    why = 'it is the name that its publisher gives it; models are made by timm, which has names of its own'
+    fix = f"write name='{theirs}'; with pretrained='PATH' the publisher's own file is read too"
+    check(theirs is None, 'ViT.name', name, why, fix)
+    why = 'it is the address of a model on a hub; only those of timm (timm/NAME) can be fetched by name'
+    fix = "download its weight file, and give timm's name of the architecture and pretrained='model.safetensors'"
+    check('/' not in name and ':' not in name, 'ViT.name', name, why, fix)

@@ -19,7 +19,7 @@ from torch import nn
 from vitdense.checkpoints.run import read_checkpoint
 from vitdense.config.from_text import config_in
 from vitdense.config.run_config import RunConfig
-from vitdense.errors import CheckpointError, ConfigError
+from vitdense.errors import CheckpointError, ConfigError, short
 from vitdense.model import DenseModel
 from vitdense.registry import resolve
 from vitdense.storage.weights import read_weights
@@ -199,7 +199,7 @@ def _differences(before: Any, now: Any, key: str) -> Iterator[tuple[str, str, st
                 path = f'{key}.{name}' if key else str(name)
                 yield from _differences(before.get(name, ABSENT), now.get(name, ABSENT), path)
     elif not _same(before, now):
-        yield key, _short(before), _short(now)
+        yield key, *('not given' if value is ABSENT else short(value, 60) for value in (before, now))
 
 
 def _same(before: Any, now: Any) -> bool:
@@ -209,11 +209,6 @@ def _same(before: Any, now: Any) -> bool:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         return before.keys() == now.keys() and all(_same(before[key], now[key]) for key in before)
     return before == now
-
-
-def _short(value: Any) -> str:
-    text = 'not given' if value is ABSENT else repr(value)
-    return text if len(text) <= 60 else f'{text[:57]}...'
 
 
 def _shape(value: torch.Tensor | None) -> str:

@@ -15,7 +15,6 @@ from vitdense.config.load import named_sections
 from vitdense.config.run_config import RunConfig
 from vitdense.data.class_names import check_classes
 from vitdense.data.datasets import JoinedDatasets, share_classes
-from vitdense.errors import ConfigError
 from vitdense.loading.data_checks import (
     log_data,
     log_metric_limits,
@@ -112,10 +111,6 @@ def _set_augmentation(model: DenseModel, tta: bool) -> None:
 
 def _check_published(cfg: RunConfig) -> None:
     """Raise ConfigError when the parts of the model do not bring all weights."""
-    if not reads_classifier(cfg.model):
-        raise ConfigError(
-            'no checkpoint is given',
-            where='CHECKPOINT',
-            why='a head of this model is random until it is trained',
-            fix='name the checkpoint behind the config: a .pth of a run, a model folder or a file of weights',
-        )
+    why = 'a head of this model is random until it is trained'
+    fix = 'name the checkpoint behind the config: a .pth of a run, a model folder or a file of weights'
+    check(reads_classifier(cfg.model), 'CHECKPOINT', None, why, fix)
