@@ -49,6 +49,7 @@ MAY_IMPORT = {  # folder or file of the package -> the others that it may import
         'visualize',
     },
     'serving': {'data', 'inference', 'visualize'},
+    'scoring': {'data', 'metrics', 'ops', 'reporting', 'visualize'},
     'commands': {
         'checkpoints', 'config', 'convert', 'data', 'export', 'inference', 'loading', 'metrics', 'model', 'multihead',
         'ops', 'probing', 'reporting', 'test_time', 'train', 'visualize',

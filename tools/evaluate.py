@@ -65,7 +65,7 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Score as `argv` says."""
     args = vars(make_parser().parse_args(argv))
-    import vitdense.commands.evaluate as evaluation  # heavy: after the arguments are known to be right
+    import vitdense.scoring.saved_predictions as evaluation  # heavy: after the arguments are known to be right
 
     if args.pop('kind') == 'coco':
         evaluation.evaluate_coco(args.pop('annotations'), args.pop('results'), **args)

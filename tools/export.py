@@ -7,7 +7,8 @@ MODEL is a model folder. Writes model.onnx (opset 20, plain operators), export.j
 model.json. The graph takes normalised images (B, 3, H, W): (RGB in [0, 1] - mean) / std, mean and std in export.json.
 The size is that of the evaluation transforms where they give all images one size; otherwise sizes are free. --verify
 runs both on images of a folder or on N drawn ones, prints the differences of outputs and predictions and the time of
-both, and leaves with 5 where an output differs by more than 1e-3. `vitdense.load` and demo.py take the folder.
+both, and leaves with 5 where an output differs by more than 1e-3. --data tests both on labelled images, and leaves with
+5 where a score differs by more than 0.1 points. `vitdense.load`, demo.py and test.py take the folder.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from vitdense.commands.parser import Parser, run
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitdense.commands.compare_scores import ScoredBoth
     from vitdense.export.verify import Verdict
 
 DIFFERENT = 5  # exit code of a graph whose outputs are not those of the model
@@ -39,6 +41,10 @@ def make_parser() -> Parser:
         '--dynamic', type=_dynamic, metavar='batch,size', help='what may differ from call to call, or none'
     )
     parser.add_argument('--verify', metavar='DATA|N', help='a folder of images, or a number of drawn ones')
+    parser.add_argument(
+        '--data', metavar='FOLDER', help='labelled images, as --data of test.py: test the model and the graph on them'
+    )
+    parser.add_argument('--split', choices=('train', 'val', 'test'), help='of --data (default: test, else val)')
     return parser
 
 
@@ -59,11 +65,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     content = export_model(model, out, heads=heads, size=size, dynamic=args.dynamic)
     free = f', free: {", ".join(content["dynamic"])}' if content['dynamic'] else ''
     console().print(f'{out}: {", ".join(content["heads"])} in one graph of {tuple(content["size"])}{free}')
-    if args.verify is None:
-        return 0
-    verdict = verify(model, out, images_of(args.verify))
-    show(verdict)
-    return 0 if verdict.passed else DIFFERENT
+    passed = True
+    if args.verify is not None:
+        verdict = verify(model, out, images_of(args.verify))
+        show(verdict)
+        passed = verdict.passed
+    if args.data is not None:
+        from vitdense.commands.compare_scores import compare_scores
+
+        scores = compare_scores(model, out, args.data, split=args.split)
+        show_scores(scores)
+        passed &= all(score.passed for score in scores)
+    return 0 if passed else DIFFERENT
 
 
 def images_of(words: str) -> list[Tensor]:
@@ -94,6 +107,17 @@ def show(verdict: Verdict) -> None:
     torch_ms, graph_ms = (1000 * verdict.seconds[name] for name in ('torch', 'graph'))
     console().print(f'a pass: torch {torch_ms:.1f} ms, onnxruntime {graph_ms:.1f} ms ({torch_ms / graph_ms:.2f} x)')
     console().print('passed' if verdict.passed else 'NOT passed: outputs differ by more than 1e-3', style='bold')
+
+
+def show_scores(scores: Sequence[ScoredBoth]) -> None:
+    """Print the scores of the model and of the graph."""
+    from vitdense.reporting.console import print_table
+
+    def cell(value: float | None) -> str:
+        return 'n/a' if value is None else f'{100 * value:.2f}'
+
+    rows = [(each.name, cell(each.model), cell(each.graph), 'yes' if each.passed else 'NO') for each in scores]
+    print_table('scores', ('metric', 'model', 'graph', 'within 0.1'), rows)
 
 
 def _dynamic(text: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
     python tools/test.py work_dirs/shapes/config.py work_dirs/shapes/best.pth --out predictions
     python tools/test.py work_dirs/shapes                  # the same: the folder of a run stands for both
+    python tools/test.py MODEL --data FOLDER --split test  # any trained or exported model, on labelled images
 
 CHECKPOINT is a .pth of a run (the averaged weights are taken where there are any), a model folder, a name of `vitdense
 models`, or a file of weights of the whole model: for a config that takes over a published classifier, timm's own file,
@@ -46,18 +47,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate as `argv` says."""
     args = make_parser().parse_args(argv)
     import vitdense.commands.test as testing  # heavy: after the arguments are known to be right
+    from vitdense.checkpoints.model_config import config_from_model
     from vitdense.checkpoints.run_folder import config_and_checkpoint
     from vitdense.commands.models import trained_model
     from vitdense.config.load import load_config
+    from vitdense.export.folder import is_exported
     from vitdense.reporting.console import start_logging
 
-    config, checkpoint = config_and_checkpoint(args.config, args.checkpoint)
-    checkpoint = trained_model(checkpoint, accept_licence=args.accept_licence)
     if args.data is not None:
         start_logging(None, keep=True)  # so that the format of the folder is shown
     options = [f'amp={args.amp}'] if args.amp else []
     options += args.cfg_options or ()
-    cfg = load_config(config, options, workers=args.workers, data=args.data, split=args.split)
+    if args.data is not None and args.checkpoint is None and not args.config.endswith('.py'):
+        checkpoint = trained_model(args.config, accept_licence=args.accept_licence)
+        described = dict(options=options, workers=args.workers, split=args.split)
+        cfg, weights = config_from_model(checkpoint, args.data, **described)
+        checkpoint = checkpoint if is_exported(checkpoint) else weights
+    else:
+        config, checkpoint = config_and_checkpoint(args.config, args.checkpoint)
+        checkpoint = trained_model(checkpoint, accept_licence=args.accept_licence)
+        cfg = load_config(config, options, workers=args.workers, data=args.data, split=args.split)
     testing.test(
         cfg,
         checkpoint,

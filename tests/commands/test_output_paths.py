@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from vitdense.commands.evaluate import evaluate_semantic
 from vitdense.commands.output_paths import OutputPaths, distinct_stems
 from vitdense.commands.test import PredictionHook
 from vitdense.data.classification import ClassificationDataset
@@ -23,6 +22,7 @@ from vitdense.errors import ConfigError
 from vitdense.loading.evaluation_sets import LoaderSet
 from vitdense.metrics.confusion import save_confusions
 from vitdense.metrics.miou import MeanIoU
+from vitdense.scoring.saved_predictions import evaluate_semantic
 from vitdense.types import Batch, Meta, SemanticMap, Target
 
 

@@ -32,6 +32,7 @@ def config_from_model(
     options: Sequence[str] = (),
     workers: int | None = None,
     held_out: float | None = None,
+    split: str | None = None,
 ) -> tuple[RunConfig, str]:
     """Return the config that trains `model` on the labelled images of the folder `data`, and the path of the weights
     that such a run begins with (`FromWeights`).
@@ -39,8 +40,8 @@ def config_from_model(
     `model` is the folder of a run, a model folder, a checkpoint of a run, or a head file beside its backbone: it brings
     the architecture and the evaluation transforms. Transforms of training, optimizer and schedule come from the config
     `training`; by default from the config of the model's own run, where it is at hand, else from the file of the task
-    in `configs/_base_/training`. `options` are `K=V` words, `held_out` is that of `use_folder`. The work directory is
-    called as the folder of the data.
+    in `configs/_base_/training`. `options` are `K=V` words, `held_out` and `split` are those of `use_folder`. The work
+    directory is called as the folder of the data.
 
     Raises ConfigError where the model has no head for the labels of the folder, or several heads; CheckpointError,
     DataError.
@@ -52,7 +53,7 @@ def config_from_model(
     head_of(content['model'], task, where=str(model))
     for key in OF_RUN:
         content.pop(key, None)
-    use_folder(content, data, file=file, held_out=held_out)
+    use_folder(content, data, file=file, held_out=held_out, split=split)
     content['work_dir'] = str(Path('work_dirs') / Path(data).resolve().name)
     return complete_config(content, file, options, workers=workers), str(weights)
 
@@ -77,7 +78,7 @@ def _of_run(path: Path) -> tuple[dict[str, Any] | None, str, Path]:
 
 def _described(path: Path, task: str, training: str | Path | None) -> tuple[dict[str, Any], str]:
     """Return the sections of a config for a model that is described by itself, and the file that they come from."""
-    trained = read_trained(path)
+    trained = read_trained(path, weights=False)
     if trained.recipe is None:
         raise ConfigError(
             f"'{path.name}' holds weights, and nothing says of which architecture",

@@ -73,18 +73,20 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return content['state_dict'], metadata
 
 
-def read_trained(path: str | Path) -> Trained:
-    """Return the trained model at `path`: as `read_state`, or a work directory.
+def read_trained(path: str | Path, *, weights: bool = True) -> Trained:
+    """Return the trained model at `path`: as `read_state`, or a work directory. Of a folder, `weights` may be left out.
 
     No code in the files is run: their types are looked up among the parts of vitdense. Raises CheckpointError.
     """
     path = model_folder_of(path)
     if is_head_file(path):
         return read_trained_head(path)
-    state, info = read_state(path)
+    folder = path.is_dir() and (path / 'model.json').is_file()
+    state, info = ({}, {}) if folder and not weights else read_state(path)
     metainfo, value_range, config = info.get('metainfo') or {}, None, {}
     if path.is_dir():
         info = read_description(path / 'model.json', CONTENT)
+        metainfo = {key: info.get(key, {}) for key in METAINFO}
         recipe, transforms, value_range = info['recipe'], list(info['transforms']), info.get('value_range')
     elif 'config' in (content := read_checkpoint(path) if info else {}):
         config = config_in(content)

@@ -16,16 +16,18 @@ from mmengine.hooks import Hook
 from PIL import Image
 
 from vitdense import visualize
-from vitdense.checkpoints.model_folder import model_folder_of, set_operating_points
+from vitdense.checkpoints.model_folder import METAINFO, model_folder_of, set_operating_points
 from vitdense.checkpoints.run import steps_in
 from vitdense.commands.output_paths import OutputPaths
 from vitdense.config.run_config import RunConfig
 from vitdense.device import choose_device
+from vitdense.export.folder import is_exported, read_exported
 from vitdense.loading.evaluation_sets import set_name
 from vitdense.loading.loaders import close_loaders
 from vitdense.metrics.base import operating_points_of
 from vitdense.metrics.coco_columns import category_ids, results_of
 from vitdense.metrics.confusion import save_confusions
+from vitdense.model import DenseModel
 from vitdense.reporting.console import progress, start_logging
 from vitdense.reporting.progress import evaluated, print_metrics
 from vitdense.reporting.run_images import on_cpu, shown_image
@@ -51,8 +53,8 @@ def test(
     skip_bad_eval: bool = False,
     save_thresholds: bool = False,
 ) -> dict[str, float | int | None]:
-    """Evaluate `checkpoint` (None: the published weights) on the config's test data; return the scores, which are also
-    in `metrics.json`.
+    """Evaluate `checkpoint` (None: the published weights; a folder of `export_model`: its graph) on the config's test
+    data; return the scores, which are also in `metrics.json`.
 
     Scores go to `work_dir`, or to `out`, or to `test` in the config's work directory; a work directory that holds a
     training run keeps its own scores and gets a folder `test`. `out` also gets the predictions: label maps as
@@ -68,9 +70,9 @@ def test(
     base = _scores_folder(cfg, work_dir, out)
     start_processes(choose_device(device))
     start_logging(base)
-    hook = PredictionHook(out and Path(out), show_dir and Path(show_dir))
+    hook, (cfg, trained) = PredictionHook(out, show_dir), _with_graph(cfg, checkpoint)
     options = dict(device=device, tta=tta, compiled=compiled, skip_bad_eval=skip_bad_eval)
-    runner = make_tester(cfg, base, checkpoint, **options, hooks=(hook,))
+    runner = make_tester(cfg, base, checkpoint, **options, hooks=(hook,), trained=trained)
     try:
         with explained():
             metrics = finite(runner.test())
@@ -88,6 +90,26 @@ def test(
             logger.info('scores: %s', folder / 'metrics.json')
     leave_processes(runner)
     return metrics
+
+
+def _with_graph(
+    cfg: RunConfig, checkpoint: str | Path | None
+) -> tuple[RunConfig, tuple[DenseModel, dict[str, Any]] | None]:
+    """Return the config, with batches of one image for an exported graph, which has no padding, and the graph with its
+    metainfo; None for any other checkpoint.
+    """
+    if checkpoint is None or not is_exported(checkpoint):
+        return cfg, None
+    model, info = read_exported(checkpoint)
+    cfg = cfg.replaced(test_dataloader=one_by_one(cfg.test_dataloader))
+    return cfg, (model, {key: info.get(key, {}) for key in METAINFO})
+
+
+def one_by_one(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a section of loaders, of one data set or of several by name, with batches of one image."""
+    if 'dataset' in section:
+        return {**section, 'batch_size': 1}
+    return {name: {**each, 'batch_size': 1} for name, each in section.items()}
 
 
 def _save_points(points: Mapping[str, Any], folder: Path, checkpoint: str | Path | None) -> None:
@@ -121,9 +143,8 @@ class PredictionHook(Hook):
 
     priority = 'LOW'
 
-    def __init__(self, out: Path | None, show_dir: Path | None) -> None:
-        self.out = out
-        self.show_dir = show_dir
+    def __init__(self, out: str | Path | None, show_dir: str | Path | None) -> None:
+        self.out, self.show_dir = (Path(folder) if folder else None for folder in (out, show_dir))
         self._paths: OutputPaths | None = None
         self._rows: dict[str, list[list[dict]]] = {}  # by file: the rows of each image of this rank
         self._bar = ExitStack()

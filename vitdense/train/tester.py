@@ -42,17 +42,17 @@ def make_tester(
     compiled: bool = False,
     skip_bad_eval: bool = False,
     hooks: tuple = (),
+    trained: tuple[DenseModel, Mapping[str, Any]] | None = None,
 ) -> DenseRunner:
     """Return a runner whose `test()` evaluates the weights of `checkpoint` on the config's test data.
 
     Without a checkpoint the model is tested as it was published: every head must take the classifier of the backbone's
     checkpoint over. `tta` turns the model's test-time augmentation on, `compiled` compiles the network,
-    `skip_bad_eval` leaves unreadable images out. Raises ConfigError, CheckpointError, ResourceError.
+    `skip_bad_eval` leaves unreadable images out. `trained` is a model that is built already, with its metainfo, in
+    place of a checkpoint. Raises ConfigError, CheckpointError, ResourceError.
     """
     process = this_process(work_dir, device)
-    if checkpoint is None:
-        _check_published(cfg)
-    state, stored = ({}, {}) if checkpoint is None else read_state(checkpoint)
+    state, stored = _stored(cfg, checkpoint) if trained is None else ({}, {'metainfo': trained[1]})
     seed_everything(cfg.seed)
     section = required_sections(cfg, 'test_dataloader')['test_dataloader']
     datasets = evaluation_data(cfg, section)
@@ -61,7 +61,7 @@ def make_tester(
         share_classes(dataset, metainfo)
         check_classes(metainfo, dataset.metainfo, where=f'{checkpoint}, test_dataloader.dataset')
     log_data({f'test {name}'.strip(): dataset for name, dataset in datasets.items()})
-    model = _tested_model(cfg, metainfo, checkpoint, state, stored)
+    model = _tested_model(cfg, metainfo, checkpoint, state, stored) if trained is None else trained[0]
     _set_augmentation(model, tta)
     set_up(model, cfg.amp, process, next(iter(named_sections(section).values())), compiled)
     evaluators = build_evaluators(cfg.get('test_evaluator'))
@@ -80,6 +80,14 @@ def make_tester(
         test_evaluator=evaluator,
         test_cfg=dict(type=EvaluationLoop, mode='test'),
     )
+
+
+def _stored(cfg: RunConfig, checkpoint: str | Path | None) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the weights of a checkpoint, and what is stored beside them."""
+    if checkpoint is None:
+        _check_published(cfg)
+        return {}, {}
+    return read_state(checkpoint)
 
 
 def _tested_model(

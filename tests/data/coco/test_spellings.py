@@ -12,19 +12,19 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from vitdense.commands.evaluate import evaluate_coco
 from vitdense.data.coco import cache as coco_cache
 from vitdense.data.coco.cache import open_coco
 from vitdense.data.coco.dataset import CocoDetection
 from vitdense.dataset_checks.check_coco import check_coco
 from vitdense.errors import DataError
+from vitdense.scoring.saved_predictions import evaluate_coco
 
 RING = [[10, 10, 40, 10, 40, 30, 10, 30]]
 
 
 @pytest.fixture
 def log_text(caplog, monkeypatch):
-    monkeypatch.setattr('vitdense.commands.evaluate.start_logging', lambda folder: None)
+    monkeypatch.setattr('vitdense.scoring.saved_predictions.start_logging', lambda folder: None)
     monkeypatch.setattr(logging.getLogger('vitdense'), 'propagate', True)
     caplog.set_level(logging.INFO, 'vitdense')
     return caplog

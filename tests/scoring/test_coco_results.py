@@ -11,9 +11,9 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from vitdense.commands.evaluate import evaluate_coco
 from vitdense.errors import DataError, NumericsError
 from vitdense.ops.masks import runs_of_masks
+from vitdense.scoring.saved_predictions import evaluate_coco
 
 RING = [[10, 10, 40, 10, 40, 30, 10, 30]]
 BOX = [10, 10, 30, 20]
@@ -21,7 +21,7 @@ BOX = [10, 10, 30, 20]
 
 @pytest.fixture
 def said(caplog, monkeypatch):
-    monkeypatch.setattr('vitdense.commands.evaluate.start_logging', lambda folder: None)
+    monkeypatch.setattr('vitdense.scoring.saved_predictions.start_logging', lambda folder: None)
     monkeypatch.setattr(logging.getLogger('vitdense'), 'propagate', True)
     caplog.set_level(logging.INFO, 'vitdense')
     return caplog

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from vitdense.commands.coco_records import Numbering, ring_of
 from vitdense.data.coco.faults import are_fractions, share_of_corners
 from vitdense.errors import DataError, did_you_mean
 from vitdense.metrics.coco_columns import Objects
 from vitdense.metrics.coco_curves import IouType
 from vitdense.ops.coco_numbers import find, shown
 from vitdense.ops.masks import areas_of_runs, boxes_of_runs, checked, runs_of
+from vitdense.scoring.coco_records import Numbering, ring_of
 
 logger = logging.getLogger('vitdense')
 BOX_FIX = 'write bbox as [x, y, width, height] in pixels'

@@ -11,9 +11,9 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from vitdense.commands.evaluate import evaluate_coco, evaluate_semantic
 from vitdense.errors import ConfigError, DataError, NumericsError
 from vitdense.metrics.average_precision import CocoAP
+from vitdense.scoring.saved_predictions import evaluate_coco, evaluate_semantic
 
 REAL = 'coco_mini480/annotations/instances_val2017.json'
 

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from vitdense.arguments import check
-from vitdense.commands.coco_records import number, refuse_unknown_sizes, targets_of
-from vitdense.commands.coco_results import read_results
 from vitdense.data.class_names import read_classes
 from vitdense.data.coco.arrays import CocoFileInfo
 from vitdense.data.coco.cache import open_coco
@@ -28,6 +26,8 @@ from vitdense.metrics.coco_curves import LIMIT, Engine, IouType
 from vitdense.metrics.miou import MeanIoU
 from vitdense.reporting.console import start_logging
 from vitdense.reporting.progress import print_metrics
+from vitdense.scoring.coco_records import number, refuse_unknown_sizes, targets_of
+from vitdense.scoring.coco_results import read_results
 from vitdense.storage.atomic import make_folder, write_json
 from vitdense.types import IGNORE, Batch, Meta, SemanticMap, Target
 
