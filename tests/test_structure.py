@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 from collections import Counter
 from collections.abc import Iterator
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -250,6 +251,14 @@ def test_the_core_can_be_read():
     assert code_lines('"""a\nb"""\n\nx = 1  # c\n# d\n') == 2
     total = sum(code_lines(path.read_text()) for path in FILES if room_of(path) in CORE and path.parent not in KERNELS)
     assert total <= MOST_CORE_LINES
+
+
+def test_every_folder_is_in_the_installed_package():
+    listed = ConfigParser()
+    listed.read(ROOT / 'setup.cfg')
+    packages = set(listed['options']['packages'].split()) - {'vitdense', 'vitdense.tools', 'vitdense.configs'}
+    folders = {path.parent.relative_to(ROOT).as_posix().replace('/', '.') for path in FILES} - {'vitdense'}
+    assert packages == folders
 
 
 def test_the_tests_mirror_the_package():
