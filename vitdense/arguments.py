@@ -21,7 +21,8 @@ def check(holds: bool, where: str, value: object, why: str, fix: str = '') -> No
 def within(value: float, low: float, high: float, where: str) -> float:
     """Return `value` if it is a number in [low, high]. Raises ConfigError."""
     holds = isinstance(value, (int, float)) and low <= value <= high
-    check(holds, where, value, f'it is a number from {low} to {high}', f'choose a number in [{low}, {high}]')
+    words = f'number from {low} on' if high == math.inf else f'number from {low} to {high}'
+    check(holds, where, value, f'it is a {words}', f'choose a {words}')
     return value
 
 

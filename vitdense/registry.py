@@ -126,10 +126,8 @@ _UNIMPLEMENTED = (_missing.__name__, '_forward_unimplemented')
 
 def check_part(part: Any, protocol: type, where: str) -> Any:
     """Return `part` if it has every attribute and method of `protocol`. Raises ConfigError."""
-    methods = [name for name, value in vars(protocol).items() if inspect.isfunction(value)]
-    methods = [
-        name for name in methods if vars(protocol)[name].__module__ == protocol.__module__
-    ]  # not those of typing
+    functions = [value for value in vars(protocol).values() if inspect.isfunction(value)]
+    methods = [value.__name__ for value in functions if value.__module__ == protocol.__module__]  # not those of typing
     names = [*vars(protocol).get('__annotations__', {}), *methods]
     # a module without `forward` has that of torch, which raises an error
     missing = [name for name in names if getattr(getattr(part, name, _missing), '__name__', '') in _UNIMPLEMENTED]
