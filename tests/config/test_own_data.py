@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.data.formats.test_labelled_folder import masks, roboflow_coco, text, voc
+from tests.data.formats.test_labelled_folder import ANNOTATION, image, masks, roboflow_coco, text, voc
 from vitdense.config.load import load_config
 from vitdense.data.datasets import build_dataset
 from vitdense.errors import ConfigError
@@ -41,6 +42,31 @@ def test_a_folder_without_validation_is_an_error_that_says_what_was_found(tmp_pa
     with pytest.raises(ConfigError, match="has no split 'val'") as caught:
         load_config(DETECTION, data=tmp_path)
     assert 'PASCAL VOC with train' in caught.value.why
+
+
+@pytest.mark.parametrize('kind', ['boxes', 'masks'])
+def test_a_part_of_the_images_for_training_is_held_out_where_there_is_no_validation(tmp_path: Path, kind: str):
+    folder = 'JPEGImages' if kind == 'boxes' else 'images/train'
+    (voc if kind == 'boxes' else masks)(tmp_path)
+    for number in range(9):
+        image(tmp_path / folder / f'{number}.jpg')
+        if kind == 'boxes':
+            text(tmp_path / 'Annotations' / f'{number}.xml', ANNOTATION)
+        else:
+            shutil.copy(tmp_path / 'masks' / 'train' / 'a.png', tmp_path / 'masks' / 'train' / f'{number}.png')
+    if kind == 'boxes':
+        text(tmp_path / 'ImageSets' / 'Main' / 'train.txt', ''.join(f'{name}\n' for name in ('a', *range(9))))
+        (tmp_path / 'ImageSets' / 'Main' / 'val.txt').unlink()
+    else:
+        shutil.rmtree(tmp_path / 'images' / 'val')
+    config = DETECTION if kind == 'boxes' else 'configs/semantic/linear_vit_ti_camvid.py'
+    own = load_config(config, data=tmp_path, held_out=0.3)
+    datasets = [
+        build_dataset(own[key]['dataset'], root=own['data_root']) for key in ('train_dataloader', 'val_dataloader')
+    ]
+    files = [{name for name in dataset.image_files()[1]} for dataset in datasets]
+    assert [len(each) for each in files] == [7, 3] and not files[0] & files[1]
+    assert own['test_dataloader']['dataset']['part'] == own['val_dataloader']['dataset']['part'] == (0.0, 0.3)
 
 
 def test_labels_of_another_task_are_an_error(tmp_path: Path):
