@@ -3,9 +3,9 @@
     python tools/train.py configs/presets/detection_cpu.py --data FOLDER
 
 The detector of `detection/finetune_small.py` at 384 pixels: a ViT-Ti/16 with a projector of four layers to strides 8,
-16 and 32, two decoder layers, 100 queries that start at distinct boxes and 150 for denoising, dense proposals. Batches of 4
-images made square with sides of 288 ... 416, weights averaged, duplicates left out above an IoU of 0.7. No worker loads
-data, so that training has all cores.
+16 and 32, two decoder layers, 100 queries that start at distinct boxes and 150 for denoising, dense proposals.
+Batches of 4 images made square with sides of 288 ... 416, weights averaged, duplicates left out above an IoU of 0.7.
+No worker loads data, so that training has all cores.
 
 No published number. After 440 steps on BCCD (205 images) AP is 0.560 and AP50 0.869; docs/results.md says more.
 
