@@ -20,7 +20,7 @@ CONTENT = bytes(range(256)) * 400
 class Server(ThreadingHTTPServer):
     """Serves CONTENT under every path but /none; `most` bytes in a connection, with or without ranges."""
 
-    content, most, ranges = CONTENT, len(CONTENT), True
+    content, most, ranges, tag = CONTENT, len(CONTENT), True, ''
 
     def __init__(self) -> None:
         super().__init__(('127.0.0.1', 0), Handler)
@@ -34,6 +34,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append(wanted)
         content = self.server.content
         start = int(wanted.removeprefix('bytes=').rstrip('-')) if wanted and self.server.ranges else 0
+        if self.headers.get('If-Range', self.server.tag) != self.server.tag:
+            start = 0
         if self.path == '/none':
             return self.send_error(404)
         if start >= len(content):
@@ -43,6 +45,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.end_headers()
         self.send_response(206 if start else 200)
         self.send_header('Content-Length', str(len(content) - start))
+        if self.server.tag:
+            self.send_header('ETag', self.server.tag)
         self.end_headers()
         self.wfile.write(content[start : start + self.server.most])
 
@@ -88,6 +92,17 @@ def test_a_file_that_stays_cut_off_is_no_file_and_goes_on_later(server, tmp_path
     server.most, server.ranges = len(CONTENT), True
     download(server.url, tmp_path / 'file.pth', hashes=sha256())
     assert server.asked[-1] == 'bytes=30000-' and (tmp_path / 'file.pth').read_bytes() == CONTENT
+
+
+def test_a_file_that_was_replaced_meanwhile_is_fetched_from_its_beginning(server, tmp_path):
+    """Otherwise the parts of two files would be put together where no hash is stated."""
+    server.most, server.ranges, server.tag = 30_000, False, '"one"'
+    with pytest.raises(CheckpointError, match='cut off'):
+        download(server.url, tmp_path / 'file.pth')
+    server.most, server.ranges, server.tag, server.content = len(CONTENT), True, '"two"', CONTENT[::-1]
+    download(server.url, tmp_path / 'file.pth')
+    assert (tmp_path / 'file.pth').read_bytes() == CONTENT[::-1]
+    assert [file.name for file in tmp_path.iterdir()] == ['file.pth']
 
 
 @pytest.mark.parametrize('extra', [b'', b'more'])

@@ -32,7 +32,8 @@ def download(
 ) -> None:
     """Fetch `url` to `path`, whose `size` and `hashes` (see `check_file`) are those that the publisher states.
 
-    What has arrived lies in `PATH.part` until it is complete and checked; the next call goes on from there.
+    What has arrived lies in `PATH.part` until it is complete and checked; the next call goes on from there, or begins
+    anew where the server has another file by now (its ETag lies in `PATH.part.etag`).
     Raises CheckpointError when the server cannot be reached, the file is cut off or not the one that is expected;
     DiskError when it cannot be written, FullDiskError before the first byte where the disk has no room for it.
     """
@@ -61,8 +62,10 @@ def download(
         check_file(part, size=size, hashes=hashes, where=url)
     except CheckpointError:
         part.unlink()
+        _tag_file(part).unlink(missing_ok=True)
         raise
     os.replace(part, path)
+    _tag_file(part).unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
@@ -107,6 +110,8 @@ def _receive(url: str, path: Path, part: Path, size: int | None, on_progress: Pr
     request = urllib.request.Request(url, headers={'User-Agent': 'vitdense'})
     if done:
         request.add_header('Range', f'bytes={done}-')
+        if _tag_file(part).is_file():
+            request.add_header('If-Range', _tag_file(part).read_text(encoding='latin-1'))
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
@@ -123,11 +128,24 @@ def _receive(url: str, path: Path, part: Path, size: int | None, on_progress: Pr
         length = response.headers.get('Content-Length')
         total = done + int(length) if length and length.isdecimal() else size
         _check_space(part, (total or 0) - done)
+        _keep_tag(part, response.headers.get('ETag', ''))
         with open(part, 'r+b' if done else 'wb') as file:
             file.truncate(done)
             file.seek(done)
             _copy(response, file, done, total, on_progress)
     return total
+
+
+def _tag_file(part: Path) -> Path:
+    return part.with_name(f'{part.name}.etag')
+
+
+def _keep_tag(part: Path, tag: str) -> None:
+    """Keep the strong ETag of the file that `part` is a part of; without one, the next request cannot name it."""
+    if tag.startswith('"'):
+        _tag_file(part).write_text(tag, encoding='latin-1')
+    else:
+        _tag_file(part).unlink(missing_ok=True)
 
 
 def _copy(response: http.client.HTTPResponse, file: BinaryIO, done: int, total: int | None, report: Progress) -> None:
