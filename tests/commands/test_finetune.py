@@ -58,7 +58,7 @@ def test_a_folder_becomes_a_tested_model_whose_config_trains_the_same_again(tmp_
     monkeypatch.setattr(finetuning, 'TIMED_SECONDS', 0)
     folder = class_folders(tmp_path / 'lamps', train=20, test=6)
     options = [*TINY, 'schedule.max_iters=6', 'schedule.val_interval=3', 'schedule.warmup_iters=1']
-    model = vitdense.finetune(folder, time='1s', work_dir=tmp_path / 'work', device='cpu', options=options)
+    model = vitdense.finetune(folder, time=0.01, work_dir=tmp_path / 'work', device='cpu', options=options)
     printed = capsys.readouterr().out
     assert 'class folders: 2 classes (bright, dark), 17 / 3 / 6 images (train / val / test)' in printed
     assert 'no split for validation: 15 %' in printed and 'the time is too short' in printed

@@ -91,9 +91,9 @@ def test_predictions_are_probabilities():
 def test_wrong_arguments_are_refused():
     with pytest.raises(ConfigError, match="ClassificationTask.field = 'label'"):
         ClassificationTask(field='label')
-    with pytest.raises(ConfigError, match='the losses are cross_entropy'):
+    with pytest.raises(ConfigError, match="the choices are 'cross_entropy'"):
         ClassificationTask(loss='ce')
-    with pytest.raises(ConfigError, match='one word'):
+    with pytest.raises(ConfigError, match='a word would be read letter by letter'):
         ClassificationTask(datasets='imagenet')
     with pytest.raises(ValueError, match=r'shape \(2,\) for 3 classes'):
         losses_of(ClassificationTask(), [torch.ones(2)], LOGITS[:1])

@@ -131,7 +131,7 @@ def test_dry_run_leaves_nothing(tmp_path):
     ('arguments', 'code', 'message'),
     [
         (['train.py', 'configs/quickstart/shape.py'], 2, 'error[config]: no config'),
-        (['train.py'], 2, 'required: CONFIG'),
+        (['train.py'], 2, 'neither CONFIG nor --model MODEL'),
         (['train.py', ROOT / 'configs/quickstart/shapes_segmentation.py', '--resum'], 2, "did you mean '--resume'"),
         (
             ['train.py', ROOT / 'configs/quickstart/shapes_segmentation.py', '--cfg-options', 'sead=1'],

@@ -54,7 +54,7 @@ def _original(found: Instances, meta: Meta) -> Instances:
     if masks is None or meta.image_size is None:
         return found
     inside = masks.flatten(1).any(1)  # what was found in the padding alone is no object
-    return Instances(*(field[inside] for field in found))
+    return Instances(*(None if field is None else field[inside] for field in found))
 
 
 class Pieces(NamedTuple):

@@ -59,7 +59,7 @@ def test_the_vit_warms_up_behind_the_rest() -> None:
     alone = schedule._replace(backbone_warmup_iters=0)
     assert all(alone.ratio(step) == alone.ratio(step, backbone=True) for step in range(100))
     facts = dict(max_iters=20, max_epochs=None, val_interval=None, steps_per_epoch=1)
-    with pytest.raises(ConfigError, match='the warm-up of 20 steps'):
+    with pytest.raises(ConfigError, match='steps of warm-up = 20'):
         make_schedule(**facts, warmup_iters=10, backbone_warmup_iters=10)
 
 
