@@ -138,7 +138,9 @@ def test_what_is_no_image_or_too_large_is_refused(content, code, words):
     assert answer.status_code == code and words in answer.json()['detail'] and painter.batches == []
 
 
-def test_images_that_arrive_while_the_model_works_go_through_it_together():
+def test_images_that_arrive_while_the_model_works_go_through_it_together(monkeypatch):
+    batchers: list[Batcher] = []
+    monkeypatch.setattr(app, 'Batcher', lambda *args, **more: batchers.append(Batcher(*args, **more)) or batchers[-1])
     with serving() as (client, painter):
         painter.hold.clear()
         shades = list(range(10, 100, 10))
@@ -151,7 +153,8 @@ def test_images_that_arrive_while_the_model_works_go_through_it_together():
         ]
         for thread in threads:
             thread.start()
-        time.sleep(0.5)
+        while batchers[0]._queue.qsize() < 5:  # the first ones have been taken by the model
+            time.sleep(0.01)
         painter.hold.set()
         for thread in threads:
             thread.join()
