@@ -28,31 +28,47 @@ if TYPE_CHECKING:
     from vitdense.inference.predictor import Predictor
 
 SHOWN = 40  # rows of the summary
+TRACKER = 'bytetrack'  # unless another one is named
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments, checked as far as they say nothing about files."""
     parser = Parser(prog='demo.py', description=__doc__)
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         'inputs',
         nargs='+',
         metavar='INPUT',
         help='image, folder, "pattern", video file, camera number (0), or stream address',
     )
+    add_model_options(parser)
+    add_output_options(parser.add_argument)
+    add_video_options(parser.add_argument)
+    args = parser.parse_args(argv)
+    fault = fault_of(args)
+    if fault:
+        parser.error(fault)
+    if args.count_line or args.count_area:
+        args.track = args.track or TRACKER
+    return args
+
+
+def add_model_options(parser: Parser) -> None:
+    """Add the options of the model and how it runs."""
+    add = parser.add_argument
     parser.add_shared('--model', '--accept-licence', '--device')
     add('--config', metavar='C', help='a config file, with --checkpoint')
     add('--checkpoint', metavar='W', help='a checkpoint that was trained with --config')
-    add('--out', default='work_dirs/demo', metavar='D', help='folder for the outputs (default: %(default)s)')
     add('--amp', default='auto', choices=('auto', 'bf16', 'fp16', 'off'), help='precision of the network')
-    add(
-        '--batch',
-        type=positive,
-        default=1,
-        metavar='N',
-        help='images or frames that go through the network together',
-    )
+    add('--batch', type=positive, default=1, metavar='N', help='images or frames that pass the network together')
     add('--tile', type=positive, metavar='SIZE', help='predict large images in windows of SIZE x SIZE pixels')
     add('--tta', action='store_true', help="use the model's test-time augmentation (scales and flips)")
+    add('--max-pixels', type=positive, metavar='N', help='refuse larger images (default: 180,000,000)')
+    parser.add_shared('--value-range')
+
+
+def add_output_options(add: Callable[..., Any]) -> None:
+    """Add the options of what is drawn and written."""
+    add('--out', default='work_dirs/demo', metavar='D', help='folder for the outputs (default: %(default)s)')
     add('--alpha', type=_share, default=0.5, help='opacity of regions, 0 ... 1 (default: %(default)s)')
     add(
         '--min-score',
@@ -67,45 +83,38 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--labels', action='store_true', help='also write label maps as PNG (class numbers)')
     add('--coco', action='store_true', help='also write the objects of images as a COCO file, coco.json')
     add('--show', action='store_true', help='show the results in a window; q ends')
-    add(
-        '--save-video', action=argparse.BooleanOptionalAction, default=True, help='write overlays of videos and cameras'
-    )
-    add(
-        '--video-format',
-        default='mp4',
-        choices=('mp4', 'webm', 'avi'),
-        help='webm plays in browsers and encodes slowly',
-    )
+    add('--json', action='store_true', help='print a line of JSON for each image and frame')
+
+
+def add_video_options(add: Callable[..., Any]) -> None:
+    """Add the options of videos, cameras and streams."""
+    write = 'write overlays of videos and cameras'
+    add('--save-video', action=argparse.BooleanOptionalAction, default=True, help=write)
+    formats = ('mp4', 'webm', 'avi')
+    add('--video-format', default='mp4', choices=formats, help='webm plays in browsers and encodes slowly')
     add('--fps', type=float, metavar='F', help='frame rate of written videos (default: that of the source)')
+    add('--max-frames', type=positive, metavar='N', help='stop a video or camera after N frames')
     add('--every', type=positive, default=1, metavar='N', help='of videos, every N-th frame')
     add('--start', type=seconds, default=0.0, metavar='T', help='of videos, from this time (90, 1:30 or 1:02:03)')
     add('--end', type=seconds, metavar='T', help='of videos, up to this time')
-    add(
-        '--track',
-        nargs='?',
-        const='bytetrack',
-        choices=('bytetrack', 'ocsort', 'sort'),
-        help='follow objects of videos',
-    )
+    kinds = (TRACKER, 'ocsort', 'sort')
+    add('--track', nargs='?', const=TRACKER, choices=kinds, help='follow objects of videos')
     add('--count-line', type=float, nargs=4, metavar=('X', 'Y', 'X', 'Y'), help='count objects across this line')
     add('--count-area', type=float, nargs='+', metavar='XY', help='count objects in the polygon of these corners')
-    add('--json', action='store_true', help='print a line of JSON for each image and frame')
-    add('--max-frames', type=positive, metavar='N', help='stop a video or camera after N frames')
-    add('--max-pixels', type=positive, metavar='N', help='refuse larger images (default: 180,000,000)')
-    parser.add_shared('--value-range')
-    args = parser.parse_args(argv)
+
+
+def fault_of(args: argparse.Namespace) -> str:
+    """Return what is wrong with arguments that exclude or need each other; '' where nothing is."""
     by_config = args.config is not None and args.checkpoint is not None
     if by_config == (args.model is not None) or (args.config is None) != (args.checkpoint is None):
-        parser.error('give the model either as --model DIR, or as --config C --checkpoint W')
-    if (args.count_line or args.count_area) and not args.track:
-        args.track = 'bytetrack'
+        return 'give the model either as --model DIR, or as --config C --checkpoint W'
     if args.count_area is not None and (len(args.count_area) < 6 or len(args.count_area) % 2):
-        parser.error(f'--count-area takes x and y of three corners or more, got {len(args.count_area)} numbers')
+        return f'--count-area takes x and y of three corners or more, got {len(args.count_area)} numbers'
     if args.end is not None and args.end <= args.start:
-        parser.error(f'--end {args.end:g} lies before --start {args.start:g}')
+        return f'--end {args.end:g} lies before --start {args.start:g}'
     if args.fps is not None and not 0 < args.fps <= 1000:
-        parser.error(f'--fps is a frame rate above 0 and at most 1000, got {args.fps:g}')
-    return args
+        return f'--fps is a frame rate above 0 and at most 1000, got {args.fps:g}'
+    return ''
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,36 +13,21 @@ Cost: not measured.
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.datasets.coco_masks import *
-    from .._base_.eomt import *
     from .._base_.runtime import *
+    from .._base_.small_instances import *
 
-from vitdense.data.transforms.multi_image import CopyPaste
-from vitdense.tasks.mask_classification import InstanceTask
-from vitdense.tasks.mask_losses import MaskLoss
 from vitdense.tasks.mask_matching import MaskMatcher
-from vitdense.train.hooks.mask_annealing import MaskAnnealingHook
 
 model.network.backbone.update(name='vit_tiny_patch16_224.augreg_in21k_ft_in1k', patch_size=None, img_size=320)
-model.network.update(num_queries=50, num_blocks=3, name='det')
-model.tasks = dict(
-    det=dict(
-        type=InstanceTask,
-        losses=dict(type=MaskLoss, matcher=dict(type=MaskMatcher, num_points=3136), num_points=3136),
-    )
-)
-model.tiler = None
-train_dataloader.update(batch_size=8, num_workers=0)
-train_dataloader.dataset.update(skip_unmasked=True)
-train_dataloader.dataset.transforms.jitter.update(size=320, ratio=(0.5, 2.0))
-train_dataloader.dataset.transforms.update(paste=dict(type=CopyPaste, epochs=60))
+model.network.update(num_queries=50, num_blocks=3)
+model.tasks.det.losses.update(matcher=dict(type=MaskMatcher, num_points=3136), num_points=3136)
+train_dataloader.update(num_workers=0)
+train_dataloader.dataset.transforms.jitter.update(size=320)
 val_dataloader.update(num_workers=0)
-val_dataloader.dataset.update(skip_unmasked=True)
 val_dataloader.dataset.transforms.resize.update(size=320, max_size=320)
 val_dataloader.dataset.transforms.pad.update(size=320)
 optim_wrapper.optimizer.update(lr=3e-4)
 optim_wrapper.groups.update(no_decay=('norm', 'bias', 'pos_embed', 'cls_token'))
 optim_wrapper.clip_grad.update(max_norm=0.1)
 schedule = dict(max_iters=1300, val_interval=650, warmup_iters=50, backbone_warmup_iters=100, decay='poly', power=0.9)
-custom_hooks = [dict(type=MaskAnnealingHook)]
 checkpoint.update(interval=650, best='det/segm/AP')

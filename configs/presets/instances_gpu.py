@@ -13,34 +13,14 @@ Cost: not measured.
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.datasets.coco_masks import *
-    from .._base_.eomt import *
     from .._base_.runtime import *
-
-from vitdense.data.transforms.multi_image import CopyPaste
-from vitdense.tasks.mask_classification import InstanceTask
-from vitdense.tasks.mask_losses import MaskLoss
-from vitdense.train.hooks.mask_annealing import MaskAnnealingHook
+    from .._base_.small_instances import *
 
 model.network.backbone.update(name='vit_small_patch14_reg4_dinov2.lvd142m', img_size=640)
-model.network.update(num_queries=100, name='det')
-model.tasks = dict(
-    det=dict(
-        type=InstanceTask,
-        losses=dict(type=MaskLoss),
-    )
-)
-model.tiler = None
-train_dataloader.update(batch_size=8, num_workers=4)
-train_dataloader.dataset.update(skip_unmasked=True)
-train_dataloader.dataset.transforms.jitter.update(size=640, ratio=(0.5, 2.0))
-train_dataloader.dataset.transforms.update(paste=dict(type=CopyPaste, epochs=60))
+model.network.update(num_queries=100)
+train_dataloader.update(num_workers=4)
 val_dataloader.update(num_workers=2)
-val_dataloader.dataset.update(skip_unmasked=True)
-val_dataloader.dataset.transforms.resize.update(size=640, max_size=640)
-val_dataloader.dataset.transforms.pad.update(size=640)
 optim_wrapper.optimizer.update(lr=1e-4)
 optim_wrapper.clip_grad.update(max_norm=0.01)
 schedule = dict(max_iters=4000, val_interval=1000, warmup_iters=50, backbone_warmup_iters=200, decay='poly', power=0.9)
-custom_hooks = [dict(type=MaskAnnealingHook)]
 checkpoint.update(interval=1000, best='det/segm/AP')

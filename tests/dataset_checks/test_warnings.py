@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tools import check_data
+from vitdense.data.coco.parse import read_coco
 from vitdense.data.files.images import from_pil
+from vitdense.dataset_checks.labelled_objects import odd_objects
 from vitdense.dataset_checks.near_duplicates import fingerprint, near_duplicates
 
 
@@ -45,6 +48,30 @@ def test_groups_follow_pairs_over_several_images(monkeypatch):
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     assert rows[4] @ rows[6] < 0.95 < min(rows[1] @ rows[4], rows[1] @ rows[6])
     assert near_duplicates(dict(enumerate(rows))) == [[1, 4, 6]]
+
+
+def test_many_copies_are_one_group_in_little_memory():
+    """Every second frame of a film that does not move: a list of all 2 million pairs would need 32 MB."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((4000, 256)).astype(np.float32)
+    rows[::2] = rows[0]
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    tracemalloc.start()
+    groups = near_duplicates(dict(enumerate(rows)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert groups == [list(range(0, 4000, 2))] and peak < 24e6  # 4 MB of the table, 8 MB of products
+
+
+def test_of_very_many_objects_in_an_image_equal_boxes_are_found(tmp_path):
+    boxes = [[number % 100, number // 100, 5, 5] for number in range(6000)]
+    boxes[4000] = boxes[17]
+    images = [dict(id=1, file_name='a.png', width=200, height=200)]
+    rows = [dict(id=k, image_id=1, category_id=1, bbox=box, area=25, iscrowd=0) for k, box in enumerate(boxes)]
+    path = tmp_path / 'a.json'
+    path.write_text(json.dumps(dict(images=images, annotations=rows, categories=[dict(id=1, name='dot')])))
+    arrays, info = read_coco(path)
+    assert [(found.kind, found.where) for found in odd_objects(arrays, info)] == [('twice', '4000')]
 
 
 @pytest.fixture(scope='module')

@@ -83,6 +83,12 @@ def test_objects_are_filtered_by_class_and_score_and_other_heads_stay():
     assert few.filter(min_score=0.5).names == ['car']
 
 
+def test_classes_without_a_name_are_selected_by_their_number():
+    found = Instances(BOXES[:2], torch.tensor([0.9, 0.8]), torch.tensor([4, 0]))
+    odd = Result(np.zeros((24, 32, 3), np.uint8), {'det': found}, META)
+    assert odd.filter(classes=['class 4']).labels.tolist() == [4] and odd.filter(classes=['car']).labels.tolist() == [0]
+
+
 @pytest.mark.parametrize('classes', [['truck'], 'bus'])
 def test_a_class_that_the_model_does_not_have_is_refused(classes):
     with pytest.raises(ConfigError, match='classes='):

@@ -489,6 +489,7 @@ def test_every_second_frame_of_a_part_is_written_at_half_the_rate_and_printed(de
     assert [line['seconds'] for line in lines] == [frame['seconds'] for frame in entry['frames']]
     assert all(line['file'] == str(source) and 'heads' in line for line in lines)
     assert printed.index('{') == 0  # other lines are on stderr
+    assert 'announced frames' not in printed  # frames were left out on purpose
 
 
 def test_objects_of_a_video_are_followed_and_counted(demo, detector_folder, tmp_path):

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
 from vitdense.data.coco.arrays import CocoArrays, CocoFileInfo, sizes_of
 from vitdense.dataset_checks.report import Finding
 
 SAME_BOX = 0.95  # IoU from which two boxes of a class in one image are one object
+MOST_PAIRS = 2000  # objects of a class in an image; of more, only boxes that are equal are found
 ENOUGH = 20  # objects of a class from which its usual size is known
 FAR = 6.0  # robust standard deviations of the logarithm of the area
 TIMES = 8.0  # an unusual box is at least this many times larger or smaller than the median of its class
@@ -28,13 +30,21 @@ def odd_objects(arrays: CocoArrays, info: CocoFileInfo) -> Iterator[Finding]:
     key = image[rows].astype(np.int64) * (len(info.names) + 1) + arrays.labels[rows]
     order = np.argsort(key, kind='stable')
     for group in np.split(rows[order], np.flatnonzero(np.diff(key[order])) + 1):
-        corners = box_convert(boxes[group], 'xywh', 'xyxy')
-        for first, second in torch.triu(box_iou(corners, corners) > SAME_BOX, 1).nonzero().tolist():
+        for first, second in _same_boxes(box_convert(boxes[group], 'xywh', 'xyxy')):
             name, file = info.names[int(arrays.labels[group[first]])], arrays.file_names[int(image[group[first]])]
             reason = f'{name}: the same box as annotation {arrays.name(int(group[first]))}, in {file}'
             yield Finding('twice', str(arrays.name(int(group[second]))), reason)
     for label, name in enumerate(info.names):
         yield from _unusual(arrays, rows[arrays.labels[rows] == label], name, image)
+
+
+def _same_boxes(corners: Tensor) -> list[tuple[int, int]]:
+    """Return pairs of rows of (N, 4) xyxy boxes that are the same."""
+    if len(corners) <= MOST_PAIRS:
+        return [(a, b) for a, b in torch.triu(box_iou(corners, corners) > SAME_BOX, 1).nonzero().tolist()]
+    firsts: dict[tuple[float, ...], int] = {}
+    found = ((firsts.setdefault(tuple(box), row), row) for row, box in enumerate(corners.tolist()))
+    return [(first, row) for first, row in found if first != row]
 
 
 def _unusual(arrays: CocoArrays, rows: np.ndarray, name: str, image: np.ndarray) -> Iterator[Finding]:

@@ -12,14 +12,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 CELLS = 16
 SAME = 0.95  # correlation from which two images are near duplicates
 PLAIN = 2.0  # gray levels; images with a smaller standard deviation show nothing that could be compared
-ROWS = 1024  # images that are compared with all others at a time
+ROWS = 512  # images that are compared with all others at a time
 MOST = 150_000  # images; comparing more would take longer than reading them
 
 
@@ -41,16 +39,14 @@ def near_duplicates(fingerprints: Mapping[Path, np.ndarray]) -> list[list[Path]]
     paths = sorted(fingerprints)
     if not 2 <= len(paths) <= MOST:
         return []
-    table = np.stack([fingerprints[path] for path in paths])
-    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    table, group_of = np.stack([fingerprints[path] for path in paths]), np.arange(len(paths))
     for start in range(0, len(table), ROWS):
-        first, second = np.nonzero(table[start : start + ROWS] @ table[start:].T >= SAME)
-        keep = first < second
-        pairs.append((first[keep] + start, second[keep] + start))
-    rows, columns = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(paths), len(paths)))
+        for near in table[start : start + ROWS] @ table[start:].T >= SAME:
+            merged = np.unique(group_of[start:][near])
+            if len(merged) > 1:  # pairs are not kept: a film would have too many
+                group_of[np.isin(group_of, merged)] = merged[0]
     groups: dict[int, list[Path]] = {}
-    for path, group in zip(paths, connected_components(graph, directed=False)[1].tolist(), strict=True):
+    for path, group in zip(paths, group_of.tolist(), strict=True):
         groups.setdefault(group, []).append(path)
     return [group for group in groups.values() if len(group) > 1]
 

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from vitdense.errors import ConfigError
+from vitdense.ops.temperature import at_temperature
 from vitdense.types import Instances, Prediction
-
-SMALLEST = 1e-6  # distance of a score from 0 and 1
 
 
 def calibrated_metainfo(metainfo: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,7 +25,7 @@ def calibrated_metainfo(metainfo: Mapping[str, Any]) -> dict[str, Any]:
         )
     for each in points.values():
         known = [0.5 if value is None else value for value in each['threshold']]
-        scaled = _scaled(torch.tensor(known, dtype=torch.float64), each['temperature']).tolist()
+        scaled = at_temperature(torch.tensor(known, dtype=torch.float64), each['temperature']).tolist()
         each['threshold'] = [None if old is None else new for old, new in zip(each['threshold'], scaled, strict=True)]
     return {**metainfo, 'operating_points': points}
 
@@ -35,12 +34,8 @@ def calibrate(predictions: Mapping[str, Prediction], metainfo: Mapping[str, Any]
     """Return predictions with the scores of objects at the temperature of their head."""
     points = metainfo['operating_points']
     return {
-        head: prediction._replace(scores=_scaled(prediction.scores, points[head]['temperature']))
+        head: prediction._replace(scores=at_temperature(prediction.scores, points[head]['temperature']))
         if isinstance(prediction, Instances) and head in points
         else prediction
         for head, prediction in predictions.items()
     }
-
-
-def _scaled(scores: torch.Tensor, temperature: float) -> torch.Tensor:
-    return (scores.clamp(SMALLEST, 1 - SMALLEST).logit() / temperature).sigmoid()

@@ -328,7 +328,8 @@ class Demo:
             'frames': list(frames),
         }
         self.entries.append(entry)
-        if reader.expected != done and self.options.max_frames is None and not reader.is_live:
+        whole = self.options.max_frames is None and self.options.selection == Selection() and not reader.is_live
+        if reader.announced != done and whole:
             logger.warning('%s: %s', reader.name, reader.report())
 
     def _scored(self, result: Result) -> Result:

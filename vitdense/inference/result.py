@@ -118,7 +118,7 @@ class Result:
         Raises ConfigError for a class that no detecting head of the model has.
         """
         threshold = self.min_score if min_score is None else min_score
-        known = {head: class_names(self.metainfo, head, self[head], 0) for head in self._heads(Instances)}
+        known = {head: self._names(head) for head in self._heads(Instances)}
         if classes is not None:
             _refuse_unknown_classes(classes, {name for names in known.values() for name in names})
         kept = dict(self.predictions)
@@ -269,15 +269,18 @@ class Result:
             yield from self._each(head, None, with_masks=with_masks)
 
     def _each(self, head: str, min_score: MinScore | None, *, with_masks: bool) -> Iterator[DetectedObject]:
-        instances = self._kept(head, min_score)
-        num_classes = int(instances.labels.max()) + 1 if len(instances.labels) else 0
-        classes = class_list(self.metainfo, head, class_names(self.metainfo, head, instances, num_classes))
+        instances, classes = self._kept(head, min_score), class_list(self.metainfo, head, self._names(head))
         columns = (instances.labels.tolist(), instances.scores.tolist(), instances.boxes.tolist())
         for row, (label, score, box) in enumerate(zip(*columns, strict=True)):
             mask = np.asarray(instances.masks[row]) if with_masks and instances.masks is not None else None
             names, track = classes[label], None if instances.track_ids is None else int(instances.track_ids[row])
             ids = names.get('category_id'), mask, track if track != -1 else None
             yield DetectedObject(names['name'], label, score, tuple(box), *ids)
+
+    def _names(self, head: str) -> list[str]:
+        """Return the names of the classes of a head that detects objects."""
+        labels = self[head].labels
+        return class_names(self.metainfo, head, self[head], int(labels.max()) + 1 if len(labels) else 0)
 
     def _numbers(self, head: str, min_score: MinScore | None) -> dict[str, float]:
         prediction = self[head]

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from pycocotools import mask as run_lengths
 from scipy.optimize import minimize_scalar
 
 from vitdense.metrics.coco_columns import Objects
+from vitdense.ops.temperature import at_temperature, logits_of
 
 IOU = 0.5  # from which on a prediction is that of an object
 BINS = 15  # of the calibration error
-SMALLEST = 1e-6  # distance of a score from 0 and 1
 
 
 class OperatingPoint(NamedTuple):
@@ -80,7 +81,7 @@ def fit_temperature(scores: np.ndarray, hits: np.ndarray) -> float:
     """
     if hits.all() or not hits.any():
         return 1.0
-    logits = _logits(scores)
+    logits = logits_of(torch.from_numpy(scores.astype(np.float64))).numpy()
 
     def nll(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
@@ -91,7 +92,7 @@ def fit_temperature(scores: np.ndarray, hits: np.ndarray) -> float:
 
 def calibrated(scores: np.ndarray, temperature: float) -> np.ndarray:
     """Return the scores at a temperature."""
-    return 1 / (1 + np.exp(-_logits(scores) / temperature))
+    return at_temperature(torch.from_numpy(scores.astype(np.float64)), temperature).numpy()
 
 
 def calibration_error(scores: np.ndarray, hits: np.ndarray) -> float:
@@ -128,8 +129,3 @@ def _cells(objects: Objects) -> dict[tuple[int, int], np.ndarray]:
 
 def _shapes(objects: Objects, rows: np.ndarray) -> Any:
     return [objects.masks[row] for row in rows] if objects.masks else objects.boxes[rows]
-
-
-def _logits(scores: np.ndarray) -> np.ndarray:
-    inside = np.clip(scores.astype(np.float64), SMALLEST, 1 - SMALLEST)
-    return np.log(inside) - np.log1p(-inside)

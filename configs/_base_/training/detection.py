@@ -4,41 +4,22 @@ Sizes are those of images of 512 pixels; they are scaled to the size at which th
 ViT at half of it with layer decay 0.8, gradients clipped at 0.1, 2000 steps of 4 images.
 """
 
+from mmengine.config import read_base
+
+with read_base():
+    from ..datasets.coco_mini480 import *
+
 from torch.optim import AdamW
 
-from vitdense.data.coco.dataset import CocoDetection
-from vitdense.data.transforms.common import RandomFlip, ResizeTo
-from vitdense.data.transforms.detection import MultiScaleCrop
-from vitdense.metrics.average_precision import CocoAP
+from vitdense.data.transforms.common import ResizeTo
 from vitdense.train.optim import LayerDecay
 
-train_dataloader = dict(
-    batch_size=4,
-    num_workers=2,
-    dataset=dict(
-        type=CocoDetection,
-        annotations='',
-        images='',
-        transforms=dict(
-            flip=dict(type=RandomFlip),
-            resize=dict(
-                type=MultiScaleCrop, sizes=(384, 448, 512, 576), max_size=960, before=(400, 500, 600), crop=(384, 600)
-            ),
-        ),
-    ),
+train_dataloader.update(batch_size=4, num_workers=2)
+train_dataloader.dataset.transforms.resize.update(
+    sizes=(384, 448, 512, 576), max_size=960, before=(400, 500, 600), crop=(384, 600)
 )
-val_dataloader = dict(
-    batch_size=4,
-    num_workers=2,
-    dataset=dict(
-        type=CocoDetection,
-        annotations='',
-        images='',
-        evaluation=True,
-        transforms=dict(resize=dict(type=ResizeTo, size=512)),
-    ),
-)
-val_evaluator = [dict(type=CocoAP, head='det', engine='auto')]
+val_dataloader.update(num_workers=2)
+val_dataloader.dataset.transforms.resize = dict(type=ResizeTo, size=512)
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4),
     groups=dict(type=LayerDecay, decay=0.8, backbone_lr=0.5),
