@@ -40,7 +40,8 @@ MAY_IMPORT = {  # folder or file of the package -> the others that it may import
     'dataset_checks': {'data', 'visualize'},
     'reporting': {'checkpoints', 'metrics', 'visualize'},
     'loading': {'config', 'data', 'metrics', 'reporting'},
-    'train': {'checkpoints', 'config', 'data', 'loading', 'metrics', 'model', 'reporting'},
+    'replay': {'checkpoints', 'config'},
+    'train': {'checkpoints', 'config', 'data', 'loading', 'metrics', 'model', 'replay', 'reporting'},
     'multihead': {'backbones', 'checkpoints', 'config', 'model', 'train'},
     'convert': {'backbones', 'pretrained', 'checkpoints', 'config', 'data'},
     'probing': {'config', 'data', 'heads', 'loading', 'model', 'ops', 'reporting', 'train'},
@@ -263,7 +264,7 @@ def test_every_folder_is_in_the_installed_package():
 
 def test_the_tests_mirror_the_package():
     folders = {path.parent.relative_to(PACKAGE).as_posix() for path in FILES} - {'.'}
-    elsewhere = {'tools', 'recipes', 'contracts'}  # programs, published recipes, all parts with each other
+    elsewhere = {'tools', 'recipes', 'contracts', 'faults'}  # programs, published recipes, all parts together, faults
     ours = {path.parent.relative_to(ROOT / 'tests').as_posix() for path in (ROOT / 'tests').rglob('test_*.py')} - {'.'}
     assert ours - folders == elsewhere
 

@@ -24,6 +24,7 @@ TOOLS = {
     'export': 'write a model as one ONNX graph',
     'check-data': 'report what is wrong with a data set',
     'probe': 'compare backbones by nearest neighbours and linear heads',
+    'replay-nan': 'repeat a training step whose numbers were not finite',
     'visualize-features': 'show features and attention of a ViT as images',
 }
 KNOWN_AS = {

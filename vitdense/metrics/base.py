@@ -6,11 +6,13 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
-from vitdense.errors import ConfigError
+from vitdense.errors import ConfigError, NumericsError, some
 from vitdense.protocols import OperatingPointMetric
+from vitdense.types import Meta, Prediction
 
 logger = logging.getLogger('vitdense')
 
@@ -19,6 +21,29 @@ def operating_points_of(metrics: Iterable[Any]) -> dict[str, Any]:
     """Return the score thresholds that metrics found in their last evaluation, `{head: points}`."""
     able = [metric for metric in metrics if isinstance(metric, OperatingPointMetric)]
     return {metric.head: points for metric in able if (points := metric.operating_points())}
+
+
+def refuse_non_finite_predictions(samples: Sequence[Mapping[str, Prediction]], metas: Sequence[Meta]) -> None:
+    """Raise NumericsError, with head and image, where a prediction of a batch is not finite.
+
+    Label maps and masks hold no numbers: their tasks look at the logits.
+    """
+    places = [
+        (f'{head}.{name}', value.isfinite().all(), meta)
+        for sample, meta in zip(samples, metas, strict=True)
+        for head, prediction in sample.items()
+        for name, value in prediction._asdict().items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    ]
+    finite = torch.stack([each for _, each, _ in places]).tolist() if places else []  # waits once for the device
+    odd = [(name, meta) for (name, _, meta), good in zip(places, finite, strict=True) if not good]
+    if odd:
+        raise NumericsError(
+            f'predictions that are not finite: {some(sorted({name for name, _ in odd}))}',
+            where=odd[0][1].path or f'image {odd[0][1].image_id}',
+            why='no score can be computed from NaN or infinite values',
+            fix='test an earlier checkpoint of the run, or with --amp off',
+        )
 
 
 class SingleHeadMetric(BaseMetric):

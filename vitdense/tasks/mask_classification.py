@@ -12,6 +12,7 @@ from vitdense.arguments import label_source, within
 from vitdense.errors import DataError
 from vitdense.ops.mask_labels import class_scores, labels_of_masks, log_scores, resize_masks
 from vitdense.ops.masks import boxes_of_masks
+from vitdense.ops.upsample import refuse_non_finite
 from vitdense.tasks.detection import rows_of
 from vitdense.tasks.mask_losses import as_losses
 from vitdense.tasks.mask_matching import MaskTargets
@@ -66,6 +67,7 @@ class InstanceTask:
     @torch.no_grad()
     def predict(self, outputs: QueryOutputs, metas: Sequence[Meta]) -> list[Instances]:
         """Return the best objects of every image, in its original size."""
+        refuse_non_finite(outputs.mask_logits)  # masks would be empty
         probs = outputs.class_logits.float().softmax(-1)[..., :-1]
         images = zip(probs, outputs.mask_logits, metas, strict=True)
         return [self._image(*image, outputs.input_size) for image in images]
@@ -128,6 +130,8 @@ class MaskSemanticTask:
         """
         if isinstance(outputs, PixelOutputs):
             return label_maps(outputs, metas)
+        refuse_non_finite(outputs.class_logits)
+        refuse_non_finite(outputs.mask_logits)
         maps = []
         for probs, masks, meta in zip(_probs(outputs), outputs.mask_logits, metas, strict=True):
             size = dict(input_size=outputs.input_size, crop=meta.unpadded_size, out=meta.orig_size)

@@ -11,6 +11,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.runner import BaseLoop
 
 from vitdense.errors import DataError
+from vitdense.metrics.base import refuse_non_finite_predictions
 from vitdense.train.preemption import interruptible
 from vitdense.types import Batch
 
@@ -68,6 +69,7 @@ class EvaluationLoop(BaseLoop):
         runner = self.runner
         runner.call_hook(f'before_{self.mode}_iter', batch_idx=row, data_batch=batch)
         outputs = getattr(runner.model, f'{self.mode}_step')(batch)
+        refuse_non_finite_predictions(outputs, batch.metas)
         self.evaluator.process(data_samples=outputs, data_batch=batch)
         runner.call_hook(f'after_{self.mode}_iter', batch_idx=row, data_batch=batch, outputs=outputs)
         return outputs

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vitdense.checkpoints.omitted_weights import describe_omitted
+from vitdense.errors import NumericsError
 from vitdense.loading.loaders import close_loaders
 from vitdense.metrics.base import operating_points_of
+from vitdense.replay.files import record_step
+from vitdense.replay.non_finite import StepInputs
 from vitdense.reporting.history import History
 from vitdense.reporting.progress import ProgressDisplay
 from vitdense.reporting.run_images import RunImages
@@ -79,6 +82,8 @@ class TrainingLoop(BaseLoop):
         self.samples_before = 0  # samples that all ranks had seen by then
         self.epoch = 0
         self.iter = 0
+        self.batches: list[tuple[int, Batch]] = []  # (step, batch) since the last update
+        self._save_due = False
 
     def run(self) -> nn.Module:
         """Train to the end and return the model. Raises DiskError where the last checkpoint could not be written."""
@@ -94,6 +99,9 @@ class TrainingLoop(BaseLoop):
                 self._end()
             except Interrupted:  # by a signal, while it waited for data
                 self._obey_requests()
+            except NumericsError as error:
+                record_step(self, error)
+                raise
             finally:
                 self.progress.close()
                 self.trackers.close()
@@ -110,6 +118,7 @@ class TrainingLoop(BaseLoop):
         batches = interruptible(self.dataloader)
         while self.iter < self.max_iters and not self.stop_training:
             batch, waited = self._next(batches)  # samples have seeds of their own
+            self.batches.append((self.iter, batch))
             seed_step(self.seed, self.iter, runner.rank)
             lr = wrapper.set_learning_rates(self.schedule, self.iter)
             runner.model.train()
@@ -123,6 +132,7 @@ class TrainingLoop(BaseLoop):
                 grad_norm = wrapper.clip_gradients()
                 wrapper.step_if_finite(grad_norm)  # counts the steps that it skips
                 wrapper.zero_grad()
+                self.batches.clear()
                 if self.ema is not None:
                     self.ema.update()
             runner.call_hook('after_train_iter', batch_idx=self.iter, data_batch=batch, outputs=losses)
@@ -135,19 +145,23 @@ class TrainingLoop(BaseLoop):
 
             if self.iter % self.val_interval == 0 or last or self.stop_training:
                 self._validate()
-            if self.iter % self.saving.interval == 0:
+            self._save_due |= self.iter % self.saving.interval == 0
+            if self._save_due and not wrapper.skipped_in_row:  # else the run may be about to end: older steps are kept
                 self.save()
+                self._save_due = False
             self._obey_requests()
 
     def _forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of the losses of a batch, and all losses by name."""
-        runner, model = self.runner, self.runner.network_model
+        runner = self.runner
         with runner.optim_wrapper.optim_context(runner.model):  # ranks exchange gradients where an update follows
-            imgs, targets, metas, valid = model.data_preprocessor(batch, True)
-            if self.pseudo_labels is not None:
-                targets = self.pseudo_labels(imgs, targets, metas, valid)
-            losses = runner.model(imgs, targets, metas, valid, mode='loss')
-        return model.parse_losses(losses)
+            losses = runner.model(*self._inputs(batch), mode='loss')
+        return runner.network_model.parse_losses(losses)
+
+    def _inputs(self, batch: Batch) -> StepInputs:
+        """Return a batch as the model takes it: augmented, normalised and with pseudo labels."""
+        inputs = StepInputs(*self.runner.network_model.data_preprocessor(batch, True))
+        return inputs if self.pseudo_labels is None else inputs._replace(targets=self.pseudo_labels(*inputs))
 
     def _validate(self) -> None:
         """Validate the averaged weights, keep the best ones, and stop where `early_stopping` says so."""
@@ -155,7 +169,8 @@ class TrainingLoop(BaseLoop):
         if loop is None:
             return
         self.validation_pending = True
-        if self.iter % self.saving.interval == 0 or self.iter == self.max_iters or self.stop_training:
+        due = self._save_due or self.iter % self.saving.interval == 0
+        if (due or self.iter == self.max_iters or self.stop_training) and not runner.optim_wrapper.skipped_in_row:
             self.save()  # a validation may fail
         self._obey_requests()
         start = time.perf_counter()
@@ -230,6 +245,11 @@ class TrainingLoop(BaseLoop):
             if self.iter > self.first_step:
                 self.saving.rescue(self.iter, self.validation_pending, self.state)
             raise
+
+    def seeded_inputs(self, step: int, batch: Batch) -> StepInputs:
+        """Return the inputs of a step as they are made in it, for a replay file."""
+        seed_step(self.seed, step, self.runner.rank)
+        return self._inputs(batch)
 
     def _obey_requests(self) -> None:
         """Save, and leave, where a signal to some rank requests it."""
