@@ -26,12 +26,12 @@ from vitdense.heads.linear import LinearHead
 from vitdense.inference.demo import Demo, Options
 from vitdense.inference.inputs import Input, OutputNames
 from vitdense.inference.predictor import Predictor
-from vitdense.inference.video import VideoReader
-from vitdense.inference.video_writer import VideoWriter
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.semantic import SemanticTask
 from vitdense.types import Batch, Meta, Target
+from vitdense.video.reader import VideoReader
+from vitdense.video.writer import VideoWriter
 
 SIDE = 512
 CLASSES = [f'thing {index}' for index in range(19)]

@@ -24,7 +24,6 @@ from vitdense.heads.linear import LinearHead
 from vitdense.inference.demo import Demo, Options
 from vitdense.inference.inputs import OutputNames, find_inputs
 from vitdense.inference.predictor import Predictor
-from vitdense.inference.video_writer import VideoWriter
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.registry import build
@@ -34,6 +33,7 @@ from vitdense.tasks.detection import DetectionTask
 from vitdense.tasks.semantic import SemanticTask
 from vitdense.timing import timed
 from vitdense.types import ImageClass, Instances, SemanticMap
+from vitdense.video.writer import VideoWriter
 
 SHAPES = ['circle', 'square', 'triangle']
 CLASSES = {'labels': SHAPES, 'semantic': ['background', *SHAPES], 'image_label': SHAPES}

@@ -33,6 +33,7 @@ MAY_IMPORT = {  # folder or file of the package -> the others that it may import
     'test_time': {'ops'},
     'model': PARTS | {'test_time'},
     'visualize': set(),
+    'video': set(),
     'metrics': {'ops', 'visualize'},
     'data': {'ops'},
     'config': {'data'},
@@ -48,9 +49,9 @@ MAY_IMPORT = {  # folder or file of the package -> the others that it may import
     'export': {'checkpoints', 'data', 'model'},
     'inference': {
         'backbones', 'checkpoints', 'config', 'convert', 'data', 'export', 'layers', 'model', 'ops', 'test_time',
-        'visualize',
+        'video', 'visualize',
     },
-    'serving': {'data', 'inference', 'visualize'},
+    'serving': {'data', 'inference', 'video', 'visualize'},
     'scoring': {'data', 'metrics', 'ops', 'reporting', 'visualize'},
     'commands': {
         'checkpoints', 'config', 'convert', 'data', 'export', 'inference', 'loading', 'metrics', 'model', 'multihead',

@@ -92,6 +92,12 @@ def add_video_options(add: Callable[..., Any]) -> None:
     add('--save-video', action=argparse.BooleanOptionalAction, default=True, help=write)
     formats = ('mp4', 'webm', 'avi')
     add('--video-format', default='mp4', choices=formats, help='webm plays in browsers and encodes slowly')
+    add(
+        '--encoder',
+        default='auto',
+        choices=('auto', 'opencv', 'pyav'),
+        help='pyav writes H.264 and keeps the times of frames; auto: where it is installed',
+    )
     add('--fps', type=float, metavar='F', help='frame rate of written videos (default: that of the source)')
     add('--max-frames', type=positive, metavar='N', help='stop a video or camera after N frames')
     add('--every', type=positive, default=1, metavar='N', help='of videos, every N-th frame')
@@ -134,8 +140,8 @@ def predict(args: argparse.Namespace, on_result: Callable[[dict[str, Any]], None
     from vitdense.inference.demo import Demo, Options
     from vitdense.inference.inputs import OutputNames, find_inputs
     from vitdense.inference.tracking import Tracking
-    from vitdense.inference.video import Selection
     from vitdense.reporting.console import progress, start_logging
+    from vitdense.video.reader import Selection
     from vitdense.visualize.fonts import VARIABLE, check_font
 
     start_logging(None)
@@ -153,6 +159,7 @@ def predict(args: argparse.Namespace, on_result: Callable[[dict[str, Any]], None
         batch=args.batch,
         save_video=args.save_video,
         video_format=f'.{args.video_format}',
+        encoder=args.encoder,
         fps=args.fps,
         max_frames=args.max_frames,
         tracking=Tracking(args.track, args.count_line, args.count_area) if args.track else None,

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vitdense.errors import ConfigError
 from vitdense.inference.inputs import Input, OutputNames, find_inputs
-from vitdense.inference.video_writer import VideoWriter
+from vitdense.video.writer import VideoWriter
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -61,6 +61,11 @@ def test_the_content_of_a_named_file_counts_more_than_its_suffix(tmp_path):
     save(tmp_path, 'a.mp4>a.jpg', 'b.png>b.mp4')
     named = find_inputs([str(tmp_path / 'a.jpg'), str(tmp_path / 'b.mp4')])
     assert [item.kind for item in named] == ['video', 'image']
+
+
+def test_an_image_of_a_folder_with_the_suffix_of_a_video_is_an_image(tmp_path):
+    save(tmp_path, 'a.png>a.mp4', 'b.avi')
+    assert {item.name: item.kind for item in find_inputs([str(tmp_path)])} == {'a.mp4': 'image', 'b.avi': 'video'}
 
 
 def test_links_to_folders_are_followed_once(tmp_path):

@@ -13,8 +13,8 @@ import torch
 from vitdense.errors import ConfigError, ResourceError
 from vitdense.inference.result import Result
 from vitdense.inference.tracking import Tracking, VideoTracker
-from vitdense.inference.video import VideoReader
 from vitdense.types import Instances, SemanticMap
+from vitdense.video.reader import VideoReader
 
 META = {'classes': {'labels': ['car', 'bus']}, 'head_fields': {'det': 'labels'}}
 CARS = 4  # in car-detection.mp4, counted by eye: white (upwards), light green (down), red (upwards), white (down)

@@ -26,14 +26,14 @@ from vitdense.data.coco.parse import read_coco
 from vitdense.heads.detr.detr import DetrHead
 from vitdense.heads.linear import LinearHead
 from vitdense.inference.predictor import Predictor
-from vitdense.inference.video import VideoReader
-from vitdense.inference.video_writer import VideoWriter, count_frames
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.registry import build
 from vitdense.tasks.detection import DetectionTask
 from vitdense.tasks.detection_losses import SoftmaxCrossEntropy
 from vitdense.tasks.semantic import SemanticTask
+from vitdense.video.reader import VideoReader
+from vitdense.video.writer import VideoWriter, count_frames
 
 DEMO = Path(__file__).resolve().parents[2] / 'tools' / 'demo.py'
 CLASSES = ['sky', 'grass', 'straße']
@@ -119,7 +119,7 @@ def image(path: Path, height: int = 48, width: int = 64, seed: int = 0) -> Path:
 
 def video(path: Path, count: int, size: tuple[int, int] = (48, 64), fps: float = 10.0) -> Path:
     generator = np.random.default_rng(0)
-    with VideoWriter(path, size, fps) as writer:
+    with VideoWriter(path, size, fps, encoder='opencv') as writer:
         for _ in range(count):
             writer.write(generator.integers(0, 255, (*size, 3), dtype=np.uint8))
     return path
@@ -261,6 +261,40 @@ def test_broken_videos(demo, tmp_path, case):
     for frame in entry['frames']:
         assert capture.read()[0]
         assert frame['seconds'] == pytest.approx(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, abs=1e-6)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize('case', ['uneven', 'two sizes'])
+def test_odd_videos_are_written_whole_with_their_times(demo, tmp_path, case, monkeypatch):
+    av = pytest.importorskip('av')
+    seconds = [0, 0.04, 0.52, 0.56, 2.0] if case == 'uneven' else [0, 0.04, 0.08]
+    parts = [(48, 64)] if case == 'uneven' else [(48, 64), (96, 128)]
+    source = tmp_path / ('a.mkv' if case == 'uneven' else 'a.ts')
+    for size in parts:
+        path = tmp_path / f'part{size[0]}{source.suffix}'
+        with av.open(str(path), 'w') as container:
+            stream = container.add_stream('mpeg2video' if case == 'two sizes' else 'mpeg4', rate=25)
+            stream.height, stream.width, stream.pix_fmt = *size, 'yuv420p'
+            for number, time in enumerate(seconds):
+                frame = av.VideoFrame.from_ndarray(np.full((*size, 3), 10 * number, np.uint8), format='rgb24')
+                frame.pts = round(25 * time)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        with source.open('ab') as joined:
+            joined.write(path.read_bytes())
+    shares = []
+    monkeypatch.setattr('rich.progress.Progress.update', lambda self, task, **now: shares.append(now))
+    code, content, _ = demo(source)
+    entry = content['results'][0]
+    assert code == 0 and count_frames(entry['output']) == entry['read'] == count_frames(source) >= 5
+    assert all(now['completed'] <= now['total'] for now in shares if now.get('total') and 'completed' in now)
+    capture = cv2.VideoCapture(str(source))
+    times = [capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 for _ in iter(lambda: capture.read()[0], False)]
+    rows = zip(entry['frames'], times, strict=True)
+    assert all(frame['seconds'] == pytest.approx(time, abs=1e-6) for frame, time in rows if time)  # 0: unknown
+    if case == 'uneven':
+        with VideoReader(entry['output']) as reader:
+            assert [frame.seconds for frame in reader] == pytest.approx(seconds, abs=1e-3)
 
 
 def test_images_and_videos_together(demo, tmp_path):

@@ -27,10 +27,10 @@ from vitdense.inference.predictor import Predictor
 from vitdense.inference.prefetch import ahead, groups, timed
 from vitdense.inference.result import Result
 from vitdense.inference.tracking import Tracking, VideoTracker
-from vitdense.inference.video import Frame, Selection, VideoReader
-from vitdense.inference.video_files import is_video
-from vitdense.inference.video_writer import VideoWriter
 from vitdense.types import SemanticMap
+from vitdense.video.formats import is_video
+from vitdense.video.reader import Frame, Selection, VideoReader
+from vitdense.video.writer import Encoder, VideoWriter
 from vitdense.visualize.image_files import write_image
 from vitdense.visualize.score_thresholds import MinScore
 
@@ -52,7 +52,8 @@ class Options(NamedTuple):
     batch: int = 1  # images or frames that go through the network together
     save_video: bool = True
     video_format: str = '.mp4'
-    fps: float | None = None  # of the written video; None: that of the source
+    encoder: Encoder = 'auto'  # of the video
+    fps: float | None = None  # of the written video; None: that of the source, and its times where PyAV writes them
     max_frames: int | None = None
     selection: Selection = Selection()  # of the frames of videos
     tracking: Tracking | None = None  # of objects through the frames
@@ -260,7 +261,8 @@ class Demo:
                     if self.options.save_video and writer is None:
                         writer = stack.enter_context(self._writer(item, reader, result))
                     if writer is not None:
-                        writer.write(partial(self._draw_timed, result))
+                        seconds = frame.seconds if self.options.fps is None else None
+                        writer.write(partial(self._draw_timed, result), seconds)
                     if self.options.show:
                         self._show(self._draw(result), item.name, wait=1)
                     on_progress(done, reader.expected if done <= reader.expected else 0)
@@ -288,10 +290,10 @@ class Demo:
             yield from zip(group, results, strict=True)
 
     def _writer(self, item: Input, reader: VideoReader, first: Result) -> VideoWriter:
-        path = self.names.name(item, self.options.video_format)
-        return VideoWriter(
-            path, self._draw(first).shape[:2], self.options.fps or reader.fps / self.options.selection.every
-        )
+        path, fps = self.names.name(item, self.options.video_format), self.options.fps
+        rate = fps or reader.fps / self.options.selection.every
+        size = self._draw(first).shape[:2]
+        return VideoWriter(path, size, rate, encoder=self.options.encoder, timed=fps is None)
 
     def _note_wait(self, seconds: float) -> None:
         self.stages['load'] += seconds

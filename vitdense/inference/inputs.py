@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from vitdense.data.files.listing import walk
 from vitdense.data.files.opening import IMAGE_SUFFIXES, begins_like_image
 from vitdense.errors import ConfigError
-from vitdense.inference.video_files import VIDEO_SUFFIXES, is_address, is_video, opens_as_video, source_name
+from vitdense.video.formats import VIDEO_SUFFIXES, is_address, is_video, opens_as_video, source_name
 
 logger = logging.getLogger('vitdense')
 
@@ -86,12 +86,15 @@ def _named_by(word: str, outside: Path | None) -> Iterator[Input]:
 
 
 def _kind_of(file: Path, *, by_content: bool = False) -> Literal['image', 'video'] | None:
-    """Return the kind of a file, by its suffix or (first with `by_content`) its content; None for other files."""
+    """Return the kind of a file by its content; None for other files.
+
+    An image suffix is believed unless `by_content`: such a file is opened soon, and may prove to be a video then.
+    """
     if not file.is_file():  # a pipe or a device may never end
         return None
     suffix = file.suffix.lower()
     listed = 'image' if suffix in IMAGE_SUFFIXES else 'video' if suffix in VIDEO_SUFFIXES else None
-    if listed and not by_content:
+    if listed == 'image' and not by_content:
         return listed
     if is_video(file):
         return 'video'

@@ -21,9 +21,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from vitdense.data.files.images import decode_image
 from vitdense.errors import DataError
 from vitdense.inference.predictor import Predictor
-from vitdense.inference.video import VideoReader
 from vitdense.serving.batching import Batcher, QueueFullError
 from vitdense.serving.responses import ModelRecord, PredictionRecord, describe, record_of
+from vitdense.video.reader import VideoReader
 
 LOWEST = 0.05  # objects of a lower score are never sent
 _BINARY = {'application/octet-stream': {'schema': {'type': 'string', 'format': 'binary'}}}

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import cv2
 
 from vitdense.errors import DataError
+from vitdense.video.pyav import PyAVCapture, has_pyav
 
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mkv', '.mov', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv', '.ts')
 STREAMS = ('rtsp', 'rtsps', 'rtmp', 'http', 'https', 'udp', 'tcp', 'srt')
@@ -63,14 +64,18 @@ def is_video(path: Path) -> bool:
 
 
 def opens_as_video(path: Path) -> bool:
-    """Whether OpenCV decodes a frame of a regular file. Text is none: FFmpeg would play some of it as a terminal."""
+    """Whether a frame of a regular file can be decoded. Text is none: FFmpeg would play some of it as a terminal."""
     with path.open('rb') as file:
         if b'\0' not in file.read(4096):
             return False
     quiet_opencv()
-    capture = cv2.VideoCapture(str(path))
+    kinds = (cv2.VideoCapture, *([PyAVCapture] if has_pyav() else []))
+    return any(_decodes(kind(str(path))) for kind in kinds)
+
+
+def _decodes(capture: cv2.VideoCapture | PyAVCapture) -> bool:
     try:
-        return capture.isOpened() and capture.grab()
+        return capture.isOpened() and capture.read()[0]
     finally:
         capture.release()
 

@@ -20,7 +20,8 @@ import cv2
 import numpy as np
 
 from vitdense.errors import DataError
-from vitdense.inference.video_files import FASTEST, SLOWEST, check_openable, is_address, quiet_opencv, source_name
+from vitdense.video.formats import FASTEST, SLOWEST, check_openable, is_address, quiet_opencv, source_name
+from vitdense.video.pyav import PyAVCapture, has_pyav
 
 logger = logging.getLogger('vitdense')
 
@@ -69,7 +70,7 @@ class VideoReader:
     claims, 0 when it claims none; it is often wrong. `size` is (H, W) of the first frame. A file is decoded ahead in a
     thread; the thread of a live source (`is_live`) keeps the newest frame only, and opens a source that ends again.
     `selection` leaves frames out; `expected` is the number of frames to come, 0: unknown. `capture` opens the source
-    (default: `cv2.VideoCapture`).
+    (default: `cv2.VideoCapture`, and PyAV for files that it cannot decode). Frames are upright.
 
     Raises DataError when nothing can be decoded, or the camera does not exist.
     """
@@ -93,10 +94,11 @@ class VideoReader:
             check_openable(Path(source))
         self._make_capture = capture or cv2.VideoCapture
         self._capture = self._open()
-        announced = self._capture.get(cv2.CAP_PROP_FRAME_COUNT) if self._capture.isOpened() else 0
-        self.announced = int(announced) if math.isfinite(announced) and announced > 0 and not self.is_camera else 0
-        self.is_live = self.is_camera or (self.is_stream and not self.announced)
-        first = self._decode() if self._capture.isOpened() else None
+        first = self._first()
+        if first is None and capture is None and has_pyav() and not (self.is_camera or self.is_stream):
+            self._capture.release()
+            self._capture = PyAVCapture(self.source)
+            first = self._first()
         if first is None:
             self._capture.release()
             raise self._unreadable()
@@ -133,6 +135,14 @@ class VideoReader:
             f'read {self.read} of {self.announced} announced frames' if self.announced else f'read {self.read} frames'
         )
         return words + (f', {self.skipped} could not be decoded' if self.skipped else '')
+
+    def _first(self) -> tuple[np.ndarray, float] | None:
+        """Read what the source announces, and return its first frame."""
+        opened = self._capture.isOpened()
+        announced = self._capture.get(cv2.CAP_PROP_FRAME_COUNT) if opened else 0
+        self.announced = int(announced) if math.isfinite(announced) and announced > 0 and not self.is_camera else 0
+        self.is_live = self.is_camera or (self.is_stream and not self.announced)
+        return self._decode() if opened else None
 
     def _decode(self) -> tuple[np.ndarray, float] | None:
         """Return the next frame and its time, or None at the end; a damaged stretch of up to 30 frames is skipped."""

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from vitdense.errors import ConfigError, DataError, DiskError
-from vitdense.inference.video import DEFAULT_FPS, Selection, VideoReader
-from vitdense.inference.video_writer import VideoWriter, count_frames
+from vitdense.video.reader import DEFAULT_FPS, Selection, VideoReader
+from vitdense.video.writer import VideoWriter, count_frames
 
 
 def frames_of(count: int, size: tuple[int, int] = (48, 64)) -> list[np.ndarray]:
@@ -113,7 +113,7 @@ def test_frames_are_made_in_the_writers_thread_and_its_errors_arrive(tmp_path):
 
 
 def test_lost_frames_are_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr('vitdense.inference.video_writer.count_frames', lambda path: 1)
+    monkeypatch.setattr('vitdense.video.writer.count_frames', lambda path: 1)
     with pytest.raises(DiskError, match='2 frames were written, 1 can be read back'):
         write(tmp_path / 'a.mp4', frames_of(2))
 
@@ -166,10 +166,15 @@ def test_an_impossible_frame_rate_becomes_25(fps, caplog):
     assert 'frame rate' in caplog.text
 
 
-@pytest.mark.parametrize('suffix', ['.mp4', '.webm', '.avi'])
+@pytest.mark.parametrize(
+    ('suffix', 'encoder'),
+    [('.mp4', 'opencv'), ('.webm', 'opencv'), ('.avi', 'opencv'), ('.mp4', 'pyav'), ('.webm', 'pyav')],
+)
 @pytest.mark.parametrize('fps', [0.002, 0.5, 1 / 3, 24000 / 1001, 59.94, 66.667, 119.987, 211.222, 480, 960.25, 1000])
-def test_every_frame_rate_is_written(tmp_path, suffix, fps):
-    with VideoWriter(tmp_path / f'a{suffix}', (48, 64), fps) as writer:
+def test_every_frame_rate_is_written(tmp_path, suffix, encoder, fps):
+    if encoder == 'pyav':
+        pytest.importorskip('av')
+    with VideoWriter(tmp_path / f'a{suffix}', (48, 64), fps, encoder=encoder) as writer:
         for frame in frames_of(6):
             writer.write(frame)
     assert writer.fps == pytest.approx(fps, rel=2e-3 if fps < 1 else 1e-4)
@@ -219,7 +224,7 @@ def test_what_cannot_be_opened_or_written_is_reported_without_lines_of_opencv(tm
         VideoWriter(tmp_path / 'bad.mp4' / 'a.mp4', (48, 64), 25)
     assert 'bad.mp4' in caught.value.why
     with pytest.raises(DiskError, match=r'cannot write wide\.mp4') as caught:
-        VideoWriter(tmp_path / 'wide.mp4', (48, 20000), 25)  # MPEG-4 counts sides in 13 bits
+        VideoWriter(tmp_path / 'wide.mp4', (48, 20000), 25)  # H.264 takes 16384, MPEG-4 counts sides in 13 bits
     write(tmp_path / 'good.webm', frames_of(1))
     assert '20000 x 48 pixels' in caught.value.why and not (tmp_path / 'wide.mp4').exists()
     assert capfd.readouterr().err == ''
@@ -256,7 +261,7 @@ def test_up_to_30_damaged_frames_are_skipped(gap, read, skipped):
 
 
 def test_a_camera_gives_the_newest_frame(monkeypatch):
-    monkeypatch.setattr('vitdense.inference.video.RECONNECT_AFTER', ())
+    monkeypatch.setattr('vitdense.video.reader.RECONNECT_AFTER', ())
     capture = FakeCapture(frames_of(30), delay=0.005)
     seen = []
     with VideoReader(0, capture=capture) as reader:
@@ -290,7 +295,7 @@ def test_times_of_a_container_without_stamps_count_frames_before_the_selection()
 
 
 def test_an_interrupted_stream_is_opened_again_and_says_so(caplog, monkeypatch):
-    monkeypatch.setattr('vitdense.inference.video.RECONNECT_AFTER', (0.01, 0.01))
+    monkeypatch.setattr('vitdense.video.reader.RECONNECT_AFTER', (0.01, 0.01))
     opened = []
 
     def capture(source):
