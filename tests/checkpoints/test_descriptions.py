@@ -17,7 +17,7 @@ from tests.conftest import CONFIG
 from vitdense.checkpoints.head_files import read_head
 from vitdense.checkpoints.limits import limit_tensors
 from vitdense.checkpoints.model_folder import read_model_folder, save_model_folder
-from vitdense.checkpoints.trained import read_trained
+from vitdense.checkpoints.trained import is_head_file, read_trained
 from vitdense.config.load import load_config
 from vitdense.errors import CheckpointError, ConfigError, VitDenseError
 from vitdense.multihead.add_head import choose_start, requested_head
@@ -312,3 +312,8 @@ def test_metadata_of_checkpoints_is_checked(evil: Callable[..., Path], changes: 
     with pytest.raises(CheckpointError) as caught:
         make_trainer(load_config(tmp_path / 'a.py', SHORT), tmp_path / 'b', start=FromWeights(path), device='cpu')
     assert caught.value.fix
+
+
+def test_a_file_of_brackets_is_no_head(tmp_path: Path):
+    (tmp_path / 'sem.json').write_text('[' * 100_000)
+    assert not is_head_file(tmp_path / 'sem.json')

@@ -195,3 +195,9 @@ def test_lists_of_names_are_utf8_text_in_regular_files(root, option, content):
         ClassificationDataset('train', root=root, **{option: 'names.txt'})
     with pytest.raises(DataError, match='cannot read .*names.txt'):
         ClassificationDataset('train', root=root, split='names.txt')
+
+
+def test_names_too_long_for_a_file_are_missing(root):
+    (root / 'long.txt').write_text(f'{"x" * 5000}.jpg cat\n')
+    with pytest.raises(DataError, match='1 of 1 images of the list are not there'):
+        ClassificationDataset('train', root=root, split='long.txt', classes=['cat']).check()

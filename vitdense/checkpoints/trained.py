@@ -129,7 +129,7 @@ def is_head_file(path: str | Path) -> bool:
         return False
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and 'branch' in content
 

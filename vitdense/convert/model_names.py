@@ -61,7 +61,7 @@ def status(model: PublishedModel) -> str:
 
 def _is_current(folder: Path) -> bool:
     """Whether a folder holds a model that this version reads."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, AttributeError, RecursionError):
         return json.loads((folder / 'model.json').read_text(encoding='utf-8')).get('format') == FORMAT
     return False
 

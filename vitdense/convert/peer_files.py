@@ -91,7 +91,7 @@ def _attributes(value: Any) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         content, why = None, str(error)
     if not isinstance(content, dict):
         raise CheckpointError(

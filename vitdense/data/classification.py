@@ -133,7 +133,7 @@ class ClassificationDataset:
 
     def _check_exist(self, rows: Sequence[int]) -> None:
         files = [os.fsdecode(self._files[row].item()) for row in rows]
-        missing = [file for file in files if not self._below(file, 'split').is_file()]
+        missing = [file for file in files if not os.path.isfile(self._below(file, 'split'))]
         if not missing:
             return
         near = near_match(self.folder, missing[0])

@@ -93,7 +93,7 @@ def read_exported(folder: str | Path) -> tuple[DenseModel, dict[str, Any]]:
         if content['format'] != FORMAT or content['sha256'] != sha256_of(folder / GRAPH):
             raise ValueError(f'{GRAPH} or the format is not what {INFO} says')
         network = OnnxNetwork(folder / GRAPH, content)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ExportError(
             'the folder of the exported model is damaged', where=str(folder), why=str(error), fix='export it again'
         ) from error

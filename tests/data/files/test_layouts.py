@@ -155,3 +155,8 @@ def test_one_cause_is_one_line_with_a_hint(tmp_path, capsys):
     assert 'label: 40' in out and '40 files, such as 0.png' in out and out.count('values {11}') == 1
     assert 'if 11 (in 40 files) is no class: --ignore 255 11' in out and '40 findings' in out
     assert leave(tmp_path / 'labels', '--num-classes', 3, '--ignore', 255, 11) == 0
+
+
+def test_a_name_with_a_wrong_escape_is_an_error_of_the_whole_file(tmp_path):
+    (tmp_path / 'a.json').write_text('{"images": [{"id": 1, "file_name": "a\\x.png"}], "annotations": []}')
+    assert [part.images for part in parts_of(tmp_path)] == [None]

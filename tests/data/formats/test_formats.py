@@ -256,3 +256,26 @@ def test_check_data_reads_every_format_and_lists_all_labels_that_cannot_be_used(
     assert check_data.main([str(root / 'Annotations'), str(root / 'images')]) == 0
     write_csv(root)
     assert check_data.main([str(root / 'boxes.csv'), str(root / 'images')]) == 0
+
+
+@pytest.mark.parametrize('names', ['{0: cat, x: dog}', '{1: cat, a: b}', '{null: cat}', '3'])
+def test_names_of_yolo_that_are_no_classes_are_refused(root: Path, names: str):
+    write_yolo(root, names=names)
+    with pytest.raises(DataError, match='names are no list'):
+        CocoDetection('data.yaml', '', root=root, split='val')
+
+
+def test_lists_that_are_no_text_are_refused(root: Path):
+    write_voc(root)
+    write_yolo(root)
+    (root / 'ImageSets' / 'Main').mkdir(parents=True)
+    (root / 'ImageSets' / 'Main' / 'train.txt').write_bytes(b'a\n\xff\n')
+    with pytest.raises(DataError, match='cannot read .*train.txt'):
+        CocoDetection('Annotations', 'images', root=root, split='train')
+    (root / 'val.txt').write_bytes(b'images/a.png\n\xff\n')
+    (root / 'data.yaml').write_text('names: [cat, dog]\nval: val.txt\n')
+    with pytest.raises(DataError, match='cannot read .*val.txt'):
+        CocoDetection('data.yaml', '', root=root, split='val')
+    (root / 'data.yaml').write_text(f'names: [cat, dog]\nval: {"x" * 5000}\n')
+    with pytest.raises(DataError, match='does not exist'):
+        CocoDetection('data.yaml', '', root=root, split='val')

@@ -55,7 +55,7 @@ def test_the_middle_is_cut_out():
 def test_what_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="did you mean 'vit_tiny_patch16_224"):
         EvaluationCrop(checkpoint='vit_tiny_patch16_225')
-    for wrong in (dict(crop_pct=1.1), dict(crop_pct=0), dict(size=0)):
+    for wrong in (dict(crop_pct=1.1), dict(crop_pct=0), dict(size=0), dict(crop_pct=1e-308), dict(size=2**15)):
         with pytest.raises(ConfigError, match='is no crop'):
             EvaluationCrop(**wrong)
     assert EvaluationCrop(size=1, crop_pct=1.0).crop == (1, 1.0, 'bicubic', False)

@@ -90,7 +90,10 @@ def _images_of(file: Path, head: str, root: Path) -> Path | None:
     match = _FILE_NAME.search(head)
     if match is None:
         return None
-    name = json.loads(match[1], strict=False)
+    try:
+        name = json.loads(match[1], strict=False)
+    except ValueError:  # an escape that JSON does not have: reading the whole file is an error
+        return None
     folders = [file.parent, root, *sorted(path for path in root.glob('*') if path.is_dir())]
     folders += sorted(path for path in root.glob('*/*') if path.is_dir())
     split = split_of(file.stem)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from vitdense.data.files.listing import find_files
+from vitdense.data.files.listing import find_files, read_list
 from vitdense.data.files.splits import SPLITS
 from vitdense.data.formats.content import CocoContent, sizes_of_images
 from vitdense.errors import DataError
@@ -129,7 +129,7 @@ def _listed(folder: Path, split: str, files: Mapping[str, VocFile]) -> list[str]
             why=f'lists: {", ".join(map(str, image_lists(folder).values())) or "none"}',
             fix=f'write the names of the images, one on each line, to ImageSets/Main/{split}.txt',
         )
-    names = [line.split()[0] for line in path.read_text(encoding='utf-8-sig').splitlines() if line.strip()]
+    names = [line.split()[0] for _, line in read_list(path)]
     unknown = [name for name in names if name not in files]
     if unknown:
         raise DataError(

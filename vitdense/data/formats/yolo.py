@@ -8,11 +8,12 @@ file of `images/a/b.jpg` is `labels/a/b.txt`; without a folder `images` it lies 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vitdense.data.files.listing import find_files
+from vitdense.data.files.listing import find_files, read_list
 from vitdense.data.files.splits import SPLITS
 from vitdense.data.formats.content import CocoContent, sizes_of_images
 from vitdense.errors import DataError, did_you_mean
@@ -84,7 +85,7 @@ def label_file(image: str) -> str:
 
 def _names(path: Path, description: dict[str, Any]) -> list[str]:
     names = description['names']
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+    if isinstance(names, dict) and names.keys() == set(range(len(names))):
         names = [names[row] for row in range(len(names))]
     count = description.get('nc')
     if not isinstance(names, list) or not names or (isinstance(count, int) and count != len(names)):
@@ -113,8 +114,8 @@ def _images(path: Path, description: dict[str, Any], split: str) -> Iterator[str
         if split_path.is_dir():
             files: Sequence[Path] = [split_path / name for name in find_files(split_path).files]
         else:
-            lines = split_path.read_text(encoding='utf-8-sig').splitlines()
-            files = [_existing(path, description, line.strip(), split_path.parent) for line in lines if line.strip()]
+            lines = [line for _, line in read_list(split_path)]
+            files = [_existing(path, description, line, split_path.parent) for line in lines]
         for file in files:
             yield _below(file, path)
 
@@ -131,7 +132,7 @@ def _existing(path: Path, description: dict[str, Any], entry: str, *folders: Pat
     while plain.startswith('../'):
         plain = plain[3:]
     candidates = [*(start / entry for start in starts), *(start / plain for start in starts)]
-    existing = next((candidate for candidate in candidates if candidate.exists()), None)
+    existing = next((candidate for candidate in candidates if os.path.exists(candidate)), None)
     if existing is None:
         raise DataError(
             f"'{entry}' does not exist",

@@ -11,6 +11,7 @@ from vitdense.data.transforms import geometry
 from vitdense.errors import ConfigError
 from vitdense.types import Sample
 
+LONGEST = 2**14  # pixels of the side that is resized to: larger ones come of a crop_pct near 0
 LARGEST = 2**25  # pixels of the resized image; of a larger one only the middle is resized
 TRIED = 64  # sides of the middle to choose from
 MARGIN = 4  # pixels of the smaller of both images; a bicubic filter reaches 2 to either side
@@ -37,11 +38,13 @@ class EvaluationCrop:
         published = evaluation_crop(checkpoint) if checkpoint else Crop(224, 0.875, 'bicubic', False)
         overrides = dict(size=size, crop_pct=crop_pct, interpolation=interpolation)
         crop = published._replace(**{key: value for key, value in overrides.items() if value is not None})
-        if crop.interpolation not in ('bilinear', 'bicubic') or not 0 < crop.crop_pct <= 1 or crop.size < 1:
+        possible = crop.size >= 1 and crop.size / LONGEST <= crop.crop_pct <= 1
+        if crop.interpolation not in ('bilinear', 'bicubic') or not possible:
             raise ConfigError(
                 f'size={crop.size}, crop_pct={crop.crop_pct}, interpolation={crop.interpolation!r} is no crop',
                 where='EvaluationCrop',
-                why="a side has pixels, crop_pct is a share in (0, 1], and the interpolation 'bilinear' or 'bicubic'",
+                why=f'a side has pixels, crop_pct is a share in (0, 1], size / crop_pct at most {LONGEST}, and the '
+                "interpolation 'bilinear' or 'bicubic'",
                 fix="write for example size=224, crop_pct=0.9, interpolation='bicubic'",
             )
         self.crop = crop
