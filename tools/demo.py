@@ -61,6 +61,7 @@ def add_model_options(parser: Parser) -> None:
     add('--amp', default='auto', choices=('auto', 'bf16', 'fp16', 'off'), help='precision of the network')
     add('--batch', type=positive, default=1, metavar='N', help='images or frames that pass the network together')
     add('--tile', type=positive, metavar='SIZE', help='predict large images in windows of SIZE x SIZE pixels')
+    add('--tile-objects', type=positive, metavar='N', help='keep the N best objects of each window (default: all)')
     add('--tta', action='store_true', help="use the model's test-time augmentation (scales and flips)")
     add('--max-pixels', type=positive, metavar='N', help='refuse larger images (default: 180,000,000)')
     parser.add_shared('--value-range')
@@ -181,7 +182,8 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     from vitdense.commands.models import trained_model
     from vitdense.inference.predictor import Predictor, load
 
-    options: dict[str, Any] = {'device': args.device, 'amp': args.amp, 'batch_size': args.batch, 'tile': args.tile}
+    options: dict[str, Any] = {'device': args.device, 'amp': args.amp, 'batch_size': args.batch}
+    options |= {'tile': args.tile, 'tile_objects': args.tile_objects}
     if args.max_pixels:
         options['max_pixels'] = args.max_pixels
     if args.value_range:

@@ -51,7 +51,7 @@ class Preprocessor(nn.Module):
         imgs, targets, metas, _ = on_device(data, self.mean.device)
         height, width = (-(-side // self.divisor) * self.divisor for side in imgs.shape[-2:])
         sizes = [meta.size for meta in metas]
-        imgs = (imgs.float() - self.mean) / self.std
+        imgs = self.normalised(imgs)
         imgs = functional.pad(imgs, (0, width - imgs.shape[-1], 0, height - imgs.shape[-2]))
         valid = rectangles(torch.tensor(sizes, device=imgs.device), (height, width))
         shown = [meta.unpadded_size if meta.zero_padding else meta.size for meta in metas]
@@ -62,6 +62,10 @@ class Preprocessor(nn.Module):
         full = all(self._cells(size) == self._cells((height, width)) for size in sizes)
         batch = Batch(imgs, targets, metas, None if full else valid)
         return self.augment(batch) if training and self.augment is not None else batch
+
+    def normalised(self, imgs: Tensor) -> Tensor:
+        """Return (B, 3, H, W) uint8 images as float32, on the device."""
+        return (imgs.to(self.mean.device).float() - self.mean) / self.std
 
     def _cells(self, size: tuple[int, int]) -> tuple[int, int]:
         return -(-size[0] // self.divisor), -(-size[1] // self.divisor)

@@ -16,8 +16,8 @@ from pycocotools import mask as coco_mask
 
 from vitdense.errors import ConfigError
 from vitdense.inference.calibration import calibrate, calibrated_metainfo
-from vitdense.inference.packed_masks import PackedMasks
 from vitdense.inference.result import Result
+from vitdense.ops.packed_masks import PackedMasks
 from vitdense.types import ImageClass, Instances, SemanticMap
 
 BOXES = torch.tensor([[1.0, 2, 11, 22], [0, 0, 8, 8], [5, 5, 9, 9], [3, 3, 4, 4]])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdense.errors import DiskError
-from vitdense.inference.result import class_list
+from vitdense.inference.named_classes import class_list
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from vitdense.arguments import check, interval
 from vitdense.data.files.bit_depth import stretch
 from vitdense.data.files.images import from_pil, read_image
 from vitdense.data.files.opening import MAX_PIXELS
+from vitdense.data.files.tiled_tiff import TiledTiff
 from vitdense.data.transforms.common import Pipeline
 from vitdense.device import choose_precision, read_device
 from vitdense.errors import DataError
@@ -31,8 +32,9 @@ from vitdense.inference.options import (
     refuse_unknown,
     whole_number,
 )
-from vitdense.inference.packed_masks import PackedMasks
 from vitdense.inference.result import Result
+from vitdense.inference.windowed_image import IN_WINDOWS, WindowedImage, preview_step
+from vitdense.ops.packed_masks import PackedMasks
 from vitdense.test_time.sliding_window import Tiler
 from vitdense.timing import NETWORK, Stopwatch, is_compiled, parts_of
 from vitdense.types import Batch, Instances, Meta, Prediction, Sample, Target
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 
 logger = logging.getLogger('vitdense')
+MORE_IN_WINDOWS = 20  # times the pixels that are read as a whole
 STAGES = ('load', 'preprocess', 'network', 'postprocess')
 _PIL_DECODING = threading.Lock()  # a PIL image is decoded at its first use, and threads may share one
 
@@ -81,7 +84,9 @@ class Predictor:
     (float32), or 'auto': bf16 where it is measured to be faster. `batch_size` is the largest number of images of a
     list, or windows of an image, in one forward pass, halved where the memory of the GPU is too small; `max_pixels` is
     the largest size of an image file. With `tile`, images keep their size, without `transforms`, and pass in windows of
-    that side with a stride of two thirds of it: any size in bounded memory (`Tiler`, accumulate='labels').
+    that side with a stride of two thirds of it: any size in bounded memory (`Tiler`, accumulate='labels'). Each window
+    has all queries of a detector; `tile_objects` is how many of its objects are kept (default: all). TIFF files of more
+    than 40 Mpx are then read in windows, up to 20 times `max_pixels`; their `Result` has a smaller copy of the image.
     `value_range` (low, high) are black and white of files and arrays of more than 8 bits whose range is not known: 12
     bits stored in 16, or floats. `calibrated`: scores of objects are at the temperature that fits validation best.
     """
@@ -97,6 +102,7 @@ class Predictor:
         batch_size: int = 8,
         max_pixels: int = MAX_PIXELS,
         tile: int | None = None,
+        tile_objects: int | None = None,
         value_range: tuple[float, float] | None = None,
         calibrated: bool = False,
     ) -> None:
@@ -107,6 +113,8 @@ class Predictor:
         chosen = choose_precision(precision(amp), self.device)
         if tile is not None:
             model.tiler = _tiler(whole_number(tile, 'tile'), self.batch_size, model.network.divisor)
+            model.tiler.max_objects = None if tile_objects is None else whole_number(tile_objects, 'tile_objects')
+        self.tiled = tile is not None
         self.model = model.to(self.device).eval()
         self.model.amp = chosen.dtype
         self.transforms = Pipeline(() if tile is not None else transforms)
@@ -143,7 +151,8 @@ class Predictor:
             return self._run([self._prepare(image)])[0]
         prepared = [self._prepare(item) for item in image]
         results: list[Result | None] = [None] * len(prepared)
-        for rows in _equal_sizes([item.sample.meta.size for item in prepared], self.batch_size):
+        most = 1 if self.tiled else self.batch_size  # windows of one image form batches
+        for rows in _equal_sizes([item.sample.meta.size for item in prepared], most):
             for row, result in zip(rows, self._fitting([prepared[row] for row in rows]), strict=True):
                 results[row] = result
         return results
@@ -165,8 +174,18 @@ class Predictor:
         logger.warning('out of memory: batches of %d images from here on', self.batch_size)
         return self._fitting(items[:half]) + self._fitting(items[half:])
 
-    def read(self, image: ImageInput) -> Tensor:
-        """Return any kind of image as the predictor reads it: (3, H, W) uint8 RGB on the CPU. Raises DataError."""
+    def read(self, image: ImageInput) -> Tensor | TiledTiff:
+        """Return any kind of image as the predictor reads it: (3, H, W) uint8 RGB on the CPU. Raises DataError.
+
+        With `tile`, a large TIFF file is opened only: its windows are read when they are predicted.
+        """
+        if self.tiled and isinstance(image, str | Path):
+            limit = self.max_pixels * MORE_IN_WINDOWS
+            tiff = TiledTiff.of(image, max_pixels=limit, value_range=self.value_range)
+            if tiff is not None and tiff.size[0] * tiff.size[1] > IN_WINDOWS:
+                return tiff
+        if isinstance(image, TiledTiff):
+            return image
         return as_tensor(image, max_pixels=self.max_pixels, value_range=self.value_range)
 
     def _prepare(self, image: ImageInput) -> _Prepared:
@@ -175,8 +194,10 @@ class Predictor:
         loaded = time.perf_counter()
         path = str(image) if isinstance(image, str | Path) else ''
         size = tuple(img.shape[-2:])
-        sample = Sample(tv_tensors.Image(img), Target(), Meta(image_id=path, path=path, orig_size=size, size=size))
-        sample = self.transforms(sample)
+        meta = Meta(image_id=path, path=path, orig_size=size, size=size)
+        if self.tiled:
+            return _Prepared(img, Sample(img, Target(), meta), {'load': loaded - start})
+        sample = self.transforms(Sample(tv_tensors.Image(img), Target(), meta))
         times = {'load': loaded - start, 'preprocess': time.perf_counter() - loaded}
         return _Prepared(img, sample, times)
 
@@ -198,9 +219,7 @@ class Predictor:
     def _run(self, items: Sequence[_Prepared]) -> list[Result]:
         """Return the results of images of one size. Times of shared work are divided by their number."""
         start = self._now()
-        imgs = torch.stack([item.sample.img.as_subclass(Tensor) for item in items])
-        metas = [item.sample.meta for item in items]
-        batch = self.model.data_preprocessor(Batch(imgs, [item.sample.target for item in items], metas), False)
+        batch = self._batch(items)
         ready = self._now()
         watch, network = Stopwatch(self._now), self.model.network
         with watch.running(), watch.watching(parts_of(network)):
@@ -216,9 +235,31 @@ class Predictor:
         results = []
         for item, heads in zip(items, predictions, strict=True):
             times = {stage: item.times.get(stage, 0.0) + shared.get(stage, 0.0) / len(items) for stage in STAGES}
-            image = np.ascontiguousarray(item.image.permute(1, 2, 0).numpy())  # (3, H, W) -> (H, W, 3)
-            results.append(Result(image, heads, self.metainfo, times, spent, item.sample.meta.path))
+            step = preview_step(item.image.size) if isinstance(item.image, TiledTiff) else 1
+            image = item.image.preview(step) if isinstance(item.image, TiledTiff) else item.image
+            image = np.ascontiguousarray(image.permute(1, 2, 0).numpy())  # (3, H, W) -> (H, W, 3)
+            results.append(
+                Result(
+                    image,
+                    heads,
+                    self.metainfo,
+                    times,
+                    spent,
+                    item.sample.meta.path,
+                    size=item.sample.meta.orig_size,
+                    step=step,
+                )
+            )
         return results
+
+    def _batch(self, items: Sequence[_Prepared]) -> Batch:
+        targets, metas = [item.sample.target for item in items], [item.sample.meta for item in items]
+        if self.tiled:
+            preprocessor = self.model.data_preprocessor
+            windows = WindowedImage(items[0].image, preprocessor.normalised, divisor=preprocessor.divisor)
+            return Batch(windows, targets, metas)
+        imgs = torch.stack([item.sample.img.as_subclass(Tensor) for item in items])
+        return self.model.data_preprocessor(Batch(imgs, targets, metas), False)
 
     def _now(self) -> float:
         """Return the time in seconds once the device has done its work."""
@@ -232,7 +273,7 @@ OPTIONS = [name for name in Predictor.__init__.__kwdefaults__ if name not in ('t
 
 @dataclass(frozen=True)
 class _Prepared:
-    image: Tensor  # (3, H, W) uint8, before the transforms
+    image: Tensor | TiledTiff  # (3, H, W) uint8, before the transforms
     sample: Sample  # after the transforms
     times: Mapping[str, float]
 

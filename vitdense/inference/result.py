@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -14,7 +14,9 @@ import numpy as np
 from torch import Tensor
 
 from vitdense.errors import ConfigError
-from vitdense.inference.packed_masks import PackedMasks
+from vitdense.inference.named_classes import class_list, class_names
+from vitdense.inference.windowed_image import at_preview
+from vitdense.ops.packed_masks import PackedMasks
 from vitdense.types import ImageClass, Instances, Prediction, Reconstruction, SemanticMap
 from vitdense.visualize import draw
 from vitdense.visualize.image_files import write_image
@@ -46,13 +48,19 @@ class Result:
     with several, `only(head)` chooses one.
     """
 
-    image: np.ndarray  # (H, W, 3) uint8 RGB, upright
+    image: np.ndarray  # (H, W, 3) uint8 RGB, upright; of a file that was read in windows every `step`-th row and column
     predictions: Mapping[str, Prediction]  # {head: prediction}, on the CPU, in the image's own size
     metainfo: Mapping[str, Any] = field(default_factory=dict)  # classes, palette, head_fields: see `visualize.draw`
     times: Mapping[str, float] = field(default_factory=dict)  # seconds by stage; of a batch: this image's share
     parts: Mapping[str, float] = field(default_factory=dict)  # of the backbone and of each head, unless compiled
     path: str = ''  # where the image came from, when it was a file
     min_score: MinScore = 'auto'  # or one score for all classes; see `visualize.score_thresholds`
+    size: tuple[int, int] = ()  # (H, W) of the image that was predicted; default: that of `image`
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.size:
+            object.__setattr__(self, 'size', tuple(self.image.shape[:2]))
 
     def __getitem__(self, head: str) -> Prediction:
         if head not in self.predictions:
@@ -135,7 +143,10 @@ class Result:
     def draw(self, *, alpha: float = 0.5, legend: bool = True, min_score: MinScore | None = None) -> np.ndarray:
         """Return the image with the predictions on it, (H', W', 3) uint8 RGB; see `vitdense.visualize.draw`."""
         threshold = self.min_score if min_score is None else min_score
-        return draw(self.image, self.predictions, self.metainfo, alpha=alpha, legend=legend, min_score=threshold)
+        shown = self.predictions
+        if self.step > 1:
+            shown = at_preview(self._above(threshold).predictions, self.step)
+        return draw(self.image, shown, self.metainfo, alpha=alpha, legend=legend, min_score=threshold)
 
     def save(self, path: str | Path, **options: Any) -> Path:
         """Write what `draw(**options)` gives to `path` and return it; folders are made.
@@ -169,9 +180,7 @@ class Result:
         rounded = {head: {name: round(value, 4) for name, value in row.items()} for head, row in self.summary().items()}
         heads = {head: {name: value for name, value in row.items() if value} for head, row in rounded.items()}
         objects = {head: [_rounded(row) for row in rows] for head, rows in self.objects().items()}
-        return {'file': self.path, 'size': list(self.image.shape[:2]), 'heads': heads} | (
-            {'objects': objects} if objects else {}
-        )
+        return {'file': self.path, 'size': list(self.size), 'heads': heads} | ({'objects': objects} if objects else {})
 
     def to_json(self, **options: Any) -> str:
         """Return `to_dict()` as JSON; `options` go to `json.dumps`."""
@@ -224,7 +233,7 @@ class Result:
         return '; '.join(parts)
 
     def __repr__(self) -> str:
-        height, width = self.image.shape[:2]
+        height, width = self.size
         file = f'{self.path!r}, ' if self.path else ''
         return f'Result({file}{width} x {height} pixels; {self})'
 
@@ -254,6 +263,11 @@ class Result:
                 fix=f"choose one: result.only('{heads[0]}')" if heads else 'take what there is: result[HEAD]',
             )
         return heads[0], self[heads[0]]
+
+    def _above(self, min_score: MinScore) -> Result:
+        """Return the result with the objects of at least `min_score` only."""
+        kept = {head: self._kept(head, min_score) for head in self._heads(Instances)}
+        return replace(self, predictions={**self.predictions, **kept})
 
     def _objects_kept(self) -> Instances:
         return self._kept(self._only(Instances)[0], None)
@@ -289,12 +303,20 @@ class Result:
         if isinstance(prediction, ImageClass):
             values = prediction.scores.double().tolist()
         elif isinstance(prediction, SemanticMap):
-            values = (prediction.labels.flatten().bincount().double() / max(1, prediction.labels.numel())).tolist()
+            values = _shares(prediction.labels)
         else:
             values = self._kept(head, min_score).labels.bincount().tolist()
         names = class_names(self.metainfo, head, prediction, len(values))
         ranked = sorted(range(len(values)), key=lambda index: -values[index])
         return {names[index]: values[index] for index in ranked if values[index] > 0}
+
+
+def _shares(labels: Tensor) -> list[float]:
+    """Return the share of each label, some rows at a time: numbers to count take eight bytes."""
+    most = int(labels.max()) + 1 if labels.numel() else 0
+    rows = max(1, 2**24 // max(1, labels.shape[1]))
+    counts = sum((part.flatten().bincount(minlength=most).double() for part in labels.split(rows)), start=0.0)
+    return (counts / max(1, labels.numel())).tolist() if most else []
 
 
 def _rows(instances: Instances, keep: np.ndarray) -> Instances:
@@ -321,20 +343,3 @@ def _refuse_unknown_classes(classes: Collection[str], known: Collection[str]) ->
             why=f'the classes are {", ".join(sorted(known))}' if unknown else 'a list of names is needed',
             fix="give a list of names: classes=['car']",
         )
-
-
-def class_names(metainfo: Mapping[str, Any], head: str, prediction: Prediction, at_least: int) -> list[str]:
-    """Return the names of the classes that `head` predicts; a class without a name is called `class NUMBER`."""
-    kind = {SemanticMap: 'semantic', ImageClass: 'image_label'}.get(type(prediction), 'labels')
-    name = (metainfo.get('head_fields') or {}).get(head, kind)
-    names = list((metainfo.get('classes') or {}).get(name) or ())
-    return names + [f'class {index}' for index in range(len(names), at_least)]
-
-
-def class_list(metainfo: Mapping[str, Any], head: str, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return `[{'name', 'class_id'}, ...]` of the classes of `head`, with the `category_id` where there is one."""
-    field = (metainfo.get('head_fields') or {}).get(head, 'labels')
-    ids = list((metainfo.get('category_ids') or {}).get(field) or ())
-    ids += [None] * (len(names) - len(ids))
-    rows = ({'name': name, 'class_id': number, 'category_id': ids[number]} for number, name in enumerate(names))
-    return [{key: value for key, value in row.items() if value is not None} for row in rows]

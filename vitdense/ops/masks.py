@@ -191,6 +191,18 @@ def masks_of_runs(runs: list[dict[str, Any]], size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).bool()
 
 
+def run_of_part(mask: np.ndarray, corner: tuple[int, int], size: Size) -> dict[str, Any]:
+    """Return the packed run lengths of a mask of `size` that is False but for `mask` (h, w) bool at (top, left)."""
+    top, left = corner
+    edges = np.diff(np.pad(mask.astype(np.int8), ((1, 1), (0, 0))), axis=0).T  # (w, h + 1): 1 begins a run, -1 ends it
+    (columns, starts), (_, ends) = np.nonzero(edges == 1), np.nonzero(edges == -1)
+    places = (left + columns) * size[0] + top + np.stack([starts, ends])  # (2, number of runs), column by column
+    joined = places[0, 1:] != places[1, :-1]  # a run over the end of a column goes on in the next one
+    places = places.T.reshape(-1)[np.concatenate([[True], np.repeat(joined, 2), [True]])] if len(columns) else places[0]
+    counts = np.diff(places, prepend=0, append=size[0] * size[1]).tolist()
+    return coco.frPyObjects({'size': list(size), 'counts': counts if counts[-1] else counts[:-1]}, *size)
+
+
 def areas_of_runs(runs: list[dict[str, Any]]) -> np.ndarray:
     """Return (N,) float64: the pixels of each mask."""
     parts = [coco.area(runs[start : start + FEW]) for start in range(0, len(runs), FEW)]

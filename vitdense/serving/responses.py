@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from vitdense.inference.result import Result, class_list, class_names
+from vitdense.inference.named_classes import class_list, class_names
+from vitdense.inference.result import Result
 from vitdense.types import ImageClass, Instances, SemanticMap
 from vitdense.visualize.colors import ClassStyle
 
@@ -92,7 +93,7 @@ def record_of(result: Result, *, min_score: float, seconds: float | None = None)
     """Return the record of a result, with objects of at least `min_score`."""
     kept = result.filter(min_score=min_score)
     record = PredictionRecord(
-        size=list(result.image.shape[:2]),
+        size=list(result.size),
         objects={},
         semantic={},
         image_class={},

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import combinations
-from typing import NamedTuple
+from itertools import islice, takewhile
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from vitdense.ops.boxes import iou, to_original
+from vitdense.ops.packed_masks import PackedMasks
 from vitdense.types import Instances, Meta, ObjectOutputs, Outputs, QueryOutputs
 
 SAME = 0.5  # IoU, where both windows look, of two boxes that are one object
@@ -47,6 +48,8 @@ def _original(found: Instances, meta: Meta) -> Instances:
     sizes = found.boxes.new_tensor([[size, meta.orig_size]])  # (1, 2, 2)
     boxes = to_original(found.boxes[None], sizes[:, 0], sizes[:, 1])[0]
     masks = found.masks
+    if isinstance(masks, PackedMasks):  # which have the original size
+        return found._replace(boxes=boxes)
     if masks is not None:
         masks = masks[:, : size[0], : size[1]]
         masks = masks if tuple(size) == tuple(meta.orig_size) else _resized_masks(masks, meta.orig_size)
@@ -68,7 +71,12 @@ class Pieces(NamedTuple):
 
 
 def join_windows(
-    found: Sequence[Instances], corners: Sequence[tuple[int, int]], size: tuple[int, int], input_size: tuple[int, int]
+    found: Sequence[Instances],
+    corners: Sequence[tuple[int, int]],
+    size: tuple[int, int],
+    input_size: tuple[int, int],
+    *,
+    packed_size: tuple[int, int] | None = None,
 ) -> Instances:
     """Return the objects of an image of `input_size` (H, W), found in windows of `size` at `corners` (top, left).
 
@@ -77,21 +85,26 @@ def join_windows(
     (a piece) lies in the other by `COVERED`. Two whole boxes are compared as they are. Of an object, the whole box
     is kept, the best of several; a piece gives way to a whole box of at least half its score. An object larger than
     every window comes only in pieces: the kept box is what encloses those with at least half the score of the best.
-    Boxes of one window are never compared: queries do not repeat themselves. Masks go with their boxes.
+    Boxes of one window are never compared: queries do not repeat themselves. Masks go with their boxes; packed ones
+    are those of an image without padding.
     """
     pieces = _pieces(found, corners, size, input_size)
     near = _same_objects(pieces, corners, size)
     groups = _grouped(pieces, near)
     if not groups:
         none = found[0]
-        masks = None if none.masks is None else none.masks.new_zeros((0, *input_size))
+        masks = None if none.masks is None else _no_masks(none.masks, packed_size, input_size)
         return Instances(none.boxes[:0], none.scores[:0], none.labels[:0], masks)
     leaders = [members[0] for members in groups]
     boxes = torch.stack([_enclosing(pieces.boxes[members]) for members in groups])
     masks = None
     if found[0].masks is not None:
         rows = [row for each in found for row in range(len(each.boxes))]
-        masks = torch.stack([_pasted(found, corners, pieces, rows, members, input_size) for members in groups])
+        parts = [_pasted(found, corners, pieces, rows, members, packed_size or input_size) for members in groups]
+        if packed_size is None:
+            masks = torch.stack([_placed(*part, input_size) for part in parts])
+        else:
+            masks = PackedMasks.of_parts(parts, packed_size)
     return Instances(boxes, pieces.scores[leaders], pieces.labels[leaders], masks)
 
 
@@ -130,11 +143,21 @@ def _overlaps(
     corners: Sequence[tuple[int, int]], size: tuple[int, int]
 ) -> Iterator[tuple[int, int, tuple[int, int, int, int]]]:
     """Yield pairs of windows that overlap, with the region xyxy that both cover."""
-    for (one, here), (other, there) in combinations(enumerate(corners), 2):
+    for (one, here), (other, there) in _near_windows(corners, size[0]):
         top, left = (max(starts) for starts in zip(here, there, strict=True))
         bottom, right = (min(starts) + side for starts, side in zip(zip(here, there, strict=True), size, strict=True))
         if top < bottom and left < right:
             yield one, other, (left, top, right, bottom)
+
+
+def _near_windows(
+    corners: Sequence[tuple[int, int]], height: int
+) -> Iterator[tuple[tuple[int, tuple[int, int]], tuple[int, tuple[int, int]]]]:
+    """Yield pairs of numbered windows that share rows; `corners` come from the top down."""
+    numbered = list(enumerate(corners))
+    for one in numbered:
+        below = takewhile(lambda other, top=one[1][0]: other[1][0] < top + height, islice(numbered, one[0] + 1, None))
+        yield from ((one, other) for other in below)
 
 
 def _agreeing(pieces: Pieces, mine: Tensor, theirs: Tensor, region: tuple[int, int, int, int]) -> Tensor:
@@ -180,22 +203,41 @@ def _enclosing(boxes: Tensor) -> Tensor:
     return torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)])
 
 
+def _no_masks(masks: Tensor | PackedMasks, packed: tuple[int, int] | None, input_size: tuple[int, int]) -> Any:
+    return masks.new_zeros((0, *input_size)) if packed is None else PackedMasks([], packed)
+
+
 def _pasted(
     found: Sequence[Instances],
     corners: Sequence[tuple[int, int]],
     pieces: Pieces,
     rows: Sequence[int],
     members: Sequence[int],
-    input_size: tuple[int, int],
-) -> Tensor:
-    """Return the mask (H, W) of an object: the union of those of its pieces. `rows` are places in their windows."""
-    mask = found[0].masks.new_zeros(input_size)
+    size: tuple[int, int],
+) -> tuple[Tensor, tuple[int, int]]:
+    """Return the mask of an object in the windows that see it, and their upper left corner: the union of its pieces.
+
+    `rows` are places in their windows; what lies beyond an image of `size` is cut off.
+    """
+    placed = []
     for member in members:
         window = int(pieces.window[member])
         top, left = corners[window]
-        place = mask[top : top + found[window].masks.shape[1], left : left + found[window].masks.shape[2]]
-        place |= found[window].masks[rows[member]][: place.shape[0], : place.shape[1]]
-    return mask
+        mask = torch.as_tensor(found[window].masks[rows[member]])[: size[0] - top, : size[1] - left]
+        placed.append((mask, top, left))
+    first = min(top for _, top, _ in placed), min(left for _, _, left in placed)
+    bottom, right = (max(part[1 + axis] + part[0].shape[axis] for part in placed) for axis in (0, 1))
+    union = placed[0][0].new_zeros(bottom - first[0], right - first[1])
+    for mask, top, left in placed:
+        union[top - first[0] :, left - first[1] :][: mask.shape[0], : mask.shape[1]] |= mask
+    return union, first
+
+
+def _placed(mask: Tensor, corner: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Return a mask (H, W) of `size` that is `mask` (h, w) at `corner`."""
+    whole = mask.new_zeros(size)
+    whole[corner[0] :, corner[1] :][: mask.shape[0], : mask.shape[1]] = mask
+    return whole
 
 
 def unmirrored(found: Instances, width: int) -> Instances:

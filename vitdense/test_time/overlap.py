@@ -22,10 +22,15 @@ class WindowGrid(NamedTuple):
     def corners(self) -> list[Corner]:
         return [(top, left) for top in self.tops for left in self.lefts]
 
-    def counts(self, input_size: Sequence[int]) -> Tensor:
-        """Return (H, W) int64: how many windows lie over each cell of `input_size`, a product of the two axes."""
+    def axis_counts(self, input_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return (H,) and (W,) int64: how many windows lie over each row and each column of cells of `input_size`."""
         rows, columns = (
             torch.tensor([sum(start <= cell < start + side for start in starts) for cell in range(whole)])
             for starts, side, whole in zip(self[1:], self.size, input_size, strict=True)
         )
+        return rows, columns
+
+    def counts(self, input_size: Sequence[int]) -> Tensor:
+        """Return (H, W) int64: how many windows lie over each cell of `input_size`, a product of the two axes."""
+        rows, columns = self.axis_counts(input_size)
         return rows[:, None] * columns

@@ -12,12 +12,14 @@ from torch.nn import functional
 
 from vitdense.arguments import check, check_choice, check_ranges
 from vitdense.errors import ConfigError
+from vitdense.ops.packed_masks import PackedMasks
 from vitdense.ops.padding import image_sizes
 from vitdense.test_time.merged_objects import join_windows
 from vitdense.test_time.overlap import Corner, WindowGrid
 from vitdense.test_time.streamed_labels import GridLogits, LabelStrips, MaskLogits
-from vitdense.types import ClassOutputs, LabelOutputs, MaskScores, Meta, ObjectOutputs, Outputs, PixelOutputs
+from vitdense.types import ClassOutputs, Instances, LabelOutputs, MaskScores, Meta, ObjectOutputs, Outputs, PixelOutputs
 
+PACKED_FROM = 2**24  # pixels of an image from which masks of objects are packed at once
 Network = Callable[[Tensor, Tensor | None], dict[str, Outputs]]
 
 
@@ -39,6 +41,8 @@ class Tiler:
     * `divisor`: the network takes multiples of it. With 'pixels', a window that is none (512 pixels for patch 14) is
       padded with zeros at the right and the bottom, and the logits of the padding are dropped.
 
+    * `max_objects`: the best objects of each window that are kept; None: all that its queries give.
+
     Logits of `ClassOutputs` are averaged over the windows. Objects (`ObjectOutputs`) are joined across the borders of
     windows, see `join_windows`. Other outputs have no average: ConfigError.
     """
@@ -52,6 +56,7 @@ class Tiler:
         accumulate: Literal['pixels', 'logits', 'labels'] = 'pixels',
         even: bool = False,
         divisor: int = 1,
+        max_objects: int | None = None,
     ) -> None:
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         self.stride = (stride, stride) if isinstance(stride, int) else tuple(stride)
@@ -59,6 +64,7 @@ class Tiler:
         self.accumulate = accumulate
         self.even = even
         self.divisor = divisor
+        self.max_objects = max_objects
         _check(self)
 
     @property
@@ -109,7 +115,9 @@ class Tiler:
         if isinstance(output, ClassOutputs):
             return _ClassSum(len(windows.corners))
         if isinstance(output, ObjectOutputs):
-            return _ObjectSum(windows, input_size)
+            sizes = [tuple(meta.orig_size) for meta in metas] if self.streams else []
+            packed = input_size[0] * input_size[1] > PACKED_FROM and sizes == [tuple(m.unpadded_size) for m in metas]
+            return _ObjectSum(windows, input_size, sizes if packed else [], most=self.max_objects)
         if not isinstance(output, PixelOutputs | MaskScores if self.streams else PixelOutputs):
             refuse_outputs(name, output, where='model.tiler', fix='leave the tiler out and test on whole images')
         if self.streams:
@@ -182,20 +190,31 @@ class _LabelSum:
 
 
 class _ObjectSum:
-    """Collects the objects of windows."""
+    """Collects the objects of windows, at most the `most` best of each; masks are packed where images have `sizes`."""
 
-    def __init__(self, windows: WindowGrid, input_size: tuple[int, int]) -> None:
+    def __init__(
+        self, windows: WindowGrid, input_size: tuple[int, int], sizes: Sequence[tuple[int, int]], *, most: int | None
+    ) -> None:
         self.windows, self.input_size = windows, input_size
-        self.found: list = []  # of the images of a batch, window by window
+        self.sizes, self.most = sizes, most
+        self.found: list[Instances] = []  # of the images of a batch, window by window
 
     def add(self, output: ObjectOutputs, corners: list[Corner]) -> None:
-        self.found += output.objects
+        for objects in output.objects:
+            objects = Instances(*(None if column is None else column[: self.most] for column in objects))
+            if self.sizes and objects.masks is not None:
+                objects = objects._replace(masks=PackedMasks.of(objects.masks))
+            self.found.append(objects)
 
     def mean(self) -> ObjectOutputs:
         number = len(self.found) // len(self.windows.corners)
-        images = (self.found[row::number] for row in range(number))
-        corners, size = self.windows.corners, self.windows.size
-        return ObjectOutputs(tuple(join_windows(found, corners, size, self.input_size) for found in images))
+        joined = [
+            join_windows(
+                self.found[row::number], self.windows.corners, self.windows.size, self.input_size, packed_size=size
+            )
+            for row, size in zip(range(number), self.sizes or [None] * number, strict=True)
+        ]
+        return ObjectOutputs(tuple(joined))
 
 
 _Sum = _PixelSum | _ClassSum | _LabelSum | _ObjectSum
@@ -272,4 +291,4 @@ def _check(tiler: Tiler) -> None:
     fix = f'choose a stride between 1 and the size, such as {tuple(side * 2 // 3 for side in tiler.size)}'
     check(covered, 'Tiler.stride', tiler.stride, why, fix)
     check_choice('Tiler.accumulate', tiler.accumulate, ('pixels', 'logits', 'labels'))
-    check_ranges(tiler, ('batch', 'divisor'), 1)
+    check_ranges(tiler, ('batch', 'divisor', *(['max_objects'] if tiler.max_objects is not None else [])), 1)

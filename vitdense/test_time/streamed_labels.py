@@ -82,7 +82,7 @@ class LabelStrips:
             axis_taps(*axis) if self.resized else _same(axis[2])
             for axis in zip(input_size, input_size, self.crop, self.out, strict=True)
         )
-        self.counts = windows.counts(input_size)
+        self.counts = windows.axis_counts(input_size)
         self.pending: dict[tuple[int, int], GridLogits | MaskLogits] = {}
         self.done = 0  # labelled rows of the output
         self.labels: Tensor | None = None
@@ -140,7 +140,8 @@ class LabelStrips:
         """Yield the mean logits (bottom - top, W) of every class in some rows of the image."""
         window = next(iter(self.pending.values()))
         num_classes = window.num_classes
-        width, counts = self.input_size[1], self.counts[top:bottom].to(self.labels.device)
+        width, (rows, columns) = self.input_size[1], self.counts
+        counts = (rows[top:bottom, None] * columns).to(self.labels.device)
         step = min(max(BLOCK_NUMBERS // ((bottom - top) * width), window.fewest), window.most)
         for start in range(0, num_classes, step):
             block = slice(start, min(start + step, num_classes))

@@ -78,11 +78,11 @@ def image_source(path: str | Path) -> bytes | Path:
         raise _unreadable_file(path, error) from error
 
 
-def file_size(path: str | Path) -> int:
+def file_size(path: str | Path, *, most: int | None = MAX_BYTES) -> int:
     """Return the bytes of an image file.
 
     Raises UnreadableImage for what is missing, empty, no regular file (a folder, a pipe, a device), or larger than
-    `MAX_BYTES`. Nothing but a regular file may be opened: reading a pipe or a device may never end.
+    `most`. Nothing but a regular file may be opened: reading a pipe or a device may never end.
     """
     try:
         state = os.stat(path)
@@ -91,8 +91,8 @@ def file_size(path: str | Path) -> int:
     if not stat.S_ISREG(state.st_mode):
         what = 'a folder' if stat.S_ISDIR(state.st_mode) else 'a pipe or a device'
         raise unreadable(path, f'cannot be read: {what}', 'an image is a regular file', 'remove or replace it')
-    if state.st_size > MAX_BYTES:
-        why = f'it has {state.st_size:,} bytes, and the limit is {MAX_BYTES:,}'
+    if most is not None and state.st_size > most:
+        why = f'it has {state.st_size:,} bytes, and the limit is {most:,}'
         raise unreadable(path, 'the file is too large', why, 'shrink the image, or remove the file')
     if not state.st_size:
         raise unreadable(path, 'the file is empty', 'it has 0 bytes', 'copy or download the file again')
