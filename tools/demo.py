@@ -55,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def add_model_options(parser: Parser) -> None:
     """Add the options of the model and how it runs."""
     add = parser.add_argument
-    parser.add_shared('--model', '--accept-licence', '--device')
+    parser.add_shared('--model', '--accept-licence', '--device', '--trust-checkpoint')
     add('--config', metavar='C', help='a config file, with --checkpoint')
     add('--checkpoint', metavar='W', help='a checkpoint that was trained with --config')
     add('--amp', default='auto', choices=('auto', 'bf16', 'fp16', 'off'), help='precision of the network')

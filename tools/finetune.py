@@ -34,7 +34,7 @@ def make_parser() -> Parser:
     parser.add_argument('--ignore', type=count, metavar='V', help='label maps: a number that is no class')
     parser.add_argument('--work-dir', metavar='D', help='where results go (default: work_dirs/NAME_OF_FOLDER)')
     parser.add_argument('--seed', type=count, metavar='N', help='seed of everything random')
-    parser.add_shared('--device', '--cfg-options', '--accept-licence')
+    parser.add_shared('--device', '--cfg-options', '--accept-licence', '--trust-checkpoint')
     return parser
 
 

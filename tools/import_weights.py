@@ -35,7 +35,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         '--base', metavar='FILE', help='the pretrained backbone, where the files are differences from it'
     )
-    parser.add_shared('--num-classes', '--cfg-options', '--accept-licence')
+    parser.add_shared('--num-classes', '--cfg-options', '--accept-licence', '--trust-checkpoint')
     return parser
 
 

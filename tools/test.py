@@ -40,6 +40,7 @@ def make_parser() -> Parser:
     parser.add_shared(
         '--device', '--amp', '--workers', '--compile', '--cfg-options', '--skip-bad-eval', '--accept-licence'
     )
+    parser.add_shared('--trust-checkpoint')
     return parser
 
 

@@ -66,6 +66,7 @@ def make_parser() -> Parser:
     parser.add_shared(
         '--device', '--amp', '--workers', '--compile', '--cfg-options', '--skip-bad-eval', '--accept-licence'
     )
+    parser.add_shared('--trust-checkpoint')
     parser.add_argument('--dry-run', action='store_true', help='one step and one validation batch, nothing kept')
     return parser
 

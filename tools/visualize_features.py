@@ -26,7 +26,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog='visualize_features.py', description=__doc__)
     add = parser.add_argument
     add('inputs', nargs='+', metavar='IMAGE', help='image, folder, or "pattern"')
-    parser.add_shared('--model', '--accept-licence', '--device', '--value-range')
+    parser.add_shared('--model', '--accept-licence', '--device', '--value-range', '--trust-checkpoint')
     add('--name', metavar='N', help="timm's name of a ViT, such as vit_small_patch14_dinov2")
     add('--weights', metavar='FILE', help='weights for --name (default: those that timm publishes)')
     add('--kind', choices=('pca', 'attention'), default='pca', help='what to show (default: %(default)s)')

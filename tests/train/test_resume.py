@@ -8,12 +8,12 @@ import signal
 import pytest
 import torch
 
+from vitdense.checkpoints.resumable import read_resumable
 from vitdense.checkpoints.run import find_checkpoint, read_checkpoint, write_checkpoint
 from vitdense.commands.train import train
 from vitdense.config.load import load_config
 from vitdense.errors import CheckpointError, ConfigError, DataError
 from vitdense.reporting.history import read_rows
-from vitdense.train.resume import read_resumable
 
 
 class StopAt:

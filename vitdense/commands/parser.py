@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from vitdense.config.option_names import suggestion
 from vitdense.errors import ConfigError, ResourceError, VitDenseError
+from vitdense.storage.trust import trust_checkpoints
 
 INTERRUPTED = 130  # exit code after Ctrl-C, by the convention of shells
 
@@ -96,6 +97,9 @@ SHARED: dict[str, dict[str, Any]] = {
     '--workers': dict(type=count, metavar='N', help='processes that load data, for every loader'),
     '--model': dict(metavar='DIR', help='a model folder, as training leaves one, or a name of `vitdense models`'),
     '--accept-licence': dict(action='store_true', help='accept the licence of published weights that has conditions'),
+    '--trust-checkpoint': dict(
+        action='store_true', help='read weight files that run code when they are read: only for files of your own'
+    ),
     '--num-classes': dict(type=positive, metavar='K', help='the number of classes, where there are no names'),
     '--reduce-zero-label': dict(action='store_true', help='label maps: 0 is no class, 1 ... K are'),
     '--skip-bad-eval': dict(
@@ -155,6 +159,7 @@ class Parser(argparse.ArgumentParser):
             known = [name for parser in self._all() for action in parser._actions for name in action.option_strings]
             word = next((word for word in unknown if word.startswith('-')), unknown[0]).split('=')[0]
             self.error(f'unknown argument {word}{suggestion(word, known) if word.startswith("-") else ""}')
+        trust_checkpoints(vars(parsed).get('trust_checkpoint', False))
         return parsed
 
     def _all(self) -> list[argparse.ArgumentParser]:

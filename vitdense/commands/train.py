@@ -15,6 +15,7 @@ from vitdense.arguments import check
 from vitdense.checkpoints.head_files import extract_head, save_head
 from vitdense.checkpoints.model_folder import save_model_folder
 from vitdense.checkpoints.omitted_weights import merge_and_complete
+from vitdense.checkpoints.resumable import read_resumable
 from vitdense.checkpoints.run import delete_temporary_files, find_checkpoint, read_checkpoint, steps_in
 from vitdense.checkpoints.work_dir import (
     ENCODER,
@@ -43,7 +44,6 @@ from vitdense.train.build import make_trainer
 from vitdense.train.compile import explained
 from vitdense.train.preemption import leave_on_signal
 from vitdense.train.processes import leave_processes, start_processes
-from vitdense.train.resume import read_resumable
 from vitdense.train.runner import DenseRunner
 
 logger = logging.getLogger('vitdense')

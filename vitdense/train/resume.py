@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from vitdense.checkpoints.run import read_checkpoint
 from vitdense.config.from_text import config_in
 from vitdense.config.run_config import RunConfig
-from vitdense.errors import CheckpointError, ConfigError, short
+from vitdense.errors import ConfigError, short
 from vitdense.model import DenseModel
 from vitdense.registry import resolve
-from vitdense.storage.weights import read_weights
 from vitdense.train.batch_size import Batches, compare_batches
 from vitdense.train.optim import Group, build_optimizer, config_groups
 
@@ -30,53 +27,16 @@ logger = logging.getLogger('vitdense')
 MOST = 20  # changed values that are listed
 ABSENT = object()  # in place of a value that a config does not give
 QUIET = ('work_dir', 'num_workers')  # keys whose change changes nothing
-WHOLE = ('step', 'samples_seen', 'batch_size', 'world_size')  # whole numbers of a checkpoint
-CONTENT = (*WHOLE, 'validation_pending', 'classes', 'amp', 'state_dict', 'optimizer', 'scaler', 'skipped_steps')
 ANEW = 'resume with the config of that run (config.py in its work directory), or start anew with --weights CHECKPOINT'
 
 
-def read_resumable(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint that a run can go on from.
-
-    Raises CheckpointError for any other file, with what can be done with it.
-    """
-    try:
-        content = read_checkpoint(path)
-    except CheckpointError as error:
-        raise _foreign(path, error) from error
-    missing = [key for key in CONTENT if key not in content]
-    missing += [key for key in WHOLE if key in content and not isinstance(content[key], int)]
-    if missing:
-        why = (
-            'it holds the best weights, without the state of the run' if path.name == 'best.pth' else 'it holds weights'
-        )
-        raise _no_run(path, f'{why}: {", ".join(missing)} are missing')
-    return content
-
-
-def _no_run(path: Path, why: str, more: str = '') -> CheckpointError:
-    return CheckpointError(
-        f"'{path.name}' is no checkpoint that a run can go on from",
-        where=f'--resume {path}',
-        why=why,
-        fix=f'start anew with its weights: --weights {path}{more}; or resume from a step_*.pth of a run',
-    )
-
-
-def _foreign(path: Path, error: CheckpointError) -> CheckpointError:
-    """Return the error for a file that is no checkpoint of vitdense but may hold weights; else `error`."""
-    try:
-        if 'checksum' in error.message or not read_weights(path):
-            return error
-        wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path) if path.suffix != '.safetensors' else []
-    except (CheckpointError, RuntimeError, ValueError, OSError):
-        return error
-    if any(name.startswith('mmengine.') for name in wanted):
-        more = ' (where they are weights of this model), or its ViT with model.network.backbone.pretrained=...'
-        return _no_run(
-            path, 'it is a checkpoint of mmengine (mmdet, mmseg, ...), whose state is that of its runner', more
-        )
-    return _no_run(path, 'it holds weights of another program, or weights alone')
+def with_run(checkpoint: Mapping[str, Any], model: DenseModel, batches: Batches) -> Mapping[str, Any]:
+    """Return the content of a checkpoint with what one of mmengine does not hold, from the run at hand."""
+    if 'samples_seen' in checkpoint:
+        return checkpoint
+    seen = checkpoint['step'] * batches.total
+    sizes = {'batch_size': batches.share, 'world_size': batches.num_processes}
+    return {**checkpoint, 'samples_seen': seen, 'classes': model.classes, 'of_mmengine': True, **sizes}
 
 
 def check_resumable(checkpoint: Mapping[str, Any], model: DenseModel, batches: Batches) -> None:
@@ -103,11 +63,17 @@ def check_resumable(checkpoint: Mapping[str, Any], model: DenseModel, batches: B
         logger.log(logging.WARNING if changed else logging.INFO, text)
 
 
-def check_config(checkpoint: Mapping[str, Any], cfg: RunConfig, model: DenseModel) -> None:
+def check_config(checkpoint: dict[str, Any], cfg: RunConfig, model: DenseModel) -> None:
     """Raise ConfigError where the optimizer of the config cannot go on from the checkpoint; log what has changed."""
     section = cfg.optim_wrapper
     groups = config_groups(section, model, split_backbone=bool(cfg.schedule.backbone_warmup_iters))
-    check_optimizer(checkpoint, section['optimizer'], groups)
+    try:
+        check_optimizer(checkpoint, section['optimizer'], groups)
+    except ConfigError as error:
+        if not checkpoint.get('of_mmengine'):
+            raise
+        logger.warning('the moments of the optimizer begin at zero: %s (%s)', error.message, error.why.splitlines()[0])
+        checkpoint['optimizer'] = {'state': {}, 'param_groups': []}
     log_changes(checkpoint, cfg)
 
 

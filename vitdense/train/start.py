@@ -24,7 +24,7 @@ from vitdense.model import DenseModel
 from vitdense.registry import build
 from vitdense.storage.weights import load_weights
 from vitdense.train.batch_size import Batches
-from vitdense.train.resume import check_config, check_resumable
+from vitdense.train.resume import check_config, check_resumable, with_run
 
 
 def build_model(cfg: RunConfig, metainfo: Mapping[str, Any], *, pretrained: bool) -> DenseModel:
@@ -119,7 +119,7 @@ class FromCheckpoint(Start):
         cfg = _with_model(cfg, with_sizes(cfg.model, sizes_in(model_in(self.checkpoint))))
         model = build_model(cfg, metainfo, pretrained=needs_pretrained(cfg.model, omitted))
         state = restore_omitted(self.checkpoint['state_dict'], omitted, model, where='--resume')
-        self.checkpoint = {**self.checkpoint, 'state_dict': state}
+        self.checkpoint = {**with_run(self.checkpoint, model, batches), 'state_dict': state}
         check_resumable(self.checkpoint, model, batches)
         return model, cfg
 
