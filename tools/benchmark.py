@@ -32,7 +32,7 @@ def make_parser() -> Parser:
         choices=('auto', 'bf16', 'fp16', 'off'),
         help='precision of the network (default: off; --amp alone: auto)',
     )
-    parser.add_shared('--compile', '--device', '--num-classes', '--cfg-options')
+    parser.add_shared('--compile', '--device', '--num-classes', '--cfg-options', '--safe')
     parser.add_argument('--out', default='work_dirs/benchmark', metavar='D', help='folder of the files (%(default)s)')
     return parser
 
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vitdense.reporting.console import start_logging
 
     start_logging(None)
-    model = benchmarking.model_of(load_config(args.config, args.cfg_options or ()), num_classes=args.num_classes)
+    cfg = load_config(args.config, args.cfg_options or (), safe=args.safe)
+    model = benchmarking.model_of(cfg, num_classes=args.num_classes)
     report = benchmarking.benchmark(
         model,
         args.size,

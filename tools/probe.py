@@ -20,7 +20,7 @@ from vitdense.commands.parser import Parser, positive, rate, run
 def make_parser() -> Parser:
     """Return the parser of the tool's arguments."""
     parser = Parser(prog='probe.py', description=__doc__)
-    parser.add_shared('config', '--device', '--workers', '--cfg-options')
+    parser.add_shared('config', '--device', '--workers', '--cfg-options', '--safe')
     parser.add_argument('--heads', metavar='H,H', help='knn, linear, or both (default: what the task allows)')
     parser.add_argument('--backbones', nargs='+', default=[], metavar='N[=FILE]', help="timm's names, with own weights")
     parser.add_argument('--weights', nargs='+', default=[], metavar='FILE', help="files for the config's backbone")
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vitdense.probing.probe import probe
 
     probe(
-        load_config(args.config, args.cfg_options or (), workers=args.workers),
+        load_config(args.config, args.cfg_options or (), workers=args.workers, safe=args.safe),
         heads=args.heads.split(',') if args.heads else None,
         backbones=args.backbones,
         weights=args.weights,

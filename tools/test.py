@@ -40,7 +40,7 @@ def make_parser() -> Parser:
     parser.add_shared(
         '--device', '--amp', '--workers', '--compile', '--cfg-options', '--skip-bad-eval', '--accept-licence'
     )
-    parser.add_shared('--trust-checkpoint')
+    parser.add_shared('--trust-checkpoint', '--safe')
     return parser
 
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         config, checkpoint = config_and_checkpoint(args.config, args.checkpoint)
         checkpoint = trained_model(checkpoint, accept_licence=args.accept_licence)
-        cfg = load_config(config, options, workers=args.workers, data=args.data, split=args.split)
+        cfg = load_config(config, options, workers=args.workers, data=args.data, split=args.split, safe=args.safe)
     testing.test(
         cfg,
         checkpoint,

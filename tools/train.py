@@ -66,7 +66,7 @@ def make_parser() -> Parser:
     parser.add_shared(
         '--device', '--amp', '--workers', '--compile', '--cfg-options', '--skip-bad-eval', '--accept-licence'
     )
-    parser.add_shared('--trust-checkpoint')
+    parser.add_shared('--trust-checkpoint', '--safe')
     parser.add_argument('--dry-run', action='store_true', help='one step and one validation batch, nothing kept')
     return parser
 
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = training.read_options(args.cfg_options, seed=args.seed, amp=args.amp)
     weights = args.weights
     if args.model is None:
-        cfg = load_config(args.config, options, workers=args.workers, data=args.data)
+        cfg = load_config(args.config, options, workers=args.workers, data=args.data, safe=args.safe)
     else:
         cfg, weights = config_from_model(args.model, args.data, options=options, workers=args.workers)
         config = f'{args.work_dir or cfg.work_dir}/config.py'

@@ -100,6 +100,7 @@ SHARED: dict[str, dict[str, Any]] = {
     '--trust-checkpoint': dict(
         action='store_true', help='read weight files that run code when they are read: only for files of your own'
     ),
+    '--safe': dict(action='store_true', help='read data-only configs (.json, .yaml) only, which cannot run code'),
     '--num-classes': dict(type=positive, metavar='K', help='the number of classes, where there are no names'),
     '--reduce-zero-label': dict(action='store_true', help='label maps: 0 is no class, 1 ... K are'),
     '--skip-bad-eval': dict(

@@ -13,7 +13,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from vitdense.arguments import check
 from vitdense.config.checks import LOADERS, check_config, check_keys
+from vitdense.config.data_config import SUFFIXES, read_data_config
 from vitdense.config.locate import find_config, read_config
 from vitdense.config.overrides import apply_options
 from vitdense.config.own_data import use_folder
@@ -63,21 +65,27 @@ def load_config(
     data: str | Path | None = None,
     split: str | None = None,
     held_out: float | None = None,
+    safe: bool = False,
 ) -> RunConfig:
     """Return the config at `path`, completed with defaults, changed by `options` and checked.
 
     `path` may also be `configs/...` of the installed package. `options` are `K=V` words (see
     `vitdense.config.overrides`); `workers` is the number of workers of every loader; `data` is a folder whose splits
-    are read in place of the config's data, `split` that of the test section, `held_out` as in `use_folder`. In the
-    result every class is written as its dotted path, so that it can be copied, dumped and compared, and no two sections
-    share an object. A test section that is absent, or the same as that of validation, is a copy of the latter as
-    `options` leave it.
+    are read in place of the config's data, `split` that of the test section, `held_out` as in `use_folder`. With `safe`
+    only data-only configs are read (`vitdense.config.data_config`). In the result every class is written as its dotted
+    path, so that it can be copied, dumped and compared, and no two sections share an object. A test section that is
+    absent, or the same as that of validation, is a copy of the latter as `options` leave it.
 
     Raises ConfigError, naming the file, for a file that cannot be read, an unknown key (with the nearest match), a
     `type` that cannot be imported, and a value that its key or the argument of its part does not allow.
     """
     path = find_config(path)
-    content = read_config(path, KEYS)
+    data_only = path.suffix in SUFFIXES
+    why = 'a Python config is code, and runs when it is read'
+    check(
+        data_only or not safe, '--safe', str(path), why, 'give a data-only config (.json, .yaml), or leave --safe out'
+    )
+    content = read_data_config(path) if data_only else read_config(path, KEYS)
     check_keys(content, str(path))
     if data is not None:
         use_folder(content, data, file=str(path), split=split, held_out=held_out)

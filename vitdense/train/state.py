@@ -53,6 +53,7 @@ def restore_run(loop: Any, checkpoint: Mapping[str, Any]) -> None:
     runner.network_model.load_state_dict({**checkpoint['state_dict'], **checkpoint.get('training_state_dict', {})})
     runner.optim_wrapper.load_state_dict(checkpoint)
     loop.iter = loop.first_step = checkpoint['step']
+    runner.optim_wrapper.set_learning_rates(loop.schedule, max(loop.iter - 1, 0))  # those of the last step
     loop.samples_before = checkpoint['samples_seen']
     loop.validation_pending = checkpoint['validation_pending']
     loop.history.restore(checkpoint)
