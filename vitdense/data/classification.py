@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from torchvision import tv_tensors
 from vitdense.arguments import interval
 from vitdense.data.files import images as decoding
 from vitdense.data.files.image_check import evenly_spaced, warn_about_images
-from vitdense.data.files.listing import FileListing, as_text, count_endings, find_files, log_files, read_list
+from vitdense.data.files.listing import FileListing, as_text, count_endings, find_files, iterate_list, log_files
 from vitdense.data.files.opening import IMAGE_SUFFIXES
 from vitdense.data.files.pairs import safe_below
 from vitdense.data.files.similar_names import missing_files, near_match
 from vitdense.data.files.splits import part_of
+from vitdense.data.string_array import StringArray, StringCollector
 from vitdense.data.transforms.common import Pipeline, Transforms
 from vitdense.data.wordnet import read_folder_classes
 from vitdense.errors import DataError, did_you_mean
@@ -74,18 +76,13 @@ class ClassificationDataset:
         self.pipeline = Pipeline(transforms)
         self._listed = split is not None
         listing = _walk_folders(self.folder, follow_links) if split is None else None
-        if listing:
-            lines = [(file, as_text(file.split('/', 1)[0])) for file in listing.files]
-        else:
-            lines = [_split_line(line, f'{root / split} line {number}') for number, line in read_list(root / split)]
-        words = {word for _, words in lines for word in self._words(words)}
+        self._files, labels, numbers = _collect(_listed(root / split) if listing is None else _in_folders(listing))
+        words = {word for label in labels for word in self._words(label)}
         names, self._number = read_folder_classes(classes, wordnet, sorted(words, key=_in_order), root=root)
         self.metainfo: dict[str, Any] = {'classes': {'image_label': names}}
-        self._labels = self._read_labels(lines, names, split)
-        # arrays, not lists: workers share them, while counting references would copy a million words into each
-        self._files = np.array([os.fsencode(file) for file, _ in lines])
-        rows = part_of(len(lines), part, 'ClassificationDataset.part')
-        self._files, self._labels = self._files[rows], self._labels[rows]
+        table = self._read_labels(labels, names, lambda row: self._first(row, numbers, split))
+        rows = part_of(len(numbers), part, 'ClassificationDataset.part')
+        self._files, self._labels = self._files.take(rows), table[numbers[rows]]
         if listing:
             self._check_folders(listing, every=classes is None)
             log_files(logger, self.name, 'images', self.folder, listing)
@@ -94,10 +91,10 @@ class ClassificationDataset:
         self._log_absent_classes(names)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._files.ends)
 
     def __getitem__(self, index: int) -> Sample:
-        file = os.fsdecode(self._files[index].item())
+        file = self._files[index]
         path = self._below(file, str(self.folder)) if self._listed else self.folder / file
         img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels, value_range=self.value_range))
         size = (img.shape[-2], img.shape[-1])
@@ -106,7 +103,7 @@ class ClassificationDataset:
 
     def image_files(self) -> tuple[Path, list[str]]:
         """Return the folder of the images and the path of each below it, in the order of the data set."""
-        return self.folder, [os.fsdecode(file) for file in self._files.tolist()]
+        return self.folder, list(self._files.all())
 
     def paths(self) -> Iterator[Path]:
         """Yield every file that the data set reads, in its order."""
@@ -115,7 +112,7 @@ class ClassificationDataset:
 
     def missing(self) -> list[str]:
         """Return the listed files that do not exist."""
-        return missing_files(self.folder, self._files.tolist()) if self._listed else []
+        return missing_files(self.folder, self._files.all_coded()) if self._listed else []
 
     def check(self, limit: int | None = 64, *, training: bool = False) -> int:
         """Check that `limit` files of a list exist, evenly spaced (None: all); return the number of files checked.
@@ -125,14 +122,14 @@ class ClassificationDataset:
         rows = evenly_spaced(len(self), limit)
         if self._listed:
             self._check_exist(rows)
-        paths = (self.folder / os.fsdecode(self._files[row].item()) for row in rows)
+        paths = (self.folder / self._files[row] for row in rows)
         warn_about_images(paths, self.value_range, logger, self.name)
         if training and not self.multi_label:
             self._check_several_classes()
         return len(rows) if self._listed else 0
 
     def _check_exist(self, rows: Sequence[int]) -> None:
-        files = [os.fsdecode(self._files[row].item()) for row in rows]
+        files = [self._files[row] for row in rows]
         missing = [file for file in files if not os.path.isfile(self._below(file, 'split'))]
         if not missing:
             return
@@ -187,29 +184,34 @@ class ClassificationDataset:
         shares[[int(number) for number in label.split(b',') if number]] = 1
         return shares
 
-    def _read_labels(self, lines: Sequence[tuple[str, str]], names: Sequence[str], split: Any) -> np.ndarray:
-        """Return the class number of each line, or their numbers as text: b'3,17'."""
+    def _read_labels(self, labels: Sequence[str], names: Sequence[str], where: Callable[[int], str]) -> np.ndarray:
+        """Return the class number of each different label, or their numbers as text: b'3,17'."""
+        rows = list(enumerate(labels))
         if not self.multi_label:
-            return np.array([self._class_of(word, file, names, split) for file, word in lines])
+            return np.array([self._class_of(label, names, row, where) for row, label in rows], np.int32)
         return np.array(
             [
-                ','.join(str(self._class_of(word, file, names, split)) for word in self._words(words))
-                for file, words in lines
+                ','.join(str(self._class_of(word, names, row, where)) for word in self._words(label))
+                for row, label in rows
             ],
             dtype=bytes,
         )
 
+    def _first(self, label: int, numbers: np.ndarray, split: Any) -> str:
+        """Return where the label of a number occurs first."""
+        return f'{split or self.folder}: {self._files[int(np.argmax(numbers == label))]}'
+
     def _words(self, words: str) -> list[str]:
         return [word.strip() for word in words.split(',') if word.strip()] if self.multi_label else [words]
 
-    def _class_of(self, word: str, file: str, names: Sequence[str], split: Any) -> int:
+    def _class_of(self, word: str, names: Sequence[str], row: int, where: Callable[[int], str]) -> int:
         number = self._number.get(word)
-        if number is None and split is not None and word.isdecimal() and int(word) < len(names):
+        if number is None and self._listed and word.isdecimal() and int(word) < len(names):
             number = int(word)
         if number is None:
             raise DataError(
                 f"'{word}' is no class{did_you_mean(word, self._number)}",
-                where=f'{split or self.folder}: {file}',
+                where=where(row),
                 why=f'there are {len(names)} classes, such as {", ".join(names[:3])}',
                 fix='call the folder as the class is called, or add the class to classes=',
             )
@@ -243,7 +245,26 @@ def _walk_folders(folder: Path, follow_links: bool) -> FileListing:
     return listing
 
 
-def _split_line(line: str, where: str) -> tuple[str, str]:
+def _in_folders(listing: FileListing) -> Iterator[tuple[str, str]]:
+    """Yield the path of each image and its label: the first folder on its way."""
+    return ((file, as_text(file.split('/', 1)[0])) for file in listing.files)
+
+
+def _listed(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the path of each image in a list, and its label. Raises DataError."""
+    return (_split_line(line, path, number) for number, line in iterate_list(path))
+
+
+def _collect(rows: Iterable[tuple[str, str]]) -> tuple[StringArray, list[str], np.ndarray]:
+    """Return the paths, the different labels, and (N,) int32 the row of each image's label among these."""
+    files, labels, numbers = StringCollector(), {}, array('i')
+    for file, label in rows:
+        files.append(file)
+        numbers.append(labels.setdefault(label, len(labels)))
+    return files.array(), list(labels), np.frombuffer(numbers, np.int32)
+
+
+def _split_line(line: str, path: Path, number: int) -> tuple[str, str]:
     """Return (path, class): split at the tab, else at the last space behind the image's suffix, else the folder."""
     file, _, word = line.partition('\t')
     if not word and not line.lower().endswith(IMAGE_SUFFIXES):
@@ -253,7 +274,7 @@ def _split_line(line: str, where: str) -> tuple[str, str]:
     if not word or not file:
         raise DataError(
             f'{line!r} names no class',
-            where=where,
+            where=f'{path} line {number}',
             why='a line is an image, a tab or a space, and its class; or an image in the folder of its class',
             fix='write for example: cat/0001.jpg, or 0001.jpg, a tab and cat',
         )

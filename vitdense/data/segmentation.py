@@ -20,6 +20,7 @@ from vitdense.data.files.pairs import find_pairs, list_files, read_split
 from vitdense.data.files.splits import part_of
 from vitdense.data.label_check import LabelStatistics
 from vitdense.data.label_map import LabelTable
+from vitdense.data.string_array import texts
 from vitdense.data.transforms.common import Pipeline, Transforms
 from vitdense.errors import DataError
 from vitdense.types import Meta, Sample, Target
@@ -89,12 +90,13 @@ class SegmentationDataset:
         listed = dict(image_suffix=image_suffix, label_suffix=label_suffix, follow_links=follow_links, name=self.name)
         files = _files(self.images, self.labels, split=None if split is None else root / split, **listed)
         self.label_statistics: LabelStatistics | None = None  # set by `check`
-        rows = part_of(len(files), part, 'SegmentationDataset.part').tolist()
-        pairs = list(files.items())
-        self._keys, self._files = [pairs[row][0] for row in rows], [pairs[row][1] for row in rows]
+        rows = part_of(len(files), part, 'SegmentationDataset.part')
+        self._keys, self._files, self._label_files = (
+            texts(column).take(rows) for column in (files, *zip(*files.values(), strict=True))
+        )
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._keys.ends)
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.read(index)
@@ -104,7 +106,7 @@ class SegmentationDataset:
 
     def read(self, index: int) -> Sample:
         """Return a sample before the transforms."""
-        path = self.images / self._files[index][0]
+        path = self.images / self._files[index]
         img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels, value_range=self.value_range))
         size = (img.shape[-2], img.shape[-1])
         semantic = None if self.labels is None else tv_tensors.Mask(self._read_labels(index, size))
@@ -121,11 +123,11 @@ class SegmentationDataset:
 
     def image_files(self) -> tuple[Path, list[str]]:
         """Return the folder of the images and the path of each below it, in the order of the data set."""
-        return self.images, [image for image, _ in self._files]
+        return self.images, list(self._files.all())
 
     def paths(self) -> Iterator[Path]:
         """Yield every file that the data set reads, images before their label maps, in its order."""
-        for image, labels in self._files:
+        for image, labels in zip(self._files.all(), self._label_files.all(), strict=True):
             yield self.images / image
             if self.labels is not None:
                 yield self.labels / labels
@@ -142,7 +144,7 @@ class SegmentationDataset:
         rows = evenly_spaced(len(self), limit)
         names = self.metainfo['classes']['semantic']
         self.label_statistics = LabelStatistics(names, colored=self.table.colors is not None)
-        paths = (self.images / self._files[row][0] for row in rows)
+        paths = (self.images / self._files[row] for row in rows)
         warn_about_images(paths, self.value_range, logger, self.name)
         self._check_rows(rows)
         self.label_statistics.log(logger, self.name, len(self))
@@ -172,8 +174,8 @@ class SegmentationDataset:
 
     def _check_row(self, row: int) -> None:
         """Add one label file to the statistics. Raises DataError for labels that are wrong."""
-        size = decoding.image_size(self.images / self._files[row][0], max_pixels=self.max_pixels)
-        path = self.labels / self._files[row][1]
+        size = decoding.image_size(self.images / self._files[row], max_pixels=self.max_pixels)
+        path = self.labels / self._label_files[row]
         raw = self._read_numbers(row, size)
         self.label_statistics.add(raw, self.table.apply(raw, path))
         self.table.check_palette(raw, path, decoding.label_colors(path, max_pixels=self.max_pixels))
@@ -190,13 +192,13 @@ class SegmentationDataset:
 
     def _read_numbers(self, index: int, size: tuple[int, int]) -> np.ndarray:
         """Return (H, W) numbers of a label file. Raises DataError when it does not have the `size` of its image."""
-        path = self.labels / self._files[index][1]
+        path = self.labels / self._label_files[index]
         raw = decoding.read_label_map(path, colors=self.table.colors, max_pixels=self.max_pixels)
         if tuple(raw.shape) != size:
             turned = tuple(raw.shape) == (size[1], size[0])
             raise DataError(
                 f'{path.name}: labels of (H, W) {tuple(raw.shape)} for an image of {size}',
-                where=f'{path} and {self.images / self._files[index][0]}',
+                where=f'{path} and {self.images / self._files[index]}',
                 why='the image was turned upright by its EXIF flag, the labels were drawn on the unturned one'
                 if turned
                 else 'every pixel of the image has one label',
@@ -207,7 +209,7 @@ class SegmentationDataset:
     def _read_labels(self, index: int, size: tuple[int, int]) -> Tensor:
         """Return (H, W) uint8 class indices or IGNORE."""
         numbers = self._read_numbers(index, size)
-        return torch.from_numpy(self.table.apply(numbers, self.labels / self._files[index][1]))
+        return torch.from_numpy(self.table.apply(numbers, self.labels / self._label_files[index]))
 
 
 def _files(images: Path, labels: Path | None, *, split: Path | None, **options: Any) -> dict[str, tuple[str, str]]:

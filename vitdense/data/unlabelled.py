@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torchvision import tv_tensors
 
 from vitdense.arguments import interval
 from vitdense.data.files import images as decoding
 from vitdense.data.files.image_check import evenly_spaced, warn_about_images
 from vitdense.data.files.listing import find_files, log_files
+from vitdense.data.string_array import texts
 from vitdense.data.transforms.common import Pipeline, Transforms
 from vitdense.types import Meta, Sample, Target
 
@@ -47,14 +46,13 @@ class ImageDataset:
         self.metainfo: dict[str, Any] = {'classes': {}}
         listing = find_files(self.folder, follow_links=follow_links)
         log_files(logger, self.name, 'images', self.folder, listing)
-        # an array, not a list: workers share it, while counting references would copy a million words into each
-        self._files = np.array([os.fsencode(file) for file in listing.files])
+        self._files = texts(listing.files)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._files.ends)
 
     def __getitem__(self, index: int) -> Sample:
-        file = os.fsdecode(self._files[index].item())
+        file = self._files[index]
         path = self.folder / file
         img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels, value_range=self.value_range))
         size = (img.shape[-2], img.shape[-1])
@@ -63,10 +61,10 @@ class ImageDataset:
     def check(self, limit: int | None = 64) -> int:
         """Check the headers of `limit` images, evenly spaced (None: all); return the number of images checked."""
         rows = evenly_spaced(len(self), limit)
-        paths = (self.folder / os.fsdecode(self._files[row].item()) for row in rows)
+        paths = (self.folder / self._files[row] for row in rows)
         warn_about_images(paths, self.value_range, logger, self.name)
         return len(rows)
 
     def image_files(self) -> tuple[Path, list[str]]:
         """Return the folder of the images and the path of each below it, in the order of the data set."""
-        return self.folder, [os.fsdecode(file) for file in self._files.tolist()]
+        return self.folder, list(self._files.all())

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from vitdense.data.coco import cache as coco_cache
-from vitdense.data.coco.arrays import StringArray
 from vitdense.data.coco.cache import open_coco
 from vitdense.data.coco.parse import read_coco
+from vitdense.data.string_array import StringArray
 from vitdense.storage.atomic import cache_folder
 
 

@@ -25,7 +25,7 @@ def pairs(tmp_path):
 
 
 def names_of(data: SegmentationDataset) -> list[tuple[str, str]]:
-    return data._files
+    return list(zip(data._files.all(), data._label_files.all(), strict=True))
 
 
 def test_masks_beside_images_are_no_images(pairs):

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-
-class StringArray(NamedTuple):
-    """Strings in one array of bytes, UTF-8 with surrogateescape for other bytes of file names."""
-
-    data: np.ndarray  # uint8
-    ends: np.ndarray  # (N,) int64 end of each text
-
-    def __getitem__(self, row: int) -> str:
-        return self.data[self.ends[row - 1] if row else 0 : self.ends[row]].tobytes().decode(errors='surrogateescape')
+from vitdense.data.string_array import StringArray
 
 
 class CocoArrays(NamedTuple):
@@ -50,13 +41,6 @@ class CocoFileInfo(NamedTuple):
     corners: float | None  # the share of boxes that leave their image, where all fit it as xyxy
     fractions: bool  # whether all boxes lie in [0, 1], in images of many pixels
     root: int | None  # id of a category that no annotation has and that only groups the others
-
-
-def texts(words: Sequence[str]) -> StringArray:
-    """Return `words` as one array."""
-    coded = [word.encode(errors='surrogateescape') for word in words]
-    data = np.frombuffer(b''.join(coded), np.uint8)
-    return StringArray(data, np.cumsum([len(word) for word in coded], dtype=np.int64))
 
 
 def sizes_of(arrays: CocoArrays) -> np.ndarray:

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from vitdense.data.coco.arrays import CocoArrays, CocoFileInfo, StringArray
+from vitdense.data.coco.arrays import CocoArrays, CocoFileInfo
 from vitdense.data.coco.parse import read_coco
+from vitdense.data.string_array import StringArray
 from vitdense.errors import DataError
 from vitdense.storage.atomic import atomic_path, cache_folder
 

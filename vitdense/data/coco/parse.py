@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vitdense.data.coco.arrays import CocoArrays, CocoFileInfo, texts
+from vitdense.data.coco.arrays import CocoArrays, CocoFileInfo
 from vitdense.data.coco.faults import (
     Faults,
     check_boxes,
@@ -22,6 +22,7 @@ from vitdense.data.coco.faults import (
     looks_like_fractions,
 )
 from vitdense.data.coco.structure import parse, read_categories, read_images
+from vitdense.data.string_array import texts
 from vitdense.ops.coco_numbers import by_id, fault_of_numbers, find, flag, shown, side, whole
 from vitdense.ops.masks import box_of, checked
 

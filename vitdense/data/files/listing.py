@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from logging import Logger
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,8 @@ from typing import NamedTuple
 from vitdense.data.files.opening import IMAGE_SUFFIXES, begins_like_image
 from vitdense.errors import DataError
 
-MAX_TEXT = 2**28  # bytes of a list or a table of names
+MAX_TEXT = 2**28  # bytes of a table of names
+MAX_LIST = 2**34  # bytes of a list of files: 14 million lines have 10**9
 LOOKED_AT = 8  # files of one unknown ending whose first bytes are looked at
 
 
@@ -186,26 +187,45 @@ def as_text(name: str) -> str:
 
 def read_list(path: Path) -> list[tuple[int, str]]:
     """Return (number, text) of each line of a text file that is not blank. Raises DataError, also for none."""
+    return list(iterate_list(path))
+
+
+def iterate_list(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield what `read_list` returns, of a file that may be larger than the memory."""
+    empty = True
     try:
-        lines = [(number, line.strip()) for number, line in enumerate(read_text(path).splitlines(), 1)]
+        check_regular(path, MAX_LIST)
+        with open(path, encoding='utf-8-sig') as file:
+            for number, line in enumerate(file, start=1):
+                if line := line.strip():
+                    empty = False
+                    yield number, line
     except (OSError, ValueError) as error:
-        raise DataError(f'cannot read {path}', where=str(path), why=str(error), fix='check the path') from None
-    lines = [(number, line) for number, line in lines if line]
-    if not lines:
+        why = str(error) if not isinstance(error, UnicodeDecodeError) else _not_utf8(error)
+        raise DataError(f'cannot read {path}', where=str(path), why=why, fix='check the path') from None
+    if empty:
         raise DataError(
             f'{path.name} is empty', where=str(path), why='no line holds a name', fix='list one name a line'
         )
-    return lines
 
 
 def read_text(path: Path) -> str:
     """Return a text file in UTF-8. Raises ValueError or OSError, also for what is no regular file or too large."""
-    state = os.stat(path)
-    if not stat.S_ISREG(state.st_mode):
-        raise ValueError('it is a folder, a pipe or a device, not a regular file')
-    if state.st_size > MAX_TEXT:
-        raise ValueError(f'it has {state.st_size:,} bytes, and the limit is {MAX_TEXT:,}')
+    check_regular(path, MAX_TEXT)
     try:
         return path.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as error:
-        raise ValueError(f'it is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x})') from None
+        raise ValueError(_not_utf8(error)) from None
+
+
+def check_regular(path: Path, most: int) -> None:
+    """Raise ValueError or OSError unless `path` is a regular file of at most `most` bytes."""
+    state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError('it is a folder, a pipe or a device, not a regular file')
+    if state.st_size > most:
+        raise ValueError(f'it has {state.st_size:,} bytes, and the limit is {most:,}')
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f'it is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x})'
