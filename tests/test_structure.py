@@ -57,7 +57,7 @@ MAY_IMPORT = {  # folder or file of the package -> the others that it may import
         'checkpoints', 'config', 'convert', 'data', 'export', 'inference', 'loading', 'metrics', 'model', 'multihead',
         'ops', 'probing', 'reporting', 'test_time', 'train', 'visualize',
     },
-    '__init__': {'commands', 'inference'},
+    '__init__': {'checkpoints', 'commands', 'inference'},
 }  # fmt: skip
 ALSO = {  # one file that may import one more folder
     ('adapters/vit_adapter.py', 'backbones'),  # it interacts with the ViT, so it wraps it

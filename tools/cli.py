@@ -16,6 +16,7 @@ TOOLS = {
     'test': 'evaluate a checkpoint',
     'demo': 'run a model on images and video',
     'serve': 'show predictions on a page and serve them as JSON',
+    'push': 'upload a model folder to the Hugging Face Hub',
     'models': 'list published models that can be used by name',
     'merge-heads': 'combine heads that share a backbone',
     'evaluate': 'score saved predictions, without a model',
@@ -37,6 +38,7 @@ KNOWN_AS = {
     'import-weights': ('import', 'convert'),
     'check-data': ('check', 'validate-data', 'analyze'),
     'models': ('list', 'zoo'),
+    'push': ('upload',),
     'visualize-features': ('visualize', 'features', 'pca'),
 }  # names of other programs
 USAGE = 'usage: vitdense TOOL ...\n\n' + ''.join(f'  {name:20}{what}\n' for name, what in TOOLS.items())

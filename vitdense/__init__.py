@@ -1,7 +1,7 @@
 """vitdense: dense prediction on plain Vision Transformers.
 
-`vitdense.load(model_dir)` returns a predictor, `vitdense.finetune(folder)` trains a model; everything else is imported
-from its own module.
+`vitdense.load(model_dir)` returns a predictor, `vitdense.finetune(folder)` trains a model, `vitdense.push_to_hub`
+uploads one; everything else is imported from its own module.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vitdense.checkpoints.hub_repos import push_to_hub
     from vitdense.commands.finetune import finetune
     from vitdense.inference.predictor import Predictor, load
 
 __version__ = '0.1.0'
-__all__ = ['Predictor', '__version__', 'finetune', 'load']
+__all__ = ['Predictor', '__version__', 'finetune', 'load', 'push_to_hub']
 
 
 def _complete_environment() -> None:
@@ -43,6 +44,10 @@ def __getattr__(name: str):
         from vitdense.inference import predictor as inference
 
         return getattr(inference, name)
+    if name == 'push_to_hub':
+        from vitdense.checkpoints.hub_repos import push_to_hub as push
+
+        return push
     if name == 'finetune':
         from vitdense.commands.finetune import finetune as function
 

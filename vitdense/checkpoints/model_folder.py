@@ -2,8 +2,9 @@
 
 `model.json` holds `format`, the `recipe` of the model with dotted types, `classes` ({field: names}), `palette`,
 `category_ids` (of the annotation file, where it has some), the evaluation `transforms`, `mean` and `std`, the version
-of vitdense, the `operating_points` of each head (score thresholds), where a validation found some, and the SHA-256 of
-the weights. Types are looked up only among the parts of vitdense and torchvision's v2 transforms.
+of vitdense, the `operating_points` of each head (score thresholds) and the `metrics`, where there was a validation, and
+the SHA-256 of the weights. `README.md` is a model card, `SHA256SUMS` has the hashes of all files. Types are looked up
+only among the parts of vitdense and torchvision's v2 transforms.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from vitdense.checkpoints.descriptions import (
     without_pretrained,
 )
 from vitdense.checkpoints.limits import limit_tensors
+from vitdense.checkpoints.model_card import write_card
 from vitdense.checkpoints.omitted_weights import needs_pretrained, restore_omitted, without_lora
 from vitdense.data.transforms.common import Pipeline
 from vitdense.model import DenseModel
@@ -74,6 +76,7 @@ def save_model_folder(
         save_weights(temporary / WEIGHTS, state)
         content['weights'] = {'file': WEIGHTS, 'sha256': sha256_of(temporary / WEIGHTS)}
         write_json(temporary / 'model.json', content)
+        write_card(temporary, {'name': folder.parent.name, **content})
         _put_in_place(temporary, folder)
     except OSError as error:
         raise disk_error(folder, error, what=f"the model folder '{folder.name}'") from error
@@ -106,6 +109,7 @@ def set_operating_points(folder: str | Path, points: Mapping[str, Any]) -> None:
     read_description(path, CONTENT)
     try:
         write_json(path, info)
+        write_card(path.parent, {'name': path.parent.parent.name, **info})
     except OSError as error:
         raise disk_error(path, error, what='the score thresholds') from error
 

@@ -38,7 +38,7 @@ from vitdense.protocols import EncoderNetwork
 from vitdense.reporting.console import start_logging
 from vitdense.reporting.next_commands import tool_command
 from vitdense.reporting.run_images import write_sample
-from vitdense.storage.atomic import make_folder
+from vitdense.storage.atomic import finite, make_folder
 from vitdense.storage.weights import save_weights
 from vitdense.train.build import make_trainer
 from vitdense.train.compile import explained
@@ -213,7 +213,9 @@ def _save_model(runner: DenseRunner, content: Mapping[str, Any]) -> None:
         transforms=transforms,
         extra={'mean': list(network.mean), 'std': list(network.std), 'step': content['step']}
         | ({'value_range': list(value_range)} if value_range else {})
-        | ({'operating_points': points} if (points := content.get('operating_points')) else {}),
+        | ({'operating_points': points} if (points := content.get('operating_points')) else {})
+        | ({'metrics': finite(metrics)} if (metrics := content.get('metrics')) else {})
+        | ({'data': [Path(root).name]} if (root := data.get('root') or data.get('folder')) else {}),
     )
     if isinstance(network, EncoderNetwork):
         state = {name.removeprefix('network.'): value for name, value in content['state_dict'].items()}

@@ -16,12 +16,10 @@ from vitdense.convert.key_rules import CheckpointFamily
 from vitdense.convert.peer_files import read_info
 from vitdense.errors import CheckpointError, ConfigError, did_you_mean
 from vitdense.registry import build
-from vitdense.storage.atomic import sha256_of, write_text
+from vitdense.storage.atomic import sha256_of
 from vitdense.storage.weight_files import weight_file
 from vitdense.storage.weight_sets import split_key
 from vitdense.storage.weights import Coverage, State, read_weights
-
-CARD = 'README.md'
 
 
 def import_weights(
@@ -67,9 +65,8 @@ def import_weights(
         model.state_dict(),
         metainfo=metainfo,
         transforms=image_recipe(cfg)['transforms'] if section_of(cfg) else [],
-        extra={**extra, 'licence': published.licence, 'published': provenance},
+        extra={**extra, 'licence': published.licence, 'published': provenance, 'notes': notes_of(provenance, coverage)},
     )
-    write_text(Path(folder) / CARD, model_card(provenance, coverage))
     return coverage
 
 
@@ -127,17 +124,17 @@ def origin(family: str, published: CheckpointFamily, files: Sequence[str | Path]
     }
 
 
-def model_card(provenance: Mapping[str, Any], coverage: Coverage) -> str:
-    """Return the text of a model card."""
+def notes_of(provenance: Mapping[str, Any], coverage: Coverage) -> str:
+    """Return what the model card says about the origin of the weights."""
     files = '\n'.join(f'- `{file["name"]}`, SHA-256 `{file["sha256"]}`' for file in provenance['files'])
     note = f'- {provenance["note"]}\n' if provenance['note'] else ''
     return (
-        f'# {provenance["name"]}\n\n'
+        f'\n## Origin: {provenance["name"]}\n\n'
         f'Published weights under the names of vitdense; {coverage}.\n\n'
         f'- Source: {provenance["source"]}\n'
         f'- Licence of the weights: {provenance["licence"]}\n'
         f'- Where that is stated: {provenance["licence_stated_in"]}\n'
         f'- The data that they were trained on has terms of its own.\n'
         f'{note}\n'
-        f'Made from:\n\n{files}\n'
+        f'Made from:\n\n{files}'
     )

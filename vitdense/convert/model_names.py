@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from vitdense.checkpoints.descriptions import FORMAT
+from vitdense.checkpoints.hub_repos import fetch_repo, is_hub_name
 from vitdense.config.load import load_config
 from vitdense.config.locate import shipped_config
 from vitdense.convert.fetch import fetch, is_here
@@ -24,7 +25,8 @@ logger = logging.getLogger('vitdense')
 
 
 def model_path(name_or_path: str | Path, *, accept_licence: bool = False) -> Path:
-    """Return the path of a trained model: what exists at `name_or_path`, else the published model of that name.
+    """Return the path of a trained model: what exists at `name_or_path`, else the published model of that name,
+    or the repository `hf:OWNER/NAME` of the Hugging Face Hub.
 
     At its first use its files are fetched and converted to a model folder in the cache (VITDENSE_CACHE); source and
     licence are logged. Anything else is returned as a path, for the reader of models to say what is wrong with it.
@@ -35,6 +37,8 @@ def model_path(name_or_path: str | Path, *, accept_licence: bool = False) -> Pat
     path = Path(name_or_path)
     if path.exists():
         return path
+    if is_hub_name(name_or_path):
+        return fetch_repo(str(name_or_path))
     model = find_model(str(name_or_path))
     if model is None:
         _refuse_misspelt(str(name_or_path))

@@ -55,7 +55,8 @@ _PIL_DECODING = threading.Lock()  # a PIL image is decoded at its first use, and
 def load(model_dir: str | Path, *, accept_licence: bool = False, **options: Any) -> Predictor:
     """Return the predictor of a model folder (`model.json`, `model.safetensors`), as training leaves one, of an
     exported one (`model.onnx`, `export.json`), as tools/export.py leaves one, or of a published model by its name
-    (`vitdense models`), which is fetched at its first use; `accept_licence` accepts a licence with conditions.
+    (`vitdense models`) or `hf:OWNER/NAME[@REVISION]`, fetched at its first use; `accept_licence` accepts a licence with
+    conditions.
 
     `options` go to `Predictor`: `device`, `amp`, `batch_size`, `max_pixels`, `tile`, `value_range` (default: that of
     the validation data). Loading runs no code of the folder. Raises CheckpointError for an incomplete folder,
