@@ -1,7 +1,7 @@
-"""P13: the video demo (decode, network, labels, overlay with legend, mp4v, verify) against the model alone, at 512 px.
+"""P13: the video demo (decode, network, labels, overlay, mp4v or H.264, verify) against the model alone, at 512 px.
 
     python benchmarks/video_demo.py [--rounds 7] [--network vit_tiny_patch16_224] [--video FILE] [--frames 40]
-                                    [--weights FILE] [--amp off] [--device cpu]
+                                    [--weights FILE] [--amp off] [--device cpu] [--encoder pyav]
 
 Both look at the same frames of 512 x 512, one at a time. The model alone gets them as tensors and answers with label
 maps. Without --video, moving shapes are drawn. One torch thread. Bar: >= 0.9x of the frames per second.
@@ -31,7 +31,7 @@ from vitdense.networks.shared import SharedNetwork
 from vitdense.tasks.semantic import SemanticTask
 from vitdense.types import Batch, Meta, Target
 from vitdense.video.reader import VideoReader
-from vitdense.video.writer import VideoWriter
+from vitdense.video.writer import VideoWriter, count_frames
 
 SIDE = 512
 CLASSES = [f'thing {index}' for index in range(19)]
@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument('--weights', default=False, help='weights of the ViT (default: random)')
     parser.add_argument('--video', help='a video file (default: drawn shapes)')
     parser.add_argument('--frames', type=int, default=40)
+    parser.add_argument('--encoder', default='opencv', choices=('opencv', 'pyav'), help='mp4v, or H.264')
     parser.add_argument('--amp', default='off', choices=('auto', 'bf16', 'fp16', 'off'))
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--threads', type=int, default=1, help='of torch')
@@ -85,7 +86,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as room:
         source = Path(room, 'source.mp4')
-        with VideoWriter(source, (SIDE, SIDE), 25) as writer:
+        with VideoWriter(source, (SIDE, SIDE), 25, encoder='opencv') as writer:
             for frame in frames:
                 writer.write(frame)
         item = Input('video', source)
@@ -96,7 +97,10 @@ def main() -> None:
                 model(*batch, mode='predict')[0]['sem'].labels.cpu()
 
         def demo() -> None:
-            Demo(predictor, OutputNames(Path(room, 'out'), [item]), Options()).look([item])
+            written = Demo(predictor, OutputNames(Path(room, 'out'), [item]), Options(encoder=arguments.encoder))
+            written.run([item])
+            if count_frames(written.entries[0]['output']) != len(frames):
+                raise RuntimeError('the written file has not all frames')
 
         ratio = paired(alone, demo, arguments.rounds)
     count = len(frames)

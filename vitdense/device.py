@@ -152,3 +152,8 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device('cuda', rank if device.index is None else device.index)
         torch.cuda.set_device(device)
     return device
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error is an out-of-memory error of the GPU, of torch on the CPU, or of Python."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or 'DefaultCPUAllocator' in str(error)

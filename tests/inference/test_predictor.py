@@ -357,7 +357,7 @@ def test_four_threads_get_the_predictions_of_one(options):
     images = [image(24 + 8 * row, 40, row) for row in range(20)]
     alone = [predictor(image)['sem'].labels for image in images]
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(predictor, images * 4))
+        results = list(pool.map(predictor, images * 20))
     assert all(torch.equal(result['sem'].labels, alone[row % 20]) for row, result in enumerate(results))
 
 
@@ -391,14 +391,19 @@ def test_a_generator_of_images_gives_a_generator_of_results_and_reads_few_ahead(
     assert len(list(results)) == 19 and len(read) == 20
 
 
-def test_a_batch_that_does_not_fit_the_memory_is_halved():
+@pytest.mark.parametrize(
+    'error',
+    [torch.OutOfMemoryError('full'), RuntimeError('DefaultCPUAllocator: not enough memory')],
+    ids=['GPU', 'CPU'],
+)
+def test_a_batch_that_does_not_fit_the_memory_is_halved(error):
     predictor = Predictor(tiny_model(), device='cpu', amp='off', batch_size=8)
     sizes = []
 
     def limited(_, inputs):
         sizes.append(len(inputs[0]))
         if len(inputs[0]) > 3:
-            raise torch.OutOfMemoryError('CUDA out of memory')
+            raise error
 
     predictor.model.network.register_forward_pre_hook(limited)
     images = [image(seed=seed) for seed in range(8)]

@@ -19,9 +19,10 @@ import numpy as np
 from torch import Tensor
 
 from vitdense.data.files.images import UnreadableImage
+from vitdense.device import out_of_memory
 from vitdense.errors import DataError
 from vitdense.inference.demo_records import CocoFile, classes_of, mean, write_json
-from vitdense.inference.demo_skips import InputGuard, out_of_memory
+from vitdense.inference.demo_skips import InputGuard
 from vitdense.inference.inputs import Input, OutputNames
 from vitdense.inference.predictor import Predictor
 from vitdense.inference.prefetch import ahead, groups, timed
@@ -261,8 +262,7 @@ class Demo:
                     if self.options.save_video and writer is None:
                         writer = stack.enter_context(self._writer(item, reader, result))
                     if writer is not None:
-                        seconds = frame.seconds if self.options.fps is None else None
-                        writer.write(partial(self._draw_timed, result), seconds)
+                        writer.write(partial(self._draw_timed, result), None if self.options.fps else frame.seconds)
                     if self.options.show:
                         self._show(self._draw(result), item.name, wait=1)
                     on_progress(done, reader.expected if done <= reader.expected else 0)

@@ -6,8 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-import torch
-
+from vitdense.device import out_of_memory
 from vitdense.errors import DataError, DiskError, ResourceError, VitDenseError
 from vitdense.inference.inputs import Input
 
@@ -57,11 +56,6 @@ class InputGuard:
             why='; '.join(entry['reason'] for entry in self.skipped[:5]),
             fix='give images or videos that can be opened' if kind is DataError else first.fix,
         )
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error is an out-of-memory error of the GPU, of torch on the CPU, or of Python."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or 'DefaultCPUAllocator' in str(error)
 
 
 def _too_large(item: Input, error: BaseException) -> ResourceError:

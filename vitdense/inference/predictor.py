@@ -22,7 +22,7 @@ from vitdense.data.files.images import from_pil, read_image
 from vitdense.data.files.opening import MAX_PIXELS
 from vitdense.data.files.tiled_tiff import TiledTiff
 from vitdense.data.transforms.common import Pipeline
-from vitdense.device import choose_precision, read_device
+from vitdense.device import choose_precision, out_of_memory, read_device
 from vitdense.errors import DataError
 from vitdense.inference.calibration import calibrate, calibrated_metainfo
 from vitdense.inference.options import (
@@ -83,7 +83,7 @@ class Predictor:
     `metainfo` is `{'classes': {field: names}, 'palette': {field: rgb}}`; classes default to the model's own. `device`
     defaults to the first GPU, else the CPU. `amp` is the precision of the network: 'bf16', 'fp16' (CUDA), 'off'
     (float32), or 'auto': bf16 where it is measured to be faster. `batch_size` is the largest number of images of a
-    list, or windows of an image, in one forward pass, halved where the memory of the GPU is too small; `max_pixels` is
+    list, or windows of an image, in one forward pass, halved where memory is too small; `max_pixels` is
     the largest size of an image file. With `tile`, images keep their size, without `transforms`, and pass in windows of
     that side with a stride of two thirds of it: any size in bounded memory (`Tiler`, accumulate='labels'). Each window
     has all queries of a detector; `tile_objects` is how many of its objects are kept (default: all). TIFF files of more
@@ -164,11 +164,11 @@ class Predictor:
             yield from self(group)
 
     def _fitting(self, items: Sequence[_Prepared]) -> list[Result]:
-        """Return the results of images of one size; a batch that does not fit the GPU's memory is halved."""
+        """Return the results of images of one size; a batch that does not fit into memory is halved."""
         try:
             return self._run(items)
-        except torch.OutOfMemoryError:
-            if len(items) == 1:
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if len(items) == 1 or not out_of_memory(error):
                 raise
         half = len(items) // 2
         self.batch_size = max(1, min(self.batch_size, half))
