@@ -34,9 +34,9 @@ def with_run(checkpoint: Mapping[str, Any], model: DenseModel, batches: Batches)
     """Return the content of a checkpoint with what one of mmengine does not hold, from the run at hand."""
     if 'samples_seen' in checkpoint:
         return checkpoint
-    seen = checkpoint['step'] * batches.total
+    samples = checkpoint['step'] * batches.total
     sizes = {'batch_size': batches.share, 'world_size': batches.num_processes}
-    return {**checkpoint, 'samples_seen': seen, 'classes': model.classes, 'of_mmengine': True, **sizes}
+    return {**checkpoint, 'samples_seen': samples, 'classes': model.classes, 'of_mmengine': True, **sizes}
 
 
 def check_resumable(checkpoint: Mapping[str, Any], model: DenseModel, batches: Batches) -> None:
