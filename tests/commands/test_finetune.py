@@ -66,6 +66,8 @@ def test_a_folder_becomes_a_tested_model_whose_config_trains_the_same_again(tmp_
     assert 0 <= json.loads((tmp_path / 'work' / 'test' / 'metrics.json').read_text())['cls/top1'] <= 1
     points = json.loads((model / 'model.json').read_text())['operating_points']['cls']
     assert len(points['threshold']) == 2 and len(points['ece']) == 2 and points['temperature'] > 0
+    card = (model / 'README.md').read_text()
+    assert '| cls | top1 | ' in card and '| bright | ' in card and 'on lamps, after' in card
     assert vitdense.load(model)(Image.new('RGB', (40, 40)))['cls'].scores.shape == (2,)
 
     again = train(load_config(tmp_path / 'work' / 'config.py'), work_dir=tmp_path / 'again', device='cpu')

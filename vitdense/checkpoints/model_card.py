@@ -32,6 +32,11 @@ def write_card(folder: Path, info: Mapping[str, Any], *, repo: str = '') -> None
     write_text(folder / SUMS, ''.join(f'{sha256_of(file)}  {file.name}\n' for file in files))
 
 
+def name_of(folder: Path) -> str:
+    """Return how a model folder is called; that of a run, `RUN/model`, by the name of the run."""
+    return folder.absolute().parent.name if folder.name == 'model' else folder.name
+
+
 def card_text(info: Mapping[str, Any], *, repo: str = '') -> str:
     """Return the card of a model: what it predicts, how it is loaded, its scores, thresholds, classes and licence."""
     heads = _fields_of_heads(info)
@@ -74,7 +79,7 @@ def _front_matter(info: Mapping[str, Any], heads: Mapping[str, str]) -> str:
         license=licence,
         license_name='see-below' if licence == UNKNOWN else None,
         license_link=CARD if licence == UNKNOWN else None,
-        datasets=data or None,
+        datasets=[name for name in data if '/' in name] or None,  # others are no names of the Hub
         metrics=sorted({metric for _, metric, _ in _main_scores(info)}) or None,
         tags=['vitdense', 'vision-transformer', *sorted(set(kinds[1:]) - set(kinds[:1]))],
         model_name=str(info.get('name') or 'vitdense model') if scores else None,
@@ -132,7 +137,7 @@ def _thresholds(info: Mapping[str, Any], heads: Mapping[str, str]) -> list[str]:
         ]
         if rows:
             title = (
-                f'\n## Score thresholds: {head}\n\nThe score of best F1 in validation, from which an object counts.\n'
+                f'\n## Score thresholds: {head}\n\nA prediction counts from the score of best F1 in validation on.\n'
             )
             head_row = ['| class | score | precision | recall |', '|---|---|---|---|']
             lines += [title, *head_row, *rows[:MOST_ROWS]]

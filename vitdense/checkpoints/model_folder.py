@@ -29,7 +29,7 @@ from vitdense.checkpoints.descriptions import (
     without_pretrained,
 )
 from vitdense.checkpoints.limits import limit_tensors
-from vitdense.checkpoints.model_card import write_card
+from vitdense.checkpoints.model_card import name_of, write_card
 from vitdense.checkpoints.omitted_weights import needs_pretrained, restore_omitted, without_lora
 from vitdense.data.transforms.common import Pipeline
 from vitdense.model import DenseModel
@@ -76,7 +76,7 @@ def save_model_folder(
         save_weights(temporary / WEIGHTS, state)
         content['weights'] = {'file': WEIGHTS, 'sha256': sha256_of(temporary / WEIGHTS)}
         write_json(temporary / 'model.json', content)
-        write_card(temporary, {'name': folder.parent.name, **content})
+        write_card(temporary, {'name': name_of(folder), **content})
         _put_in_place(temporary, folder)
     except OSError as error:
         raise disk_error(folder, error, what=f"the model folder '{folder.name}'") from error
@@ -109,7 +109,7 @@ def set_operating_points(folder: str | Path, points: Mapping[str, Any]) -> None:
     read_description(path, CONTENT)
     try:
         write_json(path, info)
-        write_card(path.parent, {'name': path.parent.parent.name, **info})
+        write_card(path.parent, {'name': name_of(path.parent), **info})
     except OSError as error:
         raise disk_error(path, error, what='the score thresholds') from error
 

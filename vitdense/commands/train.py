@@ -215,7 +215,7 @@ def _save_model(runner: DenseRunner, content: Mapping[str, Any]) -> None:
         | ({'value_range': list(value_range)} if value_range else {})
         | ({'operating_points': points} if (points := content.get('operating_points')) else {})
         | ({'metrics': finite(metrics)} if (metrics := content.get('metrics')) else {})
-        | ({'data': [Path(root).name]} if (root := data.get('root') or data.get('folder')) else {}),
+        | ({'data': [Path(root).name]} if (root := cfg.get('data_root') or data.get('root')) else {}),
     )
     if isinstance(network, EncoderNetwork):
         state = {name.removeprefix('network.'): value for name, value in content['state_dict'].items()}
