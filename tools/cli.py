@@ -24,6 +24,7 @@ TOOLS = {
     'import-weights': 'convert published weights into a model folder',
     'export': 'write a model as one ONNX graph',
     'check-data': 'report what is wrong with a data set',
+    'shards': 'write a data set as tar shards',
     'probe': 'compare backbones by nearest neighbours and linear heads',
     'replay-nan': 'repeat a training step whose numbers were not finite',
     'visualize-features': 'show features and attention of a ViT as images',

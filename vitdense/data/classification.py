@@ -22,6 +22,7 @@ from vitdense.data.files.opening import IMAGE_SUFFIXES
 from vitdense.data.files.pairs import safe_below
 from vitdense.data.files.similar_names import missing_files, near_match
 from vitdense.data.files.splits import part_of
+from vitdense.data.shards.shard_files import ShardFolder, data_folder
 from vitdense.data.string_array import StringArray, StringCollector
 from vitdense.data.transforms.common import Pipeline, Transforms
 from vitdense.data.wordnet import read_folder_classes
@@ -67,7 +68,7 @@ class ClassificationDataset:
         part: tuple[float, float] | None = None,
     ) -> None:
         root = Path(root)
-        self.folder = root / folder
+        self.folder = data_folder(root, folder)
         self.name = name or self.folder.name
         self.max_pixels = max_pixels
         self.value_range = interval(value_range, 'ClassificationDataset.value_range')
@@ -101,6 +102,10 @@ class ClassificationDataset:
         meta = Meta(file, str(path), self.name, size, size)
         return self.pipeline(Sample(img, Target(image_label=self._label(index)), meta))
 
+    def label_of(self, index: int) -> int:
+        """Return the class number of an image with one label."""
+        return int(self._labels[index])
+
     def image_files(self) -> tuple[Path, list[str]]:
         """Return the folder of the images and the path of each below it, in the order of the data set."""
         return self.folder, list(self._files.all())
@@ -108,7 +113,7 @@ class ClassificationDataset:
     def paths(self) -> Iterator[Path]:
         """Yield every file that the data set reads, in its order."""
         folder, files = self.image_files()
-        return (folder / file for file in files)
+        return folder.paths() if isinstance(folder, ShardFolder) else (folder / file for file in files)
 
     def missing(self) -> list[str]:
         """Return the listed files that do not exist."""
@@ -159,6 +164,8 @@ class ClassificationDataset:
 
     def _check_folders(self, listing: FileListing, *, every: bool) -> None:
         """Raise DataError for class folders with files of which none is an image; warn of those without any file."""
+        if isinstance(self.folder, ShardFolder):
+            return
         with os.scandir(self.folder) as entries:
             folders = {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.')}
         empty = sorted(folders - {file.split('/', 1)[0] for file in listing.files})

@@ -20,6 +20,7 @@ from vitdense.data.files.pairs import find_pairs, list_files, read_split
 from vitdense.data.files.splits import part_of
 from vitdense.data.label_check import LabelStatistics
 from vitdense.data.label_map import LabelTable
+from vitdense.data.shards.shard_files import ShardFolder, data_folder
 from vitdense.data.string_array import texts
 from vitdense.data.transforms.common import Pipeline, Transforms
 from vitdense.errors import DataError
@@ -77,8 +78,8 @@ class SegmentationDataset:
         part: tuple[float, float] | None = None,
     ) -> None:
         root = Path(root)
-        self.images = root / images
-        self.labels = None if labels is None else root / labels
+        self.images = data_folder(root, images)
+        self.labels = None if labels is None else data_folder(root, labels)
         self.name = name or self.images.name
         self.evaluation = evaluation
         self.max_pixels = max_pixels
@@ -127,6 +128,9 @@ class SegmentationDataset:
 
     def paths(self) -> Iterator[Path]:
         """Yield every file that the data set reads, images before their label maps, in its order."""
+        if isinstance(self.images, ShardFolder):
+            yield from self.images.paths()
+            return
         for image, labels in zip(self._files.all(), self._label_files.all(), strict=True):
             yield self.images / image
             if self.labels is not None:

@@ -12,6 +12,7 @@ from vitdense.arguments import interval
 from vitdense.data.files import images as decoding
 from vitdense.data.files.image_check import evenly_spaced, warn_about_images
 from vitdense.data.files.listing import find_files, log_files
+from vitdense.data.shards.shard_files import data_folder
 from vitdense.data.string_array import texts
 from vitdense.data.transforms.common import Pipeline, Transforms
 from vitdense.types import Meta, Sample, Target
@@ -38,7 +39,7 @@ class ImageDataset:
         value_range: tuple[float, float] | None = None,
         follow_links: bool = False,
     ) -> None:
-        self.folder = Path(root) / folder
+        self.folder = data_folder(root, folder)
         self.name = name or self.folder.name
         self.max_pixels = max_pixels
         self.value_range = interval(value_range, 'ImageDataset.value_range')

@@ -33,6 +33,7 @@ from vitdense.data.files.pairs import safe_below
 from vitdense.data.files.similar_names import missing_files
 from vitdense.data.files.splits import part_of
 from vitdense.data.formats.open_labels import open_labels
+from vitdense.data.shards.shard_files import data_folder
 from vitdense.data.transforms.common import Pipeline, Transforms
 from vitdense.errors import DataError, did_you_mean, some
 from vitdense.ops.masks import masks_of_runs, runs_of
@@ -91,7 +92,7 @@ class CocoDetection:
         part: tuple[float, float] | None = None,
     ) -> None:
         root = Path(root)
-        self.path, self.images = root / annotations, root / images
+        self.path, self.images = root / annotations, data_folder(root, images)
         self.name = name or self.images.name
         self.masks, self.evaluation = masks, evaluation
         self.check_sizes, self.max_pixels = check_sizes, max_pixels

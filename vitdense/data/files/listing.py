@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vitdense.data.files.opening import IMAGE_SUFFIXES, begins_like_image
+from vitdense.data.shards.shard_files import ShardFolder
 from vitdense.errors import DataError
 
 MAX_TEXT = 2**28  # bytes of a table of names
@@ -90,9 +91,9 @@ def _list_folder(
                 files.append(prefix + entry.name)
 
 
-def check_folder(root: Path, what: str) -> None:
+def check_folder(root: Path | ShardFolder, what: str) -> None:
     """Raise DataError unless `root`, the folder of `what`, is a folder."""
-    if not root.is_dir():
+    if not isinstance(root, ShardFolder) and not root.is_dir():
         raise DataError(
             f'no folder of {what}: {root}',
             where=str(root),
@@ -102,7 +103,7 @@ def check_folder(root: Path, what: str) -> None:
 
 
 def find_files(
-    root: Path,
+    root: Path | ShardFolder,
     suffixes: Sequence[str] = IMAGE_SUFFIXES,
     *,
     what: str = 'images',
@@ -115,7 +116,8 @@ def find_files(
     DataError where `root` is no folder or holds no such file, and for links that lead out of it.
     """
     check_folder(root, what)
-    walked = walk(root, follow_links=follow_links)
+    shards = isinstance(root, ShardFolder)
+    walked = FolderListing(root.files(), {}, []) if shards else walk(root, follow_links=follow_links)
     if checked_later:
         walked.files.extend(walked.outside)
     elif walked.outside:

@@ -14,6 +14,7 @@ from typing import IO
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
+from vitdense.data.shards.shard_files import ShardFile
 from vitdense.errors import DataError
 
 MAX_PIXELS = 180_000_000
@@ -68,6 +69,11 @@ def image_source(path: str | Path) -> bytes | Path:
 
     Raises UnreadableImage as `file_size` does.
     """
+    if isinstance(path, ShardFile):
+        try:
+            return path.read_bytes()
+        except (OSError, ValueError) as error:
+            raise _unreadable_file(path, error) from error
     size = file_size(path)
     if size > IN_MEMORY:
         return Path(path)
@@ -122,7 +128,9 @@ def opened(path: str | Path, max_pixels: int, *, source: bytes | Path | None = N
 
     Raises UnreadableImage when it is none, or has more than `max_pixels`.
     """
-    if source is None:
+    if isinstance(path, ShardFile):
+        source = image_source(path) if source is None else source
+    elif source is None:
         file_size(path)
     image = _open(Path(path) if source is None else source, path)
     try:

@@ -12,6 +12,7 @@ from vitdense.data.files.images import LABEL_SUFFIXES
 from vitdense.data.files.listing import FileListing, find_files, log_files, read_list
 from vitdense.data.files.opening import IMAGE_SUFFIXES
 from vitdense.data.files.similar_names import near_match, near_name
+from vitdense.data.shards.shard_files import ShardFolder
 from vitdense.errors import DataError
 
 _logger = logging.getLogger('vitdense')
@@ -252,6 +253,8 @@ def safe_below(root: Path, name: str, *, where: str, follow_links: bool = False)
             why='Windows writes paths so; names in lists have / between folders',
             fix=f'write {plain!r}',
         )
+    if isinstance(root, ShardFolder) and not leads_out:
+        return root / name
     end = (root / name).resolve() if not leads_out else None
     if end is not None and (follow_links or end.is_relative_to(root.resolve())):
         return root / name

@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
+from vitdense.data.shards.shard_files import ShardFolder
+
 FEW_FOLDERS = 200  # that are looked into for a file of the same name
 
 
@@ -19,6 +21,8 @@ def missing_files(root: Path, names: Iterable[bytes]) -> list[str]:
     Folders are listed, which is much faster than a look at every file.
     """
     names = list(names)
+    if isinstance(root, ShardFolder):
+        return [name for name in map(os.fsdecode, names) if name not in root]
     by_folder: dict[bytes, list[bytes]] = defaultdict(list)
     for name in names:
         by_folder[name.rpartition(b'/')[0]].append(name)
@@ -45,7 +49,7 @@ def near_match(root: Path, name: str) -> str:
     Compared are: other case, other Unicode form, %20 and the like, another ending, a folder that is named twice or
     missing.
     """
-    if not root.is_dir() or '\0' in name:
+    if isinstance(root, ShardFolder) or not root.is_dir() or '\0' in name:
         return ''
     parts = PurePosixPath(name).parts
     existing = _walk(root, parts)
