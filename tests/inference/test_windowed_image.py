@@ -112,6 +112,15 @@ def test_every_window_has_all_objects_unless_there_is_a_budget(monkeypatch, most
     assert torch.equal(packed.boxes, whole.boxes)
 
 
+def test_predictions_fit_the_smaller_copy():
+    masks = torch.zeros(1, 40, 60, dtype=torch.bool)
+    masks[0, 8:20, 12:36] = True
+    found = Instances(torch.tensor([[12.0, 8, 36, 20]]), torch.tensor([0.9]), torch.tensor([0]), PackedMasks.of(masks))
+    small = windowed_image.at_preview({'det': found}, 4)['det']
+    assert small.boxes.tolist() == [[3, 2, 9, 5]] and small.masks.shape == (1, 10, 15)
+    assert small.masks[0, 2:5, 3:9].all() and small.masks.sum() == 18
+
+
 def test_packed_masks_of_parts_are_those_of_whole_masks():
     generator = np.random.default_rng(0)
     size = (13, 17)

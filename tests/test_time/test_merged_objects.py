@@ -96,6 +96,24 @@ def test_masks_are_put_together_too():
     assert joined(instances(masks=none), instances(masks=none)).masks.shape == (0, 100, 160)
 
 
+@pytest.mark.parametrize('packed', [False, True])
+def test_a_mask_over_four_windows_is_the_union_of_its_pieces(packed):
+    whole = torch.zeros(1, 160, 180, dtype=torch.bool)
+    whole[0, 30:130, 40:150] = True
+    whole[0, 100:, 120:] = False
+    corners = [(0, 0), (0, 80), (60, 0), (60, 80)]
+    found = []
+    for top, left in corners:
+        mask = whole[:, top : top + 100, left : left + 100]
+        columns, rows = (mask[0].any(axis).nonzero()[:, 0] for axis in (0, 1))
+        box = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+        found.append(Instances(box[None], torch.tensor([0.9]), torch.tensor([1]), mask))
+    size = (160, 180) if packed else None
+    joined = join_windows(found, corners, (100, 100), (160, 180), packed_size=size)
+    masks = joined.masks.tensor() if packed else joined.masks
+    assert joined.boxes.tolist() == [[40, 30, 150, 130]] and torch.equal(masks, whole)
+
+
 def test_views_are_fused():
     views = [instances((0, 0, 10, 10, 0.8, 1), (50, 50, 60, 60, 0.5, 1)), instances((0, 0, 14, 10, 0.4, 1))]
     found = fuse_views(views)

@@ -18,20 +18,29 @@ PIXELS = np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)
 WINDOWS = [(0, 0, 70, 90), (5, 7, 40, 40), (69, 89, 1, 1), (31, 15, 33, 50)]
 
 
-def write_tiled(path: Path, pixels: np.ndarray, side: int, *, order: str = '<', deflate: bool = True) -> Path:
+def write_tiled(
+    path: Path,
+    pixels: np.ndarray,
+    side: int,
+    *,
+    width_of_tile: int | None = None,
+    order: str = '<',
+    deflate: bool = True,
+) -> Path:
     """Write a tiled TIFF (TIFF 6.0, section 15) of (H, W, 3) uint8, without the help of what is tested."""
     height, width = pixels.shape[:2]
-    padded = np.pad(pixels, ((0, -height % side), (0, -width % side), (0, 0)))
+    across = width_of_tile or side
+    padded = np.pad(pixels, ((0, -height % side), (0, -width % across), (0, 0)))
     tiles = []
     for top in range(0, height, side):
-        for left in range(0, width, side):
-            data = np.ascontiguousarray(padded[top : top + side, left : left + side]).tobytes()
+        for left in range(0, width, across):
+            data = np.ascontiguousarray(padded[top : top + side, left : left + across]).tobytes()
             tiles.append(zlib.compress(data) if deflate else data)
     starts = np.cumsum([8, *map(len, tiles)])
     lists = struct.pack(f'{order}{2 * len(tiles)}I3H', *starts[:-1], *map(len, tiles), 8, 8, 8)
     at = int(starts[-1])
     rows = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, at + 8 * len(tiles)), (259, 3, 1, 8 if deflate else 1)]
-    rows += [(262, 3, 1, 2), (277, 3, 1, 3), (322, 4, 1, side), (323, 4, 1, side)]
+    rows += [(262, 3, 1, 2), (277, 3, 1, 3), (322, 4, 1, across), (323, 4, 1, side)]
     rows += [(324, 4, len(tiles), at), (325, 4, len(tiles), at + 4 * len(tiles))]
     directory = struct.pack(f'{order}H', len(rows))
     for tag, kind, count, value in rows:
@@ -55,7 +64,7 @@ def same_windows(path: Path, **options) -> TiledTiff:
 @pytest.mark.parametrize('order', ['<', '>'])
 @pytest.mark.parametrize('deflate', [True, False])
 def test_windows_of_tiles(tmp_path, order, deflate):
-    path = write_tiled(tmp_path / 'a.tif', PIXELS, 32, order=order, deflate=deflate)
+    path = write_tiled(tmp_path / 'a.tif', PIXELS, 32, width_of_tile=16, order=order, deflate=deflate)
     same_windows(path)
     assert np.array_equal(read_image(path).permute(1, 2, 0).numpy(), PIXELS)
 
