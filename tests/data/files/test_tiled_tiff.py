@@ -102,7 +102,7 @@ def test_only_the_tiles_of_a_window_are_decoded_and_few_are_kept(tmp_path, monke
     tiff.read(0, 20, 32, 20)
     assert len(decoded) == 2  # the first is still there
     tiff.read(0, 0, 70, 90)
-    assert len(decoded) == 9 and len(tiff._cache) == 3
+    assert len(decoded) == 9 and len(tiff._slots) == 3
 
 
 def test_other_files_and_turned_ones_are_read_whole(tmp_path):

@@ -140,7 +140,7 @@ def opened(path: str | Path, max_pixels: int, *, source: bytes | Path | None = N
                 path,
                 f'{width * height / 1e6:.1f} Mpx > limit {max_pixels / 1e6:g}',
                 f'its header declares {width} x {height} pixels, which could fill the memory',
-                'shrink the image, or raise the limit (max_pixels) if you trust it',
+                'shrink the image, raise the limit (max_pixels) if you trust it, or predict a TIFF in windows (tile)',
             )
         yield image
     finally:

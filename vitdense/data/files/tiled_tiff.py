@@ -52,7 +52,10 @@ class TiledTiff:
         self._parts = _parts(tags, self.size, self._row_bytes())
         self._columns = 1 if TILES not in tags else -(-self.size[1] // int(tags[TILE_WIDTH]))
         self._cell = self._parts[0].size
-        self._cache: OrderedDict[int, Tensor] = OrderedDict()
+        # one block of memory: small ones that live long keep the allocator from reusing what lies between them
+        kept = min(len(self._parts), max(1, CACHE // (3 * self._cell[0] * self._cell[1])))
+        self._pixels = torch.empty(kept, 3, *self._cell, dtype=torch.uint8)
+        self._slots: OrderedDict[int, int] = OrderedDict()  # of the parts that are kept, the latest used last
 
     @classmethod
     def of(
@@ -102,20 +105,22 @@ class TiledTiff:
         return -(-self.size[1] * sum(bits) // 8) if plain else None
 
     def _decoded(self, number: int) -> Tensor:
-        """Return the pixels (3, h, w) of a part."""
-        if number in self._cache:
-            self._cache.move_to_end(number)
-            return self._cache[number]
+        """Return the pixels (3, h, w) of a part, until another one takes their place."""
         part = self._parts[number]
-        if any(size == 0 for _, size in part.places):  # a part without pixels, as GDAL leaves it
-            pixels = torch.zeros(3, *part.size, dtype=torch.uint8)
-        else:
-            content = _small_tiff(self._tags, part.size, self._read(part.places), '<' if self._little else '>')
-            pixels = decode_image(content, str(self.path), value_range=self.value_range)
-        self._cache[number] = pixels
-        while len(self._cache) > 1 and sum(each.numel() for each in self._cache.values()) > CACHE:
-            self._cache.popitem(last=False)
-        return pixels
+        if number not in self._slots:
+            pixels = self._decode(part)
+            full = len(self._slots) == len(self._pixels)
+            slot = self._slots.popitem(last=False)[1] if full else len(self._slots)
+            self._pixels[slot, :, : part.size[0]] = pixels
+            self._slots[number] = slot
+        self._slots.move_to_end(number)
+        return self._pixels[self._slots[number], :, : part.size[0]]
+
+    def _decode(self, part: _Part) -> Tensor | int:
+        if any(size == 0 for _, size in part.places):  # GDAL leaves out what is black
+            return 0
+        content = _small_tiff(self._tags, part.size, self._read(part.places), '<' if self._little else '>')
+        return decode_image(content, str(self.path), value_range=self.value_range)
 
     def _read(self, places: Sequence[tuple[int, int]]) -> list[bytes]:
         data = []
