@@ -46,7 +46,7 @@ MAY_IMPORT = {  # folder or file of the package -> the others that it may import
     'multihead': {'backbones', 'checkpoints', 'config', 'model', 'train'},
     'convert': {'backbones', 'pretrained', 'checkpoints', 'config', 'data'},
     'probing': {'config', 'data', 'heads', 'loading', 'model', 'ops', 'reporting', 'train'},
-    'export': {'checkpoints', 'data', 'model'},
+    'export': {'checkpoints', 'data', 'model', 'ops'},
     'inference': {
         'backbones', 'checkpoints', 'config', 'convert', 'data', 'export', 'layers', 'model', 'ops', 'test_time',
         'video', 'visualize',

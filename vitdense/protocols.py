@@ -228,6 +228,19 @@ class BlendableTask(Protocol):
 
 
 @runtime_checkable
+class GraphTask(Protocol):
+    """A task whose predictions are tensors, which an exported graph can give."""
+
+    def graph_predictions(self, outputs: Any, extent: tuple[int, int], size: tuple[int, int]) -> dict[str, Tensor]:
+        """Return the predictions of a batch: 'boxes' (B, N, 4) xyxy, 'scores' and 'labels' (B, N); or 'map' (B, H, W);
+        or 'scores' (B, K).
+
+        The input of the network covers `extent` (H, W) pixels, of which the upper left `size` is image.
+        """
+        ...
+
+
+@runtime_checkable
 class ScoreMatcher(Protocol):
     """A matcher that reads logits as scores of the form 'sigmoid' or 'softmax'."""
 

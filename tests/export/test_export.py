@@ -11,49 +11,14 @@ import torch
 from PIL import Image
 
 import vitdense
-from vitdense.checkpoints.model_folder import save_model_folder
-from vitdense.config.load import load_config
+from tests.export.conftest import CLASSES, RESIZE
 from vitdense.errors import ExportError
 from vitdense.export.folder import export_model, fixed_size, read_exported, verify
-from vitdense.export.verify import compare, equal_predictions
-from vitdense.model import DenseModel
-from vitdense.registry import build
+from vitdense.export.verify import Side, compare, equal_predictions
 from vitdense.types import ImageClass, Instances, SemanticMap
 
 pytest.importorskip('onnxscript')
 pytest.importorskip('onnxruntime')
-
-CLASSES = {'labels': ['circle', 'square', 'triangle'], 'semantic': ['ground', 'circle', 'square', 'triangle']}
-CLASSES |= {'image_label': ['one', 'two', 'three']}
-SMALL = ('model.network.backbone.timm_args.embed_dim=24', 'model.network.backbone.timm_args.depth=2')
-RESIZE = [{'type': 'vitdense.data.transforms.common.ResizeTo', 'size': 64}]
-
-
-@pytest.fixture(scope='module')
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small three-task model whose layers answer differently to different images."""
-    torch.manual_seed(0)
-    recipe = load_config('configs/quickstart/shapes.py', SMALL)['model']
-    recipe = json.loads(json.dumps(recipe))
-    model: DenseModel = build(recipe, classes=CLASSES)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2 if parameter.ndim > 1 else 0.5)
-    folder = tmp_path_factory.mktemp('source') / 'model'
-    save_model_folder(folder, recipe, model.state_dict(), metainfo={'classes': CLASSES}, transforms=RESIZE)
-    return folder
-
-
-@pytest.fixture(scope='module')
-def exported(source: Path) -> Path:
-    out = source.parent / 'exported'
-    export_model(source, out, dynamic=('batch', 'size'))
-    return out
-
-
-@pytest.fixture
-def images() -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(0, 255, (3, 50 + 8 * row, 70), dtype=torch.uint8, generator=generator) for row in range(3)]
 
 
 def test_one_graph_holds_all_heads_in_plain_operators(exported: Path):
@@ -92,7 +57,7 @@ def test_other_weights_do_not_pass(source: Path, exported: Path):
     batches = [torch.randn(1, 3, 64, 64)]
     read = lambda outputs, number: {'cls': model.tasks['cls'].predict(outputs['cls'], [None])[0]}  # noqa: E731
     graph.network.names = ('cls',)
-    verdict = compare(model.network, graph.network, batches, read)
+    verdict = compare(Side(model.network, batches, read), Side(graph.network, batches, read))
     assert not verdict.passed and verdict.outputs[0].largest > 0.1
 
 

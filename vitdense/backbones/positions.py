@@ -10,6 +10,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from vitdense.backbones.tokens import spread
+from vitdense.ops.resample import filter_weights
 
 _CACHE_SIZE = 16  # tables in the cache of a ViT with fixed positions
 
@@ -72,9 +73,24 @@ class Positions:
     def _make_table(self, kind: Literal['absolute', 'rotary'], grid: tuple[int, int]) -> Tensor:
         if kind == 'rotary':
             return self.model.rope.get_embed(shape=grid)
+        if torch.compiler.is_exporting():
+            return self._exported_table(grid)
         return resample_abs_pos_embed(
             self.model.pos_embed,
             new_size=grid,
             old_size=self.model.patch_embed.grid_size,
             num_prefix_tokens=self.num_prefix,
         )
+
+    def _exported_table(self, grid: tuple[int, int]) -> Tensor:
+        """Return the absolute positions of one grid by matrix products: not every runtime of exported graphs has an
+        antialiased cubic resize.
+        """
+        table, old = self.model.pos_embed, self.model.patch_embed.grid_size
+        if all(isinstance(side, int) for side in grid) and tuple(grid) == tuple(old):  # not of free sizes
+            return table
+        prefix, patches = table[0, : self.num_prefix], table[0, self.num_prefix :]
+        rows, columns = (filter_weights(*sides, like=table, cubic=True) for sides in zip(grid, old, strict=True))
+        resized = rows @ patches.view(old[0], -1)  # (H, W, C) -> (h, W, C)
+        resized = columns @ resized.view(grid[0], old[1], -1)  # (h, W, C) -> (h, w, C)
+        return torch.cat([prefix, resized.flatten(0, 1)])[None]

@@ -1,13 +1,17 @@
-"""Folders of exported models: `model.onnx`, `export.json` and the `model.json` of the model, without its weights."""
+"""Folders of exported models: the graph, `export.json` and the `model.json` of the model, without its weights.
+
+The graph is `model.onnx`, or for OpenVINO `model.xml` and `model.bin`.
+"""
 
 from __future__ import annotations
 
 import json
+import keyword
 import logging
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torchvision import tv_tensors
@@ -17,19 +21,23 @@ from vitdense.checkpoints.descriptions import check_recipes, read_description
 from vitdense.checkpoints.model_folder import CONTENT, model_folder_of, read_model_folder
 from vitdense.data.transforms.common import Pipeline
 from vitdense.errors import ExportError
-from vitdense.export.graph import OPSET, export_onnx
-from vitdense.export.runtime import OnnxNetwork
+from vitdense.export.formats import finish
+from vitdense.export.graph import OPSET, HeadsGraph, export_onnx
+from vitdense.export.graph_network import GraphNetwork
+from vitdense.export.inside import PredictionReader, check_tasks, preprocessing_of
+from vitdense.export.runtimes import GRAPHS
 from vitdense.model import DenseModel
 from vitdense.registry import build
 from vitdense.storage.atomic import make_folder, sha256_of, write_json
 from vitdense.types import Batch, Meta, Sample, Target
 
 if TYPE_CHECKING:
-    from vitdense.export.verify import Verdict
+    from vitdense.export.verify import Side, Verdict
 
 logger = logging.getLogger('vitdense')
-GRAPH, INFO, MODEL = 'model.onnx', 'export.json', 'model.json'
-FORMAT = 1
+INFO, MODEL = 'export.json', 'model.json'
+FORMAT = 2
+Runtime = Literal['onnx', 'openvino']
 SHAPES = ((480, 640), (640, 480))  # of images that tell whether transforms give all images one size
 
 
@@ -40,22 +48,30 @@ def export_model(
     heads: Sequence[str] | None = None,
     size: tuple[int, int] | None = None,
     dynamic: Collection[str] | None = None,
+    runtime: Runtime = 'onnx',
+    half: bool = False,
+    inside: Collection[str] = (),
 ) -> dict[str, Any]:
     """Export the model folder `source` into the folder `out` and return the content of its `export.json`.
 
     `heads` are all of the model; `size` (H, W) and `dynamic` ('batch', 'size') follow from the evaluation transforms:
-    those that give all images one size make a graph of that size with any number of images. Raises ExportError,
-    CheckpointError, ResourceError.
+    those that give all images one size make a graph of that size with any number of images. `half` stores weights in
+    float16. `inside` names what else the graph does ('preprocessing', 'predictions'): it takes uint8 images and resizes
+    and normalises them, and gives boxes, label maps and scores. Raises ExportError, CheckpointError, ResourceError.
     """
     model, info = read_model_folder(source)
     heads = _heads(model, heads)
     network, divisor = model.eval().network, model.network.divisor
     fixed = None if model.tiler is not None else fixed_size(info['transforms'])
+    before = preprocessing_of(model, info['transforms']) if 'preprocessing' in inside else None
+    tasks = check_tasks(model, heads) if 'predictions' in inside else None
+    resizes = before is not None and before.resize is not None
     if dynamic is None:
-        dynamic = ('batch',) if size or fixed else ('batch', 'size')
+        dynamic = ('batch',) if (size or fixed) and not resizes else ('batch', 'size')
     size = tuple(-(-side // divisor) * divisor for side in size or fixed or (16 * divisor, 20 * divisor))
     make_folder(out)
-    slots = export_onnx(network, out / GRAPH, heads=heads, size=size, dynamic=dynamic)
+    graph = HeadsGraph(network, heads, before=before, tasks=tasks)
+    slots = export_onnx(graph, out / GRAPHS['onnx'][0], size=size, dynamic=dynamic)
     content = {
         'format': FORMAT,
         'version': vitdense.__version__,
@@ -65,13 +81,28 @@ def export_model(
         'outputs': [list(slot) for slot in slots],
         'size': list(size),
         'dynamic': sorted(dynamic),
+        'inside': sorted(inside),
+        'resizes': resizes,
         'divisor': divisor,
         'mean': list(network.mean),
         'std': list(network.std),
-        'sha256': sha256_of(out / GRAPH),
     }
     shutil.copyfile(model_folder_of(source) / MODEL, out / MODEL)
-    write_json(out / INFO, content)
+    return complete(out, content, runtime=runtime, half=half)
+
+
+def complete(folder: Path, content: Mapping[str, Any], *, runtime: Runtime = 'onnx', half: bool = False) -> dict:
+    """Turn the float32 `model.onnx` of a folder into the graph of `runtime`, and write `export.json`: `content` with
+    runtime, precision and checksums, which is returned.
+    """
+    finish(folder, runtime=runtime, half=half)
+    content = {
+        **content,
+        'runtime': runtime,
+        'precision': 'float16' if half else 'float32',
+        'sha256': {name: sha256_of(folder / name) for name in GRAPHS[runtime]},
+    }
+    write_json(folder / INFO, content)
     return content
 
 
@@ -90,43 +121,58 @@ def read_exported(folder: str | Path) -> tuple[DenseModel, dict[str, Any]]:
     check_recipes([info['recipe'], info['transforms']], folder / MODEL)
     try:
         content = json.loads((folder / INFO).read_text(encoding='utf-8'))
-        if content['format'] != FORMAT or content['sha256'] != sha256_of(folder / GRAPH):
-            raise ValueError(f'{GRAPH} or the format is not what {INFO} says')
-        network = OnnxNetwork(folder / GRAPH, content)
+        if content['format'] != FORMAT:
+            raise ValueError(f'{INFO} has another format than this version of vitdense reads')
+        for name in GRAPHS[content['runtime']]:
+            if content['sha256'][name] != sha256_of(folder / name):
+                raise ValueError(f'{name} is not the file that {INFO} names')
+        network = GraphNetwork(folder, content)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ExportError(
             'the folder of the exported model is damaged', where=str(folder), why=str(error), fix='export it again'
         ) from error
     recipe = {**info['recipe'], 'network': network}
     recipe['tasks'] = {name: task for name, task in recipe['tasks'].items() if name in network.names}
-    return build(recipe, classes=info['classes']), info
+    model = build(recipe, classes=info['classes'])
+    if 'predictions' in content['inside']:
+        model.tasks = {name: PredictionReader(task) for name, task in model.tasks.items()}
+    return model, {**info, 'transforms': []} if network.preprocesses else info
 
 
 def verify(source: str | Path, folder: Path, images: Sequence[torch.Tensor]) -> Verdict:
     """Run the model and its graph on `images` (3, H, W) uint8, and keep the verdict in `export.json`."""
+    from vitdense.export.verify import compare  # imports much that a predictor does not need
+
     model, info = read_model_folder(source)
-    exported, _ = read_exported(folder)
-    pipeline = Pipeline(info['transforms'])
-    batches, metas = [], []
+    graph, graph_info = read_exported(folder)
+    tasks = {name: model.tasks[name] for name in graph.network.names}
+    theirs = _side(model, model.network, tasks, info['transforms'], images)
+    ours = _side(graph, graph.network, graph.tasks, graph_info['transforms'], images)
+    content = json.loads((folder / INFO).read_text(encoding='utf-8'))
+    level = {'float32': 'exact', 'float16': 'close', 'int8': 'coarse'}[content['precision']]
+    if content['inside'] and level == 'exact':  # other arithmetic of the resize, and no outputs to compare
+        level = 'close'
+    verdict = compare(theirs, ours, level)
+    write_json(folder / INFO, {**content, 'verdict': verdict.as_dict()})
+    return verdict
+
+
+def _side(model: DenseModel, network: Any, tasks: Mapping[str, Any], transforms: Any, images: Sequence) -> Side:
+    """Return what is compared: a network, its input for each image, and how its outputs are read."""
+    from vitdense.export.verify import Side
+
+    pipeline, batches, metas = Pipeline(transforms), [], []
     for number, image in enumerate(images):
         size = (int(image.shape[-2]), int(image.shape[-1]))
-        meta = Meta(number, '', 'export', size, size)
-        sample = pipeline(Sample(tv_tensors.Image(image), Target(), meta))
+        sample = pipeline(Sample(tv_tensors.Image(image), Target(), Meta(number, '', 'export', size, size)))
         batch = model.data_preprocessor(Batch(sample.img[None], [sample.target], [sample.meta]), False)
         batches.append(batch.imgs)
         metas.append(sample.meta)
-    tasks = {name: model.tasks[name] for name in exported.network.names}
-    from vitdense.export.verify import compare  # imports much that a predictor does not need
 
-    verdict = compare(
-        model.eval().network,
-        exported.network,
-        batches,
-        lambda outputs, number: {name: task.predict(outputs[name], [metas[number]])[0] for name, task in tasks.items()},
-    )
-    content = json.loads((folder / INFO).read_text(encoding='utf-8'))
-    write_json(folder / INFO, {**content, 'verdict': verdict.as_dict()})
-    return verdict
+    def read(outputs: dict[str, Any], number: int) -> dict[str, Any]:
+        return {name: task.predict(outputs[name], [metas[number]])[0] for name, task in tasks.items()}
+
+    return Side(network.eval(), batches, read)
 
 
 def fixed_size(transforms: Sequence[Any]) -> tuple[int, int] | None:
@@ -148,5 +194,12 @@ def _heads(model: DenseModel, heads: Sequence[str] | None) -> tuple[str, ...]:
             where='--heads',
             why=f'its heads are {", ".join(names)}',
             fix='name some of them, separated by commas, or leave --heads out for all',
+        )
+    for head in filter(keyword.iskeyword, names):
+        raise ExportError(
+            f"torch cannot export a network with a head that is called '{head}'",
+            where='the names of the heads',
+            why='it is a word of the Python language, and torch writes the network as Python code',
+            fix='rename the branch and its task in the config, and in the checkpoint with tools/merge_heads.py',
         )
     return tuple(heads) if heads else names

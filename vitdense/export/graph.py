@@ -6,18 +6,22 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vitdense.errors import ExportError, ResourceError
+from vitdense.errors import ExportError
+from vitdense.export.inside import Preprocessing
+from vitdense.export.runtimes import missing
+from vitdense.protocols import GraphTask
 from vitdense.types import ClassOutputs, MaskScores, Outputs, PixelOutputs, QueryOutputs, ReconstructionOutputs
 
 OPSET = 20  # the first in which GridSample and its alignment are those of torch for 4 dimensions
 INPUT = 'images'
+PREDICTIONS = 'predictions'  # in place of the name of a record
 RECORDS = {record.__name__: record for record in (ClassOutputs, PixelOutputs, QueryOutputs, MaskScores)}
 
 
@@ -34,17 +38,37 @@ class Slot(NamedTuple):
 
 
 class HeadsGraph(nn.Module):
-    """A network that returns the tensors of its heads' outputs in one flat tuple, in the order of `slots`."""
+    """A network that returns the tensors of its heads in one flat tuple: their outputs, or with `tasks` predictions.
 
-    def __init__(self, network: nn.Module, heads: Sequence[str]) -> None:
+    With `before` it takes images as files have them, (B, 3, H, W) uint8, and boxes and maps are in their pixels.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        heads: Sequence[str],
+        *,
+        before: Preprocessing | None = None,
+        tasks: Mapping[str, GraphTask] | None = None,
+    ) -> None:
         super().__init__()
-        self.network = network
-        self.heads = tuple(heads)
+        self.network, self.heads, self.before, self.tasks = network, tuple(heads), before, tasks
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Map `images` (B, 3, H, W), float32 normalised, to the tensors of all heads."""
-        outputs = self.network(images)
-        return tuple(getattr(outputs[slot.head], slot.field) for slot in slots_of(outputs, self.heads))
+        """Map `images`, float32 normalised unless there is a preprocessing, to the tensors of all heads."""
+        return tuple(self.tensors(images).values())
+
+    def tensors(self, images: Tensor) -> dict[Slot, Tensor]:
+        """Return the tensors by output."""
+        size = (images.shape[-2], images.shape[-1])
+        imgs = images if self.before is None else self.before(images)
+        outputs = self.network(imgs)
+        if self.tasks is None:
+            return {slot: getattr(outputs[slot.head], slot.field) for slot in slots_of(outputs, self.heads)}
+        resized = self.before is not None and self.before.resize is not None
+        extent = size if resized else (imgs.shape[-2], imgs.shape[-1])
+        found = {head: task.graph_predictions(outputs[head], extent, size) for head, task in self.tasks.items()}
+        return {Slot(head, PREDICTIONS, name): value for head in self.heads for name, value in found[head].items()}
 
 
 def slots_of(outputs: dict[str, Outputs], heads: Sequence[str]) -> list[Slot]:
@@ -65,23 +89,21 @@ def slots_of(outputs: dict[str, Outputs], heads: Sequence[str]) -> list[Slot]:
     return found
 
 
-def export_onnx(
-    network: nn.Module, path: Path, *, heads: Sequence[str], size: tuple[int, int], dynamic: Collection[str] = ()
-) -> list[Slot]:
-    """Write the graph of a network to `path` and return its outputs.
+def export_onnx(graph: HeadsGraph, path: Path, *, size: tuple[int, int], dynamic: Collection[str] = ()) -> list[Slot]:
+    """Write a graph to `path` and return its outputs.
 
     `size` (H, W) is that of its images; `dynamic` names what may differ from call to call: 'batch', 'size'. Raises
     ExportError when torch cannot trace the network like that, ResourceError where the exporter is not installed.
     """
     _check_exporter()
-    graph = HeadsGraph(network, heads).eval()
-    images = torch.randn(2, 3, *size)
+    graph = graph.eval()
+    images = torch.randn(2, 3, *size) if graph.before is None else torch.full((2, 3, *size), 127, dtype=torch.uint8)
     free = torch.export.Dim.AUTO
     dims = ({0: free} if 'batch' in dynamic else {}) | ({2: free, 3: free} if 'size' in dynamic else {})
     if 'batch' not in dynamic:
         images = images[:1]
     with torch.inference_mode():
-        slots = slots_of(network(images), heads)
+        slots = list(graph.tensors(images))
     try:
         with torch.no_grad(), _quiet():
             torch.onnx.export(
@@ -111,12 +133,7 @@ def _check_exporter() -> None:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ResourceError(
-            'the ONNX exporter is not installed', where='tools/export.py', why=str(error), fix=INSTALL
-        ) from error
-
-
-INSTALL = "pip install 'vitdense[export]'"
+        raise missing('the ONNX exporter', error, 'tools/export.py') from error
 
 
 @contextlib.contextmanager

@@ -43,6 +43,22 @@ def _linear_weights(source: Tensor, num_in: int, *, used_out: Tensor, used_in: T
     return (1 - distance).clamp(min=0) * wanted[:, :, None]
 
 
+def filter_weights(num_out: int, num_in: int, *, like: Tensor, cubic: bool = False, antialias: bool = True) -> Tensor:
+    """Return (num_out, num_in) weights of torch's antialiased linear or cubic resize, which is Pillow's (a = -0.5).
+
+    Lengths may be symbols of an export. The weights have the device and dtype of `like`.
+    """
+    ratio = torch.full((), num_in, device=like.device, dtype=torch.float32) / num_out
+    out = torch.arange(num_out, device=like.device, dtype=torch.float32)
+    cells = torch.arange(num_in, device=like.device, dtype=torch.float32)
+    distance = (out[:, None] + 0.5) * ratio - (cells + 0.5)
+    distance = (distance / ratio.clamp(min=1) if antialias else distance).abs()
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    values = torch.where(distance < 1, near, far * (distance < 2)) if cubic else (1 - distance).clamp(min=0)
+    return (values / values.sum(1, keepdim=True)).to(like.dtype)
+
+
 def restride(
     x: Tensor, size: tuple[int, int], ratio: float, extents: Tensor | None = None, extents_out: Tensor | None = None
 ) -> Tensor:

@@ -67,9 +67,17 @@ class ClassificationTask:
 
     def predict(self, outputs: ClassOutputs, metas: Sequence[Meta]) -> list[ImageClass]:
         """Return the scores of all classes: softmax probabilities, or one probability for each yes or no."""
+        return [ImageClass(row) for row in self._scores(outputs)]
+
+    def graph_predictions(
+        self, outputs: ClassOutputs, extent: tuple[int, int], size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """Return the scores (B, K), as `GraphTask` says."""
+        return {'scores': self._scores(outputs)}
+
+    def _scores(self, outputs: ClassOutputs) -> Tensor:
         logits = outputs.logits.float()
-        scores = logits.softmax(1) if self.kind == 'cross_entropy' else logits.sigmoid()
-        return [ImageClass(row) for row in scores]
+        return logits.softmax(1) if self.kind == 'cross_entropy' else logits.sigmoid()
 
     def _total(self, logits: Tensor, shares: Tensor) -> Tensor:
         """Return the sum over images; `logits` and `shares` are (rows, K)."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from vitdense.arguments import check, check_ranges, label_source, within
+from vitdense.errors import ExportError
 from vitdense.ops.boxes import iou, scales_of, to_original, to_xyxy
 from vitdense.protocols import ScoreMatcher
 from vitdense.registry import build
@@ -26,6 +27,8 @@ from vitdense.tasks.matching import (
     is_labelled,
 )
 from vitdense.types import DenoisingQueries, Instances, Meta, QueryOutputs, Target
+
+OUTSIDE = 'export without --inside predictions'
 
 
 class DetectionTask:
@@ -132,6 +135,21 @@ class DetectionTask:
         boxes = to_original(boxes * scales_of(outputs.sizes)[:, None], sizes, orig_sizes)
         found = [Instances(*each) for each in zip(boxes, scores, labels, strict=True)]
         return found if self.nms_iou is None else [self._without_duplicates(each) for each in found]
+
+    def graph_predictions(
+        self, outputs: QueryOutputs, extent: tuple[int, int], size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """Return what `GraphTask` says. Raises ExportError with `nms_iou`."""
+        if self.nms_iou is not None:
+            why = 'non-maximum suppression keeps a different number of objects of each image'
+            raise ExportError('predictions cannot be in the graph', where='DetectionTask.nms_iou', why=why, fix=OUTSIDE)
+        scores, labels, queries = self._best(outputs.class_logits.float())
+        boxes = to_xyxy(outputs.boxes.float().gather(1, queries[:, :, None].expand(-1, -1, 4)))
+        covered, limits = (
+            torch.stack([torch.full((), side, dtype=boxes.dtype, device=boxes.device) for side in reversed(sides)] * 2)
+            for sides in (extent, size)
+        )  # (4,)
+        return {'boxes': torch.minimum((boxes * covered).clamp(min=0), limits), 'scores': scores, 'labels': labels}
 
     def _without_duplicates(self, instances: Instances) -> Instances:
         """Return the objects that no better one of their class overlaps by more than `nms_iou`, best first."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vitdense.arguments import label_source, within
 from vitdense.errors import DataError
@@ -16,7 +17,7 @@ from vitdense.ops.upsample import refuse_non_finite
 from vitdense.tasks.detection import rows_of
 from vitdense.tasks.mask_losses import as_losses
 from vitdense.tasks.mask_matching import MaskTargets
-from vitdense.tasks.semantic import label_maps
+from vitdense.tasks.semantic import graph_labels, label_maps
 from vitdense.types import Instances, MaskScores, Meta, PixelOutputs, QueryOutputs, SemanticMap, Target
 
 ScoreForm = Literal['pixels', 'scores', 'factors']
@@ -121,6 +122,15 @@ class MaskSemanticTask:
         masks = (resize_masks(each.float(), **size) for each in outputs.mask_logits)
         pairs = zip(_probs(outputs), masks, strict=True)
         return PixelOutputs(torch.stack([scores_of(*pair) for pair in pairs]), input_size)
+
+    def graph_predictions(
+        self, outputs: QueryOutputs, extent: tuple[int, int], size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """Return the label maps, as `GraphTask` says."""
+        masks = functional.interpolate(outputs.mask_logits.float(), outputs.input_size, mode='bilinear')
+        if extent != outputs.input_size:
+            masks = functional.interpolate(masks, extent, mode='bilinear')
+        return {'map': graph_labels(class_scores(_probs(outputs), masks), extent, extent, size)}
 
     @torch.no_grad()
     def predict(self, outputs: QueryOutputs | PixelOutputs, metas: Sequence[Meta]) -> list[SemanticMap]:

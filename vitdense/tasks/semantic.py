@@ -60,6 +60,12 @@ class SemanticTask:
         """Return the likeliest class of every pixel, in each image's original size."""
         return label_maps(outputs, metas)
 
+    def graph_predictions(
+        self, outputs: PixelOutputs, extent: tuple[int, int], size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """Return the label maps, as `GraphTask` says."""
+        return {'map': graph_labels(outputs.logits, outputs.input_size, extent, size)}
+
     def _labels(self, rows: Sequence[int], targets: Sequence[Target], outputs: PixelOutputs) -> Tensor:
         """Return (rows, H, W) int64: the label maps, padded with IGNORE to the largest of them.
 
@@ -86,6 +92,17 @@ def label_maps(outputs: PixelOutputs, metas: Sequence[Meta]) -> list[SemanticMap
         size = dict(input_size=outputs.input_size, crop=meta.unpadded_size, out=meta.orig_size)
         maps.append(SemanticMap(full_resolution_labels(logits, **size)))
     return maps
+
+
+def graph_labels(scores: Tensor, input_size: tuple[int, int], extent: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Return (B, H, W) uint8 (int16 above 255 classes): the best class of `scores` (B, K, h, w), which cover
+    `input_size` and there `extent` pixels, of which the upper left `size` are wanted. For exported graphs.
+    """
+    full = functional.interpolate(scores.float(), input_size, mode='bilinear', align_corners=False)
+    if extent != input_size:
+        full = functional.interpolate(full, extent, mode='bilinear', align_corners=False)
+    labels = full[..., : size[0], : size[1]].argmax(1)
+    return labels.to(torch.uint8 if scores.shape[1] <= 255 else torch.int16)
 
 
 def _full(logits: Tensor, rows: Sequence[int], input_size: tuple[int, int], crop: Sequence[int]) -> Tensor:

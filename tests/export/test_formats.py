@@ -1,0 +1,86 @@
+"""Graphs for OpenVINO and with weights in float16, made of an ONNX graph."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import vitdense
+from vitdense.errors import ExportError, ResourceError
+from vitdense.export.folder import INFO, complete, read_exported, verify
+from vitdense.export.verify import TOLERANCES, equal_predictions
+
+pytest.importorskip('onnxruntime')
+
+
+def converted(exported: Path, out: Path, **options: object) -> Path:
+    """Return a copy of an exported folder in another format."""
+    shutil.copytree(exported, out)
+    complete(out, json.loads((out / INFO).read_text()), **options)
+    return out
+
+
+@pytest.fixture(scope='module')
+def openvino(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip('openvino')
+    return converted(exported, tmp_path_factory.mktemp('openvino') / 'folder', runtime='openvino')
+
+
+def test_an_openvino_graph_passes_and_is_loaded_as_any_model(source: Path, openvino: Path, images: list[torch.Tensor]):
+    assert sorted(path.name for path in openvino.iterdir()) == ['export.json', 'model.bin', 'model.json', 'model.xml']
+    verdict = verify(source, openvino, images)
+    assert verdict.passed and verdict.level == 'exact' and len(verdict.outputs) == 4
+    theirs, ours = (vitdense.load(folder, device='cpu', amp='off') for folder in (source, openvino))
+    for expected, found in zip(theirs(images), ours(images), strict=True):
+        equal, total = equal_predictions(expected['det'], found['det'])
+        assert equal == total > 0 and (expected['sem'].labels == found['sem'].labels).all()
+
+
+def test_threads_share_an_openvino_graph(openvino: Path):
+    model, _ = read_exported(openvino)
+    inputs = [torch.randn(1, 3, 64, 64) for _ in range(8)]
+    alone = [model.network(imgs)['sem'].logits for imgs in inputs]
+    found: list[torch.Tensor | None] = [None] * len(inputs)
+
+    def work(first: int) -> None:
+        for row in range(first, len(inputs), 2):
+            found[row] = model.network(inputs[row])['sem'].logits
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(each, other) for each, other in zip(alone, found, strict=True))
+
+
+def test_a_changed_weight_file_is_damage(openvino: Path, tmp_path: Path):
+    shutil.copytree(openvino, tmp_path / 'copy')
+    with open(tmp_path / 'copy/model.bin', 'r+b') as file:
+        file.write(b'xxxx')
+    with pytest.raises(ExportError, match=r'model\.bin is not the file'):
+        vitdense.load(tmp_path / 'copy')
+
+
+def test_weights_in_float16_take_half_the_file_and_are_judged_by_predictions(
+    source: Path, exported: Path, images: list[torch.Tensor], tmp_path: Path
+):
+    half = converted(exported, tmp_path / 'half', half=True)
+    large, small = ((folder / 'model.onnx').stat().st_size for folder in (exported, half))
+    weights = sum(value.numel() for value in vitdense.load(source, device='cpu').model.network.parameters())
+    assert large - small > 0.9 * 2 * weights
+    verdict = verify(source, half, images)
+    assert verdict.level == 'close' and all(output.tolerance is None for output in verdict.outputs)
+    assert max(output.largest / output.scale for output in verdict.outputs) > 1e-5
+    assert verdict.passed == all(head.share >= TOLERANCES['close'].share for head in verdict.heads)
+
+
+def test_a_runtime_that_is_not_installed_is_named(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(__import__('sys').modules, 'openvino', None)
+    with pytest.raises(ResourceError, match=r'vitdense\[openvino\]'):
+        converted(exported, tmp_path / 'out', runtime='openvino')

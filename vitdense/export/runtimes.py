@@ -1,0 +1,78 @@
+"""Programs that run the graph of an exported folder: onnxruntime and OpenVINO."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitdense.errors import ExportError, ResourceError
+
+Run = Callable[[np.ndarray], Sequence[np.ndarray]]  # images -> the outputs in the order of the graph
+EXTRAS = {'onnx': 'export', 'openvino': 'openvino'}
+GRAPHS = {'onnx': ('model.onnx',), 'openvino': ('model.xml', 'model.bin')}  # files of each format
+
+
+def missing(module: str, error: ImportError, where: str) -> ResourceError:
+    """Return the error of a package that is not installed."""
+    extra = 'openvino' if module in ('openvino', 'nncf') else 'export'
+    return ResourceError(
+        f'{module} is not installed', where=where, why=str(error), fix=f"pip install 'vitdense[{extra}]'"
+    )
+
+
+def open_graph(folder: Path, info: Mapping[str, Any]) -> Run:
+    """Return what runs the graph of `folder`, whose `export.json` is `info`, with torch's number of threads.
+
+    Raises ResourceError where the runtime is not installed, ExportError for a file that it cannot load.
+    """
+    opened = {'onnx': _onnxruntime, 'openvino': _openvino}[info['runtime']]
+    path = folder / GRAPHS[info['runtime']][0]
+    try:
+        return opened(path, [f'{head}.{field}' for head, _, field in info['outputs']], info['precision'])
+    except ImportError as error:
+        raise missing({'onnx': 'onnxruntime'}.get(info['runtime'], 'openvino'), error, str(folder)) from error
+    except Exception as error:  # the runtimes' own classes of errors
+        raise ExportError(
+            'the graph cannot be loaded', where=str(path), why=str(error)[:300], fix='export the model again'
+        ) from error
+
+
+def _onnxruntime(path: Path, names: Sequence[str], precision: str) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    wanted = ('CUDAExecutionProvider', 'CPUExecutionProvider')
+    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(list(names), {name: images})
+
+
+def _openvino(path: Path, names: Sequence[str], precision: str) -> Run:
+    """Return what runs an OpenVINO model; its numbers are float32 unless the graph has another precision."""
+    import openvino
+
+    config: dict[str, Any] = {'INFERENCE_NUM_THREADS': torch.get_num_threads(), 'PERFORMANCE_HINT': 'LATENCY'}
+    if precision != 'float16':  # else the fastest that the processor has, bfloat16 or float16
+        config['INFERENCE_PRECISION_HINT'] = 'f32'
+    core = openvino.Core()
+    local = _Request(core.compile_model(core.read_model(path), 'CPU', config))
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        local.request.infer({0: images})
+        return [local.request.get_tensor(name).data.copy() for name in names]
+
+    return run
+
+
+class _Request(threading.local):
+    """A request of a compiled OpenVINO model for each thread: it holds the arrays of one call."""
+
+    def __init__(self, compiled: Any) -> None:
+        self.request = compiled.create_infer_request()
