@@ -4,8 +4,9 @@
     python benchmarks/rf_detr.py --rounds 7
 
 P16: seconds from the start of a process to its first prediction, weights in a local file. P17: a prediction of a 640 x
-480 image (preprocessing, network, postprocessing), and the network alone, of processes that are warm. Weights are
-random, of the scale of trained ones. Ratios are medians over rounds; above 1 vitdense is faster.
+480 image (preprocessing, network, postprocessing), and the network alone, of processes that are warm; with --openvino
+also as an exported OpenVINO graph. Weights are random, of the scale of trained ones. Ratios are medians over rounds;
+above 1 vitdense is faster.
 """
 
 from __future__ import annotations
@@ -81,19 +82,42 @@ def latency(weights: Path, image: Path, folder: Path, rounds: int) -> None:
     print(f'P17 the network alone: {ratio}')
 
 
+def openvino_latency(weights: Path, image: Path, folder: Path, rounds: int) -> None:
+    """Print P17 for the graph that OpenVINO runs."""
+    from rfdetr import RFDETRNano
+
+    from vitdense.export.folder import export_model
+
+    graph = folder.parent / 'openvino'
+    export_model(folder, graph, dynamic=(), runtime='openvino')
+    theirs = RFDETRNano(pretrain_weights=str(weights), device='cpu')
+    ours = load(graph, device='cpu', amp='off')
+    array = np.asarray(Image.open(image))
+    ratio = paired(lambda: theirs.predict(array, threshold=0.0), lambda: ours(array), rounds, calls=3)
+    print(f'P17 a prediction, OpenVINO: {ratio}')
+    network, imgs = theirs.model.model.eval(), torch.randn(1, 3, SIDE, SIDE)
+    with torch.inference_mode():
+        ratio = paired(lambda: network(imgs), lambda: ours.model.network(imgs), rounds, calls=3)
+    print(f'P17 the network alone, OpenVINO: {ratio}')
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument('--openvino', action='store_true', help='the exported graph only')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     os.environ['OMP_NUM_THREADS'] = str(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         paths = make(Path(folder))
         start = time.perf_counter()
-        latency(*paths, args.rounds)
-        start_up(*paths, args.rounds)
+        if args.openvino:
+            openvino_latency(*paths, args.rounds)
+        else:
+            latency(*paths, args.rounds)
+            start_up(*paths, args.rounds)
     print(f'{args.rounds} rounds, {args.threads} threads, {time.perf_counter() - start:.0f} s')
 
 

@@ -22,7 +22,7 @@ TOOLS = {
     'evaluate': 'score saved predictions, without a model',
     'benchmark': 'measure parameters, FLOPs, time and memory',
     'import-weights': 'convert published weights into a model folder',
-    'export': 'write a model as one ONNX graph',
+    'export': 'write a model as one graph, for onnxruntime or OpenVINO',
     'check-data': 'report what is wrong with a data set',
     'shards': 'write a data set as tar shards',
     'probe': 'compare backbones by nearest neighbours and linear heads',

@@ -1,20 +1,21 @@
-"""Export a model as one ONNX graph with all heads of one backbone pass, and compare it with the model.
+"""Export a model as one graph with all heads of one backbone pass, and compare it with the model.
 
     python tools/export.py work_dirs/shapes/model --out exported --verify 4
-    python tools/export.py work_dirs/shapes/model --out exported --verify photos --heads det,sem
+    python tools/export.py work_dirs/shapes/model --out exported --verify photos --heads det,sem --format openvino
 
-MODEL is a model folder. Writes model.onnx (opset 20, plain operators), export.json (inputs, outputs, verdict) and
-model.json. The graph takes normalised images (B, 3, H, W): (RGB in [0, 1] - mean) / std, mean and std in export.json.
-The size is that of the evaluation transforms where they give all images one size; otherwise sizes are free. --verify
-runs both on images of a folder or on N drawn ones, prints the differences of outputs and predictions and the time of
-both, and leaves with 5 where an output differs by more than 1e-3. --data tests both on labelled images, and leaves with
-5 where a score differs by more than 0.1 points. `vitdense.load`, demo.py and test.py take the folder.
+MODEL is a model folder. Writes model.onnx (opset 20, plain operators), or for OpenVINO model.xml and model.bin, beside
+export.json (inputs, outputs, verdict) and model.json. The graph takes normalised images (B, 3, H, W): (RGB in [0, 1] -
+mean) / std, mean and std in export.json, and gives outputs; --inside puts preprocessing and predictions into it. The
+size is that of the evaluation transforms where they give all images one size; otherwise sizes are free. --verify runs
+both on images of a folder or on N drawn ones, prints the differences of outputs and predictions and the time of both,
+and leaves with 5 where they are beyond the tolerance (docs/export.md). --data tests both on labelled images, and leaves
+with 5 where a score differs by more than 0.1 points. `vitdense.load`, demo.py and test.py take the folder.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vitdense.commands.parser import Parser, run
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from vitdense.commands.compare_scores import ScoredBoth
     from vitdense.export.verify import OutputDifference, Verdict
 
+WORTH = 1.1  # times faster than float32
 DIFFERENT = 5  # exit code of a graph whose outputs are not those of the model
 MOST = 32  # images of a folder that are compared
+MOST_CALIBRATION = 300  # images of a folder that activations are measured on
 
 
 def make_parser() -> Parser:
@@ -38,7 +41,10 @@ def make_parser() -> Parser:
     parser.add_argument(
         '--format', choices=('onnx', 'openvino'), default='onnx', help='the program that runs the graph (default: onnx)'
     )
-    parser.add_argument('--half', action='store_true', help='weights in float16')
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument('--half', action='store_true', help='weights in float16')
+    precision.add_argument('--int8', action='store_true', help='quantized after training, for OpenVINO')
+    parser.add_argument('--calibrate', metavar='DATA|N', help='images of --int8, as --verify names them')
     parser.add_argument(
         '--inside', type=_inside, default=(), metavar='preprocessing,predictions', help='what else the graph does'
     )
@@ -57,11 +63,14 @@ def make_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export as `argv` says; return 0, or 5 when outputs differ."""
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.int8 and (args.format != 'openvino' or not args.calibrate):
+        parser.error('--int8 needs --format openvino and --calibrate DATA: images like those it is for')
     from pathlib import Path  # heavy from here on: after the arguments are known to be right
 
     from vitdense.commands.models import trained_model
-    from vitdense.export.folder import export_model, verify
+    from vitdense.export.folder import export_model, quantize_folder, verify
     from vitdense.reporting.console import console, start_logging
 
     start_logging(None)
@@ -73,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         heads=heads, size=size, dynamic=args.dynamic, runtime=args.format, half=args.half, inside=args.inside
     )
     content = export_model(model, out, **options)
+    if args.int8:
+        content = quantize_folder(out, images_of(args.calibrate, most=MOST_CALIBRATION))
     free = f', free: {", ".join(content["dynamic"])}' if content['dynamic'] else ''
     console().print(f'{out}: {", ".join(content["heads"])} in one graph of {tuple(content["size"])}{free}')
     passed = True
@@ -86,10 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         scores = compare_scores(model, out, args.data, split=args.split)
         show_scores(scores)
         passed &= all(score.passed for score in scores)
+    if args.int8:
+        show_worth(content['int8_seconds'], passed, judged=bool(args.verify or args.data))
     return 0 if passed else DIFFERENT
 
 
-def images_of(words: str) -> list[Tensor]:
+def images_of(words: str, most: int = MOST) -> list[Tensor]:
     """Return the images of a folder, or that many drawn scenes."""
     from vitdense.data.files.images import read_image
     from vitdense.data.files.listing import find_files
@@ -100,7 +113,7 @@ def images_of(words: str) -> list[Tensor]:
         return [scenes[row].img for row in range(len(scenes))]
     from pathlib import Path
 
-    return [read_image(Path(words) / name) for name in find_files(Path(words)).files[:MOST]]
+    return [read_image(Path(words) / name) for name in find_files(Path(words)).files[:most]]
 
 
 def show(verdict: Verdict) -> None:
@@ -122,6 +135,17 @@ def show(verdict: Verdict) -> None:
 
 def _cell(output: OutputDifference) -> str:
     return '-' if output.tolerance is None else 'yes' if output.passed else 'NO'
+
+
+def show_worth(seconds: Mapping[str, float], passed: bool, *, judged: bool) -> None:
+    """Print whether INT8 is worth what it costs: it must be faster, and the predictions must stay."""
+    from vitdense.reporting.console import console
+
+    ratio = seconds['float32'] / seconds['int8']
+    faults = [text for bad, text in ((ratio < WORTH, 'no faster'), (not passed, 'predictions change')) if bad]
+    worth = f'not worth it: {" and ".join(faults)}' if faults else 'worth it' if judged else 'not judged: give --verify'
+    times = ' -> '.join(f'{1000 * seconds[name]:.1f} ms' for name in ('float32', 'int8'))
+    console().print(f'INT8: {times} ({ratio:.2f} x), {worth}', style='bold')
 
 
 def show_scores(scores: Sequence[ScoredBoth]) -> None:

@@ -12,7 +12,7 @@ import torch
 
 import vitdense
 from vitdense.errors import ExportError, ResourceError
-from vitdense.export.folder import INFO, complete, read_exported, verify
+from vitdense.export.folder import INFO, complete, quantize_folder, read_exported, verify
 from vitdense.export.verify import TOLERANCES, equal_predictions
 
 pytest.importorskip('onnxruntime')
@@ -65,6 +65,20 @@ def test_a_changed_weight_file_is_damage(openvino: Path, tmp_path: Path):
         file.write(b'xxxx')
     with pytest.raises(ExportError, match=r'model\.bin is not the file'):
         vitdense.load(tmp_path / 'copy')
+
+
+def test_an_int8_graph_is_smaller_and_judged_coarsely(
+    source: Path, openvino: Path, images: list[torch.Tensor], tmp_path: Path
+):
+    pytest.importorskip('nncf')
+    shutil.copytree(openvino, tmp_path / 'int8')
+    content = quantize_folder(tmp_path / 'int8', images)
+    assert content['precision'] == 'int8' and set(content['int8_seconds']) == {'float32', 'int8'}
+    assert (tmp_path / 'int8/model.bin').stat().st_size < 0.7 * (openvino / 'model.bin').stat().st_size
+    verdict = verify(source, tmp_path / 'int8', images)
+    assert verdict.level == 'coarse' and max(output.largest / output.scale for output in verdict.outputs) > 1e-3
+    with pytest.raises(ExportError, match='in int8'):
+        quantize_folder(tmp_path / 'int8', images)
 
 
 def test_weights_in_float16_take_half_the_file_and_are_judged_by_predictions(

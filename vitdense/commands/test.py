@@ -95,21 +95,24 @@ def test(
 def _with_graph(
     cfg: RunConfig, checkpoint: str | Path | None
 ) -> tuple[RunConfig, tuple[DenseModel, dict[str, Any]] | None]:
-    """Return the config, with batches of one image for an exported graph, which has no padding, and the graph with its
-    metainfo; None for any other checkpoint.
+    """Return the config, with batches of one image for an exported graph, which has no padding, and without transforms
+    where they are in the graph; and the graph with its metainfo, None for any other checkpoint.
     """
     if checkpoint is None or not is_exported(checkpoint):
         return cfg, None
     model, info = read_exported(checkpoint)
-    cfg = cfg.replaced(test_dataloader=one_by_one(cfg.test_dataloader))
+    cfg = cfg.replaced(test_dataloader=one_by_one(cfg.test_dataloader, transforms=not model.network.preprocesses))
     return cfg, (model, {key: info.get(key, {}) for key in METAINFO})
 
 
-def one_by_one(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a section of loaders, of one data set or of several by name, with batches of one image."""
+def one_by_one(section: Mapping[str, Any], *, transforms: bool = True) -> dict[str, Any]:
+    """Return a section of loaders, of one data set or of several by name, with batches of one image, and without
+    transforms where these are in the graph.
+    """
     if 'dataset' in section:
-        return {**section, 'batch_size': 1}
-    return {name: {**each, 'batch_size': 1} for name, each in section.items()}
+        dataset = section['dataset'] if transforms else {**section['dataset'], 'transforms': ()}
+        return {**section, 'batch_size': 1, 'dataset': dataset}
+    return {name: one_by_one(each, transforms=transforms) for name, each in section.items()}
 
 
 def _save_points(points: Mapping[str, Any], folder: Path, checkpoint: str | Path | None) -> None:

@@ -25,6 +25,7 @@ from vitdense.export.formats import finish
 from vitdense.export.graph import OPSET, HeadsGraph, export_onnx
 from vitdense.export.graph_network import GraphNetwork
 from vitdense.export.inside import PredictionReader, check_tasks, preprocessing_of
+from vitdense.export.quantization import quantize
 from vitdense.export.runtimes import GRAPHS
 from vitdense.model import DenseModel
 from vitdense.registry import build
@@ -102,6 +103,26 @@ def complete(folder: Path, content: Mapping[str, Any], *, runtime: Runtime = 'on
         'precision': 'float16' if half else 'float32',
         'sha256': {name: sha256_of(folder / name) for name in GRAPHS[runtime]},
     }
+    write_json(folder / INFO, content)
+    return content
+
+
+def quantize_folder(folder: Path, images: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Quantize an exported OpenVINO folder to INT8 in place, calibrated on `images` (3, H, W) uint8; return the content
+    of its `export.json`, with the seconds of a pass in float32 and in INT8.
+
+    Raises ExportError for another format, ResourceError where NNCF is not installed.
+    """
+    content = json.loads((folder / INFO).read_text(encoding='utf-8'))
+    path = folder / GRAPHS['openvino'][0]
+    if content['runtime'] != 'openvino' or content['precision'] != 'float32':
+        why = f'the graph is {content["runtime"]} in {content["precision"]}'
+        raise ExportError('cannot quantize', where='--int8', why=why, fix='give --format openvino, without --half')
+    graph, info = read_exported(folder)
+    batches = _side(graph, graph.network, {}, info['transforms'], images).batches
+    seconds = quantize(path, [graph.network.as_input(imgs) for imgs in batches])
+    sums = {name: sha256_of(folder / name) for name in GRAPHS['openvino']}
+    content |= {'precision': 'int8', 'calibration_images': len(images), 'int8_seconds': seconds, 'sha256': sums}
     write_json(folder / INFO, content)
     return content
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -59,11 +60,14 @@ class GraphNetwork(nn.Module):
         height, width = (-(-int(side) // self.padded_to) * self.padded_to for side in imgs.shape[-2:])
         return self._records(self._tensors(imgs), (height, width))
 
+    def as_input(self, imgs: Tensor) -> np.ndarray:
+        """Return a batch as the graph takes it."""
+        return (imgs.round().to(torch.uint8) if self.preprocesses else imgs.float()).cpu().numpy()
+
     def _tensors(self, imgs: Tensor) -> dict[Slot, Tensor]:
         """Return the outputs of the graph, which may take one image at a time."""
-        imgs_in = imgs.round().to(torch.uint8) if self.preprocesses else imgs.float()
-        parts = imgs_in.cpu().split(1 if self.one_by_one else len(imgs))
-        arrays = zip(*(self.run(part.numpy()) for part in parts), strict=True)  # by output, then by part
+        parts = imgs.split(1 if self.one_by_one else len(imgs))
+        arrays = zip(*(self.run(self.as_input(part)) for part in parts), strict=True)  # by output, then by part
         tensors = [torch.cat([torch.from_numpy(array) for array in each]).to(imgs.device) for each in arrays]
         return dict(zip(self.slots, tensors, strict=True))
 

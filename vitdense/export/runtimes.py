@@ -33,7 +33,7 @@ def open_graph(folder: Path, info: Mapping[str, Any]) -> Run:
     opened = {'onnx': _onnxruntime, 'openvino': _openvino}[info['runtime']]
     path = folder / GRAPHS[info['runtime']][0]
     try:
-        return opened(path, [f'{head}.{field}' for head, _, field in info['outputs']], info['precision'])
+        return opened(path, [f'{head}.{field}' for head, _, field in info['outputs']])
     except ImportError as error:
         raise missing({'onnx': 'onnxruntime'}.get(info['runtime'], 'openvino'), error, str(folder)) from error
     except Exception as error:  # the runtimes' own classes of errors
@@ -42,7 +42,7 @@ def open_graph(folder: Path, info: Mapping[str, Any]) -> Run:
         ) from error
 
 
-def _onnxruntime(path: Path, names: Sequence[str], precision: str) -> Run:
+def _onnxruntime(path: Path, names: Sequence[str]) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -54,21 +54,26 @@ def _onnxruntime(path: Path, names: Sequence[str], precision: str) -> Run:
     return lambda images: session.run(list(names), {name: images})
 
 
-def _openvino(path: Path, names: Sequence[str], precision: str) -> Run:
-    """Return what runs an OpenVINO model; its numbers are float32 unless the graph has another precision."""
+def _openvino(path: Path, names: Sequence[str]) -> Run:
     import openvino
 
-    config: dict[str, Any] = {'INFERENCE_NUM_THREADS': torch.get_num_threads(), 'PERFORMANCE_HINT': 'LATENCY'}
-    if precision != 'float16':  # else the fastest that the processor has, bfloat16 or float16
-        config['INFERENCE_PRECISION_HINT'] = 'f32'
     core = openvino.Core()
-    local = _Request(core.compile_model(core.read_model(path), 'CPU', config))
+    local = _Request(core.compile_model(core.read_model(path), 'CPU', openvino_config()))
 
     def run(images: np.ndarray) -> list[np.ndarray]:
         local.request.infer({0: images})
         return [local.request.get_tensor(name).data.copy() for name in names]
 
     return run
+
+
+def openvino_config() -> dict[str, Any]:
+    """Return how OpenVINO runs a graph: soon, with torch's number of threads, in float32 where it is not quantized.
+
+    By default a processor that has bfloat16 computes with its 8 bits of precision: boxes move by many pixels.
+    """
+    options = {'INFERENCE_NUM_THREADS': torch.get_num_threads(), 'PERFORMANCE_HINT': 'LATENCY'}
+    return {**options, 'INFERENCE_PRECISION_HINT': 'f32'}
 
 
 class _Request(threading.local):
