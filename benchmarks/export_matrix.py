@@ -217,6 +217,31 @@ def measured(network: nn.Module, folder: Path, info: dict, names: tuple[str, str
     return rows
 
 
+def table(rows: Sequence[dict]) -> str:
+    """Return the rows as a Markdown table: the worst of both runtimes and all sizes for each adapter and head."""
+    heads = list(dict.fromkeys(row['head'] for row in rows))
+    lines = [f'| ViT | adapter | {" | ".join(heads)} |', '|---' * (len(heads) + 2) + '|']
+    for names in dict.fromkeys((row['vit'], row['adapter']) for row in rows):
+        cells = []
+        for head in heads:
+            mine = [row for row in rows if (row['vit'], row['adapter'], row['head']) == (*names, head)]
+            cells.append(cell(mine) if mine else '')
+        lines.append(f'| {names[0]} | {names[1]} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def cell(rows: Sequence[dict]) -> str:
+    """Return the largest difference of an output, and what is not equal; 'failed' for a pair without a graph."""
+    if any('largest' not in row for row in rows):
+        return '**failed**'
+    text = f'{max(row["largest"] for row in rows):.0e}'
+    missed = sum(row['total'] - row['same'] for row in rows)
+    lost = max(100 - (100 if row['score'] is None else row['score']) for row in rows)
+    text += f', {missed} of {sum(row["total"] for row in rows)} {rows[0]["what"]} differ' if missed else ''
+    text += f', score -{lost:.2f}' if lost >= 0.1 else ''
+    return text if all(row['passed'] for row in rows) else f'**{text}**'
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -224,9 +249,13 @@ def main() -> None:
     parser.add_argument('--vits', nargs='+', choices=VITS, default=list(VITS))
     parser.add_argument('--only', nargs='+', choices=[*ADAPTERS, 'eomt'], default=[*ADAPTERS, 'eomt'])
     parser.add_argument('--runtimes', nargs='+', choices=('onnx', 'openvino'), default=['onnx', 'openvino'])
+    parser.add_argument('--table', action='store_true', help='print the rows of the json file as a table, no more')
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = json.loads(args.out.read_text())['rows'] if args.out.exists() else []
+    if args.table:
+        print(table(rows))
+        return
     for kind in args.vits:
         for adapter in args.only:
             if (kind, adapter) in {(row['vit'], row['adapter']) for row in rows}:
