@@ -29,8 +29,8 @@ from vitdense.adapters.vit_adapter import ViTAdapter
 from vitdense.backbones.vit import ViT
 from vitdense.data.shapes import ShapesScenes
 from vitdense.errors import ExportError
-from vitdense.export.formats import finish
 from vitdense.export.graph import HeadsGraph, export_onnx
+from vitdense.export.graph_formats import finish
 from vitdense.export.graph_network import GraphNetwork
 from vitdense.export.verify import Side, Verdict, compare
 from vitdense.heads.classify import ClassHead
@@ -103,7 +103,7 @@ def task_of(head: str) -> Any:
     """Return the task that reads a head."""
     kinds = {**dict.fromkeys(DETECTORS, DetectionTask), 'classify': ClassificationTask, 'masks': MaskSemanticTask}
     kind = kinds.get(head, SemanticTask)
-    return kind() if kind in (MaskSemanticTask, SemanticTask) else kind(num_classes=len(NAMES))
+    return kind(num_classes=len(NAMES)) if kind is DetectionTask else kind()
 
 
 def images_of(network: nn.Module, size: tuple[int, int]) -> list[Tensor]:
@@ -171,13 +171,13 @@ def judge(network: nn.Module, graph: nn.Module, size: tuple[int, int]) -> tuple[
     return verdict, {name: score.score() for name, score in scores.items()}
 
 
-def rows_of(kind: str, adapter: str, runtimes: Sequence[str], heads: Sequence[str] | None = None) -> list[dict]:
+def rows_of(kind: str, adapter: str, runtimes: Sequence[str], heads: Sequence[str]) -> list[dict]:
     """Return one row for each size, runtime and head."""
     network = network_of(kind, adapter)
-    heads, sizes, rows = tuple(heads or network.names), sizes_of(network), []
+    sizes, rows = sizes_of(network), []
     if adapter not in TWO_SIZES and kind != 'rope':
         sizes = sizes[:1]
-    names, network.names = network.names, heads
+    network.names = tuple(heads)
     with tempfile.TemporaryDirectory() as scratch:
         for size in sizes:
             folder = Path(scratch, '-'.join(map(str, size)))
@@ -194,7 +194,7 @@ def rows_of(kind: str, adapter: str, runtimes: Sequence[str], heads: Sequence[st
             for runtime in runtimes:
                 rows += measured(network, folder, {**info, 'runtime': runtime}, (kind, adapter))
     if not rows and len(heads) > 1:
-        return [row for head in names for row in rows_of(kind, adapter, runtimes, [head])]
+        return [row for head in heads for row in rows_of(kind, adapter, runtimes, [head])]
     return rows or [dict(vit=kind, adapter=adapter, head=heads[0], passed=False, runtime='none')]
 
 
@@ -248,6 +248,7 @@ def main() -> None:
     parser.add_argument('--out', type=Path, required=True, help='the json file of all rows; those in it are kept')
     parser.add_argument('--vits', nargs='+', choices=VITS, default=list(VITS))
     parser.add_argument('--only', nargs='+', choices=[*ADAPTERS, 'eomt'], default=[*ADAPTERS, 'eomt'])
+    parser.add_argument('--heads', nargs='+', choices=[*ALL_HEADS, 'masks'], help='of the graph (default: all)')
     parser.add_argument('--runtimes', nargs='+', choices=('onnx', 'openvino'), default=['onnx', 'openvino'])
     parser.add_argument('--table', action='store_true', help='print the rows of the json file as a table, no more')
     args = parser.parse_args()
@@ -258,10 +259,14 @@ def main() -> None:
         return
     for kind in args.vits:
         for adapter in args.only:
-            if (kind, adapter) in {(row['vit'], row['adapter']) for row in rows}:
+            known = {row['head'] for row in rows if (row['vit'], row['adapter']) == (kind, adapter)}
+            heads = [
+                head for head in args.heads or (['masks'] if adapter == 'eomt' else ALL_HEADS) if head not in known
+            ]
+            if not heads:
                 continue
             start = time.perf_counter()
-            rows += rows_of(kind, adapter, args.runtimes)
+            rows += rows_of(kind, adapter, args.runtimes, heads)
             write_json(args.out, {'rows': rows})
             mine = [row for row in rows if (row['vit'], row['adapter']) == (kind, adapter)]
             failed = [(row['head'], row['runtime']) for row in mine if not row['passed']]

@@ -21,8 +21,8 @@ from vitdense.checkpoints.descriptions import check_recipes, read_description
 from vitdense.checkpoints.model_folder import CONTENT, model_folder_of, read_model_folder
 from vitdense.data.transforms.common import Pipeline
 from vitdense.errors import ExportError
-from vitdense.export.formats import finish
 from vitdense.export.graph import OPSET, HeadsGraph, export_onnx
+from vitdense.export.graph_formats import finish
 from vitdense.export.graph_network import GraphNetwork
 from vitdense.export.inside import PredictionReader, check_tasks, preprocessing_of
 from vitdense.export.quantization import quantize
