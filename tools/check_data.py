@@ -24,14 +24,6 @@ if TYPE_CHECKING:
     from vitdense.data.files.layouts import Part
     from vitdense.dataset_checks.report import DataReport, Finding
 
-TITLES = {  # of warnings
-    'similar': 'groups of images that are nearly the same',
-    'shared': 'groups of images that are nearly the same, in several splits',
-    'missing': 'classes without an object in a split',
-    'twice': 'objects that are labelled twice',
-    'unusual': 'boxes far from the usual sizes of their class',
-    'rare': 'classes with few objects',
-}
 WRONG = 3  # exit code of data that cannot be used as it is
 
 
@@ -144,7 +136,8 @@ def show(report: DataReport, shown: int) -> None:
 
     for name, value in report.summary:
         console().print(f'{name}: {value}')
-    print_table('classes', *fold(report.header, report.classes, width=console().width))
+    if report.classes:
+        print_table('classes', *fold(report.header, report.classes, width=console().width))
     for kind in dict.fromkeys(finding.kind for finding in report.findings):
         console().print(f'{kind}: {report.counts[kind]:,}', style='bold')
         lines, printed = lines_of([finding for finding in report.findings if finding.kind == kind], shown)
@@ -156,11 +149,12 @@ def show(report: DataReport, shown: int) -> None:
         console().print(hint)
     show_warnings(report.warnings, shown)
     total = sum(report.counts.values())
-    console().print(f'{total:,} findings' if report.findings else 'nothing is wrong', style='bold')
+    console().print(f'{total:,} finding{"s" * (total != 1)}' if report.findings else 'nothing is wrong', style='bold')
 
 
 def show_warnings(warnings: Sequence[Finding], shown: int) -> None:
     """Print what may be meant as it is."""
+    from vitdense.dataset_checks.report import TITLES
     from vitdense.reporting.console import console
 
     for kind in dict.fromkeys(warning.kind for warning in warnings):
@@ -195,10 +189,12 @@ def write_page(
 ) -> None:
     """Write the page with images."""
     from vitdense.dataset_checks.report_page import page
+    from vitdense.reporting.console import console
     from vitdense.storage.atomic import make_folder, write_text
 
     make_folder(path.parent)
     write_text(path, page(root, parts, across, labels))
+    console().print(f'images and findings are in {path}')
 
 
 def write(reports: Mapping[str, DataReport], across: Sequence[Finding], path: Any) -> None:

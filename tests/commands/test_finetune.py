@@ -61,7 +61,7 @@ def test_a_folder_becomes_a_tested_model_whose_config_trains_the_same_again(tmp_
     model = vitdense.finetune(folder, time=0.01, work_dir=tmp_path / 'work', device='cpu', options=options)
     printed = capsys.readouterr().out
     assert 'class folders: 2 classes (bright, dark), 17 / 3 / 6 images (train / val / test)' in printed
-    assert 'no split for validation: 15 %' in printed and 'the time is too short' in printed
+    assert 'no split for validation: 15 %' in printed and '--time is too short' in printed
     assert f'train {tmp_path / "work" / "config.py"}' in printed
     assert 0 <= json.loads((tmp_path / 'work' / 'test' / 'metrics.json').read_text())['cls/top1'] <= 1
     points = json.loads((model / 'model.json').read_text())['operating_points']['cls']

@@ -50,6 +50,16 @@ def test_debug_shows_the_traceback(capsys, monkeypatch):
     assert 'Traceback' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ('program', 'shown'), [('bin/vitdense', 'vitdense check-data'), ('tools/x.py', 'check_data.py')]
+)
+def test_an_error_names_the_command_as_it_was_given(program, shown, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [program])
+    with pytest.raises(ConfigError) as caught:
+        Parser(prog='check_data.py').parse_args(['--nothing'])
+    assert caught.value.where == shown and f'usage: {shown}' in caught.value.why
+
+
 def test_a_misspelt_option_gets_the_nearest(capsys):
     def main(argv):
         parser = Parser(prog='demo.py')

@@ -103,8 +103,9 @@ def test_of_two_heads_of_a_kind_one_is_chosen():
     with pytest.raises(ConfigError, match='several heads'):
         two.to_coco()
     assert len(two.only('second').boxes) == 1
-    with pytest.raises(ConfigError, match='no head predicts Instances'):
+    with pytest.raises(ConfigError, match='the model predicts no objects') as caught:
         _ = two.only('sem').boxes
+    assert caught.value.fix == 'use result.semantic'
     with pytest.raises(KeyError, match='the heads are'):
         _ = two['det2']
 

@@ -32,6 +32,7 @@ META = {
     'classes': {'labels': ['car', 'bus'], 'semantic': ['road', 'sky'], 'image_label': ['day', 'night']},
     'category_ids': {'labels': [3, 7]},
     'head_fields': {'det': 'labels', 'sem': 'semantic', 'cls': 'image_label'},
+    'operating_points': {'det': {'threshold': [None, 0.35]}},
 }
 
 
@@ -67,7 +68,7 @@ class Painter:
             'sem': SemanticMap((img[0] > 100).to(torch.uint8)),
             'cls': ImageClass(torch.tensor([0.2, 0.8])),
         }
-        return Result(img.permute(1, 2, 0).numpy(), heads, META, times={'network': 0.01})
+        return Result(img.permute(1, 2, 0).numpy(), heads, self.metainfo, times={'network': 0.01})
 
 
 @contextmanager
@@ -104,6 +105,15 @@ def test_the_least_score_is_that_of_the_request():
     with serving() as (client, _):
         assert client.post('/api/image?min_score=0.5', content=png()).json()['objects'] == {'det': []}
         assert client.post('/api/image?min_score=0.001', content=png()).status_code == 422
+
+
+def test_without_a_least_score_the_thresholds_of_the_model_count(monkeypatch: pytest.MonkeyPatch):
+    with serving() as (client, painter):
+        assert len(client.post('/api/image', content=png()).json()['objects']['det']) == 1  # 0.4 of a bus
+        points = {'operating_points': {'det': {'threshold': [0.1, 0.45]}}}
+        monkeypatch.setattr(painter, 'metainfo', META | points, raising=False)
+        assert client.post('/api/image', content=png()).json()['objects'] == {'det': []}
+        assert [row['threshold'] for row in client.get('/api/model').json()['heads'][0]['classes']] == [0.3, 0.35]
 
 
 def test_classes_and_endpoints_are_described():

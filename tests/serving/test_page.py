@@ -84,6 +84,7 @@ def test_an_image_is_shown_with_legend_and_live_thresholds(page: Any, tmp_path: 
     page.locator('#opacity').fill('0')  # regions vanish, the box stays
     with_box = painted(page)
     slider = page.get_by_label('score of bus')
+    assert slider.input_value() == '0.35'  # the threshold of the model
     slider.fill('0.9')
     assert page.locator('#legend .number').first.text_content() == '0' and painted(page) == 0 < with_box
     slider.fill('0.2')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import time as clock
 from collections.abc import Sequence
@@ -206,7 +207,8 @@ def _log_length(steps: int, epochs: float, cost: Cost | None, left: float | None
         text = '%.2f s a step, %.0f s a validation: about %.0f minutes'
         logger.info(text, cost.step, cost.validation, cost.total(steps) / 60)
         if cost.total(steps) > left:
-            logger.warning('the time is too short for %d steps, the fewest that are of use: it will take longer', steps)
+            minutes = math.ceil(cost.total(steps) / 60)
+            logger.warning('--time is too short for %d steps, the fewest of use: it takes %d minutes', steps, minutes)
     if epochs < FEWEST_EPOCHS:
         logger.warning('that is little: fewer than %d passes seldom suffice; give it more --time', FEWEST_EPOCHS)
 

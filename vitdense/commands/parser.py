@@ -147,6 +147,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: object) -> None:
         options.setdefault('formatter_class', argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
+        installed = os.path.basename(sys.argv[0]) in ('vitdense', 'vitdense.exe')
+        if installed and ' ' not in self.prog:  # its parts have a name with spaces
+            self.prog = f'vitdense {self.prog.removesuffix(".py").replace("_", "-")}'
 
     def add_shared(self, *names: str, **changes: Any) -> None:
         """Add options of `SHARED`; `changes` replace arguments of theirs, such as `help`."""

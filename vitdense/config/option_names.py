@@ -70,7 +70,7 @@ def suggestion(word: str, options: Iterable[str]) -> str:
                 return f"; did you mean '{ours}'?"
             if not ours.startswith('--') and '--cfg-options' in options:
                 return f'; it is set by --cfg-options {ours}'
-    return did_you_mean(word, options, cutoff=0.75)
+    return did_you_mean(word, options, cutoff=0.82)  # --checkpoint is not --trust-checkpoint
 
 
 def config_key(key: str) -> str:

@@ -11,6 +11,15 @@ import numpy as np
 
 from vitdense.errors import DataError
 
+TITLES = {  # of warnings
+    'similar': 'groups of images that are nearly the same',
+    'shared': 'groups of images that are nearly the same, in several splits',
+    'missing': 'classes without an object in a split',
+    'twice': 'objects that are labelled twice',
+    'unusual': 'boxes far from the usual sizes of their class',
+    'rare': 'classes with few objects',
+}
+
 
 class Finding(NamedTuple):
     """An error in a data set."""

@@ -18,7 +18,7 @@ from vitdense.data.files.images import read_image
 from vitdense.data.files.layouts import Part
 from vitdense.data.segmentation import SegmentationDataset
 from vitdense.dataset_checks.near_duplicates import names, near_duplicates
-from vitdense.dataset_checks.report import DataReport, Finding
+from vitdense.dataset_checks.report import TITLES, DataReport, Finding
 from vitdense.errors import VitDenseError
 from vitdense.visualize.predictions import draw_target
 
@@ -51,7 +51,7 @@ def page(
     odd = len(across) + sum(len(report.warnings) for _, report in parts.values())
     body: list[str] = [
         f'<h1>{escape(str(root))}</h1>',
-        f'<p>{found:,} errors, {odd:,} warnings</p>',
+        f'<p>{found:,} error{"s" * (found != 1)}, {odd:,} warning{"s" * (odd != 1)}</p>',
         *_listed(across, 'odd'),
     ]
     for name, (part, report) in parts.items():
@@ -59,7 +59,8 @@ def page(
         body.append(_table(('', ''), report.summary))
         body += _listed(report.findings, 'wrong')
         body += _listed([finding for finding in report.warnings if finding.kind != 'similar'], 'odd')
-        body.append(_table(report.header, report.classes))
+        if report.classes:
+            body.append(_table(report.header, report.classes))
         body.append(_gallery(_samples(part, options)))
     body += _groups(root, [report for _, report in parts.values()])
     head = f'<meta charset="utf-8"><title>{escape(str(root))}</title><style>{STYLE}</style>'
@@ -71,7 +72,7 @@ def _listed(findings: Sequence[Finding], style: str) -> Iterator[str]:
         some = [finding for finding in findings if finding.kind == kind]
         rows = ''.join(f'<li>{escape(finding.where)}: {escape(finding.reason)}</li>' for finding in some[:LISTED])
         more = f'<li>and {len(some) - LISTED:,} more</li>' if len(some) > LISTED else ''
-        yield f'<h3 class="{style}">{escape(kind)}: {len(some):,}</h3><ul>{rows}{more}</ul>'
+        yield f'<h3 class="{style}">{escape(TITLES.get(kind, kind))}: {len(some):,}</h3><ul>{rows}{more}</ul>'
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -91,7 +92,7 @@ def _samples(part: Part, options: Mapping[str, Any]) -> Iterator[tuple[str, np.n
             sample = dataset[row]
         except VitDenseError:
             continue
-        yield str(sample.meta.image_id), draw_target(sample.img, sample.target, dataset.metainfo, legend=False)
+        yield Path(sample.meta.path).name, draw_target(sample.img, sample.target, dataset.metainfo, legend=False)
 
 
 def _dataset(part: Part, options: Mapping[str, Any]) -> Any:
@@ -106,7 +107,7 @@ def _groups(root: Path, reports: Sequence[DataReport]) -> Iterator[str]:
     """Yield the near duplicates of all splits as rows of images."""
     groups = near_duplicates({path: row for report in reports for path, row in report.fingerprints.items()})
     if groups:
-        yield f'<h2>Near duplicates: {len(groups):,} groups</h2>'
+        yield f'<h2>Near duplicates: {len(groups):,} group{"s" * (len(groups) != 1)}</h2>'
     for group in groups[:GROUPS]:
         yield f'<div class="group">{_gallery((names([path], root), _read(path)) for path in group[:IN_GROUP])}</div>'
 

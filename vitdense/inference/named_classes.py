@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vitdense.types import ImageClass, Prediction, SemanticMap
+from vitdense.types import ImageClass, Instances, Prediction, SemanticMap
+
+KINDS: dict[type, tuple[str, str]] = {  # what a head predicts, and where a result has it
+    Instances: ('objects', 'result.boxes'),
+    SemanticMap: ('label map', 'result.semantic'),
+    ImageClass: ('image class', 'result.image_class'),
+}
 
 
 def class_names(metainfo: Mapping[str, Any], head: str, prediction: Prediction, at_least: int) -> list[str]:

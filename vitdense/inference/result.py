@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from vitdense.errors import ConfigError
-from vitdense.inference.named_classes import class_list, class_names
+from vitdense.inference.named_classes import KINDS, class_list, class_names
 from vitdense.inference.windowed_image import at_preview
 from vitdense.ops.packed_masks import PackedMasks
 from vitdense.types import ImageClass, Instances, Prediction, Reconstruction, SemanticMap
@@ -255,12 +255,15 @@ class Result:
         """Return the one head of a kind, and its prediction. Raises ConfigError where there is none, or several."""
         heads = self._heads(kind)
         if len(heads) != 1:
-            have = ', '.join(f'{head} ({type(self[head]).__name__})' for head in self.predictions)
+            what = KINDS[kind][0]
+            known = {head: KINDS.get(type(each), (f'result[{head!r}]',) * 2) for head, each in self.predictions.items()}
             raise ConfigError(
-                f'{"no head predicts" if not heads else "several heads predict"} {kind.__name__}',
+                f'several heads of the model predict {what}' if heads else f'the model predicts no {what}',
                 where='result',
-                why=f'the heads are {have}',
-                fix=f"choose one: result.only('{heads[0]}')" if heads else 'take what there is: result[HEAD]',
+                why=f'its heads predict {", ".join(f"{name} ({head})" for head, (name, _) in known.items())}',
+                fix=f"choose one: result.only('{heads[0]}')"
+                if heads
+                else f'use {" or ".join(dict.fromkeys(where for _, where in known.values()))}',
             )
         return heads[0], self[heads[0]]
 

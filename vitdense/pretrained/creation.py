@@ -193,7 +193,8 @@ def _fetch(name: str, model: nn.Module) -> tuple[State, str]:
             f"could not get the weights of '{name}'",
             where=f'{file} of {cfg.hf_hub_id or cfg.url}',
             why=f'{type(error).__name__}: {(str(error).strip().splitlines() or ["no network"])[0][:160]}',
-            fix=f"with a network, download {address}\nand give its path: pretrained='path/{file}'",
+            fix=f'with a network, download {address}\nand give its path: model.network.backbone.pretrained=path/{file} '
+            '(vitdense finetune: --backbone-weights)',
         ) from None
     return (open_checkpoint(found[0]) if found else {}), cfg.hf_hub_id or cfg.url
 

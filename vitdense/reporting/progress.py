@@ -124,7 +124,7 @@ def fold(
 def _cell(value: Any) -> str:
     if value is None:
         return 'n/a'
-    return f'{100 * value:.1f}' if isinstance(value, float) else f'{value:,}' if isinstance(value, int) else str(value)
+    return f'{value:.3f}' if isinstance(value, float) else f'{value:,}' if isinstance(value, int) else str(value)
 
 
 def _number(value: float | None) -> str:

@@ -24,8 +24,10 @@ from vitdense.inference.predictor import Predictor
 from vitdense.serving.batching import Batcher, QueueFullError
 from vitdense.serving.responses import ModelRecord, PredictionRecord, describe, record_of
 from vitdense.video.reader import VideoReader
+from vitdense.visualize.score_thresholds import MIN_SCORE, MinScore
 
 LOWEST = 0.05  # objects of a lower score are never sent
+LOWEST_SCORE = Query(None, ge=LOWEST, le=1, description='of the objects; default: the thresholds of the model')
 _BINARY = {'application/octet-stream': {'schema': {'type': 'string', 'format': 'binary'}}}
 UPLOAD = {'requestBody': {'required': True, 'content': _BINARY}}
 POLICY = (
@@ -78,7 +80,7 @@ def create_app(
             name,
             predictor.metainfo,
             predictor.metainfo['head_fields'],
-            min_score=0.3,
+            min_score=MIN_SCORE,
             max_bytes=limits.image_bytes,
             max_frames=limits.frames,
         ),
@@ -104,18 +106,16 @@ def _add_endpoints(app: FastAPI, batcher: Batcher, limits: RequestLimits) -> Non
     predictor = batcher.predictor
 
     @app.post('/api/image', responses=FAULTS, openapi_extra=UPLOAD)
-    async def image(request: Request, min_score: float = Query(LOWEST, ge=LOWEST, le=1)) -> PredictionRecord:
+    async def image(request: Request, min_score: float | None = LOWEST_SCORE) -> PredictionRecord:
         """Predictions of the image file that is the body of the request."""
         content = b''.join([part async for part in _parts(request, limits.image_bytes)])
         img = await asyncio.to_thread(
             decode_image, content, 'the image', max_pixels=limits.pixels, value_range=predictor.value_range
         )
-        return await asyncio.to_thread(record_of, await batcher.predict(img), min_score=min_score)
+        return await asyncio.to_thread(record_of, await batcher.predict(img), min_score=_or_auto(min_score))
 
     @app.post('/api/video', responses=FAULTS, openapi_extra=UPLOAD)
-    async def video(
-        request: Request, min_score: float = Query(0.3, ge=LOWEST, le=1), every: int = Query(1, ge=1)
-    ) -> Response:
+    async def video(request: Request, min_score: float | None = LOWEST_SCORE, every: int = Query(1, ge=1)) -> Response:
         """Predictions of every n-th frame of the video file that is the body, one JSON object a line (NDJSON)."""
         with tempfile.NamedTemporaryFile(prefix='vitdense-', delete=False) as file:
             path = Path(file.name)
@@ -127,12 +127,16 @@ def _add_endpoints(app: FastAPI, batcher: Batcher, limits: RequestLimits) -> Non
             except BaseException:
                 path.unlink(missing_ok=True)
                 raise
-        lines = _frames(reader, path, batcher, limits.frames, every=every, min_score=min_score)
+        lines = _frames(reader, path, batcher, limits.frames, every=every, min_score=_or_auto(min_score))
         return StreamingResponse(lines, media_type='application/x-ndjson')
 
 
+def _or_auto(min_score: float | None) -> MinScore:
+    return 'auto' if min_score is None else min_score
+
+
 async def _frames(
-    reader: VideoReader, path: Path, batcher: Batcher, most: int, *, every: int, min_score: float
+    reader: VideoReader, path: Path, batcher: Batcher, most: int, *, every: int, min_score: MinScore
 ) -> AsyncIterator[str]:
     """Yield a line for every n-th frame, at most `most` of them."""
     try:

@@ -14,6 +14,7 @@ from vitdense.inference.named_classes import class_list, class_names
 from vitdense.inference.result import Result
 from vitdense.types import ImageClass, Instances, SemanticMap
 from vitdense.visualize.colors import ClassStyle
+from vitdense.visualize.score_thresholds import MinScore, thresholds_of
 
 LIKELY = 5  # classes of a whole image
 
@@ -25,6 +26,7 @@ class ClassRecord(BaseModel):
     class_id: int = Field(description='number of the class, from 0')
     category_id: int | None = Field(None, description='id in the annotation file the model was trained on')
     color: list[int] = Field(description='RGB')
+    threshold: float | None = Field(None, description='score of best F1 in validation, where there is one')
 
 
 class HeadRecord(BaseModel):
@@ -40,7 +42,7 @@ class ModelRecord(BaseModel):
 
     name: str
     heads: list[HeadRecord]
-    min_score: float = Field(description='from which objects are shown at first')
+    min_score: float = Field(description='of objects of a class without a threshold')
     max_bytes: int = Field(description='of an image or video')
     max_frames: int = Field(description='of a video')
 
@@ -83,14 +85,16 @@ def describe(name: str, metainfo: dict[str, Any], kinds: dict[str, str], **limit
         names = list((metainfo.get('classes') or {}).get(field) or ())
         colors = ClassStyle.of(metainfo, field, at_least=len(names)).colors.tolist()
         rows = class_list(metainfo, head, names)
-        records = [ClassRecord(**row, color=color) for row, color in zip(rows, colors, strict=True)]
+        thresholds = thresholds_of(metainfo, head) or [None] * len(rows)
+        columns = zip(rows, colors, thresholds, strict=True)
+        records = [ClassRecord(**row, color=color, threshold=threshold) for row, color, threshold in columns]
         kind = {'semantic': 'semantic', 'image_label': 'image_class'}.get(field, 'objects')
         heads.append(HeadRecord(name=head, kind=kind, classes=records))
     return ModelRecord(name=name, heads=heads, **limits)
 
 
-def record_of(result: Result, *, min_score: float, seconds: float | None = None) -> PredictionRecord:
-    """Return the record of a result, with objects of at least `min_score`."""
+def record_of(result: Result, *, min_score: MinScore, seconds: float | None = None) -> PredictionRecord:
+    """Return the record of a result, with objects of at least `min_score` ('auto': the thresholds of the model)."""
     kept = result.filter(min_score=min_score)
     record = PredictionRecord(
         size=list(result.size),

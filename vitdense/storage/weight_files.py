@@ -137,9 +137,9 @@ def check_regular(path: Path) -> None:
         return
     inside = [path / name for name in IN_FOLDER if (path / name).is_file()]
     folder = path.is_dir() or not path.suffix
-    fix = 'give the path of a .safetensors or .pth file' + (
-        ', or, where a model is asked for, of the folder model/ that a finished run leaves' if folder else ''
-    )
+    fix = 'give the path of a .safetensors or .pth file'
+    if folder:
+        fix += ', or, where a model is asked for, of the folder model/ of a finished run or a name of `vitdense models`'
     raise CheckpointError(
         f"no weight file at '{path}'",
         where=str(path),

@@ -167,7 +167,7 @@ def test_structure_that_is_not_coco_is_an_error(tree):
             tree.open()
         assert why in caught.value.why
     tree.write([box(1)], categories=((1, 'cat'), (2, 'cat')))
-    with pytest.raises(DataError, match="two categories are called 'cat'"):
+    with pytest.raises(DataError, match="categories are called 'cat': those with the ids"):
         tree.open()
     with pytest.raises(DataError, match=r'cannot read b\.json'):
         tree.open('b.json')

@@ -279,3 +279,11 @@ def test_lists_that_are_no_text_are_refused(root: Path):
     (root / 'data.yaml').write_text(f'names: [cat, dog]\nval: {"x" * 5000}\n')
     with pytest.raises(DataError, match='does not exist'):
         CocoDetection('data.yaml', '', root=root, split='val')
+
+
+def test_a_path_of_yolo_that_does_not_exist_is_said(root: Path, caplog: pytest.LogCaptureFixture):
+    write_yolo(root)
+    description = root / 'data.yaml'
+    description.write_text(f'path: ../elsewhere\n{description.read_text()}')
+    assert len(CocoDetection('data.yaml', '', root=root, split='val'))
+    assert '../elsewhere, does not exist' in caplog.text

@@ -127,8 +127,9 @@ def test_an_unknown_layout_is_one_error_that_lists_the_known_ones(tmp_path: Path
     with pytest.raises(DataError) as caught:
         read_folder(tmp_path / 'some')
     assert 'COCO' in f'{caught.value.why} {caught.value.fix} {caught.value.message}'
-    with pytest.raises(DataError, match='no folder of data'):
-        read_folder(tmp_path / 'nowhere')
+    with pytest.raises(DataError, match='no folder of data') as caught:
+        read_folder(tmp_path / 'some_')
+    assert "did you mean 'some'" in caught.value.why
 
 
 def test_masks_without_names_of_classes_are_an_error(tmp_path: Path):

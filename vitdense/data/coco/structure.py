@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitdense.errors import DataError
+from vitdense.errors import DataError, some
 from vitdense.ops.coco_numbers import image_id, shown, whole
 
 NO_PARENT = (None, '', 'none', 'None')  # supercategory of a root category
@@ -66,22 +66,23 @@ def read_categories(content: Mapping[str, Any], path: Path) -> tuple[dict[int, s
         if number is None:
             raise no_coco(path, f'a category needs a whole number as id: {str(record)[:80]}')
         if number in records:
-            raise _twice(path, record.get('name', number), number)
+            raise _twice(path, f'have the id {shown(number)}')
         records[number] = record
     names = {
         number: str(record['name'] if record.get('name') is not None else number) for number, record in records.items()
     }
     root = _root_category(records, names, content.get('annotations') or [])
     counted = Counter(name for number, name in names.items() if number != root)
-    for number, name in names.items():
+    for name in names.values():
         if counted[name] > 1:
-            raise _twice(path, name, number)
+            same = [each for each in names if names[each] == name]
+            raise _twice(path, f'are called {name!r}: those with the ids {some([shown(each) for each in same])}')
     return names, root
 
 
-def _twice(path: Path, name: Any, number: int) -> DataError:
+def _twice(path: Path, what: str) -> DataError:
     return DataError(
-        f'two categories are called {name!r} or have the id {shown(number)}',
+        f'several categories {what}',
         where=str(path),
         why='results are reported, saved and compared by name and by id',
         fix='give every category a name and an id of its own',

@@ -10,7 +10,7 @@ from vitdense.data.files.layouts import Part, parts_of
 from vitdense.data.files.splits import SPLITS, split_of
 from vitdense.data.formats.voc import image_lists
 from vitdense.data.formats.yolo import read_description, splits_of
-from vitdense.errors import DataError
+from vitdense.errors import DataError, did_you_mean
 
 ROBOFLOW = '_annotations'  # how Roboflow calls the files of its exports
 CLASS_FILES = ('classes.txt', 'classes.yaml', 'classes.json', 'names.txt')
@@ -33,10 +33,12 @@ class LabelledFolder(NamedTuple):
 def read_folder(root: Path) -> LabelledFolder:
     """Return format and splits of a folder. Raises DataError, with what was looked for, when none is recognised."""
     if not root.is_dir():
+        parent = root.absolute().parent
+        folders = [each.name for each in parent.iterdir() if each.is_dir()] if parent.is_dir() else []
         raise DataError(
             f'no folder of data: {root}',
-            where='--data',
-            why='it does not exist',
+            where=str(root.absolute()),
+            why=f'it does not exist{did_you_mean(root.name, folders)}',
             fix='give the folder of your data set',
         )
     for find in (_yolo, _voc, _csv, _parts):

@@ -7,6 +7,7 @@ file of `images/a/b.jpg` is `labels/a/b.txt`; without a folder `images` it lies 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from vitdense.data.files.listing import find_files, read_list
 from vitdense.data.files.splits import SPLITS
 from vitdense.data.formats.content import CocoContent, sizes_of_images
 from vitdense.errors import DataError, did_you_mean
+
+logger = logging.getLogger('vitdense')
 
 MAX_BYTES = 2**22  # of a data.yaml
 BEYOND = 1.01  # shares up to here are rounding errors; boxes are cut at the image border later
@@ -29,6 +32,9 @@ def read_yolo(path: Path, split: str) -> CocoContent:
     split, or leads to images outside its folder.
     """
     description = read_description(path)
+    stated = description.get('path')
+    if stated and not os.path.exists(path.parent / str(stated)):
+        logger.warning('%s: its path, %s, does not exist: folders are looked for beside the file', path, stated)
     images = list(_images(path, description, split))
     content = CocoContent(_names(path, description), first_id=0)
     labelled = 0
