@@ -170,3 +170,38 @@ class ClassLists(Family):
                 dataset[index]
 
         attempt(items)
+
+
+class Shards(Family):
+    """Shards and their index."""
+
+    def prepare(self) -> None:
+        from vitdense.data.shards.write import ShardMember, write_shards
+
+        image = encoded(Image.fromarray(pixels()), 'PNG')
+        names = [f'{name}/{k}' for name in CLASSES for k in '12']
+        samples = [[ShardMember(f'{name}.png', image), ShardMember(f'{name}.cls', b'0')] for name in names]
+        write_shards(self.folder / 'whole', samples, max_bytes=8000)
+        self.files = {path.name: path.read_bytes() for path in (self.folder / 'whole').iterdir()}
+        self.read('', b'')
+
+    def run(self, random: Random) -> None:
+        name = random.choice(list(self.files) + ['index.safetensors'])
+        self.read(name, mutate_bytes(self.files[name], random, tuple(self.files.values())), again=random.random() < 0.5)
+
+    def read(self, name: str, data: bytes, *, again: bool = False) -> None:
+        from vitdense.data.classification import ClassificationDataset
+        from vitdense.data.shards.index import scan_shards, write_index
+
+        folder = self.folder / 'shards'
+        folder.mkdir(exist_ok=True)
+        for other, content in (self.files | ({name: data} if name else {})).items():
+            (folder / other).write_bytes(content)
+
+        def items() -> None:
+            dataset = ClassificationDataset('', root=folder)
+            dataset.missing()
+            for index in range(len(dataset)):
+                dataset[index]
+
+        attempt(items, *([lambda: write_index(folder, scan_shards(folder)), items] if again else []))
