@@ -24,8 +24,8 @@ TOTAL, START = (
     int(os.environ.get(name, default)) for name, default in (('VITDENSE_FUZZ', 500), ('VITDENSE_FUZZ_START', 0))
 )
 SECONDS = 5  # of CPU time for one input
-WALL = 60  # seconds for one input on a busy machine, for waits that use no CPU
-FIRST = 120  # seconds until the first input: imports
+WALL = 120  # seconds for one input on a busy machine, for waits that use no CPU
+FIRST = 600  # seconds until the first input: imports, on a busy machine
 
 
 class Reader:

@@ -224,3 +224,7 @@ def test_damaged_files_of_every_format_are_bad_images_or_images(store, kind):
             except DataError:
                 refused += 1
     assert refused
+
+
+def test_a_name_that_no_file_can_have_begins_like_nothing(tmp_path):
+    assert not begins_like_image(tmp_path / 'a\0b.png')

@@ -116,7 +116,7 @@ def begins_like_image(path: Path) -> bool:
             return False
         with open(path, 'rb') as file:
             head = file.read(32)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a zero byte, as it may stand in a shard
         return False
     boxed = (head[:4] == b'RIFF' and head[8:12] == b'WEBP') or head[4:12] in (b'ftypavif', b'ftypavis')
     return boxed or head.startswith(_BEGINNINGS)
