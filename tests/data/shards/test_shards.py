@@ -23,6 +23,7 @@ from vitdense.data.segmentation import SegmentationDataset
 from vitdense.data.shards.index import INDEX, read_index, scan_shards, write_index
 from vitdense.data.shards.shard_files import ShardFolder, data_folder
 from vitdense.data.shards.write import ShardMember, write_shards
+from vitdense.data.string_array import texts
 from vitdense.data.transforms.common import RandomFlip
 from vitdense.data.unlabelled import ImageDataset
 from vitdense.errors import ConfigError, DataError
@@ -173,7 +174,7 @@ def test_shards_of_others_get_an_index(tmp_path):
     data = io.BytesIO()
     Image.new('RGB', (3, 2)).save(data, 'PNG')
     with tarfile.open(tmp_path / 'x.tar', 'w') as archive:
-        for name in ('b/1.png', 'a/0.png'):
+        for name in ('b/1.png', './a/0.png'):
             header = tarfile.TarInfo(name)
             header.size = len(data.getvalue())
             archive.addfile(header, io.BytesIO(data.getvalue()))
@@ -196,6 +197,9 @@ def test_an_index_that_cannot_be_true_is_refused(tmp_path):
     index = write_shards(tmp_path, [[ShardMember('a.png', b'12345')], [ShardMember('b.png', b'678')]])
     good = (tmp_path / INDEX).read_bytes()
     assert ShardFolder(str(tmp_path)).read('b.png') == b'678'
+    write_index(tmp_path, index._replace(names=texts(['a..b', 'z'])))
+    assert ShardFolder(str(tmp_path)).read('z') == b'678'
+    write_index(tmp_path, index)
     wrong = [
         index._replace(offset=index.offset * 10**6),
         index._replace(offset=-index.offset),
@@ -206,6 +210,7 @@ def test_an_index_that_cannot_be_true_is_refused(tmp_path):
         index._replace(lengths=[-5]),
         index._replace(names=index.names._replace(ends=index.names.ends[::-1].copy())),
         index._replace(shards=[], lengths=[]),
+        *(index._replace(names=texts([name, 'z'])) for name in ('../a', 'a/../b', '/etc/passwd', 'a\\b', 'a\0b', '')),
     ]
     for each in wrong:
         write_index(tmp_path, each)

@@ -140,12 +140,22 @@ def _check(index: ShardIndex) -> None:
     if (np.diff(ends, prepend=0) < 0).any() or (count and ends[-1] != len(index.names.data)):
         raise ValueError('its names do not fit their lengths')
     _check_shards(index.shards, index.lengths)
-    if not count:
-        raise ValueError('it lists no file')
+    _check_names(index.names)
     if index.shard.min() < 0 or index.shard.max() >= len(index.shards) or min(index.offset.min(), index.size.min()) < 0:
         raise ValueError('a file lies in no shard')
     if (index.offset > np.array(index.lengths, np.int64)[index.shard] - index.size).any():
         raise ValueError('a file ends beyond its shard')
+
+
+def _check_names(names: StringArray) -> None:
+    """Raise ValueError for a name that is none below a folder: outputs of an image are called as it is."""
+    starts = np.append(0, names.ends[:-1])
+    if not len(names.ends) or (starts == names.ends).any():
+        raise ValueError('it lists no file, or one without a name')
+    content = names.data.tobytes()
+    leads_out = (names.data[starts] == ord('/')).any() or b'\0' in content or b'\\' in content
+    if leads_out or (b'..' in content and any('..' in name.split('/') for name in names.all())):
+        raise ValueError('a name leads out of the folder')
 
 
 def _check_shards(shards: Sequence[Any], lengths: Sequence[Any]) -> None:
