@@ -80,9 +80,8 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
     """Return name, offset and size of each regular file in a tar file."""
     try:
         with tarfile.open(path, 'r:') as archive:
-            return [
-                (item.name, item.offset_data, item.size) for item in archive if item.isreg() and not item.issparse()
-            ]
+            files = (item for item in archive if item.isreg() and not item.issparse())
+            return [(item.name.removeprefix('./'), item.offset_data, item.size) for item in files]
     except (OSError, tarfile.TarError, ValueError) as error:
         raise DataError(
             f'{path.name} is no shard',
