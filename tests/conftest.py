@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,24 +58,24 @@ def _rank(rank: int, size: int, folder: Path, function: Callable[[int], Any]) ->
         distributed.destroy_process_group()
 
 
+def start_ranks(folder: Path, function: Callable[[int], Any], size: int = 2, seconds: float = 360) -> list:
+    """Run `function(rank)` in every process of a group that meets in `folder`; the answers in order."""
+    folder.mkdir()
+    group = torch_processes.spawn(_rank, (size, folder, function), nprocs=size, join=False)
+    deadline = time.monotonic() + seconds
+    while not group.join(timeout=1):
+        if time.monotonic() > deadline:
+            for process in group.processes:
+                process.kill()
+            raise TimeoutError(f'{size} ranks did not end in {seconds} s')
+    return [torch.load(folder / f'answer_{rank}.pt', weights_only=False) for rank in range(size)]
+
+
 @pytest.fixture
 def run_ranks(tmp_path, monkeypatch) -> Callable[..., list]:
     """Run `function(rank)` in every process of a group; the answers in order. What fails in a rank fails the test."""
     monkeypatch.setenv('GLOO_SOCKET_IFNAME', 'lo')
-
-    def run(function: Callable[[int], Any], size: int = 2, seconds: float = 360) -> list:
-        folder = tmp_path / 'ranks'
-        folder.mkdir()
-        group = torch_processes.spawn(_rank, (size, folder, function), nprocs=size, join=False)
-        deadline = time.monotonic() + seconds
-        while not group.join(timeout=1):
-            if time.monotonic() > deadline:
-                for process in group.processes:
-                    process.kill()
-                raise TimeoutError(f'{size} ranks did not end in {seconds} s')
-        return [torch.load(folder / f'answer_{rank}.pt', weights_only=False) for rank in range(size)]
-
-    return run
+    return partial(start_ranks, tmp_path / 'ranks')
 
 
 CONFIG = """

@@ -63,6 +63,12 @@ def make_parser() -> Parser:
         help='with --keep-classes: old classes are tested on this folder, before and after',
     )
     parser.add_argument('--seed', type=count, metavar='N', help='seed of everything random')
+    parser.add_argument(
+        '--parallel',
+        choices=('ddp', 'fsdp'),
+        help='with several processes (torchrun, srun): ddp, each holds the model (default), or fsdp, a shard of it '
+        '(docs/distributed.md)',
+    )
     parser.add_shared(
         '--device', '--amp', '--workers', '--compile', '--cfg-options', '--skip-bad-eval', '--accept-licence'
     )
@@ -89,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.model = trained_model(args.model, accept_licence=args.accept_licence)
     if args.data is not None:
         start_logging(None, keep=True)  # so that the format of the folder is shown
-    options = training.read_options(args.cfg_options, seed=args.seed, amp=args.amp)
+    options = training.read_options(args.cfg_options, seed=args.seed, amp=args.amp, parallel=args.parallel)
     weights = args.weights
     if args.model is None:
         cfg = load_config(args.config, options, workers=args.workers, data=args.data, safe=args.safe)

@@ -149,7 +149,8 @@ def choose_device(name: str | None) -> torch.device:
     rank = int(os.environ.get('LOCAL_RANK', 0))
     device = read_device(name)
     if device.type == 'cuda':
-        device = torch.device('cuda', rank if device.index is None else device.index)
+        visible = max(torch.cuda.device_count(), 1)  # a launcher may show each process its own GPU alone
+        device = torch.device('cuda', rank % visible if device.index is None else device.index)
         torch.cuda.set_device(device)
     return device
 

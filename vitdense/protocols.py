@@ -79,6 +79,13 @@ class FreezableBackbone(Protocol):
 
 
 @runtime_checkable
+class ShardableBackbone(Protocol):
+    """A ViT that names the modules which sharded training gathers one at a time, in the order in which they run."""
+
+    def sharding_units(self) -> Sequence[nn.Module]: ...
+
+
+@runtime_checkable
 class SizedBackbone(Protocol):
     """A ViT whose pretrained file decided `patch_size` or `img_size`."""
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from vitdense.checkpoints.run import read_checkpoint
+from vitdense.distributed.processes import leave_processes
 from vitdense.errors import ConfigError
 from vitdense.reporting import run_images as artifacts
 from vitdense.reporting import trackers
@@ -21,7 +22,6 @@ from vitdense.reporting.history import read_rows
 from vitdense.reporting.progress import fold
 from vitdense.reporting.run_images import share
 from vitdense.storage.atomic import finite
-from vitdense.train.processes import leave_processes
 
 
 def test_files_of_a_run(trainer, tmp_path):

@@ -287,6 +287,11 @@ class ViT(nn.Module):
         below = ('patch_embed', 'pos_embed', 'rope', 'norm_pre', 'cls_token', 'dist_token', 'reg_token')
         return 0 if first in below else self.depth + 1
 
+    def sharding_units(self) -> list[nn.Module]:
+        """Return the blocks; the bias of offsets, which is computed ahead of its block, is a unit of its own."""
+        biases = [block.relative_bias for block in self.model.blocks if self.relative_bias]
+        return [*biases, *self.model.blocks]
+
     def read_classifier(self) -> Classifier:
         """Return the classifier that came with the weights, read again from where they came.
 

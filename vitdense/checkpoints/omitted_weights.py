@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vitdense.errors import CheckpointError
 from vitdense.layers.lora import merge_lora
 from vitdense.protocols import PartlyPretrained
+from vitdense.storage.shards import whole
 
 TOLERANCE = 1e-3  # relative to the standard deviation: resampled kernels differ slightly between machines
 
@@ -29,8 +30,8 @@ def describe_omitted(model: nn.Module) -> dict[str, list[float]]:
         for name in module.omitted_weights
     ]
     state = model.state_dict()
-    values = {name: state[name].double() for name in names}
-    return {name: [value.mean().item(), value.std(correction=0).item()] for name, value in values.items()}
+    values = ((name, whole(state[name]).double()) for name in names)  # one after the other: they may be large
+    return {name: [value.mean().item(), value.std(correction=0).item()] for name, value in values}
 
 
 def needs_pretrained(recipe: Mapping[str, Any], omitted: Mapping[str, Any] | None) -> bool:

@@ -19,12 +19,12 @@ CONTENT = (*WHOLE, 'validation_pending', 'classes', 'amp', 'state_dict', 'optimi
 
 
 def read_resumable(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint that a run can go on from.
+    """Return the content of a checkpoint that a run can go on from, the tensors of a sharded one without values.
 
     Raises CheckpointError for any other file, with what can be done with it.
     """
     try:
-        content = read_checkpoint(path)
+        content = read_checkpoint(path, lazy=True)
     except CheckpointError as error:
         content = None if 'checksum' in error.message or not path.is_file() else _of_mmengine(path)
         if content is None:

@@ -11,6 +11,9 @@ A checkpoint is a dict of tensors and plain Python, written with torch.save:
   they differ; `omitted_weights`: weights of the pretrained file that are in neither
 * `optimizer`, `scaler`, `skipped_steps` and the state of hooks; a checkpoint of the best weights has none of them.
 
+A sharded run writes folders `step_N.shards` instead (`vitdense.checkpoints.shard_folder`); `read_checkpoint` returns
+the same content of both.
+
 Beside `name.pth` lies `name.pth.sha256`. A file is written under a temporary name, flushed to disk, and only then
 renamed; older ones are deleted after that. While a file is replaced, its checksum file holds both sums.
 """
@@ -20,8 +23,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +33,19 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from vitdense.checkpoints.shard_folder import (
+    FOLDER,
+    RUN,
+    SUFFIX,
+    check_shards,
+    fill_shards,
+    is_shard_folder,
+    named_tensors,
+    shards_match,
+)
 from vitdense.errors import CheckpointError, DiskError, FullDiskError, some
 from vitdense.storage.atomic import atomic_path, disk_problem, format_bytes, free_bytes, sha256_of, write_text
+from vitdense.storage.shards import is_distributed, local
 from vitdense.storage.weight_files import check_tensors, load_pickle, why_unreadable
 
 logger = logging.getLogger('vitdense')
@@ -63,15 +78,20 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        full = disk_problem(cause) == 'disk full'
-        raise (FullDiskError if full else DiskError)(
-            f'checkpoint of {format_bytes(size)} not written (free {format_bytes(free_bytes(path.parent))})',
-            where=str(path),
-            why=cause.strerror or str(cause),
-            fix='make room on the disk, then --resume; or lower checkpoint.keep'
-            if full
-            else 'see that the work directory can be written to, then --resume',
-        ) from error
+        raise write_failure(path, cause, size) from error
+
+
+def write_failure(path: Path, cause: OSError, size: int) -> DiskError:
+    """Return the error for a checkpoint of `size` bytes that the disk refuses (FullDiskError for a full one)."""
+    full = disk_problem(cause) == 'disk full'
+    return (FullDiskError if full else DiskError)(
+        f'checkpoint of {format_bytes(size)} not written (free {format_bytes(free_bytes(path.parent))})',
+        where=str(path),
+        why=cause.strerror or str(cause),
+        fix='make room on the disk, then --resume; or lower checkpoint.keep'
+        if full
+        else 'see that the work directory can be written to, then --resume',
+    )
 
 
 def bytes_of(content: Any) -> int:
@@ -80,7 +100,9 @@ def bytes_of(content: Any) -> int:
 
 
 def checksum_matches(path: Path) -> bool | None:
-    """Return whether the file matches its checksum; None when there is none."""
+    """Return whether the file, or all files of a folder of shards, match their checksum; None when there is none."""
+    if is_shard_folder(path):
+        return checksum_matches(path / RUN) and shards_match(path, load_pickle(path / RUN).get('shards', {}))
     sums = path.with_name(f'{path.name}.sha256')
     try:
         return sha256_of(path) in sums.read_text(errors='replace').split() if sums.is_file() else None
@@ -93,16 +115,24 @@ def checksum_matches(path: Path) -> bool | None:
         ) from error
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Return the content of a checkpoint of a run, on the CPU, without running code. Raises CheckpointError."""
+def read_checkpoint(path: str | Path, *, lazy: bool = False) -> dict[str, Any]:
+    """Return the content of a checkpoint of a run, on the CPU, without running code. Raises CheckpointError.
+
+    With `lazy` the tensors of a sharded run are meta tensors, which `fill_shards` reads, and its shards are unchecked.
+    """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(
-            f"no checkpoint '{path.name}'",
-            where=str(path),
-            why='there is no such file',
-            fix='check the path; a work directory can be given to --resume too',
-        )
+    if not is_shard_folder(path):
+        return _read_file(path)
+    content = {**_read_file(path / RUN, lazy=True), FOLDER: str(path)}
+    check_shards(content, path)
+    if lazy:
+        return content
+    check_checksum(path)
+    return fill_shards(content)
+
+
+def check_checksum(path: Path) -> None:
+    """Raise CheckpointError for a file, or a folder of shards, that does not match its checksum."""
     if checksum_matches(path) is False:
         raise CheckpointError(
             'checksum mismatch',
@@ -110,9 +140,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             why='the file is not the one that was written: a damaged disk or copy',
             fix='use another checkpoint of the run, or copy the file again',
         )
+
+
+def _read_file(path: Path, *, lazy: bool = False) -> dict[str, Any]:
+    """Return the content of a file; where it is `lazy`, some tensors may be meta tensors."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"no checkpoint '{path.name}'",
+            where=str(path),
+            why='there is no such file',
+            fix='check the path; a work directory can be given to --resume too',
+        )
+    check_checksum(path)
     try:
         content = load_pickle(path)
-        tensors = {name.removeprefix('state_dict.'): value for name, value in _tensors(content)}
+        tensors = {name.removeprefix('state_dict.'): value for name, value in named_tensors(content)}
     except Exception as error:  # foreign bytes fail in any way, even inside the unpickler
         raise CheckpointError(
             f"'{path.name}' cannot be read",
@@ -131,20 +173,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             + (some(sorted(map(str, content))) if isinstance(content, dict) else f'a {type(content).__name__}'),
             fix='give a checkpoint (.pth) of a run, or a model folder',
         )
-    check_tensors(tensors, path)
+    check_tensors({name: value for name, value in tensors.items() if not (lazy and value.is_meta)}, path)
     return content
-
-
-def _tensors(content: Any, name: str = '') -> Iterator[tuple[str, Tensor]]:
-    """Yield all tensors of a checkpoint with their places, such as `optimizer.state.0.exp_avg`."""
-    if isinstance(content, Tensor):
-        yield name, content
-    elif isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from _tensors(value, f'{name}.{key}' if name else str(key))
-    elif isinstance(content, list | tuple):
-        for row, value in enumerate(content):
-            yield from _tensors(value, f'{name}.{row}')
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -158,8 +188,10 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 
 def steps_in(work_dir: Path) -> list[Path]:
-    """Return the checkpoints `step_*.pth` of a run, newest first."""
-    checkpoints = [path for path in work_dir.glob('step_*.pth') if _step(path) is not None and path.is_file()]
+    """Return the checkpoints `step_*` of a run, newest first."""
+    found = [*(path for path in work_dir.glob('step_*.pth') if path.is_file())]
+    found += [path for path in work_dir.glob(f'step_*{SUFFIX}') if is_shard_folder(path)]
+    checkpoints = [path for path in found if _step(path) is not None]
     return sorted(checkpoints, key=_step, reverse=True)
 
 
@@ -197,14 +229,16 @@ def find_checkpoint(work_dir: str | Path) -> Path | None:
 
 
 def delete_temporary_files(work_dir: Path) -> None:
-    """Delete temporary files and folders of killed processes, and restore a model folder that one of them renamed."""
-    for path in [*work_dir.glob('*.tmp.*'), *work_dir.glob('heads/*.tmp.*'), *work_dir.glob('model.old.*')]:
+    """Delete temporary files and folders of killed processes, and restore folders that one of them renamed."""
+    patterns = ('*.tmp.*', 'heads/*.tmp.*', 'model.old.*', f'step_*{SUFFIX}.old.*')
+    for path in [path for pattern in patterns for path in work_dir.glob(pattern)]:
         if not path.suffix[1:].isdecimal():
             continue
         with contextlib.suppress(OSError):
-            if path.match('model.old.*') and not (work_dir / 'model').exists():
-                path.rename(work_dir / 'model')
-            elif path.is_dir() and path.match('model.*'):
+            name, _, renamed = path.name.partition('.old.')
+            if renamed and not (work_dir / name).exists():
+                path.rename(work_dir / name)
+            elif path.is_dir() and (path.match('model.*') or path.match(f'step_*{SUFFIX}.*')):
                 shutil.rmtree(path)
             elif path.is_file():
                 path.unlink()
@@ -219,6 +253,8 @@ def delete_older(work_dir: Path, keep: int) -> None:
 def delete_checkpoint(path: Path) -> bool:
     """Delete a checkpoint and then its checksum; return whether that worked."""
     try:
+        if path.is_dir():
+            shutil.rmtree(path.rename(path.with_name(f'{path.name}.tmp.{os.getpid()}')))
         path.unlink(missing_ok=True)
         path.with_name(f'{path.name}.sha256').unlink(missing_ok=True)
     except OSError as error:
@@ -237,17 +273,21 @@ def delete_oldest(work_dir: Path, size: int) -> bool:
     with contextlib.suppress(CheckpointError):
         newest = next((path for path in steps if checksum_matches(path)), None)
     spare = [path for path in steps if path != newest]
-    available = free_bytes(work_dir) + sum(path.stat().st_size for path in spare)
+    available = free_bytes(work_dir) + sum(map(_bytes_on_disk, spare))
     if newest is None or not spare or available < size or not delete_checkpoint(spare[-1]):
         return False
     logger.warning('disk full: %s is deleted to make room', spare[-1].name)
     return True
 
 
+def _bytes_on_disk(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
+
+
 def to_cpu(value: Any) -> Any:
-    """Return `value` with every tensor on the CPU; containers become plain dicts and lists."""
+    """Return `value` with all but distributed tensors on the CPU; containers become plain dicts and lists."""
     if isinstance(value, Tensor):
-        return value.detach().cpu()
+        return value.detach() if is_distributed(value) else value.detach().cpu()
     if isinstance(value, Mapping):
         return {key: to_cpu(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -256,8 +296,8 @@ def to_cpu(value: Any) -> Any:
 
 
 def non_finite(state: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the tensors of `state` that are not finite."""
-    return [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    """Return the names of the tensors of `state` that are not finite, of distributed ones in the part held here."""
+    return [name for name, value in state.items() if value.is_floating_point() and not local(value).isfinite().all()]
 
 
 def read_best(folder: Path) -> dict[str, Any] | None:

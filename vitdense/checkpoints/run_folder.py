@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitdense.checkpoints.run import find_checkpoint
+from vitdense.checkpoints.shard_folder import is_shard_folder
 from vitdense.errors import ConfigError
 
 
@@ -36,7 +37,8 @@ def config_and_checkpoint(config: str, checkpoint: str | None) -> tuple[str, str
 
 def run_folder_of(path: Path) -> Path | None:
     """Return the folder of the run that `path` is, or whose model folder or checkpoint it is; None where it is none."""
-    run = path if path.is_dir() and not (path / 'model.json').is_file() else path.parent
+    inside = is_shard_folder(path) or (path / 'model.json').is_file()
+    run = path if path.is_dir() and not inside else path.parent
     is_run = (run / 'config.py').is_file() and any((run / name).exists() for name in ('log.txt', 'metrics.csv'))
     return run if is_run else None
 

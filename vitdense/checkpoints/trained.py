@@ -20,6 +20,7 @@ from vitdense.checkpoints.model_folder import (
     without_pretrained,
 )
 from vitdense.checkpoints.run import read_checkpoint
+from vitdense.checkpoints.shard_folder import is_shard_folder
 from vitdense.config.from_text import config_in, model_in, read_config_text
 from vitdense.config.load import image_recipe
 from vitdense.errors import CheckpointError
@@ -46,7 +47,7 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     whose backbone lies beside it, or a file of weights. Raises CheckpointError.
     """
     path = model_folder_of(path)
-    if path.is_dir():
+    if path.is_dir() and not is_shard_folder(path):
         info = read_description(path / 'model.json', CONTENT)
         weights = described_weights(path / 'model.json', info)
         metadata = {'metainfo': {key: info.get(key, {}) for key in METAINFO}, 'sizes': sizes_in(info['recipe'])}
@@ -54,12 +55,12 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if is_head_file(path):
         head = read_trained_head(path)
         return dict(head.state), {'metainfo': head.metainfo, 'sizes': sizes_in(head.recipe)}
-    if path.suffix == '.safetensors' or not path.is_file():
+    if path.suffix == '.safetensors' or not (path.is_file() or is_shard_folder(path)):
         return read_weights(path), {}
     try:
         content = read_checkpoint(path)
     except CheckpointError as error:
-        if 'checksum' in error.message:
+        if 'checksum' in error.message or path.is_dir():
             raise
         return read_weights(path), {}  # weights of other programs; it refuses what is not safe
     metadata = {
@@ -84,7 +85,7 @@ def read_trained(path: str | Path, *, weights: bool = True) -> Trained:
     folder = path.is_dir() and (path / 'model.json').is_file()
     state, info = ({}, {}) if folder and not weights else read_state(path)
     metainfo, value_range, config = info.get('metainfo') or {}, None, {}
-    if path.is_dir():
+    if path.is_dir() and not is_shard_folder(path):
         info = read_description(path / 'model.json', CONTENT)
         metainfo = {key: info.get(key, {}) for key in METAINFO}
         recipe, transforms, value_range = info['recipe'], list(info['transforms']), info.get('value_range')

@@ -24,6 +24,7 @@ LOCK = '.lock'
 ENCODER = 'encoder.safetensors'
 LEFTOVERS = (
     'step_*.pth*',
+    'step_*.shards*',
     'best.pth*',
     'last_checkpoint',
     'log.txt',

@@ -20,7 +20,7 @@ from vitdense.checkpoints.model_folder import METAINFO, model_folder_of, set_ope
 from vitdense.checkpoints.run import steps_in
 from vitdense.commands.output_paths import OutputPaths
 from vitdense.config.run_config import RunConfig
-from vitdense.device import choose_device
+from vitdense.distributed.processes import join_processes, leave_processes, lost_processes_explained
 from vitdense.export.folder import is_exported, read_exported
 from vitdense.loading.evaluation_sets import set_name
 from vitdense.loading.loaders import close_loaders
@@ -33,7 +33,6 @@ from vitdense.reporting.progress import evaluated, print_metrics
 from vitdense.reporting.run_images import on_cpu, shown_image
 from vitdense.storage.atomic import finite, make_folder, write_json, write_text
 from vitdense.train.compile import explained
-from vitdense.train.processes import leave_processes, start_processes
 from vitdense.train.tester import make_tester
 from vitdense.types import Batch, ImageClass, Instances, Meta, SemanticMap
 
@@ -68,13 +67,13 @@ def test(
     `save_thresholds` the model folder of the checkpoint gets them as well.
     """
     base = _scores_folder(cfg, work_dir, out)
-    start_processes(choose_device(device))
+    join_processes(device)
     start_logging(base)
     hook, (cfg, trained) = PredictionHook(out, show_dir), _with_graph(cfg, checkpoint)
     options = dict(device=device, tta=tta, compiled=compiled, skip_bad_eval=skip_bad_eval)
     runner = make_tester(cfg, base, checkpoint, **options, hooks=(hook,), trained=trained)
     try:
-        with explained():
+        with explained(), lost_processes_explained():
             metrics = finite(runner.test())
     finally:
         hook.close()

@@ -16,7 +16,8 @@ from vitdense.checkpoints.head_files import extract_head, save_head
 from vitdense.checkpoints.model_folder import save_model_folder
 from vitdense.checkpoints.omitted_weights import merge_and_complete
 from vitdense.checkpoints.resumable import read_resumable
-from vitdense.checkpoints.run import delete_temporary_files, find_checkpoint, read_checkpoint, steps_in
+from vitdense.checkpoints.run import check_checksum, delete_temporary_files, find_checkpoint, read_checkpoint, steps_in
+from vitdense.checkpoints.shard_folder import is_shard_folder
 from vitdense.checkpoints.work_dir import (
     ENCODER,
     bring_history,
@@ -29,7 +30,14 @@ from vitdense.commands.old_classes import old_class_config, report_old_classes
 from vitdense.config.kept_classes import with_kept_classes
 from vitdense.config.load import image_recipe
 from vitdense.config.run_config import RunConfig
-from vitdense.device import choose_device
+from vitdense.distributed.agreement import on_first
+from vitdense.distributed.processes import (
+    join_processes,
+    leave_processes,
+    lost_processes_explained,
+    restarted_since,
+)
+from vitdense.distributed.sharding import gather, is_sharded
 from vitdense.errors import CheckpointError, DiskError, ResourceError
 from vitdense.loading.evaluation_sets import first_dataset
 from vitdense.loading.run_data import evaluation_data, extend_data
@@ -43,8 +51,9 @@ from vitdense.storage.weights import save_weights
 from vitdense.train.build import make_trainer
 from vitdense.train.compile import explained
 from vitdense.train.preemption import leave_on_signal
-from vitdense.train.processes import leave_processes, start_processes
 from vitdense.train.runner import DenseRunner
+from vitdense.train.saving import best_content
+from vitdense.train.start import build_model
 
 logger = logging.getLogger('vitdense')
 
@@ -65,8 +74,9 @@ def train(
     """Train the config and return the runner, with everything in the work directory that a run leaves.
 
     `work_dir` defaults to the config's, else to `work_dirs/` and the name of the config file. `resume` is the path of
-    a checkpoint or of a work directory, or 'auto' for the newest whole checkpoint of `work_dir`, if there is one.
-    Without `resume`, what an earlier run left is moved to `earlier-N/` once the parts of the new one fit each other.
+    a checkpoint or of a work directory, or 'auto' for the newest whole checkpoint of `work_dir`, if there is one; a
+    process that torchrun has started again goes on from that in any case. Without `resume`, what an earlier run left is
+    moved to `earlier-N/` once the parts of the new one fit each other.
     `add_head` names the branch of the config that alone is trained, on the model that `weights` lead to
     (`vitdense.multihead.add_head`). `keep_classes` keeps the classes of that model beside those of the data
     (`vitdense.train.pseudo_labels`); `old_data` is a folder with labels of these, on whose validation split the model
@@ -80,10 +90,10 @@ def train(
     check(resume is None or weights is None or add_head is not None, '--weights', weights, why, fix)
     cfg = with_kept_classes(cfg, keep_classes, weights)
     old = None if old_data is None else old_class_config(cfg, old_data)
-    start_processes(choose_device(device))
+    join_processes(device)
     make_folder(folder := Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(cfg.filename).stem))
     start_logging(None, keep=True)
-    with leave_on_signal(), locked(folder):
+    with leave_on_signal(), lost_processes_explained(), locked(folder):
         refuse_files_in_the_way(folder)
         if is_main_process():
             delete_temporary_files(folder)
@@ -106,15 +116,30 @@ def _run(runner: DenseRunner) -> None:
     try:
         with explained():
             runner.train()
+            content = _join_shards(runner) if is_sharded(runner.network_model) else None
     except torch.OutOfMemoryError as error:
         raise out_of_memory(error, runner) from error
     if is_main_process():
-        finish(runner)
+        finish(runner, content)
+
+
+def _join_shards(runner: DenseRunner) -> Mapping[str, Any] | None:
+    """Put a model that is not sharded into the place of the runner's in the first process, for `finish`.
+
+    All processes call this together. Returns the weights to keep, unless `best.pth` holds them.
+    """
+    content = None if runner.train_loop.history.best else gather(best_content(runner.train_loop.state()))
+    state = gather(runner.network_model.state_dict())
+    if is_main_process():
+        model = build_model(runner.config, runner.metainfo, pretrained=False)
+        model.load_state_dict(state)
+        runner.model = model
+    return content
 
 
 def _read(resume: str | None, folder: Path) -> tuple[Path | None, dict[str, Any] | None]:
     """Return the checkpoint to go on from and its content; Nones for a run from the beginning."""
-    checkpoint = _find(resume, folder)
+    checkpoint = on_first(partial(_find, resume, folder))
     content = None if checkpoint is None else read_resumable(checkpoint)
     if content is not None:
         logger.info('going on from %s, step %d', checkpoint, content['step'])
@@ -153,13 +178,19 @@ def out_of_memory(error: BaseException, runner: DenseRunner) -> ResourceError:
 
 def _find(resume: str | None, folder: Path) -> Path | None:
     """Return the checkpoint to go on from. Raises CheckpointError for a path that leads to none."""
+    since = restarted_since()
+    newest = None if since is None else find_checkpoint(folder)
+    if newest is not None and newest.stat().st_mtime >= since:
+        return newest
     if resume is None:
         return None
     if resume == 'auto':
         return find_checkpoint(folder)
     path = Path(resume)
-    found = find_checkpoint(path) if path.is_dir() else path
-    if found is None or not found.is_file():
+    found = path if path.is_file() or is_shard_folder(path) else find_checkpoint(path) if path.is_dir() else None
+    if found is not None and found == path:
+        check_checksum(found)
+    if found is None:
         why = 'the folder holds no whole checkpoint step_*.pth' if path.is_dir() else 'there is no such file'
         if (path / 'model.json').is_file():
             why = f'it is a model folder, which holds weights only: start anew with them by --weights {resume}'
@@ -172,13 +203,14 @@ def _find(resume: str | None, folder: Path) -> Path | None:
     return found
 
 
-def finish(runner: DenseRunner) -> None:
+def finish(runner: DenseRunner, content: Mapping[str, Any] | None = None) -> None:
     """Write the model folder of the best (or else the last) weights, and log which commands to run next.
 
-    A network that pretrains an encoder also leaves that, as `encoder.safetensors` in timm's names. Raises DiskError.
+    A network that pretrains an encoder also leaves that, as `encoder.safetensors` in timm's names. `content` has
+    the last weights where the loop does not. Raises DiskError.
     """
     best = runner.folder / 'best.pth' if runner.train_loop.history.best else None
-    content = runner.train_loop.state() if best is None else read_checkpoint(best)
+    content = (content or runner.train_loop.state()) if best is None else read_checkpoint(best)
     try:
         if not runner.config_written:
             runner.dump_config()
@@ -241,6 +273,6 @@ def log_next(runner: DenseRunner, checkpoint: Path) -> None:
 
 
 def read_options(cfg_options: Sequence[str] | None, **values: Any) -> list[str]:
-    """Return `--cfg-options` with the tool's own flags (seed, amp) as options ahead of them."""
+    """Return `--cfg-options` with the tool's own flags (seed, amp, parallel) as options ahead of them."""
     options = [f'{key}={value}' for key, value in values.items() if value is not None]
     return [*options, *(cfg_options or ())]

@@ -52,6 +52,7 @@ FILLED = (
     'loggers',
     'seed',
     'amp',
+    'parallel',
     'custom_hooks',
     'sample_images',
 )

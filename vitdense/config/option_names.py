@@ -48,6 +48,7 @@ KNOWN_AS: dict[str, str] = {
     '--num-classes': 'nc n-classes classes-count',
     '--config': 'cfg config-file cfg-file c',
     'data_root=FOLDER': 'data-dir data-path data-root dataset root dataset-dir',
+    '--parallel': 'fsdp ddp fsdp2 deepspeed zero strategy launcher distributed',
     '--compile': 'torch-compile torchcompile',
     '--dry-run': 'dryrun test-run sanity-check fast-dev-run',
     '--tta': 'augment multi-scale ms flip',

@@ -137,6 +137,7 @@ class ConfigFile:
     loggers: Sequence[Literal['tensorboard', 'wandb', 'mlflow']] = ()
     seed: Annotated[int, Limits(0, 2**32 - 1)] = 0
     amp: Literal['auto', 'bf16', 'fp16', 'off'] = 'auto'
+    parallel: Literal['ddp', 'fsdp'] = 'ddp'  # with several processes: each holds the model, or a shard of it
     custom_hooks: Sequence[Recipe] = ()
     sample_images: Counts = 8
     work_dir: str | None = None

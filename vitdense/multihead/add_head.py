@@ -20,11 +20,11 @@ from vitdense.checkpoints.trained import Trained, read_trained
 from vitdense.config.classes import field_of
 from vitdense.config.load import image_recipe
 from vitdense.config.run_config import RunConfig
+from vitdense.distributed.batch_size import Batches
 from vitdense.errors import CheckpointError, ConfigError, did_you_mean
 from vitdense.model import DenseModel
 from vitdense.multihead.merge import check_strategy, with_branch, with_classes
 from vitdense.storage.weights import load_weights
-from vitdense.train.batch_size import Batches
 from vitdense.train.start import FromCheckpoint, FromWeights, Start
 
 logger = logging.getLogger('vitdense')

@@ -30,7 +30,7 @@ from vitdense.protocols import HeadMetric
 from vitdense.registry import build, takes
 from vitdense.reporting.console import print_table, progress, start_logging
 from vitdense.storage.atomic import finite, make_folder, write_json
-from vitdense.train.processes import seed_everything
+from vitdense.train.seeding import seed_everything
 from vitdense.train.start import build_model
 from vitdense.types import Batch, ImageClass, Meta, Target
 

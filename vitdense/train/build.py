@@ -11,8 +11,12 @@ import torch
 from mmengine.dist import is_main_process
 from torch.utils.data import Dataset
 
+from vitdense.arguments import check
 from vitdense.config.run_config import RunConfig
 from vitdense.device import Precision, choose_precision, torch_threads
+from vitdense.distributed.batch_size import Batches, describe_rate, share_batches
+from vitdense.distributed.processes import Process, this_process
+from vitdense.distributed.sharding import place
 from vitdense.loading.data_checks import (
     log_metric_limits,
     log_query_limits,
@@ -26,16 +30,15 @@ from vitdense.reporting.console import print_table
 from vitdense.reporting.history import History, check_metric_early
 from vitdense.reporting.run_images import RunImages
 from vitdense.reporting.trackers import Trackers
-from vitdense.train.batch_size import Batches, describe_rate, share_batches
 from vitdense.train.compile import compile_network
 from vitdense.train.early_stopping import EarlyStopping
 from vitdense.train.evaluation import EvaluationLoop
 from vitdense.train.optim import build_optimizer, config_groups, group_rows
-from vitdense.train.processes import Process, seed_everything, this_process
 from vitdense.train.pseudo_labels import make_pseudo_labels
 from vitdense.train.runner import DenseRunner
 from vitdense.train.saving import Saving
 from vitdense.train.schedule import Schedule, make_schedule
+from vitdense.train.seeding import seed_everything
 from vitdense.train.start import Start
 from vitdense.train.step import GuardedOptimWrapper, read_clipping
 
@@ -60,15 +63,15 @@ def make_trainer(
     Raises ConfigError when parts do not fit each other, ResourceError where nothing can be compiled.
     """
     process, start = this_process(work_dir, device), start or Start()
+    sharded = _is_sharded(cfg, process, compiled)
     seed_everything(cfg.seed)
     cfg = start.config(cfg)
     sections = required_sections(cfg, 'train_dataloader', 'val_dataloader')
     training, validation = training_data(cfg, sections)
     batches = _shared_batches(cfg, sections['train_dataloader'], process)
     evaluators = build_evaluators(cfg.get('val_evaluator')) if validation else {}
-    loop = _loop_parts(cfg, process.work_dir, all_metrics(evaluators), -(-len(training) // batches.total))
+    loop = _loop_parts(cfg, process, all_metrics(evaluators), -(-len(training) // batches.total), sharded)
     hooks = [build(hook) for hook in cfg.custom_hooks]
-
     seed_everything(cfg.seed)
     labelled, metainfo = training.metainfo['classes'], start.metainfo(cfg, training.metainfo)
     if cfg.get('keep_classes'):
@@ -90,8 +93,16 @@ def make_trainer(
     loop['images'] = _images(cfg, model, metainfo, process.work_dir)
     loop['pseudo_labels'] = make_pseudo_labels(cfg, model, labelled, process.device)
     common = dict(training=loop, hooks=hooks, metainfo=metainfo, precision=precision, checkpoint=start.checkpoint)
-    optimizer = _optimizer(cfg, model.to(process.device), precision)
+    optimizer = _optimizer(cfg, place(model, process.device, precision, sharded=sharded), precision)
     return DenseRunner(cfg, model, process=process, optim_wrapper=optimizer, **common, **loaders)
+
+
+def _is_sharded(cfg: RunConfig, process: Process, compiled: bool) -> bool:
+    """Whether the processes of the run divide its model. Raises ConfigError for one that is compiled."""
+    sharded = cfg.parallel == 'fsdp' and process.world_size > 1
+    why, fix = 'compiled networks are not sharded', 'leave --compile out, or use --parallel ddp'
+    check(not (compiled and sharded), '--compile', compiled, why, fix)
+    return sharded
 
 
 def set_up(model: DenseModel, amp: str, process: Process, section: Mapping[str, Any], compiled: bool) -> Precision:
@@ -137,7 +148,9 @@ def _schedule(cfg: RunConfig, per_epoch: int) -> Schedule:
     return make_schedule(**cfg.schedule, steps_per_epoch=per_epoch)
 
 
-def _loop_parts(cfg: RunConfig, work_dir: Path, evaluators: list[Any], per_epoch: int) -> dict[str, Any]:
+def _loop_parts(
+    cfg: RunConfig, process: Process, evaluators: list[Any], per_epoch: int, sharded: bool
+) -> dict[str, Any]:
     """Return what `TrainingLoop` uses. Raises ConfigError for names of metrics that no evaluator gives."""
     schedule = _schedule(cfg, per_epoch)
     saving = cfg.get('checkpoint') or dict(interval=None, keep=2, best=None, rule='greater')
@@ -151,9 +164,9 @@ def _loop_parts(cfg: RunConfig, work_dir: Path, evaluators: list[Any], per_epoch
     return dict(
         seed=cfg.seed,
         schedule=schedule,
-        history=History(work_dir, interval=rows, best=best, rule=saving['rule']),
-        saving=Saving(work_dir, interval=interval, keep=saving['keep']),
-        trackers=Trackers(cfg.loggers, work_dir, cfg),
+        history=History(process.work_dir, interval=rows, best=best, rule=saving['rule']),
+        saving=Saving(process.work_dir, interval=interval, keep=saving['keep'], sharded=sharded),
+        trackers=Trackers(cfg.loggers, process.work_dir, cfg),
         ema=cfg.ema,
         early_stopping=EarlyStopping(**cfg.early_stopping) if cfg.early_stopping else None,
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from vitdense.checkpoints.run import to_cpu
+from vitdense.storage.shards import is_distributed, local
 
 
 class Ema:
@@ -30,37 +33,42 @@ class Ema:
             named = ((name, value) for name, value in model.named_buffers() if name in saved)
             trained |= {name: value for name, value in named if value.is_floating_point()}
         self.names = list(trained)
-        self.parameters: list[Tensor] = [value.detach() for value in trained.values()]  # and buffers
-        self.average: list[Tensor] = [value.clone() for value in self.parameters]
+        # and buffers; a sharded parameter may get other memory later, so it is kept itself
+        self.parameters: list[Tensor] = [v if is_distributed(v) else v.detach() for v in trained.values()]
+        self.average: list[Tensor] = [value.detach().clone() for value in self.parameters]
         self._kept: list[Tensor] | None = None  # the parameters, while the average is in their place
 
     def update(self) -> None:
         """Take a step of the optimizer into the average."""
         momentum = max(self.momentum, 9 / (10 + self.updates))
-        torch._foreach_lerp_(self.average, self.parameters, momentum)
+        torch._foreach_lerp_(_local(self.average), _local(self.parameters), momentum)
         self.updates += 1
 
     def apply(self) -> None:
         """Put the average in the place of the parameters, for a validation."""
-        self._kept = [value.clone() for value in self.parameters]
-        torch._foreach_copy_(self.parameters, self.average)
+        self._kept = [value.detach().clone() for value in self.parameters]
+        torch._foreach_copy_(_local(self.parameters), _local(self.average))
 
     def remove(self) -> None:
         """Put the trained parameters back."""
-        torch._foreach_copy_(self.parameters, self._kept)
+        torch._foreach_copy_(_local(self.parameters), _local(self._kept))
         self._kept = None
 
     def state(self, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return what a checkpoint with `weights` holds: the average as weights, and the trained ones beside them."""
         trained = self.parameters if self._kept is None else self._kept
-        averaged = {name: value.cpu() for name, value in zip(self.names, self.average, strict=True)}
+        averaged = dict(zip(self.names, to_cpu(self.average), strict=True))
         return {
             'state_dict': {**weights, **averaged},
-            'training_state_dict': {name: value.cpu() for name, value in zip(self.names, trained, strict=True)},
+            'training_state_dict': dict(zip(self.names, to_cpu(trained), strict=True)),
             'ema_updates': self.updates,
         }
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Take the average out of a checkpoint."""
-        torch._foreach_copy_(self.average, [checkpoint['state_dict'][name] for name in self.names])
+        torch._foreach_copy_(_local(self.average), _local([checkpoint['state_dict'][name] for name in self.names]))
         self.updates = checkpoint.get('ema_updates', 0)
+
+
+def _local(values: Sequence[Tensor]) -> list[Tensor]:
+    return [local(value) for value in values]

@@ -17,10 +17,10 @@ from torch import nn
 
 from vitdense.config.from_text import config_in
 from vitdense.config.run_config import RunConfig
+from vitdense.distributed.batch_size import Batches, compare_batches
 from vitdense.errors import ConfigError, short
 from vitdense.model import DenseModel
 from vitdense.registry import resolve
-from vitdense.train.batch_size import Batches, compare_batches
 from vitdense.train.optim import Group, build_optimizer, config_groups
 
 logger = logging.getLogger('vitdense')

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
-from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from torch import nn
@@ -20,10 +20,10 @@ import vitdense
 from vitdense.config.dump import config_text
 from vitdense.config.run_config import RunConfig
 from vitdense.device import Precision
-from vitdense.protocols import BranchedNetwork
+from vitdense.distributed.processes import Process
+from vitdense.distributed.sharding import is_sharded, replicate
 from vitdense.reporting.console import ignore_errors
 from vitdense.storage.atomic import try_write_text
-from vitdense.train.processes import Process
 from vitdense.train.trainer import TrainingLoop
 
 logger = logging.getLogger('vitdense')
@@ -101,20 +101,8 @@ class DenseRunner(Runner):
         return logger_of_runner
 
     def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
-        """Move the model to the device; with several processes, wrap it for them."""
-        model = model.to(self.device)
-        if not torch.distributed.is_initialized():
-            return model
-        cuda, network = self.device.type == 'cuda', model.network
-        if cuda:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return MMDistributedDataParallel(
-            module=model,
-            device_ids=[self.device.index] if cuda else None,
-            broadcast_buffers=True,
-            # a step leaves the branches out that it has no labels for
-            find_unused_parameters=isinstance(network, BranchedNetwork) and len(network.trainable_branches) > 1,
-        )
+        """Move the model to the device; with several processes, wrap it for them. A sharded one is ready."""
+        return model if is_sharded(model) else replicate(model.to(self.device), self.device)
 
     def _init_model_weights(self) -> None:
         """The model was built with its weights; mmengine would initialise them anew."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from vitdense.checkpoints.run import (
     non_finite,
     write_checkpoint,
 )
+from vitdense.checkpoints.shard_folder import SUFFIX
+from vitdense.checkpoints.sharded import write_sharded
+from vitdense.distributed.agreement import on_all, on_first
+from vitdense.distributed.sharding import gather
 from vitdense.errors import DiskError, FullDiskError, NumericsError, VitDenseError
 from vitdense.storage.atomic import try_write_text
 
@@ -46,12 +51,17 @@ class Saving:
     error of the last save. Weights that are not finite are never saved.
 
     A step that is saved and validated is saved twice: before the validation, which may fail, and with its scores.
+
+    The first process writes; of a `sharded` run all write together, and `state` and the methods that save are called by
+    all. Its best weights are gathered: `best.pth` is an ordinary file.
     """
 
-    def __init__(self, folder: Path, *, interval: int, keep: int = 2) -> None:
+    def __init__(self, folder: Path, *, interval: int, keep: int = 2, sharded: bool = False) -> None:
         self.folder = folder
         self.interval = interval
         self.keep = keep
+        self.sharded = sharded
+        self._shards: tuple[int, dict[str, str]] | None = None  # of the last save: its step, the sums of its files
         self.saved: tuple[int, bool] | None = None  # (step, whether its validation was pending) of the last save
         self.failed: DiskError | None = None
 
@@ -62,25 +72,33 @@ class Saving:
 
     def save(self, step: int, pending: bool, state: State) -> None:
         """Save the run as it stands after `step` steps, unless it is saved. Raises NumericsError."""
-        if not is_main_process() or (step, pending) == self.saved:
+        if not (self.sharded or is_main_process()) or (step, pending) == self.saved:
             return
-        name = checkpoint_name(step)
-        self.failed = self._write(name, state())
+        name = checkpoint_name(step, self.sharded)
+        self.failed = self._write(
+            name, state(), partial(self._write_shards, step) if self.sharded else write_checkpoint
+        )
         if self.failed is None:
             self.saved = step, pending
-            try_write_text(self.folder / POINTER, f'{name}\n')
-            delete_older(self.folder, self.keep)
+            if is_main_process():
+                try_write_text(self.folder / POINTER, f'{name}\n')
+                delete_older(self.folder, self.keep)
 
     def save_best(self, state: State) -> bool:
         """Save the weights as `best.pth`; return False where the disk refuses. Raises NumericsError."""
-        if not is_main_process():
+        if not (self.sharded or is_main_process()):
             return True
-        content = state()
-        return self._write('best.pth', {key: content[key] for key in BEST}) is None
+        content = best_content(state())
+        if self.sharded:
+            content = gather(content)
+        return self._write('best.pth', content, self._write_first if self.sharded else write_checkpoint) is None
 
     def rescue(self, step: int, pending: bool, state: State) -> None:
-        """Save the steps since the last save, because the run ends with an error; what fails here is only logged."""
-        if not is_main_process():
+        """Save the steps since the last save, because the run ends with an error; what fails here is only logged.
+
+        The shards of a run cannot be saved: its other processes know nothing of the error.
+        """
+        if self.sharded or not is_main_process():
             return
         try:
             self.save(step, pending, state)
@@ -92,12 +110,14 @@ class Saving:
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Remember that the checkpoint is saved, where it is one of this folder."""
-        if (self.folder / checkpoint_name(checkpoint['step'])).exists():
+        if on_first((self.folder / checkpoint_name(checkpoint['step'], self.sharded)).exists):
             self.saved = checkpoint['step'], checkpoint['validation_pending']
 
-    def _write(self, name: str, content: dict[str, Any]) -> DiskError | None:
+    def _write(self, name: str, content: dict[str, Any], write: Callable[[Path, Any], Any]) -> DiskError | None:
         """Write a checkpoint; return the error where the disk refuses."""
         broken = non_finite(content['state_dict'])
+        if self.sharded:
+            broken = sorted({name for names in on_all(lambda: broken) for name in names})
         if broken:
             raise NumericsError(
                 f'{len(broken)} tensors of the model are not finite',
@@ -107,16 +127,34 @@ class Saving:
             )
         while True:
             try:
-                write_checkpoint(self.folder / name, content)
+                write(self.folder / name, content)
                 return None
             except DiskError as error:
                 full = isinstance(error, FullDiskError)
-                if full and delete_oldest(self.folder, bytes_of(content)):
+                if full and self._make_room(bytes_of(content)):
                     continue
                 why = 'disk full' if full else error.why
                 logger.warning('%s: %s: %s; keeping what is there', why, name, error.message)
                 return error
 
+    def _write_shards(self, step: int, path: Path, content: dict[str, Any]) -> None:
+        """Write the folder of a sharded run; what a step has on the disk already is not written again."""
+        written = self._shards[1] if self._shards is not None and self._shards[0] == step else None
+        self._shards = None
+        self._shards = step, write_sharded(path, content, shards=written)
 
-def checkpoint_name(step: int) -> str:
-    return f'step_{step:06d}.pth'
+    def _write_first(self, path: Path, content: dict[str, Any]) -> None:
+        on_first(partial(write_checkpoint, path, content))
+
+    def _make_room(self, size: int) -> bool:
+        delete = partial(delete_oldest, self.folder, size)
+        return on_first(delete) if self.sharded else delete()
+
+
+def best_content(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint of weights alone has of one of a run."""
+    return {key: content[key] for key in BEST}
+
+
+def checkpoint_name(step: int, sharded: bool = False) -> str:
+    return f'step_{step:06d}{SUFFIX if sharded else ".pth"}'

@@ -19,11 +19,11 @@ from vitdense.checkpoints.trained import read_state
 from vitdense.config.class_counts import check_class_counts
 from vitdense.config.from_text import model_in
 from vitdense.config.run_config import RunConfig
+from vitdense.distributed.batch_size import Batches
 from vitdense.errors import ConfigError
 from vitdense.model import DenseModel
 from vitdense.registry import build
 from vitdense.storage.weights import load_weights
-from vitdense.train.batch_size import Batches
 from vitdense.train.resume import check_config, check_resumable, with_run
 
 

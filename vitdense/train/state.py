@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 import vitdense
 from vitdense.checkpoints.run import to_cpu
+from vitdense.checkpoints.shard_folder import fill_shards
 from vitdense.config.dump import config_text
+from vitdense.distributed.sharding import shard_like, shards_of
+from vitdense.storage.shards import is_distributed
 
 
 def run_state(loop: Any) -> dict[str, Any]:
-    """Return the content of a checkpoint of a `TrainingLoop` (see `vitdense.checkpoints.run`)."""
+    """Return the content of a checkpoint of a `TrainingLoop` (see `vitdense.checkpoints.run`).
+
+    In a sharded run its weights and moments are distributed tensors, and all processes call this together.
+    """
+    with shards_of(loop.runner.network_model):
+        return _content(loop)
+
+
+def _content(loop: Any) -> dict[str, Any]:
     runner, wrapper = loop.runner, loop.runner.optim_wrapper
     model, omitted = runner.network_model, loop.omitted
     batch_size = loop.dataloader.batch_size
@@ -48,8 +61,9 @@ def run_state(loop: Any) -> dict[str, Any]:
 
 
 def restore_run(loop: Any, checkpoint: Mapping[str, Any]) -> None:
-    """Go on from the content of a checkpoint."""
+    """Go on from the content of a checkpoint, whose tensors may still be shards on the disk."""
     runner = loop.runner
+    checkpoint = fill_shards(checkpoint, partial(_divided, _templates(checkpoint, runner.network_model)))
     runner.network_model.load_state_dict({**checkpoint['state_dict'], **checkpoint.get('training_state_dict', {})})
     runner.optim_wrapper.load_state_dict(checkpoint)
     loop.iter = loop.first_step = checkpoint['step']
@@ -64,6 +78,25 @@ def restore_run(loop: Any, checkpoint: Mapping[str, Any]) -> None:
     if loop.early_stopping is not None and loop.early_stopping.restore(checkpoint):
         loop.stop_training = True
     runner.call_hook('after_load_checkpoint', checkpoint=checkpoint)
+
+
+def _templates(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """Return, by place in a checkpoint, the sharded parameter whose values, average or moment a tensor of it holds."""
+    parameters = {name: value for name, value in model.named_parameters() if is_distributed(value)}
+    keys = ('state_dict', 'training_state_dict')
+    found = {f'{key}.{name}': value for key in keys for name, value in parameters.items()}
+    names = [name for group in checkpoint.get('parameter_groups', ()) for name in group]
+    for row, moments in checkpoint['optimizer']['state'].items() if parameters else ():
+        found |= {f'optimizer.state.{row}.{key}': parameters[names[row]] for key in moments}
+    return found
+
+
+def _divided(templates: Mapping[str, Tensor], place: str, value: Tensor) -> Tensor:
+    """Return a tensor of a checkpoint divided as its parameter is; a meta tensor becomes one to be read into."""
+    template = templates.get(place)
+    if template is None or template.shape != value.shape:
+        return value
+    return torch.zeros_like(template, dtype=value.dtype) if value.is_meta else shard_like(value, template)
 
 
 def _plain(value: Any) -> Any:

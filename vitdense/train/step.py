@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from vitdense.arguments import check
 from vitdense.errors import NumericsError
+from vitdense.storage.shards import whole
 from vitdense.train.schedule import Schedule
 
 PATIENCE = 5  # skipped steps in a row that end a run
@@ -87,7 +88,7 @@ class GuardedOptimWrapper(OptimWrapper):
         """Clip the gradients where they are finite; return their norm before that, over all parts."""
         self.scaler.unscale_(self.optimizer)
         parts = [part for part in self.parts if _gradients(part)]
-        norms = [nn.utils.get_total_norm(_gradients(part)) for part in parts]
+        norms = [whole(nn.utils.get_total_norm(_gradients(part))) for part in parts]
         norm = float(norms[0] if len(norms) == 1 else nn.utils.get_total_norm(norms))  # waits for the device
         if self.clipping is not None and math.isfinite(norm) and norm > 0:
             for part, length in zip(parts, norms, strict=True):

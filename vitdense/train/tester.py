@@ -15,6 +15,7 @@ from vitdense.config.load import named_sections
 from vitdense.config.run_config import RunConfig
 from vitdense.data.class_names import check_classes
 from vitdense.data.datasets import JoinedDatasets, share_classes
+from vitdense.distributed.processes import this_process
 from vitdense.loading.data_checks import (
     log_data,
     log_metric_limits,
@@ -25,8 +26,8 @@ from vitdense.loading.run_data import evaluation_data, required_sections
 from vitdense.model import DenseModel
 from vitdense.train.build import set_up
 from vitdense.train.evaluation import EvaluationLoop
-from vitdense.train.processes import seed_everything, this_process
 from vitdense.train.runner import DenseRunner
+from vitdense.train.seeding import seed_everything
 from vitdense.train.start import build_model
 
 logger = logging.getLogger('vitdense')

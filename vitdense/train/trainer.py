@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vitdense.checkpoints.omitted_weights import describe_omitted
+from vitdense.distributed.sharding import gathered, share_statistics
 from vitdense.errors import NumericsError
 from vitdense.loading.loaders import close_loaders
 from vitdense.metrics.base import operating_points_of
@@ -25,10 +26,10 @@ from vitdense.reporting.trackers import Trackers
 from vitdense.train.early_stopping import EarlyStopping
 from vitdense.train.ema import Ema
 from vitdense.train.preemption import Interrupted, StopRequest, fewest_batches, interruptible, leave, obey_signals
-from vitdense.train.processes import seed_step
 from vitdense.train.pseudo_labels import PseudoLabels
 from vitdense.train.saving import Saving
 from vitdense.train.schedule import Schedule
+from vitdense.train.seeding import seed_step
 from vitdense.train.state import restore_run, run_state
 from vitdense.types import Batch
 
@@ -179,7 +180,9 @@ class TrainingLoop(BaseLoop):
             if self.ema is not None:
                 self.ema.apply()
             runner.call_hook('before_val_epoch')
-            self._predict(loop)
+            share_statistics(runner.network_model)
+            with gathered(runner.network_model):  # ranks may have differently many batches and windows
+                self._predict(loop)
             metrics = loop.scores()
             if self.ema is not None:
                 self.ema.remove()

@@ -12,6 +12,8 @@ import torch
 from mmengine.hooks import Hook
 from torch import Tensor, distributed, nn
 
+from vitdense.arguments import check
+from vitdense.distributed.sharding import is_sharded
 from vitdense.model import DenseModel
 from vitdense.protocols import BackboneNetwork
 from vitdense.types import Batch
@@ -89,6 +91,9 @@ class TaskGradientHook(Hook):
         self._kept: list[Batch] = []
 
     def before_train(self, runner: Any) -> None:
+        why = 'gradients of single tasks are those of whole weights, which no process of a sharded run has'
+        sharded = is_sharded(runner.network_model)
+        check(not sharded, 'custom_hooks', 'TaskGradientHook', why, 'use --parallel ddp, or remove the hook')
         if not shared_parameters(runner.network_model):
             logger.info('the backbone is frozen: there are no shared gradients to measure')
 

@@ -13,8 +13,8 @@ from tests.conftest import CONFIG
 from vitdense.checkpoints.run import read_checkpoint
 from vitdense.commands.memory import Proposal, does_not_fit
 from vitdense.config.load import load_config
+from vitdense.distributed.batch_size import Batches, compare_batches, describe_rate, share_batches
 from vitdense.errors import ConfigError
-from vitdense.train.batch_size import Batches, compare_batches, describe_rate, share_batches
 from vitdense.train.build import make_trainer
 from vitdense.train.start import FromCheckpoint
 
@@ -116,7 +116,7 @@ def test_two_processes_train_as_one_does_and_go_on_from_its_checkpoint(folder, r
 
 
 def test_a_run_whose_processes_cannot_share_its_batches_does_not_begin(folder, monkeypatch):
-    monkeypatch.setattr('vitdense.train.processes.start_processes', lambda device: (0, 3))
+    monkeypatch.setattr('vitdense.distributed.processes.start_processes', lambda device: (0, 3))
     with pytest.raises(ConfigError, match='batch_size = 4'):
         _train(folder, 0, size=1, name='run')
 
