@@ -28,6 +28,7 @@ from vitdense.errors import CheckpointError, NumericsError, VitDenseError
 from vitdense.registry import build
 from vitdense.replay.non_finite import StepInputs, non_finite_tensors
 from vitdense.storage.atomic import atomic_path, disk_problem
+from vitdense.storage.shards import is_distributed
 from vitdense.storage.weight_files import load_pickle
 from vitdense.types import Meta, Target
 
@@ -43,6 +44,9 @@ def record_step(loop: Any, error: NumericsError) -> None:
     `error` then names the tool that reads the file; where the disk refuses the file, a warning is logged.
     """
     runner, model = loop.runner, loop.runner.network_model
+    if any(map(is_distributed, model.parameters())):
+        logger.warning('a run whose processes share the model (--parallel fsdp) writes no replay file')
+        return
     path = runner.folder / 'debug' / ('nan_replay.pt' if not runner.rank else f'nan_replay_rank{runner.rank}.pt')
     content = {
         'format': FORMAT,
