@@ -113,24 +113,30 @@ class Fault(Hook):
 '''
 
 
-def torchrun(folder: Path, name: str, *options: str, hook: str = '', restarts: int = 0) -> tuple[int, str]:
-    """Return exit code and output of a run of two processes."""
+def torchrun(folder: Path, name: str, *options: str, hook: str = '', restarts: int = 0) -> tuple[int, str, float]:
+    """Return exit code and output of a run of two processes, and the time at which the last of them had ended."""
     (folder / 'fault.py').write_text(FAULT)
     (folder / f'{name}.py').write_text(f'{CONFIG}\n{hook}')
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
     command += [f'--max-restarts={restarts}', str(ROOT / 'tools/train.py'), str(folder / f'{name}.py')]
     command += ['--work-dir', str(folder / name), '--device', 'cpu', '--cfg-options', 'checkpoint.interval=2', *options]
     more = {'PYTHONPATH': f'{ROOT}:{folder}', 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo'}
-    done = subprocess.run(command, env={**os.environ, **more}, text=True, capture_output=True, timeout=400)
-    return done.returncode, done.stdout + done.stderr
+    pipe, joined = subprocess.PIPE, subprocess.STDOUT
+    agent = subprocess.Popen(command, env={**os.environ, **more}, text=True, stdout=pipe, stderr=joined)
+    lines, ended = [], 0.0
+    for line in agent.stdout:  # ends with the last process that holds it
+        lines.append(line)
+        if 'failed (exitcode' in line:  # logged by torchrun once it has ended them all
+            ended = time.time()
+    return agent.wait(), ''.join(lines), ended
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('parallel', ['ddp', 'fsdp'])
 def test_a_rank_that_fails_ends_all_and_its_error_comes_first(tmp_path, parallel):
     hook = "custom_hooks = [dict(type='fault.Fault', rank=1, step=3, kind='error')]"
-    code, output = torchrun(tmp_path, 'run', f'parallel={parallel}', hook=hook)
-    assert code == 1 and time.time() - (tmp_path / 'died').stat().st_mtime < 30
+    code, output, ended = torchrun(tmp_path, 'run', f'parallel={parallel}', hook=hook)
+    assert code == 1 and 0 < ended - (tmp_path / 'died').stat().st_mtime < 30
     own, other = output.index('the image of rank 1'), output.index('another process of the run has ended')
     assert own < other and 'Traceback' not in output[: output.index('ChildFailedError')]
     assert not [process for process in psutil.process_iter(['cmdline']) if str(tmp_path) in process.info['cmdline']]
@@ -140,9 +146,9 @@ def test_a_rank_that_fails_ends_all_and_its_error_comes_first(tmp_path, parallel
 @pytest.mark.parametrize('parallel', ['ddp', 'fsdp'])
 def test_a_killed_rank_is_started_again_and_the_run_ends_as_one_without_the_kill(tmp_path, parallel):
     hook = "custom_hooks = [dict(type='fault.Fault', rank=1, step=5, kind='kill')]"
-    code, output = torchrun(tmp_path, 'killed', f'parallel={parallel}', hook=hook, restarts=1)
+    code, output, _ = torchrun(tmp_path, 'killed', f'parallel={parallel}', hook=hook, restarts=1)
     assert code == 0 and 'going on from' in output and 'step 4' in output
-    code, output = torchrun(tmp_path, 'whole', f'parallel={parallel}')
+    code, output, _ = torchrun(tmp_path, 'whole', f'parallel={parallel}')
     assert code == 0
     name = f'step_000008.{"shards" if parallel == "fsdp" else "pth"}'
     killed, whole = (read_checkpoint(tmp_path / run / name) for run in ('killed', 'whole'))

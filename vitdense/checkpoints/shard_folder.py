@@ -81,14 +81,14 @@ def fill_shards(
     """
     wanted: dict[str, Tensor] = {}
 
-    def made(name: str, value: Tensor) -> Tensor:
+    def target(name: str, value: Tensor) -> Tensor:
         result = make(name, value)
         if not value.is_meta:
             return result
         wanted[name] = torch.empty_like(result, device='cpu') if result.is_meta else result
         return wanted[name]
 
-    filled = map_tensors({key: value for key, value in content.items() if key != FOLDER}, made)
+    filled = map_tensors({key: value for key, value in content.items() if key != FOLDER}, target)
     if wanted:
         read_shards(Path(content[FOLDER]), wanted)
     return filled

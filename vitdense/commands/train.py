@@ -81,7 +81,6 @@ def train(
     (`vitdense.multihead.add_head`). `keep_classes` keeps the classes of that model beside those of the data
     (`vitdense.train.pseudo_labels`); `old_data` is a folder with labels of these, on whose validation split the model
     is tested before and after. `skip_bad_eval` leaves unreadable images out of validations, counted beside the scores.
-
     A folder belongs to one run at a time: ConfigError while another one works in it.
     """
     cfg, weights = requested_head(cfg, add_head, weights)
@@ -98,8 +97,8 @@ def train(
         if is_main_process():
             delete_temporary_files(folder)
         checkpoint, content = _read(resume, folder)
-        clear = partial(_make_place, folder, checkpoint, content, resume=resume is not None)
-        arguments = dict(device=device, compiled=compiled, skip_bad_eval=skip_bad_eval, clear=clear)
+        arguments = dict(device=device, compiled=compiled, skip_bad_eval=skip_bad_eval)
+        arguments['clear'] = partial(_make_place, folder, checkpoint, content, resume=resume is not None)
         runner = make_trainer(cfg, folder, start=choose_start(cfg, weights=weights, checkpoint=content), **arguments)
         if old is not None:
             extend_data(evaluation_data(old, old.test_dataloader).values(), runner.metainfo)  # now, not after the run

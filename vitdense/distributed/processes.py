@@ -112,7 +112,7 @@ def lost_processes_explained() -> Iterator[None]:
         raise ResourceError(
             'another process of the run has ended',
             where=f'rank {torch.distributed.get_rank()} of {torch.distributed.get_world_size()}',
-            why=str(error).strip().splitlines()[0][:300],
+            why=re.sub(r'^\[[^\]]*\] *', '', str(error).strip()).partition('. ')[0].splitlines()[0][:300],
             fix="look for that process's own error above, or in the summary of torchrun; then --resume",
         ) from error
 

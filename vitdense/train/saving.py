@@ -131,7 +131,7 @@ class Saving:
                 return None
             except DiskError as error:
                 full = isinstance(error, FullDiskError)
-                if full and self._make_room(bytes_of(content)):
+                if full and self._free_space(bytes_of(content)):
                     continue
                 why = 'disk full' if full else error.why
                 logger.warning('%s: %s: %s; keeping what is there', why, name, error.message)
@@ -146,7 +146,7 @@ class Saving:
     def _write_first(self, path: Path, content: dict[str, Any]) -> None:
         on_first(partial(write_checkpoint, path, content))
 
-    def _make_room(self, size: int) -> bool:
+    def _free_space(self, size: int) -> bool:
         delete = partial(delete_oldest, self.folder, size)
         return on_first(delete) if self.sharded else delete()
 
