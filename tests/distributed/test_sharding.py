@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests.conftest import CONFIG, start_ranks
 from vitdense import load
+from vitdense.checkpoints.resumable import read_resumable
 from vitdense.checkpoints.run import checksum_matches, find_checkpoint, read_checkpoint, steps_in
 from vitdense.checkpoints.shard_folder import fill_shards
 from vitdense.checkpoints.trained import read_state, read_trained
@@ -23,9 +24,8 @@ from vitdense.config.load import load_config
 from vitdense.distributed.sharding import gather, is_sharded
 from vitdense.errors import CheckpointError
 from vitdense.reporting.history import read_rows
-from vitdense.storage.shards import local
+from vitdense.storage.tensor_shards import local
 from vitdense.train.build import make_trainer
-from vitdense.train.resume import read_resumable
 from vitdense.train.start import FromCheckpoint
 
 # without random numbers in the network, which each rank draws for its own images, and without batch norm

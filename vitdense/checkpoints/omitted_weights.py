@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vitdense.errors import CheckpointError
 from vitdense.layers.lora import merge_lora
 from vitdense.protocols import PartlyPretrained
-from vitdense.storage.shards import whole
+from vitdense.storage.tensor_shards import whole
 
 TOLERANCE = 1e-3  # relative to the standard deviation: resampled kernels differ slightly between machines
 

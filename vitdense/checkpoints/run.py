@@ -45,7 +45,7 @@ from vitdense.checkpoints.shard_folder import (
 )
 from vitdense.errors import CheckpointError, DiskError, FullDiskError, some
 from vitdense.storage.atomic import atomic_path, disk_problem, format_bytes, free_bytes, sha256_of, write_text
-from vitdense.storage.shards import is_distributed, local
+from vitdense.storage.tensor_shards import is_distributed, local
 from vitdense.storage.weight_files import check_tensors, load_pickle, why_unreadable
 
 logger = logging.getLogger('vitdense')

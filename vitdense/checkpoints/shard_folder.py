@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vitdense.errors import CheckpointError
 from vitdense.storage.atomic import sha256_of
-from vitdense.storage.shards import read_shards
+from vitdense.storage.tensor_shards import read_shards
 from vitdense.storage.weight_files import GROWTH, SLACK
 
 SUFFIX, RUN = '.shards', 'run.pth'

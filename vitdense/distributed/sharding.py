@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map_only
 from vitdense.device import Precision
 from vitdense.errors import ConfigError
 from vitdense.protocols import BranchedNetwork, HeadsNetwork, ShardableBackbone
-from vitdense.storage.shards import whole
+from vitdense.storage.tensor_shards import whole
 
 _whole: WeakSet[nn.Module] = WeakSet()  # models within `gathered`
 

@@ -28,7 +28,7 @@ from vitdense.errors import CheckpointError, NumericsError, VitDenseError
 from vitdense.registry import build
 from vitdense.replay.non_finite import StepInputs, non_finite_tensors
 from vitdense.storage.atomic import atomic_path, disk_problem
-from vitdense.storage.shards import is_distributed
+from vitdense.storage.tensor_shards import is_distributed
 from vitdense.storage.weight_files import load_pickle
 from vitdense.types import Meta, Target
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitdense.checkpoints.run import to_cpu
-from vitdense.storage.shards import is_distributed, local
+from vitdense.storage.tensor_shards import is_distributed, local
 
 
 class Ema:

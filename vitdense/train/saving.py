@@ -20,8 +20,8 @@ from vitdense.checkpoints.run import (
     write_checkpoint,
 )
 from vitdense.checkpoints.shard_folder import SUFFIX
-from vitdense.checkpoints.sharded import write_sharded
 from vitdense.distributed.agreement import on_all, on_first
+from vitdense.distributed.shard_writing import write_sharded
 from vitdense.distributed.sharding import gather
 from vitdense.errors import DiskError, FullDiskError, NumericsError, VitDenseError
 from vitdense.storage.atomic import try_write_text

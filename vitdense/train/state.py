@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import vitdense
 from vitdense.checkpoints.run import to_cpu
 from vitdense.checkpoints.shard_folder import fill_shards
 from vitdense.config.dump import config_text
 from vitdense.distributed.sharding import shard_like, shards_of
-from vitdense.storage.shards import is_distributed
+from vitdense.storage.tensor_shards import is_distributed
 
 
 def run_state(loop: Any) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _content(loop: Any) -> dict[str, Any]:
 def restore_run(loop: Any, checkpoint: Mapping[str, Any]) -> None:
     """Go on from the content of a checkpoint, whose tensors may still be shards on the disk."""
     runner = loop.runner
-    checkpoint = fill_shards(checkpoint, partial(_divided, _templates(checkpoint, runner.network_model)))
+    checkpoint = fill_shards(checkpoint, partial(_divided, _templates(checkpoint, runner)))
     runner.network_model.load_state_dict({**checkpoint['state_dict'], **checkpoint.get('training_state_dict', {})})
     runner.optim_wrapper.load_state_dict(checkpoint)
     loop.iter = loop.first_step = checkpoint['step']
@@ -80,14 +80,17 @@ def restore_run(loop: Any, checkpoint: Mapping[str, Any]) -> None:
     runner.call_hook('after_load_checkpoint', checkpoint=checkpoint)
 
 
-def _templates(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def _templates(checkpoint: Mapping[str, Any], runner: Any) -> dict[str, Tensor]:
     """Return, by place in a checkpoint, the sharded parameter whose values, average or moment a tensor of it holds."""
-    parameters = {name: value for name, value in model.named_parameters() if is_distributed(value)}
+    parameters = {name: value for name, value in runner.network_model.named_parameters() if is_distributed(value)}
+    if not parameters:
+        return {}
     keys = ('state_dict', 'training_state_dict')
     found = {f'{key}.{name}': value for key in keys for name, value in parameters.items()}
-    names = [name for group in checkpoint.get('parameter_groups', ()) for name in group]
-    for row, moments in checkpoint['optimizer']['state'].items() if parameters else ():
-        found |= {f'optimizer.state.{row}.{key}': parameters[names[row]] for key in moments}
+    rows = [parameters[name] for group in checkpoint.get('parameter_groups', ()) for name in group]
+    rows = rows or runner.optim_wrapper.parameters
+    for row, moments in checkpoint['optimizer']['state'].items():
+        found |= {f'optimizer.state.{row}.{key}': rows[row] for key in moments}
     return found
 
 

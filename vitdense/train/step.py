@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from vitdense.arguments import check
 from vitdense.errors import NumericsError
-from vitdense.storage.shards import whole
+from vitdense.storage.tensor_shards import whole
 from vitdense.train.schedule import Schedule
 
 PATIENCE = 5  # skipped steps in a row that end a run

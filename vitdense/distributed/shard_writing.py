@@ -17,7 +17,7 @@ from vitdense.checkpoints.shard_folder import RUN, map_tensors, named_tensors
 from vitdense.distributed.agreement import on_all, on_first
 from vitdense.errors import DiskError
 from vitdense.storage.atomic import free_bytes, sync_folder
-from vitdense.storage.shards import is_distributed, write_shards
+from vitdense.storage.tensor_shards import is_distributed, write_shards
 
 
 def write_sharded(path: Path, content: Mapping[str, Any], *, shards: Mapping[str, str] | None = None) -> dict[str, str]:
