@@ -112,6 +112,7 @@ def test_other_files_and_turned_ones_are_read_whole(tmp_path):
 
 
 @pytest.mark.faults
+@pytest.mark.filterwarnings('ignore:Corrupt EXIF')
 def test_damaged_and_too_large_files_are_named(tmp_path):
     path = write_tiled(tmp_path / 'a.tif', PIXELS, 32)
     with pytest.raises(UnreadableImage, match=r'a\.tif: more than 0\.001 Mpx'):
@@ -120,6 +121,10 @@ def test_damaged_and_too_large_files_are_named(tmp_path):
     path.write_bytes(content[:9] + bytes(40) + content[49:])
     with pytest.raises(UnreadableImage, match=r'a\.tif: truncated or damaged'):
         TiledTiff.of(path).read(0, 0, 10, 10)
-    path.write_bytes(content[:-60])
+    path.write_bytes(content.replace(struct.pack('<HHII', 256, 4, 1, 90), struct.pack('<HHII', 256, 4, 1, 9000)))
     with pytest.raises(UnreadableImage, match=r'a\.tif: a damaged TIFF'):
         TiledTiff.of(path)
+    path.write_bytes(content[:-60])
+    assert TiledTiff.of(path) is None  # what is wrong is said when it is read whole
+    with pytest.raises(UnreadableImage, match=r'a\.tif: '):
+        read_image(path)

@@ -17,7 +17,7 @@ from PIL import TiffImagePlugin
 from torch import Tensor
 
 from vitdense.data.files.images import decode_image
-from vitdense.data.files.opening import MAX_PIXELS, file_size, unreadable
+from vitdense.data.files.opening import MAX_PIXELS, UnreadableImage, file_size, reason, unreadable
 
 LARGEST_PART = 2**27  # bytes of a decoded tile or strip
 CACHE = 2**27  # bytes of decoded parts that are kept: the windows of a row touch the same ones
@@ -64,7 +64,10 @@ class TiledTiff:
         tags = _directory(Path(path))
         if tags is None or tags.get(ORIENTATION, 1) != 1 or tags.get(COMPRESSION, 1) == OLD_JPEG:
             return None
-        tiff = cls(Path(path), tags, value_range=value_range)
+        try:
+            tiff = cls(Path(path), tags, value_range=value_range)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise _damaged(path, error) from error
         if tiff._cell[0] * tiff._cell[1] * 3 > LARGEST_PART:
             return None
         if tiff.size[0] * tiff.size[1] > max_pixels:
@@ -145,7 +148,11 @@ def _directory(path: Path) -> Any:
             int(tags[HEIGHT]), int(tags[WIDTH])
             return tags if STRIPS in tags or TILES in tags else None
         except Exception as error:  # whatever a damaged directory makes of Pillow
-            raise unreadable(path, 'a damaged TIFF file', str(error), 'copy or download the file again') from error
+            raise _damaged(path, error) from error
+
+
+def _damaged(path: str | Path, error: Exception) -> UnreadableImage:
+    return unreadable(path, 'a damaged TIFF file', reason(error), 'copy or download the file again')
 
 
 def _parts(tags: Any, size: tuple[int, int], row_bytes: int | None) -> list[_Part]:
