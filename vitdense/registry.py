@@ -61,7 +61,7 @@ def resolve(kind: Any) -> Any:
     module_name, name = kind.rsplit('.', 1)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:  # the latter two: no module can have such a name
         raise ConfigError(
             f"cannot import '{module_name}'",
             where=f'type={kind!r}',

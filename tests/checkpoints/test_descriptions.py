@@ -317,3 +317,8 @@ def test_metadata_of_checkpoints_is_checked(evil: Callable[..., Path], changes: 
 def test_a_file_of_brackets_is_no_head(tmp_path: Path):
     (tmp_path / 'sem.json').write_text('[' * 100_000)
     assert not is_head_file(tmp_path / 'sem.json')
+
+
+def test_names_too_long_for_a_file_are_missing_weights(changed: Callable[..., Path]):
+    with pytest.raises(CheckpointError, match='the weights are missing'):
+        read_model_folder(changed(('weights', 'file'), 'x' * 5000))

@@ -163,3 +163,9 @@ def test_options_that_name_nothing_are_refused(option, message):
 )
 def test_values_are_python_literals_or_words(text, value):
     assert parse_value(text) == value
+
+
+@pytest.mark.parametrize('name', ['../../etc/passwd', '..', '.a.b', 'a..b', '\ud800.x'])
+def test_types_that_no_module_can_have_are_refused(config_file, name):
+    with pytest.raises(ConfigError):
+        load_config(config_file, [f'model.type={name}'])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -73,7 +74,7 @@ def read_description(path: Path, content: Sequence[str]) -> dict[str, Any]:
 def described_weights(path: Path, info: Mapping[str, Any]) -> Path:
     """Return the weights file of the description at `path`. Raises CheckpointError on a wrong SHA-256."""
     weights = path.parent / info['weights']['file']
-    if weights.parent != path.parent or not weights.is_file():
+    if weights.parent != path.parent or not os.path.isfile(weights):  # not Path's, which raises for long names
         raise description_error(weights, 'the weights are missing', f'the file that {path.name} names does not exist')
     if sha256_of(weights) != info['weights']['sha256']:
         raise description_error(weights, 'checksum mismatch', f'the weights are not those that {path.name} describes')
