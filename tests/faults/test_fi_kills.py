@@ -17,7 +17,7 @@ import pytest
 
 import vitdense.commands.train as training
 import vitdense.train.build as building
-from tests.faults.runs import CASES, KILLS, Run, ended, in_process, killed_after, make_run, traced
+from tests.faults.runs import CASES, KILLS, Run, as_tool, ended, in_process, killed_after, make_run, traced
 from vitdense.checkpoints.model_folder import read_model_folder
 from vitdense.checkpoints.run import find_checkpoint, steps_in
 from vitdense.train.evaluation import EvaluationLoop
@@ -130,29 +130,34 @@ PLACES: dict[str, tuple[Any, str, int]] = {  # a function, and the number of its
 }
 
 
-@pytest.mark.parametrize('place', PLACES)
-@pytest.mark.parametrize(
-    ('numbers', 'code'), [((signal.SIGTERM,), 143), ((signal.SIGTERM,) * 2, 143), ((signal.SIGINT,), 130)]
-)
-def test_fi_19_a_signal_anywhere(whole, tmp_path, monkeypatch, place, numbers, code):
-    owner, name, number = PLACES[place]
+def signalled(monkeypatch, place: str, number: int, signals: tuple[int, ...], function: Callable[[], Any]) -> int:
+    """Run `function` in a process that gets signals in call `number` of that at `place`; return its exit code."""
+    owner, name, _ = PLACES[place]
     original, calls = getattr(owner, name), []
 
-    def signalled(*args, **kwargs):
+    def called(*args, **kwargs):
         calls.append(name)
         if len(calls) == number:
-            for each in numbers:
+            for each in signals:
                 os.kill(os.getpid(), each)
         return original(*args, **kwargs)
 
-    run = make_run('semantic-0', tmp_path, 'run')
     with monkeypatch.context() as patched:
-        patched.setattr(owner, name, signalled)
-        exit_code = ended(in_process(run.train))
-    assert exit_code == code or (exit_code == 1 and code == 130)  # KeyboardInterrupt: the tools exit with 130
-    if place in ('first step', 'step', 'validation') and len(numbers) == 1:
-        steps = {'first step': 1, 'step': 5, 'validation': 6}[place]
-        assert steps_in(run.folder)[0].name == f'step_{steps:06d}.pth'
+        patched.setattr(owner, name, called)
+        return ended(in_process(as_tool(function)))
+
+
+TERM, INT = signal.SIGTERM, signal.SIGINT
+
+
+@pytest.mark.parametrize('place', PLACES)
+@pytest.mark.parametrize(('signals', 'code'), [((TERM,), 143), ((TERM, TERM), 143), ((INT,), 130)])
+def test_fi_19_a_signal_anywhere(whole, tmp_path, monkeypatch, place, signals, code):
+    run = make_run('semantic-0', tmp_path, 'run')
+    assert signalled(monkeypatch, place, PLACES[place][2], signals, run.train) == code
+    step = {'first step': 1, 'step': 5, 'validation': 6}.get(place)
+    if step is not None and len(signals) == 1:
+        assert steps_in(run.folder)[0].name == f'step_{step:06d}.pth'
     resumed(run, whole('semantic-0'))
 
 
@@ -162,10 +167,9 @@ def test_fi_20_the_number_of_workers_does_not_matter(whole, case):
     assert first == other and len({row['loss'] for row in first if 'loss' in row}) == 6
 
 
-def test_fi_21_a_run_that_is_stopped_twice(whole, tmp_path):
-    uninterrupted = whole('three tasks-0')
+def test_fi_21_a_run_that_is_stopped_twice(whole, tmp_path, monkeypatch):
     run = make_run('three tasks-0', tmp_path, 'run')
-    for steps in (1, 4):
-        part = run._replace(options=(*run.options, f'schedule.max_iters={steps}', 'schedule.decay=constant'))
-        assert ended(in_process(lambda part=part: part.train(resume='auto'))) == 0
-    resumed(run, uninterrupted)
+    for calls, step in ((1, 1), (3, 4)):  # the second process begins at step 1
+        assert signalled(monkeypatch, 'step', calls, (TERM,), lambda: run.train(resume='auto')) == 143
+        assert steps_in(run.folder)[0].name == f'step_{step:06d}.pth'
+    resumed(run, whole('three tasks-0'))

@@ -85,7 +85,7 @@ def test_fi_17_a_disk_with_room_for_one_checkpoint(whole, tmp_path, capfd):
 
     assert on_disk(run, str(size + 150_000), work) == 0
     out, err = capfd.readouterr()
-    assert 'disk full: checkpoint of' in out and 'error[disk]' in err and 'Traceback' not in err
+    assert 'disk full: ' in out and 'not written (free ' in out and 'error[disk]' in err and 'Traceback' not in err
 
 
 @pytest.mark.parametrize('left', [0, 4096, 40960])

@@ -155,10 +155,13 @@ def test_a_run_with_nan_losses_ends_with_finite_checkpoints(trainer, tmp_path):
     assert all(value.isfinite().all() for value in content['state_dict'].values() if value.is_floating_point())
 
 
-def test_a_single_bad_step_is_skipped_and_counted(trainer, tmp_path):
+def test_a_single_bad_step_is_skipped_shown_and_counted(trainer, tmp_path, caplog):
     import json
+    import logging
 
+    logging.getLogger('vitdense').propagate = True
     runner = trainer('run')
     runner._hooks.append(BadLoss(3, 3))
     runner.train()
     assert json.loads((tmp_path / 'run' / 'metrics.json').read_text())['skipped_steps'] == 1
+    assert caplog.text.count('step skipped: the norm of its gradients is not finite (1 in a row') == 1

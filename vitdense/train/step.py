@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from vitdense.errors import NumericsError
 from vitdense.storage.tensor_shards import whole
 from vitdense.train.schedule import Schedule
 
+logger = logging.getLogger('vitdense')
 PATIENCE = 5  # skipped steps in a row that end a run
 
 
@@ -117,6 +119,8 @@ class GuardedOptimWrapper(OptimWrapper):
         self.skipped_steps += 1
         if not self.scaled or self.scaler.get_scale() <= 1:
             self.skipped_in_row += 1
+            text = 'step skipped: the norm of its gradients is not finite (%d in a row, of %d that end it; %d in all)'
+            logger.warning(text, self.skipped_in_row, PATIENCE, self.skipped_steps)
         if self.skipped_in_row >= PATIENCE:
             raise NumericsError(
                 f'gradients were not finite in {PATIENCE} steps in a row',
