@@ -107,6 +107,16 @@ def test_fi_16_a_kill_at_a_random_instant(whole, tmp_path, case):
     print(f'{case}: {killed} of {number + 1} runs were killed before their end; all ended alike')
 
 
+def test_fi_16_a_kill_between_the_best_weights_and_the_next_checkpoint(whole, tmp_path):
+    uninterrupted = whole('three tasks-0')
+    operations = uninterrupted.operations
+    best = next(number for number, text in enumerate(operations, 1) if text.startswith('os.rename best.pth.tmp'))
+    run = make_run('three tasks-0', tmp_path, 'run')
+    assert traced(run.folder, run.train, kill_at=best + 2)[0] == -9
+    assert (run.folder / 'best.pth').exists() and steps_in(run.folder)[0].name == 'step_000002.pth'
+    resumed(run, uninterrupted)
+
+
 def test_fi_17_a_flipped_byte_in_the_newest_checkpoint(whole, tmp_path, capfd):
     uninterrupted = whole('semantic-0')
     run = make_run('semantic-0', tmp_path, 'run')

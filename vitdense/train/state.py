@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import vitdense
-from vitdense.checkpoints.run import to_cpu
+from vitdense.checkpoints.run import read_checkpoint, to_cpu
 from vitdense.checkpoints.shard_folder import fill_shards
 from vitdense.config.dump import config_text
 from vitdense.distributed.sharding import shard_like, shards_of
@@ -72,6 +72,8 @@ def restore_run(loop: Any, checkpoint: Mapping[str, Any]) -> None:
     loop.validation_pending = checkpoint['validation_pending']
     loop.history.restore(checkpoint)
     loop.operating_points = checkpoint.get('operating_points', {})
+    if loop.history.best.get('step', 0) > loop.iter:  # its validation is done again, and does not improve on itself
+        loop.operating_points = read_checkpoint(runner.folder / 'best.pth').get('operating_points', {})
     loop.saving.restore(checkpoint)
     if loop.ema is not None:
         loop.ema.restore(checkpoint)
