@@ -63,8 +63,12 @@ print(json.dumps(dict(found=found, read=read, code=code)))
 PROGRAM = b'%!PS-Adobe-3.0 EPSF-3.0\\n%%BoundingBox: 0 0 9 9\\n(marker) (w) file closefile showpage\\n'
 
 
-# what libraries do by themselves: torch lists the libraries of the system, matplotlib and yapf (of mmengine) cache
-LIBRARIES = r"subprocess\.Popen \('/sbin/ldconfig', \['/sbin/ldconfig', '-p'\]|\S+ \S+/home/\.(cache|config)\b"
+# what libraries do by themselves: torch lists the libraries of the system, matplotlib the fonts; matplotlib and yapf
+# (of mmengine) have caches
+LIBRARIES = (
+    r"subprocess\.Popen \('(/sbin/ldconfig', \['/sbin/ldconfig', '-p'\]|fc-list', \['fc-list', )"
+    r'|\S+ \S+/home/\.(cache|config)\b'
+)
 
 
 def watched(scene: str, folder: Path, *arguments: str) -> dict:
