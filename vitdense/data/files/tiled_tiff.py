@@ -96,10 +96,13 @@ class TiledTiff:
 
     def preview(self, step: int) -> Tensor:
         """Return every `step`-th row and column."""
-        rows = max(step, self._cell[0] // step * step)
         height, width = self.size
-        strips = (self.read(top, 0, min(rows, height - top), width) for top in range(0, height, rows))
-        return torch.cat([strip[:, ::step, ::step] for strip in strips], dim=1)
+        rows = max(step, self._cell[0] // step * step)
+        preview = torch.empty(3, -(-height // step), -(-width // step), dtype=torch.uint8)  # one block, as above
+        for top in range(0, height, rows):
+            strip = self.read(top, 0, min(rows, height - top), width)[:, ::step, ::step]
+            preview[:, top // step : top // step + strip.shape[1]] = strip
+        return preview
 
     def _row_bytes(self) -> int | None:
         """Return the bytes of a row, where rows follow one another without compression; else None."""
