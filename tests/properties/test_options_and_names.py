@@ -35,6 +35,8 @@ keys = st.from_regex(r'[a-z][a-z_]{0,5}', fullmatch=True)
 letters = st.characters(exclude_characters='/\0\\', exclude_categories=('Cs',), max_codepoint=0x2FFFF)
 stems = st.text(letters, min_size=1, max_size=25).filter(lambda name: not name.startswith('.'))
 
+parts = st.lists(st.sampled_from(['..', '.', '', 'a', 'b.png', '~', 'C:', 'http:', '...']), min_size=1, max_size=5)
+
 
 @few
 @given(values)
@@ -65,7 +67,7 @@ def test_a_config_is_read_back_from_its_text(content):
 
 
 @few
-@given(st.text(max_size=20))
+@given(parts.map('/'.join) | parts.map('\\'.join) | st.text(max_size=9))
 def test_a_name_leads_nowhere_else(name):
     root = Path('/data/set')
     try:
