@@ -43,6 +43,7 @@ def make_parser() -> Parser:
     )
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument('--half', action='store_true', help='weights in float16')
+    precision.add_argument('--bf16', action='store_true', help='arithmetic in bfloat16, for OpenVINO')
     precision.add_argument('--int8', action='store_true', help='quantized after training, for OpenVINO')
     parser.add_argument('--calibrate', metavar='DATA|N', help='images of --int8, as --verify names them')
     parser.add_argument(
@@ -65,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Export as `argv` says; return 0, or 5 when outputs differ."""
     parser = make_parser()
     args = parser.parse_args(argv)
+    if args.bf16 and args.format != 'openvino':
+        parser.error('--bf16 needs --format openvino')
     if args.int8 and (args.format != 'openvino' or not args.calibrate):
         parser.error('--int8 needs --format openvino and --calibrate DATA: images like those it is for')
     from pathlib import Path  # heavy from here on: after the arguments are known to be right
@@ -78,9 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     heads = args.heads.split(',') if args.heads else None
     size = tuple(args.size) if args.size else None
     model = trained_model(args.model, accept_licence=args.accept_licence)
-    options = dict(
-        heads=heads, size=size, dynamic=args.dynamic, runtime=args.format, half=args.half, inside=args.inside
-    )
+    precision = 'float16' if args.half else 'bfloat16' if args.bf16 else 'float32'
+    options = dict(heads=heads, size=size, dynamic=args.dynamic, inside=args.inside)
+    options |= dict(runtime=args.format, precision=precision)
     content = export_model(model, out, **options)
     if args.int8:
         content = quantize_folder(out, images_of(args.calibrate, most=MOST_CALIBRATION))

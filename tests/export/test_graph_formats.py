@@ -13,6 +13,7 @@ import torch
 import vitdense
 from vitdense.errors import ExportError, ResourceError
 from vitdense.export.folder import INFO, complete, quantize_folder, read_exported, verify
+from vitdense.export.runtimes import openvino_config
 from vitdense.export.verify import TOLERANCES, equal_predictions
 
 pytest.importorskip('onnxruntime')
@@ -67,6 +68,12 @@ def test_a_changed_weight_file_is_damage(openvino: Path, tmp_path: Path):
         vitdense.load(tmp_path / 'copy')
 
 
+def test_openvino_computes_in_bfloat16_where_it_is_chosen():
+    assert openvino_config()['INFERENCE_PRECISION_HINT'] == 'f32'  # its own default depends on the processor
+    assert openvino_config('float16')['INFERENCE_PRECISION_HINT'] == 'f32'
+    assert openvino_config('bfloat16')['INFERENCE_PRECISION_HINT'] == 'bf16'
+
+
 def test_an_int8_graph_is_smaller_and_judged_coarsely(
     source: Path, openvino: Path, images: list[torch.Tensor], tmp_path: Path
 ):
@@ -84,7 +91,7 @@ def test_an_int8_graph_is_smaller_and_judged_coarsely(
 def test_weights_in_float16_take_half_the_file_and_are_judged_by_predictions(
     source: Path, exported: Path, images: list[torch.Tensor], tmp_path: Path
 ):
-    half = converted(exported, tmp_path / 'half', half=True)
+    half = converted(exported, tmp_path / 'half', precision='float16')
     large, small = ((folder / 'model.onnx').stat().st_size for folder in (exported, half))
     weights = sum(value.numel() for value in vitdense.load(source, device='cpu').model.network.parameters())
     assert large - small > 0.9 * 2 * weights

@@ -39,6 +39,8 @@ logger = logging.getLogger('vitdense')
 INFO, MODEL = 'export.json', 'model.json'
 FORMAT = 2
 Runtime = Literal['onnx', 'openvino']
+Precision = Literal['float32', 'float16', 'bfloat16']
+LEVELS = {'float32': 'exact', 'float16': 'close', 'bfloat16': 'coarse', 'int8': 'coarse'}  # of the verdict
 SHAPES = ((480, 640), (640, 480))  # of images that tell whether transforms give all images one size
 
 
@@ -50,15 +52,16 @@ def export_model(
     size: tuple[int, int] | None = None,
     dynamic: Collection[str] | None = None,
     runtime: Runtime = 'onnx',
-    half: bool = False,
+    precision: Precision = 'float32',
     inside: Collection[str] = (),
 ) -> dict[str, Any]:
     """Export the model folder `source` into the folder `out` and return the content of its `export.json`.
 
     `heads` are all of the model; `size` (H, W) and `dynamic` ('batch', 'size') follow from the evaluation transforms:
-    those that give all images one size make a graph of that size with any number of images. `half` stores weights in
-    float16. `inside` names what else the graph does ('preprocessing', 'predictions'): it takes uint8 images and resizes
-    and normalises them, and gives boxes, label maps and scores. Raises ExportError, CheckpointError, ResourceError.
+    those that give all images one size make a graph of that size with any number of images. With `precision` 'float16'
+    weights are stored in float16; with 'bfloat16' OpenVINO also computes in bfloat16. `inside` names what else the
+    graph does ('preprocessing', 'predictions'): it takes uint8 images and resizes and normalises them, and gives boxes,
+    label maps and scores. Raises ExportError, CheckpointError, ResourceError.
     """
     model, info = read_model_folder(source)
     heads = _heads(model, heads)
@@ -89,18 +92,20 @@ def export_model(
         'std': list(network.std),
     }
     shutil.copyfile(model_folder_of(source) / MODEL, out / MODEL)
-    return complete(out, content, runtime=runtime, half=half)
+    return complete(out, content, runtime=runtime, precision=precision)
 
 
-def complete(folder: Path, content: Mapping[str, Any], *, runtime: Runtime = 'onnx', half: bool = False) -> dict:
+def complete(
+    folder: Path, content: Mapping[str, Any], *, runtime: Runtime = 'onnx', precision: Precision = 'float32'
+) -> dict[str, Any]:
     """Turn the float32 `model.onnx` of a folder into the graph of `runtime`, and write `export.json`: `content` with
     runtime, precision and checksums, which is returned.
     """
-    finish(folder, runtime=runtime, half=half)
+    finish(folder, runtime=runtime, half=precision != 'float32')
     content = {
         **content,
         'runtime': runtime,
-        'precision': 'float16' if half else 'float32',
+        'precision': precision,
         'sha256': {name: sha256_of(folder / name) for name in GRAPHS[runtime]},
     }
     write_json(folder / INFO, content)
@@ -170,7 +175,7 @@ def verify(source: str | Path, folder: Path, images: Sequence[torch.Tensor]) -> 
     theirs = _side(model, model.network, tasks, info['transforms'], images)
     ours = _side(graph, graph.network, graph.tasks, graph_info['transforms'], images)
     content = json.loads((folder / INFO).read_text(encoding='utf-8'))
-    level = {'float32': 'exact', 'float16': 'close', 'int8': 'coarse'}[content['precision']]
+    level = LEVELS[content['precision']]
     if content['inside'] and level == 'exact':  # other arithmetic of the resize, and no outputs to compare
         level = 'close'
     verdict = compare(theirs, ours, level)
