@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import vitdense
-from vitdense.errors import ExportError, ResourceError
+from tools import export
+from vitdense.commands.test import one_by_one
+from vitdense.errors import ConfigError, ExportError, ResourceError
 from vitdense.export.folder import INFO, complete, quantize_folder, read_exported, verify
 from vitdense.export.runtimes import openvino_config
 from vitdense.export.verify import TOLERANCES, equal_predictions
@@ -105,3 +107,29 @@ def test_a_runtime_that_is_not_installed_is_named(exported: Path, tmp_path: Path
     monkeypatch.setitem(__import__('sys').modules, 'openvino', None)
     with pytest.raises(ResourceError, match=r'vitdense\[openvino\]'):
         converted(exported, tmp_path / 'out', runtime='openvino')
+
+
+@pytest.mark.parametrize('options', [['--int8'], ['--int8', '--format', 'openvino'], ['--bf16'], ['--half', '--int8']])
+def test_options_that_do_not_go_together_are_refused(options: list[str]):
+    with pytest.raises(ConfigError, match='export.py'):
+        export.main(['model', '--out', 'out', *options])
+
+
+@pytest.mark.parametrize(
+    ('int8', 'passed', 'judged', 'words'),
+    [
+        (0.05, True, True, '(2.00 x), worth it'),
+        (0.05, True, False, 'not judged'),
+        (0.095, True, True, 'not worth it: no faster'),
+        (0.2, False, True, 'not worth it: no faster and predictions change'),
+    ],
+)
+def test_int8_has_to_be_faster_and_right(capsys, int8: float, passed: bool, judged: bool, words: str):
+    export.show_worth({'float32': 0.1, 'int8': int8}, passed, judged=judged)
+    assert words in ' '.join(capsys.readouterr().out.split())
+
+
+def test_a_graph_that_resizes_is_tested_without_transforms():
+    section = {'batch_size': 4, 'dataset': {'type': 'A', 'transforms': ['resize']}}
+    assert one_by_one(section) == section | {'batch_size': 1}
+    assert one_by_one({'a': section}, transforms=False)['a']['dataset'] == {'type': 'A', 'transforms': ()}
