@@ -101,6 +101,8 @@ def test_predictions_are_counted_by_kind():
     turned = Instances(boxes.flip(0), objects.scores.flip(0), objects.labels.flip(0))
     assert equal_predictions(objects, turned) == (2, 2)
     assert equal_predictions(objects, objects._replace(labels=torch.tensor([0, 0, 0]))) == (1, 2)
+    outside = objects._replace(boxes=torch.tensor([[5.0, 9, 8, 9], [0, 3, 0, 7], [0, 0, 0, 0]]))  # of no area
+    assert equal_predictions(outside, outside) == (2, 2)
 
 
 @pytest.mark.slow  # another export of all heads

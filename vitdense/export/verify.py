@@ -15,6 +15,7 @@ from torchvision.ops import box_iou
 from vitdense.types import ImageClass, Instances, Outputs, Prediction, QueryOutputs, SemanticMap
 
 LEAST_SCORE = 0.05  # of an object that is compared
+SAME_EDGE = 0.01  # pixels between the edges of two boxes that are equal whatever their IoU
 ROUNDS = 5
 Level = Literal['exact', 'close', 'coarse']
 
@@ -145,7 +146,9 @@ def _equal_objects(first: Instances, second: Instances, tolerance: Tolerance) ->
     total = max(len(objects.scores) for objects in kept)
     if not min(len(objects.scores) for objects in kept):
         return 0, total
-    equal = (box_iou(kept[0].boxes, kept[1].boxes) >= tolerance.iou) & (kept[0].labels[:, None] == kept[1].labels)
+    gaps = (kept[0].boxes[:, None] - kept[1].boxes).abs().amax(-1)  # boxes outside the image are clipped: IoU is 0 / 0
+    equal = (box_iou(kept[0].boxes, kept[1].boxes) >= tolerance.iou) | (gaps <= SAME_EDGE)
+    equal &= kept[0].labels[:, None] == kept[1].labels
     equal &= (kept[0].scores[:, None] - kept[1].scores).abs() <= tolerance.score
     rows, columns = linear_sum_assignment(equal.cpu().numpy(), maximize=True)
     return int(equal[rows, columns].sum()), total
