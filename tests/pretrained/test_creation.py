@@ -155,7 +155,7 @@ def test_without_a_network_one_error_names_the_file_and_the_way_out(monkeypatch:
         slim(pretrained=True)
     error = caught.value
     assert error.where == 'model.safetensors of timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k'
-    assert "pretrained='path/model.safetensors'" in error.fix
+    assert 'pretrained=path/model.safetensors (vitdense finetune: --backbone-weights)' in error.fix
     assert 'https://huggingface.co/timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k' in error.fix
     assert error.__cause__ is None and error.__suppress_context__  # no traceback of sockets
 

@@ -164,4 +164,5 @@ def test_a_single_bad_step_is_skipped_shown_and_counted(trainer, tmp_path, caplo
     runner._hooks.append(BadLoss(3, 3))
     runner.train()
     assert json.loads((tmp_path / 'run' / 'metrics.json').read_text())['skipped_steps'] == 1
-    assert caplog.text.count('step skipped: the norm of its gradients is not finite (1 in a row') == 1
+    text = 'step skipped: the norm of its gradients is not finite (1 in a row'
+    assert len({id(each) for each in caplog.records if text in each.getMessage()}) == 1  # a record may be heard twice

@@ -140,7 +140,7 @@ def test_every_finding_counts(tmp_path, capsys, count, kind):
     out = capsys.readouterr().out
     (report,) = json.loads((tmp_path / 'out.json').read_text())['parts'].values()
     assert report['counts'] == {kind: count} and len(report['findings']) == count
-    assert f'{kind}: {count}' in out and f'{count} findings' in out
+    assert f'{kind}: {count}' in out and f'{count} finding{"s" * (count > 1)}\n' in out
     assert ('more (--shown, --out)' in out) == (count > 5) and (f'... and {count - 5} more' in out) == (count > 5)
 
 
