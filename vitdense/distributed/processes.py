@@ -65,8 +65,23 @@ def join_processes(device: str | None) -> torch.device:
 def start_processes(device: torch.device) -> tuple[int, int]:
     """Join the process group that the environment describes, if it does; return (rank, world size)."""
     if 'RANK' in os.environ and int(os.environ.get('WORLD_SIZE', 1)) > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+        backend = 'nccl' if device.type == 'cuda' else 'gloo'
+        torch.distributed.init_process_group(backend, **_own_keys_after_restart())
     return get_dist_info()
+
+
+def _own_keys_after_restart() -> dict[str, Any]:
+    """Return the store of the process group where torchrun has started all processes of one machine again.
+
+    Its server outlives them, and a process could read the address of one that has ended. On several machines the
+    numbers of restarts may differ, so the store stays as it is there.
+    """
+    environment = os.environ
+    restarts = int(environment.get('TORCHELASTIC_RESTART_COUNT', 0))
+    if not restarts or environment.get('LOCAL_WORLD_SIZE') != environment['WORLD_SIZE']:
+        return {}
+    store, rank, size = next(torch.distributed.rendezvous('env://'))
+    return dict(store=torch.distributed.PrefixStore(f'restart {restarts}', store), rank=rank, world_size=size)
 
 
 def restarted_since() -> float | None:
