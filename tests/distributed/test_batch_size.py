@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import CONFIG
+from tests.distributed.log_lines import LogLines
 from vitdense.checkpoints.run import read_checkpoint
 from vitdense.commands.memory import Proposal, does_not_fit
 from vitdense.config.load import load_config
@@ -61,22 +62,11 @@ def test_a_batch_that_fits_is_proposed_for_all_processes():
     assert 'train_dataloader.batch_size=16 optim_wrapper.accumulative_counts=4' in error.fix
 
 
-class Lines(logging.Handler):
-    """Keeps what is logged."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-
 def _train(
     folder: Path, rank: int, *, size: int, name: str, options: tuple[str, ...] = (), resume: str = ''
 ) -> tuple[dict, str]:
     """Return the weights of a run, and what it said."""
-    handler, log = Lines(), logging.getLogger('vitdense')
+    handler, log = LogLines(), logging.getLogger('vitdense')
     log.setLevel(logging.INFO)
     log.addHandler(handler)
     start = FromCheckpoint(read_checkpoint(folder / resume)) if resume else None

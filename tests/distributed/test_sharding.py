@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import CONFIG, start_ranks
+from tests.distributed.log_lines import LogLines
 from vitdense import load
 from vitdense.checkpoints.resumable import read_resumable
 from vitdense.checkpoints.run import checksum_matches, find_checkpoint, read_checkpoint, steps_in
@@ -44,18 +45,9 @@ class Outcome(NamedTuple):
     log: str
 
 
-class Lines(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-
 def run(folder: Path, name: str, *, resume: str = '', options: tuple[str, ...] = HARD) -> Outcome:
     """Train in `folder / name`, in this process or with all others of its group."""
-    lines, log = Lines(), logging.getLogger('vitdense')
+    lines, log = LogLines(), logging.getLogger('vitdense')
     log.setLevel(logging.INFO)
     log.addHandler(lines)
     start = FromCheckpoint(read_resumable(folder / resume)) if resume else None

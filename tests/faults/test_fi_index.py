@@ -8,6 +8,8 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
 ELSEWHERE = {  # cases of parts that have tests of their own
+    3: 'tools/test_demo.py::test_bad_files_of_a_folder_are_skipped_and_counted',
+    4: 'data/files/test_images.py::test_every_mode_becomes_rgb',
     12: 'tasks/test_losses.py::test_all_ignored_is_exactly_zero_with_zero_gradients',
     13: 'tasks/test_matching.py::test_when_nothing_is_finite_the_error_says_what_diverged',
     14: 'train/test_step.py::test_overflows_are_how_a_loss_scale_is_found',

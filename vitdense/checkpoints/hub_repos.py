@@ -16,7 +16,7 @@ from vitdense.errors import CheckpointError, ConfigError
 from vitdense.storage.atomic import disk_error, sha256_of, write_json
 
 PREFIX = 'hf:'
-FILES = ('README.md', 'SHA256SUMS', '*.json', '*.safetensors', '*.onnx', '*.onnx.data', '*.xml', '*.bin', '*.pt2')
+FILES = ('README.md', 'SHA256SUMS', '*.json', '*.safetensors', '*.onnx', '*.onnx.data', '*.xml', '*.bin')
 _NAME = re.compile(r'(?:hf:)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')
 
 
@@ -89,10 +89,9 @@ def push_to_hub(
             repo_id=name, folder_path=folder, revision=revision, allow_patterns=list(FILES), commit_message=message
         )
     except Exception as error:  # the client raises many types
-        raise CheckpointError(
-            f'{name}: the upload failed', where=str(folder), why=str(error).strip().partition('\n')[0],
-            fix='`hf auth login` with a token that may write there, and check the network',
-        ) from error  # fmt: skip
+        fix = '`hf auth login` with a token that may write there, and check the network'
+        why = str(error).strip().partition('\n')[0]
+        raise CheckpointError(f'{name}: the upload failed', where=str(folder), why=why, fix=fix) from error
     return str(done.commit_url)
 
 

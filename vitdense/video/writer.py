@@ -74,12 +74,8 @@ class VideoWriter:
         self._raise()
         readable = count_frames(self.path)
         if readable != self.written:
-            raise DiskError(
-                f'{self.path.name}: {self.written} frames were written, {readable} can be read back',
-                where=str(self.path),
-                why='the disk is full, or the encoder failed without an error',
-                fix='free some space, or choose another format (.mp4, .webm, .avi)',
-            )
+            message = f'{self.path.name}: {self.written} frames were written, {readable} can be read back'
+            raise self._error_of(message, 'the disk is full, or the encoder failed without an error')
         if self.timed:
             self.fps = self._times.mean_rate()
         elif self._times.largest_shift > UNEVEN / self.fps:
@@ -133,8 +129,8 @@ class VideoWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.open('wb').close()  # OpenCV gives no reason
         except OSError as error:
-            why, fix = str(error), 'free some space, or choose a folder that you may write to'
-            raise DiskError(f'cannot write {self.path.name}', where=str(self.path), why=why, fix=fix) from error
+            fix = 'free some space, or choose a folder that you may write to'
+            raise self._error_of(f'cannot write {self.path.name}', str(error), fix) from error
         try:
             if self._pyav:
                 encoder = PyAVEncoder(
@@ -145,12 +141,9 @@ class VideoWriter:
         except OSError as error:
             self.path.unlink(missing_ok=True)
             height, width = self.padded
-            raise DiskError(
-                f'cannot write {self.path.name}',
-                where=str(self.path),
-                why=f'the encoder takes no {width} x {height} pixels at {self.fps:g} frames a second in this format',
-                fix='choose another format (.mp4, .webm, .avi), or smaller frames',
-            ) from error
+            why = f'the encoder takes no {width} x {height} pixels at {self.fps:g} frames a second in this format'
+            fix = 'choose another format (.mp4, .webm, .avi), or smaller frames'
+            raise self._error_of(f'cannot write {self.path.name}', why, fix) from error
         if self.padded != self.size:
             logger.info('%s: frames of %s padded to even %s', self.path.name, self.size, self.padded)
         return encoder
@@ -185,13 +178,14 @@ class VideoWriter:
         try:
             self._writer.write(frame, seconds if self.timed and seconds is not None else even)
         except OSError as error:
-            raise DiskError(
-                f'{self.path.name}: frame {self.written} could not be written',
-                where=str(self.path),
-                why=f'the encoder refused it: {error}',
-                fix='free some space, or choose another format (.mp4, .webm, .avi)',
-            ) from error
+            message = f'{self.path.name}: frame {self.written} could not be written'
+            raise self._error_of(message, f'the encoder refused it: {error}') from error
         self.written += 1
+
+    def _error_of(
+        self, message: str, why: str, fix: str = 'free some space, or choose another format (.mp4, .webm, .avi)'
+    ) -> DiskError:
+        return DiskError(message, where=str(self.path), why=why, fix=fix)
 
     def _raise(self) -> None:
         if self._error is not None:

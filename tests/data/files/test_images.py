@@ -1,10 +1,9 @@
-"""Every row of the decoder truth table: what each kind of file gives, and what is refused by name."""
+"""Every row of the table of decoders: what each kind of file gives, and what is refused by name."""
 
 import hashlib
 import io
 import struct
 import warnings
-import zlib
 
 import cv2
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
+from tests.data.files.encoded_images import encoded, hollow_png
 from vitdense.data.files import images
 from vitdense.data.files.images import UnreadableImage, from_pil, image_size, read_image, read_label_map
 from vitdense.errors import DataError
@@ -24,23 +24,6 @@ def smooth_image(size=SIZE) -> np.ndarray:
     rows, columns = np.mgrid[: size[0], : size[1]]
     planes = [rows * 255 / (size[0] - 1), columns * 255 / (size[1] - 1), (rows + columns) * 255 / (sum(size) - 2)]
     return np.stack(planes, -1).astype(np.uint8)
-
-
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def hollow_png(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header declares a huge image."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-
-    header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-    body = chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(b'\0' * 10)) + chunk(b'IEND', b'')
-    return b'\x89PNG\r\n\x1a\n' + body
 
 
 @pytest.fixture
@@ -81,6 +64,14 @@ def test_unusable_files_are_refused_by_name(store, name, data, words):
     assert name in caught.value.message and words in str(caught.value)
     assert caught.value.where == str(path) and caught.value.fix
     assert isinstance(caught.value, DataError)
+
+
+@pytest.mark.parametrize('lost', [2, len(JPEG) * 4 // 10])
+def test_a_cut_jpeg_is_refused_whatever_opencv_makes_of_it(store, monkeypatch, lost):
+    monkeypatch.setattr(images, '_decode_with_opencv', lambda data, flags: np.zeros((*SIZE, 3), np.uint8))  # OpenCV 4
+    assert not read_image(store('whole.jpg', JPEG)).any()
+    with pytest.raises(UnreadableImage, match='truncated'):
+        read_image(store('cut.jpg', JPEG[:-lost]))
 
 
 def test_a_missing_file_and_a_folder_are_data_errors(tmp_path):
