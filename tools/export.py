@@ -3,19 +3,20 @@
     python tools/export.py work_dirs/shapes/model --out exported --verify 4
     python tools/export.py work_dirs/shapes/model --out exported --verify photos --heads det,sem --format openvino
 
-MODEL is a model folder. Writes model.onnx (opset 20, plain operators), or for OpenVINO model.xml and model.bin, beside
-export.json (inputs, outputs, verdict) and model.json. The graph takes normalised images (B, 3, H, W): (RGB in [0, 1] -
-mean) / std, mean and std in export.json, and gives outputs; --inside puts preprocessing and predictions into it. The
-size is that of the evaluation transforms where they give all images one size; otherwise sizes are free. --verify runs
-both on images of a folder or on N drawn ones, prints the differences of outputs and predictions and the time of both,
-and leaves with 5 where they are beyond the tolerance (docs/export.md). --data tests both on labelled images, and leaves
-with 5 where a score differs by more than 0.1 points. `vitdense.load`, demo.py and test.py take the folder.
+MODEL is a model folder. Writes model.onnx (opset 20, plain operators), for OpenVINO model.xml and model.bin, or for
+torch.export model.pt2, beside export.json (inputs, outputs, verdict) and model.json. The graph takes normalised images
+(B, 3, H, W): (RGB in [0, 1] - mean) / std, mean and std in export.json, and gives outputs; --inside puts preprocessing
+and predictions into it. The size is that of the evaluation transforms where they give all images one size; otherwise
+sizes are free. --verify runs both on images of a folder or on N drawn ones, prints the differences of outputs and
+predictions and the time of each stage of both, and leaves with 5 where they are beyond the tolerance (docs/export.md).
+--data tests both on labelled images, and leaves with 5 where a score differs by more than 0.1 points. `vitdense.load`,
+demo.py and test.py take the folder.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vitdense.commands.parser import Parser, run
@@ -39,7 +40,10 @@ def make_parser() -> Parser:
     parser.add_shared('--accept-licence')
     parser.add_argument('--out', metavar='D', required=True, help='the folder to write')
     parser.add_argument(
-        '--format', choices=('onnx', 'openvino'), default='onnx', help='the program that runs the graph (default: onnx)'
+        '--format',
+        choices=('onnx', 'openvino', 'torch-export'),
+        default='onnx',
+        help='the program that runs the graph (default: onnx)',
     )
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument('--half', action='store_true', help='weights in float16')
@@ -68,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.bf16 and args.format != 'openvino':
         parser.error('--bf16 needs --format openvino')
+    if args.half and args.format == 'torch-export':
+        parser.error('--half needs --format onnx or openvino')
     if args.int8 and (args.format != 'openvino' or not args.calibrate):
         parser.error('--int8 needs --format openvino and --calibrate DATA: images like those it is for')
     from pathlib import Path  # heavy from here on: after the arguments are known to be right
@@ -131,9 +137,16 @@ def show(verdict: Verdict) -> None:
         print_table(f'{verdict.images} images', ('output', 'max difference', 'mean', 'magnitude', 'equal'), rows)
     for head in verdict.heads:
         console().print(f'{head.head}: {head.same:,} of {head.total:,} {head.what} equal ({100 * head.share:.2f} %)')
-    torch_ms, graph_ms = (1000 * verdict.seconds[name] for name in ('torch', 'graph'))
-    console().print(f'a pass: torch {torch_ms:.1f} ms, graph {graph_ms:.1f} ms ({torch_ms / graph_ms:.2f} x)')
+    print_table('one image', ('stage', 'model', 'graph', 'times faster'), list(_latency(verdict)))
     console().print('passed' if verdict.passed else f'NOT passed as {verdict.level} (docs/export.md)', style='bold')
+
+
+def _latency(verdict: Verdict) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each stage and for all of them: milliseconds of the model and of the graph."""
+    stages = {stage: (seconds, verdict.seconds['graph'][stage]) for stage, seconds in verdict.seconds['torch'].items()}
+    stages['all'] = tuple(map(sum, zip(*stages.values(), strict=True)))
+    for stage, (model, graph) in stages.items():
+        yield stage, f'{1000 * model:.1f} ms', f'{1000 * graph:.1f} ms', f'{model / graph:.2f}' if graph > 1e-4 else '-'
 
 
 def _cell(output: OutputDifference) -> str:

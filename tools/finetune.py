@@ -13,8 +13,9 @@ the config in the work directory trains the same again with train.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from vitdense.commands.parser import Parser, count, run
+from vitdense.commands.parser import Parser, count, run, seconds_of
 
 
 def make_parser() -> Parser:
@@ -27,7 +28,9 @@ def make_parser() -> Parser:
         choices=('det', 'sem', 'cls', 'inst'),
         help='boxes, label maps, classes or masks of objects (default: what the labels are for; inst: polygons)',
     )
-    parser.add_argument('--time', metavar='T', help='how long it may take: 30m, 2h (default: as long as the preset)')
+    parser.add_argument(
+        '--time', type=seconds_of, metavar='T', help='how long it may take: 30m, 2h (default: as long as the preset)'
+    )
     parser.add_argument(
         '--backbone-weights', metavar='FILE', help='pretrained weights of the ViT (default: fetched by timm)'
     )
@@ -41,7 +44,10 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Fine-tune as `argv` says."""
     args = make_parser().parse_args(argv)
-    from vitdense.commands.finetune import finetune  # heavy: after the arguments are known to be right
+    from vitdense.data.formats.labelled_folder import read_folder
+
+    read_folder(Path(args.folder))  # a folder without labels is named before what takes seconds to import
+    from vitdense.commands.finetune import finetune
 
     finetune(
         args.folder,

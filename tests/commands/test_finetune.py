@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +15,13 @@ from PIL import Image
 import vitdense
 import vitdense.commands.finetune as finetuning
 from tests.data.formats.test_labelled_folder import masks, roboflow_coco
+from vitdense.commands.parser import seconds_of
 from vitdense.commands.presets import (
     PRESETS,
     Cost,
     choose_preset,
     length_options,
     query_options,
-    seconds_of,
     steps_in,
     task_of,
     useful_steps,
@@ -105,6 +107,26 @@ def test_times_have_a_unit(time, seconds):
     for wrong in ('30', 'soon', '0m', '-3m'):
         with pytest.raises(ConfigError, match='is no time'):
             seconds_of(wrong)
+
+
+def test_the_tool_names_wrong_arguments_before_it_imports_what_trains(tmp_path: Path):
+    (tmp_path / 'yard').mkdir()
+    for words, message in (
+        ([str(tmp_path / 'yard'), '--time', '5minutes'], 'is no time'),
+        ([str(tmp_path / 'yards')], "did you mean 'yard'"),
+        ([str(tmp_path / 'yard')], 'no labelled images in'),
+    ):
+        code = f"""import sys
+from vitdense.errors import VitDenseError
+from vitdense.tools import finetune
+try:
+    finetune.main({words!r})
+except VitDenseError as error:
+    assert 'vitdense.train.build' not in sys.modules
+    print(error)
+"""
+        found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=tmp_path)
+        assert message in found.stdout
 
 
 def test_steps_fill_the_time_that_validations_leave():

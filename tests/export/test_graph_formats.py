@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import vitdense
 from tools import export
@@ -16,7 +17,7 @@ from vitdense.commands.test import one_by_one
 from vitdense.errors import ConfigError, ExportError, ResourceError
 from vitdense.export.folder import INFO, complete, quantize_folder, read_exported, verify
 from vitdense.export.runtimes import openvino_config
-from vitdense.export.verify import TOLERANCES, equal_predictions
+from vitdense.export.verify import STAGES, TOLERANCES, equal_predictions
 
 pytest.importorskip('onnxruntime')
 
@@ -133,3 +134,24 @@ def test_a_graph_that_resizes_is_tested_without_transforms():
     section = {'batch_size': 4, 'dataset': {'type': 'A', 'transforms': ['resize']}}
     assert one_by_one(section) == section | {'batch_size': 1}
     assert one_by_one({'a': section}, transforms=False)['a']['dataset'] == {'type': 'A', 'transforms': ()}
+
+
+def test_a_torch_program_passes_and_is_read_only_where_it_is_trusted(
+    source: Path, images: list[torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    for row, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f'{row}.png')
+    out, words = tmp_path / 'out', ['--format', 'torch-export', '--dynamic', 'batch,size']
+    assert export.main([str(source), '--out', str(out), *words, '--verify', str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert 'postprocess' in printed and 'NO' not in printed
+    assert sorted(path.name for path in out.iterdir()) == ['export.json', 'model.json', 'model.pt2']
+    seconds = json.loads((out / INFO).read_text())['verdict']['seconds']
+    assert {name: list(stages) for name, stages in seconds.items()} == dict.fromkeys(['torch', 'graph'], list(STAGES))
+    with pytest.raises(ExportError, match='runs code when it is read'):
+        vitdense.load(out)
+    theirs = vitdense.load(source, device='cpu', amp='off')
+    ours = vitdense.load(out, device='cpu', amp='bf16', trust=True)  # the graph computes in its own precision
+    for expected, found in zip(theirs(images), ours(images), strict=True):
+        equal, total = equal_predictions(expected['det'], found['det'])
+        assert equal == total > 0 and (expected['sem'].labels == found['sem'].labels).all()

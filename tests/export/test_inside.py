@@ -62,7 +62,7 @@ def test_predictions_are_those_of_the_model(
         assert array.dtype == (np.uint8 if before else np.float32)
         return [tensor.numpy() for tensor in graph(torch.from_numpy(array))]
 
-    monkeypatch.setattr(graph_network, 'open_graph', lambda folder, content: run)
+    monkeypatch.setattr(graph_network, 'open_graph', lambda folder, content, trusted: run)
     with torch.inference_mode():
         example = images[0][None] if before else torch.randn(1, 3, 64, 64)
         slots = list(graph.tensors(example))

@@ -14,6 +14,7 @@ import torch
 
 from vitdense.checkpoints.model_config import config_from_model
 from vitdense.commands.models import trained_model
+from vitdense.commands.parser import seconds_of
 from vitdense.commands.presets import (
     Cost,
     Preset,
@@ -23,7 +24,6 @@ from vitdense.commands.presets import (
     hardware_of,
     length_options,
     query_options,
-    seconds_of,
     steps_in,
     task_of,
     useful_steps,

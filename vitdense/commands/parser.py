@@ -61,6 +61,21 @@ def seconds(text: str) -> float:
     return 3600 * int(match[1] or 0) + 60 * int(match[2] or 0) + float(match[3])
 
 
+def seconds_of(time: str | float) -> float:
+    """Return a time in seconds: a number of them, or words such as '90s', '30m', '1.5h'. Raises ConfigError."""
+    if isinstance(time, int | float) and not isinstance(time, bool) and time > 0:
+        return float(time)
+    match = re.fullmatch(r'(\d+(?:\.\d+)?)(s|m|h)', str(time))
+    if match is None or float(match[1]) == 0:
+        raise ConfigError(
+            f'{time!r} is no time',
+            where='--time',
+            why='it is a number with a unit: s, m or h',
+            fix='write for example --time 30m, or --time 2h',
+        )
+    return float(match[1]) * {'s': 1, 'm': 60, 'h': 3600}[match[2]]
+
+
 def rate(text: str) -> float:
     """Return the finite number above 0 that an argument is, for `type=` of argparse."""
     try:

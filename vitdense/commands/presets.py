@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -75,21 +74,6 @@ def task_of(data: LabelledFolder, task: str | None) -> Task:
             fix=f'write --task {fitting[0]}, or leave --task out',
         )
     return task
-
-
-def seconds_of(time: str | float) -> float:
-    """Return a time in seconds: a number of them, or words such as '90s', '30m', '1.5h'. Raises ConfigError."""
-    if isinstance(time, int | float) and not isinstance(time, bool) and time > 0:
-        return float(time)
-    match = re.fullmatch(r'(\d+(?:\.\d+)?)(s|m|h)', str(time))
-    if match is None or float(match[1]) == 0:
-        raise ConfigError(
-            f'{time!r} is no time',
-            where='--time',
-            why='it is a number with a unit: s, m or h',
-            fix='write for example --time 30m, or --time 2h',
-        )
-    return float(match[1]) * {'s': 1, 'm': 60, 'h': 3600}[match[2]]
 
 
 def steps_in(seconds: float, cost: Cost) -> int:

@@ -1,6 +1,6 @@
 """Folders of exported models: the graph, `export.json` and the `model.json` of the model, without its weights.
 
-The graph is `model.onnx`, or for OpenVINO `model.xml` and `model.bin`.
+The graph is `model.onnx`, for OpenVINO `model.xml` and `model.bin`, or a program of torch.export, `model.pt2`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vitdense.checkpoints.descriptions import check_recipes, read_description
 from vitdense.checkpoints.model_folder import CONTENT, model_folder_of, read_model_folder
 from vitdense.data.transforms.common import Pipeline
 from vitdense.errors import ExportError
-from vitdense.export.graph import OPSET, HeadsGraph, export_onnx
+from vitdense.export.graph import OPSET, HeadsGraph, export_onnx, export_program
 from vitdense.export.graph_formats import finish
 from vitdense.export.graph_network import GraphNetwork
 from vitdense.export.inside import PredictionReader, check_tasks, preprocessing_of
@@ -30,6 +30,7 @@ from vitdense.export.runtimes import GRAPHS
 from vitdense.model import DenseModel
 from vitdense.registry import build
 from vitdense.storage.atomic import make_folder, sha256_of, write_json
+from vitdense.storage.trust import are_checkpoints_trusted
 from vitdense.types import Batch, Meta, Sample, Target
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger('vitdense')
 INFO, MODEL = 'export.json', 'model.json'
 FORMAT = 2
-Runtime = Literal['onnx', 'openvino']
+Runtime = Literal['onnx', 'openvino', 'torch-export']
 Precision = Literal['float32', 'float16', 'bfloat16']
 LEVELS = {'float32': 'exact', 'float16': 'close', 'bfloat16': 'coarse', 'int8': 'coarse'}  # of the verdict
 SHAPES = ((480, 640), (640, 480))  # of images that tell whether transforms give all images one size
@@ -75,7 +76,8 @@ def export_model(
     size = tuple(-(-side // divisor) * divisor for side in size or fixed or (16 * divisor, 20 * divisor))
     make_folder(out)
     graph = HeadsGraph(network, heads, before=before, tasks=tasks)
-    slots = export_onnx(graph, out / GRAPHS['onnx'][0], size=size, dynamic=dynamic)
+    write, format = (export_program, runtime) if runtime == 'torch-export' else (export_onnx, 'onnx')
+    slots = write(graph, out / GRAPHS[format][0], size=size, dynamic=dynamic)
     content = {
         'format': FORMAT,
         'version': vitdense.__version__,
@@ -99,7 +101,7 @@ def complete(
     folder: Path, content: Mapping[str, Any], *, runtime: Runtime = 'onnx', precision: Precision = 'float32'
 ) -> dict[str, Any]:
     """Turn the float32 `model.onnx` of a folder into the graph of `runtime`, and write `export.json`: `content` with
-    runtime, precision and checksums, which is returned.
+    runtime, precision and checksums, which is returned. A program of torch.export is left as it is.
     """
     finish(folder, runtime=runtime, half=precision != 'float32')
     content = {
@@ -137,10 +139,11 @@ def is_exported(folder: str | Path) -> bool:
     return (Path(folder) / INFO).is_file()
 
 
-def read_exported(folder: str | Path) -> tuple[DenseModel, dict[str, Any]]:
+def read_exported(folder: str | Path, *, trusted: bool | None = None) -> tuple[DenseModel, dict[str, Any]]:
     """Return the model of an exported folder, whose network is the graph, and the content of its `model.json`.
 
-    Raises CheckpointError and ExportError for a folder that is damaged or not whole.
+    Only where it is `trusted` (default: as --trust-checkpoint says) a program of torch.export is read. Raises
+    CheckpointError and ExportError for a folder that is damaged or not whole.
     """
     folder = Path(folder)
     info = read_description(folder / MODEL, CONTENT)
@@ -152,7 +155,7 @@ def read_exported(folder: str | Path) -> tuple[DenseModel, dict[str, Any]]:
         for name in GRAPHS[content['runtime']]:
             if content['sha256'][name] != sha256_of(folder / name):
                 raise ValueError(f'{name} is not the file that {INFO} names')
-        network = GraphNetwork(folder, content)
+        network = GraphNetwork(folder, content, trusted=are_checkpoints_trusted() if trusted is None else trusted)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ExportError(
             'the folder of the exported model is damaged', where=str(folder), why=str(error), fix='export it again'
@@ -170,7 +173,7 @@ def verify(source: str | Path, folder: Path, images: Sequence[torch.Tensor]) -> 
     from vitdense.export.verify import compare  # imports much that a predictor does not need
 
     model, info = read_model_folder(source)
-    graph, graph_info = read_exported(folder)
+    graph, graph_info = read_exported(folder, trusted=True)  # it has just been made
     tasks = {name: model.tasks[name] for name in graph.network.names}
     theirs = _side(model, model.network, tasks, info['transforms'], images)
     ours = _side(graph, graph.network, graph.tasks, graph_info['transforms'], images)
@@ -187,18 +190,20 @@ def _side(model: DenseModel, network: Any, tasks: Mapping[str, Any], transforms:
     """Return what is compared: a network, its input for each image, and how its outputs are read."""
     from vitdense.export.verify import Side
 
-    pipeline, batches, metas = Pipeline(transforms), [], []
-    for number, image in enumerate(images):
-        size = (int(image.shape[-2]), int(image.shape[-1]))
-        sample = pipeline(Sample(tv_tensors.Image(image), Target(), Meta(number, '', 'export', size, size)))
-        batch = model.data_preprocessor(Batch(sample.img[None], [sample.target], [sample.meta]), False)
-        batches.append(batch.imgs)
-        metas.append(sample.meta)
+    pipeline = Pipeline(transforms)
+
+    def prepare(number: int) -> Batch:
+        size = (int(images[number].shape[-2]), int(images[number].shape[-1]))
+        meta = Meta(number, '', 'export', size, size)
+        sample = pipeline(Sample(tv_tensors.Image(images[number]), Target(), meta))
+        return model.data_preprocessor(Batch(sample.img[None], [sample.target], [sample.meta]), False)
+
+    batches = [prepare(number) for number in range(len(images))]
 
     def read(outputs: dict[str, Any], number: int) -> dict[str, Any]:
-        return {name: task.predict(outputs[name], [metas[number]])[0] for name, task in tasks.items()}
+        return {name: task.predict(outputs[name], batches[number].metas)[0] for name, task in tasks.items()}
 
-    return Side(network.eval(), batches, read)
+    return Side(network.eval(), [batch.imgs for batch in batches], read, lambda: prepare(0).imgs)
 
 
 def fixed_size(transforms: Sequence[Any]) -> tuple[int, int] | None:

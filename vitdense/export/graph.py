@@ -1,4 +1,4 @@
-"""The network of a model as one ONNX graph: all heads of one backbone pass, with plain ONNX operators only."""
+"""The network of a model as one graph: all heads of one backbone pass, in ONNX with plain operators, or of torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,7 +96,38 @@ def export_onnx(graph: HeadsGraph, path: Path, *, size: tuple[int, int], dynamic
     ExportError when torch cannot trace the network like that, ResourceError where the exporter is not installed.
     """
     _check_exporter()
-    graph = graph.eval()
+    images, shapes, slots = _example(graph, size, dynamic)
+    with _tracing(size, dynamic):
+        torch.onnx.export(
+            graph,
+            (images,),
+            path,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[slot.name for slot in slots],
+            verbose=False,
+            external_data=False,
+        )
+    return slots
+
+
+def export_program(
+    graph: HeadsGraph, path: Path, *, size: tuple[int, int], dynamic: Collection[str] = ()
+) -> list[Slot]:
+    """Write a graph to `path` as a program of torch.export (PT2 archive) and return its outputs; see `export_onnx`."""
+    images, shapes, slots = _example(graph, size, dynamic)
+    with _tracing(size, dynamic):
+        torch.export.save(torch.export.export(graph, (images,), dynamic_shapes=shapes), path)
+    return slots
+
+
+def _example(
+    graph: HeadsGraph, size: tuple[int, int], dynamic: Collection[str]
+) -> tuple[Tensor, tuple[dict] | None, list[Slot]]:
+    """Return images to trace a graph with, which of their dimensions are free, and the outputs of the graph."""
+    graph.eval()
     images = torch.randn(2, 3, *size) if graph.before is None else torch.full((2, 3, *size), 127, dtype=torch.uint8)
     free = torch.export.Dim.AUTO
     dims = ({0: free} if 'batch' in dynamic else {}) | ({2: free, 3: free} if 'size' in dynamic else {})
@@ -104,28 +135,22 @@ def export_onnx(graph: HeadsGraph, path: Path, *, size: tuple[int, int], dynamic
         images = images[:1]
     with torch.inference_mode():
         slots = list(graph.tensors(images))
+    return images, (dims,) if dims else None, slots
+
+
+@contextlib.contextmanager
+def _tracing(size: tuple[int, int], dynamic: Collection[str]) -> Iterator[None]:
+    """Trace without gradients and remarks; errors of the exporter, which are of many kinds, become ExportError."""
     try:
         with torch.no_grad(), _quiet():
-            torch.onnx.export(
-                graph,
-                (images,),
-                path,
-                dynamo=True,
-                dynamic_shapes=(dims,) if dims else None,
-                opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=[slot.name for slot in slots],
-                verbose=False,
-                external_data=False,
-            )
-    except Exception as error:  # the exporter raises errors of many kinds
+            yield
+    except Exception as error:
         raise ExportError(
             'torch cannot export the network',
             where=f'images of {size[0]} x {size[1]}, free: {", ".join(dynamic) or "nothing"}',
             why=_reason(error),
             fix='export for one size: --dynamic batch, or --dynamic none; another size: --size H W',
         ) from error
-    return slots
 
 
 def _check_exporter() -> None:

@@ -21,10 +21,10 @@ class GraphNetwork(nn.Module):
     """A network `(imgs, valid) -> {head: Outputs}` without weights of its own: the graph in `folder` and its runtime.
 
     `info` is the content of `export.json`. Raises ResourceError without the runtime, ExportError for a file that it
-    cannot load.
+    cannot load, or may not unless it is `trusted`.
     """
 
-    def __init__(self, folder: Path, info: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, info: Mapping[str, Any], *, trusted: bool = False) -> None:
         super().__init__()
         self.names = tuple(info['heads'])
         self.divisor, self.mean, self.std = info['divisor'], tuple(info['mean']), tuple(info['std'])
@@ -35,7 +35,7 @@ class GraphNetwork(nn.Module):
         self.size = None if 'size' in info['dynamic'] else tuple(info['size'])
         self.one_by_one = 'batch' not in info['dynamic']
         self.slots = [Slot(*slot) for slot in info['outputs']]
-        self.run = open_graph(folder, info)
+        self.run = open_graph(folder, info, trusted=trusted)
 
     def forward(self, imgs: Tensor, valid: Tensor | None = None) -> dict[str, Outputs]:
         """Map `imgs` (B, 3, H, W), float32 normalised, to the outputs of all heads, on the device of `imgs`.

@@ -1,4 +1,4 @@
-"""Programs that run the graph of an exported folder: onnxruntime and OpenVINO."""
+"""Programs that run the graph of an exported folder: onnxruntime, OpenVINO and torch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ import torch
 from vitdense.errors import ExportError, ResourceError
 
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]  # images -> the outputs in the order of the graph
-EXTRAS = {'onnx': 'export', 'openvino': 'openvino'}
-GRAPHS = {'onnx': ('model.onnx',), 'openvino': ('model.xml', 'model.bin')}  # files of each format
+GRAPHS = {  # files of each format
+    'onnx': ('model.onnx',),
+    'openvino': ('model.xml', 'model.bin'),
+    'torch-export': ('model.pt2',),
+}
 
 
 def missing(module: str, error: ImportError, where: str) -> ResourceError:
@@ -25,12 +28,20 @@ def missing(module: str, error: ImportError, where: str) -> ResourceError:
     )
 
 
-def open_graph(folder: Path, info: Mapping[str, Any]) -> Run:
+def open_graph(folder: Path, info: Mapping[str, Any], *, trusted: bool = False) -> Run:
     """Return what runs the graph of `folder`, whose `export.json` is `info`, with torch's number of threads.
 
-    Raises ResourceError where the runtime is not installed, ExportError for a file that it cannot load.
+    Raises ResourceError where the runtime is not installed, ExportError for a file that it cannot load, and for a
+    program of torch.export unless it is `trusted`: reading one evaluates expressions and pickles that it holds.
     """
-    opened = {'onnx': _onnxruntime, 'openvino': _openvino}[info['runtime']]
+    if info['runtime'] == 'torch-export' and not trusted:
+        raise ExportError(
+            'the graph runs code when it is read',
+            where=str(folder),
+            why='torch.export.load evaluates expressions of the file, and vitdense runs no code of files by itself',
+            fix='for a file of your own: vitdense.load(folder, trust=True), or --trust-checkpoint',
+        )
+    opened = {'onnx': _onnxruntime, 'openvino': _openvino, 'torch-export': _torch}[info['runtime']]
     path = folder / GRAPHS[info['runtime']][0]
     try:
         return opened(path, [f'{head}.{field}' for head, _, field in info['outputs']], info['precision'])
@@ -63,6 +74,17 @@ def _openvino(path: Path, names: Sequence[str], precision: str) -> Run:
     def run(images: np.ndarray) -> list[np.ndarray]:
         local.request.infer({0: images})
         return [local.request.get_tensor(name).data.copy() for name in names]
+
+    return run
+
+
+def _torch(path: Path, names: Sequence[str], precision: str) -> Run:
+    """Return what runs a program of torch.export, on the CPU."""
+    program = torch.export.load(path).module()
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        with torch.inference_mode(), torch.autocast('cpu', enabled=False):
+            return [output.numpy() for output in program(torch.from_numpy(images))]
 
     return run
 

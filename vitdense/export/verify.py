@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from vitdense.types import ImageClass, Instances, Outputs, Prediction, QueryOutp
 LEAST_SCORE = 0.05  # of an object that is compared
 SAME_EDGE = 0.01  # pixels between the edges of two boxes that are equal whatever their IoU
 ROUNDS = 5
+STAGES = ('preprocess', 'network', 'postprocess')
 Level = Literal['exact', 'close', 'coarse']
 
 
@@ -74,7 +76,7 @@ class Verdict(NamedTuple):
     images: int
     outputs: list[OutputDifference]
     heads: list[Agreement]
-    seconds: dict[str, float]  # median time of a pass of the network: torch, graph
+    seconds: dict[str, dict[str, float]]  # median time of an image in each stage: {'torch' | 'graph': {stage: seconds}}
     level: Level
 
     @property
@@ -100,6 +102,7 @@ class Side(NamedTuple):
     network: nn.Module
     batches: Sequence[Tensor]  # of one image each, (1, 3, H, W), as the network takes it
     read: Callable[[dict[str, Outputs], int], dict[str, Prediction]]  # of the outputs of the batch with that number
+    prepare: Callable[[], Tensor] | None = None  # the first batch again, from the pixels of its image, to time it
 
 
 @torch.inference_mode()
@@ -189,12 +192,20 @@ def _what(prediction: Prediction) -> str:
     return {SemanticMap: 'pixels', ImageClass: 'images', Instances: 'objects'}[type(prediction)]
 
 
-def _times(model: Side, graph: Side) -> dict[str, float]:
-    """Return the median seconds of a pass of each with the first image, taken in turns."""
-    seconds: Mapping[str, list[float]] = {'torch': [], 'graph': []}
+def _times(model: Side, graph: Side) -> dict[str, dict[str, float]]:
+    """Return the median seconds of each stage of both with the first image, taken in turns."""
+    rows: Mapping[str, list[tuple[float, ...]]] = {'torch': [], 'graph': []}
     for _ in range(ROUNDS):
         for name, side in (('torch', model), ('graph', graph)):
-            start = time.perf_counter()
-            side.network(side.batches[0])
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            times = [time.perf_counter()]
+            imgs = side.batches[0] if side.prepare is None else side.prepare()
+            times.append(time.perf_counter())
+            outputs = side.network(imgs)
+            times.append(time.perf_counter())
+            side.read(outputs, 0)
+            times.append(time.perf_counter())
+            rows[name].append(tuple(end - start for start, end in pairwise(times)))
+    return {
+        name: dict(zip(STAGES, map(statistics.median, zip(*each, strict=True)), strict=True))
+        for name, each in rows.items()
+    }

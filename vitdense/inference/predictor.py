@@ -52,26 +52,26 @@ STAGES = ('load', 'preprocess', 'network', 'postprocess')
 _PIL_DECODING = threading.Lock()  # a PIL image is decoded at its first use, and threads may share one
 
 
-def load(model_dir: str | Path, *, accept_licence: bool = False, **options: Any) -> Predictor:
+def load(model_dir: str | Path, *, accept_licence: bool = False, trust: bool = False, **options: Any) -> Predictor:
     """Return the predictor of a model folder (`model.json`, `model.safetensors`), as training leaves one, of an
     exported one (`model.onnx`, `export.json`), as tools/export.py leaves one, or of a published model by its name
     (`vitdense models`) or `hf:OWNER/NAME[@REVISION]`, fetched at its first use; `accept_licence` accepts a licence with
-    conditions.
+    conditions, `trust` an exported program of torch.export (`model.pt2`), whose reader can run code of the file.
 
     `options` go to `Predictor`: `device`, `amp`, `batch_size`, `max_pixels`, `tile`, `value_range` (default: that of
-    the validation data). Loading runs no code of the folder. Raises CheckpointError for an incomplete folder,
-    ConfigError for unknown or wrong options.
+    the validation data). Loading runs no code of the folder without `trust`. Raises CheckpointError for an
+    incomplete folder, ConfigError for unknown or wrong options.
     """
     from vitdense.checkpoints.model_folder import read_model_folder
     from vitdense.export.folder import is_exported, read_exported
 
-    refuse_unknown(options, [*OPTIONS, 'accept_licence'], where='vitdense.load')
+    refuse_unknown(options, [*OPTIONS, 'accept_licence', 'trust'], where='vitdense.load')
     folder = folder_name(model_dir)
     if not folder.exists():
         from vitdense.convert.model_names import model_path
 
         folder = model_path(model_dir, accept_licence=accept_licence)
-    model, info = read_exported(folder) if is_exported(folder) else read_model_folder(folder)
+    model, info = read_exported(folder, trusted=trust or None) if is_exported(folder) else read_model_folder(folder)
     options = {'value_range': info.get('value_range'), **options}
     return Predictor(model, transforms=info['transforms'], metainfo=_metainfo(info), **options)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 _trusted = False
 
 
@@ -13,3 +16,14 @@ def trust_checkpoints(trusted: bool) -> None:
 
 def are_checkpoints_trusted() -> bool:
     return _trusted
+
+
+@contextmanager
+def trusting_checkpoints() -> Iterator[None]:
+    """Trust weight files of this process for a while: those that it has just written itself."""
+    before = _trusted
+    trust_checkpoints(True)
+    try:
+        yield
+    finally:
+        trust_checkpoints(before)

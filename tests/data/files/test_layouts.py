@@ -67,7 +67,7 @@ def test_label_maps_beside_images_and_class_folders(tmp_path):
     assert parts_of(maps / 'masks')[0].kind == 'labels'  # nested label maps stay what they were
     assert parts_of(tmp_path / 'gray', labels=True)[0].kind == 'labels'
     (tmp_path / 'nothing').mkdir()
-    with pytest.raises(DataError, match='nothing to check'):
+    with pytest.raises(DataError, match='no labelled images'):
         parts_of(tmp_path / 'nothing')
 
 

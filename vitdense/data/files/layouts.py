@@ -65,7 +65,7 @@ def parts_of(data: Path, images: Path | None = None, *, labels: bool = False) ->
     if images_there:
         return [Part('labels', data, None)]
     raise DataError(
-        f'nothing to check in {data}',
+        f'no labelled images in {data}',
         where=str(data),
         why='no COCO file, no label map and no image lies below it',
         fix='give a COCO file, a folder of label maps, a folder with one folder of images for each class, or the '
