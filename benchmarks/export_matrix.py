@@ -42,6 +42,7 @@ from vitdense.registry import build
 from vitdense.storage.atomic import write_json
 from vitdense.tasks.classification import ClassificationTask
 from vitdense.tasks.detection import DetectionTask
+from vitdense.tasks.detection_losses import SoftmaxCrossEntropy
 from vitdense.tasks.mask_classification import MaskSemanticTask
 from vitdense.tasks.semantic import SemanticTask
 from vitdense.types import Batch, Features, ImageClass, Instances, Meta, Outputs, Prediction, SemanticMap, Target
@@ -103,7 +104,10 @@ def task_of(head: str) -> Any:
     """Return the task that reads a head."""
     kinds = {**dict.fromkeys(DETECTORS, DetectionTask), 'classify': ClassificationTask, 'masks': MaskSemanticTask}
     kind = kinds.get(head, SemanticTask)
-    return kind(num_classes=len(NAMES)) if kind is DetectionTask else kind()
+    if kind is not DetectionTask:
+        return kind()
+    softmax = {'classification': SoftmaxCrossEntropy()} if head == 'detr' else {}  # its last class is 'no object'
+    return DetectionTask(num_classes=len(NAMES), **softmax)
 
 
 def images_of(network: nn.Module, size: tuple[int, int]) -> list[Tensor]:

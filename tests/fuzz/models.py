@@ -170,19 +170,20 @@ class Checkpoints(Family):
         elif part == 3:
             data = pickle.dumps(random.choice(({'state_dict': self.payloads}, *self.payloads)), random.randrange(6))
         elif part == 4:
-            data = self.with_pickle(mutate_bytes(pickle.dumps({'a': self.payloads[0]}, 2), random))
+            code = mutate_bytes(pickle.dumps({'a': self.payloads[0]}, 2), random)
+            data = self.with_pickle(lambda _: code)
         else:
-            data = self.with_pickle(b'', random)
+            data = self.with_pickle(lambda code: mutate_bytes(code, random))
         self.read(data, random)
 
-    def with_pickle(self, code: bytes, random: Random | None = None) -> bytes:
-        """Return a file of torch whose pickle is `code`, or a mutation of its own."""
+    def with_pickle(self, change: Callable[[bytes], bytes]) -> bytes:
+        """Return a file of torch whose pickle is what `change` makes of it."""
         source, stream = zipfile.ZipFile(io.BytesIO(self.saved(self.content))), io.BytesIO()
         with zipfile.ZipFile(stream, 'w') as archive:
             for name in source.namelist():
                 data = source.read(name)
                 if name.endswith('data.pkl'):
-                    data = code or mutate_bytes(data, random)
+                    data = change(data)
                 archive.writestr(name, data)
         return stream.getvalue()
 

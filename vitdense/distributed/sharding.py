@@ -36,7 +36,8 @@ def is_sharded(model: nn.Module) -> bool:
 def place(model: nn.Module, device: torch.device, precision: Precision, *, sharded: bool) -> nn.Module:
     """Bring a model to the device of this process; of one that is `sharded`, only the shard.
 
-    With bfloat16, the blocks of the ViT are gathered as bfloat16; gradients are summed, and weights kept, in float32.
+    With bfloat16, the blocks of the ViT are gathered as bfloat16, but for norms and layer scales, which compute in
+    float32 as they do under DDP; gradients are summed, and weights kept, in float32.
     Raises ConfigError for float16, whose loss scale differs between processes.
     """
     if not sharded:
@@ -52,6 +53,8 @@ def place(model: nn.Module, device: torch.device, precision: Precision, *, shard
     mesh = torch.distributed.init_device_mesh(device.type, (distributed.get_world_size(),))
     halves = MixedPrecisionPolicy(precision.dtype, torch.float32, cast_forward_inputs=False)
     for unit in _blocks(model):
+        if precision.dtype and (exact := _vector_layers(unit)):
+            fully_shard(exact, mesh=mesh)
         fully_shard(unit, mesh=mesh, **({'mp_policy': halves} if precision.dtype else {}))
     for unit in _branches(model.network):
         fully_shard(unit, mesh=mesh)
@@ -69,6 +72,13 @@ def _agree(model: nn.Module) -> None:
 def _blocks(model: nn.Module) -> list[nn.Module]:
     backbones = [module for module in model.modules() if isinstance(module, ShardableBackbone)]
     return [unit for backbone in backbones for unit in backbone.sharding_units()]
+
+
+def _vector_layers(unit: nn.Module) -> list[nn.Module]:
+    """Return the layers within `unit` that have vectors only: norms and layer scales."""
+    layers = [layer for layer in unit.modules() if layer is not unit and next(layer.children(), None) is None]
+    owned = [(layer, list(layer.parameters(recurse=False))) for layer in layers]
+    return [layer for layer, parameters in owned if parameters and all(each.ndim < 2 for each in parameters)]
 
 
 def _branches(network: nn.Module) -> list[nn.Module]:
