@@ -75,7 +75,8 @@ class AllHeads(nn.Module):
     def maps(self, imgs: Tensor) -> Features:
         """Return the maps of the adapter."""
         layers = self.shared._union(self.shared.names)
-        features = self.shared._select(self.shared.backbone(imgs, None, layers=layers), layers, layers)
+        features = self.shared.backbone(imgs, None, layers=layers)
+        features = self.shared._select(features, layers, self.shared._wanted['one'])
         return self.shared.adapters['one'](features, imgs)
 
     def forward(self, imgs: Tensor, valid: Tensor | None = None) -> dict[str, Outputs]:
