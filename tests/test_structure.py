@@ -5,12 +5,16 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+
+import vitdense
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'vitdense'
@@ -260,9 +264,16 @@ def test_the_core_can_be_read():
 def test_every_folder_is_in_the_installed_package():
     listed = ConfigParser()
     listed.read(ROOT / 'setup.cfg')
-    packages = set(listed['options']['packages'].split()) - {'vitdense', 'vitdense.tools', 'vitdense.configs'}
+    packages = set(listed['options']['packages'].split()) - {'vitdense'}
     folders = {path.parent.relative_to(ROOT).as_posix().replace('/', '.') for path in FILES} - {'vitdense'}
     assert packages == folders
+
+
+def test_a_folder_of_the_name_of_the_package_is_not_taken_for_it(tmp_path: Path):
+    (tmp_path / 'vitdense').mkdir()  # as below a folder into which the repository was cloned
+    code = 'import vitdense, vitdense.tools.train, vitdense.configs; print(vitdense.__version__)'
+    found = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert found.stdout.strip() == vitdense.__version__, found.stderr
 
 
 def test_the_tests_mirror_the_package():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
 __version__ = '0.1.0'
 __all__ = ['Predictor', '__version__', 'finetune', 'load', 'push_to_hub']
+
+
+_here = Path(__file__).resolve().parent
+if not (_here / 'configs').is_dir():  # a checkout, where configs/ and tools/ lie beside the package
+    __path__.append(str(_here.parent))
 
 
 def _complete_environment() -> None:
