@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import threading
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from PIL import Image
 import vitdense
 from tools import export
 from vitdense.commands.test import one_by_one
-from vitdense.errors import ConfigError, ExportError, ResourceError
+from vitdense.errors import ConfigError, DataError, ExportError, ResourceError
 from vitdense.export.folder import INFO, complete, quantize_folder, read_exported, verify
 from vitdense.export.runtimes import openvino_config
-from vitdense.export.verify import STAGES, TOLERANCES, equal_predictions
+from vitdense.export.verify import STAGES, TOLERANCES, Agreement, Verdict, equal_predictions
 
 pytest.importorskip('onnxruntime')
 
@@ -141,10 +142,11 @@ def test_a_torch_program_passes_and_is_read_only_where_it_is_trusted(
 ):
     for row, image in enumerate(images):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f'{row}.png')
+    (tmp_path / 'empty.jpg').touch()
     out, words = tmp_path / 'out', ['--format', 'torch-export', '--dynamic', 'batch,size']
     assert export.main([str(source), '--out', str(out), *words, '--verify', str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert 'postprocess' in printed and 'NO' not in printed
+    assert 'postprocess' in printed and 'NO' not in printed and 'running both on 3 images' in printed
     assert sorted(path.name for path in out.iterdir()) == ['export.json', 'model.json', 'model.pt2']
     seconds = json.loads((out / INFO).read_text())['verdict']['seconds']
     assert {name: list(stages) for name, stages in seconds.items()} == dict.fromkeys(['torch', 'graph'], list(STAGES))
@@ -155,3 +157,24 @@ def test_a_torch_program_passes_and_is_read_only_where_it_is_trusted(
     for expected, found in zip(theirs(images), ours(images), strict=True):
         equal, total = equal_predictions(expected['det'], found['det'])
         assert equal == total > 0 and (expected['sem'].labels == found['sem'].labels).all()
+
+
+def test_what_is_missing_is_named_before_anything_is_exported(source: Path, tmp_path: Path, monkeypatch):
+    (tmp_path / 'photos').mkdir()
+    (tmp_path / 'photos/empty.jpg').touch()
+    words = [str(source), '--out', str(tmp_path / 'out'), '--format']
+    with pytest.raises(DataError, match='no images in .*photos') as caught:
+        export.main([*words, 'torch-export', '--verify', str(tmp_path / 'photos')])
+    assert 'empty.jpg' in caught.value.why
+    monkeypatch.setitem(sys.modules, 'openvino', None)
+    with pytest.raises(ResourceError, match='openvino is not installed'):
+        export.main([*words, 'openvino'])
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_verdict_says_how_many_have_to_be_equal(capsys: pytest.CaptureFixture):
+    seconds = dict.fromkeys(('torch', 'graph'), dict.fromkeys(STAGES, 0.1))
+    export.show(Verdict(2, [], [Agreement('det', 'objects', 23, 24, 0.97)], seconds, 'close'))
+    printed = capsys.readouterr().out
+    assert '23 of 24 objects equal (95.83 %), and 97 % have to be (few: verify with more images)' in printed
+    assert 'NOT passed: beyond the tolerance' in printed

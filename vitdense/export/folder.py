@@ -26,7 +26,7 @@ from vitdense.export.graph_formats import finish
 from vitdense.export.graph_network import GraphNetwork
 from vitdense.export.inside import PredictionReader, check_tasks, preprocessing_of
 from vitdense.export.quantization import quantize
-from vitdense.export.runtimes import GRAPHS
+from vitdense.export.runtimes import GRAPHS, check_installed
 from vitdense.model import DenseModel
 from vitdense.registry import build
 from vitdense.storage.atomic import make_folder, sha256_of, write_json
@@ -62,8 +62,9 @@ def export_model(
     those that give all images one size make a graph of that size with any number of images. With `precision` 'float16'
     weights are stored in float16; with 'bfloat16' OpenVINO also computes in bfloat16. `inside` names what else the
     graph does ('preprocessing', 'predictions'): it takes uint8 images and resizes and normalises them, and gives boxes,
-    label maps and scores. Raises ExportError, CheckpointError, ResourceError.
+    label maps and scores. Raises ExportError, CheckpointError, ResourceError for a package that is not installed.
     """
+    check_installed(runtime)
     model, info = read_model_folder(source)
     heads = _heads(model, heads)
     network, divisor = model.eval().network, model.network.divisor

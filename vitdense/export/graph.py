@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from vitdense.errors import ExportError
 from vitdense.export.inside import Preprocessing
-from vitdense.export.runtimes import missing
 from vitdense.protocols import GraphTask
 from vitdense.types import ClassOutputs, MaskScores, Outputs, PixelOutputs, QueryOutputs, ReconstructionOutputs
 
@@ -93,9 +92,8 @@ def export_onnx(graph: HeadsGraph, path: Path, *, size: tuple[int, int], dynamic
     """Write a graph to `path` and return its outputs.
 
     `size` (H, W) is that of its images; `dynamic` names what may differ from call to call: 'batch', 'size'. Raises
-    ExportError when torch cannot trace the network like that, ResourceError where the exporter is not installed.
+    ExportError when torch cannot trace the network like that.
     """
-    _check_exporter()
     images, shapes, slots = _example(graph, size, dynamic)
     with _tracing(size, dynamic):
         torch.onnx.export(
@@ -151,14 +149,6 @@ def _tracing(size: tuple[int, int], dynamic: Collection[str]) -> Iterator[None]:
             why=_reason(error),
             fix='export for one size: --dynamic batch, or --dynamic none; another size: --size H W',
         ) from error
-
-
-def _check_exporter() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise missing('the ONNX exporter', error, 'tools/export.py') from error
 
 
 @contextlib.contextmanager

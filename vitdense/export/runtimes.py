@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,14 @@ def missing(module: str, error: ImportError, where: str) -> ResourceError:
     return ResourceError(
         f'{module} is not installed', where=where, why=str(error), fix=f"pip install 'vitdense[{extra}]'"
     )
+
+
+def check_installed(runtime: str, *, int8: bool = False) -> None:
+    """Raise ResourceError where a package is missing that exports to `runtime`, or runs it."""
+    modules = {'onnx': ['onnx', 'onnxscript', 'onnxruntime'], 'openvino': ['onnx', 'onnxscript', 'openvino']}
+    for module in [*modules.get(runtime, []), *(['nncf'] if int8 else [])]:
+        if importlib.util.find_spec(module) is None:
+            raise missing(module, ImportError(f"No module named '{module}'"), 'tools/export.py')
 
 
 def open_graph(folder: Path, info: Mapping[str, Any], *, trusted: bool = False) -> Run:
