@@ -45,8 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vitdense.commands import benchmark as benchmarking
     from vitdense.config.load import load_config
     from vitdense.reporting.console import start_logging
+    from vitdense.storage.atomic import make_folder
 
     start_logging(None)
+    make_folder(Path(args.out), writable=True)
     cfg = load_config(args.config, args.cfg_options or (), safe=args.safe)
     model = benchmarking.model_of(cfg, num_classes=args.num_classes)
     report = benchmarking.benchmark(

@@ -56,8 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from vitdense.data.formats.labelled_folder import parts_to_check
     from vitdense.dataset_checks.across_splits import compare_splits
     from vitdense.reporting.console import start_logging
+    from vitdense.storage.atomic import make_folder
 
     start_logging(None)
+    for file in filter(None, (args.out, args.report)):
+        make_folder(Path(file).parent, writable=True)
     data, images = Path(args.data), None if args.images is None else Path(args.images)
     check_folder(images)
     names = args.classes or (args.num_classes and [f'class {k}' for k in range(args.num_classes)])
@@ -190,9 +193,8 @@ def write_page(
     """Write the page with images."""
     from vitdense.dataset_checks.report_page import page
     from vitdense.reporting.console import console
-    from vitdense.storage.atomic import make_folder, write_text
+    from vitdense.storage.atomic import write_text
 
-    make_folder(path.parent)
     write_text(path, page(root, parts, across, labels))
     console().print(f'images and findings are in {path}')
 
@@ -212,7 +214,6 @@ def write(reports: Mapping[str, DataReport], across: Sequence[Finding], path: An
         }
         for name, report in reports.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {'parts': contents, 'across_splits': [warning._asdict() for warning in across]})
 
 

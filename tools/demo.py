@@ -142,6 +142,7 @@ def predict(args: argparse.Namespace, on_result: Callable[[dict[str, Any]], None
     from vitdense.inference.inputs import OutputNames, find_inputs
     from vitdense.inference.tracking import Tracking
     from vitdense.reporting.console import progress, start_logging
+    from vitdense.storage.atomic import make_folder
     from vitdense.video.reader import Selection
     from vitdense.visualize.fonts import VARIABLE, check_font
 
@@ -151,6 +152,7 @@ def predict(args: argparse.Namespace, on_result: Callable[[dict[str, Any]], None
         os.environ[VARIABLE] = args.font
     out = Path(args.out)
     inputs = find_inputs(args.inputs, outside=out)
+    make_folder(out, writable=True)
     options = Options(
         alpha=args.alpha,
         legend=args.legend,

@@ -54,12 +54,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vitdense.inference.inputs import OutputNames, find_inputs
     from vitdense.inference.predictor import as_tensor
     from vitdense.reporting.console import console, start_logging
+    from vitdense.storage.atomic import make_folder
     from vitdense.visualize.image_files import write_image
 
     start_logging(None)
     out = Path(args.out)
     inputs = images_only(find_inputs(args.inputs, outside=out))
     names = OutputNames(out, inputs)
+    make_folder(out, writable=True)
     maker = FeatureImages(load_vit(args), size=args.size, device=read_device(args.device))
     if args.kind == 'pca':
         sheets = iter(

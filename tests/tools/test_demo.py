@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+import tools.demo as tools_demo
 from tools.demo import main_classes
 from vitdense.adapters.plain import PlainMaps
 from vitdense.backbones.vit import ViT
@@ -323,7 +324,7 @@ def test_what_cannot_be_written_does_not_end_the_others(demo, tmp_path, model_fo
     assert '3 skipped' in printed
     words = tmp_path / 'in/b/b.png', tmp_path / 'in/d/d.mp4', '--model', model_folder, '--out', tmp_path / 'out/b'
     code, _, printed = demo(*words, model=False)
-    assert code == 7 and 'skipped cannot write b.png' in printed
+    assert code == 7 and 'cannot make the folder' in printed  # before any is read
 
 
 @pytest.mark.faults
@@ -562,3 +563,12 @@ def test_the_classes_of_several_heads_have_their_names() -> None:
     assert main_classes({'heads': {'sem': shares}}) == 'cat 50%, dog 25%'
     both = {'heads': {'sem': shares, 'det': {'dog': 2}, 'cls': {}}, 'objects': {'det': []}}
     assert main_classes(both) == 'sem: cat 50%, dog 25%; det: dog 2; cls: nothing'
+
+
+@pytest.mark.faults
+def test_outputs_that_cannot_be_written_are_noticed_before_the_model_is_read(tmp_path, capsys):
+    (tmp_path / 'file').write_text('')
+    source = image(tmp_path / 'a.png')
+    with pytest.raises(SystemExit) as left:
+        run(tools_demo.main, [str(source), '--model', str(tmp_path / 'none'), '--out', str(tmp_path / 'file' / 'out')])
+    assert left.value.code == 7 and 'fix:   choose another folder' in capsys.readouterr().err

@@ -46,7 +46,7 @@ from vitdense.protocols import EncoderNetwork
 from vitdense.reporting.console import start_logging
 from vitdense.reporting.next_commands import tool_command
 from vitdense.reporting.run_images import write_sample
-from vitdense.storage.atomic import finite, make_folder
+from vitdense.storage.atomic import disk_fix, finite, make_folder
 from vitdense.storage.weights import save_weights
 from vitdense.train.build import make_trainer
 from vitdense.train.compile import explained
@@ -220,7 +220,8 @@ def finish(runner: DenseRunner, content: Mapping[str, Any] | None = None) -> Non
             'the last files of the run could not be written',
             where=str(runner.folder),
             why=str(error),
-            fix='make room on the disk, then --resume: the checkpoints are whole, only the last files are missing',
+            fix=f'{disk_fix(error, "see that it can be written to")}, then --resume: the checkpoints are whole, only the'
+            ' last files are missing',
         ) from error
 
 

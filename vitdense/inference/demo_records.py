@@ -11,6 +11,7 @@ from typing import Any
 
 from vitdense.errors import DiskError
 from vitdense.inference.named_classes import class_list
+from vitdense.storage.atomic import disk_fix
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -25,7 +26,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         path.write_bytes(data)
     except OSError as error:
         raise DiskError(
-            f'cannot write {path.name}', where=str(path), why=str(error), fix='choose another folder with --out'
+            f'cannot write {path.name}',
+            where=str(path),
+            why=str(error),
+            fix=disk_fix(error, 'choose another folder with --out'),
         ) from error
 
 

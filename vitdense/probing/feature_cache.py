@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from vitdense.data.sampling import SeededDataset
 from vitdense.errors import DataError, DiskError
 from vitdense.loading.loaders import CarryErrors, TypedErrorLoader, close_loaders, collate_or_error, num_workers
 from vitdense.loading.workers import pack
-from vitdense.storage.atomic import cache_folder
+from vitdense.storage.atomic import cache_folder, make_folder
 from vitdense.storage.weights import save_weights
 from vitdense.types import Batch
 
@@ -169,10 +168,9 @@ def features_of(
 def check_writable(folder: Path) -> None:
     """Raise DiskError, before an hour of computing, unless files can be written to a cache folder."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise _unwritable(folder, str(error)) from error
+        make_folder(folder, writable=True)
+    except DiskError as error:
+        raise _unwritable(folder, error.why) from error
 
 
 def _unwritable(folder: Path, why: str) -> DiskError:

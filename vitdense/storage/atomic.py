@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,13 @@ def disk_error(path: Path, error: Exception, *, what: str = '') -> DiskError:
         f'could not write {what or repr(path.name)}',
         where=str(path),
         why=disk_problem(error),
-        fix='free some space, or choose a folder that you may write to; an earlier file there is unchanged',
+        fix=f'{disk_fix(error)}; an earlier file there is unchanged',
     )
+
+
+def disk_fix(error: Exception, elsewhere: str = 'choose another folder, one that you may write to') -> str:
+    """Return what helps against a failed write: space where the disk is full, else what `elsewhere` says."""
+    return 'free some space on this disk' if disk_problem(error) == 'disk full' else elsewhere
 
 
 def free_bytes(folder: Path) -> int:
@@ -68,13 +74,16 @@ def format_bytes(size: float) -> str:
     return f'{size:.1f} GB'
 
 
-def make_folder(path: Path) -> None:
-    """Create a folder for results, if missing. Raises DiskError."""
+def make_folder(path: Path, *, writable: bool = False) -> None:
+    """Create a folder for results, if missing; with `writable`, see that a file can be made in it. Raises DiskError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if writable:
+            tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
+        what = 'write to' if os.path.isdir(path) else 'make'
         raise DiskError(
-            f"cannot make the folder '{path}'", where=str(path), why=str(error), fix='choose a folder you may write to'
+            f"cannot {what} the folder '{path}'", where=str(path), why=str(error), fix=disk_fix(error)
         ) from error
 
 

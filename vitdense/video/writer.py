@@ -15,6 +15,7 @@ import numpy as np
 
 from vitdense.arguments import check, check_choice
 from vitdense.errors import ConfigError, DiskError
+from vitdense.storage.atomic import disk_fix
 from vitdense.video.formats import check_openable, muted_stderr, quiet_opencv, writable_rate
 from vitdense.video.pyav import CODECS as PYAV_CODECS
 from vitdense.video.pyav import PyAVEncoder, has_pyav
@@ -129,8 +130,7 @@ class VideoWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.open('wb').close()  # OpenCV gives no reason
         except OSError as error:
-            fix = 'free some space, or choose a folder that you may write to'
-            raise self._error_of(f'cannot write {self.path.name}', str(error), fix) from error
+            raise self._error_of(f'cannot write {self.path.name}', str(error), disk_fix(error)) from error
         try:
             if self._pyav:
                 encoder = PyAVEncoder(

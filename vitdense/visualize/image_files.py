@@ -9,6 +9,7 @@ from PIL import Image
 
 from vitdense.arguments import check
 from vitdense.errors import DiskError
+from vitdense.storage.atomic import disk_fix
 
 WRITABLE = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
 
@@ -27,6 +28,8 @@ def write_image(image: np.ndarray, path: str | Path) -> Path:
             f'cannot write {path.name}',
             where=str(path),
             why=str(error),
-            fix='free some space, or choose a folder that you may write to',
+            fix=disk_fix(error)
+            if isinstance(error, OSError) and error.errno
+            else 'choose another format, such as .png',
         ) from error
     return path
