@@ -89,6 +89,12 @@ def png(shade: int = 200, size: tuple[int, int] = (30, 20)) -> bytes:
     return content.getvalue()
 
 
+def white() -> bytes:
+    content = io.BytesIO()
+    Image.new('RGB', (8, 8), 'white').save(content, format='PNG')
+    return content.getvalue()
+
+
 def test_an_image_is_answered_with_objects_regions_and_class():
     with serving() as (client, _):
         record = client.post('/api/image', content=png()).json()
@@ -128,6 +134,13 @@ def test_classes_and_endpoints_are_described():
     assert model['heads'][0]['classes'][1]['category_id'] == 7 and len(model['heads'][0]['classes'][1]['color']) == 3
     assert {'/api/model', '/api/image', '/api/video'} == set(described['paths'])
     assert 'requestBody' in described['paths']['/api/image']['post']
+    responses = [
+        part for path in described['paths'].values() for each in path.values() for part in each['responses'].items()
+    ]
+    faults = {code: each['content']['application/json']['schema']['$ref'] for code, each in responses if code != '200'}
+    assert faults.keys() == {'403', '413', '415', '422', '429', '500'}
+    assert {name.rpartition('/')[2] for name in faults.values()} == {'ErrorRecord'}
+    assert described['components']['schemas']['ErrorRecord']['properties']['detail']['type'] == 'string'
 
 
 @pytest.mark.parametrize(
@@ -146,6 +159,39 @@ def test_what_is_no_image_or_too_large_is_refused(content, code, words):
     with serving(pixels=100_000, image_bytes=4000) as (client, painter):
         answer = client.post('/api/image', content=content)
     assert answer.status_code == code and words in answer.json()['detail'] and painter.batches == []
+
+
+@pytest.mark.parametrize(
+    ('url', 'words'),
+    [
+        ('/api/image?conf=0.5', "no parameter 'conf': the parameters are min_score"),
+        ('/api/image?min_scor=0.5', "did you mean 'min_score'?"),
+        ('/api/video?every=2&fps=3', 'the parameters are min_score, every'),
+        ('/api/image?min_score=abc', "min_score='abc': "),
+        ('/api/image?min_score=7', "min_score='7': "),
+        ('/api/video?every=0', "every='0': "),
+    ],
+)
+def test_a_wrong_or_unknown_parameter_is_refused_by_name(url, words):
+    with serving() as (client, painter):
+        answer = client.post(url, content=png())
+        model = client.get('/api/model?head=det')
+    assert (answer.status_code, model.status_code) == (422, 422) and painter.batches == []
+    assert words in answer.json()['detail'] and "'head': there are none" in model.json()['detail']
+
+
+@pytest.mark.parametrize('path', ['/api/image', '/api/video'])
+def test_a_form_is_refused_with_the_command_that_sends_the_file(path):
+    with serving() as (client, _):
+        answer = client.post(f'{path}?min_score=0.5', files={'file': ('photo.png', png())})
+    assert answer.status_code == 415
+    assert f'curl --data-binary @FILE http://testserver{path}' in answer.json()['detail']
+
+
+def test_an_error_of_the_model_has_the_form_of_the_others():
+    with serving() as (client, _):
+        answer = client.post('/api/image', content=white())
+    assert answer.status_code == 500 and 'RuntimeError' in answer.json()['detail']
 
 
 def test_images_that_arrive_while_the_model_works_go_through_it_together(monkeypatch):

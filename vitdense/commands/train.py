@@ -220,8 +220,8 @@ def finish(runner: DenseRunner, content: Mapping[str, Any] | None = None) -> Non
             'the last files of the run could not be written',
             where=str(runner.folder),
             why=str(error),
-            fix=f'{disk_fix(error, "see that it can be written to")}, then --resume: the checkpoints are whole, only the'
-            ' last files are missing',
+            fix=f'{disk_fix(error, "see that it can be written to")}, then --resume: the checkpoints are whole, '
+            'only the last files are missing',
         ) from error
 
 

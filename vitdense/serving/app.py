@@ -14,15 +14,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from vitdense.data.files.images import decode_image
-from vitdense.errors import DataError
+from vitdense.errors import DataError, did_you_mean
 from vitdense.inference.predictor import Predictor
 from vitdense.serving.batching import Batcher, QueueFullError
-from vitdense.serving.responses import ModelRecord, PredictionRecord, describe, record_of
+from vitdense.serving.responses import ErrorRecord, ModelRecord, PredictionRecord, describe, record_of
 from vitdense.video.reader import VideoReader
 from vitdense.visualize.score_thresholds import MIN_SCORE, MinScore
 
@@ -34,10 +35,16 @@ POLICY = (
     "default-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' blob: data:; "
     'media-src blob:'
 )
+_REASONS = {
+    403: 'a request of the page of another site',
+    413: 'too many bytes or pixels',
+    415: 'a form; the body of a request is the file itself',
+    422: 'no image or video that can be read, or a wrong or unknown parameter',
+    429: 'too many images wait',
+    500: 'the model failed',
+}
 FAULTS: dict[int | str, dict[str, Any]] = {
-    413: {'description': 'too many bytes or pixels'},
-    422: {'description': 'no image or video that can be read'},
-    429: {'description': 'too many images wait'},
+    code: {'description': reason, 'model': ErrorRecord} for code, reason in _REASONS.items()
 }
 
 
@@ -73,6 +80,8 @@ def create_app(
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     app.add_exception_handler(DataError, _unreadable)
     app.add_exception_handler(QueueFullError, _busy)
+    app.add_exception_handler(RequestValidationError, _wrong_parameter)
+    app.add_exception_handler(Exception, _failed)
     app.middleware('http')(_same_origin)
     _add_pages(
         app,
@@ -96,7 +105,7 @@ def _add_pages(app: FastAPI, model: ModelRecord) -> None:
     def page() -> HTMLResponse:
         return HTMLResponse(html, headers={'Content-Security-Policy': POLICY, 'X-Content-Type-Options': 'nosniff'})
 
-    @app.get('/api/model')
+    @app.get('/api/model', responses={code: FAULTS[code] for code in (403, 422)}, dependencies=[Depends(_known_query)])
     def served_model() -> ModelRecord:
         """Heads and classes of the model."""
         return model
@@ -104,8 +113,9 @@ def _add_pages(app: FastAPI, model: ModelRecord) -> None:
 
 def _add_endpoints(app: FastAPI, batcher: Batcher, limits: RequestLimits) -> None:
     predictor = batcher.predictor
+    checks = [Depends(_known_query), Depends(_file_itself)]
 
-    @app.post('/api/image', responses=FAULTS, openapi_extra=UPLOAD)
+    @app.post('/api/image', responses=FAULTS, openapi_extra=UPLOAD, dependencies=checks)
     async def image(request: Request, min_score: float | None = LOWEST_SCORE) -> PredictionRecord:
         """Predictions of the image file that is the body of the request."""
         content = b''.join([part async for part in _parts(request, limits.image_bytes)])
@@ -114,7 +124,7 @@ def _add_endpoints(app: FastAPI, batcher: Batcher, limits: RequestLimits) -> Non
         )
         return await asyncio.to_thread(record_of, await batcher.predict(img), min_score=_or_auto(min_score))
 
-    @app.post('/api/video', responses=FAULTS, openapi_extra=UPLOAD)
+    @app.post('/api/video', responses=FAULTS, openapi_extra=UPLOAD, dependencies=checks)
     async def video(request: Request, min_score: float | None = LOWEST_SCORE, every: int = Query(1, ge=1)) -> Response:
         """Predictions of every n-th frame of the video file that is the body, one JSON object a line (NDJSON)."""
         with tempfile.NamedTemporaryFile(prefix='vitdense-', delete=False) as file:
@@ -163,6 +173,23 @@ async def _parts(request: Request, limit: int) -> AsyncIterator[bytes]:
         yield part
 
 
+def _known_query(request: Request) -> None:
+    """Raise HTTPException 422 for a query parameter that the endpoint does not have."""
+    known = [parameter.alias for parameter in request.scope['route'].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            words = f'the parameters are {", ".join(known)}' if known else 'there are none'
+            raise HTTPException(422, f"{request.url.path} has no parameter '{name}'{hint}: {words}")
+
+
+def _file_itself(request: Request) -> None:
+    """Raise HTTPException 415 for a form with the file in it."""
+    if request.headers.get('content-type', '').startswith('multipart/'):
+        url = request.url.replace(query='')
+        raise HTTPException(415, f'the body is a form; send the file itself: curl --data-binary @FILE {url}')
+
+
 async def _same_origin(request: Request, call_next: Any) -> Response:
     """Refuse requests that pages of other sites send."""
     origin = request.headers.get('origin')
@@ -175,6 +202,17 @@ async def _unreadable(_: Request, error: Exception) -> Response:
     assert isinstance(error, DataError)
     code = 413 if ' Mpx > limit ' in error.message else 422
     return JSONResponse({'detail': f'{error.message}: {error.why}'}, code)
+
+
+async def _wrong_parameter(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    faults = [f'{fault["loc"][-1]}={fault.get("input")!r}: {fault["msg"]}' for fault in error.errors()]
+    return JSONResponse({'detail': '; '.join(faults)}, 422)
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    """Return a response without the error, which the log of the server has."""
+    return JSONResponse({'detail': f'the model failed: {type(error).__name__}; see the log of the server'}, 500)
 
 
 async def _busy(_: Request, error: Exception) -> Response:

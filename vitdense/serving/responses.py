@@ -19,6 +19,12 @@ from vitdense.visualize.score_thresholds import MinScore, thresholds_of
 LIKELY = 5  # classes of a whole image
 
 
+class ErrorRecord(BaseModel):
+    """Why a request was refused."""
+
+    detail: str
+
+
 class ClassRecord(BaseModel):
     """A class of a head."""
 
