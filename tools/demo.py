@@ -105,7 +105,13 @@ def add_video_options(add: Callable[..., Any]) -> None:
     add('--start', type=seconds, default=0.0, metavar='T', help='of videos, from this time (90, 1:30 or 1:02:03)')
     add('--end', type=seconds, metavar='T', help='of videos, up to this time')
     kinds = (TRACKER, 'ocsort', 'sort')
-    add('--track', nargs='?', const=TRACKER, choices=kinds, help='follow objects of videos')
+    add(
+        '--track',
+        nargs='?',
+        const=TRACKER,
+        choices=kinds,
+        help="follow objects of videos: pip install 'vitdense[track]'",
+    )
     add('--count-line', type=float, nargs=4, metavar=('X', 'Y', 'X', 'Y'), help='count objects across this line')
     add('--count-area', type=float, nargs='+', metavar='XY', help='count objects in the polygon of these corners')
 
@@ -169,7 +175,9 @@ def predict(args: argparse.Namespace, on_result: Callable[[dict[str, Any]], None
         selection=Selection(args.every, args.start, args.end),
         show=args.show,
     )
-    demo = Demo(load_predictor(args), OutputNames(out, inputs), options, on_result=on_result)
+    predictor = load_predictor(args)
+    log_precision(predictor, args.amp)
+    demo = Demo(predictor, OutputNames(out, inputs), options, on_result=on_result)
     try:
         with progress('predict', len(inputs)) as on_progress:
             demo.run(inputs, on_progress=on_progress)
@@ -203,6 +211,21 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
         )
     predictor.model.use_tta = args.tta
     return predictor
+
+
+def log_precision(predictor: Predictor, amp: str) -> None:
+    """Log the device, and the precision with the reason for it."""
+    import logging
+
+    import torch
+
+    from vitdense.device import choose_precision
+    from vitdense.inference.demo_records import precision_of
+
+    words = precision_of(predictor)
+    if words in ('float32', 'bfloat16') and amp == 'auto':
+        words = choose_precision(amp, predictor.device).reason  # has been timed, and is not timed again
+    logging.getLogger('vitdense').info('%s, %s, %d torch threads', predictor.device, words, torch.get_num_threads())
 
 
 def check_display() -> None:
@@ -248,19 +271,43 @@ def report(demo: Demo, out: Path) -> None:
         (stage, f'{1000 * seconds / max(1, demo.count):.1f}', f'{100 * seconds / total:.0f} %')
         for stage, seconds in demo.stages.items()
     ]
-    print_table('time of an image (load, draw and write run beside the network)', ('stage', 'ms', 'share'), stages)
+    what = ' or '.join(name for name, number in counted(demo).items() if number) or 'image'
+    print_table(f'time of one {what} (load, draw and write run beside the network)', ('stage', 'ms', 'share'), stages)
     parts = [
         (part, f'{1000 * seconds / max(1, demo.count):.1f}', f'{100 * seconds / total:.0f} %')
         for part, seconds in demo.parts.items()
     ]
     if parts:
         print_table('the pass of the backbone, and each head with its task', ('part', 'ms', 'share'), parts)
-    images = f'{demo.count} image{"s" * (demo.count != 1)}'
-    words = f'{images} in {demo.seconds:.1f} s ({demo.count / max(demo.seconds, 1e-9):.1f} a second)'
+    numbers = [f'{number} {name}{"s" * (number != 1)}' for name, number in counted(demo).items() if number]
+    rate = demo.count / max(demo.seconds, 1e-9)
+    words = f'{" and ".join(numbers) or "nothing"} in {demo.seconds:.1f} s ({rate:.1f} a second)'
     skipped = f', {len(demo.skipped)} skipped' if demo.skipped else ''
     console().print(f'{words}{skipped}; results in {out}/')
-    for line in threshold_lines(demo):
+    for line in [*count_lines(demo), *threshold_lines(demo)]:
         console().print(line)
+
+
+def counted(demo: Demo) -> dict[str, int]:
+    """Return how many images, and how many frames of videos."""
+    frames = sum(entry.get('read', 0) for entry in demo.entries)
+    return {'image': demo.count - frames, 'frame': frames}
+
+
+def count_lines(demo: Demo) -> list[str]:
+    """Return for each video with tracked objects what has been counted."""
+    lines = []
+    for entry in demo.entries:
+        if counts := entry.get('counts'):
+            line = f'; across the line: {counts["in"]} in, {counts["out"]} out' if 'in' in counts else ''
+            area = (
+                f'; area: {counts["entered"]} entered, {counts["inside"]} inside at the end'
+                if 'inside' in counts
+                else ''
+            )
+            tracks = f'{counts["tracks"]} track{"s" * (counts["tracks"] != 1)}'
+            lines.append(f'{Path(entry["file"]).name}: {tracks}{line}{area}')
+    return lines
 
 
 def threshold_lines(demo: Demo) -> list[str]:

@@ -32,6 +32,7 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve as `argv` says, until the process is ended."""
     args = make_parser().parse_args(argv)
+    print(f'loading {args.model} ...', file=sys.stderr, flush=True)
     try:
         import uvicorn
 

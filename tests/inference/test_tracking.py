@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vitdense.errors import ConfigError, ResourceError
+from vitdense.inference import tracking
 from vitdense.inference.result import Result
 from vitdense.inference.tracking import Tracking, VideoTracker
 from vitdense.types import Instances, SemanticMap
@@ -64,6 +65,16 @@ def test_objects_are_counted_across_a_line_and_in_an_area():
     assert counts['tracks'] == 2 and {counts['in'], counts['out']} == {0, 1}
     assert counts['inside'] == 1 and counts['entered'] == 1
     assert result.image.any()  # the trail and the line are drawn on a copy
+
+
+def test_the_counts_drawn_are_those_so_far(monkeypatch):
+    words = []
+    monkeypatch.setattr(tracking, 'draw_label', lambda canvas, corner, text, **_: words.append((corner, text)))
+    tracker = VideoTracker(Tracking('bytetrack', (100, 99, 100, 0), (120, 10, 199, 0, 199, 99, 120, 99)), fps=25)
+    for k in range(30):
+        tracker.update(frame((20 + 5 * k, 30, 0, 0.9)))
+    assert words[:2] == [((100, 99), 'in 0, out 0'), ((199, 0), 'inside 0, entered 0')]
+    assert words[-2:] == [((100, 99), 'in 0, out 1'), ((199, 0), 'inside 1, entered 1')]
 
 
 def test_what_cannot_be_tracked_is_said(monkeypatch):

@@ -44,6 +44,18 @@ def test_bars_show_names_as_they_are(name, terminal):
     assert not text_column('{task.description}').markup
 
 
+def test_without_a_terminal_progress_is_a_line_from_time_to_time(capsys, monkeypatch):
+    clock = iter([0.0, 10.0, 30.0, 45.0, 50.0, 80.0])
+    monkeypatch.setattr(module.time, 'monotonic', lambda: next(clock))
+    with progress('predict', 3) as tell:
+        for done in (20, 60, 75):
+            tell(done, 900, 'frames of a.mp4')
+        tell(1, 0, 'frames of b.mp4')
+        tell(31, 0, 'frames of b.mp4')
+    lines = ['predict: 60 of 900 frames of a.mp4, 2 a second', 'predict: 31 frames of b.mp4, 1.03 a second']
+    assert capsys.readouterr().out.splitlines() == lines
+
+
 def test_a_name_in_a_confusion_matrix_is_no_formula(tmp_path):
     import numpy as np
 

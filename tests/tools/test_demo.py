@@ -30,6 +30,7 @@ from vitdense.inference.predictor import Predictor
 from vitdense.model import DenseModel
 from vitdense.networks.shared import SharedNetwork
 from vitdense.registry import build
+from vitdense.reporting import console
 from vitdense.tasks.detection import DetectionTask
 from vitdense.tasks.detection_losses import SoftmaxCrossEntropy
 from vitdense.tasks.semantic import SemanticTask
@@ -224,7 +225,7 @@ def test_a_video(demo, tmp_path):
     assert Path(entry['output']) == tmp_path / 'out' / 'a.mp4' and count_frames(entry['output']) == 7
     with VideoReader(entry['output']) as reader:
         assert reader.fps == 10
-    assert '7 frames' in printed
+    assert '7 frames in' in printed and 'time of one frame' in printed
 
 
 def test_options_of_videos(demo, tmp_path):
@@ -538,6 +539,32 @@ def test_objects_of_a_video_are_followed_and_counted(demo, detector_folder, tmp_
     assert entry['counts']['tracks'] >= len({each['track_id'] for each in objects if 'track_id' in each}) > 0
     lines = [json.loads(line) for line in printed.splitlines() if line.startswith('{')]
     assert lines[-1]['counts'] == entry['counts']
+    tracks, inwards, outwards = (entry['counts'][name] for name in ('tracks', 'in', 'out'))
+    assert f'b.mp4: {tracks} track' in printed and f'across the line: {inwards} in, {outwards} out' in printed
+
+
+def test_a_part_beyond_the_end_of_a_video_is_a_bad_input(demo, tmp_path):
+    source = video(tmp_path / 'a.avi', 10)
+    code, content, printed = demo(source, '--start', '90')
+    assert code == 3 and content is None and not (tmp_path / 'out/a.mp4').exists()
+    assert 'error[data]: a.avi: no frame is shown from 90 s on' in printed and 'the video is 1.0 s long' in printed
+    code, content, printed = demo(source, image(tmp_path / 'b.png'), '--start', '0.51', '--end', '0.55')
+    assert code == 0 and content['skipped'] == [{'file': str(source), 'reason': content['skipped'][0]['reason']}]
+    assert 'skipped a.avi: no frame is shown from 0.51 s on and before 0.55 s' in printed and '1 image in' in printed
+    code, content, printed = demo(source, '--every', '50')
+    assert code == 0 and content['results'][0]['read'] == 1 and '1 frame in' in printed
+
+
+def test_lines_of_progress_are_not_on_stdout_with_json(model_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console, 'LINE_EVERY', 0.0)
+    words = [image(tmp_path / 'b.png'), video(tmp_path / 'a.avi', 3), '--model', model_folder, '--json']
+    assert tools_demo.main([*map(str, words), '--out', str(tmp_path / 'out'), '--device', 'cpu', '--amp', 'bf16']) == 0
+    printed = capsys.readouterr()
+    assert len([json.loads(line) for line in printed.out.splitlines()]) == 4
+    assert 'predict: 1 of 1 images' in printed.err and 'predict: 3 of 3 frames of a.avi' in printed.err
+    assert '\ncpu, bfloat16, ' in printed.err and '1 image and 3 frames in' in printed.err
+    content = json.loads((tmp_path / 'out/results.json').read_text())
+    assert (content['device'], content['precision']) == ('cpu', 'bfloat16')
 
 
 def test_ten_frames_of_a_real_video(demo, shared):

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,44 +21,25 @@ from torch import Tensor
 from vitdense.data.files.images import UnreadableImage
 from vitdense.device import out_of_memory
 from vitdense.errors import DataError
-from vitdense.inference.demo_records import CocoFile, classes_of, mean, write_json
+from vitdense.inference.demo_options import Options
+from vitdense.inference.demo_records import CocoFile, classes_of, mean, precision_of, write_json
 from vitdense.inference.demo_skips import InputGuard
 from vitdense.inference.inputs import Input, OutputNames
 from vitdense.inference.predictor import Predictor
 from vitdense.inference.prefetch import ahead, groups, timed
 from vitdense.inference.result import Result
-from vitdense.inference.tracking import Tracking, VideoTracker
+from vitdense.inference.tracking import VideoTracker
 from vitdense.types import SemanticMap
 from vitdense.video.formats import is_video
 from vitdense.video.reader import Frame, Selection, VideoReader
-from vitdense.video.writer import Encoder, VideoWriter
+from vitdense.video.writer import VideoWriter
 from vitdense.visualize.image_files import write_image
-from vitdense.visualize.score_thresholds import MinScore
 
 logger = logging.getLogger('vitdense')
 
 AHEAD = 4  # images that are read ahead of, and written behind, the forward pass
 KEPT = 100_000  # frames of a video that results.json lists, the newest
 LARGE = 40_000_000  # pixels; such an image in one forward pass needs very much memory
-
-
-class Options(NamedTuple):
-    """How predictions are drawn and written."""
-
-    alpha: float = 0.5  # opacity of regions
-    legend: bool = True
-    min_score: MinScore = 'auto'  # objects below it are neither drawn nor counted
-    labels: bool = False  # also write label maps as PNG
-    coco: bool = False  # also collect the objects of images as a COCO file
-    batch: int = 1  # images or frames that go through the network together
-    save_video: bool = True
-    video_format: str = '.mp4'
-    encoder: Encoder = 'auto'  # of the video
-    fps: float | None = None  # of the written video; None: that of the source, and its times where PyAV writes them
-    max_frames: int | None = None
-    selection: Selection = Selection()  # of the frames of videos
-    tracking: Tracking | None = None  # of objects through the frames
-    show: bool = False  # in a window
 
 
 class Demo:
@@ -94,9 +75,9 @@ class Demo:
         self._stopped = False  # the user closed the window
 
     def run(
-        self, inputs: Sequence[Input], *, on_progress: Callable[[int, int], None] = lambda done, total: None
+        self, inputs: Sequence[Input], *, on_progress: Callable[[int, int, str], None] = lambda done, total, unit: None
     ) -> None:
-        """Process all `inputs`. `on_progress(done, total)` is called as work goes on; total 0: not known.
+        """Process all `inputs`. `on_progress(done, total, unit)` is called as work goes on; total 0: not known.
 
         An input that cannot be read, or whose output cannot be written, is skipped with one warning. Raises its error
         when it is the only one, and an error of the type of the first one when all failed.
@@ -124,6 +105,8 @@ class Demo:
             'classes': classes_of(self.predictor.metainfo),
             'skipped': self.skipped,
             'count': self.count,
+            'device': str(self.predictor.device),
+            'precision': precision_of(self.predictor),
             'seconds': round(self.seconds, 3),
             'stages_seconds': {stage: round(seconds, 4) for stage, seconds in self.stages.items()},
             'parts_seconds': {part: round(seconds, 4) for part, seconds in self.parts.items()},
@@ -145,7 +128,7 @@ class Demo:
 
     # ------------------------------------------------------------------------------------------------ images
 
-    def _images(self, items: Sequence[Input], on_progress: Callable[[int, int], None]) -> None:
+    def _images(self, items: Sequence[Input], on_progress: Callable[[int, int, str], None]) -> None:
         pending: deque[tuple[Input, Future]] = deque()
         with ThreadPoolExecutor(1, 'read') as reading, ThreadPoolExecutor(1, 'write') as writing:
             loaded = self._loaded(ahead(items, partial(reading.submit, self._load), AHEAD + self.options.batch))
@@ -156,10 +139,10 @@ class Demo:
                         pending.append((item, writing.submit(self._write_image, item, result)))
                 while len(pending) > AHEAD:
                     self._note_image(*pending.popleft())
-                    on_progress(self.count + len(self.skipped), len(items))
+                    on_progress(self.count + len(self.skipped), len(items), 'images')
             while pending:
                 self._note_image(*pending.popleft())
-                on_progress(self.count + len(self.skipped), len(items))
+                on_progress(self.count + len(self.skipped), len(items), 'images')
 
     def _predict(self, group: Sequence[tuple[Input, Tensor, float]]) -> list[Result | None]:
         """Return the results of images that go through the network together; None for one that is skipped.
@@ -243,7 +226,7 @@ class Demo:
 
     # -------------------------------------------------------------------------------------------------- videos
 
-    def _video(self, item: Input, on_progress: Callable[[int, int], None]) -> None:
+    def _video(self, item: Input, on_progress: Callable[[int, int, str], None]) -> None:
         frames: deque[dict[str, Any]] = deque(maxlen=KEPT)
         done, interrupted = 0, False
         start = time.perf_counter()
@@ -265,11 +248,13 @@ class Demo:
                         writer.write(partial(self._draw_timed, result), None if self.options.fps else frame.seconds)
                     if self.options.show:
                         self._show(self._draw(result), item.name, wait=1)
-                    on_progress(done, reader.expected if done <= reader.expected else 0)
+                    on_progress(done, reader.expected if done <= reader.expected else 0, f'frames of {item.name}')
                     if self._stopped:
                         break
             except KeyboardInterrupt:
                 interrupted = True  # the frames so far are kept
+        if not done and not interrupted:
+            raise reader.no_frames()
         self._note_video(item, reader, frames, done, writer, time.perf_counter() - start)
         if interrupted and not reader.is_live:
             raise KeyboardInterrupt  # of a live source it is the way to stop

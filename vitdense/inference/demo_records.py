@@ -7,11 +7,16 @@ import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from vitdense.errors import DiskError
 from vitdense.inference.named_classes import class_list
 from vitdense.storage.atomic import disk_fix
+
+if TYPE_CHECKING:
+    from vitdense.inference.predictor import Predictor
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -37,6 +42,15 @@ def classes_of(metainfo: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Return `{head: [{'name', 'class_id'}, ...]}` for every head whose classes have names."""
     classes, fields = metainfo.get('classes') or {}, metainfo.get('head_fields') or {}
     return {head: class_list(metainfo, head, classes[field]) for head, field in fields.items() if classes.get(field)}
+
+
+def precision_of(predictor: Predictor) -> str:
+    """Return the number format in which the network computes; an exported graph has its own."""
+    from vitdense.export.graph_network import GraphNetwork
+
+    if isinstance(predictor.model.network, GraphNetwork):
+        return 'that of the exported graph'
+    return str(predictor.model.amp or torch.float32).removeprefix('torch.')
 
 
 class CocoFile:

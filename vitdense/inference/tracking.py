@@ -17,6 +17,7 @@ import torch
 from vitdense.errors import ConfigError, ResourceError
 from vitdense.inference.result import Result
 from vitdense.types import Instances
+from vitdense.visualize.text import draw_label, font_size
 
 BEGIN_SCORE = 0.3  # from which an object begins a track, unless a score is given
 LEAST_SCORE = 0.1  # objects of lower scores continue no track
@@ -33,7 +34,7 @@ class Tracking(NamedTuple):
 
 
 class VideoTracker:
-    """Gives the objects of successive results of one video `track_ids`.
+    """Gives the objects of successive results of one video `track_ids`, and draws trails and counts in the images.
 
     Each class has a tracker of its own; objects of at least `min_score` begin a track, those of at least 0.1 continue
     one. Objects without a track get -1. Raises ResourceError where the packages are missing, ConfigError for a model
@@ -148,10 +149,21 @@ class VideoTracker:
             trail.append((round((left + right) / 2), round((top + bottom) / 2)))
             color = tuple(int(value) for value in np.random.default_rng(int(ids[row])).integers(80, 256, 3))
             cv2.polylines(image, [np.array(trail, np.int32)], False, color, 2 * thick, cv2.LINE_AA)
-        if self._line is not None:
-            points = np.array(self._line, np.int32).reshape(2, 2)
-            cv2.polylines(image, [points], False, LINE_COLOR, 2 * thick, cv2.LINE_AA)
-        if self._area is not None:
-            points = np.array(self._area, np.int32).reshape(-1, 2)
-            cv2.polylines(image, [points], True, LINE_COLOR, 2 * thick, cv2.LINE_AA)
+        counts = self.counts()
+        for corners, names in ((self._line, ('in', 'out')), (self._area, ('inside', 'entered'))):
+            if corners is not None:
+                points = np.array(corners, np.int32).reshape(-1, 2)
+                cv2.polylines(image, [points], corners is self._area, LINE_COLOR, 2 * thick, cv2.LINE_AA)
+                image = _with_words(image, points, ', '.join(f'{name} {counts[name]}' for name in names))
         return image
+
+
+def _with_words(image: np.ndarray, points: np.ndarray, words: str) -> np.ndarray:
+    """Return the image with `words` above the left end of a line, or the top of an area: (N, 2) x, y of its points."""
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    x, y = points[points[:, 0].argmin() if len(points) == 2 else points[:, 1].argmin()].tolist()
+    canvas = Image.fromarray(image)
+    draw_label(canvas, (x, y), words, color=LINE_COLOR, size=font_size(height, width))
+    return np.array(canvas)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 logger = logging.getLogger('vitdense')
+LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 
 
 @cache
@@ -108,16 +110,42 @@ def ignore_errors(record: logging.LogRecord) -> None:
 
 
 @contextmanager
-def progress(what: str, count: int = 0) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal; give the function that moves it to (done, total)."""
+def progress(what: str, count: int = 0) -> Iterator[Callable[..., None]]:
+    """Show a bar on a terminal, elsewhere a line from time to time; give the function that moves it to (done, total).
+
+    That takes as its third argument what is counted, such as 'images'.
+    """
+    if not console().is_terminal:
+        yield ProgressLines(what)
+        return
     columns = text_column('{task.description}'), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console(), transient=True, disable=not console().is_terminal) as bar:
+    with Progress(*columns, console=console(), transient=True) as bar:
         task = bar.add_task(what, total=count or None)
 
-        def update(done: int, total: int) -> None:
-            bar.update(task, completed=min(done, total) if total else done, total=total or None)
+        def update(done: int, total: int, unit: str = '') -> None:
+            words = f'{what} {unit}'.rstrip()
+            bar.update(task, completed=min(done, total) if total else done, total=total or None, description=words)
 
         yield update
+
+
+class ProgressLines:
+    """Prints, at most every `LINE_EVERY` seconds, how much of something is done, and how fast."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._since, self._done = time.monotonic(), 0
+
+    def __call__(self, done: int, total: int, unit: str = '') -> None:
+        now = time.monotonic()
+        if done < self._done:  # the next video
+            self._since, self._done = now, 0
+        if now - self._since < LINE_EVERY:
+            return
+        rate = (done - self._done) / max(now - self._since, 1e-9)
+        count = f'{done:,} of {total:,}' if total else f'{done:,}'
+        console().print(f'{self._what}: {f"{count} {unit}".rstrip()}, {rate:.3g} a second')
+        self._since, self._done = now, done
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -88,6 +88,7 @@ class VideoReader:
         self.selection = selection or Selection()
         self.read = 0  # frames handed out
         self.skipped = 0  # frames that could not be decoded
+        self._ended = 0.0  # seconds at which the last decoded frame is over
         self._opened = time.monotonic()
         quiet_opencv()
         if not self.is_camera and not self.is_stream:
@@ -136,6 +137,18 @@ class VideoReader:
         )
         return words + (f', {self.skipped} could not be decoded' if self.skipped else '')
 
+    def no_frames(self) -> DataError:
+        """Return the error of a selection that leaves no frame, once all are read."""
+        start, end = self.selection.start, self.selection.end
+        length = self._ended if self._ended <= start + 1 / self.fps else self.announced / self.fps
+        return DataError(
+            f'{self.name}: no frame is shown from {start:g} s on' + (f' and before {end:g} s' if end else ''),
+            where=str(self.source),
+            why=(f'the video is {length:.1f} s long' if length else 'the video ends earlier')
+            + f', with {self.fps:g} frames a second',
+            fix='choose a part with frames: --start, --end',
+        )
+
     def _first(self) -> tuple[np.ndarray, float] | None:
         """Read what the source announces, and return its first frame."""
         opened = self._capture.isOpened()
@@ -165,7 +178,9 @@ class VideoReader:
     def _all(self, ahead: list[tuple[np.ndarray, float]]) -> Iterator[tuple[np.ndarray, float]]:
         """Yield the decoded frames with their times, which count frames in a container without time stamps."""
         for number, (image, seconds) in enumerate(itertools.chain(ahead, iter(self._next, None))):
-            yield image, seconds if math.isfinite(seconds) and (seconds > 0 or number == 0) else number / self.fps
+            seconds = seconds if math.isfinite(seconds) and (seconds > 0 or number == 0) else number / self.fps
+            self._ended = seconds + 1 / self.fps
+            yield image, seconds
 
     def _next(self) -> tuple[np.ndarray, float] | None:
         """Return the next frame; a live source that has ended is opened again, a few times."""
