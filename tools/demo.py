@@ -110,7 +110,7 @@ def add_video_options(add: Callable[..., Any]) -> None:
         nargs='?',
         const=TRACKER,
         choices=kinds,
-        help="follow objects of videos: pip install 'vitdense[track]'",
+        help="follow objects of videos (needs: pip install 'vitdense[track]')",
     )
     add('--count-line', type=float, nargs=4, metavar=('X', 'Y', 'X', 'Y'), help='count objects across this line')
     add('--count-area', type=float, nargs='+', metavar='XY', help='count objects in the polygon of these corners')

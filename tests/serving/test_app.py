@@ -19,6 +19,8 @@ import torch
 from PIL import Image
 
 from tests.inference.test_predictor import image, tiny_model
+from tools import serve
+from vitdense.errors import VitDenseError
 from vitdense.inference.predictor import Predictor
 from vitdense.inference.result import Result
 from vitdense.serving.batching import Batcher, QueueFullError
@@ -192,6 +194,12 @@ def test_an_error_of_the_model_has_the_form_of_the_others():
     with serving() as (client, _):
         answer = client.post('/api/image', content=white())
     assert answer.status_code == 500 and 'RuntimeError' in answer.json()['detail']
+
+
+def test_the_tool_prints_a_line_before_the_model_is_read(tmp_path, capsys):
+    with pytest.raises(VitDenseError):
+        serve.main([str(tmp_path / 'none')])
+    assert capsys.readouterr().err == f'loading {tmp_path}/none ...\n'
 
 
 def test_images_that_arrive_while_the_model_works_go_through_it_together(monkeypatch):
