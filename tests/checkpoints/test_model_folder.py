@@ -94,8 +94,11 @@ def test_damage_is_found(folder, tmp_path):
     (folder[0] / 'model.json').write_text('{')
     with pytest.raises(CheckpointError, match='not a model folder'):
         read_model_folder(folder[0])
+    (tmp_path / 'empty').mkdir()
     with pytest.raises(CheckpointError, match='not a model folder'):
-        read_model_folder(tmp_path / 'nothing')
+        read_model_folder(tmp_path / 'empty')
+    with pytest.raises(CheckpointError, match="there is no folder '.*emty/model'; did you mean 'empty'?"):
+        read_model_folder(tmp_path / 'emty/model')
 
 
 def test_a_checkpoint_brings_its_classes_and_averaged_weights(trainer, config_file, tmp_path):

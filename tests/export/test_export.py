@@ -82,6 +82,10 @@ def test_damaged_folders_and_unknown_heads_are_named(source: Path, exported: Pat
         file.write(b'x')
     with pytest.raises(ExportError, match='damaged'):
         vitdense.load(tmp_path)
+    (tmp_path / 'model.json').unlink()
+    with pytest.raises(ExportError, match='damaged') as caught:
+        vitdense.load(tmp_path)
+    assert caught.value.fix == 'export it again'
 
 
 def test_transforms_decide_whether_there_is_one_size():

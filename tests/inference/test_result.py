@@ -78,6 +78,8 @@ def test_calibrated_scores_keep_the_same_objects():
 def test_objects_are_filtered_by_class_and_score_and_other_heads_stay():
     assert [item.score for item in result().filter(classes=['bus'])] == pytest.approx([0.9, 0.5])
     assert len(result().filter(min_score=0.05)) == 4 and len(result().filter(min_score=0.85)) == 1
+    with pytest.raises(ConfigError, match="min_score = 'much'"):
+        result().filter(min_score='much')
     few = result().filter(classes=['car'], min_score=0.05)
     assert few.names == ['car', 'car'] and few.image_class == 'night' and 'sem' in few.predictions
     assert few.filter(min_score=0.5).names == ['car']

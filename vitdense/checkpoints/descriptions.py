@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdense.arguments import interval
-from vitdense.errors import CheckpointError, ConfigError, short
+from vitdense.errors import CheckpointError, ConfigError, did_you_mean, short
 from vitdense.pretrained.hub_names import plain_name
 from vitdense.registry import resolve
 from vitdense.storage.atomic import sha256_of
@@ -50,6 +50,7 @@ def read_description(path: Path, content: Sequence[str]) -> dict[str, Any]:
     Types and ranges of all fields are checked, what the recipes name is not: see `check_recipes`. Raises
     CheckpointError for any other file.
     """
+    _check_folder(path.parent)
     try:
         if not path.is_file():
             raise ValueError('there is no such file' if not path.exists() else 'it is no regular file')
@@ -71,6 +72,21 @@ def read_description(path: Path, content: Sequence[str]) -> dict[str, Any]:
     return info
 
 
+def _check_folder(folder: Path) -> None:
+    """Raise CheckpointError where a folder does not exist, with the nearest name that does."""
+    if os.path.isdir(folder):
+        return
+    missing = [each for each in (folder, *folder.parents) if not os.path.exists(each)]
+    above = missing[-1].absolute().parent if missing else folder.absolute()
+    known = os.listdir(above) if os.path.isdir(above) else []
+    raise CheckpointError(
+        f"there is no folder '{folder}'{did_you_mean(missing[-1].name, known) if missing else ''}",
+        where=str(folder.absolute()),
+        why='a model is a folder with model.json and its weights',
+        fix='check the path; a training run leaves its model in work_dirs/NAME/model',
+    )
+
+
 def described_weights(path: Path, info: Mapping[str, Any]) -> Path:
     """Return the weights file of the description at `path`. Raises CheckpointError on a wrong SHA-256."""
     weights = path.parent / info['weights']['file']
@@ -87,7 +103,7 @@ def description_error(path: Path, message: str, why: str) -> CheckpointError:
         message,
         where=str(path),
         why=why,
-        fix='give the folder model/ of a training run, whole; or --config and --checkpoint'
+        fix='give the folder model/ of a training run, whole; a checkpoint needs its config beside it'
         if 'model.' in path.name
         else 'give both files of a head, NAME.json and NAME.safetensors, as they were written',
     )

@@ -186,10 +186,18 @@ class Parser(argparse.ArgumentParser):
         groups = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
         return [self, *(parser for group in groups for parser in group.choices.values())]
 
+    def _words(self) -> list[str]:
+        """Return what a call has to hold, for the line of an error: not the options, which may be many."""
+        formatter = self._get_formatter()
+        needed = [action for action in self._actions if action.required and action.option_strings]
+        words = [f'{action.option_strings[-1]} {action.metavar or action.dest.upper()}' for action in needed]
+        places = [action for action in self._actions if not action.option_strings]
+        return ['[options]', *words, *(formatter._format_args(action, action.dest) for action in places)]
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(
             message,
             where=self.prog,
-            why=self.format_usage().strip(),
+            why=f'usage: {self.prog} {" ".join(self._words())}',
             fix=f'see {self.prog} --help for what can be given',
         )

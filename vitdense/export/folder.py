@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger('vitdense')
 INFO, MODEL = 'export.json', 'model.json'
 FORMAT = 2
+AGAIN = 'export it again'
 Runtime = Literal['onnx', 'openvino', 'torch-export']
 Precision = Literal['float32', 'float16', 'bfloat16']
 LEVELS = {'float32': 'exact', 'float16': 'close', 'bfloat16': 'coarse', 'int8': 'coarse'}  # of the verdict
@@ -78,14 +79,13 @@ def export_model(
     make_folder(out)
     graph = HeadsGraph(network, heads, before=before, tasks=tasks)
     write, format = (export_program, runtime) if runtime == 'torch-export' else (export_onnx, 'onnx')
-    slots = write(graph, out / GRAPHS[format][0], size=size, dynamic=dynamic)
     content = {
         'format': FORMAT,
         'version': vitdense.__version__,
         'torch': torch.__version__,
         'opset': OPSET,
         'heads': list(heads),
-        'outputs': [list(slot) for slot in slots],
+        'outputs': [list(slot) for slot in write(graph, out / GRAPHS[format][0], size=size, dynamic=dynamic)],
         'size': list(size),
         'dynamic': sorted(dynamic),
         'inside': sorted(inside),
@@ -147,6 +147,9 @@ def read_exported(folder: str | Path, *, trusted: bool | None = None) -> tuple[D
     CheckpointError and ExportError for a folder that is damaged or not whole.
     """
     folder = Path(folder)
+    if not (folder / MODEL).is_file():
+        why = f'{MODEL} is missing, which names transforms and classes'
+        raise ExportError('the folder of the exported model is damaged', where=str(folder), why=why, fix=AGAIN)
     info = read_description(folder / MODEL, CONTENT)
     check_recipes([info['recipe'], info['transforms']], folder / MODEL)
     try:
@@ -159,7 +162,7 @@ def read_exported(folder: str | Path, *, trusted: bool | None = None) -> tuple[D
         network = GraphNetwork(folder, content, trusted=are_checkpoints_trusted() if trusted is None else trusted)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ExportError(
-            'the folder of the exported model is damaged', where=str(folder), why=str(error), fix='export it again'
+            'the folder of the exported model is damaged', where=str(folder), why=str(error), fix=AGAIN
         ) from error
     recipe = {**info['recipe'], 'network': network}
     recipe['tasks'] = {name: task for name, task in recipe['tasks'].items() if name in network.names}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
 
+from vitdense.arguments import check
 from vitdense.types import Instances
 
 MIN_SCORE = 0.3  # where a model has no thresholds of its own
@@ -25,6 +27,8 @@ def thresholds_of(metainfo: Mapping[str, Any] | None, head: str) -> list[float] 
 
 def is_kept(instances: Instances, metainfo: Mapping[str, Any] | None, head: str, min_score: MinScore) -> np.ndarray:
     """Return (N,) bool: the objects of at least `min_score`; with 'auto', of at least the threshold of their class."""
+    if min_score != 'auto' and (isinstance(min_score, bool) or not isinstance(min_score, Real)):
+        check(False, 'min_score', min_score, "it is a number, or 'auto' for the thresholds of the model")
     scores = instances.scores.float().cpu().numpy()
     thresholds = thresholds_of(metainfo, head) if min_score == 'auto' else None
     if thresholds is None:

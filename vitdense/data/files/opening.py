@@ -96,7 +96,8 @@ def file_size(path: str | Path, *, most: int | None = MAX_BYTES) -> int:
         raise _unreadable_file(path, error) from error
     if not stat.S_ISREG(state.st_mode):
         what = 'a folder' if stat.S_ISDIR(state.st_mode) else 'a pipe or a device'
-        raise unreadable(path, f'cannot be read: {what}', 'an image is a regular file', 'remove or replace it')
+        fix = 'give the files that it holds' if stat.S_ISDIR(state.st_mode) else 'give a file'
+        raise unreadable(path, f'cannot be read: {what}', 'an image is a regular file', fix)
     if most is not None and state.st_size > most:
         why = f'it has {state.st_size:,} bytes, and the limit is {most:,}'
         raise unreadable(path, 'the file is too large', why, 'shrink the image, or remove the file')
