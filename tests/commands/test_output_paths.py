@@ -18,7 +18,7 @@ from vitdense.data.coco.dataset import CocoDetection
 from vitdense.data.mixture import Mixture
 from vitdense.data.segmentation import SegmentationDataset
 from vitdense.data.unlabelled import ImageDataset
-from vitdense.errors import ConfigError
+from vitdense.errors import ConfigError, DiskError
 from vitdense.loading.evaluation_sets import LoaderSet
 from vitdense.metrics.confusion import save_confusions
 from vitdense.metrics.miou import MeanIoU
@@ -35,6 +35,13 @@ def write_images(root: Path, *names: str) -> None:
     for seed, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(seed).integers(0, 2, (6, 8), dtype=np.uint8)).save(root / name)
+
+
+def test_folders_that_cannot_be_made_are_noticed_before_the_test(tmp_path):
+    (tmp_path / 'file').write_text('')
+    for folders in ((tmp_path / 'file' / 'out', None), (None, tmp_path / 'file' / 'shown')):
+        with pytest.raises(DiskError, match='cannot make the folder'):
+            PredictionHook(*folders)
 
 
 def write_predictions(out: Path, loader, samples, *, show: bool = False) -> None:

@@ -141,12 +141,14 @@ def _scores_folder(cfg: RunConfig, work_dir: str | Path | None, out: str | Path 
 
 
 class PredictionHook(Hook):
-    """Show the progress of a test, and write the predictions of every image."""
+    """Show the progress of a test, and write the predictions of every image. Raises DiskError for the folders."""
 
     priority = 'LOW'
 
     def __init__(self, out: str | Path | None, show_dir: str | Path | None) -> None:
         self.out, self.show_dir = (Path(folder) if folder else None for folder in (out, show_dir))
+        for folder in filter(None, (self.out, self.show_dir)):
+            make_folder(folder, writable=True)  # before the first image
         self._paths: OutputPaths | None = None
         self._rows: dict[str, list[list[dict]]] = {}  # by file: the rows of each image of this rank
         self._bar = ExitStack()
