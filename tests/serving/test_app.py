@@ -243,15 +243,19 @@ def test_images_beyond_those_that_may_wait_are_refused():
     painter = Painter()
     painter.hold.clear()
 
-    async def many() -> list[Any]:
+    async def many(**options: bool) -> list[Any]:
+        black = torch.zeros(3, 8, 8, dtype=torch.uint8)
         async with Batcher(painter, most_waiting=2) as batcher:
-            tasks = [asyncio.create_task(batcher.predict(torch.zeros(3, 8, 8, dtype=torch.uint8))) for _ in range(5)]
+            tasks = [asyncio.create_task(batcher.predict(black, **options)) for _ in range(5)]
             await asyncio.sleep(0.2)
             painter.hold.set()
             return await asyncio.gather(*tasks, return_exceptions=True)
 
     kinds = [type(answer) for answer in asyncio.run(many())]
     assert kinds.count(Result) == 2 and kinds.count(QueueFullError) == 3
+    painter.hold.clear()
+    kinds = [type(answer) for answer in asyncio.run(many(patient=True))]  # frames of videos that have begun
+    assert kinds == [Result] * 5
     with serving(waiting=0) as (client, _):
         answer = client.post('/api/image', content=png())
     assert answer.status_code == 429 and answer.headers['retry-after'] == '1'

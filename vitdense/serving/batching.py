@@ -27,7 +27,7 @@ class Batcher:
     def __init__(self, predictor: Predictor, *, most_waiting: int) -> None:
         self.predictor = predictor
         self.most_waiting = most_waiting
-        self._queue: asyncio.Queue[tuple[Tensor, asyncio.Future[Result]]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[Tensor, asyncio.Future[Result]]] = asyncio.Queue(max(1, most_waiting))
         self._executor = ThreadPoolExecutor(1, 'predict')
         self._worker: asyncio.Task[None] | None = None
 
@@ -42,12 +42,15 @@ class Batcher:
             await self._worker
         self._executor.shutdown(cancel_futures=True)
 
-    async def predict(self, img: Tensor) -> Result:
-        """Return the result of a (3, H, W) uint8 image. Raises QueueFullError, and what the predictor raises."""
-        if self._queue.qsize() >= self.most_waiting:
+    async def predict(self, img: Tensor, *, patient: bool = False) -> Result:
+        """Return the result of a (3, H, W) uint8 image. Raises what the predictor raises, and QueueFullError.
+
+        A `patient` image waits for room in the queue: a frame of a video whose first frames have been answered.
+        """
+        if not patient and self._queue.qsize() >= self.most_waiting:
             raise QueueFullError
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait((img, future))
+        await self._queue.put((img, future))
         return await future
 
     async def _work(self) -> None:
