@@ -152,7 +152,7 @@ def test_what_exists_wins_over_a_name_and_a_misspelt_name_is_an_error(model, ser
     for path in ('rfdetr-nano.pth', 'models/rf-detr-nana', 'nothing', 'best.pth:model'):
         assert model_path(path) == Path(path)
     with pytest.raises(ConfigError, match="did you mean 'eomt-l-ade20k'"):
-        export(['eomt-ade20k', '--out', str(tmp_path / 'out')])
+        export(['eomt-ade20k', '--format', 'torch-export', '--out', str(tmp_path / 'out')])
 
 
 def test_a_licence_with_conditions_must_be_accepted_before_anything_is_fetched(server):
