@@ -254,7 +254,7 @@ def test_images_beyond_those_that_may_wait_are_refused():
     kinds = [type(answer) for answer in asyncio.run(many())]
     assert kinds.count(Result) == 2 and kinds.count(QueueFullError) == 3
     painter.hold.clear()
-    kinds = [type(answer) for answer in asyncio.run(many(patient=True))]  # frames of videos that have begun
+    kinds = [type(answer) for answer in asyncio.run(many(wait=True))]  # frames of videos that have begun
     assert kinds == [Result] * 5
     with serving(waiting=0) as (client, _):
         answer = client.post('/api/image', content=png())

@@ -155,7 +155,7 @@ async def _frames(
             if frame.index % every:
                 continue
             count += 1
-            result = await batcher.predict(batcher.predictor.read(frame.image), patient=True)
+            result = await batcher.predict(batcher.predictor.read(frame.image), wait=True)
             record = await asyncio.to_thread(record_of, result, min_score=min_score, seconds=round(frame.seconds, 6))
             yield record.model_dump_json() + '\n'
     finally:

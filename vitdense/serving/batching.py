@@ -42,12 +42,12 @@ class Batcher:
             await self._worker
         self._executor.shutdown(cancel_futures=True)
 
-    async def predict(self, img: Tensor, *, patient: bool = False) -> Result:
+    async def predict(self, img: Tensor, *, wait: bool = False) -> Result:
         """Return the result of a (3, H, W) uint8 image. Raises what the predictor raises, and QueueFullError.
 
-        A `patient` image waits for room in the queue: a frame of a video whose first frames have been answered.
+        With `wait` it waits for room in the queue, as frames of a video do whose first results have been sent.
         """
-        if not patient and self._queue.qsize() >= self.most_waiting:
+        if not wait and self._queue.qsize() >= self.most_waiting:
             raise QueueFullError
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         await self._queue.put((img, future))
