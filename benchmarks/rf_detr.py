@@ -5,8 +5,8 @@
 
 P16: seconds from the start of a process to its first prediction, weights in a local file. P17: a prediction of a 640 x
 480 image (preprocessing, network, postprocessing), in float32 and as both packages come, and the network alone, of
-processes that are warm; with --openvino as an exported OpenVINO graph. Weights are random, of the
-scale of trained ones. Ratios are medians over rounds; above 1 vitdense is faster.
+processes that are warm; with --graph as an exported graph. Weights are random, of the scale of trained ones. Ratios are
+medians over rounds; above 1 vitdense is faster.
 """
 
 from __future__ import annotations
@@ -91,27 +91,27 @@ def clock() -> Callable[[], float]:
     return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
-def openvino_latency(weights: Path, image: Path, folder: Path, rounds: int) -> None:
-    """Print P17 for the graph that OpenVINO runs, in float32 and in bfloat16."""
+def graph_latency(weights: Path, image: Path, folder: Path, rounds: int, runtime: str) -> None:
+    """Print P17 for the exported graph: with OpenVINO in float32 and in bfloat16, with onnxruntime in float32."""
     from rfdetr import RFDETRNano
 
     from vitdense.export.folder import INFO, export_model
     from vitdense.storage.atomic import write_json
 
-    graph = folder.parent / 'openvino'
-    content = export_model(folder, graph, dynamic=(), runtime='openvino')
+    graph = folder.parent / runtime
+    content = export_model(folder, graph, dynamic=(), runtime=runtime)
     theirs = RFDETRNano(pretrain_weights=str(weights), device='cpu')
     network, imgs = theirs.model.model.eval(), torch.randn(1, 3, SIDE, SIDE)
     array = np.asarray(Image.open(image))
-    for precision in ('float32', 'bfloat16'):
+    for precision in ('float32', 'bfloat16')[: 2 if runtime == 'openvino' else 1]:
         write_json(graph / INFO, {**content, 'precision': precision})
         ours = load(graph, device='cpu', amp='off')
         timed = dict(calls=3, clock=clock())
         ratio = paired(lambda: theirs.predict(array, threshold=0.0), lambda: ours(array), rounds, **timed)  # noqa: B023
-        print(f'P17 a prediction, OpenVINO {precision}: {ratio}')
+        print(f'P17 a prediction, {runtime} {precision}: {ratio}')
         with torch.inference_mode():
             ratio = paired(lambda: network(imgs), lambda: ours.model.network(imgs), rounds, **timed)  # noqa: B023
-        print(f'P17 the network alone, OpenVINO {precision}: {ratio}')
+        print(f'P17 the network alone, {runtime} {precision}: {ratio}')
 
 
 def main() -> None:
@@ -119,15 +119,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument('--openvino', action='store_true', help='the exported graph only')
+    parser.add_argument('--graph', choices=('onnx', 'openvino'), help='the exported graph only')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     os.environ['OMP_NUM_THREADS'] = str(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         paths = make(Path(folder))
         start = time.perf_counter()
-        if args.openvino:
-            openvino_latency(*paths, args.rounds)
+        if args.graph:
+            graph_latency(*paths, args.rounds, args.graph)
         else:
             latency(*paths, args.rounds)
             start_up(*paths, args.rounds)

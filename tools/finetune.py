@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitdense.commands.parser import Parser, count, run, seconds_of
+from vitdense.commands.parser import Parser, count, duration, run
 
 
 def make_parser() -> Parser:
@@ -29,7 +29,7 @@ def make_parser() -> Parser:
         help='boxes, label maps, classes or masks of objects (default: what the labels are for; inst: polygons)',
     )
     parser.add_argument(
-        '--time', type=seconds_of, metavar='T', help='how long it may take: 30m, 2h (default: as long as the preset)'
+        '--time', type=duration, metavar='T', help='how long it may take: 30m, 2h (default: as long as the preset)'
     )
     parser.add_argument(
         '--backbone-weights', metavar='FILE', help='pretrained weights of the ViT (default: fetched by timm)'

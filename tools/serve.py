@@ -25,7 +25,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         '--max-waiting', type=positive, default=64, metavar='N', help='images that may wait, else 429 (%(default)s)'
     )
-    parser.add_shared('--device', '--amp')
+    parser.add_shared('--device', '--amp', '--trust-checkpoint')
     return parser
 
 

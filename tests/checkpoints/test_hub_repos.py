@@ -18,10 +18,11 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import RepositoryNotFoundError
 
 import vitdense
-from vitdense.checkpoints.hub_repos import fetch_repo
+from vitdense.checkpoints.hub_repos import FILES, fetch_repo
 from vitdense.checkpoints.model_card import GENERATED
 from vitdense.checkpoints.model_folder import save_model_folder, set_operating_points
 from vitdense.errors import CheckpointError, ConfigError
+from vitdense.export.runtimes import GRAPHS
 from vitdense.registry import build
 
 VIT = dict(type='vitdense.backbones.vit.ViT', name='vit_tiny_patch16_224', img_size=32)
@@ -115,6 +116,11 @@ def test_a_pushed_model_is_loaded_by_its_name(folder, hub, tmp_path):
     data = ModelCard.load(tmp_path / 'cache' / 'README.md').data
     assert data.license == 'apache-2.0' and data.datasets == ['me/photos']
     assert "vitdense.load('hf:me/yard')" in (folder / 'README.md').read_text()
+
+
+def test_the_files_of_every_exported_format_are_uploaded():
+    names = [name for names in GRAPHS.values() for name in names]
+    assert len(names) >= 4 and all(any(fnmatch.fnmatch(name, pattern) for pattern in FILES) for name in names)
 
 
 def test_a_revision_is_a_branch_of_its_own(folder, hub):

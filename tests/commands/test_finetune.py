@@ -15,7 +15,7 @@ from PIL import Image
 import vitdense
 import vitdense.commands.finetune as finetuning
 from tests.data.formats.test_labelled_folder import masks, roboflow_coco
-from vitdense.commands.parser import seconds_of
+from vitdense.commands.parser import duration
 from vitdense.commands.presets import (
     PRESETS,
     Cost,
@@ -103,10 +103,10 @@ def test_labels_and_hardware_choose_the_preset(tmp_path: Path):
 
 @pytest.mark.parametrize(('time', 'seconds'), [('90s', 90), ('30m', 1800), ('1.5h', 5400), (20, 20)])
 def test_times_have_a_unit(time, seconds):
-    assert seconds_of(time) == seconds
+    assert duration(time) == seconds
     for wrong in ('30', 'soon', '0m', '-3m'):
         with pytest.raises(ConfigError, match='is no time'):
-            seconds_of(wrong)
+            duration(wrong)
 
 
 def test_the_tool_names_wrong_arguments_before_it_imports_what_trains(tmp_path: Path):

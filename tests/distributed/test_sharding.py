@@ -43,6 +43,43 @@ DETECTOR += ('model.network.backbone.stem=patch', '+model.network.backbone.check
 DETECTOR += ('model.network.branches.det.head.denoising=False', 'model.tasks.det.denoising=None')
 DETECTOR += ('optim_wrapper.accumulative_counts=2',)
 
+NETWORKS = {
+    'eomt': """
+from mmengine.config import read_base
+with read_base():
+    from vitdense.configs._base_.runtime import *
+    from vitdense.configs._base_.eomt import *
+from vitdense.tasks.mask_matching import MaskMatcher
+model.network.backbone.update(name='vit_tiny_patch16_224', pretrained=False, img_size=64)
+model.network.backbone.update(timm_args=dict(embed_dim=48, depth=4, num_heads=4))
+model.network.update(num_queries=10, num_blocks=2)
+model.tasks.sem.losses.update(matcher=dict(type=MaskMatcher, num_points=256), num_points=256)
+""",
+    'vit_adapter': """
+from mmengine.config import read_base
+with read_base():
+    from vitdense.configs._base_.runtime import *
+    from vitdense.configs._base_.upernet_vit_adapter import *
+model.network.backbone.vit.update(name='vit_tiny_patch16_224', pretrained=False, drop_path=0.0, partial_weights=False)
+model.network.backbone.vit.update(img_size=64, timm_args=dict(embed_dim=48, depth=4, num_heads=4, class_token=True))
+model.network.backbone.update(drop_path=0.0, prior_channels=16, extra_extractors=0)
+model.network.branches.sem.head.update(channels=16, aux_channels=16, dropout=0.0)
+""",
+}
+SHAPES = """
+from vitdense.data.shapes import ShapesScenes
+from vitdense.metrics.miou import MeanIoU
+model.tiler = None
+train_dataloader = dict(batch_size=4, num_workers=0, dataset=dict(
+    type=ShapesScenes, num_images=16, size=64, split='train'))
+val_dataloader = dict(batch_size=2, num_workers=0, dataset=dict(type=ShapesScenes, num_images=3, size=64, split='val'))
+val_evaluator = [dict(type=MeanIoU, head='sem')]
+optim_wrapper.optimizer.update(lr=1e-3)
+schedule = dict(max_iters=4, val_interval=4, warmup_iters=1)
+checkpoint = dict(interval=4, keep=1)
+sample_images = 0
+"""
+
 
 class Outcome(NamedTuple):
     """What a run ends with."""
@@ -79,16 +116,18 @@ def both(folder: Path, rank: int) -> dict[str, Outcome]:
     }
 
 
-def detectors(folder: Path, rank: int) -> dict[str, dict[str, Tensor]]:
-    """The weights of detectors after some steps: DDP and FSDP, float32 and bfloat16."""
+def all_ways(config: str, options: tuple[str, ...], folder: Path, rank: int) -> dict[str, dict[str, Tensor]]:
+    """The weights that a config ends with: DDP and FSDP, float32 and bfloat16."""
     kinds = [(parallel, amp) for parallel in ('ddp', 'fsdp') for amp in ('off', 'bf16')]
-    return {f'{parallel} {amp}': detector(folder, f'parallel={parallel}', f'amp={amp}') for parallel, amp in kinds}
+    return {
+        f'{parallel} {amp}': weights_of(config, (*options, f'parallel={parallel}', f'amp={amp}'), folder)
+        for parallel, amp in kinds
+    }
 
 
-def detector(folder: Path, *options: str) -> dict[str, Tensor]:
-    """Train a two-stage detector, checkpointing activations, and return its weights."""
-    cfg = load_config('configs/quickstart/shapes_detection.py', (*DETECTOR, *options))
-    runner = make_trainer(cfg, folder / '-'.join(options), device='cpu')
+def weights_of(config: str, options: tuple[str, ...], folder: Path) -> dict[str, Tensor]:
+    """Train a config in a folder of its own, and return the weights."""
+    runner = make_trainer(load_config(config, options), folder / '-'.join(options[-2:]), device='cpu')
     runner.train()
     return gather(runner.network_model.state_dict())
 
@@ -148,18 +187,25 @@ def test_bfloat16_is_that_of_ddp(runs):
     assert furthest(runs['halves'], runs['copies']) < 1e-5 < furthest(runs['halves'], runs['two'])
 
 
+def gaps(first: dict[str, Tensor], second: dict[str, Tensor]) -> Tensor:
+    """Return the differences of all weights in one row."""
+    return torch.cat([(value - second[name]).abs().flatten() for name, value in first.items()])
+
+
 @pytest.mark.slow
-def test_a_detector_trains_as_in_one_process_and_with_ddp(folder, monkeypatch):
+@pytest.mark.parametrize('name', ['detector', 'eomt', 'vit_adapter'])
+def test_every_kind_of_network_trains_sharded_as_with_ddp(name, tmp_path, monkeypatch):
     monkeypatch.setenv('GLOO_SOCKET_IFNAME', 'lo')
-    one = detector(folder, 'amp=off')
-    two = start_ranks(folder / 'detectors', partial(detectors, folder))[0]
-
-    def gaps(first: dict[str, Tensor], second: dict[str, Tensor]) -> Tensor:
-        return torch.cat([(value - second[name]).abs().flatten() for name, value in first.items()])
-
-    assert gaps(one, two['ddp off']).max() < 1e-5 and gaps(one, two['fsdp off']).max() < 1e-5
+    config, options = 'configs/quickstart/shapes_detection.py', DETECTOR
+    if name != 'detector':
+        config, options = str(tmp_path / f'{name}.py'), ()
+        Path(config).write_text(NETWORKS[name] + SHAPES)
+    two = start_ranks(tmp_path / 'ranks', partial(all_ways, config, options, tmp_path))[0]
+    assert gaps(two['ddp off'], two['fsdp off']).max() < 1e-5
     # a weight that rounds to another bfloat16 changes later gradients, so equal to the bit they cannot be
-    assert gaps(two['ddp bf16'], two['fsdp bf16']).mean() < 0.05 * gaps(one, two['fsdp bf16']).mean()
+    assert gaps(two['ddp bf16'], two['fsdp bf16']).mean() < 0.05 * gaps(two['ddp off'], two['fsdp bf16']).mean()
+    if name == 'detector':  # the losses of the others are means over the images of a rank
+        assert gaps(weights_of(config, (*options, 'amp=off'), tmp_path), two['fsdp off']).max() < 1e-5
 
 
 def test_it_is_resumed_exactly_and_by_other_numbers_of_processes(runs):

@@ -32,6 +32,7 @@ CASES = {  # tasks, workers -> the config and its options
     'semantic-4': (CONFIG, ('train_dataloader.num_workers=4',)),
     'three tasks-0': (JOINT, (MIXED,)),
     'three tasks-1': (JOINT, (MIXED, 'train_dataloader.num_workers=1')),
+    'three tasks-4': (JOINT, (MIXED, 'train_dataloader.num_workers=4')),
 }
 OPERATIONS = ('os.rename', 'os.remove', 'os.rmdir', 'os.mkdir', 'os.truncate', 'fsync')
 

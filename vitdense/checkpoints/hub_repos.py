@@ -16,7 +16,7 @@ from vitdense.errors import CheckpointError, ConfigError
 from vitdense.storage.atomic import disk_error, sha256_of, write_json
 
 PREFIX = 'hf:'
-FILES = ('README.md', 'SHA256SUMS', '*.json', '*.safetensors', '*.onnx', '*.onnx.data', '*.xml', '*.bin')
+FILES = ('README.md', 'SHA256SUMS', '*.json', '*.safetensors', '*.onnx', '*.onnx.data', '*.xml', '*.bin', '*.pt2')
 _NAME = re.compile(r'(?:hf:)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')
 
 

@@ -72,7 +72,7 @@ class _Limit(TorchDispatchMode):
         try:
             inputs = tree_map(lambda leaf: leaf.to('meta') if isinstance(leaf, Tensor) else leaf, (args, kwargs))
             outputs = func(*inputs[0], **{**inputs[1], **meta})
-        except (RuntimeError, NotImplementedError):
+        except RuntimeError:
             return  # an operation that reads values: it creates none
         for leaf in tree_leaves(outputs):
             if isinstance(leaf, Tensor):

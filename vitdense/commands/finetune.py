@@ -14,7 +14,7 @@ import torch
 
 from vitdense.checkpoints.model_config import config_from_model
 from vitdense.commands.models import trained_model
-from vitdense.commands.parser import seconds_of
+from vitdense.commands.parser import duration
 from vitdense.commands.presets import (
     Cost,
     Preset,
@@ -76,7 +76,7 @@ def finetune(
 
     Raises ConfigError, DataError, CheckpointError, ResourceError.
     """
-    deadline = None if time is None else clock.monotonic() + seconds_of(time)
+    deadline = None if time is None else clock.monotonic() + duration(time)
     start_logging(None, keep=True)
     model = trained_model(model, accept_licence=accept_licence)
     where, data = choose_device(device), read_folder(Path(folder))

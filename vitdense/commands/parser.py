@@ -61,7 +61,7 @@ def seconds(text: str) -> float:
     return 3600 * int(match[1] or 0) + 60 * int(match[2] or 0) + float(match[3])
 
 
-def seconds_of(time: str | float) -> float:
+def duration(time: str | float) -> float:
     """Return a time in seconds: a number of them, or words such as '90s', '30m', '1.5h'. Raises ConfigError."""
     if isinstance(time, int | float) and not isinstance(time, bool) and time > 0:
         return float(time)
@@ -113,7 +113,8 @@ SHARED: dict[str, dict[str, Any]] = {
     '--model': dict(metavar='DIR', help='a model folder, as training leaves one, or a name of `vitdense models`'),
     '--accept-licence': dict(action='store_true', help='accept the licence of published weights that has conditions'),
     '--trust-checkpoint': dict(
-        action='store_true', help='read weight files that run code when they are read: only for files of your own'
+        action='store_true',
+        help='read weight files and exported programs that run code when they are read: only for files of your own',
     ),
     '--safe': dict(action='store_true', help='read data-only configs (.json, .yaml) only, which cannot run code'),
     '--num-classes': dict(type=positive, metavar='K', help='the number of classes, where there are no names'),

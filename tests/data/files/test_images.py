@@ -2,11 +2,13 @@
 
 import hashlib
 import io
+import resource
 import struct
 import warnings
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image, ImageFile
@@ -64,6 +66,17 @@ def test_unusable_files_are_refused_by_name(store, name, data, words):
     assert name in caught.value.message and words in str(caught.value)
     assert caught.value.where == str(path) and caught.value.fix
     assert isinstance(caught.value, DataError)
+
+
+def test_a_bomb_is_refused_where_there_is_no_memory_for_it(store):
+    path = store('bomb.png', hollow_png(60000, 60000))
+    limits, used = resource.getrlimit(resource.RLIMIT_AS), psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, limits[1]))  # its pixels would take 10 GB
+    try:
+        with pytest.raises(UnreadableImage, match=r'3600\.0 Mpx'):
+            read_image(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 @pytest.mark.parametrize('lost', [2, len(JPEG) * 4 // 10])
