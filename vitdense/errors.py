@@ -48,6 +48,10 @@ class ConfigError(VitDenseError):
     exit_code = 2
 
 
+class PredictionError(ConfigError, AttributeError):
+    """An attribute of a result that the model does not predict, or several heads do: `hasattr` returns False."""
+
+
 class DataError(VitDenseError):
     """An image, a label or a data set that cannot be used."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from vitdense.errors import ConfigError
+from vitdense.errors import ConfigError, PredictionError
 from vitdense.inference.calibration import calibrate, calibrated_metainfo
 from vitdense.inference.result import Result
 from vitdense.ops.packed_masks import PackedMasks
@@ -110,6 +111,14 @@ def test_of_two_heads_of_a_kind_one_is_chosen():
     assert caught.value.fix == 'use result.semantic'
     with pytest.raises(KeyError, match='the heads are'):
         _ = two['det2']
+
+
+def test_hasattr_tells_what_a_model_predicts():
+    only_pixels = result().only('sem')
+    assert hasattr(only_pixels, 'semantic') and not hasattr(only_pixels, 'boxes')
+    assert getattr(only_pixels, 'image_class', None) is None
+    error = pickle.loads(pickle.dumps(pytest.raises(PredictionError, lambda: only_pixels.boxes).value))
+    assert isinstance(error, ConfigError) and error.fix == 'use result.semantic'
 
 
 def test_truth_of_a_result_is_whether_it_has_objects_where_a_head_detects_them():

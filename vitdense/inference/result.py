@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from torch import Tensor
 
-from vitdense.errors import ConfigError
+from vitdense.errors import ConfigError, PredictionError
 from vitdense.inference.named_classes import KINDS, class_list, class_names
 from vitdense.inference.windowed_image import at_preview
 from vitdense.ops.packed_masks import PackedMasks
@@ -252,12 +252,12 @@ class Result:
         return [head for head, prediction in self.predictions.items() if isinstance(prediction, kind)]
 
     def _only(self, kind: type[Kind]) -> tuple[str, Kind]:
-        """Return the one head of a kind, and its prediction. Raises ConfigError where there is none, or several."""
+        """Return the one head of a kind, and its prediction. Raises PredictionError where there is none, or several."""
         heads = self._heads(kind)
         if len(heads) != 1:
             what = KINDS[kind][0]
             known = {head: KINDS.get(type(each), (f'result[{head!r}]',) * 2) for head, each in self.predictions.items()}
-            raise ConfigError(
+            raise PredictionError(
                 f'several heads of the model predict {what}' if heads else f'the model predicts no {what}',
                 where='result',
                 why=f'its heads predict {", ".join(f"{name} ({head})" for head, (name, _) in known.items())}',
