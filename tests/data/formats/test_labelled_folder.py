@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vitdense.data.files.splits import split_of
-from vitdense.data.formats.labelled_folder import read_folder
+from vitdense.data.formats.labelled_folder import parts_to_check, read_folder
 from vitdense.errors import DataError
 
 ANNOTATION = '<annotation><object><name>cat</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>'  # noqa: E501
@@ -60,6 +60,12 @@ def voc(root: Path) -> None:
         text(root / 'ImageSets' / 'Main' / f'{split}.txt', f'{name}\n')
 
 
+def voc_in_lower_case(root: Path) -> None:
+    voc(root)
+    (root / 'Annotations').rename(root / 'annotations')
+    (root / 'JPEGImages').rename(root / 'images')
+
+
 def voc_beside_images(root: Path) -> None:
     for split in ('train', 'valid'):
         image(root / split / 'a.jpg')
@@ -105,6 +111,7 @@ def class_folders(root: Path) -> None:
         (coco_2017, 'COCO', 'train val', dict(annotations='annotations/instances_val2017.json', images='val2017')),
         (yolo, 'YOLO', 'train val', dict(annotations='data.yaml', images='', split='val')),
         (voc, 'PASCAL VOC', 'train val', dict(annotations='Annotations', images='JPEGImages', split='val')),
+        (voc_in_lower_case, 'PASCAL VOC', 'train val', dict(annotations='annotations', images='images', split='val')),
         (voc_beside_images, 'PASCAL VOC (XML beside images)', 'train val', dict(annotations='valid', images='valid')),
         (csv_of_roboflow, 'CSV of boxes', 'train val', dict(annotations='valid/_annotations.csv', images='valid')),
         (csv_files, 'CSV of boxes', 'train val', dict(annotations='val_labels.csv', images='images')),
@@ -119,6 +126,63 @@ def test_formats(tmp_path: Path, write, kind: str, splits: str, validation: dict
     assert folder.format == kind
     assert list(folder.splits) == splits.split()
     assert folder.splits['val'] == validation
+
+
+def test_one_csv_file_and_one_list_are_for_training(tmp_path: Path):
+    image(tmp_path / 'csv' / 'images' / 'a.jpg')
+    text(tmp_path / 'csv' / 'prices.csv', 'item,price\na,1\n')
+    text(tmp_path / 'csv' / 'labels.csv', CSV)
+    assert read_folder(tmp_path / 'csv').splits == {'train': dict(annotations='labels.csv', images='images')}
+    voc(tmp_path / 'voc')
+    (tmp_path / 'voc' / 'ImageSets' / 'Main' / 'train.txt').rename(
+        tmp_path / 'voc' / 'ImageSets' / 'Main' / 'trainval.txt'
+    )
+    assert list(read_folder(tmp_path / 'voc').splits) == ['val']  # trainval has these images, too
+    (tmp_path / 'voc' / 'ImageSets' / 'Main' / 'val.txt').unlink()
+    assert list(read_folder(tmp_path / 'voc').splits) == ['train']
+
+
+def empty(root: Path) -> None:
+    root.mkdir()
+
+
+def yaml_that_cannot_be_read(root: Path) -> None:
+    yolo(root)
+    text(root / 'data.yaml', 'names: [cat\ntrain: images/train\n')
+
+
+def yaml_without_names(root: Path) -> None:
+    yolo(root)
+    text(root / 'data.yaml', 'nc: 1\ntrain: images/train\n')
+
+
+def voc_without_images(root: Path) -> None:
+    voc(root)
+    (root / 'JPEGImages').rename(root / 'pictures')
+
+
+def nested(root: Path) -> None:
+    roboflow_coco(root / 'export')
+    text(root / 'export' / 'README.roboflow.txt', 'exported')
+
+
+@pytest.mark.parametrize(
+    ('write', 'message', 'fix'),
+    [
+        (empty, 'looked for COCO files', 'images and labels'),
+        (yaml_that_cannot_be_read, 'data.yaml does not describe a YOLO data set', 'names'),
+        (yaml_without_names, "it has no 'names'", 'names'),
+        (voc_without_images, 'no folder JPEGImages', 'JPEGImages'),
+        (nested, 'export/ holds train, val, test', 'give '),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else '',
+)
+def test_a_wrong_layout_is_an_error_that_names_what_is_wrong(tmp_path: Path, write, message: str, fix: str):
+    write(tmp_path / 'data')
+    for read in (read_folder, parts_to_check):
+        with pytest.raises(DataError) as caught:
+            read(tmp_path / 'data')
+        assert message in f'{caught.value.message} {caught.value.why}' and fix in caught.value.fix
 
 
 def test_an_unknown_layout_is_one_error_that_lists_the_known_ones(tmp_path: Path):

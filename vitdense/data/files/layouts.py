@@ -21,6 +21,10 @@ Kind = Literal['coco', 'labels', 'folders']
 IMAGE_FOLDERS = ('images', 'imgs', 'image', 'img', 'JPEGImages', 'leftImg8bit')
 LABEL_FOLDERS = ('labels', 'masks', 'annotations', 'label', 'mask', 'SegmentationClass', 'gtFine')
 UNSUPPORTED = ('.xml', '.txt')  # labels of PASCAL VOC and YOLO
+LOOKED_FOR = (
+    'COCO files (*.json), data.yaml of YOLO, Annotations/*.xml of PASCAL VOC, CSV files of boxes, images/ beside '
+    'masks/, one folder of images for each class; in folders or files called train, val (valid, validation) and test'
+)
 NO_OBJECTS = ('captions', 'person_keypoints', 'panoptic', 'stuff', 'image_info')  # of COCO's own files
 PEEK = 2**20  # bytes of a file that are looked at
 SAMPLE = 8  # images that are looked at
@@ -48,7 +52,7 @@ def parts_of(data: Path, images: Path | None = None, *, labels: bool = False) ->
         return [Part('labels', data, images)]
     folders = sorted(path for path in data.iterdir() if path.is_dir())
     pairs = next(filter(None, (list(_pairs(root)) for root in (data, *folders))), [])
-    data_sets = list(_coco_files(data)) or pairs or list(_class_folders(data))
+    data_sets = list(coco_files(data)) or pairs or list(_class_folders(data))
     if data_sets:
         return data_sets
     names = sorted(walk(data).files)
@@ -67,13 +71,12 @@ def parts_of(data: Path, images: Path | None = None, *, labels: bool = False) ->
     raise DataError(
         f'no labelled images in {data}',
         where=str(data),
-        why='no COCO file, no label map and no image lies below it',
-        fix='give a COCO file, a folder of label maps, a folder with one folder of images for each class, or the '
-        'folder that holds one of these',
+        why=f'no image lies below it; looked for {LOOKED_FOR}',
+        fix='give the folder that holds images and labels, or a COCO file, or a folder of label maps',
     )
 
 
-def _coco_files(root: Path) -> Iterator[Part]:
+def coco_files(root: Path) -> Iterator[Part]:
     """Yield the COCO files in `root` and in its folders, with the folders of their images."""
     files = sorted(file for pattern in ('*.json', '*/*.json') for file in root.glob(pattern) if file.is_file())
     for file in files:

@@ -52,6 +52,14 @@ def read_csv(path: Path, images: Path) -> CocoContent:
     return content
 
 
+def is_boxes(path: Path) -> bool:
+    """Whether a CSV file has the columns of boxes."""
+    try:
+        return bool(_rows(path)[0])
+    except DataError:
+        return False
+
+
 def _add_object(content: CocoContent, words: Sequence[str], name: str, line: int) -> None:
     if not name and not any(words):
         return

@@ -6,19 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from vitdense.data.files.layouts import Part, parts_of
+from vitdense.data.files.layouts import IMAGE_FOLDERS, LABEL_FOLDERS, LOOKED_FOR, Part, coco_files, parts_of
 from vitdense.data.files.splits import SPLITS, split_of
+from vitdense.data.formats.csv_boxes import is_boxes
 from vitdense.data.formats.voc import image_lists
 from vitdense.data.formats.yolo import read_description, splits_of
 from vitdense.errors import DataError, did_you_mean
 
 ROBOFLOW = '_annotations'  # how Roboflow calls the files of its exports
 CLASS_FILES = ('classes.txt', 'classes.yaml', 'classes.json', 'names.txt')
+VOC_LABELS = ('Annotations', 'annotations')
 VOC_IMAGES = ('JPEGImages', 'images', 'Images')
-LOOKED_FOR = (
-    'COCO files (*.json), data.yaml of YOLO, Annotations/*.xml of PASCAL VOC, CSV files of boxes, images/ beside '
-    'masks/, one folder of images for each class; in folders or files called train, val (valid, validation) and test'
-)
 
 
 class LabelledFolder(NamedTuple):
@@ -41,10 +39,9 @@ def read_folder(root: Path) -> LabelledFolder:
             why=f'it does not exist{did_you_mean(root.name, folders)}',
             fix='give the folder of your data set',
         )
-    for find in (_yolo, _voc, _csv, _parts):
-        folder = find(root)
-        if folder is not None:
-            return folder._replace(splits={name: folder.splits[name] for name in SPLITS if name in folder.splits})
+    folder = _boxes_in(root) or _parts(root)
+    if folder is not None:
+        return folder._replace(splits={name: folder.splits[name] for name in SPLITS if name in folder.splits})
     raise DataError('no labelled images are recognised', where=str(root), why=f'looked for {LOOKED_FOR}', fix=FIX)
 
 
@@ -65,7 +62,7 @@ def parts_to_check(data: Path, images: Path | None = None, *, labels: bool = Fal
     if data.suffix.lower() in ('.yaml', '.yml') and data.is_file():
         return [Part('coco', data, data.parent, split) for split in splits_of(read_description(data))]
     if data.is_dir() and images is None and not labels:
-        folder = next(filter(None, (find(data) for find in (_yolo, _voc, _csv))), None)
+        folder = _boxes_in(data)
         if folder is not None:
             return [
                 Part('coco', data / each['annotations'], data / each['images'], each.get('split'))
@@ -76,11 +73,38 @@ def parts_to_check(data: Path, images: Path | None = None, *, labels: bool = Fal
     return parts_of(data, images, labels=labels)
 
 
+def _boxes_in(root: Path) -> LabelledFolder | None:
+    """Return YOLO, VOC or CSV labels in a folder. Raises DataError where a data set lies in a folder below it."""
+    folder = _yolo(root) or _voc(root) or _csv(root)
+    if folder is None and not any(coco_files(root)):
+        _refuse_nested(root)
+    return folder
+
+
+def _refuse_nested(root: Path) -> None:
+    """Raise DataError where a folder below `root`, such as an unpacked archive makes, is a data set with splits."""
+    if any(_split_folders(root)):
+        return
+    for below in sorted(path for path in root.iterdir() if path.is_dir()):
+        if below.name in (*IMAGE_FOLDERS, *LABEL_FOLDERS, 'Annotations'):
+            continue
+        splits = [split for split, _ in _split_folders(below)]
+        if len(splits) > 1 or _yolo(below) or _voc(below) or _csv(below) or any(coco_files(below)):
+            raise DataError(
+                'the data set lies in a folder below this one',
+                where=str(root),
+                why=f'{below.name}/ holds {", ".join(splits) or "the files of a data set"}',
+                fix=f'give {below}',
+            )
+
+
 def _yolo(root: Path) -> LabelledFolder | None:
     for file in sorted([*root.glob('*.yaml'), *root.glob('*.yml')]):
         try:
             splits = splits_of(read_description(file))
         except DataError:
+            if file.stem == 'data':
+                raise
             continue  # a file of something else
         if splits:
             arguments = {split: dict(annotations=file.name, images='', split=split) for split in splits}
@@ -89,9 +113,16 @@ def _yolo(root: Path) -> LabelledFolder | None:
 
 
 def _voc(root: Path) -> LabelledFolder | None:
-    labels = root / 'Annotations'
+    labels = next((root / name for name in VOC_LABELS if (root / name).is_dir()), root / VOC_LABELS[0])
     images = next((root / name for name in VOC_IMAGES if (root / name).is_dir()), None)
-    if images is not None and any(labels.glob('*.xml')):
+    if any(labels.glob('*.xml')):
+        if images is None:
+            raise DataError(
+                'XML files of PASCAL VOC without images',
+                where=str(labels),
+                why=f'there is no folder {", ".join(VOC_IMAGES)} beside them',
+                fix=f'put the images into {VOC_IMAGES[0]}/ beside {labels.name}/',
+            )
         lists = image_lists(labels)
         arguments = dict(annotations=labels.name, images=images.name)
         splits = {split: arguments | dict(split=split) for split in lists}
@@ -107,11 +138,16 @@ def _csv(root: Path) -> LabelledFolder | None:
         file = next(iter(sorted(folder.glob(f'{ROBOFLOW}*.csv'))), None)
         if file is not None:
             splits[split] = dict(annotations=f'{folder.name}/{file.name}', images=folder.name)
-    for file in sorted(root.glob('*.csv')):
+    files = sorted(root.glob('*.csv'))
+    for file in files:
         split = split_of(file.stem.replace('labels', ''))
         if split is not None and split not in splits:
             images = next((name for name in ('images', split, *SPLITS[split]) if (root / name).is_dir()), '')
             splits[split] = dict(annotations=file.name, images=images)
+    boxes = [] if splits else [file for file in files if is_boxes(file)]
+    if len(boxes) == 1:
+        folder = next((name for name in VOC_IMAGES if (root / name).is_dir()), '')
+        splits['train'] = dict(annotations=boxes[0].name, images=folder)
     return LabelledFolder(root, 'detection', 'CSV of boxes', splits) if splits else None
 
 

@@ -80,8 +80,10 @@ def image_lists(folder: Path) -> dict[str, Path]:
     folders = [folder.parent / 'ImageSets' / 'Main', folder.parent / 'ImageSets']
     lists = {}
     for split, names in SPLITS.items():
-        files = [parent / f'{name}.txt' for parent in folders for name in names if name != 'trainval']
+        files = [parent / f'{name}.txt' for parent in folders for name in names]
         lists[split] = next((file for file in files if file.is_file()), None)
+    if lists['val'] is not None and lists['train'] is not None and lists['train'].stem == 'trainval':
+        del lists['train']  # it has the images for validation
     return {split: file for split, file in lists.items() if file is not None}
 
 

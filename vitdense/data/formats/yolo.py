@@ -68,7 +68,7 @@ def read_description(path: Path) -> dict[str, Any]:
         raise DataError(
             f'{path.name} does not describe a YOLO data set',
             where=str(path),
-            why=str(error).splitlines()[0],
+            why=' '.join(str(error).split())[:200],
             fix='write names: [first, second] and train: images/train, val: images/val (folders of images)',
         ) from error
     return description
