@@ -156,7 +156,7 @@ def show(report: DataReport, shown: int) -> None:
 
 
 def show_warnings(warnings: Sequence[Finding], shown: int) -> None:
-    """Print what may be meant as it is."""
+    """Print findings that may be intended."""
     from vitdense.dataset_checks.report import TITLES
     from vitdense.reporting.console import console
 

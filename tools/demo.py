@@ -32,7 +32,7 @@ TRACKER = 'bytetrack'  # unless another one is named
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the arguments, checked as far as they say nothing about files."""
+    """Return the arguments, checked without opening any file."""
     parser = Parser(prog='demo.py', description=__doc__)
     parser.add_argument(
         'inputs',
@@ -311,7 +311,7 @@ def count_lines(demo: Demo) -> list[str]:
 
 
 def threshold_lines(demo: Demo) -> list[str]:
-    """Return for each head with objects from which score on they count."""
+    """Return a line with the score threshold of each head that detects objects."""
     from vitdense.visualize.score_thresholds import MIN_SCORE, thresholds_of
 
     lines = []

@@ -27,7 +27,7 @@ if not (_here / 'configs').is_dir():  # a checkout, where configs/ and tools/ li
 
 
 def _complete_environment() -> None:
-    """Give a process whose user the system does not know, as in `docker run --user 12345`, a name and a home.
+    """Set USER and a home folder where the user has no entry in the system, as in `docker run --user 12345`.
 
     Without them yapf, which mmengine imports, and others raise errors or make folders that are called `~`. The home
     cannot exist, so that nothing is cached there.

@@ -90,7 +90,7 @@ class Precision(NamedTuple):
     name: Literal['bf16', 'fp16', 'off']
     dtype: torch.dtype | None  # of autocast; None is float32
     scaled: bool  # whether gradients need a scaler (float16)
-    reason: str  # one line for people
+    reason: str  # one line for the log
 
 
 def choose_precision(amp: str, device: torch.device) -> Precision:
@@ -98,7 +98,7 @@ def choose_precision(amp: str, device: torch.device) -> Precision:
     if amp == 'off':
         return Precision('off', None, False, 'float32')
     if amp == 'bf16':
-        return Precision('bf16', torch.bfloat16, False, 'bfloat16 (as asked)')
+        return Precision('bf16', torch.bfloat16, False, 'bfloat16 (as requested)')
     if amp == 'fp16':
         if device.type != 'cuda':
             raise ConfigError(
@@ -107,7 +107,7 @@ def choose_precision(amp: str, device: torch.device) -> Precision:
                 why='processors without float16 arithmetic emulate it, slowly and with overflows',
                 fix='use --amp bf16 or --amp off',
             )
-        return Precision('fp16', torch.float16, True, 'float16 with a loss scale (as asked)')
+        return Precision('fp16', torch.float16, True, 'float16 with a loss scale (as requested)')
     if device.type == 'cuda':
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision(

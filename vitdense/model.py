@@ -241,7 +241,7 @@ class DenseModel(nn.Module):
         return [{name: predictions[name][row] for name in predictions} for row in range(len(metas))]
 
     def _strategy(self, metas: Sequence[Meta]) -> Callable[[Tensor, Tensor | None], dict[str, Outputs]]:
-        """Return how images are looked at: as a whole, in windows, in several views."""
+        """Return the network with the test-time strategy: whole images, windows, several views."""
         augmented = self.tta is not None and self.use_tta
         if self.tiler is None and not augmented:
             return self._run
@@ -268,7 +268,7 @@ class DenseModel(nn.Module):
 
 
 def _read(task: Any, outputs: Outputs, metas: Sequence[Meta]) -> list[Prediction]:
-    """Return the predictions of all images; those that were read on the way only get their original size."""
+    """Return the predictions of all images; objects and labels read per window only get their original size."""
     if isinstance(outputs, LabelOutputs):
         return [SemanticMap(labels) for labels in outputs.labels]
     if isinstance(outputs, ObjectOutputs):
@@ -302,7 +302,7 @@ def _labelled(task: Any, targets: Sequence[Target]) -> float:
 
 
 def _readable(task: Any, targets: Sequence[Target], metas: Sequence[Meta]) -> list[Target]:
-    """Return the targets as `task` may see them: those of data sets that it does not read are blank."""
+    """Return the targets for `task`: those of data sets that it does not read are empty."""
     if task.datasets is None:
         return list(targets)
     return [target if meta.dataset in task.datasets else Target() for target, meta in zip(targets, metas, strict=True)]

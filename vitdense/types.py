@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-IGNORE = 255  # the value of a semantic pixel that nobody labelled; it never enters a loss or a metric
+IGNORE = 255  # the label of unlabelled pixels; it never enters a loss or a metric
 
 
 class Target(NamedTuple):
-    """What is known about one image. A field is None when nobody labelled it; empty means: nothing there."""
+    """The labels of one image. A field is None where it was not labelled; empty: labelled, and without objects."""
 
     boxes: Tensor | None = None  # (N, 4) float32 xyxy, pixels (float64 in evaluation, where a file is not rounded)
     labels: Tensor | None = None  # (N,) int64 in [0, num_classes)
@@ -70,14 +70,14 @@ class Batch(NamedTuple):
 
 
 class LayerRequest(NamedTuple):
-    """Which tokens of a ViT a reader wants: those that leave block `index`, with or without the final norm."""
+    """A request for tokens of a ViT: those that leave block `index`, with or without the final norm."""
 
     index: int  # block number from 0; negative counts from the end (-1: the last block)
     normed: bool = True
 
 
 class Features(NamedTuple):
-    """What a ViT saw. A backbone fills `layers` and `cls`; an adapter fills `maps`."""
+    """Feature maps of a batch. A backbone fills `layers` and `cls`; an adapter fills `maps`."""
 
     maps: tuple[Tensor, ...] = ()  # pyramid, fine to coarse; maps[i] is (B, C_i, h_i, w_i) at strides[i] of the adapter
     layers: tuple[Tensor, ...] = ()  # (B, C, h, w) at patch stride, one per requested (layer, normed) pair
@@ -87,7 +87,7 @@ class Features(NamedTuple):
 
 
 class Classifier(NamedTuple):
-    """The classifier that a backbone's checkpoint brings: what it does with the tokens of the last block."""
+    """The classifier in a backbone's checkpoint, and the pooling of the last block's tokens that it needs."""
 
     pool: str  # 'token', 'average' or 'attention', as `ClassHead` names them
     normed: bool  # the final norm stands before the pooling
@@ -112,7 +112,7 @@ class ClassOutputs(NamedTuple):
 
 
 class PixelOutputs(NamedTuple):
-    """Outputs about every pixel, on a grid of any resolution that covers the padded input edge to edge."""
+    """Logits for every pixel, on a grid of any resolution that covers the padded input edge to edge."""
 
     logits: Tensor  # (B, num_classes, h, w)
     input_size: tuple[int, int]  # (H, W) of the padded input that the grid covers
@@ -128,7 +128,7 @@ class DenoisingQueries(NamedTuple):
     labels: Tensor  # (B, D) int64 noised class in [0, num_classes)
     boxes: Tensor  # (B, D, 4) cxcywh in [0, 1] of each image, noised
     objects: Tensor  # (B, D) int64 row of the object in the image's target; -1: the query is filler
-    positive: Tensor  # (B, D) bool, True: restore the object; False: say that there is nothing
+    positive: Tensor  # (B, D) bool, True: the target is the object; False: no object
     groups: int = 1
 
 
@@ -172,13 +172,13 @@ class ReconstructionOutputs(NamedTuple):
 
 
 class LabelOutputs(NamedTuple):
-    """Labels that were read window by window, of images whose logits would not fit into memory."""
+    """Label maps computed window by window, for images whose logits would not fit into memory."""
 
     labels: tuple[Tensor, ...]  # B maps (H, W) uint8 (int16 above 255 classes), each in its image's original size
 
 
 class ObjectOutputs(NamedTuple):
-    """Objects that were read before they are joined with those of other windows or views of the same images."""
+    """Predicted objects of a window or view, before they are merged with those of the other windows or views."""
 
     objects: tuple[Instances, ...]  # B records; boxes, and masks where there are some, in pixels of the padded input
 

@@ -1,6 +1,6 @@
 """EoMT for semantic segmentation: 100 queries in the last four blocks of a fine-tuned DINOv2 ViT-L run at patch 16.
 
-The masks of these blocks need `custom_hooks = [dict(type=MaskAnnealingHook)]` in the leaf.
+The masks of these blocks need `custom_hooks = [dict(type=MaskAnnealingHook)]` in the config.
 """
 
 from torch.optim import AdamW

@@ -1,4 +1,4 @@
-"""What every run shares; a leaf changes a value by assigning to it or by path."""
+"""What every run shares; a config changes a value by assigning to it or by path."""
 
 seed = 0
 amp = 'auto'  # bf16 where a probe of the hardware finds it faster, else float32; or 'bf16', 'fp16' (CUDA), 'off'

@@ -3,7 +3,7 @@
     python tools/train.py configs/classification/finetuned_deit3_b_imagenet.py
 
 Aims at 85.0 top-1 (facebookresearch/deit, README_revenge.md; the checkpoint it begins with has 83.8 at 224 pixels).
-The recipe is that of the ViT-S leaf with drop path 0.15.
+The recipe is that of the ViT-S config with drop path 0.15.
 
 Cost: about 130 hours on one 80 GB GPU.
 """

@@ -3,7 +3,7 @@
     python tools/train.py configs/classification/finetuned_deit3_l_imagenet.py
 
 Aims at 85.8 top-1 (facebookresearch/deit, README_revenge.md; the checkpoint it begins with has 84.9 at 224 pixels).
-The recipe is that of the ViT-S leaf with drop path 0.4.
+The recipe is that of the ViT-S config with drop path 0.4.
 
 Cost: about 400 hours on one 80 GB GPU.
 """

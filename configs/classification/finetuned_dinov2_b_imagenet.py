@@ -3,7 +3,7 @@
     python tools/train.py configs/classification/finetuned_dinov2_b_imagenet.py
 
 No published number: DINOv2 reports fine-tuning for ViT-g only; with this backbone frozen, a linear layer has 84.5. The
-recipe is that of the ViT-S leaf with layer decay 0.65 and drop path 0.2.
+recipe is that of the ViT-S config with layer decay 0.65 and drop path 0.2.
 
 Cost: about 150 hours on one 80 GB GPU.
 """

@@ -3,7 +3,7 @@
     python tools/train.py configs/classification/finetuned_dinov2_l_imagenet.py
 
 No published number: DINOv2 reports fine-tuning for ViT-g only; with this backbone frozen, a linear layer has 86.3. The
-recipe is that of the ViT-S leaf with layer decay 0.75 and drop path 0.3.
+recipe is that of the ViT-S config with layer decay 0.75 and drop path 0.3.
 
 Cost: about 450 hours on one 80 GB GPU.
 """

@@ -3,7 +3,7 @@
     python tools/train.py configs/classification/finetuned_dinov3_l_imagenet.py
 
 No published number: DINOv3 reports this backbone frozen. The recipe is that of the
-DINOv2 leaf of this size, at 256 pixels.
+DINOv2 config of this size, at 256 pixels.
 
 Cost: about 480 hours on one 80 GB GPU.
 """

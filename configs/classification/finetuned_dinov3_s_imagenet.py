@@ -3,7 +3,7 @@
     python tools/train.py configs/classification/finetuned_dinov3_s_imagenet.py
 
 No published number: DINOv3 reports this backbone frozen. The recipe is that of the
-DINOv2 leaf at 256 pixels, the size that the checkpoint names.
+DINOv2 config at 256 pixels, the size that the checkpoint names.
 
 Cost: about 65 hours on one 80 GB GPU.
 """

@@ -3,7 +3,7 @@
     python tools/train.py configs/classification/finetuned_mae_l_imagenet.py
 
 Aims at 85.95 top-1 (facebookresearch/mae, FINETUNE.md; four seeds: 85.87 +- 0.07). The recipe is that of the ViT-B
-leaf with 4e-3 (1e-3 for 256 images), layer decay 0.75, drop path 0.2 and 50 epochs.
+config with 4e-3 (1e-3 for 256 images), layer decay 0.75, drop path 0.2 and 50 epochs.
 
 Cost: about 280 V100 hours (the published 8 h 52 min on 32 of them).
 """

@@ -4,7 +4,7 @@
 
 No published number for a classifier trained anew; the checkpoint's own, on the same tokens, has 83.8 top-1
 (facebookresearch/deit, README_revenge.md), and original_deit3_b_imagenet.py evaluates it. The recipe is
-that of the ViT-S leaf.
+that of the ViT-S config.
 
 Cost: about 8 hours on one 24 GB GPU.
 """

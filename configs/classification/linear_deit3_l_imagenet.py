@@ -4,7 +4,7 @@
 
 No published number for a classifier trained anew; the checkpoint's own, on the same tokens, has 84.9 top-1
 (facebookresearch/deit, README_revenge.md), and original_deit3_l_imagenet.py evaluates it. The recipe is
-that of the ViT-S leaf.
+that of the ViT-S config.
 
 Cost: about 20 hours on one 40 GB GPU.
 """

@@ -4,7 +4,7 @@
 
 No published number for a classifier trained anew; the checkpoint's own, on the same tokens, has 81.4 top-1
 (facebookresearch/deit, README_revenge.md), and original_deit3_s_imagenet.py evaluates it. The recipe is
-that of the DINOv3 leaf.
+that of the DINOv3 config.
 
 Cost: about 5 hours on one 24 GB GPU.
 """

@@ -3,7 +3,7 @@
     python tools/train.py configs/classification/linear_dinov2_b_imagenet.py
 
 Aims at 84.5 top-1 (facebookresearch/dinov2, README.md), the best of 52 classifiers. The recipe is that of the ViT-S
-leaf.
+config.
 
 Cost: about 8 hours on one 24 GB GPU.
 """

@@ -3,7 +3,7 @@
     python tools/train.py configs/classification/linear_dinov2_l_imagenet.py
 
 Aims at 86.3 top-1 (facebookresearch/dinov2, README.md), the best of 52 classifiers. The recipe is that of the ViT-S
-leaf.
+config.
 
 Cost: about 20 hours on one 40 GB GPU.
 """

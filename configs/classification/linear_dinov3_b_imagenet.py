@@ -3,7 +3,7 @@
     python tools/train.py configs/classification/linear_dinov3_b_imagenet.py
 
 No published number on the validation labels; the model card has those of ImageNet-ReaL.
-The recipe is that of the ViT-S leaf.
+The recipe is that of the ViT-S config.
 
 Cost: about 9 hours on one 24 GB GPU.
 """

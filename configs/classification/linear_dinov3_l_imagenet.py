@@ -3,7 +3,7 @@
     python tools/train.py configs/classification/linear_dinov3_l_imagenet.py
 
 No published number on the validation labels; on those of ImageNet-ReaL it is 90.2 (DINOv3 model card).
-The recipe is that of the ViT-S leaf.
+The recipe is that of the ViT-S config.
 
 Cost: about 22 hours on one 40 GB GPU.
 """

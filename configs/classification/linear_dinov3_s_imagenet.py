@@ -3,7 +3,7 @@
     python tools/train.py configs/classification/linear_dinov3_s_imagenet.py
 
 No published number on the validation labels; the model card has those of ImageNet-ReaL. The recipe
-is that of the DINOv2 leaf with the class token of the last layer alone.
+is that of the DINOv2 config with the class token of the last layer alone.
 
 Cost: about 6 hours on one 24 GB GPU.
 """

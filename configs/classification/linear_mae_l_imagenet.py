@@ -2,7 +2,7 @@
 
     python tools/train.py configs/classification/linear_mae_l_imagenet.py
 
-Aims at 76.0 top-1 (facebookresearch/mae, FINETUNE.md). The recipe is that of the ViT-B leaf with 50 epochs.
+Aims at 76.0 top-1 (facebookresearch/mae, FINETUNE.md). The recipe is that of the ViT-B config with 50 epochs.
 
 Cost: about 130 V100 hours.
 """

@@ -6,7 +6,7 @@ Aims at 84.9 top-1 (facebookresearch/deit, README_revenge.md) without any traini
 
     python tools/test.py configs/classification/original_deit3_l_imagenet.py
 
-Training goes on with it, by the recipe of the fine-tuning leaf at 224 pixels.
+Training goes on with it, by the recipe of the fine-tuning config at 224 pixels.
 """
 
 from mmengine.config import read_base

@@ -2,7 +2,7 @@
 
     python tools/train.py configs/detection/eomt_dinov2_l_coco_1280.py
 
-Aims at 48.8 mask AP (tue-mps/eomt, model zoo, DINOv2). The recipe is that of the leaf for 640.
+Aims at 48.8 mask AP (tue-mps/eomt, model zoo, DINOv2). The recipe is that of the config for 640.
 
 Cost: about 2 days on eight 80 GB GPUs (`torchrun --nproc_per_node 8`: two images each).
 """

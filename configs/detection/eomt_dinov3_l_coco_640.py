@@ -2,9 +2,9 @@
 
     python tools/train.py configs/detection/eomt_dinov3_l_coco_640.py
 
-Aims at 45.9 mask AP (tue-mps/eomt, model zoo, DINOv3). The recipe is that of the DINOv2 leaf, but: AdamW 2e-4, no layer
-decay in the last four blocks, warm-up 2000 and 3000 steps (configs/dinov3/coco/instance/eomt_large_640.yaml), and in
-training rotations of coordinates rescaled by up to 2, and queries and values with biases, as in the DINOv3 of
+Aims at 45.9 mask AP (tue-mps/eomt, model zoo, DINOv3). The recipe is that of the DINOv2 config, but: AdamW 2e-4, no
+layer decay in the last four blocks, warm-up 2000 and 3000 steps (configs/dinov3/coco/instance/eomt_large_640.yaml), and
+in training rotations of coordinates rescaled by up to 2, and queries and values with biases, as in the DINOv3 of
 transformers that the authors wrap.
 
 Cost: about 2 days on one 80 GB GPU.

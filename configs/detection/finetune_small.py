@@ -2,7 +2,7 @@
 
     python tools/train.py configs/detection/finetune_small.py
 
-One GPU, or a CPU and some patience. As it is, it trains on 336 images of COCO; for your own give the folder and two
+For one GPU or a CPU. As it is, it trains on 336 images of COCO; for your own give the folder and two
 annotation files:
 --cfg-options data_root=FOLDER train_dataloader.dataset.annotations=TRAIN.json train_dataloader.dataset.images=TRAIN
 val_dataloader.dataset.annotations=VAL.json val_dataloader.dataset.images=VAL
@@ -20,7 +20,7 @@ Expect little of so few images and steps. AP on the 206 images for validation, 8
 0.0329 / 0.0298 / 0.0337 / 0.0376 / 0.0295 / 0.0245 / 0.0314 / 0.0321; with a frozen ViT throughout
 (model.network.backbone.frozen=True custom_hooks=[]) 0.0314 / 0.0279 / 0.0205 / 0.0244 / 0.0225 / 0.0231 / 0.0259 /
 0.0280. The means differ by 0.0060, seeds by 0.0038 and 0.0035 (standard deviations): every seed gains, but three seeds
-do not show it; the README says more.
+do not show it; docs/results.md says more.
 
 Cost: half an hour to an hour of one CPU core.
 """

@@ -2,7 +2,7 @@
 
     python tools/train.py configs/detection/overfit_small.py
 
-It is scored on the images that it learns, so its numbers say nothing about others. To see whether annotations of your
+It is evaluated on its training images, so its scores do not hold for others. To see whether annotations of your
 own can be learned, give the folder and the file: --cfg-options data_root=FOLDER
 train_dataloader.dataset.annotations=TRAIN.json train_dataloader.dataset.images=TRAIN
 val_dataloader.dataset.annotations=TRAIN.json val_dataloader.dataset.images=TRAIN

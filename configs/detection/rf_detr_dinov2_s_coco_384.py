@@ -3,8 +3,8 @@
     python tools/train.py configs/detection/rf_detr_dinov2_s_coco_384.py
 
 No published number for training from DINOv2 on COCO alone: RF-DETR nano, of this shape, reaches 48.4 AP after
-Objects365. Recipe: RF-DETR's: 300 queries, 13 groups of them in training, scores that know the IoU; AdamW 1e-4, ViT
-1.5e-4 with layer decay 0.8, weight decay 1e-4, 100 epochs of 16 images (four times four), weights averaged, images
+Objects365. Recipe: RF-DETR's: 300 queries, 13 groups of them in training, IoU-aware classification loss; AdamW 1e-4,
+ViT 1.5e-4 with layer decay 0.8, weight decay 1e-4, 100 epochs of 16 images (four times four), weights averaged, images
 flipped, often cropped, and resized to squares of 224 ... 544.
 
 Differs from the source in: the average of the weights begins with a momentum of 9 / (10 + step), not 1 - 0.993 (1 -

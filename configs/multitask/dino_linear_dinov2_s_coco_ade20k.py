@@ -11,8 +11,8 @@ it would see the images of both data sets in training.
 With one process a batch of 16 images is of one data set; with several, each takes its share of the 16 from a data set
 of its own, so that a batch has both. For both in every update of one process set optim_wrapper.accumulative_counts=3.
 For learned weights of the two losses add --cfg-options
-"+model.loss_weights=dict(type='vitdense.layers.loss_weights.UncertaintyWeights')"; to see whether the tasks pull the
-ViT in one direction, "custom_hooks=[dict(
+"+model.loss_weights=dict(type='vitdense.layers.loss_weights.UncertaintyWeights')"; to measure the
+cosine similarity of their gradients on the ViT, "custom_hooks=[dict(
 type='vitdense.train.hooks.task_gradients.TaskGradientHook', interval=500, batches=3)]".
 
 Cost: not measured; the detector alone is about a day on eight 40 GB GPUs (`torchrun --nproc_per_node 8`: two images

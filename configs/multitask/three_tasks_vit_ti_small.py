@@ -5,12 +5,12 @@
 No published number. Recipe: 3000 batches of 8 images of one data set each: 1000 of CamVid, 1500 of COCO, 500 of
 Imagenette. Every cell of the maps proposes all classes. AdamW 1e-3, ViT at a tenth of it with layer decay 0.8, the
 linear head at twice; gradients of the ViT and of each branch clipped at 1.0. The best checkpoint is that of the mean of
-mIoU, AP and top-1. After 1200 batches: mIoU 0.566, AP 0.021, top-1 0.980 (seed 0); the README has each task alone, for
-which a weight of 0 leaves out a data set: train_dataloader.dataset.weights.camvid=0
+mIoU, AP and top-1. After 1200 batches: mIoU 0.566, AP 0.021, top-1 0.980 (seed 0); docs/results.md has each task alone,
+for which a weight of 0 leaves out a data set: train_dataloader.dataset.weights.camvid=0
 
-Without network, put a local file in place of the hub's, and say where the folders camvid, coco_mini480 and
+Without network, put a local file in place of the hub's, and name the folder in which camvid, coco_mini480 and
 imagenette160 are: --cfg-options model.network.backbone.pretrained=WEIGHTS.safetensors data_root=FOLDER
-How the tasks pull the ViT:
+Norms and cosine similarities of the gradients of the tasks on the ViT:
 "custom_hooks=[dict(type='vitdense.train.hooks.task_gradients.TaskGradientHook', interval=100, batches=6)]"
 
 Cost: about an hour and a half of one CPU core.

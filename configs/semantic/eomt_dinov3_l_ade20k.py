@@ -2,7 +2,7 @@
 
     python tools/train.py configs/semantic/eomt_dinov3_l_ade20k.py
 
-Aims at 59.5 mIoU, single scale (tue-mps/eomt, model zoo, DINOv3). The recipe is that of the DINOv2 leaf, but: AdamW
+Aims at 59.5 mIoU, single scale (tue-mps/eomt, model zoo, DINOv3). The recipe is that of the DINOv2 config, but: AdamW
 2e-4 for every block with no layer decay, 16 epochs, warm-up 2000 and 3000 steps, masked attention that falls to nothing
 between the steps 0 - 3000, 6520 - 9780, 9780 - 13040 and 13040 - 16300 (configs/dinov3/ade20k/semantic/
 eomt_large_512.yaml), and in training rotations of coordinates rescaled by up to 2, and queries and values with biases,

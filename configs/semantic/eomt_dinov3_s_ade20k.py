@@ -3,7 +3,7 @@
     python tools/train.py configs/semantic/eomt_dinov3_s_ade20k.py
 
 Aims at 46.6 mIoU, single scale (lightly-train, pull request 291, whose recipe differs in details). The recipe is that
-of the ViT-L leaf, with queries in the last three blocks, whose masks fall to nothing in the shares of the run of the
+of the ViT-L config, with queries in the last three blocks, whose masks fall to nothing in the shares of the run of the
 authors' runs of three blocks: 1/6 - 1/3, 5/12 - 7/12, 2/3 - 5/6 (tue-mps/eomt,
 configs/dinov2/coco/panoptic/eomt_base_640_2x.yaml).
 

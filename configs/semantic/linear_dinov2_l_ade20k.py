@@ -3,7 +3,7 @@
     python tools/train.py configs/semantic/linear_dinov2_l_ade20k.py
 
 Aims at 47.7 mIoU, single scale (DINOv2 paper, arXiv 2304.07193, table of linear semantic segmentation). The recipe is
-that of the ViT-S leaf.
+that of the ViT-S config.
 
 Cost: about 10 hours on one 24 GB GPU.
 """

@@ -2,7 +2,7 @@
 
     python tools/train.py configs/semantic/linear_dinov3_b_ade20k.py
 
-Aims at 51.8 mIoU, single scale (DINOv3 model card). The recipe is that of the ViT-S leaf.
+Aims at 51.8 mIoU, single scale (DINOv3 model card). The recipe is that of the ViT-S config.
 
 Cost: about 5 hours on one 24 GB GPU.
 """

@@ -2,7 +2,7 @@
 
     python tools/train.py configs/semantic/upernet_dinov2_s_ade20k.py
 
-No published number exists for this pair: the recipe is the UPerNet one of the MAE leaf with a head of 512 channels, a
+No published number exists for this pair: the recipe is the UPerNet one of the MAE config with a head of 512 channels, a
 layer decay of 0.75, half the schedule, and windows of 512 with a stride of 341 in the evaluation. The patch embedding
 is resampled from 14 to 16 pixels, so crops of 512 need no padding.
 

@@ -105,7 +105,7 @@ def test_threads_share_the_processors(tmp_path, monkeypatch):
 def test_precision_is_said():
     cpu = torch.device('cpu')
     assert choose_precision('off', cpu).dtype is None
-    assert choose_precision('bf16', cpu) == ('bf16', torch.bfloat16, False, 'bfloat16 (as asked)')
+    assert choose_precision('bf16', cpu) == ('bf16', torch.bfloat16, False, 'bfloat16 (as requested)')
     assert choose_precision('auto', cpu).dtype in (None, torch.bfloat16)
     with pytest.raises(ConfigError, match='float16 cannot train on cpu'):
         choose_precision('fp16', cpu)

@@ -202,7 +202,7 @@ def memory_now(device: torch.device) -> int:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Give back what was freed but kept for later, and count the peak from here on, where the system can.
+    """Release freed memory that the allocator caches, and count the peak from here on, where the system can.
 
     Kept memory counts as in use: a step that takes it again would seem to need none.
     """

@@ -41,7 +41,7 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
         code = _explain(error)
     try:
         sys.stdout.flush()
-    except OSError:  # the reader has left, or the disk is full: nobody gets the rest, and Python must not try again
+    except OSError:  # the pipe is closed, or the disk is full: drop the rest, so that Python does not try again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 

@@ -137,7 +137,7 @@ def _join_shards(runner: DenseRunner) -> Mapping[str, Any] | None:
 
 
 def _read(resume: str | None, folder: Path) -> tuple[Path | None, dict[str, Any] | None]:
-    """Return the checkpoint to go on from and its content; Nones for a run from the beginning."""
+    """Return the checkpoint to resume and its content; (None, None) for a run from the beginning."""
     checkpoint = on_first(partial(_find, resume, folder))
     content = None if checkpoint is None else read_resumable(checkpoint)
     if content is not None:
@@ -165,7 +165,7 @@ def _make_place(folder: Path, checkpoint: Path | None, content: Mapping[str, Any
 
 
 def out_of_memory(error: BaseException, runner: DenseRunner) -> ResourceError:
-    """Return what to do when the device is full."""
+    """Return the error for a full device, with what to change."""
     return ResourceError(
         f'out of memory on {runner.device}',
         where=f'step {runner.iter + 1}, batches of {runner.train_dataloader.batch_size}',

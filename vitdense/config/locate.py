@@ -81,7 +81,7 @@ def read_config(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
 def _run(path: Path, keys: tuple[str, ...], files: list[str]) -> tuple[ConfigDict, set[str]]:
     """Return the names that the file at `path` and its bases define, and which of them are imports.
 
-    `files` is the chain of files that are being read, the leaf first.
+    `files` is the chain of files that are being read, the config first.
     """
     if str(path) in files:
         raise ConfigError(

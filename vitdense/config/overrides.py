@@ -62,7 +62,7 @@ def _items(text: str) -> list[str] | None:
 
 
 class _DictCalls(ast.NodeTransformer):
-    """Write `dict(a=1)`, as configs say it, as the literal `{'a': 1}`."""
+    """Write `dict(a=1)`, the spelling of configs, as the literal `{'a': 1}`."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)

@@ -1,4 +1,4 @@
-"""What files of rfdetr, LW-DETR and transformers say of a model beside its tensors: classes, image size, structure."""
+"""Metadata in files of rfdetr, LW-DETR and transformers: classes, image size, structure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNNAMED = re.compile(r'LABEL_\d+|N/?A|')  # transformers' names of classes with
 
 
 class PeerInfo(NamedTuple):
-    """What a checkpoint says of its model; None where it says nothing."""
+    """Metadata of a published checkpoint; None where it has none."""
 
     classes: Sequence[str] | None = None  # by row of the classifier; '' for rows without a class
     size: int | None = None  # side of the square images of its evaluation
@@ -64,7 +64,7 @@ def _of_folder(folder: Path, family: str) -> PeerInfo:
 
 
 def _of_file(file: Path, family: str) -> PeerInfo:
-    """Return what `args` and `model_config` of rfdetr's and LW-DETR's checkpoints say, and Lightning's parameters."""
+    """Return the metadata in `args`, `model_config` and Lightning's hyper-parameters of a checkpoint."""
     if family not in DETECTORS or (file.is_file() and format_of(file) == 'safetensors'):
         return PeerInfo()
     content = read_content(file)

@@ -117,7 +117,7 @@ def read_palette(
 
 
 def distinct_colors(count: int) -> list[list[int]]:
-    """Return `count` colours [r, g, b] that are easy to tell apart; a class keeps its colour when classes are added."""
+    """Return `count` distinct colours [r, g, b]; a class keeps its colour when classes are added."""
     colors = []
     for index in range(count):
         value = (1.0, 0.75, 0.55)[index // 2 % 3]

@@ -1,4 +1,4 @@
-"""Strings as one array of bytes: loader workers share it, while counting references would copy a list into each."""
+"""Strings as one array of bytes, which loader workers share; reference counts would copy a list into each worker."""
 
 from __future__ import annotations
 

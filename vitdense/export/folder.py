@@ -43,7 +43,7 @@ AGAIN = 'export it again'
 Runtime = Literal['onnx', 'openvino', 'torch-export']
 Precision = Literal['float32', 'float16', 'bfloat16']
 LEVELS = {'float32': 'exact', 'float16': 'close', 'bfloat16': 'coarse', 'int8': 'coarse'}  # of the verdict
-SHAPES = ((480, 640), (640, 480))  # of images that tell whether transforms give all images one size
+SHAPES = ((480, 640), (640, 480))  # of images that show whether transforms give all images one size
 
 
 def export_model(

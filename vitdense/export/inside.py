@@ -51,7 +51,7 @@ def preprocessing_of(model: DenseModel, transforms: Sequence[Any]) -> Preprocess
         raise ExportError(
             'the preprocessing cannot be in the graph',
             where='--inside preprocessing',
-            why='the model looks at windows' if model.tiler is not None else f'its evaluation transforms are {names}',
+            why='the model predicts windows' if model.tiler is not None else f'its evaluation transforms are {names}',
             fix='leave preprocessing outside: a graph resizes to one size (ResizeTo) or not at all',
         )
     return Preprocessing(model.network, steps[0] if steps else None)

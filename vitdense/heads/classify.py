@@ -21,7 +21,7 @@ Pool = Literal['token', 'average', 'both', 'attention']
 class ClassHead(nn.Module):
     """Pooling, normalisation, dropout and one linear layer.
 
-    `pool` says what stands for the image: 'token', the class tokens of all layers the adapter asks for, side by
+    `pool` is the pooling of the image: 'token', the class tokens of all layers the adapter requests, side by
     side; 'average', the mean of every map over the cells of the image; 'both', the class tokens and the mean of the
     last map (linear evaluation of DINOv2, https://arxiv.org/abs/2304.07193, appendix B.3); 'attention', a learned
     query that attends to the cells of all maps, then an MLP (the head of SigLIP and of attentive probing; `num_heads`
@@ -84,7 +84,7 @@ class ClassHead(nn.Module):
         return ClassOutputs(self.classifier(self.dropout(self.norm(x))))
 
     def embed(self, features: Features) -> Tensor:
-        """Return what stands for each image, (B, width): the pooled tokens, before norm and linear layer."""
+        """Return the embedding of each image, (B, width): the pooled tokens, before norm and linear layer."""
         if self.pool == 'token':
             return torch.cat(list(features.cls), dim=1)
         if self.pool == 'average':
@@ -112,7 +112,7 @@ class ClassHead(nn.Module):
         load_weights(self, classifier.weights, where=f'{classifier.where}, classifier')
 
     def _width(self, in_channels: Sequence[int]) -> int:
-        """Return the width of what `embed` gives."""
+        """Return the width of the embedding."""
         bare = self.pool in ('token', 'both') and not self.cls_channels
         check(not bare, 'ClassHead.pool', self.pool, 'this backbone has no class token', "use 'average'")
         widths = {'token': sum(self.cls_channels), 'both': sum(self.cls_channels) + in_channels[-1]}
@@ -127,7 +127,7 @@ class ClassHead(nn.Module):
         return zero_padding(x, extents).sum((2, 3)) / extents.prod(1, keepdim=True)
 
     def _attend(self, features: Features) -> Tensor:
-        """Return (B, C): what the learned query gathers from the maps, brought to the grid of the finest."""
+        """Return (B, C): attention pooling by a learned query over the maps, resized to the grid of the finest."""
         size = tuple(features.maps[0].shape[-2:])
         extents = extents_of(features.valid, features.maps, self.strides)
         x = torch.cat([resize(x, size, used) for x, used in zip(features.maps, extents, strict=True)], dim=1)

@@ -1,4 +1,4 @@
-"""Calibrated scores of objects: at the temperature that fits the hits in validation best."""
+"""Calibrated scores of objects: temperature scaling, with the temperature fitted in validation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a ViT makes of images, for people to see: principal components of its features, and its attention."""
+"""Visualisation of a ViT: principal components of its features, and its attention."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x[:, 0].numel() == 1:
-            why = 'batch normalisation saw one value per channel: a single image with a single cell has no variance'
+            why = 'batch normalisation got one value per channel: a single image with a single cell has no variance'
             fix = "train with a batch of at least 2 images per process, larger images, or norm='layer'"
             check(False, 'batch normalisation of a map', tuple(x.shape), why, fix)
         return super().forward(x)

@@ -77,7 +77,7 @@ def refuse_missing(dataset: Any, *, name: str, max_bad_fraction: float | None = 
 
 
 def log_query_limits(model: Any, dataset: Any, *, name: str) -> None:
-    """Say where images have more objects than a head of the model has queries, or than are read from it."""
+    """Log where images have more objects than a head of the model has queries, or than are read from it."""
     if not is_main_process():
         return
     heads = dict(model.network.heads) if isinstance(model.network, HeadsNetwork) else {}
@@ -99,7 +99,7 @@ def log_query_limits(model: Any, dataset: Any, *, name: str) -> None:
 
 
 def log_metric_limits(datasets: Mapping[str, Any], metrics: Mapping[str, Sequence[Any]], *, name: str) -> None:
-    """Say where images have more objects of one class than a metric counts predictions."""
+    """Log where images have more objects of one class than a metric counts predictions."""
     if not is_main_process():
         return
     for key, dataset in datasets.items():
@@ -112,7 +112,7 @@ def log_metric_limits(datasets: Mapping[str, Any], metrics: Mapping[str, Sequenc
 
 
 def _counts(parts: Sequence[Any], **options: Any) -> np.ndarray:
-    """Return the number of objects of every image of those data sets that know it."""
+    """Return the number of objects of every image, for the data sets that have it."""
     known = [part.object_counts(**options) for part in parts if isinstance(part, ObjectDataset)]
     return np.concatenate([*known, np.zeros(0, np.int64)])
 

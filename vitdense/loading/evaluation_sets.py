@@ -64,7 +64,7 @@ class SetEvaluator(Evaluator):
         self.by_set[self.loaders.current].process(data_samples, data_batch)
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Return the scores of all sets; `size` is not looked at, each set has its own."""
+        """Return the scores of all sets; `size` is ignored: each set has its own."""
         scores: dict[str, float] = {}
         for name, evaluator in self.by_set.items():
             scores |= evaluator.evaluate(len(self.loaders.loaders[name].dataset))

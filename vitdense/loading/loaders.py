@@ -141,7 +141,7 @@ _open: WeakSet[TypedErrorLoader] = WeakSet()
 
 
 def close_loaders() -> None:
-    """End the workers of all loaders. They ignore SIGTERM, so nobody else can."""
+    """End the workers of all loaders. They ignore SIGTERM, so no other program ends them."""
     atexit.unregister(close_loaders)
     for loader in list(_open):
         stop(loader._current)

@@ -25,7 +25,7 @@ from vitdense.device import shared_memory_free
 from vitdense.errors import ResourceError, VitDenseError
 
 logger = logging.getLogger('vitdense')
-PLENTY = 4 * 2**30  # bytes of shared memory from which on nobody needs to count
+PLENTY = 4 * 2**30  # bytes of shared memory that are enough in any case
 MORE_SHARED_MEMORY = 'give the container more shared memory (docker run --shm-size=2g)'
 
 

@@ -81,7 +81,7 @@ class Accuracy(SingleHeadMetric):
             self._scores.append(float(best.values[0]))
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Sum over ranks and return the scores; then forget the images. `size` is not needed: nothing is padded."""
+        """Sum over ranks and return the scores; then discard the images. `size` is not needed: nothing is padded."""
         counts, five, calibration = self._counts()
         best = [int(ranked[0]) for ranked in self._ranked]
         shares = all_gather_object((best, self._scores, self._targets))

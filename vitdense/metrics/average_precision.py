@@ -22,7 +22,7 @@ logger = logging.getLogger('vitdense')
 
 
 class ClassAP(NamedTuple):
-    """One row of the table. A score is None where there is nothing to find."""
+    """One row of the table. A score is None for a class without objects."""
 
     name: str
     ap: float | None  # mean over IoU thresholds 0.50, 0.55, ..., 0.95, in [0, 1]
@@ -39,7 +39,7 @@ class CocoAP(SingleHeadMetric):
     their masks, under `<head>/segm/AP` .... A number without any object to find has no value and is left out.
 
     `classes` are the names, by default those of the data set for the labels. Crowds (`iscrowd`) are never objects to
-    find; predictions on them do not count. An image whose objects nobody annotated is skipped and counted.
+    find; predictions on them do not count. An image whose objects are not annotated is skipped and counted.
 
     The best `max_detections` predictions of an image and class count, as in COCO; where images have more objects of
     one class, a line says so. With another limit than 100 AR100 is called by it.
@@ -99,7 +99,7 @@ class CocoAP(SingleHeadMetric):
             )
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Gather the images of all ranks and return the numbers; then forget them. `size` is not needed.
+        """Gather the images of all ranks and return the numbers; then discard the images. `size` is not needed.
 
         Raises NumericsError, on every rank, when predictions are not finite, and ConfigError for invalid labels.
         """
@@ -114,7 +114,7 @@ class CocoAP(SingleHeadMetric):
         if is_main_process():
             result = [self._try(shares, skipped)]
         broadcast_object_list(result)
-        if isinstance(result[0], Exception):  # nobody waits for a rank that failed
+        if isinstance(result[0], Exception):  # all ranks raise the error of one that failed
             raise result[0]
         return self.prefixed(result[0])
 
@@ -165,7 +165,7 @@ class CocoAP(SingleHeadMetric):
         return self.compute_metrics([])
 
     def _log_limit(self, targets: Objects, predictions: Objects, num_images: int, num_categories: int) -> None:
-        """Say how many images have more objects of one class, or predictions, than count."""
+        """Log how many images have more objects of one class, or predictions, than count."""
         cells, counts = np.unique(
             targets.image[~targets.crowd] * num_categories + targets.category[~targets.crowd], return_counts=True
         )
@@ -189,7 +189,7 @@ class CocoAP(SingleHeadMetric):
 
 
 def too_many_objects(count: int, num_images: int, limit: int) -> str:
-    """Return what to say where `count` images have more objects of one class than predictions of it count."""
+    """Return the log message where `count` images have more objects of one class than predictions of it count."""
     return (
         f'{count} of {num_images} images {"has" if count == 1 else "have"} more than {limit} objects of one class: AP '
         f'and AR count the best {limit} predictions of an image and class only; CocoAP(max_detections=...) and '

@@ -26,7 +26,7 @@ def operating_points_of(metrics: Iterable[Any]) -> dict[str, Any]:
 def refuse_non_finite_predictions(samples: Sequence[Mapping[str, Prediction]], metas: Sequence[Meta]) -> None:
     """Raise NumericsError, with head and image, where a prediction of a batch is not finite.
 
-    Label maps and masks hold no numbers: their tasks look at the logits.
+    Label maps and masks are no floating-point numbers: their tasks check the logits.
     """
     places = [
         (f'{head}.{name}', value.isfinite().all(), meta)

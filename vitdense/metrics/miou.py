@@ -26,7 +26,7 @@ STRIPE = 2**24 - 1  # calcHist counts in float32, which is exact below 2**24 pix
 
 
 class ClassScore(NamedTuple):
-    """One row of the table. A score is None where it is not defined: nothing to divide by."""
+    """One row of the table. A score is None where it is not defined (0 / 0)."""
 
     name: str
     iou: float | None  # in [0, 1]; None: the class is neither in the targets nor predicted, or no other class is
@@ -42,8 +42,8 @@ class MeanIoU(SingleHeadMetric):
     Counts are whole numbers over all images and ranks. A class that is neither in the targets nor predicted is left
     out of mIoU and mDice, a class that is not in the targets out of mAcc; the log names them. A class that the data set
     has no labels for is left out of all three. An image without target is skipped and counted. Where no pixel is
-    labelled at all, or every labelled pixel is of one class and predicted so, there is no score, and a warning says so:
-    there was nothing to tell apart.
+    labelled at all, or every labelled pixel is of one class and predicted so, there is no score but a warning: a
+    second class is missing.
 
     `classes` are the names, by default those of the data set for `field`. `ignore` is the label that does not count.
     With `save_dir` the confusion matrix is saved there after each evaluation.
@@ -86,7 +86,7 @@ class MeanIoU(SingleHeadMetric):
             self._counts = counts if self._counts is None else self._counts + counts
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Sum over ranks and return the scores; then forget the counts. `size` is not needed: nothing is padded."""
+        """Sum over ranks and return the scores; then reset the counts. `size` is not needed: nothing is padded."""
         num_classes = len(self.classes)
         counts = np.zeros((num_classes, num_classes), np.int64) if self._counts is None else self._counts
         total = torch.from_numpy(np.append(counts, self._skipped))
@@ -125,7 +125,7 @@ class MeanIoU(SingleHeadMetric):
         """Return one row for each class, in the order of the classes."""
         hits, true, predicted = (margin.tolist() for margin in _margins(self.confusion))
         unions = [t + p - h for h, t, p in zip(hits, true, predicted, strict=True)]
-        if sum(union > 0 for union in unions) < 2:  # nothing to tell apart
+        if sum(union > 0 for union in unions) < 2:  # a single class
             return [ClassScore(name, None, None, int(pixels)) for name, pixels in zip(self.classes, true, strict=True)]
         return [
             ClassScore(name, hit / union if union else None, hit / pixels if pixels else None, int(pixels))

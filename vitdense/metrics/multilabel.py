@@ -47,7 +47,7 @@ class MeanPrecision(SingleHeadMetric):
             self._pairs.append((scores, label.cpu() > 0.5 if label.ndim else numbers == label.cpu()))
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Gather from all ranks and return the mean; then forget the images."""
+        """Gather from all ranks and return the mean; then discard the images."""
         mine = tuple(torch.stack(part) for part in zip(*self._pairs, strict=True)) if self._pairs else None
         self._pairs = []
         parts = [part for part in all_gather_object(mine) if part is not None]

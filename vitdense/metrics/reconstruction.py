@@ -30,7 +30,7 @@ class ReconstructionError(SingleHeadMetric):
             self._total += torch.tensor([float(sample[self.head].error), 1.0], dtype=torch.float64)
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Sum over ranks and return the score; then forget. `size` is not needed: nothing is padded."""
+        """Sum over ranks and return the score; then reset the sums. `size` is not needed: nothing is padded."""
         total = self._total.clone()
         all_reduce(total)  # every rank comes here, with or without images
         self._total.zero_()

@@ -147,7 +147,7 @@ def _with_pretrained(trained: Trained, model: Mapping[str, Any]) -> dict[str, An
 
 
 def joint_metainfo(cfg: RunConfig, trained: Trained, metainfo: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `metainfo` of the new head's data with the classes that the trained heads know.
+    """Return `metainfo` of the new head's data with the classes of the trained heads.
 
     Raises ConfigError when both name other classes of a field that is read already.
     """

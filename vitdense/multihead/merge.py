@@ -95,7 +95,7 @@ def with_classes(
 ) -> dict[str, Any]:
     """Return `metainfo` with what is `known` of the classes of `field`.
 
-    `read` are the fields that other heads read. Raises ConfigError when they know other classes of this one.
+    `read` are the fields that other heads read. Raises ConfigError when they have other classes of this one.
     """
     ours, theirs = (metainfo.get('classes') or {}).get(field), known.get('classes')
     if field in read and ours is not None and theirs is not None and list(ours) != list(theirs):

@@ -41,7 +41,7 @@ class SharedNetwork(nn.Module):
     classifier of the backbone's checkpoint.
 
     Raises ConfigError, before any weight is made, when the number of classes of a head is unknown or contradicts
-    `num_classes`; and when an adapter asks for a layer that the backbone does not have.
+    `num_classes`; and when an adapter requests a layer that the backbone does not have.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class SharedNetwork(nn.Module):
         for name, branch in branches.items():
             adapter = check_part(self._adapter(branch['adapter']), Adapter, f'network.branches.{name}.adapter')
             extra = {'num_classes': num_classes[name]} if name in num_classes else {}
-            if takes(branch['head'], 'cls_channels'):  # one for each layer that the adapter asks for
+            if takes(branch['head'], 'cls_channels'):  # one for each layer that the adapter requests
                 extra['cls_channels'] = (self.backbone.embed_dim,) * len(adapter.layers) * self._has_cls()
             self.adapters[name] = adapter
             head = build(branch['head'], in_channels=adapter.out_channels, strides=adapter.strides, **extra)
@@ -146,13 +146,13 @@ class SharedNetwork(nn.Module):
         self.heads[name].load_classifier(classifier)
 
     def _union(self, names: Iterable[str]) -> tuple[LayerRequest, ...]:
-        """Return what the branches `names` ask for, each layer once."""
+        """Return the layer requests of the branches `names`, each once."""
         return tuple(dict.fromkeys(request for name in names for request in self._wanted[name]))
 
     def _select(
         self, features: Features, layers: tuple[LayerRequest, ...], wanted: tuple[LayerRequest, ...]
     ) -> Features:
-        """Return `features`, which are those of `layers`, with only the wanted ones in the order asked for."""
+        """Return `features`, which are those of `layers`, with only the wanted ones, in their order."""
         rows = [layers.index(request) for request in wanted]
         return features._replace(
             layers=tuple(features.layers[row] for row in rows),

@@ -25,7 +25,7 @@ from torch import Tensor
 from vitdense.errors import NumericsError
 
 MIN_TILE = 8  # pixels; smaller tiles cost more to handle than they save
-CLASS_BLOCK = 16  # classes looked at together: their logits stay in the cache
+CLASS_BLOCK = 16  # classes processed together: their logits stay in the cache
 TILE_PIXELS = {'cpu': 1 << 16, 'cuda': 1 << 21}  # pixels of the tiles that are labelled together
 BAND_PIXELS = {'cpu': 1 << 18, 'cuda': 1 << 21}  # pixels of the band that is streamed together
 

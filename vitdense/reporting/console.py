@@ -1,4 +1,4 @@
-"""Where lines for people go: one console for progress bars, tables and log lines, and a log file with everything."""
+"""Console and log file: one console for progress bars, tables and log lines, and a log file with everything."""
 
 from __future__ import annotations
 

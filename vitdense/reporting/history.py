@@ -34,7 +34,7 @@ class History:
     None: empty in the csv file, null in the json file. `best` is the name of the metric by which validations are
     compared, or a list of names whose mean is, and `rule` says whether more is better.
 
-    Where the disk refuses one of the files, a warning says so and the next write completes it.
+    Where one of the files cannot be written, a warning is logged and the next write completes it.
     """
 
     def __init__(
@@ -123,11 +123,11 @@ class History:
         return self._add({'step': step, **self.metrics}), improved
 
     def restore_best(self) -> None:
-        """Take the best before the last one again: the weights of the last one could not be saved."""
+        """Go back to the previous best: the weights of the last one could not be saved."""
         self.best = self._best_before
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of it. The rows up to here are on the disk before the checkpoint is."""
+        """Return its state for a checkpoint. The rows up to here are on the disk before the checkpoint is."""
         with suppress(OSError), open(self.work_dir / 'metrics.csv', 'rb') as file:
             os.fsync(file.fileno())
         return {'metrics': dict(self.metrics), 'best': dict(self.best)}

@@ -44,7 +44,7 @@ class RunImages:
         self._try('labels.jpg', lambda path: self._draw_labels(loader, path))
 
     def begin_validation(self) -> None:
-        """Forget the images of the validation before."""
+        """Discard the images of the previous validation."""
         self._images, self._titles = [], []
 
     def add(self, batch: Batch, predictions: Sequence[dict[str, Any]], number: int, num_batches: int) -> None:
@@ -92,7 +92,7 @@ class RunImages:
 
 
 def share(count: int, row: int, num_rows: int) -> int:
-    """Return how many of `count` things fall to row number `row`, when `num_rows` share them evenly."""
+    """Return how many of `count` images come from row number `row` of `num_rows`, spread evenly."""
     return (row + 1) * count // num_rows - row * count // num_rows
 
 
@@ -113,7 +113,7 @@ def original_image(img: Tensor, size: tuple[int, int], orig_size: tuple[int, int
 
 def shown_image(img: Tensor, meta: Meta, prediction: Mapping[str, Any]) -> Tensor:
     """Return the image that predictions are drawn on: in its original size; where all of them are about the image
-    as a whole, as the network saw it, since an evaluation crop has an aspect of its own.
+    as a whole, as the input of the network, since an evaluation crop has an aspect of its own.
     """
     whole = all(isinstance(record, ImageClass) for record in prediction.values())
     return original_image(img, meta.unpadded_size, meta.unpadded_size if whole else meta.orig_size)

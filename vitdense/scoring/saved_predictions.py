@@ -55,7 +55,7 @@ def evaluate_coco(
     metric = CocoAP(iou_type=iou_type, engine=engine, max_detections=max_detections)
     base = _start(work_dir)
     arrays, info = open_coco(annotations_path, masks=iou_type == 'segm')
-    check_faults(annotations_path, info, but=('name',))
+    check_faults(annotations_path, info, ignored_kinds=('name',))
     check_has_images(annotations_path, arrays)
     _log_info(annotations_path, info)
     numbering, rows = number(arrays, info)

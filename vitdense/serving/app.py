@@ -49,7 +49,7 @@ FAULTS: dict[int | str, dict[str, Any]] = {
 
 
 class RequestLimits(NamedTuple):
-    """What a request may ask for."""
+    """Limits of what a request may ask for."""
 
     image_bytes: int = 32 * 2**20
     video_bytes: int = 256 * 2**20

@@ -15,11 +15,11 @@ from vitdense.inference.result import Result
 
 
 class QueueFullError(Exception):
-    """More images wait than may."""
+    """The queue of waiting images is full."""
 
 
 class Batcher:
-    """Runs images of concurrent requests through `predictor`, in batches of those that came while it worked.
+    """Runs images of concurrent requests through `predictor`, batching those that arrived during the last one.
 
     A lone image never waits for others. At most `most_waiting` images wait.
     """

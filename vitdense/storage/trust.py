@@ -1,4 +1,4 @@
-"""Whether pickles may be unpickled that can run code: only where the user of a tool says so, by --trust-checkpoint."""
+"""Whether pickles that can run code may be unpickled: only with --trust-checkpoint."""
 
 from __future__ import annotations
 

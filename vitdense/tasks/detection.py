@@ -98,7 +98,7 @@ class DetectionTask:
         """Return `loss_class`, `loss_l1` and `loss_giou`, and `loss_aux`, `loss_proposals`, `loss_denoising` where the
         outputs have them.
 
-        Images without labels are left out; an image without objects teaches its queries to say so.
+        Images without labels are left out; in an image without objects all queries have the target no object.
         """
         labelled = [row for row, target in enumerate(targets) if is_labelled(target)]
         with torch.autocast(outputs.class_logits.device.type, enabled=False):
@@ -186,7 +186,7 @@ class DetectionTask:
 
 
 def rows_of(outputs: QueryOutputs, rows: Sequence[int]) -> QueryOutputs:
-    """Return the outputs of some images only; of none, empty tensors that still hang on all parameters."""
+    """Return the outputs of some images only; of none, empty tensors that still depend on all parameters."""
     if len(rows) == len(outputs.class_logits):
         return outputs
     chosen = {}
@@ -209,10 +209,10 @@ def _noised_rows(denoising_queries: DenoisingQueries, objects: ObjectTargets) ->
 
 
 def _wanted(rows: Tensor, objects: ObjectTargets, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what queries must say: labels (L, B, Q), NO_OBJECT or IGNORED, and boxes (L, B, Q, 4) cxcywh."""
+    """Return the targets of queries: labels (L, B, Q), NO_OBJECT or IGNORED, and boxes (L, B, Q, 4) cxcywh."""
     labels, boxes = class_agnostic_labels(objects.labels, logits), objects.boxes
     labels, boxes = torch.cat([labels, labels.new_zeros(1)]), torch.cat([boxes, boxes.new_full((1, 4), 0.5)])
-    places = rows.clamp(min=-1)  # who has no object reads the last row, which is none
+    places = rows.clamp(min=-1)  # queries without an object read the last row, which stands for no object
     return labels[places].where(rows >= 0, rows), boxes[places]
 
 

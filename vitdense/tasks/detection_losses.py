@@ -1,7 +1,7 @@
 """Losses of object queries, as small parts that a task adds up.
 
-A classification part is called with what all layers of a decoder say: `logits (L, B, Q, K)` in float32, `labels
-(L, B, Q)` int64 (the class of the object that a query predictions for, NO_OBJECT, or IGNORED), `ious (L, B, Q)` (of the
+A classification part is called with the outputs of all layers of a decoder: `logits (L, B, Q, K)` in float32, `labels
+(L, B, Q)` int64 (the class of the object that a query is matched with, NO_OBJECT, or IGNORED), `ious (L, B, Q)` (of the
 query's box and its object's, without gradient) and `num_boxes ()`, this rank's share of the objects of all ranks. It
 gives one number for each layer, (L,). Its `form` says how logits become scores: 'sigmoid', where every class is a
 yes-no question, or 'softmax' over the classes and a last column, no object.
@@ -70,7 +70,7 @@ class Varifocal:
 
 @dataclass(frozen=True, kw_only=True)
 class IouAware:
-    """Binary cross-entropy towards what score and box deserve together, divided by the number of objects.
+    """Binary cross-entropy towards a target made of the score and the IoU of the box, divided by the number of objects.
 
     The target of the object's class is `t = p ** alpha * q ** (1 - alpha)`, at least 0.01, from the score p and the
     IoU q of the box; all other classes cost `p ** gamma * -log(1 - p)`. Cai et al. 2023 (Align-DETR), equations 2 - 4,

@@ -107,7 +107,7 @@ class Dice:
         if self.over == 'batch':
             overlap, true, mass = overlap.sum(0), true.sum(0), mass.sum(0)
         coefficient = (2 * overlap + self.smooth) / (mass + true + self.smooth).clamp(min=1e-6)
-        labelled = true.sum(-1, keepdim=True) > 0  # an image without labels says nothing about any class
+        labelled = true.sum(-1, keepdim=True) > 0  # an image without labels does not count
         counted = (labelled if self.absent else true > 0).expand_as(true)
         total = torch.where(counted, 1 - coefficient, 0).sum()
         return self.weight * total / share_of_count(counted.sum())

@@ -91,7 +91,7 @@ class MaskSemanticTask:
     """Train `QueryOutputs` with masks on label maps, each class of an image an object, and read label maps from them.
 
     `field` is the field of `Target` that holds the target; `datasets` names the data sets (`Meta.dataset`) whose
-    images it trains on (None: all). `losses` is a `MaskLoss` or its recipe. Pixels that nobody labelled do not count.
+    images it trains on (None: all). `losses` is a `MaskLoss` or its recipe. Unlabelled pixels do not count.
     """
 
     def __init__(self, *, field: str = 'semantic', datasets: Sequence[str] | None = None, losses: Any = None) -> None:

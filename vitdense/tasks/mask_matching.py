@@ -112,7 +112,7 @@ class MaskMatcher:
     binary cross-entropy and `dice_weight` times the Dice loss of the masks, both at `num_points` random points of the
     image, the same for all of its queries and objects.
 
-    Points on pixels that nobody labelled do not count. A query is assigned to one object at most, and none to crowds.
+    Points on unlabelled pixels do not count. A query is assigned to one object at most, and none to crowds.
     Costs of all layers come to the CPU in one transfer. Raises NumericsError when nothing in a layer is finite.
     """
 

@@ -39,7 +39,7 @@ class ObjectTargets(NamedTuple):
     def of(cls, targets: Sequence[Target], sizes: Tensor) -> ObjectTargets:
         """Return the objects of images whose boxes measure regions of `sizes` (B, 2) pixels (H, W).
 
-        An image that nobody labelled has no objects.
+        An unlabelled image has no objects.
         """
         device = sizes.device
         labelled = [target for target in targets if is_labelled(target)]
@@ -85,10 +85,10 @@ class LayerPredictions(NamedTuple):
 class HungarianMatcher:
     """The assignment of objects to queries with the smallest sum of costs (Carion et al. 2020, section 3.1).
 
-    A cost is `class_weight` times that of the class, `l1_weight` times the L1 distance of the boxes (cxcywh in
-    [0, 1]), and `giou_weight` times minus their generalised IoU. The class costs, in the 'softmax' form, minus the
-    probability of the object's class (DETR); in the 'sigmoid' form the focal loss of saying yes minus that of saying
-    no, with `alpha` and `gamma` (Deformable-DETR). A query is assigned to one object at most, and none to crowds.
+    A cost is `class_weight` times that of the class, `l1_weight` times the L1 distance of the boxes (cxcywh in [0, 1]),
+    and `giou_weight` times minus their generalised IoU. The class costs, in the 'softmax' form, minus the probability
+    of the object's class (DETR); in the 'sigmoid' form the focal loss of the class with target 1 minus that with target
+    0, with `alpha` and `gamma` (Deformable-DETR). A query is assigned to one object at most, and none to crowds.
 
     Costs are computed for the objects of each image only, on the device; those of all layers come to the CPU in
     one transfer. What is not finite costs more than all that is. Raises NumericsError when nothing in a layer is
@@ -164,7 +164,7 @@ class HungarianMatcher:
 
 
 def is_labelled(target: Target) -> bool:
-    """Return whether somebody looked for objects in the image, found or not."""
+    """Return whether the objects of the image are labelled; there may be none."""
     return target.labels is not None and target.boxes is not None
 
 

@@ -1,4 +1,4 @@
-"""Objects that were found in parts: in the windows of a large image, and in several views of one image."""
+"""Merging of predicted objects: across the windows of a large image, and over several views of an image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Read = Callable[[QueryOutputs, Sequence[Meta]], list[Instances]]
 def read_objects(
     network: Callable, reads: Mapping[str, Read], imgs: Tensor, valid: Tensor | None = None
 ) -> dict[str, Outputs]:
-    """Return what `network` says about `imgs`, with `QueryOutputs` read at once: objects can be joined, queries not.
+    """Return the outputs of `network` for `imgs`, with `QueryOutputs` read at once: objects can be joined, queries not.
 
     `reads` are the `predict` of the tasks by name. Boxes are in pixels of the padded input.
     """

@@ -1,4 +1,4 @@
-"""Run a network on overlapping windows of an image and blend what it says."""
+"""Sliding-window inference: run a network on overlapping windows of an image and average its outputs."""
 
 from __future__ import annotations
 

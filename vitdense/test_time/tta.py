@@ -1,4 +1,4 @@
-"""Ask a network about several sizes of an image and its mirror image, and average what it says."""
+"""Test-time augmentation: average the outputs for several sizes of an image and its mirror image."""
 
 from __future__ import annotations
 

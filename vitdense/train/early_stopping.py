@@ -46,7 +46,7 @@ class EarlyStopping:
         return self.waited >= self.patience
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of it."""
+        """Return its state for a checkpoint."""
         return {'early_stopping': {'best': self.best, 'waited': self.waited}}
 
     def restore(self, checkpoint: Mapping[str, Any]) -> bool:

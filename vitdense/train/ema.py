@@ -39,7 +39,7 @@ class Ema:
         self._kept: list[Tensor] | None = None  # the parameters, while the average is in their place
 
     def update(self) -> None:
-        """Take a step of the optimizer into the average."""
+        """Update the average after a step of the optimizer."""
         momentum = max(self.momentum, 9 / (10 + self.updates))
         torch._foreach_lerp_(_local(self.average), _local(self.parameters), momentum)
         self.updates += 1
@@ -55,7 +55,7 @@ class Ema:
         self._kept = None
 
     def state(self, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return what a checkpoint with `weights` holds: the average as weights, and the trained ones beside them."""
+        """Return the state for a checkpoint with `weights`: the average as weights, and the trained ones."""
         trained = self.parameters if self._kept is None else self._kept
         averaged = dict(zip(self.names, to_cpu(self.average), strict=True))
         return {

@@ -176,7 +176,7 @@ def _is_layer_scale(module: nn.Module) -> bool:
 
 
 def _parameters_of(model: nn.Module, wanted: Any) -> set[int]:
-    """Return the ids of what wanted modules own themselves (for LayerScale also its cousins `gamma_1`, `gamma_2`)."""
+    """Return the ids of what wanted modules own themselves (for LayerScale also `gamma_1`, `gamma_2`)."""
     owned = {id(parameter) for module in model.modules() if wanted(module) for parameter in module.parameters(False)}
     if wanted is _is_layer_scale:
         owned |= {id(item) for name, item in model.named_parameters() if name.endswith(('.gamma_1', '.gamma_2'))}

@@ -27,7 +27,7 @@ DUPLICATE = 0.7  # IoU of two predictions of one class, of which the better one 
 
 
 class PseudoLabels:
-    """Adds predictions of `teacher` to the targets of a batch where its labels say nothing about the teacher's classes.
+    """Adds predictions of `teacher` to the targets of a batch where the teacher's classes are not labelled.
 
     Label maps: pixels that are not labelled, or labelled as a class of `background`, get the class of the teacher
     where its probability is at least the score of that class in `min_scores`; less certain pixels of the background are

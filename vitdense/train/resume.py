@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: whether it is one to go on from, and what a changed config changes.
+"""Resuming from a checkpoint: its fit to the model and the optimizer, and the effects of a changed config.
 
 The model (weights, classes, shapes), the optimizer's kind and moments, and which parameters its groups hold come from
 the checkpoint; a config that contradicts them is refused. Everything else follows the config: the schedule, the
@@ -117,7 +117,7 @@ def _group_differences(names: Sequence[Sequence[str]] | None, saved: Any, groups
 
 
 def _moments(recipe: Mapping[str, Any]) -> set[str]:
-    """Return the names of what this optimizer remembers of a parameter."""
+    """Return the names of the moments that this optimizer keeps for a parameter."""
     parameter = nn.Parameter(torch.zeros(2, 2))
     parameter.grad = torch.zeros(2, 2)
     try:

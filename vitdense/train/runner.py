@@ -108,7 +108,7 @@ class DenseRunner(Runner):
         """The model was built with its weights; mmengine would initialise them anew."""
 
     def _log_env(self, env_cfg: Mapping[str, Any]) -> None:
-        """Log the versions; mmengine would run compilers to learn theirs."""
+        """Log the versions; mmengine would run compilers to find theirs."""
         self.logger.info('vitdense %s, torch %s, %s', vitdense.__version__, torch.__version__, self.device)
 
     def dump_config(self) -> None:

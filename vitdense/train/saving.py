@@ -96,7 +96,7 @@ class Saving:
     def rescue(self, step: int, pending: bool, state: State) -> None:
         """Save the steps since the last save, because the run ends with an error; what fails here is only logged.
 
-        The shards of a run cannot be saved: its other processes know nothing of the error.
+        The shards of a run cannot be saved: its other processes did not fail.
         """
         if self.sharded or not is_main_process():
             return
@@ -109,7 +109,7 @@ class Saving:
                 logger.warning('saved at step %d; --resume goes on', step)
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Remember that the checkpoint is saved, where it is one of this folder."""
+        """Mark the step of the checkpoint as saved, where it is one of this folder."""
         if on_first((self.folder / checkpoint_name(checkpoint['step'], self.sharded)).exists):
             self.saved = checkpoint['step'], checkpoint['validation_pending']
 

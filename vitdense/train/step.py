@@ -150,7 +150,7 @@ class GuardedOptimWrapper(OptimWrapper):
 
 
 def read_clipping(clip_grad: dict[str, Any] | None) -> Clipping | None:
-    """Return what a config's `clip_grad` asks for. Raises ConfigError for anything else in it."""
+    """Return the clipping of a config's `clip_grad`. Raises ConfigError for anything else in it."""
     if clip_grad is None:
         return None
     unknown = set(clip_grad) - {'max_norm', 'by_part'}

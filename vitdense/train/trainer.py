@@ -37,7 +37,7 @@ from vitdense.types import Batch
 class TrainingLoop(BaseLoop):
     """Trains a model for `schedule.max_iters` steps; `_train` is the loop itself.
 
-    What it uses is called by name: `history` (rows of numbers), `progress`, `trackers`, `saving`, and, None where the
+    Its parts are: `history` (rows of numbers), `progress`, `trackers`, `saving`, and, None where the
     config has none, `images`, `ema`, `early_stopping` and `pseudo_labels`. mmengine's hook points lie around the steps
     and validations, for `custom_hooks` and mmengine's own hooks; `iter` is the step that is under way, from 0, or how
     many are done.
@@ -112,7 +112,7 @@ class TrainingLoop(BaseLoop):
         return runner.model
 
     def _train(self) -> None:
-        """Train from the step at hand to the last one."""
+        """Train from step `iter` to the last one."""
         runner, wrapper = self.runner, self.runner.optim_wrapper
         if self.validation_pending:  # of the run that is resumed
             self._validate()
@@ -165,7 +165,7 @@ class TrainingLoop(BaseLoop):
         return inputs if self.pseudo_labels is None else inputs._replace(targets=self.pseudo_labels(*inputs))
 
     def _validate(self) -> None:
-        """Validate the averaged weights, keep the best ones, and stop where `early_stopping` says so."""
+        """Validate the averaged weights, keep the best ones, and end the run where `early_stopping` does."""
         runner, loop = self.runner, self.runner.val_loop
         if loop is None:
             return

@@ -106,7 +106,7 @@ class CocoDetection:
         else:
             content.refuse_problems(self.path)
             self._arrays, self._info = read_coco(self.path, masks=masks, data=content.encoded())
-        check_faults(self.path, self._info, but=('segmentation',) if skip_unmasked else ())
+        check_faults(self.path, self._info, ignored_kinds=('segmentation',) if skip_unmasked else ())
         check_box_layout(self.path, self._info)
         check_has_images(self.path, self._arrays)
         ids, names = self._info.category_ids, self._info.names

@@ -30,11 +30,11 @@ CORRECTIONS = {
     'rotation': 'with a rotation of CVAT that is not applied',
     'image_size': 'in images of unreadable size',
 }
-MOST_FAULTS = 1000  # remembered of each kind; all are counted
+MOST_FAULTS = 1000  # listed of each kind; all are counted
 
 
 class Faults:
-    """Faults by kind: all are counted, some are remembered."""
+    """Faults by kind: all are counted, the first of each kind are listed."""
 
     def __init__(self) -> None:
         self.listed: list[list] = []
@@ -141,9 +141,9 @@ def are_fractions(boxes: np.ndarray) -> bool:
     return bool(len(boxes)) and bool(((boxes >= 0) & (boxes <= 1)).all()) and bool((boxes % 1 > 0).any())
 
 
-def check_faults(path: Path, info: CocoFileInfo, *, but: Sequence[str] = ()) -> None:
-    """Raise DataError for fatal faults of annotations or images, except those of the kinds in `but`."""
-    kinds = [kind for kind in FATAL if kind not in but and info.counts.get(kind)]
+def check_faults(path: Path, info: CocoFileInfo, *, ignored_kinds: Sequence[str] = ()) -> None:
+    """Raise DataError for fatal faults of annotations or images, except those of `ignored_kinds`."""
+    kinds = [kind for kind in FATAL if kind not in ignored_kinds and info.counts.get(kind)]
     if not kinds:
         return
     fatal = [fault for fault in info.faults if fault[0] in kinds]

@@ -26,8 +26,8 @@ LOOKED_FOR = (
     'masks/, one folder of images for each class; in folders or files called train, val (valid, validation) and test'
 )
 NO_OBJECTS = ('captions', 'person_keypoints', 'panoptic', 'stuff', 'image_info')  # of COCO's own files
-PEEK = 2**20  # bytes of a file that are looked at
-SAMPLE = 8  # images that are looked at
+PEEK = 2**20  # bytes of a file that are read
+SAMPLE = 8  # images that are opened
 MANY_LEVELS = 64  # gray levels in one image: a photograph, no label map
 _FILE_NAME = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 

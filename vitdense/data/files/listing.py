@@ -16,7 +16,7 @@ from vitdense.errors import DataError
 
 MAX_TEXT = 2**28  # bytes of a table of names
 MAX_LIST = 2**34  # bytes of a list of files: 14 million lines have 10**9
-LOOKED_AT = 8  # files of one unknown ending whose first bytes are looked at
+LOOKED_AT = 8  # files of one unknown ending whose first bytes are read
 
 
 class FolderListing(NamedTuple):

@@ -72,7 +72,7 @@ class CocoContent:
             raise DataError(
                 f'{len(self.problems)} labels cannot be used, such as {first.where}: {first.reason}',
                 where=str(path),
-                why='training without them would teach that there is nothing at these places',
+                why='training without them would treat these objects as background',
                 fix=f'correct or remove them; all are listed by: python tools/check_data.py {path}',
             )
 

@@ -54,7 +54,7 @@ class Pipeline:
                 raise ConfigError(
                     f'{type(self.transforms[index + 1]).__name__} follows Pad',
                     where=f'transforms[{index + 1}]',
-                    why='what comes after would move or colour the padding, whose place is remembered',
+                    why='what comes after would move or colour the padding, whose extent is stored in meta',
                     fix='make Pad the last transform',
                 )
         self._steps = _fused(self.transforms)

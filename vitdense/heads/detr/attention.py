@@ -1,4 +1,4 @@
-"""The blocks of DETR's transformer: attention, feed-forward, and small perceptrons."""
+"""The blocks of DETR's transformer: attention, feed-forward and MLPs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sine encodings of places: of every cell of a map, and of boxes."""
+"""Sine position encodings of the cells of a map and of boxes."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ PRIOR = 0.01  # probability of every class before training (focal loss, Lin et a
 class BoxPredictor(MLP):
     """Three layers that predict box deltas (..., 4), which are zero before training with `zero`.
 
-    They run in float32 also under autocast: eight bits of a box are not enough.
+    They run in float32 also under autocast: the 8 significant bits of bfloat16 are too few for boxes.
     """
 
     def __init__(self, channels: int, *, zero: bool = True) -> None:
@@ -31,7 +31,7 @@ class BoxPredictor(MLP):
 
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
-        autocast = torch.is_autocast_enabled(kind)  # an exported graph has no context that it does not need
+        autocast = torch.is_autocast_enabled(kind)  # else no context, which would be part of an exported graph
         with torch.autocast(kind, enabled=False) if autocast else nullcontext():
             return super().forward(x.to(self.linears[0].weight.dtype)).float()
 

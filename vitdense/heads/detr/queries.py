@@ -16,7 +16,7 @@ from vitdense.heads.detr.predictors import ApplyDeltas, BoxPredictor, class_pred
 from vitdense.ops.boxes import iou, to_xyxy
 from vitdense.types import ClassLayer, DenoisingQueries, QueryOutputs
 
-INVALID_LOGIT = -20.0  # logit of a cell that may not propose: a probability that no loss can feel
+INVALID_LOGIT = -20.0  # logit of a cell that may not propose: its loss is negligible
 SMALLEST = 0.05  # side of the boxes that cells of the finest level start from, as a share of the image
 CANDIDATES = 4  # times the queries: cells whose boxes are compared
 REPEATED = -1e4  # added to the logit of a cell whose box repeats another
@@ -24,7 +24,7 @@ MARGIN = 0.01  # cells whose middle is nearer to the edge than this do not propo
 
 
 class Queries(NamedTuple):
-    """What a decoder starts from."""
+    """Input queries of a decoder."""
 
     content: Tensor  # (B, Q, C)
     references: Tensor  # (B, Q, 2) points or (B, Q, 4) cxcywh, in [0, 1] of each image
@@ -101,11 +101,12 @@ class QuerySelection:
 
 
 class SelectedQueries(nn.Module):
-    """Queries that start at the cells where a first stage finds most (two-stage Deformable-DETR, appendix A.4).
+    """Queries that start at the cells of the highest first-stage scores (two-stage Deformable-DETR, appendix A.4).
 
-    Every cell proposes a class and a box, a step from its middle and a size that doubles from level to level; the
-    `num_queries` best begin in the decoder where they propose, as `selection` says. `anchors` leaves positions to the
-    decoder, which encodes the references itself. Each group has a first stage of its own, trained by the same cells.
+    Every cell proposes a class and a box, which is predicted as deltas from a square at its centre whose size doubles
+    from level to level; queries start from the `num_queries` best proposals, as `selection` says. `anchors` leaves
+    positions to the decoder, which encodes the references itself. Each group has a first stage of its own, trained by
+    the same cells.
 
     Cells of padding, and those whose middle is within 1 % of the image's edge, do not propose. Where fewer cells may
     propose than queries are wanted, the rest of the queries starts from the whole image.
@@ -198,7 +199,7 @@ class SelectedQueries(nn.Module):
         return scores.scatter(1, rows, torch.where(repeated, best + REPEATED, best))
 
     def _best(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows (B, Q) of the best of `scores` (B, S), and whether there was something to choose."""
+        """Return the rows (B, Q) of the best of `scores` (B, S), and whether each is a cell that may propose."""
         num_cells = scores.shape[1]
         if num_cells < self.num_queries:
             scores = functional.pad(scores, (0, self.num_queries - num_cells), value=float('-inf'))

@@ -101,7 +101,7 @@ class DeformableEncoder(nn.Module):
         return levels._replace(tokens=x)
 
     def _positions(self, levels: FeatureLevels) -> Tensor:
-        """Return (B or 1, S, C) what is added to tokens when they ask."""
+        """Return (B or 1, S, C): the positions that are added to the queries of attention."""
         channels = self.level_embed.shape[1]
         positions = [
             sine_positions(x, channels, extent, temperature=self.temperature, offset=self.offset) + embedding

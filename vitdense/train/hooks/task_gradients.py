@@ -1,4 +1,4 @@
-"""Do tasks gradient the shared weights in one direction? The gradient of each task's loss on the backbone, measured."""
+"""Norms and cosine similarities of the gradients of each task's loss on the backbone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger('vitdense')
 
 
 class TaskGradients(NamedTuple):
-    """How the tasks of one batch gradient the shared weights."""
+    """Gradients of the tasks of one batch on the shared weights."""
 
     norms: dict[str, float]  # L2 norm by task, of what the task adds to the sum of losses (weighted)
     cosines: dict[tuple[str, str], float]  # in [-1, 1] by pair of tasks; 0 where a task has no gradient
@@ -78,7 +78,7 @@ class TaskGradientHook(Hook):
 
     The gradients are the mean over `batches` steps in a row. Homogeneous batches train one task each: there it is the
     number of turns in a round of the mixture, or more. A run with it takes the same steps as one without. A backbone
-    that does not learn yet is not measured.
+    that is still frozen is not measured.
     """
 
     priority = 'NORMAL'

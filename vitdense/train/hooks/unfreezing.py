@@ -58,7 +58,7 @@ class UnfreezeHook(Hook):
             vit.freeze_below(0 if unfrozen == len(self.steps) else first + 1 if unfrozen else vit.depth + 2)
             logger.info('step %d: %s', batch_idx, _words(first, vit.depth) if unfrozen else 'the ViT is frozen')
         if is_model_wrapper(runner.model):
-            # distributed training waits for the gradients that it saw when it was set up
+            # DDP expects gradients of the parameters that were trainable when it was built
             runner.model = runner.wrap_model(None, runner.network_model)
 
     def _vits(self, runner: Any) -> list[nn.Module]:
