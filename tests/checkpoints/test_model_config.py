@@ -240,8 +240,9 @@ def test_every_kind_of_published_model_trains_on_other_classes(tmp_path: Path, l
 def test_plain_weights_do_not_describe_a_model(tmp_path: Path) -> None:
     masks(tmp_path / 'data')
     save_weights(tmp_path / 'plain.safetensors', {'a': torch.zeros(1)})
-    with pytest.raises(ConfigError, match='nothing says of which architecture'):
+    with pytest.raises(ConfigError, match='nothing says of which architecture') as caught:
         config_from_model(tmp_path / 'plain.safetensors', tmp_path / 'data')
+    assert 'import_weights.py' in caught.value.fix
 
 
 @pytest.mark.parametrize(

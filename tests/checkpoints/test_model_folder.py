@@ -95,8 +95,11 @@ def test_damage_is_found(folder, tmp_path):
     with pytest.raises(CheckpointError, match='not a model folder'):
         read_model_folder(folder[0])
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(CheckpointError, match='not a model folder'):
-        read_model_folder(tmp_path / 'empty')
+    (tmp_path / 'best.pth').write_bytes(b'')
+    for path in (tmp_path / 'empty', tmp_path / 'best.pth'):  # or made by other programs
+        with pytest.raises(CheckpointError, match='not a model folder') as caught:
+            read_model_folder(path)
+        assert 'import_weights.py' in caught.value.fix
     with pytest.raises(CheckpointError, match="there is no folder '.*emty/model'; did you mean 'empty'?"):
         read_model_folder(tmp_path / 'emty/model')
 

@@ -104,8 +104,11 @@ def test_old_classes_stand_ahead_with_their_colours_and_free_ids() -> None:
     known['category_ids'] = {'labels': [7, 8]}
     joint = joint_metainfo_of(known, {'classes': {'labels': ['c', 'b']}, 'category_ids': {'labels': [7, 9]}})
     assert joint['classes'] == {'labels': ['a', 'b', 'c']}
-    assert joint['category_ids'] == {'labels': [None, 9, 7]}  # 7 is c here
+    assert joint['category_ids'] == {'labels': [10, 9, 7]}  # 7 is c here
     assert joint['palette']['labels'][:2] == [[1, 1, 1], [2, 2, 2]] and len(joint['palette']['labels']) == 3
+    del known['category_ids']  # of a model that was converted from other programs
+    joint = joint_metainfo_of(known, {'classes': {'labels': ['c', 'b']}, 'category_ids': {'labels': [1, 2]}})
+    assert joint['category_ids'] == {'labels': [3, 2, 1]}
 
 
 def label_maps(root: Path, names: list[str], *, classes: int = 2) -> Path:

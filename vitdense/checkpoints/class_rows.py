@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count, zip_longest
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -61,7 +62,8 @@ def extend_classes(known: Sequence[str], added: Sequence[str]) -> list[str]:
 def joint_metainfo_of(known: Mapping[str, Any], metainfo: Mapping[str, Any]) -> dict[str, Any]:
     """Return `metainfo` of data with the classes of a trained model, whose metainfo is `known`, ahead of its own.
 
-    The model's classes keep their colours, and their category ids where the data does not use them.
+    The model's classes keep their colours, and their category ids where the data does not use them; else they get
+    unused ones.
     """
     joint = {**metainfo, **{key: dict(metainfo.get(key) or {}) for key in ('classes', 'palette', 'category_ids')}}
     for field, added in metainfo['classes'].items():
@@ -73,9 +75,10 @@ def joint_metainfo_of(known: Mapping[str, Any], metainfo: Mapping[str, Any]) -> 
         if ids is not None:
             before = (known.get('category_ids') or {}).get(field) or [None] * len(old)
             own = {name: number for name, number in zip(added, ids, strict=True) if number is not None}
-            free = [None if number in own.values() else number for number in before]
-            pairs = zip(names, [*free, *[None] * (len(names) - len(old))], strict=True)
-            joint['category_ids'][field] = [own.get(name, number) for name, number in pairs]
+            used = {number for number in (*ids, *before) if number is not None}
+            unused = count(max(used, default=0) + 1)
+            kept = [next(unused) if number is None or number in ids else number for number in before]
+            joint['category_ids'][field] = [own.get(name, number) for name, number in zip_longest(names, kept)]
     return joint
 
 

@@ -40,6 +40,10 @@ ALLOWED_MODULES = (
     'vitdense.data.transforms.evaluation_crop',
     'torchvision.transforms.v2',
 )
+CONVERSION = (
+    'a checkpoint or folder of rfdetr, LW-DETR or transformers becomes one by tools/import_weights.py FAMILY PATH '
+    '--out DIR'
+)
 # arguments that make timm read other files or the network
 OUTSIDE = ('checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir', 'features_only')
 
@@ -79,6 +83,13 @@ def _check_folder(folder: Path) -> None:
     missing = [each for each in (folder, *folder.parents) if not os.path.exists(each)]
     above = missing[-1].absolute().parent if missing else folder.absolute()
     known = os.listdir(above) if os.path.isdir(above) else []
+    if os.path.isfile(folder):
+        raise CheckpointError(
+            f"'{folder.name}' is a file, not a model folder",
+            where=str(folder.absolute()),
+            why='a model is a folder with model.json and its weights',
+            fix=f'give the folder model/ of a training run; {CONVERSION}',
+        )
     raise CheckpointError(
         f"there is no folder '{folder}'{did_you_mean(missing[-1].name, known) if missing else ''}",
         where=str(folder.absolute()),
@@ -103,7 +114,7 @@ def description_error(path: Path, message: str, why: str) -> CheckpointError:
         message,
         where=str(path),
         why=why,
-        fix='give the folder model/ of a training run, whole; a checkpoint needs its config beside it'
+        fix=f'give the folder model/ of a training run, whole; a checkpoint needs its config beside it;\n{CONVERSION}'
         if 'model.' in path.name
         else 'give both files of a head, NAME.json and NAME.safetensors, as they were written',
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitdense.checkpoints.descriptions import read_description, without_pretrained
+from vitdense.checkpoints.descriptions import CONVERSION, read_description, without_pretrained
 from vitdense.checkpoints.model_folder import CONTENT, model_folder_of
 from vitdense.checkpoints.omitted_weights import without_lora
 from vitdense.checkpoints.run_folder import best_of, run_folder_of
@@ -84,7 +84,8 @@ def _described(path: Path, task: str, training: str | Path | None) -> tuple[dict
             f"'{path.name}' holds weights, and nothing says of which architecture",
             where=f'--model {path}',
             why='it is neither a model folder nor a checkpoint of a run',
-            fix=f'give a config that describes the model: train.py CONFIG --weights {path}',
+            fix=f'give a config that describes the model: train.py CONFIG --weights {path}, or a model folder:\n'
+            f'{CONVERSION}',
         )
     if training is None and trained.config:
         logger.info('training as in the run of %s', path)
