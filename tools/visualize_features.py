@@ -86,15 +86,15 @@ def load_vit(args: argparse.Namespace) -> ViT:
     from vitdense.commands.models import trained_model
 
     model, _ = read_model_folder(trained_model(args.model, accept_licence=args.accept_licence))
-    found = next((module for module in model.network.modules() if isinstance(module, ViT)), None)
-    if found is None:
+    vit = next((module for module in model.network.modules() if isinstance(module, ViT)), None)
+    if vit is None:
         raise CheckpointError(
             'the model has no ViT',
             where=args.model,
             why=f'its network is a {type(model.network).__name__} without one',
             fix='give the folder of a model with a ViT backbone',
         )
-    return found
+    return vit
 
 
 def images_only(inputs: Sequence[Input]) -> list[Input]:

@@ -68,15 +68,15 @@ def resolve(kind: Any) -> Any:
             why=str(error),
             fix='check the spelling of the module, or install the package that holds it',
         ) from error
-    found = getattr(module, name, None)
-    if found is None:
+    resolved = getattr(module, name, None)
+    if resolved is None:
         raise ConfigError(
             f"'{module_name}' has no '{name}'{did_you_mean(name, dir(module))}",
             where=f'type={kind!r}',
             why='the module exists, the class does not',
             fix='check the spelling of the class name',
         )
-    return found
+    return resolved
 
 
 def takes(part: Any, name: str) -> bool:

@@ -124,7 +124,7 @@ def test_images_of_coco_keep_their_folders_and_repeated_ones_their_ids(tmp_path)
     (tmp_path / 'a.json').write_text(json.dumps(content))
     dataset = CocoDetection('a.json', 'images', root=tmp_path, evaluation=True, cache=False)
     paths = OutputPaths(loader_of(dataset))
-    assert [paths.place(dataset[index].meta).name for index in range(3)] == ['p/a', 'q/a_5', 'q/a_8']
+    assert [paths.path_of(dataset[index].meta).name for index in range(3)] == ['p/a', 'q/a_5', 'q/a_8']
 
 
 @pytest.mark.parametrize('kind', [ClassificationDataset, ImageDataset])
@@ -132,14 +132,14 @@ def test_folders_of_images(tmp_path, kind):
     write_images(tmp_path / 'in', 'cat/1.png', 'dog/1.png', 'dog/1.jpg')
     dataset = kind('in', root=tmp_path)
     paths = OutputPaths(loader_of(dataset))
-    names = [paths.place(dataset[index].meta).name for index in range(3)]
+    names = [paths.path_of(dataset[index].meta).name for index in range(3)]
     assert names == ['cat/1', 'dog/1_jpg', 'dog/1_png']
 
 
 def test_images_of_a_data_set_without_a_list_are_named_by_ids():
     paths = OutputPaths(loader_of(SimpleNamespace()))
     metas = [Meta(1, '/x/a.png'), Meta(2, '/y/a.png'), Meta('b/c'), Meta('../b/c'), Meta('/b/c'), Meta('b?c')]
-    names = [paths.place(meta).name for meta in metas]
+    names = [paths.path_of(meta).name for meta in metas]
     assert names[:3] == ['a_1', 'a_2', 'b/c'] and len(set(names)) == len(metas)
     assert all(not name.startswith('/') and '..' not in name for name in names)
 

@@ -41,7 +41,7 @@ class Cells(NamedTuple):
         parts = tokens.split([height * width for height, width in self.grids], dim=1)
         return [part.unflatten(1, grid).permute(0, 3, 1, 2) for part, grid in zip(parts, self.grids, strict=True)]
 
-    def places(self, others: Cells, like: Tensor) -> Tensor:
+    def reference_points(self, others: Cells, like: Tensor) -> Tensor:
         """Return (B, S, L, 2): the centres of all cells, (x, y) in [0, 1] of each map of `others`.
 
         Maps share the top left corner; where a stride does not divide the image they end at different pixels, so the
@@ -80,12 +80,12 @@ class Injector(nn.Module):
         )
         self.gamma = nn.Parameter(torch.full((dim,), gamma_init))
 
-    def forward(self, patches: Tensor, places: Tensor, spatial: Tensor, cells: Cells) -> Tensor:
+    def forward(self, patches: Tensor, reference_points: Tensor, spatial: Tensor, cells: Cells) -> Tensor:
         """Return `patches` (B, N, C) updated from `spatial` (B, S, C) with geometry `cells`.
 
-        `places` (B, N, levels, 2) are those of the patches in the maps of `cells`.
+        `reference_points` (B, N, levels, 2) are those of the patches in the maps of `cells`.
         """
-        read = self.attn(self.query_norm(patches), places, self.feat_norm(spatial), cells.grids, cells.valid)
+        read = self.attn(self.query_norm(patches), reference_points, self.feat_norm(spatial), cells.grids, cells.valid)
         return patches + self.gamma * read
 
 
@@ -118,13 +118,15 @@ class Extractor(nn.Module):
             self.ffn_norm = nn.LayerNorm(dim, eps=NORM_EPS)
             self.drop_path = DropPath(drop_path)
 
-    def forward(self, spatial: Tensor, cells: Cells, places: Tensor, patches: Tensor, patch_cells: Cells) -> Tensor:
+    def forward(
+        self, spatial: Tensor, cells: Cells, reference_points: Tensor, patches: Tensor, patch_cells: Cells
+    ) -> Tensor:
         """Return `spatial` (B, S, C) with geometry `cells`, updated from `patches` (B, N, C).
 
-        `places` (B, S, 1, 2) are those of the spatial features in the map of `patch_cells`.
+        `reference_points` (B, S, 1, 2) are those of the spatial features in the map of `patch_cells`.
         """
         queries, values = self.query_norm(spatial), self.feat_norm(patches)
-        spatial = spatial + self.attn(queries, places, values, patch_cells.grids, patch_cells.valid)
+        spatial = spatial + self.attn(queries, reference_points, values, patch_cells.grids, patch_cells.valid)
         if self.ffn is None:
             return spatial
         return spatial + self.drop_path(self.ffn(self.ffn_norm(spatial), cells))

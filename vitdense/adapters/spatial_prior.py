@@ -131,11 +131,17 @@ class SpatialPyramid(nn.Module):
 
     def extract(self, index: int, spatial: Spatial, patches: Tensor, patch_cells: Cells) -> Spatial:
         """Return the spatial features after interaction `index` with `patches` (B, N, C) of the ViT."""
-        places = spatial.cells.places(patch_cells, spatial.tokens)
+        reference_points = spatial.cells.reference_points(patch_cells, spatial.tokens)
         tokens = spatial.tokens
         for extractor in self.extractors[index]:
             tokens = maybe_recompute(
-                self.checkpointing and self.training, extractor, tokens, spatial.cells, places, patches, patch_cells
+                self.checkpointing and self.training,
+                extractor,
+                tokens,
+                spatial.cells,
+                reference_points,
+                patches,
+                patch_cells,
             )
         return spatial._replace(tokens=tokens)
 

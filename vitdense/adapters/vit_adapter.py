@@ -99,10 +99,10 @@ class ViTAdapter(nn.Module):
         tokens = self.vit.embed(imgs, valid)
         patch_cells = Cells.of([tokens.grid], [self.patch_size], valid)
         spatial = self.pyramid.start(imgs, valid)
-        places = patch_cells.places(spatial.cells, tokens.x)
+        reference_points = patch_cells.reference_points(spatial.cells, tokens.x)
         maps, outputs = [], {}
         for index, (start, stop) in enumerate(pairwise((0, *self.stops))):
-            tokens = self._inject(index, tokens, places, spatial)
+            tokens = self._inject(index, tokens, reference_points, spatial)
             tokens = self._run(tokens, start, stop, requests, outputs)
             x = self.vit.fold(tokens)
             spatial = self.pyramid.extract(index, spatial, x.flatten(2).transpose(1, 2), patch_cells)
@@ -122,15 +122,15 @@ class ViTAdapter(nn.Module):
         """Return the classifier that came with the ViT's weights; see `ViT.read_classifier`."""
         return self.vit.read_classifier()
 
-    def _inject(self, index: int, tokens: Tokens, places: Tensor, spatial: Spatial) -> Tokens:
+    def _inject(self, index: int, tokens: Tokens, reference_points: Tensor, spatial: Spatial) -> Tokens:
         """Return `tokens` with patches updated by the injector."""
-        ahead = tokens.x.shape[1] - places.shape[1]  # class token and registers
+        ahead = tokens.x.shape[1] - reference_points.shape[1]  # class token and registers
         prefix, patches = tokens.x[:, :ahead], tokens.x[:, ahead:]
         patches = maybe_recompute(
             self.checkpointing and self.training,
             self.injectors[index],
             patches,
-            places,
+            reference_points,
             spatial.tokens,
             spatial.cells,
         )

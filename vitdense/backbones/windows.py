@@ -90,11 +90,11 @@ class WindowPartition:
         inside = (_crossed(rows.inside)[0] & _crossed(columns.inside)[1]).flatten(1, 2).flatten(2).expand(batch, -1, -1)
         lead = torch.arange(num_special_tokens, device=device).expand(batch, count, -1)
         window = rows.window[:, :, None] * across + columns.window[:, None]  # (b, h, w)
-        place = rows.place[:, :, None] * width + columns.place[:, None]
+        offset = rows.offset[:, :, None] * width + columns.offset[:, None]
         full = grids is None and rows.full and columns.full
         return Layout(
             index=(torch.cat([lead, num_special_tokens + cell], dim=2) + images * total).flatten(0, 1),
-            back=(window * length + num_special_tokens + place).flatten(1) + images[:, 0] * count * length,
+            back=(window * length + num_special_tokens + offset).flatten(1) + images[:, 0] * count * length,
             shows=None if full else inside.any(2),
             mask=None if full else _mask(inside, num_special_tokens),
             count=count,
@@ -127,7 +127,7 @@ class _Axis(NamedTuple):
     cell: Tensor  # (b, windows, cells of one) index of the row (column) in the grid
     inside: Tensor  # the same shape, bool: it lies in the image
     window: Tensor  # (b, side) window of a row (column)
-    place: Tensor  # (b, side) its index in that window
+    offset: Tensor  # (b, side) its index in that window
     full: bool  # no window has padding
 
 
@@ -147,7 +147,7 @@ def _cut_axis(
         cell=cell.clamp(max=side - 1),
         inside=inside,
         window=(line // own).clamp(max=count - 1),
-        place=line % own,
+        offset=line % own,
         full=known and count * step == side,
     )
 

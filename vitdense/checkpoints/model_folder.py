@@ -77,14 +77,14 @@ def save_model_folder(
         content['weights'] = {'file': WEIGHTS, 'sha256': sha256_of(temporary / WEIGHTS)}
         write_json(temporary / 'model.json', content)
         write_card(temporary, {'name': name_of(folder), **content})
-        _put_in_place(temporary, folder)
+        _replace_folder(temporary, folder)
     except OSError as error:
         raise disk_error(folder, error, what=f"the model folder '{folder.name}'") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _put_in_place(temporary: Path, folder: Path) -> None:
+def _replace_folder(temporary: Path, folder: Path) -> None:
     """Rename a finished folder to its name, replacing an earlier one. Raises OSError, also for a file of that name."""
     old = folder.with_name(f'{folder.name}.old.{os.getpid()}')
     shutil.rmtree(old, ignore_errors=True)

@@ -189,9 +189,9 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 def steps_in(work_dir: Path) -> list[Path]:
     """Return the checkpoints `step_*` of a run, newest first."""
-    found = [*(path for path in work_dir.glob('step_*.pth') if path.is_file())]
-    found += [path for path in work_dir.glob(f'step_*{SUFFIX}') if is_shard_folder(path)]
-    checkpoints = [path for path in found if _step(path) is not None]
+    paths = [*(path for path in work_dir.glob('step_*.pth') if path.is_file())]
+    paths += [path for path in work_dir.glob(f'step_*{SUFFIX}') if is_shard_folder(path)]
+    checkpoints = [path for path in paths if _step(path) is not None]
     return sorted(checkpoints, key=_step, reverse=True)
 
 

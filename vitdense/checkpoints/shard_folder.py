@@ -28,7 +28,7 @@ def is_shard_folder(path: Path) -> bool:
 
 
 def named_tensors(content: Any, name: str = '') -> Iterator[tuple[str, Tensor]]:
-    """Yield all tensors of a checkpoint with their places, such as `optimizer.state.0.exp_avg`."""
+    """Yield all tensors of a checkpoint with their key paths, such as `optimizer.state.0.exp_avg`."""
     if isinstance(content, Tensor):
         yield name, content
     elif isinstance(content, Mapping):
@@ -40,7 +40,7 @@ def named_tensors(content: Any, name: str = '') -> Iterator[tuple[str, Tensor]]:
 
 
 def map_tensors(content: Any, function: Callable[[str, Tensor], Any], name: str = '') -> Any:
-    """Return `content` with `function(place, tensor)` for every tensor; places are those of `named_tensors`."""
+    """Return `content` with `function(key, tensor)` for every tensor; keys are those of `named_tensors`."""
     if isinstance(content, Tensor):
         return function(name, content)
     if isinstance(content, Mapping):
@@ -76,7 +76,7 @@ def fill_shards(
 ) -> dict[str, Any]:
     """Return the content of a checkpoint with the values of its meta tensors, where it has any.
 
-    `make(place, tensor)` returns what a tensor is read into, and for others than meta tensors what takes its place;
+    `make(key, tensor)` returns what a tensor is read into, and for others than meta tensors what takes its place;
     what it leaves on the meta device is read as a whole, on the CPU. Raises CheckpointError.
     """
     wanted: dict[str, Tensor] = {}

@@ -144,18 +144,18 @@ def read_trained_head(path: str | Path) -> Trained:
     path = Path(path)
     head = read_head(path, path.stem)
     folders = [each for above in (path.parent, path.parent.parent) for each in (above, above / 'model')]
-    found = [folder for folder in folders if (folder / 'model.json').is_file()]
-    if not found:
+    candidates = [folder for folder in folders if (folder / 'model.json').is_file()]
+    if not candidates:
         raise CheckpointError(
             f"the backbone of the head '{head.name}' is not beside it",
             where=str(path),
             why=f'no model folder in {", ".join(map(str, folders))}',
             fix='put the head file into the folder of the model that it was trained on, or into heads/ beside it',
         )
-    for folder in found:
+    for folder in candidates:
         model, info = read_model_folder(folder)
         own = fingerprint(model, info['recipe'], model.state_dict())
-        if len(found) == 1 or head.backbone == own:
+        if len(candidates) == 1 or head.backbone == own:
             break
     check_backbone(head, own, where=f'{path}, {folder}')
     return _with_backbone(head, info, model.state_dict(), path)

@@ -154,7 +154,7 @@ def move_later(folder: Path, step: int) -> Path | None:
     return _move(folder, later)
 
 
-def bring_history(source: Path, folder: Path, step: int) -> None:
+def copy_history(source: Path, folder: Path, step: int) -> None:
     """Copy the metrics and the best weights up to `step` of the run in `source`, which goes on in `folder`."""
     best = read_best(source)
     names = ['metrics.csv', *(['best.pth.sha256', 'best.pth'] if best and best['step'] <= step else [])]
@@ -171,16 +171,16 @@ def _move(folder: Path, paths: Sequence[Path]) -> Path:
     number = 1
     while (folder / f'earlier-{number}').exists():
         number += 1
-    place = folder / f'earlier-{number}'
+    destination = folder / f'earlier-{number}'
     try:
-        place.mkdir()
+        destination.mkdir()
         for path in paths:
-            shutil.move(path, place / path.name)
+            shutil.move(path, destination / path.name)
     except OSError as error:
         raise DiskError(
             'the files of an earlier run cannot be moved away',
-            where=str(place),
+            where=str(destination),
             why=str(error),
             fix='move them yourself, or choose another --work-dir',
         ) from error
-    return place
+    return destination

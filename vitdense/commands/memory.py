@@ -62,13 +62,13 @@ def propose(
     memory). Batches have `least` images or more and divide `batch_size` times `accumulation`. Without checkpointing
     the batch is smaller and no activation is computed twice; with it, it is offered only where it is larger.
     """
-    total, found = batch_size * accumulation, []
+    total, proposals = batch_size * accumulation, []
     for measured, checkpointing in ((plain, False), (recomputed, True)):
         sizes = [size for size in range(batch_size, least - 1, -1) if total % size == 0]
         fits = [size for size in sizes if measured is not None and measured.at(size) <= USED * available]
-        if fits and (not found or fits[0] > found[0].batch_size):
-            found.append(Proposal(fits[0], total // fits[0], checkpointing, measured.at(fits[0])))
-    return found
+        if fits and (not proposals or fits[0] > proposals[0].batch_size):
+            proposals.append(Proposal(fits[0], total // fits[0], checkpointing, measured.at(fits[0])))
+    return proposals
 
 
 def check_fit(runner: DenseRunner, wrapper: Any) -> Measured:
@@ -124,11 +124,11 @@ def does_not_fit(
 ) -> ResourceError:
     """Return the error with the options that fit; proposals are of one process, options of all."""
     lines = []
-    for found in proposals:
-        more = f' {option}' if found.checkpointing else ''
+    for proposal in proposals:
+        more = f' {option}' if proposal.checkpointing else ''
         lines.append(
-            f'--cfg-options train_dataloader.batch_size={found.batch_size * num_processes} '
-            f'optim_wrapper.accumulative_counts={found.accumulation}{more}   (about {found.peak / GIB:.1f} GiB)'
+            f'--cfg-options train_dataloader.batch_size={proposal.batch_size * num_processes} '
+            f'optim_wrapper.accumulative_counts={proposal.accumulation}{more}   (about {proposal.peak / GIB:.1f} GiB)'
         )
     too_large = 'not even the smallest batch fits: take smaller images or a smaller backbone, freeze it, or use LoRA'
     amount = 'more than there is' if needed is None else f'about {needed / GIB:.1f} GiB'

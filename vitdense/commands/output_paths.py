@@ -19,7 +19,7 @@ from vitdense.types import Meta
 logger = logging.getLogger('vitdense')
 
 
-class Place(NamedTuple):
+class OutputPath(NamedTuple):
     """The output path of an image."""
 
     folder: Path  # of its test set and its data set within a mixture; empty where there is one of each
@@ -27,14 +27,14 @@ class Place(NamedTuple):
 
 
 class OutputPaths:
-    """The place of every image that a `loader` of one or several test sets reads; no two images have the same.
+    """The output path of every image that a `loader` of one or several test sets reads; no two images have the same.
 
     Data sets list their images with `image_files()`, which returns their folder and the paths below it. An image of a
     data set without that method is called by its `image_id`.
     """
 
     def __init__(self, loader: Any) -> None:
-        self._places: dict[tuple[str, str, str], Place] = {}  # by test set, data set and path of the image
+        self._paths: dict[tuple[str, str, str], OutputPath] = {}  # by test set, data set and path of the image
         self._repeated: dict[tuple[str, str, str], str] = {}  # images listed more than once: what precedes their id
         self._inputs: set[str] = set()
         self._image_folders: set[str] = set()  # folders of images
@@ -43,16 +43,16 @@ class OutputPaths:
             for folder, part in _parts(dataset, Path(name)):
                 self._add(name, folder, part)
 
-    def place(self, meta: Meta, test_set: str = '') -> Place:
-        """Return the place of an image of the test set of that name."""
+    def path_of(self, meta: Meta, test_set: str = '') -> OutputPath:
+        """Return the output path of an image of the test set of that name."""
         key = (test_set, meta.dataset, meta.path)
-        place = self._places.get(key)
-        if place is None:
+        path = self._paths.get(key)
+        if path is None:
             stem = Path(meta.path).stem
             own = isinstance(meta.image_id, str) or not stem
-            return Place(Path(test_set), _safe(str(meta.image_id) if own else f'{stem}_{meta.image_id}'))
+            return OutputPath(Path(test_set), _safe(str(meta.image_id) if own else f'{stem}_{meta.image_id}'))
         return (
-            place if key not in self._repeated else place._replace(name=self._repeated[key] + _safe(str(meta.image_id)))
+            path if key not in self._repeated else path._replace(name=self._repeated[key] + _safe(str(meta.image_id)))
         )
 
     def writable(self, path: Path) -> Path:
@@ -85,7 +85,7 @@ class OutputPaths:
         stems = distinct_stems(list(counts))
         for (file, count), stem in zip(counts.items(), stems, strict=True):
             key = (test_set, dataset.name, str(image_folder / file))
-            self._places[key] = Place(folder, stem)
+            self._paths[key] = OutputPath(folder, stem)
             if count > 1:
                 before = f'{stem}_'
                 while any(other.startswith(before) for other in stems):

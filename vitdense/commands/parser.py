@@ -192,8 +192,8 @@ class Parser(argparse.ArgumentParser):
         formatter = self._get_formatter()
         needed = [action for action in self._actions if action.required and action.option_strings]
         words = [f'{action.option_strings[-1]} {action.metavar or action.dest.upper()}' for action in needed]
-        places = [action for action in self._actions if not action.option_strings]
-        return ['[options]', *words, *(formatter._format_args(action, action.dest) for action in places)]
+        positionals = [action for action in self._actions if not action.option_strings]
+        return ['[options]', *words, *(formatter._format_args(action, action.dest) for action in positionals)]
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(

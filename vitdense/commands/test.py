@@ -184,7 +184,7 @@ class PredictionHook(Hook):
             self._paths = OutputPaths(runner.test_dataloader)
         for img, meta, prediction in zip(batch.imgs, batch.metas, outputs, strict=True):
             prediction = on_cpu(prediction)
-            folder, name = self._paths.place(meta, set_name(runner.test_dataloader))
+            folder, name = self._paths.path_of(meta, set_name(runner.test_dataloader))
             for head, record in prediction.items() if self.out else ():
                 if isinstance(record, SemanticMap):
                     write_labels(record, self._paths.writable(self.out / folder / head / f'{name}.png'))

@@ -20,7 +20,7 @@ from vitdense.checkpoints.run import check_checksum, delete_temporary_files, fin
 from vitdense.checkpoints.shard_folder import is_shard_folder
 from vitdense.checkpoints.work_dir import (
     ENCODER,
-    bring_history,
+    copy_history,
     locked,
     move_aside,
     move_later,
@@ -98,7 +98,7 @@ def train(
             delete_temporary_files(folder)
         checkpoint, content = _read(resume, folder)
         arguments = dict(device=device, compiled=compiled, skip_bad_eval=skip_bad_eval)
-        arguments['clear'] = partial(_make_place, folder, checkpoint, content, resume=resume is not None)
+        arguments['clear'] = partial(_clear_work_dir, folder, checkpoint, content, resume=resume is not None)
         runner = make_trainer(cfg, folder, start=choose_start(cfg, weights=weights, checkpoint=content), **arguments)
         if old is not None:
             extend_data(evaluation_data(old, old.test_dataloader).values(), runner.metainfo)  # now, not after the run
@@ -147,7 +147,7 @@ def _read(resume: str | None, folder: Path) -> tuple[Path | None, dict[str, Any]
     return checkpoint, content
 
 
-def _make_place(folder: Path, checkpoint: Path | None, content: Mapping[str, Any] | None, *, resume: bool) -> None:
+def _clear_work_dir(folder: Path, checkpoint: Path | None, content: Mapping[str, Any] | None, *, resume: bool) -> None:
     """Move what does not belong to the run at hand out of its work directory, and begin its log file."""
     moved = None
     if is_main_process():
@@ -155,7 +155,7 @@ def _make_place(folder: Path, checkpoint: Path | None, content: Mapping[str, Any
             moved = move_later(folder, content['step'])
         elif content is not None:
             moved = move_aside(folder)
-            bring_history(checkpoint.parent, folder, content['step'])
+            copy_history(checkpoint.parent, folder, content['step'])
         elif not resume or steps_in(folder):  # with --resume: damaged ones
             moved = move_aside(folder)
     start_logging(folder)
@@ -186,10 +186,10 @@ def _find(resume: str | None, folder: Path) -> Path | None:
     if resume == 'auto':
         return find_checkpoint(folder)
     path = Path(resume)
-    found = path if path.is_file() or is_shard_folder(path) else find_checkpoint(path) if path.is_dir() else None
-    if found is not None and found == path:
-        check_checksum(found)
-    if found is None:
+    existing = path if path.is_file() or is_shard_folder(path) else find_checkpoint(path) if path.is_dir() else None
+    if existing is not None and existing == path:
+        check_checksum(existing)
+    if existing is None:
         why = 'the folder holds no whole checkpoint step_*.pth' if path.is_dir() else 'there is no such file'
         if (path / 'model.json').is_file():
             why = f'it is a model folder, which holds weights only: start anew with them by --weights {resume}'
@@ -199,7 +199,7 @@ def _find(resume: str | None, folder: Path) -> Path | None:
             why=why,
             fix='give a step_*.pth or the work directory of a run; --resume alone looks into the work directory',
         )
-    return found
+    return existing
 
 
 def finish(runner: DenseRunner, content: Mapping[str, Any] | None = None) -> None:

@@ -93,8 +93,8 @@ def worst_batch(dataset: Any, batch_size: int, *, num_samples: int = 16) -> Batc
 
 
 def _spread(rows: range, number: int) -> list[int]:
-    places = torch.linspace(0, len(rows) - 1, min(number, len(rows))).long().tolist()
-    return [rows[place] for place in places]
+    indices = torch.linspace(0, len(rows) - 1, min(number, len(rows))).long().tolist()
+    return [rows[index] for index in indices]
 
 
 def _extent(dataset: Any, samples: Sequence[Sample]) -> tuple[list[Size], int]:

@@ -67,7 +67,7 @@ def read_config(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     except Exception as error:  # the file is a program: it may fail in any way
         raise ConfigError(
             f"cannot read '{path.name}': {type(error).__name__}",
-            where=_place(error, files),
+            where=_error_location(error, files),
             why=str(error) or 'a config must not call imported functions: it holds dicts, numbers and classes at type=',
             fix='correct the line; VITDENSE_DEBUG=1 shows the traceback',
         ) from error
@@ -170,16 +170,16 @@ def _shipped() -> list[str]:
     return ['.'.join(('vitdense.configs', *file.parts)) for file in files]
 
 
-def _place(error: Exception, files: list[str]) -> str:
+def _error_location(error: Exception, files: list[str]) -> str:
     """Return `FILE:LINE` of the last place in the files that the error passed through, or the file alone."""
     if isinstance(error, SyntaxError) and error.lineno:
         return f'{error.filename or files[-1]}:{error.lineno}'
-    frame, place = error.__traceback__, files[-1]
+    frame, location = error.__traceback__, files[-1]
     while frame is not None:
         if frame.tb_frame.f_code.co_filename in files:
-            place = f'{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}'
+            location = f'{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}'
         frame = frame.tb_next
-    return place
+    return location
 
 
 @contextmanager

@@ -114,17 +114,17 @@ def _row(content: list, key: str, option: str) -> int:
     )
 
 
-def _places(content: Any, wanted: Sequence[str], path: tuple[str, ...] = ()) -> list[str]:
+def _matching_paths(content: Any, wanted: Sequence[str], path: tuple[str, ...] = ()) -> list[str]:
     """Return the dotted paths within `content` that end in the last of `wanted`, and pass the others in their order."""
     items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    found = []
+    paths = []
     for name, item in items:
         here = (*path, str(name))
         rest = iter(here)
         if here[-1] == wanted[-1] and all(part in rest for part in wanted):
-            found.append('.'.join(here))
-        found += _places(item, wanted, here)
-    return found
+            paths.append('.'.join(here))
+        paths += _matching_paths(item, wanted, here)
+    return paths
 
 
 def _unknown(content: dict[str, Any], key: str, option: str, root: dict[str, Any]) -> ConfigError:
@@ -132,9 +132,9 @@ def _unknown(content: dict[str, Any], key: str, option: str, root: dict[str, Any
     (`root`) and names of other programs.
     """
     path = option.partition('=')[0].lstrip('+').split('.')
-    places = _places(root, path)
-    meant = f"; did you mean '{places[0]}'?" if places else ''
-    if len(path) == 1 and not places and config_key(key):
+    similar = _matching_paths(root, path)
+    meant = f"; did you mean '{similar[0]}'?" if similar else ''
+    if len(path) == 1 and not similar and config_key(key):
         meant = f'; it is set by {config_key(key)}'
     takes: tuple[str, ...] = ()
     if 'type' in content:

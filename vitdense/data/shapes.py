@@ -112,14 +112,14 @@ class ShapesScenes:
         count = int(rng.integers(self.num_objects[0], self.num_objects[1] + 1))
         labels = rng.integers(len(SHAPES), size=count)
         for number, label in enumerate(labels.tolist(), 1):
-            figure = self._place(rng, label, owner)
+            figure = self._sample_figure(rng, label, owner)
             if figure is not None:
                 owner[figure] = number
                 img[figure] = self._color(rng, base)
         img += self.noise * rng.standard_normal(img.shape, np.float32)
         return _Scene(img.clip(0, 255).astype(np.uint8), owner, labels)
 
-    def _place(self, rng: np.random.Generator, label: int, owner: np.ndarray) -> np.ndarray | None:
+    def _sample_figure(self, rng: np.random.Generator, label: int, owner: np.ndarray) -> np.ndarray | None:
         """Return (H, W) bool of one figure somewhere inside the image; None when no free place was found."""
         height, width = self.size
         for _ in range(20):

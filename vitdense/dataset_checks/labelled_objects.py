@@ -43,8 +43,8 @@ def _same_boxes(corners: Tensor) -> list[tuple[int, int]]:
     if len(corners) <= MOST_PAIRS:
         return [(a, b) for a, b in torch.triu(box_iou(corners, corners) > SAME_BOX, 1).nonzero().tolist()]
     firsts: dict[tuple[float, ...], int] = {}
-    found = ((firsts.setdefault(tuple(box), row), row) for row, box in enumerate(corners.tolist()))
-    return [(first, row) for first, row in found if first != row]
+    pairs = ((firsts.setdefault(tuple(box), row), row) for row, box in enumerate(corners.tolist()))
+    return [(first, row) for first, row in pairs if first != row]
 
 
 def _unusual(arrays: CocoArrays, rows: np.ndarray, name: str, image: np.ndarray) -> Iterator[Finding]:

@@ -47,11 +47,11 @@ def page(
 
     `options` are the arguments of `SegmentationDataset` for label maps.
     """
-    found = sum(sum(report.counts.values()) for _, report in parts.values())
+    num_errors = sum(sum(report.counts.values()) for _, report in parts.values())
     odd = len(across) + sum(len(report.warnings) for _, report in parts.values())
     body: list[str] = [
         f'<h1>{escape(str(root))}</h1>',
-        f'<p>{found:,} error{"s" * (found != 1)}, {odd:,} warning{"s" * (odd != 1)}</p>',
+        f'<p>{num_errors:,} error{"s" * (num_errors != 1)}, {odd:,} warning{"s" * (odd != 1)}</p>',
         *_listed(across, 'odd'),
     ]
     for name, (part, report) in parts.items():

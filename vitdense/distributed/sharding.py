@@ -33,7 +33,7 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def place(model: nn.Module, device: torch.device, precision: Precision, *, sharded: bool) -> nn.Module:
+def to_device(model: nn.Module, device: torch.device, precision: Precision, *, sharded: bool) -> nn.Module:
     """Bring a model to the device of this process; of one that is `sharded`, only the shard.
 
     With bfloat16, the blocks of the ViT are gathered as bfloat16, but for norms and layer scales, which compute in

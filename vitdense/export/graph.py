@@ -66,13 +66,15 @@ class HeadsGraph(nn.Module):
             return {slot: getattr(outputs[slot.head], slot.field) for slot in slots_of(outputs, self.heads)}
         resized = self.before is not None and self.before.resize is not None
         extent = size if resized else (imgs.shape[-2], imgs.shape[-1])
-        found = {head: task.graph_predictions(outputs[head], extent, size) for head, task in self.tasks.items()}
-        return {Slot(head, PREDICTIONS, name): value for head in self.heads for name, value in found[head].items()}
+        predictions = {head: task.graph_predictions(outputs[head], extent, size) for head, task in self.tasks.items()}
+        return {
+            Slot(head, PREDICTIONS, name): value for head in self.heads for name, value in predictions[head].items()
+        }
 
 
 def slots_of(outputs: dict[str, Outputs], heads: Sequence[str]) -> list[Slot]:
     """Return the tensor fields of the outputs of `heads`; what only training needs is left out."""
-    found = []
+    slots = []
     for head in heads:
         record = outputs[head]
         if type(record).__name__ not in RECORDS:
@@ -84,8 +86,8 @@ def slots_of(outputs: dict[str, Outputs], heads: Sequence[str]) -> list[Slot]:
                 fix='export the other heads: --heads NAME,NAME',
             )
         fields = zip(record._fields, record, strict=True)
-        found += [Slot(head, type(record).__name__, field) for field, value in fields if isinstance(value, Tensor)]
-    return found
+        slots += [Slot(head, type(record).__name__, field) for field, value in fields if isinstance(value, Tensor)]
+    return slots
 
 
 def export_onnx(graph: HeadsGraph, path: Path, *, size: tuple[int, int], dynamic: Collection[str] = ()) -> list[Slot]:

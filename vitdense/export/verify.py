@@ -115,8 +115,8 @@ def compare(model: Side, graph: Side, level: Level = 'exact') -> Verdict:
         theirs, ours = model.network(imgs), graph.network(others)
         predictions = model.read(theirs, number), graph.read(ours, number)
         for head, outputs in ours.items():
-            for name, expected, found in _pairs(head, theirs[head], outputs):
-                gap = (expected - found).abs()
+            for name, expected, actual in _pairs(head, theirs[head], outputs):
+                gap = (expected - actual).abs()
                 row = gap.max().item(), gap.mean().item(), expected.abs().max().item()
                 differences.setdefault(name, []).append(row)
             equal, total = equal_predictions(predictions[0][head], predictions[1][head], tolerance)
@@ -162,24 +162,24 @@ def _chosen(objects: Instances) -> Instances:
     return Instances(objects.boxes[rows], objects.scores[rows], objects.labels[rows])
 
 
-def _pairs(head: str, expected: Outputs, found: Outputs) -> list[tuple[str, Tensor, Tensor]]:
+def _pairs(head: str, expected: Outputs, actual: Outputs) -> list[tuple[str, Tensor, Tensor]]:
     """Return the tensors of both under their names; queries, which may be in another order, are matched first."""
-    if type(expected) is not type(found):  # the graph gives predictions
+    if type(expected) is not type(actual):  # the graph gives predictions
         return []
     if isinstance(expected, QueryOutputs):
         rows = torch.cat([_queries(expected, row) for row in range(len(expected.class_logits))])
-        others = torch.cat([_queries(found, row) for row in range(len(found.class_logits))])
+        others = torch.cat([_queries(actual, row) for row in range(len(actual.class_logits))])
         first, second = linear_sum_assignment(torch.cdist(rows, others, p=float('inf')).cpu().numpy())
         classes = expected.class_logits.shape[-1]
         pairs = [(f'{head}.class_logits', rows[first, :classes], others[second, :classes])]
         if expected.boxes is not None:
             pairs.append((f'{head}.boxes', rows[first, classes:][:, :4], others[second, classes:][:, :4]))
         if expected.mask_logits is not None:
-            masks = expected.mask_logits.flatten(0, 1)[first], found.mask_logits.flatten(0, 1)[second]
+            masks = expected.mask_logits.flatten(0, 1)[first], actual.mask_logits.flatten(0, 1)[second]
             pairs.append((f'{head}.mask_logits', *masks))
         return pairs
     fields = [field for field, value in zip(expected._fields, expected, strict=True) if isinstance(value, Tensor)]
-    return [(f'{head}.{field}', getattr(expected, field), getattr(found, field)) for field in fields]
+    return [(f'{head}.{field}', getattr(expected, field), getattr(actual, field)) for field in fields]
 
 
 def _queries(outputs: QueryOutputs, row: int) -> Tensor:

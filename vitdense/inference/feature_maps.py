@@ -162,10 +162,10 @@ def _marked(prepared: Prepared, query: tuple[int, int] | None) -> np.ndarray:
     import cv2
 
     height, width = prepared.shown.shape[:2]
-    place = (
+    center = (
         int((query[0] + 0.5) * width / prepared.orig_size[1]),
         int((query[1] + 0.5) * height / prepared.orig_size[0]),
     )
     image, radius = prepared.shown.copy(), max(4, min(height, width) // 40)
-    cv2.circle(image, place, radius, (0, 0, 0), max(2, radius // 2), cv2.LINE_AA)
-    return cv2.circle(image, place, radius, (255, 60, 60), max(1, radius // 3), cv2.LINE_AA)
+    cv2.circle(image, center, radius, (0, 0, 0), max(2, radius // 2), cv2.LINE_AA)
+    return cv2.circle(image, center, radius, (255, 60, 60), max(1, radius // 3), cv2.LINE_AA)

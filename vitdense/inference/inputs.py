@@ -149,33 +149,37 @@ class OutputNames:
     def __init__(self, folder: Path, inputs: Sequence[Input]) -> None:
         self.folder = folder
         self._taken = {_same(item.source.resolve()) for item in inputs if isinstance(item.source, Path)}
-        self._places: dict[Path, Path] = {}
+        self._subfolders: dict[Path, Path] = {}
         same_name: dict[str, list[Path]] = {}
         for item in inputs:
             if isinstance(item.source, Path):
                 same_name.setdefault(_same(item.relative), []).append(item.source.resolve())
-                self._places[item.source.resolve()] = item.relative.parent
+                self._subfolders[item.source.resolve()] = item.relative.parent
         for files in same_name.values():
             if len(files) > 1:
                 root = os.path.commonpath([file.parent for file in files])
-                self._places |= {file: file.parent.relative_to(root) for file in files}
-        below = {folder / each for place in self._places.values() for each in (place, *place.parents)}
+                self._subfolders |= {file: file.parent.relative_to(root) for file in files}
+        below = {
+            folder / each
+            for output_folder in self._subfolders.values()
+            for each in (output_folder, *output_folder.parents)
+        }
         self._taken |= {_same(each.resolve()) for each in below}  # a folder for outputs is no name of a file
 
     def name(self, item: Input, suffix: str, *, tag: str = '') -> Path:
         """Return a free path for `item` that ends in `tag` and `suffix`; every call takes a new one."""
         original = item.source.resolve() if isinstance(item.source, Path) else Path(_plain(item.name))
-        place = self.folder / self._places.get(original, Path())
+        output_folder = self.folder / self._subfolders.get(original, Path())
         stems = [original.stem + tag, original.name.replace('.', '_') + tag, original.stem + tag + '_overlay']
         stems += [f'{stems[-1]}_{number}' for number in range(2, 1000)]
         for stem in stems:
-            path = place / f'{stem}{suffix}'
+            path = output_folder / f'{stem}{suffix}'
             if _same(path.resolve()) not in self._taken:
                 self._taken.add(_same(path.resolve()))
                 return path
         raise ConfigError(
             f'no free name for the output of {original.name}',
-            where=str(place),
+            where=str(output_folder),
             why='a thousand files of this name were written',
             fix='choose another folder with --out',
         )

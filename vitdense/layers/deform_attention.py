@@ -14,10 +14,10 @@ from vitdense.ops.deform_attn.function import Grids, deform_attn
 class DeformableAttention(nn.Module):
     """Multi-scale deformable attention of Deformable DETR (Zhu et al. 2021, section 4.1 and appendix A.2).
 
-    Every query predicts, for each head and level, `num_points` places as offsets from its reference, and one weight
-    for each; the weights of a head sum to one over levels and points. Initial offsets point in one
-    direction per head, point i at a distance of i + 1 cells, with equal weights. `value_ratio` is the width of values
-    relative to `dim` (ViT-Adapter uses 0.5 or less). Parameters carry the names of published checkpoints.
+    Every query predicts, for each head and level, `num_points` sampling points as offsets from its reference, and one
+    weight for each; the weights of a head sum to one over levels and points. Initial offsets point in one direction per
+    head, point i at a distance of i + 1 cells, with equal weights. `value_ratio` is the width of values relative to
+    `dim` (ViT-Adapter uses 0.5 or less). Parameters carry the names of published checkpoints.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class DeformableAttention(nn.Module):
         return self.output_proj(deform_attn(value, grids, locations, weights.unflatten(-1, shape[1:])))
 
     def _locations(self, offsets: Tensor, references: Tensor, grids: Grids) -> Tensor:
-        """Return places, (B, Q, heads, levels, points, 2) as offsets; references are (B, Q, 1, levels, 1, 2 or 4)."""
+        """Return sampling points, of the shape of `offsets`; references are (B, Q, 1, levels, 1, 2 or 4)."""
         if references.shape[-1] == 2:
             return references + offsets / _level_sizes(grids, references)
         if references.shape[-1] == 4:

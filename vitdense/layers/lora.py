@@ -94,10 +94,10 @@ class LoraLinear(nn.Module):
 
 def merge_lora(module: nn.Module) -> int:
     """Replace every `LoraLinear` in `module` by its merged linear layer; return their number."""
-    found = [name for name, child in module.named_modules() if isinstance(child, LoraLinear)]
-    for name in found:
+    lora_names = [name for name, child in module.named_modules() if isinstance(child, LoraLinear)]
+    for name in lora_names:
         _replace(module, name, module.get_submodule(name).merged())
-    return len(found)
+    return len(lora_names)
 
 
 def _is_part(target: str, name: str) -> bool:

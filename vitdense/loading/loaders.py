@@ -34,11 +34,11 @@ def train_loader(
     section: Mapping[str, Any], dataset: Dataset, *, seed: int, rank: int, world_size: int, start: int, pin_memory: bool
 ) -> DataLoader:
     """Return the endless loader of training batches; `start` is the number of samples this rank has read before."""
-    place = dict(seed=seed, rank=rank, world_size=world_size, start=start)
+    stream = dict(seed=seed, rank=rank, world_size=world_size, start=start)
     if isinstance(dataset, MixedDataset):
-        sampler = dataset.sampler(batch_size=section.get('batch_size', 1), **place)
+        sampler = dataset.sampler(batch_size=section.get('batch_size', 1), **stream)
     else:
-        sampler = InfiniteSampler(len(dataset), **place)
+        sampler = InfiniteSampler(len(dataset), **stream)
     # single unreadable images are replaced, and counted
     seeded = SeededDataset(dataset, seed, max_bad_fraction=max_bad_fraction(section))
     return _loader(section, seeded, sampler, pin_memory=pin_memory, share=0.6)

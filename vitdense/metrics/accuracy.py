@@ -148,10 +148,10 @@ class Accuracy(SingleHeadMetric):
         scores = torch.tensor(self._scores, dtype=torch.float64)
         hit = ranked[:, 0] == targets
         # a score on the border of two ranges belongs to the lower one
-        place = (scores * self.bins).ceil().long().clamp(1, self.bins) - 1
+        bin_index = (scores * self.bins).ceil().long().clamp(1, self.bins) - 1
         codes = targets * num_classes + ranked[:, 0]
         calibration = [
-            torch.bincount(place, weights, self.bins) for weights in (torch.ones_like(scores), scores, hit.double())
+            torch.bincount(bin_index, weights, self.bins) for weights in (torch.ones_like(scores), scores, hit.double())
         ]
         counts = torch.bincount(codes, minlength=num_classes**2).reshape(num_classes, num_classes)
         five = int((ranked == targets[:, None]).any(1).sum())

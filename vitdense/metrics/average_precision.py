@@ -143,7 +143,9 @@ class CocoAP(SingleHeadMetric):
         try:
             self.warn_skipped(skipped)
             orders = in_order([share.keys for share in shares])
-            targets, predictions = (merge([share[place] for share in shares], orders, self._rows()) for place in (1, 2))
+            targets, predictions = (
+                merge([share[column] for share in shares], orders, self._rows()) for column in (1, 2)
+            )
             return self.score(targets, predictions, sum(map(len, orders)))
         except Exception as error:
             return error
@@ -220,7 +222,7 @@ def _share(images: Sequence[_Image], iou_type: IouType) -> _Share:
     if iou_type == 'bbox':
         columns = target_columns(targets), prediction_columns(predictions)
     else:
-        masks = [[image.runs[place] for image in images] for place in (0, 1)]
+        masks = [[image.runs[column] for image in images] for column in (0, 1)]
         columns = target_columns(targets, masks[0]), prediction_columns(predictions, masks[1])
     return _Share([image.key for image in images], *columns)
 
@@ -272,9 +274,9 @@ def in_order(keys: Sequence[Sequence[Key]]) -> list[np.ndarray]:
                 why='every image counts once, so image ids are unique within a data set',
                 fix='give every image an id of its own, and every data set a name of its own',
             )
-    places = np.empty(len(together), np.int64)
-    places[order] = np.arange(len(together))
-    return np.split(places, np.cumsum([len(some) for some in keys])[:-1])
+    ranks = np.empty(len(together), np.int64)
+    ranks[order] = np.arange(len(together))
+    return np.split(ranks, np.cumsum([len(some) for some in keys])[:-1])
 
 
 def refuse_non_finite(tables: Iterable[Objects], *, where: str) -> None:

@@ -28,15 +28,15 @@ def refuse_non_finite_predictions(samples: Sequence[Mapping[str, Prediction]], m
 
     Label maps and masks are no floating-point numbers: their tasks check the logits.
     """
-    places = [
+    checks = [
         (f'{head}.{name}', value.isfinite().all(), meta)
         for sample, meta in zip(samples, metas, strict=True)
         for head, prediction in sample.items()
         for name, value in prediction._asdict().items()
         if isinstance(value, Tensor) and value.is_floating_point()
     ]
-    finite = torch.stack([each for _, each, _ in places]).tolist() if places else []  # waits once for the device
-    odd = [(name, meta) for (name, _, meta), good in zip(places, finite, strict=True) if not good]
+    finite = torch.stack([each for _, each, _ in checks]).tolist() if checks else []  # waits once for the device
+    odd = [(name, meta) for (name, _, meta), good in zip(checks, finite, strict=True) if not good]
     if odd:
         raise NumericsError(
             f'predictions that are not finite: {some(sorted({name for name, _ in odd}))}',

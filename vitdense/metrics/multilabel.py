@@ -77,9 +77,9 @@ def average_precision(scores: Tensor, targets: Tensor) -> float | None:
     """Return the average precision of (N,) scores, equal ones together, for (N,) bool targets. None: no target."""
     if not targets.any():
         return None
-    values, places = scores.unique(return_inverse=True)  # ascending
+    values, inverse = scores.unique(return_inverse=True)  # ascending
     num_values = len(values)
-    hits = torch.bincount(places, targets.double(), num_values).flip(0)
-    retrieved = torch.bincount(places, minlength=num_values).flip(0)
+    hits = torch.bincount(inverse, targets.double(), num_values).flip(0)
+    retrieved = torch.bincount(inverse, minlength=num_values).flip(0)
     precision = hits.cumsum(0) / retrieved.cumsum(0)
     return float((precision * hits).sum() / hits.sum())

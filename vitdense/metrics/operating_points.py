@@ -40,13 +40,15 @@ def best_f1(scores: np.ndarray, hits: np.ndarray, num_targets: int) -> Operating
     if not num_targets or not hits.any():
         return None
     order = np.argsort(-scores, kind='stable')
-    ranked, found = scores[order], np.cumsum(hits[order])
+    ranked, true_positives = scores[order], np.cumsum(hits[order])
     last = np.append(ranked[1:] < ranked[:-1], True)  # equal scores are on one side of a threshold
-    f1 = np.where(last, 2 * found / (np.arange(1, len(ranked) + 1) + num_targets), -1)
-    place = int(f1.argmax())
-    below = ranked[place + 1] if place + 1 < len(ranked) else 0.0
-    threshold = (float(ranked[place]) + float(below)) / 2
-    return OperatingPoint(threshold, float(found[place] / (place + 1)), float(found[place] / num_targets))
+    f1 = np.where(last, 2 * true_positives / (np.arange(1, len(ranked) + 1) + num_targets), -1)
+    index = int(f1.argmax())
+    below = ranked[index + 1] if index + 1 < len(ranked) else 0.0
+    threshold = (float(ranked[index]) + float(below)) / 2
+    return OperatingPoint(
+        threshold, float(true_positives[index] / (index + 1)), float(true_positives[index] / num_targets)
+    )
 
 
 def match(targets: Objects, predictions: Objects) -> tuple[np.ndarray, np.ndarray]:
@@ -97,8 +99,8 @@ def calibrated(scores: np.ndarray, temperature: float) -> np.ndarray:
 
 def calibration_error(scores: np.ndarray, hits: np.ndarray) -> float:
     """Return the expected calibration error: mean distance of score and share of hits over 15 ranges of the score."""
-    place = np.clip(np.ceil(scores * BINS).astype(int), 1, BINS) - 1
-    gaps = np.bincount(place, scores - hits, BINS)
+    index = np.clip(np.ceil(scores * BINS).astype(int), 1, BINS) - 1
+    gaps = np.bincount(index, scores - hits, BINS)
     return float(np.abs(gaps).sum() / max(len(scores), 1))
 
 

@@ -88,13 +88,13 @@ class EoMT(nn.Module):
         tokens = self.backbone.run(self.backbone.embed(imgs, valid), 0, first)
         tokens = self.backbone.insert(tokens, self.q.weight.expand(imgs.shape[0], -1, -1))
         earlier = []
-        for place, masked in enumerate(self._masked):
+        for offset, masked in enumerate(self._masked):
             mask = None
             if masked or self.training:
                 earlier.append(self._predict(tokens, imgs, valid))
             if masked:
-                mask = self._attention(tokens, earlier[-1].mask_logits.detach(), self.attn_mask_probs[place])
-            tokens = self.backbone.run(tokens, first + place, first + place + 1, attn_mask=mask)
+                mask = self._attention(tokens, earlier[-1].mask_logits.detach(), self.attn_mask_probs[offset])
+            tokens = self.backbone.run(tokens, first + offset, first + offset + 1, attn_mask=mask)
         outputs = self._predict(tokens, imgs, valid)
         return {self.names[0]: outputs._replace(aux=tuple(earlier)) if self.training else outputs}
 

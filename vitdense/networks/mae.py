@@ -94,7 +94,7 @@ class MaskedAutoencoder(nn.Module):
         if noise is None:
             noise = self._noise(len(imgs), grid[0] * grid[1], imgs.device)
         order = noise.argsort(dim=1)  # (B, L) patches, the visible ones first
-        rank = order.argsort(dim=1)  # (B, L) the place of each patch in that order
+        rank = order.argsort(dim=1)  # (B, L) the position of each patch in that order
         visible = order[:, : self.num_visible(order.shape[1])]  # (B, K)
         patches = self.decode(self.encode(imgs, visible), rank, grid)
         target, scale, shift = self.target(imgs)
@@ -113,7 +113,7 @@ class MaskedAutoencoder(nn.Module):
     def decode(self, x: Tensor, rank: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return all patches (B, L, p * p * 3) as predicted from the encoder's tokens `x` (B, P + K, C).
 
-        `rank` (B, L) says which row of the K patches belongs to each place; those from K on are masked.
+        `rank` (B, L) says which row of the K patches belongs to each position; those from K on are masked.
         """
         x = self.decoder_embed(x)  # (B, P + K, D)
         prefix, patches = x.split([self.backbone.num_prefix_tokens, x.shape[1] - self.backbone.num_prefix_tokens], 1)
@@ -182,7 +182,7 @@ def sincos_table(grid: tuple[int, int], channels: int) -> Tensor:
     check(channels % 4 == 0, 'MaskedAutoencoder.decoder_channels', channels, why, 'choose a multiple of 4')
     falling = 10000.0 ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels // 4))
     rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing='ij')
-    angles = [places.flatten()[:, None] * falling for places in (columns, rows)]  # each (h * w, channels / 4)
+    angles = [coordinates.flatten()[:, None] * falling for coordinates in (columns, rows)]  # each (h * w, channels / 4)
     return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1).float()
 
 

@@ -24,8 +24,8 @@ def whole(value: Any) -> int | None:
         return value
     if type(value) is float:
         return int(value) if value.is_integer() else None
-    found = _WHOLE.fullmatch(value) if type(value) is str else None
-    return int(found[1]) if found else None
+    matched = _WHOLE.fullmatch(value) if type(value) is str else None
+    return int(matched[1]) if matched else None
 
 
 def flag(value: Any) -> bool | None:
@@ -46,19 +46,19 @@ def side(value: Any) -> int | None:
 
 def by_id(ids: Sequence[int | str]) -> dict[int | str, int]:
     """Return the index of each id; strings that spell a whole number are also listed by it, unless it is ambiguous."""
-    places: dict[int | str, int] = {name: place for place, name in enumerate(ids)}
+    indices: dict[int | str, int] = {name: index for index, name in enumerate(ids)}
     words = {name: whole(name) for name in ids if type(name) is str}
     count = Counter(words.values())
     for word, number in words.items():
         if number is not None and (count[number] == 1 or word == str(number)):
-            places.setdefault(number, places[word])
-    return places
+            indices.setdefault(number, indices[word])
+    return indices
 
 
-def find(places: Mapping[Any, int], value: Any) -> int | None:
-    """Return the index of the id `value` in `places`: as written, otherwise by its whole number."""
-    place = places.get(value) if type(value) in (int, str) else None
-    return places.get(whole(value)) if place is None else place
+def find(indices: Mapping[Any, int], value: Any) -> int | None:
+    """Return the index of the id `value` in `indices`: as written, otherwise by its whole number."""
+    index = indices.get(value) if type(value) in (int, str) else None
+    return indices.get(whole(value)) if index is None else index
 
 
 def image_id(value: Any) -> int | str | None:

@@ -142,11 +142,11 @@ def unpack_runs(packed: bytes) -> np.ndarray | None:
         return None
     last = np.flatnonzero(codes & 32 == 0)
     first = np.append(0, last[:-1] + 1)
-    place = np.arange(len(codes)) - np.repeat(first, last - first + 1)
-    if place.max() > 6:
+    digit = np.arange(len(codes)) - np.repeat(first, last - first + 1)
+    if digit.max() > 6:
         return None  # no run of an image needs more than 35 bits
-    numbers = np.add.reduceat((codes & 31) << 5 * place, first)
-    numbers -= np.where(codes[last] & 16, 1 << 5 * (place[last] + 1), 0)  # two's complement
+    numbers = np.add.reduceat((codes & 31) << 5 * digit, first)
+    numbers -= np.where(codes[last] & 16, 1 << 5 * (digit[last] + 1), 0)  # two's complement
     numbers[1::2] = numbers[1::2].cumsum()
     numbers[2::2] = numbers[2::2].cumsum()
     return numbers
@@ -196,10 +196,14 @@ def run_of_part(mask: np.ndarray, corner: tuple[int, int], size: Size) -> dict[s
     top, left = corner
     edges = np.diff(np.pad(mask.astype(np.int8), ((1, 1), (0, 0))), axis=0).T  # (w, h + 1): 1 begins a run, -1 ends it
     (columns, starts), (_, ends) = np.nonzero(edges == 1), np.nonzero(edges == -1)
-    places = (left + columns) * size[0] + top + np.stack([starts, ends])  # (2, number of runs), column by column
-    joined = places[0, 1:] != places[1, :-1]  # a run over the end of a column goes on in the next one
-    places = places.T.reshape(-1)[np.concatenate([[True], np.repeat(joined, 2), [True]])] if len(columns) else places[0]
-    counts = np.diff(places, prepend=0, append=size[0] * size[1]).tolist()
+    positions = (left + columns) * size[0] + top + np.stack([starts, ends])  # (2, number of runs), column by column
+    joined = positions[0, 1:] != positions[1, :-1]  # a run over the end of a column goes on in the next one
+    positions = (
+        positions.T.reshape(-1)[np.concatenate([[True], np.repeat(joined, 2), [True]])]
+        if len(columns)
+        else positions[0]
+    )
+    counts = np.diff(positions, prepend=0, append=size[0] * size[1]).tolist()
     return coco.frPyObjects({'size': list(size), 'counts': counts if counts[-1] else counts[:-1]}, *size)
 
 

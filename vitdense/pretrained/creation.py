@@ -179,10 +179,10 @@ def _fetch(name: str, model: nn.Module) -> tuple[State, str]:
     cached = try_to_load_from_cache(cfg.hf_hub_id, file) if cfg.hf_hub_id else None
     if isinstance(cached, str):
         return read_weights(cached), cfg.hf_hub_id
-    found: list[State] = []
+    states: list[State] = []
 
     def keep(state: State, _: nn.Module) -> State:
-        found.append(state)
+        states.append(state)
         return {}  # timm then loads nothing: weights are loaded strictly later
 
     try:
@@ -196,7 +196,7 @@ def _fetch(name: str, model: nn.Module) -> tuple[State, str]:
             fix=f'with a network, download {address}\nand give its path: model.network.backbone.pretrained=path/{file} '
             '(vitdense finetune: --backbone-weights)',
         ) from None
-    return (open_checkpoint(found[0]) if found else {}), cfg.hf_hub_id or cfg.url
+    return (open_checkpoint(states[0]) if states else {}), cfg.hf_hub_id or cfg.url
 
 
 def _reach(address: str) -> None:
@@ -223,7 +223,7 @@ def _take_shape(model: nn.Module, state: State, sizes: Sizes, *, published: bool
         table = table[:, 1:]
     has = {token: f'{prefix}{token}' in state for token in ('cls_token', 'dist_token', 'reg_token')}
     has['reg_token'] |= registers
-    alike = all(found == (getattr(model, token, None) is not None) for token, found in has.items())
+    alike = all(present == (getattr(model, token, None) is not None) for token, present in has.items())
     grid = table_grid(model, table, sizes, patch=patch, published=published, strict=strict and alike)
     model.set_input_size(img_size=(grid[0] * patch, grid[1] * patch), patch_size=patch)
 

@@ -64,10 +64,10 @@ def translated(state: Mapping[str, Tensor], *, where: str) -> tuple[State, str]:
     Prefixes of a model (`vit.`, `teacher.backbone.`) are kept. Raises CheckpointError for BEiT,
     which is no plain ViT.
     """
-    jax = next((found for name in state if (found := _JAX_KERNEL.fullmatch(name))), None)
+    jax = next((matched for name in state if (matched := _JAX_KERNEL.fullmatch(name))), None)
     if jax:
         return _from_jax(state, jax[1]), 'names of JAX'
-    prefixes = [found[1] for name in state if (found := _KERNEL.fullmatch(name))]
+    prefixes = [matched[1] for name in state if (matched := _KERNEL.fullmatch(name))]
     if prefixes:
         result: State = {}
         for prefix in prefixes:
@@ -144,15 +144,15 @@ def concatenate_qkv(query: Tensor, key: Tensor | None, value: Tensor) -> Tensor:
 
 def _unchunked(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Yield weights with blocks in one row: training code of DINOv2 and DINOv3 cuts it into chunks."""
-    parts = {name: found for name in state if (found := _CHUNK.fullmatch(name))}
+    parts = {name: matched for name in state if (matched := _CHUNK.fullmatch(name))}
     rows: dict[str, list[tuple[int, int]]] = {}
-    for found in parts.values():
-        rows.setdefault(found[1], []).append((int(found[2]), int(found[3])))
+    for matched in parts.values():
+        rows.setdefault(matched[1], []).append((int(matched[2]), int(matched[3])))
     order = {prefix: {pair: row for row, pair in enumerate(sorted(set(pairs)))} for prefix, pairs in rows.items()}
     for name, value in state.items():
-        found = parts.get(name)
-        if found:
-            name = f'{found[1]}blocks.{order[found[1]][int(found[2]), int(found[3])]}.{found[4]}'
+        matched = parts.get(name)
+        if matched:
+            name = f'{matched[1]}blocks.{order[matched[1]][int(matched[2]), int(matched[3])]}.{matched[4]}'
         yield name, value
 
 

@@ -36,17 +36,17 @@ _RULES: tuple[tuple[str, str], ...] = (  # names in lower case without their own
 
 def plain_name(name: str) -> str:
     """Return timm's name of a model without the prefix of timm's hub (`hf_hub:timm/NAME`)."""
-    found = _HUB.match(name)
-    return name[found.end() :] if found else name
+    matched = _HUB.match(name)
+    return name[matched.end() :] if matched else name
 
 
 def timm_name(name: str) -> str | None:
     """Return timm's name of the weights with the publisher's name `name` (`dinov2_vits14`, `facebook/dinov2-small`)."""
     own = name.lower().rpartition(':')[2].rpartition('/')[2].removesuffix('.pth')
     for pattern, theirs in _RULES:
-        found = re.fullmatch(pattern, own)
-        if found:
-            return theirs.format(*(_SIZES.get(word, word) for word in found.groups()))
+        matched = re.fullmatch(pattern, own)
+        if matched:
+            return theirs.format(*(_SIZES.get(word, word) for word in matched.groups()))
     return None
 
 

@@ -30,6 +30,6 @@ def _python() -> str:
     One environment has several names of its Python, as `bin/python` and `bin/python3`; which of them started this
     process does not matter. Two environments may share the binary behind those names, so the folder is compared.
     """
-    found = shutil.which('python')
-    same = found is not None and Path(found).parent.resolve() == Path(sys.executable).parent.resolve()
+    on_path = shutil.which('python')
+    same = on_path is not None and Path(on_path).parent.resolve() == Path(sys.executable).parent.resolve()
     return 'python' if same else sys.executable

@@ -53,8 +53,8 @@ def targets_of(arrays: CocoArrays, numbering: Numbering, rows: np.ndarray, iou_t
     image = np.repeat(rows, np.diff(arrays.starts))
     masks: list[dict[str, Any]] = []
     if iou_type == 'segm':
-        for row, place in enumerate(image.tolist()):
-            masks.append(_mask_of_annotation(arrays, row, numbering.sizes[place], path))
+        for row, image_row in enumerate(image.tolist()):
+            masks.append(_mask_of_annotation(arrays, row, numbering.sizes[image_row], path))
     order = np.argsort(image, kind='stable')
     return Objects(
         image[order],

@@ -133,8 +133,8 @@ class DetectionTask:
         boxes = to_xyxy(outputs.boxes.float().gather(1, queries[:, :, None].expand(-1, -1, 4)))
         sizes, orig_sizes = boxes.new_tensor([[meta.unpadded_size, meta.orig_size] for meta in metas]).unbind(1)
         boxes = to_original(boxes * scales_of(outputs.sizes)[:, None], sizes, orig_sizes)
-        found = [Instances(*each) for each in zip(boxes, scores, labels, strict=True)]
-        return found if self.nms_iou is None else [self._without_duplicates(each) for each in found]
+        results = [Instances(*each) for each in zip(boxes, scores, labels, strict=True)]
+        return results if self.nms_iou is None else [self._without_duplicates(each) for each in results]
 
     def graph_predictions(
         self, outputs: QueryOutputs, extent: tuple[int, int], size: tuple[int, int]
@@ -164,8 +164,8 @@ class DetectionTask:
             return scores, labels.gather(1, queries), queries
         num_classes = logits.shape[-1]
         probs = logits.sigmoid().flatten(1)  # (B, Q, K) -> (B, Q * K)
-        scores, places = probs.topk(min(self.top_k, probs.shape[1]))
-        return scores, places % num_classes, places // num_classes
+        scores, indices = probs.topk(min(self.top_k, probs.shape[1]))
+        return scores, indices % num_classes, indices // num_classes
 
     def _total(self, predictions: LayerPredictions, rows: Tensor, objects: ObjectTargets, num_boxes: Tensor) -> Tensor:
         return sum(values.sum() for values in self._layers(predictions, rows, objects, num_boxes).values())
@@ -212,8 +212,8 @@ def _wanted(rows: Tensor, objects: ObjectTargets, logits: Tensor) -> tuple[Tenso
     """Return the targets of queries: labels (L, B, Q), NO_OBJECT or IGNORED, and boxes (L, B, Q, 4) cxcywh."""
     labels, boxes = class_agnostic_labels(objects.labels, logits), objects.boxes
     labels, boxes = torch.cat([labels, labels.new_zeros(1)]), torch.cat([boxes, boxes.new_full((1, 4), 0.5)])
-    places = rows.clamp(min=-1)  # queries without an object read the last row, which stands for no object
-    return labels[places].where(rows >= 0, rows), boxes[places]
+    indices = rows.clamp(min=-1)  # queries without an object read the last row, which stands for no object
+    return labels[indices].where(rows >= 0, rows), boxes[indices]
 
 
 def _matcher(matcher: Any, form: str) -> Any:

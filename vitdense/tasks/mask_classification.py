@@ -75,8 +75,8 @@ class InstanceTask:
 
     def _image(self, probs: Tensor, masks: Tensor, meta: Meta, input_size: tuple[int, int]) -> Instances:
         """Return the objects of one image from `probs` (Q, K) and mask logits (Q, h, w)."""
-        scores, places = probs.flatten().topk(min(self.top_k, probs.numel()))
-        queries, labels = places // probs.shape[1], places % probs.shape[1]
+        scores, indices = probs.flatten().topk(min(self.top_k, probs.numel()))
+        queries, labels = indices // probs.shape[1], indices % probs.shape[1]
         wanted, back = queries.unique(return_inverse=True)
         parts = [*_full_masks(masks[wanted], meta, input_size)]
         full, mask_confidence = (torch.cat(part)[back] for part in zip(*parts, strict=True))

@@ -64,11 +64,11 @@ class MaskTargets(NamedTuple):
         """
         masks, known = self.masks[image], self.known[image]
         height, width = masks.shape[-2:]
-        places = points * points.new_tensor([width, height])
-        values = sample_points(masks[rows], places, points.new_tensor([height, width]))
+        positions = points * points.new_tensor([width, height])
+        values = sample_points(masks[rows], positions, points.new_tensor([height, width]))
         if known is None:
-            return values, torch.ones_like(places[..., 0], dtype=torch.bool)
-        x, y = places.long().unbind(-1)
+            return values, torch.ones_like(positions[..., 0], dtype=torch.bool)
+        x, y = positions.long().unbind(-1)
         return values, known[y.clamp(max=height - 1), x.clamp(max=width - 1)]
 
 
@@ -101,8 +101,8 @@ class LayerMaskPredictions(NamedTuple):
         `images` (n,) or () are the rows of the images, `lengths` (B, 2) their own sizes (H, W) in pixels.
         """
         cells = points.new_tensor(mask_logits.shape[-2:]) / points.new_tensor(self.input_size)  # (2,) cells of a pixel
-        places = points * (lengths * cells)[images].flip(-1).unsqueeze(-2)
-        return sample_points(mask_logits.float(), places, (self.sizes * cells).round()[images])
+        positions = points * (lengths * cells)[images].flip(-1).unsqueeze(-2)
+        return sample_points(mask_logits.float(), positions, (self.sizes * cells).round()[images])
 
 
 @dataclass(frozen=True, kw_only=True)

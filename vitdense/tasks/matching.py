@@ -121,13 +121,14 @@ class HungarianMatcher:
         blocks = [finite_costs(self.costs(each, targets), targets.crowd) for each in predictions]
         table = torch.cat([block.flatten() for block in blocks]).cpu().numpy()  # the one transfer
         ends = list(accumulate(block.numel() for block in blocks))
-        found = []
+        assigned = []
         for each, end, block, repeat in zip(predictions, ends, blocks, copies or [1] * len(blocks), strict=True):
             costs = table[end - block.numel() : end].reshape(block.shape)
-            found.append(assign(costs, each, targets.counts, repeat))
-        rows = torch.from_numpy(np.concatenate([rows.ravel() for rows in found])).to(targets.labels.device)
+            assigned.append(assign(costs, each, targets.counts, repeat))
+        rows = torch.from_numpy(np.concatenate([rows.ravel() for rows in assigned])).to(targets.labels.device)
         return [
-            part.view(each.shape) for part, each in zip(rows.split([each.size for each in found]), found, strict=True)
+            part.view(each.shape)
+            for part, each in zip(rows.split([each.size for each in assigned]), assigned, strict=True)
         ]
 
     def costs(self, predictions: LayerPredictions, targets: ObjectTargets) -> Tensor:

@@ -33,11 +33,11 @@ class ReconstructionTask:
         masked = outputs.mask.unflatten(1, outputs.grid)[:, None].float()  # (B, 1, h, w)
         masked = functional.interpolate(masked, scale_factor=cell, mode='nearest')  # (B, 1, H, W)
         rows = zip(imgs, masked, masked_errors(outputs), metas, strict=True)
-        found = []
+        reconstructions = []
         for img, mask, error, meta in rows:
             image = (_original(img, meta, mode='bilinear', antialias=True).clamp(0, 1) * 255).round().byte()
-            found.append(Reconstruction(image, _original(mask, meta, mode='nearest-exact')[0] > 0.5, error))
-        return found
+            reconstructions.append(Reconstruction(image, _original(mask, meta, mode='nearest-exact')[0] > 0.5, error))
+        return reconstructions
 
 
 def masked_errors(outputs: ReconstructionOutputs) -> Tensor:

@@ -40,24 +40,24 @@ def read_objects(
 
 def original_objects(outputs: ObjectOutputs, metas: Sequence[Meta]) -> list[Instances]:
     """Return the objects of every image in its original pixels."""
-    return [_original(found, meta) for found, meta in zip(outputs.objects, metas, strict=True)]
+    return [_original(objects, meta) for objects, meta in zip(outputs.objects, metas, strict=True)]
 
 
-def _original(found: Instances, meta: Meta) -> Instances:
+def _original(objects: Instances, meta: Meta) -> Instances:
     size = meta.unpadded_size
-    sizes = found.boxes.new_tensor([[size, meta.orig_size]])  # (1, 2, 2)
-    boxes = to_original(found.boxes[None], sizes[:, 0], sizes[:, 1])[0]
-    masks = found.masks
+    sizes = objects.boxes.new_tensor([[size, meta.orig_size]])  # (1, 2, 2)
+    boxes = to_original(objects.boxes[None], sizes[:, 0], sizes[:, 1])[0]
+    masks = objects.masks
     if isinstance(masks, PackedMasks):  # which have the original size
-        return found._replace(boxes=boxes)
+        return objects._replace(boxes=boxes)
     if masks is not None:
         masks = masks[:, : size[0], : size[1]]
         masks = masks if tuple(size) == tuple(meta.orig_size) else _resized_masks(masks, meta.orig_size)
-    found = found._replace(boxes=boxes, masks=masks)
+    objects = objects._replace(boxes=boxes, masks=masks)
     if masks is None or meta.image_size is None:
-        return found
+        return objects
     inside = masks.flatten(1).any(1)  # what was found in the padding alone is no object
-    return Instances(*(None if field is None else field[inside] for field in found))
+    return Instances(*(None if field is None else field[inside] for field in objects))
 
 
 class Pieces(NamedTuple):
@@ -71,7 +71,7 @@ class Pieces(NamedTuple):
 
 
 def join_windows(
-    found: Sequence[Instances],
+    objects: Sequence[Instances],
     corners: Sequence[tuple[int, int]],
     size: tuple[int, int],
     input_size: tuple[int, int],
@@ -88,19 +88,19 @@ def join_windows(
     Boxes of one window are never compared: queries do not repeat themselves. Masks go with their boxes; packed ones
     are those of an image without padding.
     """
-    pieces = _pieces(found, corners, size, input_size)
+    pieces = _pieces(objects, corners, size, input_size)
     near = _same_objects(pieces, corners, size)
     groups = _grouped(pieces, near)
     if not groups:
-        none = found[0]
+        none = objects[0]
         masks = None if none.masks is None else _no_masks(none.masks, packed_size, input_size)
         return Instances(none.boxes[:0], none.scores[:0], none.labels[:0], masks)
     leaders = [members[0] for members in groups]
     boxes = torch.stack([_enclosing(pieces.boxes[members]) for members in groups])
     masks = None
-    if found[0].masks is not None:
-        rows = [row for each in found for row in range(len(each.boxes))]
-        parts = [_pasted(found, corners, pieces, rows, members, packed_size or input_size) for members in groups]
+    if objects[0].masks is not None:
+        rows = [row for each in objects for row in range(len(each.boxes))]
+        parts = [_pasted(objects, corners, pieces, rows, members, packed_size or input_size) for members in groups]
         if packed_size is None:
             masks = torch.stack([_placed(*part, input_size) for part in parts])
         else:
@@ -109,10 +109,10 @@ def join_windows(
 
 
 def _pieces(
-    found: Sequence[Instances], corners: Sequence[tuple[int, int]], size: tuple[int, int], input_size: tuple[int, int]
+    objects: Sequence[Instances], corners: Sequence[tuple[int, int]], size: tuple[int, int], input_size: tuple[int, int]
 ) -> Pieces:
     parts = []
-    for window, (each, (top, left)) in enumerate(zip(found, corners, strict=True)):
+    for window, (each, (top, left)) in enumerate(zip(objects, corners, strict=True)):
         limits = each.boxes.new_tensor([size[1], size[0]] * 2)  # padding behind the window is no image
         boxes = torch.minimum(each.boxes, limits)
         inner = boxes.new_tensor(
@@ -208,7 +208,7 @@ def _no_masks(masks: Tensor | PackedMasks, packed: tuple[int, int] | None, input
 
 
 def _pasted(
-    found: Sequence[Instances],
+    objects: Sequence[Instances],
     corners: Sequence[tuple[int, int]],
     pieces: Pieces,
     rows: Sequence[int],
@@ -217,13 +217,13 @@ def _pasted(
 ) -> tuple[Tensor, tuple[int, int]]:
     """Return the mask of an object in the windows that see it, and their upper left corner: the union of its pieces.
 
-    `rows` are places in their windows; what lies beyond an image of `size` is cut off.
+    `rows` are indices in their windows; what lies beyond an image of `size` is cut off.
     """
     placed = []
     for member in members:
         window = int(pieces.window[member])
         top, left = corners[window]
-        mask = torch.as_tensor(found[window].masks[rows[member]])[: size[0] - top, : size[1] - left]
+        mask = torch.as_tensor(objects[window].masks[rows[member]])[: size[0] - top, : size[1] - left]
         placed.append((mask, top, left))
     first = min(top for _, top, _ in placed), min(left for _, _, left in placed)
     bottom, right = (max(part[1 + axis] + part[0].shape[axis] for part in placed) for axis in (0, 1))
@@ -240,20 +240,21 @@ def _placed(mask: Tensor, corner: tuple[int, int], size: tuple[int, int]) -> Ten
     return whole
 
 
-def unmirrored(found: Instances, width: int) -> Instances:
+def unmirrored(objects: Instances, width: int) -> Instances:
     """Return objects of a mirrored image of `width` pixels as those of the image."""
-    left, top, right, bottom = found.boxes.unbind(-1)
+    left, top, right, bottom = objects.boxes.unbind(-1)
     boxes = torch.stack([width - right, top, width - left, bottom], dim=-1)
-    return found._replace(boxes=boxes, masks=None if found.masks is None else found.masks.flip(-1))
+    return objects._replace(boxes=boxes, masks=None if objects.masks is None else objects.masks.flip(-1))
 
 
-def rescaled(found: Instances, size: tuple[int, int], input_size: tuple[int, int]) -> Instances:
+def rescaled(objects: Instances, size: tuple[int, int], input_size: tuple[int, int]) -> Instances:
     """Return objects of an image of `size` (H, W) as those of the same image at `input_size` (H, W)."""
     if tuple(size) == tuple(input_size):
-        return found
-    factors = found.boxes.new_tensor([input_size[1] / size[1], input_size[0] / size[0]] * 2)
-    return found._replace(
-        boxes=found.boxes * factors, masks=None if found.masks is None else _resized_masks(found.masks, input_size)
+        return objects
+    factors = objects.boxes.new_tensor([input_size[1] / size[1], input_size[0] / size[0]] * 2)
+    return objects._replace(
+        boxes=objects.boxes * factors,
+        masks=None if objects.masks is None else _resized_masks(objects.masks, input_size),
     )
 
 
@@ -270,13 +271,13 @@ def fuse_views(views: Sequence[Instances]) -> Instances:
     order = scores.argsort(descending=True, stable=True).tolist()
     fused, groups = boxes.clone()[:0], []
     for row in order:
-        place = _nearest(boxes[row], labels[row], view_of[row], fused, groups, labels, view_of)
-        if place is None:
+        group = _nearest(boxes[row], labels[row], view_of[row], fused, groups, labels, view_of)
+        if group is None:
             fused, groups = torch.cat([fused, boxes[row : row + 1]]), [*groups, [row]]
             continue
-        groups[place].append(row)
-        weights = scores[groups[place]][:, None].clamp(min=torch.finfo(scores.dtype).tiny)
-        fused[place] = (boxes[groups[place]] * weights).sum(0) / weights.sum()
+        groups[group].append(row)
+        weights = scores[groups[group]][:, None].clamp(min=torch.finfo(scores.dtype).tiny)
+        fused[group] = (boxes[groups[group]] * weights).sum(0) / weights.sum()
     leaders = [members[0] for members in groups]
     mean = torch.stack([scores[members].sum() / len(views) for members in groups]) if groups else scores[:0]
     best = mean.argsort(descending=True, stable=True)
@@ -291,10 +292,10 @@ def _nearest(
 ) -> int | None:
     """Return the group whose fused box overlaps most with `box`, of its label and without one of its view."""
     overlaps = iou(fused, box[None])
-    for place in (overlaps >= FUSED).nonzero()[:, 0][overlaps[overlaps >= FUSED].argsort(descending=True)].tolist():
-        members = groups[place]
+    for group in (overlaps >= FUSED).nonzero()[:, 0][overlaps[overlaps >= FUSED].argsort(descending=True)].tolist():
+        members = groups[group]
         if labels[members[0]] == label and view not in [view_of[member] for member in members]:
-            return place
+            return group
     return None
 
 

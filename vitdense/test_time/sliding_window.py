@@ -197,20 +197,20 @@ class _ObjectSum:
     ) -> None:
         self.windows, self.input_size = windows, input_size
         self.sizes, self.most = sizes, most
-        self.found: list[Instances] = []  # of the images of a batch, window by window
+        self.collected: list[Instances] = []  # of the images of a batch, window by window
 
     def add(self, output: ObjectOutputs, corners: list[Corner]) -> None:
         for objects in output.objects:
             objects = Instances(*(None if column is None else column[: self.most] for column in objects))
             if self.sizes and objects.masks is not None:
                 objects = objects._replace(masks=PackedMasks.of(objects.masks))
-            self.found.append(objects)
+            self.collected.append(objects)
 
     def mean(self) -> ObjectOutputs:
-        number = len(self.found) // len(self.windows.corners)
+        number = len(self.collected) // len(self.windows.corners)
         joined = [
             join_windows(
-                self.found[row::number], self.windows.corners, self.windows.size, self.input_size, packed_size=size
+                self.collected[row::number], self.windows.corners, self.windows.size, self.input_size, packed_size=size
             )
             for row, size in zip(range(number), self.sizes or [None] * number, strict=True)
         ]

@@ -54,7 +54,9 @@ class TestTimeAugmentation:
                     else:
                         totals[name] = _add(totals.get(name), name, output, imgs, flipped)
         number = len(self.scales) * (2 if self.flip else 1)
-        fused = {name: ObjectOutputs(tuple(map(fuse_views, zip(*found, strict=True)))) for name, found in views.items()}
+        fused = {
+            name: ObjectOutputs(tuple(map(fuse_views, zip(*objects, strict=True)))) for name, objects in views.items()
+        }
         averaged = {name: _outputs(total.div_(number), tuple(imgs.shape[-2:])) for name, total in totals.items()}
         return averaged | fused
 
@@ -85,8 +87,8 @@ def _add(total: Tensor | None, name: str, output: Outputs, imgs: Tensor, flipped
 def _upright(output: ObjectOutputs, scaled: Tensor, imgs: Tensor, flipped: bool) -> list[Instances]:
     """Return the objects of one view of every image in pixels of `imgs`."""
     size, input_size = tuple(scaled.shape[-2:]), tuple(imgs.shape[-2:])
-    found = (unmirrored(each, size[1]) if flipped else each for each in output.objects)
-    return [rescaled(each, size, input_size) for each in found]
+    objects = (unmirrored(each, size[1]) if flipped else each for each in output.objects)
+    return [rescaled(each, size, input_size) for each in objects]
 
 
 def _outputs(probs: Tensor, input_size: tuple[int, int]) -> Outputs:

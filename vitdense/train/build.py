@@ -16,7 +16,7 @@ from vitdense.config.run_config import RunConfig
 from vitdense.device import Precision, choose_precision, torch_threads
 from vitdense.distributed.batch_size import Batches, describe_rate, share_batches
 from vitdense.distributed.processes import Process, this_process
-from vitdense.distributed.sharding import place
+from vitdense.distributed.sharding import to_device
 from vitdense.loading.data_checks import (
     log_metric_limits,
     log_query_limits,
@@ -93,7 +93,7 @@ def make_trainer(
     loop['images'] = _images(cfg, model, metainfo, process.work_dir)
     loop['pseudo_labels'] = make_pseudo_labels(cfg, model, labelled, process.device)
     common = dict(training=loop, hooks=hooks, metainfo=metainfo, precision=precision, checkpoint=start.checkpoint)
-    optimizer = _optimizer(cfg, place(model, process.device, precision, sharded=sharded), precision)
+    optimizer = _optimizer(cfg, to_device(model, process.device, precision, sharded=sharded), precision)
     return DenseRunner(cfg, model, process=process, optim_wrapper=optimizer, **common, **loaders)
 
 
@@ -189,11 +189,11 @@ def _loaders(
     skip_bad: bool,
 ) -> dict[str, Any]:
     """Return the loaders of training, from sample `first_sample` of all processes on, and of validation."""
-    place = dict(seed=cfg.seed, **process.loading)
-    loader = train_loader(sections['train_dataloader'], training, start=first_sample // process.world_size, **place)
+    stream = dict(seed=cfg.seed, **process.loading)
+    loader = train_loader(sections['train_dataloader'], training, start=first_sample // process.world_size, **stream)
     if not validation:
         return dict(train_dataloader=loader)
     section = sections['val_dataloader']
-    val_loader, evaluator = evaluation_parts(section, validation, evaluators, skip_bad=skip_bad, **place)
+    val_loader, evaluator = evaluation_parts(section, validation, evaluators, skip_bad=skip_bad, **stream)
     validated = dict(val_evaluator=evaluator, val_cfg=dict(type=EvaluationLoop, mode='val'))
     return dict(train_dataloader=loader, val_dataloader=val_loader, **validated)

@@ -33,7 +33,7 @@ class Group(NamedTuple):
     decayed: bool  # whether weight decay applies
     names: list[str]
     parameters: list[nn.Parameter]
-    places: list[str]  # where in the model: 'block 3', 'heads.sem', ...
+    locations: list[str]  # where in the model: 'block 3', 'heads.sem', ...
     backbone: bool = False  # it is the ViT's own and follows the ViT's schedule; see `split_backbone_groups`
 
 
@@ -85,29 +85,29 @@ class LayerDecay:
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            lr, place = self._rate(name, vits)
+            lr, location = self._rate(name, vits)
             words = self.no_decay if _inside(name, vits) is None else self.backbone_no_decay
             decayed = not _spared(name, words, in_norm=id(parameter) in norms, in_scale=id(parameter) in scales)
             group = groups.setdefault((round(lr, 12), decayed), Group(lr, decayed, [], [], []))
             group.names.append(name)
             group.parameters.append(parameter)
-            if place not in group.places:
-                group.places.append(place)
+            if location not in group.locations:
+                group.locations.append(location)
         return list(groups.values())
 
     def _rate(self, name: str, vits: Mapping[str, Any]) -> tuple[float, str]:
         """Return the learning-rate multiplier of a parameter and the place in the model that it belongs to."""
-        rate, place = self.head_lr, '.'.join(name.split('.')[1:3]) or name
+        rate, location = self.head_lr, '.'.join(name.split('.')[1:3]) or name
         prefix = _inside(name, vits)
         if prefix is not None:
             vit = vits[prefix]
             layer = vit.layer_of(name.removeprefix(f'{prefix}.') if prefix else name)
             rate = self._backbone_rate(layer, vit.depth)
-            place = {0: 'embedding', vit.depth + 1: 'final norm'}.get(layer, f'block {layer - 1}')
+            location = {0: 'embedding', vit.depth + 1: 'final norm'}.get(layer, f'block {layer - 1}')
         for word, factor in self.lr_of.items():
             if _has_parts(name, word):
-                rate, place = rate * factor, f'{place} {word}'
-        return rate, place
+                rate, location = rate * factor, f'{location} {word}'
+        return rate, location
 
     def _backbone_rate(self, layer: int, depth: int) -> float:
         if not self.full_blocks:
@@ -215,12 +215,12 @@ def group_rows(groups: Sequence[Group], lr: float, weight_decay: float) -> list[
     """Return `(part, lr, parameters with decay, without decay)` for what is trained, one row for each rate."""
     rows: dict[float, dict[str, Any]] = {}
     for group in groups:
-        row = rows.setdefault(round(group.lr, 12), {'places': [], True: 0, False: 0})
-        row['places'] += [place for place in group.places if place not in row['places']]
+        row = rows.setdefault(round(group.lr, 12), {'locations': [], True: 0, False: 0})
+        row['locations'] += [location for location in group.locations if location not in row['locations']]
         row[group.decayed] += sum(parameter.numel() for parameter in group.parameters)
     return [
         (
-            _shorten(row['places']),
+            _shorten(row['locations']),
             f'{lr * rate:.3g}',
             _count(row[True] if weight_decay else 0),
             _count(row[False] + (0 if weight_decay else row[True])),
@@ -229,15 +229,19 @@ def group_rows(groups: Sequence[Group], lr: float, weight_decay: float) -> list[
     ]
 
 
-def _shorten(places: Sequence[str]) -> str:
+def _shorten(locations: Sequence[str]) -> str:
     """Return 'block 0, block 1, block 2, heads.sem' as 'block 0-2, heads.sem'."""
-    blocks = sorted(int(place.split()[1]) for place in places if place.startswith('block ') and len(place.split()) == 2)
-    others = [place for place in places if not (place.startswith('block ') and len(place.split()) == 2)]
+    blocks = sorted(
+        int(location.split()[1])
+        for location in locations
+        if location.startswith('block ') and len(location.split()) == 2
+    )
+    others = [location for location in locations if not (location.startswith('block ') and len(location.split()) == 2)]
     if not blocks:
         return ', '.join(others)
     whole = f'block {blocks[0]}' if len(blocks) == 1 else f'blocks {blocks[0]}-{blocks[-1]}'
-    ahead = [place for place in others if place == 'embedding']
-    return ', '.join([*ahead, whole, *(place for place in others if place != 'embedding')])
+    ahead = [location for location in others if location == 'embedding']
+    return ', '.join([*ahead, whole, *(location for location in others if location != 'embedding')])
 
 
 def _count(number: int) -> str:

@@ -90,18 +90,20 @@ class PseudoLabels:
     def _is_unlabelled(self, labels: Tensor, field: str) -> Tensor:
         return torch.isin(labels, self.unlabelled[field].to(labels.device))
 
-    def _add_objects(self, target: Target, found: Instances) -> Target:
+    def _add_objects(self, target: Target, predicted: Instances) -> Target:
         """Return `target` with the objects that are found beside its own."""
-        keep = (found.scores >= self._min_scores(found.labels, 'labels')) & self._is_unlabelled(found.labels, 'labels')
-        keep &= (box_iou(found.boxes, target.boxes.to(found.boxes)) < OVERLAP).all(1)
-        found = _chosen(found, keep.nonzero().squeeze(1))
-        found = _chosen(found, batched_nms(found.boxes, found.scores, found.labels, DUPLICATE))
-        sides = (found.boxes[:, 2:] - found.boxes[:, :2]).unbind(1)
-        new = {'boxes': found.boxes, 'labels': found.labels, 'iscrowd': torch.zeros_like(found.labels)}
-        new |= {'area': sides[0] * sides[1], 'annotation_ids': torch.full_like(found.labels, -1)}
+        keep = (predicted.scores >= self._min_scores(predicted.labels, 'labels')) & self._is_unlabelled(
+            predicted.labels, 'labels'
+        )
+        keep &= (box_iou(predicted.boxes, target.boxes.to(predicted.boxes)) < OVERLAP).all(1)
+        predicted = _chosen(predicted, keep.nonzero().squeeze(1))
+        predicted = _chosen(predicted, batched_nms(predicted.boxes, predicted.scores, predicted.labels, DUPLICATE))
+        sides = (predicted.boxes[:, 2:] - predicted.boxes[:, :2]).unbind(1)
+        new = {'boxes': predicted.boxes, 'labels': predicted.labels, 'iscrowd': torch.zeros_like(predicted.labels)}
+        new |= {'area': sides[0] * sides[1], 'annotation_ids': torch.full_like(predicted.labels, -1)}
         if target.masks is not None:
-            below, right = (a - b for a, b in zip(target.masks.shape[1:], found.masks.shape[1:], strict=True))
-            new['masks'] = functional.pad(found.masks, (0, right, 0, below))
+            below, right = (a - b for a, b in zip(target.masks.shape[1:], predicted.masks.shape[1:], strict=True))
+            new['masks'] = functional.pad(predicted.masks, (0, right, 0, below))
         old = {name: target.value_of(name) for name in new}
         return target._replace(
             **{name: torch.cat([value, new[name].to(value)]) for name, value in old.items() if value is not None}
@@ -169,5 +171,5 @@ def _score_maps(task: Any, outputs: Any) -> Iterator[Tensor]:
         yield full.softmax(0) if is_logits else full
 
 
-def _chosen(found: Instances, rows: Tensor) -> Instances:
-    return Instances(*(None if value is None else value[rows] for value in found))
+def _chosen(predicted: Instances, rows: Tensor) -> Instances:
+    return Instances(*(None if value is None else value[rows] for value in predicted))

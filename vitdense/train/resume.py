@@ -88,8 +88,8 @@ def check_optimizer(checkpoint: Mapping[str, Any], recipe: Mapping[str, Any], gr
     differences = _group_differences(checkpoint.get('parameter_groups'), saved, groups)
     if differences:
         raise _mismatch("the optimizer's groups are not those of the checkpoint", differences)
-    found = {key for state in saved['state'].values() for key in state}
-    lacking = sorted(_moments(recipe) - found) if found else []
+    moments = {key for state in saved['state'].values() for key in state}
+    lacking = sorted(_moments(recipe) - moments) if moments else []
     if lacking:
         why = f'the checkpoint has no {", ".join(lacking)}, which the config asks the optimizer for'
         raise _mismatch("the optimizer's settings are not those of the checkpoint", [why])

@@ -83,22 +83,22 @@ def restore_run(loop: Any, checkpoint: Mapping[str, Any]) -> None:
 
 
 def _templates(checkpoint: Mapping[str, Any], runner: Any) -> dict[str, Tensor]:
-    """Return, by place in a checkpoint, the sharded parameter whose values, average or moment a tensor of it holds."""
+    """Return, by key path in a checkpoint, the sharded parameter of each tensor (values, average or moment)."""
     parameters = {name: value for name, value in runner.network_model.named_parameters() if is_distributed(value)}
     if not parameters:
         return {}
     keys = ('state_dict', 'training_state_dict')
-    found = {f'{key}.{name}': value for key in keys for name, value in parameters.items()}
+    tensors = {f'{key}.{name}': value for key in keys for name, value in parameters.items()}
     rows = [parameters[name] for group in checkpoint.get('parameter_groups', ()) for name in group]
     rows = rows or runner.optim_wrapper.parameters
     for row, moments in checkpoint['optimizer']['state'].items():
-        found |= {f'optimizer.state.{row}.{key}': rows[row] for key in moments}
-    return found
+        tensors |= {f'optimizer.state.{row}.{key}': rows[row] for key in moments}
+    return tensors
 
 
-def _divided(templates: Mapping[str, Tensor], place: str, value: Tensor) -> Tensor:
+def _divided(templates: Mapping[str, Tensor], path: str, value: Tensor) -> Tensor:
     """Return a tensor of a checkpoint divided as its parameter is; a meta tensor becomes one to be read into."""
-    template = templates.get(place)
+    template = templates.get(path)
     if template is None or template.shape != value.shape:
         return value
     return torch.zeros_like(template, dtype=value.dtype) if value.is_meta else shard_like(value, template)

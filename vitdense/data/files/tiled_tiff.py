@@ -30,7 +30,7 @@ OLD_JPEG = 6  # its tables lie elsewhere in the file
 class _Part(NamedTuple):
     """A tile or a strip: where its pixels lie, and the size (H, W) that is decoded."""
 
-    places: list[tuple[int, int]]  # (offset, bytes) of its bands; one unless the file is planar
+    ranges: list[tuple[int, int]]  # (offset, bytes) of its bands; one unless the file is planar
     size: tuple[int, int]
 
 
@@ -123,15 +123,15 @@ class TiledTiff:
         return self._pixels[self._slots[number], :, : part.size[0]]
 
     def _decode(self, part: _Part) -> Tensor | int:
-        if any(size == 0 for _, size in part.places):  # GDAL leaves out what is black
+        if any(size == 0 for _, size in part.ranges):  # GDAL leaves out what is black
             return 0
-        content = _small_tiff(self._tags, part.size, self._read(part.places), '<' if self._little else '>')
+        content = _small_tiff(self._tags, part.size, self._read(part.ranges), '<' if self._little else '>')
         return decode_image(content, str(self.path), value_range=self.value_range)
 
-    def _read(self, places: Sequence[tuple[int, int]]) -> list[bytes]:
+    def _read(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         data = []
         with self.path.open('rb') as file:
-            for offset, size in places:
+            for offset, size in ranges:
                 file.seek(offset)
                 data.append(file.read(size))
         return data
@@ -170,22 +170,22 @@ def _parts(tags: Any, size: tuple[int, int], row_bytes: int | None) -> list[_Par
     bands = int(tags.get(SAMPLES, 1)) if tags.get(PLANAR, 1) == 2 else 1
     if len(offsets) != across * down * bands or len(counts) != len(offsets):
         raise ValueError(f'{len(offsets)} parts for {across} x {down}')
-    places = list(zip(offsets, counts, strict=True))
+    ranges = list(zip(offsets, counts, strict=True))
     if not tiled and row_bytes is not None and row_bytes * cell[0] > LARGEST_PART // 8:
-        return _split_strips(places, size, cell[0], row_bytes)
+        return _split_strips(ranges, size, cell[0], row_bytes)
     number = across * down
     heights = [cell[0]] * number if tiled else [min(cell[0], size[0] - row * cell[0]) for row in range(number)]
-    return [_Part(places[row::number], (height, cell[1])) for row, height in enumerate(heights)]
+    return [_Part(ranges[row::number], (height, cell[1])) for row, height in enumerate(heights)]
 
 
-def _split_strips(places: Sequence[tuple[int, int]], size: tuple[int, int], rows: int, row_bytes: int) -> list[_Part]:
+def _split_strips(ranges: Sequence[tuple[int, int]], size: tuple[int, int], rows: int, row_bytes: int) -> list[_Part]:
     """Return strips of few rows of strips without compression, which may hold the whole image."""
     few = max(rows_few for rows_few in range(1, 65) if rows % rows_few == 0)
     parts = []
     for number, top in enumerate(range(0, size[0], rows)):
         for row in range(0, min(rows, size[0] - top), few):
             height = min(few, rows - row, size[0] - top - row)
-            parts.append(_Part([(places[number][0] + row * row_bytes, height * row_bytes)], (height, size[1])))
+            parts.append(_Part([(ranges[number][0] + row * row_bytes, height * row_bytes)], (height, size[1])))
     return parts
 
 

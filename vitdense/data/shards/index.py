@@ -55,13 +55,13 @@ def scan_shards(folder: Path) -> ShardIndex:
             why='there is no file *.tar',
             fix='give the folder of the shards, or write some: vitdense shards FOLDER OUT',
         )
-    names, places = [], array('q')  # a row of the latter: shard, offset, size
+    names, spans = [], array('q')  # a row of the latter: shard, offset, size
     for number, path in enumerate(shards):
         for name, offset, size in _members(path):
             names.append(name)
-            places.extend((number, offset, size))
+            spans.extend((number, offset, size))
     order = sorted(range(len(names)), key=names.__getitem__)
-    table = np.frombuffer(places, np.int64).reshape(-1, 3)[order]
+    table = np.frombuffer(spans, np.int64).reshape(-1, 3)[order]
     names = [names[row] for row in order]
     twice = next((row for row in range(1, len(names)) if names[row] == names[row - 1]), None)
     if twice is not None:

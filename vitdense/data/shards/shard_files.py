@@ -27,20 +27,20 @@ def data_folder(root: str | Path, name: str | Path) -> Path | ShardFolder:
 
 
 class ShardFolder:
-    """The files in the shards of `place`, a folder or a URL of fsspec (`s3://bucket/train`).
+    """The files in the shards of `location`, a folder or a URL of fsspec (`s3://bucket/train`).
 
     Raises DataError for an index that is missing or damaged, and for shards that are not those of the index.
     """
 
-    def __init__(self, place: str) -> None:
-        self.place, self.remote = place, '://' in place
+    def __init__(self, location: str) -> None:
+        self.location, self.remote = location, '://' in location
         self._stores: dict[int, tuple[Any, str]] = {}  # by process
-        where = f'{place}/{INDEX}'
+        where = f'{location}/{INDEX}'
         try:
             data = self._content(INDEX)
         except Exception as error:  # every object store has errors of its own
             raise DataError(
-                f'cannot read the index of the shards in {place}',
+                f'cannot read the index of the shards in {location}',
                 where=where,
                 why=f'{type(error).__name__}: {error}',
                 fix='give the folder that `vitdense shards` wrote; of a store, see that fsspec can read it:\n'
@@ -52,7 +52,7 @@ class ShardFolder:
 
     @property
     def name(self) -> str:
-        return PurePosixPath(self.place).name
+        return PurePosixPath(self.location).name
 
     def __truediv__(self, name: str | Path) -> ShardFile:
         return ShardFile(self, str(name))
@@ -61,18 +61,18 @@ class ShardFolder:
         return self.index.row(name) is not None
 
     def __str__(self) -> str:
-        return self.place
+        return self.location
 
     __fspath__ = __str__
 
     def __repr__(self) -> str:
-        return f'ShardFolder({self.place!r})'
+        return f'ShardFolder({self.location!r})'
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ShardFolder) and other.place == self.place
+        return isinstance(other, ShardFolder) and other.location == self.location
 
     def __hash__(self) -> int:
-        return hash(self.place)
+        return hash(self.location)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, '_stores': {}}
@@ -89,13 +89,13 @@ class ShardFolder:
 
     def paths(self) -> Iterator[Path]:
         """Yield the shards and the index."""
-        return (Path(self.place) / name for name in (*self.index.shards, INDEX))
+        return (Path(self.location) / name for name in (*self.index.shards, INDEX))
 
     def read(self, name: str) -> bytes:
         """Return the content of a file. Raises OSError where that is not possible."""
         row = self.index.row(name)
         if row is None:
-            raise FileNotFoundError(f'no shard of {self.place} holds it')
+            raise FileNotFoundError(f'no shard of {self.location} holds it')
         shard = self.index.shards[self.index.shard[row]]
         offset, size = int(self.index.offset[row]), int(self.index.size[row])
         data = self._range(shard, offset, offset + size)
@@ -105,7 +105,7 @@ class ShardFolder:
 
     def _range(self, shard: str, start: int, stop: int) -> bytes:
         if not self.remote:
-            with open(Path(self.place) / shard, 'rb') as file:
+            with open(Path(self.location) / shard, 'rb') as file:
                 file.seek(start)
                 return file.read(stop - start)
         store, base = self._store
@@ -118,7 +118,7 @@ class ShardFolder:
         if self.remote:
             store, base = self._store
             return store.cat_file(f'{base}/{name}')
-        path = Path(self.place) / name
+        path = Path(self.location) / name
         if path.stat().st_size > MAX_INDEX:
             raise ValueError(f'it has more than {MAX_INDEX:,} bytes')
         return path.read_bytes()
@@ -129,20 +129,20 @@ class ShardFolder:
         if os.getpid() not in self._stores:
             from fsspec.core import url_to_fs  # needed for URLs only
 
-            self._stores = {os.getpid(): url_to_fs(self.place)}
+            self._stores = {os.getpid(): url_to_fs(self.location)}
         return self._stores[os.getpid()]
 
     def _check_lengths(self) -> None:
         for shard, length in zip(self.index.shards, self.index.lengths, strict=True):
-            path = Path(self.place) / shard
-            found = path.stat().st_size if path.is_file() else None
-            if found != length:
+            path = Path(self.location) / shard
+            actual = path.stat().st_size if path.is_file() else None
+            if actual != length:
                 raise DataError(
                     f'{shard} is not the shard of the index',
                     where=str(path),
                     why='there is no such file'
-                    if found is None
-                    else f'it has {found:,} bytes, the index says {length:,}',
+                    if actual is None
+                    else f'it has {actual:,} bytes, the index says {length:,}',
                     fix='copy the shards again, or write the index again: vitdense shards --index FOLDER',
                 )
 

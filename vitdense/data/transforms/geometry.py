@@ -60,10 +60,10 @@ def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample
 def pad(sample: Sample, size: tuple[int, int], *, fill: int = 0) -> Sample:
     """Pad at the right and the bottom up to `size` (H, W); what is added is ignored in the semantic map."""
     height, width = sample.img.shape[-2:]
-    return place(sample, (0, 0), (max(size[0], height), max(size[1], width)), fill=fill)
+    return pad_around(sample, (0, 0), (max(size[0], height), max(size[1], width)), fill=fill)
 
 
-def place(sample: Sample, corner: tuple[int, int], size: tuple[int, int], *, fill: int = 0) -> Sample:
+def pad_around(sample: Sample, corner: tuple[int, int], size: tuple[int, int], *, fill: int = 0) -> Sample:
     """Pad to `size` (H, W) with the upper left of the image at `corner` (row, column); what is added is as in `pad`."""
     (height, width), (top, left) = sample.img.shape[-2:], corner
     bottom, right = size[0] - height - top, size[1] - width - left

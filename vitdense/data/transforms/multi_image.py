@@ -76,8 +76,8 @@ class Mosaic:
         rows, columns = min(rows, height), min(columns, width)
         top, left = (0 if number // 2 else height - rows), (0 if number % 2 else width - columns)
         sample = geometry.crop(sample, top, left, rows, columns)
-        place = row - (0 if number // 2 else rows), column - (0 if number % 2 else columns)
-        return geometry.place(sample, place, self.size, fill=self.fill)
+        corner = row - (0 if number // 2 else rows), column - (0 if number % 2 else columns)
+        return geometry.pad_around(sample, corner, self.size, fill=self.fill)
 
 
 class MixUp:
@@ -110,7 +110,7 @@ class MixUp:
         window = img[:, :height, :width]
         blend = window.float().mul(share).add_(second.img.as_subclass(Tensor).float(), alpha=1 - share)
         img[:, :height, :width] = blend.round_().to(torch.uint8)
-        second = geometry.place(second, (0, 0), size)
+        second = geometry.pad_around(second, (0, 0), size)
         return sample._replace(img=tv_tensors.Image(img), target=joined([sample.target, second.target]))
 
 
@@ -140,7 +140,7 @@ class CopyPaste:
         size = tuple(sample.img.shape[-2:])
         second = other()
         height, width = (min(side, mine) for side, mine in zip(second.img.shape[-2:], size, strict=True))
-        second = geometry.place(geometry.crop(second, 0, 0, height, width), (0, 0), size)
+        second = geometry.pad_around(geometry.crop(second, 0, 0, height, width), (0, 0), size)
         chosen = torch.rand(len(second.target.masks)) < self.objects
         if second.target.iscrowd is not None:
             chosen &= ~second.target.iscrowd

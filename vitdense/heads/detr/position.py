@@ -53,6 +53,6 @@ def _share(length: int, used: Tensor, offset: float) -> Tensor:
 
 def _waves(shares: Tensor, channels: int, temperature: float) -> Tensor:
     """Return (..., channels): sine and cosine in turn of `shares` (...) of a full turn, at falling frequencies."""
-    places = torch.arange(0, channels, 2, device=shares.device, dtype=torch.float32)
-    angles = (shares * (2 * math.pi))[..., None] / temperature ** (places / channels)
+    channel_indices = torch.arange(0, channels, 2, device=shares.device, dtype=torch.float32)
+    angles = (shares * (2 * math.pi))[..., None] / temperature ** (channel_indices / channels)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)

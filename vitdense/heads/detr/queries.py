@@ -179,15 +179,15 @@ class SelectedQueries(nn.Module):
             everywhere = self.apply_deltas(starts, predict_boxes(x))
         if self.max_iou is not None:
             scores = self._demote_repeated(scores, everywhere.detach())
-        rows, found = self._best(scores)
+        rows, valid_rows = self._best(scores)
         features = _rows(x, rows)
         if self.training and self.dense:
             boxes = _rows(everywhere, rows)
             logits, proposed = _mask_invalid(logits, everywhere, may_propose.expand(x.shape[:2]))
         else:
             boxes = self.apply_deltas(_rows(starts, rows), predict_boxes(features))
-            logits, proposed = _mask_invalid(_rows(logits, rows), boxes, found) if self.training else (None, None)
-        boxes, lost = boxes.detach(), ~found[..., None]
+            logits, proposed = _mask_invalid(_rows(logits, rows), boxes, valid_rows) if self.training else (None, None)
+        boxes, lost = boxes.detach(), ~valid_rows[..., None]
         whole = torch.cat([boxes[..., :2].masked_fill(lost, 0.5), boxes[..., 2:].masked_fill(lost, 1.0)], dim=-1)
         return whole, features.detach().masked_fill(lost, 0.0), logits, proposed
 

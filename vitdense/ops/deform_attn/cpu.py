@@ -1,11 +1,11 @@
 """Deformable attention by `torch.embedding_bag`, forward and backward, for CPUs; no compiled extension is needed.
 
 `value` is taken as an embedding table with one row of C channels for every (cell, head). The output of a (query, head)
-is one bag: the weighted sum of levels * points * 4 rows, the corners around each sampling place. The bilinear weight of
-corner i at place x is max(0, 1 - |x - i|) along each axis. The first corner is clamped into the map, so that both
+is one bag: the weighted sum of levels * points * 4 rows, the corners around each sampling point. The bilinear weight of
+corner i at position x is max(0, 1 - |x - i|) along each axis. The first corner is clamped into the map, so that both
 corners always exist; outside the map the weights are zero without a mask.
 
-Backward: the gradient of a row's weight is the dot product of the row and `grad_output`; the gradient of a place
+Backward: the gradient of a row's weight is the dot product of the row and `grad_output`; the gradient of a point
 follows from the slopes of the bilinear weights; the gradient of `value` sums, for every row, over the bags that contain
 it, which are found by a sort. Only the arguments are saved for the backward pass. Work is cut into chunks that fit the
 cache, and all sums have a fixed order: the same arguments give the same bits.
@@ -20,27 +20,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK_PLACES = 1 << 15  # places handled together, per thread: their rows and weights take 1 MB
+CHUNK_SAMPLES = 1 << 15  # sampling points handled together, per thread: their rows and weights take 1 MB
 CHUNK_FLOATS = 1 << 18  # floats of rows gathered together, per thread
 MAX_ROWS = 1 << 24  # of a table: float32 counts cells exactly up to here
 CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (y, x)
 
 
 class Pyramid(NamedTuple):
-    """Constants of the levels, for the T = heads * levels * points places of one query, heads first."""
+    """Constants of the levels, for the T = heads * levels * points samples of one query, heads first."""
 
     heads: int
     bounds: tuple[tuple[int, int], ...]  # rows of each level: start, stop
     steps: tuple[tuple[int, ...], ...]  # for each of CORNERS, for each level: rows from the first corner to this one
-    step: Tensor  # (4, T) int32, the same for every place
+    step: Tensor  # (4, T) int32, the same for every point
     start: Tensor  # (T,) int32 row of the first cell of the level and head
     size: Tensor  # (2, 1, T) width and height of the level, floating
     last: Tensor  # (2, 1, T) the largest first corner: size - 2, never negative
     paired: Tensor | None  # (2, 1, T) zero where a level is one cell wide, so has no second corner; None: nowhere
 
 
-class Places(NamedTuple):
-    """The sampling places of n queries: corners, bilinear weights and their slopes; axes are x and y."""
+class SamplingPoints(NamedTuple):
+    """The sampling points of n queries: corners, bilinear weights and their slopes; axes are x and y."""
 
     first: Tensor  # (n, T) int32 row of the first corner
     bilinear_weights: Tensor  # (2 corners, 2 axes, n, T) weight of a corner along an axis
@@ -55,10 +55,10 @@ def attend(value: Tensor, grids: Sequence[tuple[int, int]], locations: Tensor, w
     pyramid = pyramid_of(tuple(grids), heads, locations.shape[4], value.dtype, value.device)
     for image in range(batch):
         for picked, outputs in _chunks(locations):
-            places = locate(pyramid, locations[image, picked])
-            rows = corner_rows(pyramid, places)
+            samples = locate(pyramid, locations[image, picked])
+            rows = corner_rows(pyramid, samples)
             shares = torch.empty(rows.shape, dtype=value.dtype, device=value.device)
-            share_corners(places, weights[image, picked], out=shares.movedim(2, 0))
+            share_corners(samples, weights[image, picked], out=shares.movedim(2, 0))
             sums[image, outputs] = _row_sums(tables[image], rows, shares)
     return sums.view(batch, queries, heads * value.shape[-1])
 
@@ -77,13 +77,13 @@ def attend_backward(
         first = torch.empty(weights.shape[1:], dtype=torch.int32, device=value.device)
         shares = weights.new_empty(4, *weights.shape[1:])
         for picked, outputs in _chunks(locations):
-            places = locate(pyramid, locations[image, picked], slopes=True)
-            grad_shares = _row_products(tables[image], corner_rows(pyramid, places), grad_output[image, outputs])
-            to_places, to_weights = locations_backward(pyramid, places, grad_shares)
-            torch.mul(to_places, weights[image, picked].unsqueeze(-1), out=grad_locations[image, picked])
+            samples = locate(pyramid, locations[image, picked], slopes=True)
+            grad_shares = _row_products(tables[image], corner_rows(pyramid, samples), grad_output[image, outputs])
+            location_grads, to_weights = locations_backward(pyramid, samples, grad_shares)
+            torch.mul(location_grads, weights[image, picked].unsqueeze(-1), out=grad_locations[image, picked])
             grad_weights[image, picked] = to_weights
-            first[picked] = places.first.view_as(first[picked])
-            share_corners(places, weights[image, picked], out=shares[:, picked].flatten(3))
+            first[picked] = samples.first.view_as(first[picked])
+            share_corners(samples, weights[image, picked], out=shares[:, picked].flatten(3))
         table_backward(pyramid, first.flatten(2), shares.flatten(3), grad_output[image], out=grad_tables[image])
     return grad_tables.view(value.shape), grad_locations, grad_weights
 
@@ -120,7 +120,7 @@ def pyramid_of(
         )
 
 
-def locate(pyramid: Pyramid, locations: Tensor, *, slopes: bool = False) -> Places:
+def locate(pyramid: Pyramid, locations: Tensor, *, slopes: bool = False) -> SamplingPoints:
     """Find the corners around `locations` (n, heads, levels, points, 2), which are in [0, 1] of the map."""
     offsets = locations.new_empty(2, 2, len(locations), pyramid.start.numel())  # from both corners, in cells
     torch.mul(locations.flatten(1, 3).movedim(-1, 0), pyramid.size, out=offsets[0]).sub_(0.5)  # 0 is a cell centre
@@ -133,7 +133,7 @@ def locate(pyramid: Pyramid, locations: Tensor, *, slopes: bool = False) -> Plac
     bilinear_weights = offsets.abs_().neg_().add_(1).clamp_(min=0)
     if pyramid.paired is not None:
         bilinear_weights[1].mul_(pyramid.paired)
-    return Places(first.mul_(pyramid.heads).add_(pyramid.start), bilinear_weights, derivatives)
+    return SamplingPoints(first.mul_(pyramid.heads).add_(pyramid.start), bilinear_weights, derivatives)
 
 
 def _slopes_of(pyramid: Pyramid, offsets: Tensor) -> Tensor:
@@ -145,36 +145,36 @@ def _slopes_of(pyramid: Pyramid, offsets: Tensor) -> Tensor:
     return slopes
 
 
-def corner_rows(pyramid: Pyramid, places: Places) -> Tensor:
+def corner_rows(pyramid: Pyramid, samples: SamplingPoints) -> Tensor:
     """Return (n, heads, 4, K) int32: the table rows of each bag, corner by corner; K = levels * points."""
-    num_queries, num_places = places.first.shape
-    rows = places.first.new_empty(num_queries, pyramid.heads, 4, num_places // pyramid.heads)
+    num_queries, num_samples = samples.first.shape
+    rows = samples.first.new_empty(num_queries, pyramid.heads, 4, num_samples // pyramid.heads)
     for corner, step in enumerate(pyramid.step):
-        rows[:, :, corner] = (places.first + step).view(num_queries, pyramid.heads, -1)
+        rows[:, :, corner] = (samples.first + step).view(num_queries, pyramid.heads, -1)
     return rows
 
 
-def share_corners(places: Places, weights: Tensor, out: Tensor) -> None:
-    """Write to `out` (4, n, heads, K) the bilinear weight of each corner times the attention weight of its place."""
-    x, y = places.bilinear_weights.unbind(1)  # each (2 corners, n, T)
+def share_corners(samples: SamplingPoints, weights: Tensor, out: Tensor) -> None:
+    """Write to `out` (4, n, heads, K) the bilinear weight of each corner times the attention weight of its point."""
+    x, y = samples.bilinear_weights.unbind(1)  # each (2 corners, n, T)
     y = y * weights.flatten(1)
     for share, corner in zip(out, CORNERS, strict=True):
         torch.mul(y[corner[0]].view(share.shape), x[corner[1]].view(share.shape), out=share)
 
 
-def locations_backward(pyramid: Pyramid, places: Places, grad_shares: Tensor) -> tuple[Tensor, Tensor]:
+def locations_backward(pyramid: Pyramid, samples: SamplingPoints, grad_shares: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of locations, for attention weights of one, and of the attention weights.
 
     `grad_shares` (n, heads, 4, K) are the gradients of the row weights; the results are (n, heads, levels, points, 2)
     and (n, heads, levels, points).
     """
-    num_queries, heads, _, num_places = grad_shares.shape
-    weight_x, weight_y = places.bilinear_weights.view(2, 2, num_queries, heads, num_places).unbind(1)
-    slope_x, slope_y = places.slopes.view(2, 2, num_queries, heads, num_places).unbind(1)
+    num_queries, heads, _, num_samples = grad_shares.shape
+    weight_x, weight_y = samples.bilinear_weights.view(2, 2, num_queries, heads, num_samples).unbind(1)
+    slope_x, slope_y = samples.slopes.view(2, 2, num_queries, heads, num_samples).unbind(1)
     upper, lower = grad_shares.unflatten(2, (2, 2)).unbind(2)  # (n, heads, 2, K)
     level = [pair[:, :, 0] * weight_x[0] + pair[:, :, 1] * weight_x[1] for pair in (upper, lower)]
     slant = [pair[:, :, 0] * slope_x[0] + pair[:, :, 1] * slope_x[1] for pair in (upper, lower)]
-    size_x, size_y = pyramid.size.view(2, heads, num_places)
+    size_x, size_y = pyramid.size.view(2, heads, num_samples)
     along_x = (slant[0] * weight_y[0] + slant[1] * weight_y[1]) * size_x
     along_y = (level[0] * slope_y[0] + level[1] * slope_y[1]) * size_y
     sums = level[0] * weight_y[0] + level[1] * weight_y[1]
@@ -186,14 +186,14 @@ def table_backward(pyramid: Pyramid, first: Tensor, shares: Tensor, grad_output:
     """Add the gradient of the table to `out` (S * heads, C).
 
     `first` (Q, heads, K) are first corners, `shares` the row weights (4, Q, heads, K), `grad_output` is (Q * heads, C).
-    With many places only the first corners are sorted, and the sums of each corner are shifted to its rows; with few,
+    With many points only the first corners are sorted, and the sums of each corner are shifted to its rows; with few,
     passes over the table take most of the time, so all corners are sorted together.
     """
-    num_places, num_rows = first.numel(), len(out)
-    if num_places < 2 * num_rows:
+    num_samples, num_rows = first.numel(), len(out)
+    if num_samples < 2 * num_rows:
         rows = first.flatten(1) + pyramid.step[:, None]  # (4, Q, T)
         order, starts = _sort_by_row(rows.flatten(), num_rows)
-        bag_index = _bag_index(order.remainder(num_places), first.shape[-1])
+        bag_index = _bag_index(order.remainder(num_samples), first.shape[-1])
         out += _weigh(grad_output, bag_index, starts, shares.flatten()[order])
         return
     order, starts = _sort_by_row(first.flatten(), num_rows)
@@ -207,10 +207,10 @@ def table_backward(pyramid: Pyramid, first: Tensor, shares: Tensor, grad_output:
 def _chunks(locations: Tensor) -> Iterator[tuple[slice, slice]]:
     """Yield the slice of the queries of a chunk, and that of their outputs (query, head)."""
     queries, heads = locations.shape[1:3]
-    num_places = queries * heads * locations.shape[3] * locations.shape[4]
-    num_chunks = -(-num_places // (CHUNK_PLACES * torch.get_num_threads()))
+    num_samples = queries * heads * locations.shape[3] * locations.shape[4]
+    num_chunks = -(-num_samples // (CHUNK_SAMPLES * torch.get_num_threads()))
     size = max(-(-queries // max(num_chunks, 1)), 1)
-    for start in range(0, queries if num_places else 0, size):
+    for start in range(0, queries if num_samples else 0, size):
         stop = min(start + size, queries)
         yield slice(start, stop), slice(start * heads, stop * heads)
 
@@ -248,5 +248,5 @@ def _sort_by_row(rows: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
     return torch.sort(rows, stable=True).indices, (counts.cumsum(0) - counts).to(torch.int32)
 
 
-def _bag_index(places: Tensor, size: int) -> Tensor:
-    return places.to(torch.int32).div_(size, rounding_mode='floor')
+def _bag_index(samples: Tensor, size: int) -> Tensor:
+    return samples.to(torch.int32).div_(size, rounding_mode='floor')

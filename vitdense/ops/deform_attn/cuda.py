@@ -50,10 +50,10 @@ def _attend(
         height, width = tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1)
         level_start = table + tl.load(levels + 3 * level + 2) * HEADS * CHANNELS
         for point in range(POINTS):
-            places = (output_rows * LEVELS + level) * POINTS + point
-            x = tl.load(locations + 2 * places, mask=real, other=0.0) * width - 0.5
-            y = tl.load(locations + 2 * places + 1, mask=real, other=0.0) * height - 0.5
-            weight = tl.load(weights + places, mask=real, other=0.0)
+            samples = (output_rows * LEVELS + level) * POINTS + point
+            x = tl.load(locations + 2 * samples, mask=real, other=0.0) * width - 0.5
+            y = tl.load(locations + 2 * samples + 1, mask=real, other=0.0) * height - 0.5
+            weight = tl.load(weights + samples, mask=real, other=0.0)
             left, top = tl.floor(x), tl.floor(y)
             for corner in tl.static_range(4):
                 right_side, lower_side = corner % 2, corner // 2
@@ -89,10 +89,10 @@ def _attend_backward(
         height, width = tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1)
         start = first + tl.load(levels + 3 * level + 2) * HEADS * CHANNELS
         for point in range(POINTS):
-            places = (output_rows * LEVELS + level) * POINTS + point
-            x = tl.load(locations + 2 * places, mask=real, other=0.0) * width - 0.5
-            y = tl.load(locations + 2 * places + 1, mask=real, other=0.0) * height - 0.5
-            weight = tl.load(weights + places, mask=real, other=0.0)
+            samples = (output_rows * LEVELS + level) * POINTS + point
+            x = tl.load(locations + 2 * samples, mask=real, other=0.0) * width - 0.5
+            y = tl.load(locations + 2 * samples + 1, mask=real, other=0.0) * height - 0.5
+            weight = tl.load(weights + samples, mask=real, other=0.0)
             left, top = tl.floor(x), tl.floor(y)
             along_x = tl.zeros((BLOCK_QUERIES,), dtype=gradients.dtype)
             along_y = tl.zeros((BLOCK_QUERIES,), dtype=gradients.dtype)
@@ -110,9 +110,9 @@ def _attend_backward(
                 along_y += grad_share * share_x * (2 * lower_side - 1)
                 share = tl.where(outside, 0.0, share_x * share_y * weight)
                 tl.atomic_add(grad_value + start + offsets, share[:, None] * gradients, mask=inside, sem='relaxed')
-            tl.store(grad_locations + 2 * places, along_x * weight * width, mask=real)
-            tl.store(grad_locations + 2 * places + 1, along_y * weight * height, mask=real)
-            tl.store(grad_weights + places, along_weight, mask=real)
+            tl.store(grad_locations + 2 * samples, along_x * weight * width, mask=real)
+            tl.store(grad_locations + 2 * samples + 1, along_y * weight * height, mask=real)
+            tl.store(grad_weights + samples, along_weight, mask=real)
 
 
 class Launch(NamedTuple):
@@ -143,7 +143,7 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of `value`, `locations` and `weights`; `grad_output` is (B, Q, heads * C)."""
     to_value = torch.zeros(value.shape, dtype=locations.dtype, device=value.device)
-    to_places, to_weights = (
+    to_locations, to_weights = (
         torch.empty(like.shape, dtype=like.dtype, device=like.device) for like in (locations, weights)
     )
     if weights.numel():
@@ -152,9 +152,9 @@ def attend_backward(
         inputs = grad_output.contiguous(), value.contiguous(), table, locations.contiguous(), weights.contiguous()
         with torch.cuda.device_of(value):
             _attend_backward[launch.programs](
-                *inputs, to_value, to_places, to_weights, *launch.numbers, **launch.constants
+                *inputs, to_value, to_locations, to_weights, *launch.numbers, **launch.constants
             )
-    return to_value.to(value.dtype), to_places, to_weights
+    return to_value.to(value.dtype), to_locations, to_weights
 
 
 @lru_cache(maxsize=64)

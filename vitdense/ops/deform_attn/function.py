@@ -39,7 +39,7 @@ def deform_attn(
     [(h, w), ...] names; S is the sum of h * w. `locations` (B, Q, heads, levels, points, 2) are (x, y) in [0, 1] of
     the map of their level; samples outside are zero. `weights` (B, Q, heads, levels, points) are used as given.
 
-    Places and sums are computed in float32 at least; the output has the type of `value`. `path` forces an
+    Positions and sums are computed in float32 at least; the output has the type of `value`. `path` forces an
     implementation (for tests and timing); outputs and gradients of all agree up to rounding. Raises ValueError for
     shapes that do not fit together.
     """
@@ -77,9 +77,9 @@ def triton_works() -> bool:
 def _try_triton() -> bool:
     if not (torch.cuda.is_available() and find_spec('triton')):
         return False
-    value, places = torch.zeros(1, 1, 1, 1, device='cuda'), torch.zeros(1, 1, 1, 1, 1, 2, device='cuda')
+    value, sample_points = torch.zeros(1, 1, 1, 1, device='cuda'), torch.zeros(1, 1, 1, 1, 1, 2, device='cuda')
     try:
-        _kernels('triton').attend(value, ((1, 1),), places, places[..., 0])
+        _kernels('triton').attend(value, ((1, 1),), sample_points, sample_points[..., 0])
     except Exception as error:  # a missing compiler, header, driver or folder each raise another type
         logger.warning('deformable attention runs without Triton, slower, because Triton fails here: %s', error)
         return False
@@ -146,13 +146,17 @@ def sample_grids(value: Tensor, grids: Grids, locations: Tensor, weights: Tensor
     """`deform_attn` by one `grid_sample` per level, on any device; the same arguments and output."""
     batch, _, heads, _ = value.shape
     maps = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B, S, heads, C) -> (B*heads, C, S)
-    places = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # -> (B*heads, Q, levels, points, 2)
+    sample_points = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # -> (B*heads, Q, levels, points, 2)
     shares = weights.transpose(1, 2).flatten(0, 1)[:, None]  # -> (B*heads, 1, Q, levels, points)
     levels = maps.split([height * width for height, width in grids], dim=2)
     sums = maps.new_zeros(())
     for level, (values, grid) in enumerate(zip(levels, grids, strict=True)):
         samples = functional.grid_sample(
-            values.unflatten(2, grid), places[:, :, level], mode='bilinear', padding_mode='zeros', align_corners=False
+            values.unflatten(2, grid),
+            sample_points[:, :, level],
+            mode='bilinear',
+            padding_mode='zeros',
+            align_corners=False,
         )  # (B*heads, C, Q, points)
         sums = sums + (samples * shares[..., level, :]).sum(-1)
     return sums.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)  # (B*heads, C, Q) -> (B, Q, heads*C)

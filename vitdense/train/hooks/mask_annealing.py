@@ -53,7 +53,7 @@ class MaskAnnealingHook(Hook):
 
 
 def _networks(model: nn.Module) -> list[nn.Module]:
-    found = [module for module in model.modules() if isinstance(module, MaskedAttentionNetwork)]
+    networks = [module for module in model.modules() if isinstance(module, MaskedAttentionNetwork)]
     why = 'no part of the model masks attention: only EoMT does'
-    check(bool(found), 'custom_hooks', 'MaskAnnealingHook', why, 'remove the hook, or use EoMT as network')
-    return found
+    check(bool(networks), 'custom_hooks', 'MaskAnnealingHook', why, 'remove the hook, or use EoMT as network')
+    return networks

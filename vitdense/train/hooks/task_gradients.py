@@ -98,13 +98,13 @@ class TaskGradientHook(Hook):
             logger.info('the backbone is frozen: there are no shared gradients to measure')
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        place = batch_idx % self.interval
-        self._kept = [*self._kept, data_batch] if 0 < place < self.batches else [data_batch] if place == 0 else []
+        position = batch_idx % self.interval
+        self._kept = [*self._kept, data_batch] if 0 < position < self.batches else [data_batch] if position == 0 else []
         if len(self._kept) < self.batches or not shared_parameters(runner.network_model):
             return
-        found = task_gradients(runner.network_model, *self._kept, scale=runner.optim_wrapper.scaler.get_scale())
-        norms = {f'{name}.shared_grad_norm': norm for name, norm in found.norms.items()}
-        cosines = {f'grad_cosine.{one}.{other}': value for (one, other), value in found.cosines.items()}
+        measured = task_gradients(runner.network_model, *self._kept, scale=runner.optim_wrapper.scaler.get_scale())
+        norms = {f'{name}.shared_grad_norm': norm for name, norm in measured.norms.items()}
+        cosines = {f'grad_cosine.{one}.{other}': value for (one, other), value in measured.cosines.items()}
         runner.train_loop.history.note(norms | cosines)
 
 

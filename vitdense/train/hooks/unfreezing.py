@@ -62,10 +62,10 @@ class UnfreezeHook(Hook):
             runner.model = runner.wrap_model(None, runner.network_model)
 
     def _vits(self, runner: Any) -> list[nn.Module]:
-        found = [module for module in runner.network_model.modules() if isinstance(module, FreezableBackbone)]
+        vits = [module for module in runner.network_model.modules() if isinstance(module, FreezableBackbone)]
         why = 'no part of the model can be unfrozen by layers: only a ViT has an order of them'
-        check(bool(found), 'custom_hooks', 'UnfreezeHook', why, 'remove the hook, or use ViT as backbone')
-        return found
+        check(bool(vits), 'custom_hooks', 'UnfreezeHook', why, 'remove the hook, or use ViT as backbone')
+        return vits
 
 
 def _words(first: int, depth: int) -> str:
