@@ -56,9 +56,9 @@ def make_images(count: int) -> list[Image]:
             area=torch.from_numpy((sides.prod(1) * 0.7).round(2)),
         )
         order = rng.permutation(FOUND)
-        answer = torch.from_numpy(found[order]).float(), torch.from_numpy(scores).float()
+        output = torch.from_numpy(found[order]).float(), torch.from_numpy(scores).float()
         images.append(
-            (target, Meta(number + 1, dataset='drawn'), Instances(*answer, torch.from_numpy(found_labels[order])))
+            (target, Meta(number + 1, dataset='drawn'), Instances(*output, torch.from_numpy(found_labels[order])))
         )
     return images
 

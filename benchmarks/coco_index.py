@@ -75,8 +75,8 @@ def growth_in_a_fork(read_all: Callable[[], float]) -> tuple[float, float]:
     child = os.fork()
     if not child:
         before = private_memory()
-        answer = read_all()
-        os.write(writer, f'{(private_memory() - before) / MIB} {answer}'.encode())
+        output = read_all()
+        os.write(writer, f'{(private_memory() - before) / MIB} {output}'.encode())
         os._exit(0)
     os.waitpid(child, 0)
     return tuple(float(word) for word in os.read(reader, 200).split())

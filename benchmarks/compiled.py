@@ -4,7 +4,7 @@
 
 A ViT-S/16 with SimplePyramid and UPerNet (150 classes, 256 channels), random weights, one image, one torch thread:
 inference, and forward with backward of the mean square of the logits. Outputs and gradients of both are compared before
-anything is timed. The first compiled call, which compiles, is told apart. There is no bar: on a CPU most of the time is
+anything is timed. The first compiled call, which compiles, is timed separately. There is no bar: on a CPU most of the time is
 spent in the matrix products, which are the same.
 """
 
@@ -40,14 +40,14 @@ def main() -> None:
     fast.compile()
     imgs = torch.randn(1, 3, arguments.size, arguments.size)
     for words, work in (('inference', infer), ('forward and backward', train)):
-        answers, seconds = [], []
+        outputs, seconds = [], []
         for network in (plain, fast):
             start = time.perf_counter()
-            answers.append(work(network, imgs, arguments.amp))
+            outputs.append(work(network, imgs, arguments.amp))
             seconds.append(time.perf_counter() - start)
-        error = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*answers, strict=True))
+        error = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*outputs, strict=True))
         print(f'{words}: first compiled call {seconds[1]:.0f} s; largest difference / largest value = {error:.1e}')
-        assert error < (5e-2 if arguments.amp else 1e-3), 'compiled, the network answers something else'
+        assert error < (5e-2 if arguments.amp else 1e-3), 'the compiled network has other outputs'
         ratio = paired(
             lambda work=work: work(plain, imgs, arguments.amp),
             lambda work=work: work(fast, imgs, arguments.amp),

@@ -90,10 +90,10 @@ def forward(function: Callable[[Work], Tensor], work: Work) -> Callable[[], None
 
 
 def forward_backward(function: Callable[[Work], Tensor], work: Work) -> Callable[[], None]:
-    pull = torch.randn(*work.locations.shape[:2], HEADS * CHANNELS, device=work.value.device)
+    grad_output = torch.randn(*work.locations.shape[:2], HEADS * CHANNELS, device=work.value.device)
 
     def call() -> None:
-        torch.autograd.grad(function(work), work.leaves, pull)
+        torch.autograd.grad(function(work), work.leaves, grad_output)
         wait(work)
 
     return call
@@ -106,10 +106,10 @@ def wait(work: Work) -> None:
 
 def refuse_different(work: Work) -> None:
     """Stop if the two do not compute the same, by more than the rounding of float32."""
-    answers = [function(work) for function in (theirs, ours)]
-    pull = torch.randn_like(answers[0])
-    both = [[answer, *torch.autograd.grad(answer, work.leaves, pull)] for answer in answers]
-    for name, their, own in zip(('answer', 'value', 'locations', 'weights'), *both, strict=True):
+    outputs = [function(work) for function in (theirs, ours)]
+    grad_output = torch.randn_like(outputs[0])
+    both = [[output, *torch.autograd.grad(output, work.leaves, grad_output)] for output in outputs]
+    for name, their, own in zip(('output', 'value', 'locations', 'weights'), *both, strict=True):
         # a place on a cell centre up to rounding has two slopes: few locations may differ
         error = ((their - own).abs() > 1e-4 * their.abs().max()).double().mean().item()
         assert error < 1e-4, f'{name} differs in {error:.1e} of all numbers'

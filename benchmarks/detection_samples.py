@@ -67,18 +67,18 @@ def main() -> None:
     cv2.setNumThreads(0)
 
     plain = CocoDetection(options.annotations, options.images)
-    facts = [
+    context = [
         (sample.meta.path, sample.target.boxes.numpy())
         for sample in (plain[row] for row in range(min(len(plain), 200)))
     ]
     ours = SeededDataset(
         CocoDetection(options.annotations, options.images, transforms=[RandomFlip(), LargeScaleJitter(size=SIDE)]), 0
     )
-    rng, numbers, turn = np.random.default_rng(0), itertools.count(), itertools.cycle(facts)
+    rng, numbers, turn = np.random.default_rng(0), itertools.count(), itertools.cycle(context)
 
     def cut_first() -> object:
         number = next(numbers)
-        return ours[SampleIndex(number, number % len(facts))]
+        return ours[SampleIndex(number, number % len(context))]
 
     times = dict(rounds=options.rounds, calls=options.calls)
     print('against resize, crop, pad:         ', paired(lambda: step_by_step(*next(turn), rng), cut_first, **times))

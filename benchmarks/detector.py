@@ -73,13 +73,13 @@ class Detector(nn.Module):
 
     def forward(self, imgs: Tensor) -> QueryOutputs:
         whole = torch.ones(len(imgs), *imgs.shape[-2:], dtype=torch.long)
-        return self.answer([x for x, _ in self.backbone(imgs, whole)], tuple(imgs.shape[-2:]))
+        return self.output([x for x, _ in self.backbone(imgs, whole)], tuple(imgs.shape[-2:]))
 
-    def answer(self, maps: list[Tensor], size: tuple[int, int]) -> QueryOutputs:
+    def output(self, maps: list[Tensor], size: tuple[int, int]) -> QueryOutputs:
         return self.head(Features(maps=tuple(maps), input_size=size))
 
 
-class Seen(nn.Module):
+class Recorded(nn.Module):
     """A backbone that has seen its image already."""
 
     def __init__(self, features: list[tuple[Tensor, Tensor]]) -> None:
@@ -91,7 +91,7 @@ class Seen(nn.Module):
 
 
 def inference(theirs: nn.Module, ours: Detector, size: int, rounds: int) -> None:
-    """Compare answers and time them, with the backbone and behind it."""
+    """Compare outputs and time both, with the backbone and behind it."""
     imgs = torch.randn(1, 3, size, size)
     with torch.inference_mode():
         wanted, got = theirs(imgs), ours(imgs)
@@ -105,9 +105,9 @@ def inference(theirs: nn.Module, ours: Detector, size: int, rounds: int) -> None
             assert error < 1e-4, 'the two detectors do not compute the same'
         report('inference', lambda: theirs(imgs), lambda: ours(imgs), rounds, bar=1.8)
         features = ours.backbone(imgs, torch.ones(1, size, size, dtype=torch.long))
-        theirs.model.backbone = Seen(features)
+        theirs.model.backbone = Recorded(features)
         maps = [x for x, _ in features]
-        report('  behind the backbone', lambda: theirs(imgs), lambda: ours.answer(maps, (size, size)), rounds)
+        report('  behind the backbone', lambda: theirs(imgs), lambda: ours.output(maps, (size, size)), rounds)
     theirs.model.backbone = ours.backbone
 
 
@@ -165,10 +165,10 @@ def peer() -> nn.Module:
 
 def copy_weights(theirs: nn.Module, head: nn.Module) -> None:
     """Copy every weight behind the backbone; of the first stage's classes only the first one is read."""
-    unread = ('model.backbone.', 'model.decoder.class_embed', 'model.decoder.bbox_embed')
+    unused = ('model.backbone.', 'model.decoder.class_embed', 'model.decoder.bbox_embed')
     state = {}
     for key, tensor in theirs.state_dict().items():
-        if key.startswith(unread):
+        if key.startswith(unused):
             continue
         for level in range(4):
             key = key.replace(f'model.input_proj.{level}.0.', f'project.convs.{level}.')

@@ -81,13 +81,19 @@ def main() -> None:
     for name, value in defaults.items():
         parser.add_argument(f'--{name}', type=int, default=value)
     parser.add_argument('--tiff', action='store_true', help='read the image from a TIFF file in windows')
-    asked = parser.parse_args()
+    requested = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    parts = dict(classes=asked.classes, tile=asked.tile, depth=asked.depth, queries=asked.queries, tiff=asked.tiff)
-    peak, seconds = segment(asked.height, asked.width, **parts)
+    parts = dict(
+        classes=requested.classes,
+        tile=requested.tile,
+        depth=requested.depth,
+        queries=requested.queries,
+        tiff=requested.tiff,
+    )
+    peak, seconds = segment(requested.height, requested.width, **parts)
     print(f'peak {peak / 1e9:.2f} GB, {seconds:.0f} s')
-    if vars(asked) | dict(queries=0) == defaults | dict(tiff=False):
+    if vars(requested) | dict(queries=0) == defaults | dict(tiff=False):
         print(f'bar {BAR} GB: {"kept" if peak <= BAR * 1e9 else "MISSED"}')
 
 

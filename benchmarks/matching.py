@@ -27,10 +27,10 @@ def boxes_cxcywh(*shape: int) -> Tensor:
 
 def scene(batch: int, queries: int, objects: int) -> tuple[LayerPredictions, ObjectTargets]:
     total = batch * objects
-    answers = LayerPredictions(1.5 * torch.randn(1, batch, queries, CLASSES) - 2, boxes_cxcywh(1, batch, queries))
+    predictions = LayerPredictions(1.5 * torch.randn(1, batch, queries, CLASSES) - 2, boxes_cxcywh(1, batch, queries))
     images = torch.arange(batch).repeat_interleave(objects)
     crowd = torch.zeros(total, dtype=torch.bool)
-    return answers, ObjectTargets(
+    return predictions, ObjectTargets(
         torch.randint(CLASSES, (total,)), boxes_cxcywh(total), images, crowd, (objects,) * batch
     )
 
@@ -43,8 +43,8 @@ def main() -> None:
     torch.manual_seed(0)
     ours, theirs = HungarianMatcher(), DeformableDetrHungarianMatcher(2, 5, 2)
     for size in ((16, 900, 100), (2, 900, 100), (16, 300, 7)):
-        answers, object_targets = scene(*size)
-        outputs = {'logits': answers.logits[0], 'pred_boxes': answers.boxes[0]}
+        predictions, object_targets = scene(*size)
+        outputs = {'logits': predictions.logits[0], 'pred_boxes': predictions.boxes[0]}
         pairs = zip(
             object_targets.labels.split(object_targets.counts),
             object_targets.boxes.split(object_targets.counts),
@@ -55,8 +55,8 @@ def main() -> None:
         def peer(outputs: dict = outputs, targets: list = targets) -> list:
             return theirs(outputs, targets)
 
-        def mine(answers: LayerPredictions = answers, object_targets: ObjectTargets = object_targets) -> Tensor:
-            return ours([answers], object_targets)[0][0]
+        def mine(predictions: LayerPredictions = predictions, object_targets: ObjectTargets = object_targets) -> Tensor:
+            return ours([predictions], object_targets)[0][0]
 
         rows = mine()
         for image, (queries, objects) in enumerate(peer()):

@@ -27,8 +27,8 @@ def three_histograms(targets: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, T
     """The areas of intersection, prediction and targets for each class, by histogram, as mmsegmentation counts them."""
     valid = targets != IGNORE
     targets, labels = targets[valid], labels[valid]
-    planes = (labels[labels == targets], labels, targets)
-    return tuple(torch.histc(plane.float(), bins=CLASSES, min=0, max=CLASSES - 1) for plane in planes)
+    channels = (labels[labels == targets], labels, targets)
+    return tuple(torch.histc(pixels.float(), bins=CLASSES, min=0, max=CLASSES - 1) for pixels in channels)
 
 
 def images(height: int, width: int) -> tuple[Tensor, Tensor]:

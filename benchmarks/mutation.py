@@ -126,7 +126,7 @@ def _swap(node: ast.AST, name: str, new: object) -> tuple:
     return lambda: setattr(node, name, new), lambda: setattr(node, name, old)
 
 
-def drawn(files: Sequence[str], count: int, seed: int) -> list[Mutant]:
+def sampled(files: Sequence[str], count: int, seed: int) -> list[Mutant]:
     """Return `count` mutants, as many of each file as it has of all, at least three."""
     generator = random.Random(seed)
     pools = {file: mutants_of(file, (ROOT / file).read_text(encoding='utf-8')) for file in files}
@@ -192,8 +192,8 @@ def _run(tests: Sequence[str], folder: Path) -> int:
         os.setpgrp()
         os.chdir(folder)
         sys.path[:0] = [str(folder)]
-        with open(os.devnull, 'w') as nothing:
-            os.dup2(nothing.fileno(), 1), os.dup2(nothing.fileno(), 2)
+        with open(os.devnull, 'w') as empty:
+            os.dup2(empty.fileno(), 1), os.dup2(empty.fileno(), 2)
         import pytest
 
         options = [] if set(tests) & PARALLEL else ['-k', 'not rank']
@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--again', help='a log of this script: only the mutants that survived there')
     options = parser.parse_args(arguments)
     files = [file for file in TESTS if options.only in file]
-    mutants = survivors_of(options.again) if options.again else drawn(files, options.count, options.seed)
+    mutants = survivors_of(options.again) if options.again else sampled(files, options.count, options.seed)
     preload()
     survivors = []
     with tempfile.TemporaryDirectory() as place:
@@ -246,9 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         broken = [' '.join(tests) for tests, failed in zip(used, pool.map(fails, used), strict=True) if failed]
         if broken:
             sys.exit(f'these tests fail without any change: {broken}')
-        for number, (mutant, seen) in enumerate(pool.map(noticed, mutants), start=1):
-            survivors += [] if seen else [mutant]
-            what = 'noticed ' if seen else 'SURVIVED'
+        for number, (mutant, recorded) in enumerate(pool.map(noticed, mutants), start=1):
+            survivors += [] if recorded else [mutant]
+            what = 'noticed ' if recorded else 'SURVIVED'
             change = f'{mutant.file}:{mutant.line}: {mutant.before} -> {mutant.after}'
             print(f'{number}/{len(mutants)} {what} {change}', flush=True)
         pool.shutdown()

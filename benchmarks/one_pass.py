@@ -4,7 +4,7 @@
 
 The real-time detection preset (ViT-S with patches of 16 and 2 x 2 windows, projector, 300 queries, 3 decoder layers),
 and a linear segmentation head and a linear class head on the same ViT. Random weights, float32, one image, one torch
-thread, times of the processor. Before anything is timed the joint answers are compared with those of the single models.
+thread, times of the processor. Before anything is timed the joint outputs are compared with those of the single models.
 Bars: joint <= 1.25 x the slowest single model, and less than half of the three together.
 """
 
@@ -69,7 +69,7 @@ def alone(joint: SharedNetwork, name: str) -> SharedNetwork:
 
 
 def compare(joint: SharedNetwork, single: Mapping[str, SharedNetwork], imgs: Tensor) -> None:
-    """Check that the joint model answers as the single models, from one call of its ViT."""
+    """Check that the joint model has the outputs of the single models, from one call of its ViT."""
     calls = []
     handle = joint.backbone.register_forward_pre_hook(lambda *_: calls.append(1))
     outputs = joint(imgs)
@@ -79,7 +79,7 @@ def compare(joint: SharedNetwork, single: Mapping[str, SharedNetwork], imgs: Ten
         ours, own = outputs[name][0], model(imgs)[name][0]
         error = ((ours - own).abs().max() / own.abs().max()).item()
         print(f'{name}: largest difference / largest value = {error:.1e}', flush=True)
-        assert error < 1e-4, 'the joint model answers something else'
+        assert error < 1e-4, 'the joint model has other outputs'
 
 
 def versus(models: list[SharedNetwork], joint: SharedNetwork, imgs: Tensor, rounds: int) -> Ratio:

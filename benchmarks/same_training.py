@@ -71,20 +71,22 @@ def main() -> int:
     parser.add_argument('--data', type=Path, help='folder with camvid, coco_mini480 and weights')
     parser.add_argument('--steps', type=int, default=50)
     parser.add_argument('--only', nargs='+', choices=RUNS, default=list(RUNS))
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     failed = 0
-    for name in given.only:
+    for name in arguments.only:
         config, options = RUNS[name]
-        if options and given.data is None:
+        if options and arguments.data is None:
             print(f'{name:12} skipped: needs --data')
             continue
-        filled = [option.format(data=given.data.resolve()) for option in options] if options else []
+        filled = [option.format(data=arguments.data.resolve()) for option in options] if options else []
         with tempfile.TemporaryDirectory() as folder:
             places = [Path(folder, side) for side in ('this', 'other')]
-            for checkout, place in zip((HERE, given.other.resolve()), places, strict=True):
-                train(checkout, config, filled, given.steps, place)
+            for checkout, place in zip((HERE, arguments.other.resolve()), places, strict=True):
+                train(checkout, config, filled, arguments.steps, place)
             found = differences(*places)
-        print(f'{name:12} {given.steps} steps: ' + ('equal to the bit' if not found else '; '.join(found)), flush=True)
+        print(
+            f'{name:12} {arguments.steps} steps: ' + ('equal to the bit' if not found else '; '.join(found)), flush=True
+        )
         failed += bool(found)
     return int(failed > 0)
 

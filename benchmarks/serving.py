@@ -1,4 +1,4 @@
-"""Requests of several clients at once to `vitdense serve`: how many are answered, equally, and after how long.
+"""Requests of several clients at once to `vitdense serve`: how many succeed, whether results are equal, and the latency.
 
     python benchmarks/serving.py work_dirs/shapes/model [--requests 200] [--clients 16]
 
@@ -34,7 +34,7 @@ def scene() -> bytes:
     return stream.getvalue()
 
 
-def ask(port: int, image: bytes) -> tuple[float, dict]:
+def send(port: int, image: bytes) -> tuple[float, dict]:
     """Send a request and return its seconds and its predictions, without the times of the stages."""
     start = time.perf_counter()
     connection = http.client.HTTPConnection('127.0.0.1', port, timeout=60)
@@ -71,17 +71,17 @@ def main() -> int:
     try:
         wait_for(port, server)
         image = scene()
-        _, alone = ask(port, image)
+        _, alone = send(port, image)
         start = time.perf_counter()
         with ThreadPoolExecutor(args.clients) as pool:
-            answers = list(pool.map(lambda _: ask(port, image), range(args.requests)))
+            outputs = list(pool.map(lambda _: send(port, image), range(args.requests)))
         rate = args.requests / (time.perf_counter() - start)
     finally:
         server.terminate()
         server.wait()
-    equal = sum(record == alone for _, record in answers)
-    hundredths = statistics.quantiles([seconds for seconds, _ in answers], n=100)
-    print(f'{len(answers)} of {args.requests} answered, {equal} equal to that of a lone request')
+    equal = sum(record == alone for _, record in outputs)
+    hundredths = statistics.quantiles([seconds for seconds, _ in outputs], n=100)
+    print(f'{len(outputs)} of {args.requests} succeeded, {equal} equal to that of a lone request')
     print(f'p50 {hundredths[49]:.2f} s, p95 {hundredths[94]:.2f} s, {rate:.0f} requests a second')
     return 0 if equal == args.requests else 1
 

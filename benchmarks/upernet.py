@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def peer(size: int) -> nn.Module:
-    """Return transformers' ViT-B + UPerNet with random weights; every norm, bias and scale has a say in the answer."""
+    """Return transformers' ViT-B + UPerNet with random weights; every norm, bias and scale changes the output."""
     backbone = BeitConfig(
         image_size=size,
         use_absolute_position_embeddings=True,

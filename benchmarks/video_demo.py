@@ -3,7 +3,7 @@
     python benchmarks/video_demo.py [--rounds 7] [--network vit_tiny_patch16_224] [--video FILE] [--frames 40]
                                     [--weights FILE] [--amp off] [--device cpu] [--encoder pyav]
 
-Both look at the same frames of 512 x 512, one at a time. The model alone gets them as tensors and answers with label
+Both get the same frames of 512 x 512, one at a time. The model alone gets them as tensors and returns label
 maps. Without --video, moving shapes are drawn. One torch thread. Bar: >= 0.9x of the frames per second.
 """
 
@@ -37,7 +37,7 @@ SIDE = 512
 CLASSES = [f'thing {index}' for index in range(19)]
 
 
-def drawn(count: int) -> list[np.ndarray]:
+def sampled(count: int) -> list[np.ndarray]:
     """Return frames of discs that move over a slope of grey."""
     frames = []
     for time in range(count):
@@ -81,11 +81,11 @@ def main() -> None:
     )
     model = DenseModel(network, {'sem': SemanticTask()}, classes={'semantic': CLASSES})
     predictor = Predictor(model, device=arguments.device, amp=arguments.amp)
-    frames = read(arguments.video, arguments.frames) if arguments.video else drawn(arguments.frames)
+    frames = read(arguments.video, arguments.frames) if arguments.video else sampled(arguments.frames)
     batches = [model.data_preprocessor(as_batch(frame), False) for frame in frames]
 
-    with tempfile.TemporaryDirectory() as room:
-        source = Path(room, 'source.mp4')
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, 'source.mp4')
         with VideoWriter(source, (SIDE, SIDE), 25, encoder='opencv') as writer:
             for frame in frames:
                 writer.write(frame)
@@ -97,7 +97,7 @@ def main() -> None:
                 model(*batch, mode='predict')[0]['sem'].labels.cpu()
 
         def demo() -> None:
-            written = Demo(predictor, OutputNames(Path(room, 'out'), [item]), Options(encoder=arguments.encoder))
+            written = Demo(predictor, OutputNames(Path(folder, 'out'), [item]), Options(encoder=arguments.encoder))
             written.run([item])
             if count_frames(written.entries[0]['output']) != len(frames):
                 raise RuntimeError('the written file has not all frames')

@@ -42,7 +42,7 @@ def seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def log_as_before() -> Iterator[None]:
-    """What a run does to the log of the process ends with its test: caplog hears a silenced logger in another way."""
+    """What a run does to the log of the process ends with its test: caplog handles a disabled logger in another way."""
     logger = logging.getLogger('vitdense')
     before = logger.propagate, logger.level, list(logger.handlers)
     yield

@@ -31,10 +31,10 @@ class TinyNetwork(nn.Module):
         self.branches = nn.ModuleDict({name: nn.Conv2d(6, num_classes.get(name, 3), 1) for name in names})
 
     def forward(self, imgs, valid=None, training_inputs=None):
-        self.seen = imgs.detach(), valid
+        self.recorded = imgs.detach(), valid
         trunk, size = self.trunk(imgs), tuple(imgs.shape[-2:])
-        answers = {name: branch(trunk) for name, branch in self.branches.items()}
-        return {name: PixelOutputs(x, size, (x[..., ::2, ::2],) * self.aux) for name, x in answers.items()}
+        predictions = {name: branch(trunk) for name, branch in self.branches.items()}
+        return {name: PixelOutputs(x, size, (x[..., ::2, ::2],) * self.aux) for name, x in predictions.items()}
 
 
 def _model(tasks=None, **arguments):
@@ -70,7 +70,7 @@ def test_padding_is_zero_after_normalisation_even_within_a_cell():
         outside = torch.ones(16, 24, dtype=torch.bool)
         outside[:height, :width] = False
         assert not data.imgs[row, :, outside].any()
-        mean, std = (torch.tensor(fact).view(3, 1, 1) for fact in (network.mean, network.std))
+        mean, std = (torch.tensor(value_of_batch).view(3, 1, 1) for value_of_batch in (network.mean, network.std))
         expected = (batch.imgs[row, :, :height, :width] / 255 - mean) / std
         assert torch.allclose(data.imgs[row, :, :height, :width], expected, atol=1e-5)
 
@@ -153,15 +153,15 @@ def test_all_ignored_and_unlabelled_batches_are_finite():
 def test_predictions_have_the_original_size_for_images_of_any_size():
     orig_sizes = [(30, 47), (9, 20), (64, 64)]
     model, batch = _model(), _batch((16, 24), (13, 17), (24, 24), orig_sizes=orig_sizes)
-    answers = model.val_step(batch)
+    predictions = model.val_step(batch)
     data = model.data_preprocessor(batch)
     logits = model(*data[:3], valid=data.valid)['sem'].logits
-    assert torch.equal(model.network.seen[1], data.valid)
-    for row, (answer, meta) in enumerate(zip(answers, batch.metas, strict=True)):
-        assert isinstance(answer['sem'], SemanticMap) and answer['sem'].labels.shape == orig_sizes[row]
+    assert torch.equal(model.network.recorded[1], data.valid)
+    for row, (output, meta) in enumerate(zip(predictions, batch.metas, strict=True)):
+        assert isinstance(output['sem'], SemanticMap) and output['sem'].labels.shape == orig_sizes[row]
         full = functional.interpolate(logits[row : row + 1], (24, 24), mode='bilinear')
         full = functional.interpolate(full[..., : meta.size[0], : meta.size[1]], orig_sizes[row], mode='bilinear')
-        assert torch.equal(answer['sem'].labels.long(), full.argmax(1)[0])
+        assert torch.equal(output['sem'].labels.long(), full.argmax(1)[0])
 
 
 def test_a_drawn_image_comes_back_in_place():
@@ -183,8 +183,8 @@ def test_a_drawn_image_comes_back_in_place():
         batch.imgs[row, 0, : height // 2, :width] = 255  # class 0 above
         batch.imgs[row, 1, height // 2 : height, : width // 2] = 255  # class 1 below at the left
         batch.imgs[row, 2, height // 2 : height, width // 2 : width] = 255  # class 2 below at the right
-    for answer in model.val_step(batch):
-        labels = answer['sem'].labels
+    for output in model.val_step(batch):
+        labels = output['sem'].labels
         height, width = labels.shape
         margin_y, margin_x = height // 8, width // 8  # cells of 8 pixels blur the borders
         assert (labels[: height // 2 - margin_y] == 0).all()

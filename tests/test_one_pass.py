@@ -116,11 +116,11 @@ def test_the_demo_shows_everything_from_one_pass(model, calls, tmp_path):
     for heads, objects in ((image['heads'], image['objects']), (video['heads'], video['frames'][0]['objects'])):
         assert list(heads) == ['det', 'sem', 'cls', 'dpt'] and len(objects['det']) == 12
     assert set(image['ms_parts']) == set(demo.parts) == {'backbone', 'det', 'sem', 'cls', 'dpt'}
-    drawn = cv2.imread(image['output'])
-    assert drawn.shape[0] >= 64 and Path(video['output']).stat().st_size > 0
+    sampled = cv2.imread(image['output'])
+    assert sampled.shape[0] >= 64 and Path(video['output']).stat().st_size > 0
 
 
-def test_joint_answers_equal_those_of_the_single_heads(model):
+def test_joint_outputs_equal_those_of_the_single_heads(model):
     imgs = torch.rand(2, 3, 64, 96)
     network = model.network.eval()
     with torch.no_grad():

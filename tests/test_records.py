@@ -64,7 +64,7 @@ def test_tv_tensors_are_kept_through_a_pipeline():
     assert after.target.boxes[0].tolist() == [0, 2, 4, 8]
 
 
-def test_sanitizing_needs_to_be_told_where_the_labels_are():
+def test_sanitizing_needs_a_labels_getter():
     broken = sample()
     boxes = tv_tensors.wrap(torch.tensor([[0.0, 0, 2, 3], [3, 2, 3, 4]]), like=broken.target.boxes)
     broken = broken._replace(target=broken.target._replace(boxes=boxes))

@@ -121,7 +121,7 @@ PROBES = {  # uses of hasattr and getattr in a file: of objects of timm, torch, 
 }
 
 
-def room_of(path: Path) -> str:
+def folder_of(path: Path) -> str:
     """Return the folder of the package that a file is in, or the file itself."""
     return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
 
@@ -138,24 +138,24 @@ def imports(source: str) -> Iterator[str]:
 
 def breaches(file: str, name: str) -> Iterator[str]:
     """Yield what is wrong with `file` (a path below the package) importing `name`."""
-    room = Path(file).parts[0].removesuffix('.py')
+    part = Path(file).parts[0].removesuffix('.py')
     top, *rest = name.split('.')
-    if top == 'mmengine' and room not in USERS_OF_MMENGINE:
-        yield f'{room} must work without mmengine'
-    if top == 'timm' and rest[:1] != ['layers'] and not {room, file} & USERS_OF_TIMM_MODELS:
+    if top == 'mmengine' and part not in USERS_OF_MMENGINE:
+        yield f'{part} must work without mmengine'
+    if top == 'timm' and rest[:1] != ['layers'] and not {part, file} & USERS_OF_TIMM_MODELS:
         yield f'only backbones know the models of timm, not {file}'
     if top in ('tools', 'configs') or (top == 'vitdense' and rest[:1] in (['tools'], ['configs'])):
         yield f'nothing in the library imports {name}'
-    elif top == 'vitdense' and rest and rest[0] in MAY_IMPORT and rest[0] != room:
-        allowed = MAY_IMPORT[room] | (BASIC if room not in BASIC else BASIC - {'registry', 'device'})
+    elif top == 'vitdense' and rest and rest[0] in MAY_IMPORT and rest[0] != part:
+        allowed = MAY_IMPORT[part] | (BASIC if part not in BASIC else BASIC - {'registry', 'device'})
         if rest[0] not in allowed and (file, rest[0]) not in ALSO:
-            yield f'{room} imports {rest[0]}'
+            yield f'{part} imports {rest[0]}'
 
 
 @pytest.mark.parametrize('path', [*FILES, PACKAGE / '__init__.py'], ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_file_imports_what_its_folder_may(path):
-    room = room_of(path)
-    assert room in MAY_IMPORT, f'{room} is not in the table: add it, with as few imports as it needs'
+    part = folder_of(path)
+    assert part in MAY_IMPORT, f'{part} is not in the table: add it, with as few imports as it needs'
     file = path.relative_to(PACKAGE).as_posix()
     assert [fault for name in imports(path.read_text()) for fault in breaches(file, name)] == []
 
@@ -257,7 +257,9 @@ def code_lines(source: str) -> int:
 
 def test_the_core_can_be_read():
     assert code_lines('"""a\nb"""\n\nx = 1  # c\n# d\n') == 2
-    total = sum(code_lines(path.read_text()) for path in FILES if room_of(path) in CORE and path.parent not in KERNELS)
+    total = sum(
+        code_lines(path.read_text()) for path in FILES if folder_of(path) in CORE and path.parent not in KERNELS
+    )
     assert total <= MOST_CORE_LINES
 
 

@@ -17,19 +17,19 @@ def test_one_map_for_each_layer():
     adapter = PlainMaps(8, 16, layers=(1, -1))
     assert adapter.layers == (LayerRequest(1, True), LayerRequest(-1, True))
     assert (adapter.out_channels, adapter.strides) == ((8, 8), (16.0, 16.0))
-    seen = features(2)
-    got = adapter(seen, torch.empty(0))
-    assert got.maps == seen.layers
-    assert (got.layers, got.cls, got.input_size) == (seen.layers, seen.cls, seen.input_size)
+    recorded = features(2)
+    got = adapter(recorded, torch.empty(0))
+    assert got.maps == recorded.layers
+    assert (got.layers, got.cls, got.input_size) == (recorded.layers, recorded.cls, recorded.input_size)
 
 
 def test_concatenated_along_channels_without_the_final_norm():
     adapter = PlainMaps(8, 14, layers=(0, 1, 2), normed=False, concat=True)
     assert {request.normed for request in adapter.layers} == {False}
     assert (adapter.out_channels, adapter.strides) == ((24,), (14.0,))
-    seen = features(3)
-    (got,) = adapter(seen, torch.empty(0)).maps
-    assert torch.equal(got[:, 8:16], seen.layers[1])
+    recorded = features(3)
+    (got,) = adapter(recorded, torch.empty(0)).maps
+    assert torch.equal(got[:, 8:16], recorded.layers[1])
 
 
 def test_no_layer_is_an_error():

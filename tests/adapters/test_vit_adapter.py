@@ -102,8 +102,8 @@ def deformable(
         value = linear(values.permute(1, 2, 0), weights, f'{name}.value_proj').permute(2, 0, 1)
         for point in range(shares.shape[3]):
             x, y = (pixels[:, None] / stride - 0.5 + offsets[:, :, level, point]).unbind(-1)  # (n, heads)
-            seen = [read_map(part, x[:, head], y[:, head]) for head, part in enumerate(value.chunk(heads))]
-            read = read + torch.cat([part * shares[:, head, level, point] for head, part in enumerate(seen)])
+            recorded = [read_map(part, x[:, head], y[:, head]) for head, part in enumerate(value.chunk(heads))]
+            read = read + torch.cat([part * shares[:, head, level, point] for head, part in enumerate(recorded)])
     return linear(read.T, weights, f'{name}.output_proj')
 
 
@@ -117,11 +117,11 @@ def rows_of(x: Tensor) -> Tensor:
 
 def extract(maps: list[Tensor], x: Tensor, patch: int, weights: dict, name: str, heads: int) -> list[Tensor]:
     """Equations 2 and 3: the spatial features read the ViT, then a ConvFFN mixes each level."""
-    seen, result = norm_map(x, weights, f'{name}.feat_norm'), []
+    recorded, result = norm_map(x, weights, f'{name}.feat_norm'), []
     for level, stride in zip(maps, (8, 16, 32), strict=True):
         queries = layer_norm(rows_of(level), weights, f'{name}.query_norm')
         pixels = middles(level.shape[1:], stride)
-        tokens = rows_of(level) + deformable(queries, pixels, [seen], [patch], weights, f'{name}.attn', heads)
+        tokens = rows_of(level) + deformable(queries, pixels, [recorded], [patch], weights, f'{name}.attn', heads)
         hidden = linear(layer_norm(tokens, weights, f'{name}.ffn_norm'), weights, f'{name}.ffn.fc1')
         hidden = hidden.T.unflatten(1, level.shape[1:])
         kernel, bias = weights[f'{name}.ffn.dwconv.weight'], weights[f'{name}.ffn.dwconv.bias']
@@ -147,7 +147,7 @@ def reference(adapter: ViTAdapter, img: Tensor) -> list[Tensor]:
     maps = [x + embed[:, None, None] for x, embed in zip(maps, weights['level_embed'], strict=True)]
     tokens = vit.embed(img[None])
     grid, lead = tokens.grid, tokens.x.shape[1] - tokens.grid[0] * tokens.grid[1]
-    start, seen = 0, []
+    start, recorded = 0, []
     for number, stop in enumerate(adapter.stops):
         name, patches = f'injectors.{number}', tokens.x[0, lead:]
         values = [norm_map(x, weights, f'{name}.feat_norm') for x in maps]
@@ -158,14 +158,14 @@ def reference(adapter: ViTAdapter, img: Tensor) -> list[Tensor]:
         for block in vit.model.blocks[start:stop]:
             x = block(x) if tokens.rope is None else block(x, rope=tokens.rope)
         tokens, start = tokens._replace(x=x), stop
-        seen.append(x[0, lead:].T.unflatten(1, grid))
+        recorded.append(x[0, lead:].T.unflatten(1, grid))
         for extractor in range(len(adapter.pyramid.extractors[number])):
-            maps = extract(maps, seen[-1], patch, weights, f'extractors.{number}.{extractor}', heads)
+            maps = extract(maps, recorded[-1], patch, weights, f'extractors.{number}.{extractor}', heads)
     up = functional.conv_transpose2d(maps[0][None], weights['up.weight'], weights['up.bias'], stride=2)[0]
     levels = [c1 + up[:, : c1.shape[1], : c1.shape[2]], *maps]
-    added = seen if adapter.pyramid.add_features == 'each' else [seen[-1]] * 4
+    added = recorded if adapter.pyramid.add_features == 'each' else [recorded[-1]] * 4
     if adapter.pyramid.add_features == 'none':
-        added = [torch.zeros_like(seen[-1])] * 4
+        added = [torch.zeros_like(recorded[-1])] * 4
     return [
         batch_norm(level + vit_at(x, stride, patch, tuple(level.shape[1:])), weights, f'norms.{number}')
         for number, (level, x, stride) in enumerate(zip(levels, added, (4, 8, 16, 32), strict=True))
@@ -276,7 +276,7 @@ def test_blocks_that_nobody_reads_are_frozen_and_all_else_learns():
     assert trained(network) == rest
 
 
-def test_a_classifier_on_the_same_pass_sees_the_vit_behind_the_injectors():
+def test_a_classifier_on_the_same_pass_reads_the_vit_behind_the_injectors():
     branches = {
         'sem': dict(adapter=dict(type=BackboneMaps), head=dict(type=LinearHead)),
         'cls': dict(adapter=dict(type=PlainMaps), head=dict(type=ClassHead, pool='token')),
@@ -295,8 +295,8 @@ def test_a_classifier_on_the_same_pass_sees_the_vit_behind_the_injectors():
     assert len(calls) == 1
     with torch.no_grad():
         silent = adapter.vit(torch.zeros(1, 3, 32, 32), layers=[(3, True)]).layers[0]
-        heard = adapter(torch.zeros(1, 3, 32, 32), layers=[(-1, True)]).layers[0]
-    assert not torch.allclose(silent, heard)
+        received = adapter(torch.zeros(1, 3, 32, 32), layers=[(-1, True)]).layers[0]
+    assert not torch.allclose(silent, received)
 
 
 def test_recomputing_changes_no_gradient():

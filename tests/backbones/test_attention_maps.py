@@ -19,19 +19,19 @@ FAMILIES = [
 @pytest.mark.parametrize('name', FAMILIES)
 @torch.no_grad()
 def test_rows_are_those_that_mix_the_values(name):
-    """The rows times the values, through the projection, are what the block's attention answers."""
+    """The rows times the values, through the projection, are the output of the block's attention."""
     vit = ViT(name, timm_args=dict(depth=2)).eval()
     tokens = vit.embed(torch.randn(2, 3, 3 * vit.patch_size, 4 * vit.patch_size))
-    seen = {}
+    recorded = {}
     block = vit.model.blocks[1].attn
-    block.register_forward_hook(lambda module, given, answer: seen.update(given=given[0], answer=answer))
+    block.register_forward_hook(lambda module, inputs, output: recorded.update(inputs=inputs[0], output=output))
     rows = [0, 7, tokens.x.shape[1] - 1]
     after, attention = attention_rows(vit, vit.run(tokens, 0, 1), 1, rows)
     assert attention.shape == (2, len(attention[0]), 3, tokens.x.shape[1])
     torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:-1]))
     torch.testing.assert_close(after.x, vit.run(tokens).x)
 
-    x = seen['given']
+    x = recorded['inputs']
     if getattr(block, 'qkv', None) is not None:
         bias = block.qkv.bias
         if getattr(block, 'q_bias', None) is not None:
@@ -42,7 +42,7 @@ def test_rows_are_those_that_mix_the_values(name):
     values = values.unflatten(-1, (attention.shape[1], -1)).transpose(1, 2)  # (B, heads, N, d)
     mixed = (attention @ values).transpose(1, 2).flatten(2)
     mixed = block.norm(mixed) if getattr(block, 'norm', None) is not None else mixed
-    torch.testing.assert_close(block.proj(mixed), seen['answer'][:, rows], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(block.proj(mixed), recorded['output'][:, rows], atol=1e-5, rtol=1e-4)
 
 
 def test_padding_is_not_attended_to():

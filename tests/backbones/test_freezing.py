@@ -30,7 +30,7 @@ def test_layers_below_rest_and_the_others_learn(name: str, lora: Lora | None) ->
     assert trained(vit) == before and all(module.training for module in vit.modules())
 
 
-def test_a_vit_at_rest_stays_in_the_mode_it_was_told() -> None:
+def test_freezing_leaves_the_training_mode_unchanged() -> None:
     vit = ViT('vit_tiny_patch16_224', timm_args=SLIM).train()
     vit.freeze_below(5)
     vit.freeze_below(0)

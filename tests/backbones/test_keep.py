@@ -1,4 +1,4 @@
-"""Keeping some patches: they answer as if the others were there and nobody saw them."""
+"""Keeping some patches: their outputs are those of a pass in which the others are masked."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ FAMILIES = {
 @pytest.mark.parametrize('padded', [False, True])
 @pytest.mark.parametrize('name', FAMILIES)
 @torch.no_grad()
-def test_kept_patches_answer_as_if_the_others_were_hidden(name, padded):
+def test_kept_patches_have_the_outputs_of_a_pass_with_the_others_masked(name, padded):
     vit = ViT(name, timm_args=FAMILIES[name]).eval()
     for parameter in vit.parameters():
         parameter += 0.05 * torch.randn_like(parameter)

@@ -20,8 +20,8 @@ BOTH = [LayerRequest(0, False), LayerRequest(1, True)]
 
 def make(name: str = 'vit_tiny_patch16_224', *, init_values: float | None = None, **arguments) -> ViT:
     torch.manual_seed(1)
-    facts = SLIM if init_values is None else SLIM | {'init_values': init_values}
-    vit = ViT(name, img_size=64, timm_args=facts, relative_bias=True, **arguments)
+    context = SLIM if init_values is None else SLIM | {'init_values': init_values}
+    vit = ViT(name, img_size=64, timm_args=context, relative_bias=True, **arguments)
     randomise(vit)
     return vit.eval()
 
@@ -65,10 +65,10 @@ def beit_state(layer: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize('grid', [(4, 4), (6, 3)])
-def test_blocks_answer_as_those_of_beit(grid: tuple[int, int]) -> None:
+def test_blocks_have_the_outputs_of_those_of_beit(grid: tuple[int, int]) -> None:
     transformers = pytest.importorskip('transformers')
-    facts = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=192, image_size=64)
-    config = transformers.BeitConfig(**facts, use_relative_position_bias=True, layer_norm_eps=1e-6)
+    context = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=192, image_size=64)
+    config = transformers.BeitConfig(**context, use_relative_position_bias=True, layer_norm_eps=1e-6)
     theirs = transformers.BeitModel(config, add_pooling_layer=False).eval()
     randomise(theirs)
     ours = make(init_values=1.0)
@@ -83,7 +83,7 @@ def test_blocks_answer_as_those_of_beit(grid: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'vit_small_patch16_dinov3', 'vit_base_patch16_siglip_224'])
-def test_a_padded_batch_answers_as_the_single_images(name: str) -> None:
+def test_a_padded_batch_has_the_outputs_of_the_single_images(name: str) -> None:
     vit = make(name)
     sizes = [(4, 4), (3, 5), (1, 2)]
     imgs, valid = padded(sizes, 16)

@@ -16,8 +16,8 @@ def vit(**more):
 
 def test_maps_are_at_patch_stride_and_every_size_runs():
     backbone = vit()
-    (seen,) = backbone(torch.rand(2, 3, 48, 80), layers=[(-1, True)]).layers
-    assert seen.shape == (2, 32, 6, 10) and backbone.divisor == 8
+    (recorded,) = backbone(torch.rand(2, 3, 48, 80), layers=[(-1, True)]).layers
+    assert recorded.shape == (2, 32, 6, 10) and backbone.divisor == 8
 
 
 def test_every_parameter_learns_and_the_stem_is_the_lowest_layer():
@@ -28,7 +28,7 @@ def test_every_parameter_learns_and_the_stem_is_the_lowest_layer():
     assert len(stem) == 3 * 2 * 3 + 2 and {backbone.layer_of(name) for name in stem} == {0}
 
 
-def test_a_padded_batch_answers_as_the_single_image():
+def test_a_padded_batch_has_the_outputs_of_the_single_image():
     backbone = vit()
     backbone(torch.rand(4, 3, 64, 64), layers=[(-1, True)])  # running statistics that are not the first ones
     backbone.eval()

@@ -47,10 +47,10 @@ def test_maps_and_class_tokens_equal_timm(name: str) -> None:
             features = vit(imgs, layers=requests)
             assert features.input_size == tuple(imgs.shape[-2:])
             for position, (index, normed) in enumerate(requests):
-                answer = vit.model.forward_intermediates(
+                output = vit.model.forward_intermediates(
                     imgs, [index % 3], return_prefix_tokens=True, norm=normed, intermediates_only=True
                 )[0]
-                expected, prefix = answer if isinstance(answer, tuple) else (answer, None)
+                expected, prefix = output if isinstance(output, tuple) else (output, None)
                 assert features.layers[position].shape == (2, vit.embed_dim, *grid)
                 torch.testing.assert_close(features.layers[position], expected, atol=1e-5, rtol=1e-5)
                 if vit.has_cls:
@@ -73,7 +73,7 @@ def padded(sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize('name', FAMILIES)
-def test_a_padded_batch_answers_as_the_single_images(name: str) -> None:
+def test_a_padded_batch_has_the_outputs_of_the_single_images(name: str) -> None:
     vit = make(name)
     patch = vit.patch_size
     sizes = [(5 * patch, 3 * patch), (4 * patch, 6 * patch), (2 * patch, 2 * patch + 3)]  # the last ends within a cell
@@ -142,7 +142,7 @@ INSERTED = [
 
 @pytest.mark.parametrize('name', INSERTED)
 def test_inserted_queries_do_not_move_the_patches(name: str) -> None:
-    """Queries hidden from all others leave them as they were; the queries' own answers do not depend on their order."""
+    """Queries hidden from all others leave them as they were; the queries' own outputs do not depend on their order."""
     vit = make(name)
     tokens = vit.embed(*padded([(4 * vit.patch_size, 3 * vit.patch_size), (2 * vit.patch_size, 5 * vit.patch_size)]))
     queries = torch.randn(2, 4, vit.embed_dim)
@@ -153,14 +153,14 @@ def test_inserted_queries_do_not_move_the_patches(name: str) -> None:
     with torch.no_grad():
         plain = vit.run(tokens)
         bias = torch.zeros(see.shape).masked_fill(~see, float('-inf'))
-        answers = [vit.run(vit.insert(tokens, queries), attn_mask=mask) for mask in (see, bias)]
+        outputs = [vit.run(vit.insert(tokens, queries), attn_mask=mask) for mask in (see, bias)]
         swapped = vit.run(vit.insert(tokens, queries.flip(1)), attn_mask=see)
-    for run in answers:
+    for run in outputs:
         torch.testing.assert_close(vit.fold(run), vit.fold(plain), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(
-        swapped.x[:, first : first + 4].flip(1), answers[0].x[:, first : first + 4], atol=1e-4, rtol=1e-4
+        swapped.x[:, first : first + 4].flip(1), outputs[0].x[:, first : first + 4], atol=1e-4, rtol=1e-4
     )
-    assert not torch.equal(answers[0].x[:, first], queries[:, 0])
+    assert not torch.equal(outputs[0].x[:, first], queries[:, 0])
 
 
 def test_fold_is_a_view() -> None:
@@ -193,9 +193,9 @@ def test_remembered_positions_are_those_of_the_weights(name: str) -> None:
         free(imgs, layers=[(-1, True)])
     frozen.load_state_dict(free.state_dict())
     for images in (imgs, wide, imgs):
-        answer = free(images, layers=[(-1, True)]).layers[0]
-        torch.testing.assert_close(frozen(images, layers=[(-1, True)]).layers[0], answer, atol=1e-6, rtol=1e-6)
-        answer.sum().backward()  # nothing made under inference mode came back
+        output = free(images, layers=[(-1, True)]).layers[0]
+        torch.testing.assert_close(frozen(images, layers=[(-1, True)]).layers[0], output, atol=1e-6, rtol=1e-6)
+        output.sum().backward()  # nothing made under inference mode came back
     assert torch.equal(
         copy.deepcopy(frozen)(imgs, layers=[(-1, True)]).layers[0], frozen(imgs, layers=[(-1, True)]).layers[0]
     )
@@ -216,10 +216,10 @@ def test_bf16_of_the_frozen_part_ends_in_float32() -> None:
     exact = ViT('vit_tiny_patch16_224', frozen=True, timm_args=SLIM)
     exact.load_state_dict(vit.state_dict())
     imgs = torch.randn(1, 3, 32, 32)
-    answers = [model(imgs, layers=[(-1, False)]) for model in (vit, exact)]
-    assert answers[0].layers[0].dtype == answers[0].cls[0].dtype == torch.float32
-    assert not torch.equal(answers[0].layers[0], answers[1].layers[0])
-    torch.testing.assert_close(answers[0].layers[0], answers[1].layers[0], atol=0.05, rtol=0.05)
+    outputs = [model(imgs, layers=[(-1, False)]) for model in (vit, exact)]
+    assert outputs[0].layers[0].dtype == outputs[0].cls[0].dtype == torch.float32
+    assert not torch.equal(outputs[0].layers[0], outputs[1].layers[0])
+    torch.testing.assert_close(outputs[0].layers[0], outputs[1].layers[0], atol=0.05, rtol=0.05)
     with pytest.raises(ConfigError, match='amp'):
         ViT('vit_tiny_patch16_224', amp='bf16', timm_args=SLIM)
 

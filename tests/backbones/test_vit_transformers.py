@@ -13,8 +13,8 @@ from vitdense.types import LayerRequest
 
 transformers = pytest.importorskip('transformers')
 
-FACTS = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=192, image_size=64)
-FACTS |= dict(patch_size=16)
+CONTEXT = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=192, image_size=64)
+CONTEXT |= dict(patch_size=16)
 OURS = dict(embed_dim=48, depth=2, num_heads=3)
 RULES = [  # theirs -> ours
     (r'^embeddings\.(cls_token)', r'\1'),
@@ -59,22 +59,22 @@ def our_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict
 
 def pair(kind: str) -> tuple[nn.Module, ViT]:
     if kind == 'dinov2':
-        theirs = transformers.Dinov2Model(transformers.Dinov2Config(**FACTS))
+        theirs = transformers.Dinov2Model(transformers.Dinov2Config(**CONTEXT))
         ours = ViT('vit_small_patch14_dinov2', patch_size=16, img_size=64, timm_args=OURS)
     elif kind == 'dinov2 with registers':
-        theirs = transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**FACTS))
+        theirs = transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**CONTEXT))
         ours = ViT('vit_small_patch14_reg4_dinov2', patch_size=16, img_size=64, timm_args=OURS)
     elif kind == 'dinov3':
-        config = transformers.DINOv3ViTConfig(**FACTS, num_register_tokens=4, layer_norm_eps=1e-5)
+        config = transformers.DINOv3ViTConfig(**CONTEXT, num_register_tokens=4, layer_norm_eps=1e-5)
         theirs = transformers.DINOv3ViTModel(config)
         ours = ViT('vit_small_patch16_dinov3_qkvb', img_size=64, timm_args=OURS)
     elif kind == 'beit':
-        config = transformers.BeitConfig(**FACTS, use_relative_position_bias=True, layer_norm_eps=1e-6)
+        config = transformers.BeitConfig(**CONTEXT, use_relative_position_bias=True, layer_norm_eps=1e-6)
         theirs = transformers.BeitModel(config, add_pooling_layer=False)
         timm_args = OURS | dict(init_values=1.0, pos_embed='none', final_norm=False)
         ours = ViT('vit_tiny_patch16_224', img_size=64, timm_args=timm_args, relative_bias=True)
     else:
-        theirs = transformers.ViTModel(transformers.ViTConfig(**FACTS, layer_norm_eps=1e-6), add_pooling_layer=False)
+        theirs = transformers.ViTModel(transformers.ViTConfig(**CONTEXT, layer_norm_eps=1e-6), add_pooling_layer=False)
         ours = ViT('vit_tiny_patch16_224', img_size=64, timm_args=OURS)
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():

@@ -73,7 +73,7 @@ def test_one_window_is_global_attention(name: str, windows: WindowPartition) -> 
 
 @every_family
 @every_mode
-def test_a_padded_batch_answers_as_the_single_images(name: str, windows: WindowPartition) -> None:
+def test_a_padded_batch_has_the_outputs_of_the_single_images(name: str, windows: WindowPartition) -> None:
     vit = make(name, windows=windows)
     patch = vit.patch_size
     sizes = [(7, 4), (5, 9), (2, 2), (1, 6)]
@@ -124,7 +124,7 @@ def in_loops(vit: ViT, tokens: Tokens, windows: list[tuple[slice, slice]]) -> li
     maps = tokens.x[:, prefix:].unflatten(1, tokens.grid).clone()
     whole = tokens.rope
     rope = None if whole is None else whole.unflatten(0, tokens.grid)
-    answers = []
+    outputs = []
     for block, windowed in zip(vit.model.blocks, (True, True, False, True), strict=True):
         for row in range(len(maps)):
             if not windowed and vit.windows.prefix == 'each':
@@ -143,8 +143,8 @@ def in_loops(vit: ViT, tokens: Tokens, windows: list[tuple[slice, slice]]) -> li
             if not windowed:
                 lead[row] = [lead[row][0]] * len(windows)
         means = torch.stack([sum(parts) / len(windows) for parts in lead])
-        answers.append((maps.permute(0, 3, 1, 2).clone(), means[:, 0]))
-    return answers
+        outputs.append((maps.permute(0, 3, 1, 2).clone(), means[:, 0]))
+    return outputs
 
 
 @pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'vit_small_patch14_reg4_dinov2', 'vit_small_patch16_dinov3'])
@@ -230,12 +230,12 @@ def test_stochastic_depth_is_drawn_per_image_and_repeated_over_its_windows() -> 
 @pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'vit_small_patch16_dinov3'])
 def test_one_window_draws_as_global_attention_does(name: str) -> None:
     imgs = torch.randn(4, 3, 64, 64)
-    answers = []
+    outputs = []
     for windows in (None, WindowPartition(split=1, global_blocks=0)):
         vit = make(name, windows=windows, drop_path=0.5).train()
         torch.manual_seed(3)
-        answers.append(vit(imgs, layers=EVERY).layers[-1])
-    torch.testing.assert_close(*answers, atol=1e-5, rtol=1e-5)
+        outputs.append(vit(imgs, layers=EVERY).layers[-1])
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'vit_small_patch16_dinov3'])
@@ -316,7 +316,7 @@ def test_a_part_of_the_patches_has_no_windows() -> None:
 
 
 def test_inserted_queries_stand_in_every_window() -> None:
-    """A query sees all windows, and is averaged over them; one that nobody listens to leaves the patches alone."""
+    """A query attends to all windows, and is averaged over them; one that is masked does not change the patches."""
     vit = make('vit_small_patch16_dinov3', windows=WindowPartition(split=2, global_blocks=(3,)))
     tokens, queries = vit.embed(torch.randn(2, 3, 64, 64)), torch.randn(2, 3, 48)
     with torch.no_grad():
@@ -342,11 +342,11 @@ def test_which_blocks_are_global() -> None:
 
 
 @pytest.mark.parametrize(
-    'given', [{}, dict(size=4, split=2), dict(size=0), dict(split=(2, 0)), dict(size=4, prefix='all')]
+    'options', [{}, dict(size=4, split=2), dict(size=0), dict(split=(2, 0)), dict(size=4, prefix='all')]
 )
-def test_windows_that_cannot_be(given: dict) -> None:
+def test_windows_that_cannot_be(options: dict) -> None:
     with pytest.raises(ConfigError):
-        build(dict(type=WindowPartition, **given))
+        build(dict(type=WindowPartition, **options))
 
 
 def test_a_recipe_makes_the_windows_of_a_vit() -> None:

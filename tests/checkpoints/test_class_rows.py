@@ -73,7 +73,7 @@ HEADS = {
 }
 
 
-def made(kind: str, names: list[str]) -> DenseModel:
+def created(kind: str, names: list[str]) -> DenseModel:
     head, task = HEADS[kind]
     classes = dict.fromkeys(('semantic', 'labels', 'image_label'), names)
     if head is None:
@@ -87,7 +87,7 @@ def made(kind: str, names: list[str]) -> DenseModel:
 
 @pytest.mark.parametrize('kind', HEADS)
 def test_heads_name_exactly_the_layers_that_depend_on_the_number_of_classes(kind: str) -> None:
-    three, five = made(kind, list('abc')), made(kind, list('abcde'))
+    three, five = created(kind, list('abc')), created(kind, list('abcde'))
     shapes = {name: value.shape for name, value in five.state_dict().items()}
     differ = {name for name, value in three.state_dict().items() if value.shape != shapes[name]}
     layers = {name: layer for _, name, layer in class_layers(three)}
@@ -103,7 +103,7 @@ def test_rows_follow_the_names_of_their_classes(kind: str) -> None:
     old, new = ['car', 'traffic_light', 'dog', 'tree'], ['Traffic Light', 'boat', 'car', 'sky', 'dog']
     source = {2: 0, 0: 1, 4: 2}  # row -> row in the trained model
     torch.manual_seed(1)
-    trained, model = made(kind, old), made(kind, new)
+    trained, model = created(kind, old), created(kind, new)
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter.normal_()
@@ -124,7 +124,7 @@ def test_rows_follow_the_names_of_their_classes(kind: str) -> None:
 
 @pytest.mark.parametrize('kind', HEADS)
 def test_the_same_classes_come_back_as_they_are(kind: str) -> None:
-    model, trained = made(kind, list('abc')), made(kind, list('abc'))
+    model, trained = created(kind, list('abc')), created(kind, list('abc'))
     classes = dict.fromkeys(('semantic', 'labels', 'image_label'), list('abc'))
     state = transfer_class_rows(model, trained.state_dict(), classes, where='here')
     assert all(state[name] is value or torch.equal(state[name], value) for name, value in trained.state_dict().items())
@@ -155,18 +155,18 @@ def test_spaces_between_digits_count() -> None:
 
 
 def test_weights_that_do_not_name_their_classes(caplog: pytest.LogCaptureFixture) -> None:
-    trained, model = made('linear', list('abc')), made('linear', list('abcd'))
+    trained, model = created('linear', list('abc')), created('linear', list('abcd'))
     with pytest.raises(CheckpointError, match='do not say which classes') as caught:
         transfer_class_rows(model, trained.state_dict(), {}, where='weights.safetensors')
     assert 'model/' in caught.value.fix and "'it' has other classes here" in caught.value.why
-    other = made('linear', list('xyz'))
+    other = created('linear', list('xyz'))
     state = transfer_class_rows(other, trained.state_dict(), {}, where='weights.safetensors')
     assert torch.equal(state['network.heads.it.classifier.weight'], trained.network.heads['it'].classifier.weight)
     assert 'taken as those of the config' in caplog.text
 
 
 def test_whatever_is_no_class_row_is_still_complete_or_an_error() -> None:
-    trained, model = made('linear', list('ab')), made('linear', list('abc'))
+    trained, model = created('linear', list('ab')), created('linear', list('abc'))
     whole = trained.state_dict()
     for change in ('network.backbone.model.norm.weight', 'network.heads.it.classifier.bias'):
         state = {name: value for name, value in whole.items() if name != change}

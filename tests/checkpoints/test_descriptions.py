@@ -58,8 +58,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     metainfo = {'classes': {'labels': ['a', 'b']}, 'palette': {'labels': [(1, 2, 3), (4, 5, 6)]}}
     metainfo['category_ids'] = {'labels': [7, None]}
     crop = {'type': 'vitdense.data.transforms.evaluation_crop.EvaluationCrop', 'size': 32}
-    facts = {'mean': [0.5] * 3, 'std': [0.5] * 3, 'step': 3}
-    save_model_folder(folder, RECIPE, model.state_dict(), metainfo=metainfo, transforms=[crop], extra=facts)
+    context = {'mean': [0.5] * 3, 'std': [0.5] * 3, 'step': 3}
+    save_model_folder(folder, RECIPE, model.state_dict(), metainfo=metainfo, transforms=[crop], extra=context)
     return folder
 
 
@@ -85,8 +85,8 @@ def changed(source: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*given: object, **_: object) -> None:
-        raise AssertionError(f'asked the network for {given[:2]}')
+    def refuse(*options: object, **_: object) -> None:
+        raise AssertionError(f'asked the network for {options[:2]}')
 
     monkeypatch.setattr(socket, 'getaddrinfo', refuse)
     monkeypatch.setattr(socket.socket, 'connect', refuse)
@@ -272,8 +272,8 @@ def test_building_within_limits_gives_the_same_numbers() -> None:
     plain = build(RECIPE, classes={'labels': ['a', 'b']}).state_dict()
     torch.manual_seed(0)
     with limit_tensors(plain, Path('model.json'), new=True):
-        made = build(RECIPE, classes={'labels': ['a', 'b']}).state_dict()
-    assert all(torch.equal(made[name], value) for name, value in plain.items())
+        created = build(RECIPE, classes={'labels': ['a', 'b']}).state_dict()
+    assert all(torch.equal(created[name], value) for name, value in plain.items())
 
 
 def test_random_numbers_are_not_drawn_for_parameters_that_a_file_replaces() -> None:

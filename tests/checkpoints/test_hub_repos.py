@@ -63,13 +63,13 @@ def hub(tmp_path, monkeypatch):
         return SimpleNamespace(commit_url=f'https://huggingface.co/{repo_id}/commit/1')
 
     def download(*arguments, **options):
-        given = signature(snapshot).bind(*arguments, **options).arguments
-        source = stored / f'{given["repo_id"]}@{given.get("revision") or "main"}'
+        overrides = signature(snapshot).bind(*arguments, **options).arguments
+        source = stored / f'{overrides["repo_id"]}@{overrides.get("revision") or "main"}'
         if not source.is_dir():
             raise RepositoryNotFoundError(
                 '404: there is no such repository', response=SimpleNamespace(headers={}, request=None)
             )
-        copy(source, tmp_path / 'cache', given['allow_patterns'])
+        copy(source, tmp_path / 'cache', overrides['allow_patterns'])
         return str(tmp_path / 'cache')
 
     snapshot, api = huggingface_hub.snapshot_download, create_autospec(HfApi)

@@ -41,8 +41,8 @@ def test_the_model_comes_back(folder):
     assert torch.equal(first, second)
     assert again.classes == model.classes and info['transforms'][0]['size'] == 64
     assert 'gone' not in (path / 'model.json').read_text()
-    state, facts = read_state(path)
-    assert set(state) == set(model.state_dict()) and facts['metainfo']['classes'] == model.classes
+    state, context = read_state(path)
+    assert set(state) == set(model.state_dict()) and context['metainfo']['classes'] == model.classes
 
 
 def test_writing_again_replaces_the_folder_as_a_whole(folder):

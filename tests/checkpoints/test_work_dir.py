@@ -123,13 +123,13 @@ def test_a_file_in_place_of_the_model_is_refused_before_training(train_tiny, tmp
 def test_a_second_run_is_kept_out_until_the_first_ends(tmp_path, train_tiny):
     folder = tmp_path / 'run'
     folder.mkdir()
-    ready, say = os.pipe()
+    ready, log = os.pipe()
     child = os.fork()
     if not child:
         with locked(folder):
             helper = os.fork()
             if helper:
-                os.write(say, str(helper).encode())
+                os.write(log, str(helper).encode())
             time.sleep(30)  # the helper outlives its parent, as loader workers do for some seconds
             os._exit(0)
     helper = int(os.read(ready, 20))

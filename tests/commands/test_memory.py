@@ -1,4 +1,4 @@
-"""Will it fit: what is proposed for given numbers, and what a worst-case step tells."""
+"""Fit into memory: what is proposed for measured numbers, and the report of a worst-case step."""
 
 import types
 from pathlib import Path
@@ -60,8 +60,8 @@ def test_the_error_holds_the_options():
     assert 'about 36.0 GiB; 16.0 GiB are available' in error.why
     assert 'train_dataloader.batch_size=4 optim_wrapper.accumulative_counts=8   ' in error.fix
     assert 'train_dataloader.batch_size=16 optim_wrapper.accumulative_counts=2 +a.checkpointing=True' in error.fix
-    nothing = does_not_fit([], where='here', needed=None, available=GIB, option='')
-    assert 'more than there is' in nothing.why and 'not even the smallest batch' in nothing.fix
+    empty = does_not_fit([], where='here', needed=None, available=GIB, option='')
+    assert 'more than there is' in empty.why and 'not even the smallest batch' in empty.fix
 
 
 def test_control_groups_bound_the_memory(tmp_path):
@@ -92,14 +92,14 @@ def test_the_peak_of_the_process_is_measured_from_the_reset_on():
 class Deep(nn.Module):
     def __init__(self):
         super().__init__()
-        self.checkpointing, self.seen = False, []
+        self.checkpointing, self.recorded = False, []
 
 
 def test_a_step_that_runs_out_of_memory_is_measured_with_recomputing():
     model = Deep()
 
     def train_step(batch, wrapper):
-        model.seen.append((len(batch.imgs), model.checkpointing))
+        model.recorded.append((len(batch.imgs), model.checkpointing))
         if not model.checkpointing:
             raise torch.OutOfMemoryError('full')
 
@@ -112,7 +112,7 @@ def test_a_step_that_runs_out_of_memory_is_measured_with_recomputing():
     batch = fitting.Batch(torch.zeros(4, 3, 8, 8), [None] * 4, [None] * 4)
     step = fitting._Step(runner, wrapper, batch)
     assert step.measure(2) is None and step.recomputed(2).batch_size == 2
-    assert model.seen == [(2, False), (2, True), (2, True)] and model.checkpointing is False
+    assert model.recorded == [(2, False), (2, True), (2, True)] and model.checkpointing is False
 
 
 SMALL = [

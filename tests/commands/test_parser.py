@@ -85,7 +85,7 @@ def test_bugs_keep_their_traceback():
 
 
 @pytest.mark.parametrize(
-    ('tool', 'word', 'answer'),
+    ('tool', 'word', 'output'),
     [
         ('demo', '--conf', "did you mean '--min-score'"),
         ('demo', '--min_score', "did you mean '--min-score'"),
@@ -104,11 +104,11 @@ def test_bugs_keep_their_traceback():
         ('benchmark', '--imgsz', "did you mean '--size'"),
     ],
 )
-def test_an_option_of_other_programs_leads_to_ours(tool, word, answer):
+def test_an_option_of_other_programs_leads_to_ours(tool, word, output):
     words = ['x', '--model', 'm', word, '1'] if tool == 'demo' else ['x', word, '1']
     with pytest.raises(ConfigError, match=f'unknown argument {word}') as caught:
         importlib.import_module(f'vitdense.tools.{tool}').main(words)
-    assert caught.value.message.endswith(f'unknown argument {word}') if not answer else answer in caught.value.message
+    assert caught.value.message.endswith(f'unknown argument {word}') if not output else output in caught.value.message
 
 
 def test_every_name_of_ours_exists():

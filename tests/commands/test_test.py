@@ -38,7 +38,7 @@ def test_results_have_the_category_ids_of_the_file(tmp_path):
     hook.after_test_epoch(runner)
     assert json.loads((tmp_path / 'det/results.json').read_text()) == [
         {'image_id': 7, 'category_id': 3, 'bbox': [1, 2, 3, 5], 'score': pytest.approx(0.9)},
-        {'image_id': 7, 'category_id': 90, 'bbox': [5, 5, 4.5, 1], 'score': 0.25},  # the file knows no bee
+        {'image_id': 7, 'category_id': 90, 'bbox': [5, 5, 4.5, 1], 'score': 0.25},  # the file has no bee
     ]
     assert [path.name for path in (tmp_path / 'det').iterdir()] == ['results.json']
 

@@ -35,13 +35,13 @@ from vitdense.types import Meta, Sample, Target
 def test_largest_sizes_bound_the_samples_closely(transforms):
     sources = [(30, 52), (61, 40)]
     bounds = largest_sizes(transforms, sources)
-    pipeline, drawn = Pipeline(transforms), []
+    pipeline, sampled = Pipeline(transforms), []
     for draw in range(120):
         size = sources[draw % 2]
         img = tv_tensors.Image(torch.zeros(3, *size, dtype=torch.uint8))
-        drawn.append(tuple(pipeline(Sample(img, Target(), Meta(0, orig_size=size, size=size))).img.shape[-2:]))
+        sampled.append(tuple(pipeline(Sample(img, Target(), Meta(0, orig_size=size, size=size))).img.shape[-2:]))
     for axis in (0, 1):
-        bound, largest = (max(size[axis] for size in sizes) for sizes in (bounds, drawn))
+        bound, largest = (max(size[axis] for size in sizes) for sizes in (bounds, sampled))
         assert 0.9 * bound <= largest <= bound
 
 
@@ -58,7 +58,7 @@ def test_a_worst_batch_has_the_largest_size_and_the_most_objects():
 
 
 class Listed:
-    """A data set that knows its extent: upright and lying images, up to 63 objects."""
+    """A data set with an extent: upright and lying images, up to 63 objects."""
 
     metainfo = {'classes': {'labels': ['a', 'b']}}
 

@@ -10,7 +10,7 @@ from vitdense.config.overrides import apply_options, parse_value
 from vitdense.errors import ConfigError
 
 
-def refused(config_file, text: str, options=()) -> ConfigError:
+def error_of(config_file, text: str, options=()) -> ConfigError:
     config_file.write_text(text)
     with pytest.raises(ConfigError) as caught:
         load_config(config_file, options)
@@ -55,11 +55,11 @@ def test_defaults_are_filled_in_and_can_be_named(config_file):
     ],
 )
 def test_what_is_wrong_is_refused(config_file, text, message):
-    assert message in str(refused(config_file, text))
+    assert message in str(error_of(config_file, text))
 
 
 def test_the_line_is_named(config_file):
-    assert f'{config_file}:3' in refused(config_file, 'seed = 0\n\nseed = 1 / 0\n').where
+    assert f'{config_file}:3' in error_of(config_file, 'seed = 0\n\nseed = 1 / 0\n').where
 
 
 def test_standard_library_imports_leave_nothing_behind(config_file):

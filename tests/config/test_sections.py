@@ -44,7 +44,7 @@ def containers(value: Any) -> list[Any]:
     return [*([] if isinstance(value, tuple) else [value]), *(found for item in items for found in containers(item))]
 
 
-def assert_nothing_is_shared(cfg: RunConfig) -> None:
+def assert_no_shared_objects(cfg: RunConfig) -> None:
     found = containers(cfg)
     assert len({id(value) for value in found}) == len(found)
 
@@ -77,7 +77,7 @@ def test_a_change_of_the_test_split_leaves_validation_alone(base, change, tmp_pa
     cfg = load(tmp_path, text, base=base)
     assert files(cfg) == ('val.json', 'test.json')
     assert cfg.val_dataloader.dataset.transforms == cfg.test_dataloader.dataset.transforms
-    assert_nothing_is_shared(cfg)
+    assert_no_shared_objects(cfg)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_an_absent_or_equal_test_section_is_that_of_validation(base, change, tmp
     assert cfg.test_dataloader == cfg.val_dataloader and cfg.test_evaluator == cfg.val_evaluator
     assert cfg.val_dataloader.dataset.annotations == ('new.json' if 'new' in change else 'val.json')
     assert cfg.val_dataloader.batch_size == (7 if '7' in change else 2)
-    assert_nothing_is_shared(cfg)
+    assert_no_shared_objects(cfg)
     dump_config(cfg, tmp_path / 'dumped.py')
     assert load_config(tmp_path / 'dumped.py') == cfg
 
@@ -135,7 +135,7 @@ def test_what_training_and_validation_share_is_copied(tmp_path):
     cfg = load(tmp_path, text, base=TRAIN + VAL)
     sizes = [cfg[key].dataset.transforms[0].size for key in ('train_dataloader', 'val_dataloader', 'test_dataloader')]
     assert sizes == [64, 96, 96]
-    assert_nothing_is_shared(cfg)
+    assert_no_shared_objects(cfg)
 
 
 def test_a_helper_in_a_loop_still_changes_the_sections(tmp_path):

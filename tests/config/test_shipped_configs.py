@@ -101,9 +101,9 @@ def small(leaf: str, root: Path):
         width = 48 if vit is backbone else 96  # what 16 heads of an adapter divide, and half of it
         vit.timm_args = dict(vit.get('timm_args') or {}, embed_dim=width, num_heads=3)
         for recipe in recipes_of(cfg.train_dataloader, cfg.val_dataloader):
-            home = root / recipe.get('root', '')
-            writer_of(recipe)(home, recipe)
-            (home / 'classes.txt').write_text('sky\nbuilding\nroad\ntree\n')
+            project = root / recipe.get('root', '')
+            writer_of(recipe)(project, recipe)
+            (project / 'classes.txt').write_text('sky\nbuilding\nroad\ntree\n')
         for branch in cfg.model.network.get('branches', {}).values():
             branch.head.pop('pretrained', None)
             if 'UPerNet' in str(branch.head.type):

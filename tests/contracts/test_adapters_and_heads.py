@@ -122,12 +122,12 @@ def test_shapes_and_strides(vit, adapter, head):
     assert tuple(outputs.logits.shape) == (2, 5, 2 * cell / stride, 3 * cell / stride)
 
 
-def answers_of(outputs: Outputs) -> list[torch.Tensor]:
+def outputs_of(outputs: Outputs) -> list[torch.Tensor]:
     """Everything that a loss reads."""
     if isinstance(outputs, PixelOutputs):
         return [outputs.logits, *outputs.aux]
     stages = [outputs, *outputs.aux, *([] if outputs.proposals is None else [outputs.proposals])]
-    return [answer for stage in stages for answer in (stage.class_logits, stage.boxes)]
+    return [output for stage in stages for output in (stage.class_logits, stage.boxes)]
 
 
 @every_pair
@@ -135,7 +135,7 @@ def test_backward_reaches_every_parameter(vit, adapter, head):
     network = network_of(vit, adapter, head).train()
     cell = cell_of(network)
     outputs = network(torch.randn(2, 3, 2 * cell, 2 * cell))['sem']
-    sum(answer.square().mean() for answer in answers_of(outputs)).backward()
+    sum(output.square().mean() for output in outputs_of(outputs)).backward()
     without = [
         name
         for name, parameter in network.named_parameters()
@@ -156,13 +156,13 @@ def shake(network: nn.Module) -> None:
 def parts_of(outputs: Outputs, row: int, size: tuple[int, int]) -> tuple[torch.Tensor, ...]:
     """What is said about image `row` of `size`: its pixels, or its queries."""
     if isinstance(outputs, PixelOutputs):
-        planes = functional.interpolate(outputs.logits, size=outputs.input_size, mode='bilinear')
-        return (planes[row, :, : size[0], : size[1]],)
+        planar_channels = functional.interpolate(outputs.logits, size=outputs.input_size, mode='bilinear')
+        return (planar_channels[row, :, : size[0], : size[1]],)
     return outputs.class_logits[row], outputs.boxes[row], outputs.sizes[row]
 
 
 @every_pair
-def test_a_padded_batch_answers_as_the_single_images(vit, adapter, head):
+def test_a_padded_batch_has_the_outputs_of_the_single_images(vit, adapter, head):
     network = network_of(vit, adapter, head).eval()
     shake(network)
     cell = cell_of(network)
@@ -193,7 +193,7 @@ class Logits(nn.Module):
     torch.__version__ < '2.11', reason='the exporter of torch 2.10 ties a strided pool to odd or even grids'
 )
 @pytest.mark.parametrize(('adapter', 'head'), [('layers', 'upernet'), ('reassemble', 'dpt'), ('tuning', 'upernet')])
-def test_exported_pyramids_and_heads_answer_for_other_batches_and_sizes(adapter, head):
+def test_exported_pyramids_and_heads_run_on_other_batches_and_sizes(adapter, head):
     vit = ViT('vit_tiny_patch16_224', timm_args=SMALL)
     model = Logits(network_of(vit, adapter, head)).eval()
     side = {axis: 16 * torch.export.Dim(name, min=2, max=20) for axis, name in ((2, 'rows'), (3, 'columns'))}
@@ -203,8 +203,8 @@ def test_exported_pyramids_and_heads_answer_for_other_batches_and_sizes(adapter,
     torch.testing.assert_close(program(imgs), model(imgs), atol=1e-5, rtol=1e-4)
 
 
-def test_an_exported_vit_adapter_answers_for_other_batches():
-    """Its deformable attention knows the grids when it is compiled: one program for each size."""
+def test_an_exported_vit_adapter_runs_on_other_batches():
+    """Its deformable attention has constant grids when it is compiled: one program for each size."""
     vit = ViT('vit_tiny_patch16_224', timm_args=SMALL)
     model = Logits(network_of(vit, 'vit-adapter', 'linear')).eval()
     free = {0: torch.export.Dim('batch', min=1, max=4)}

@@ -27,7 +27,7 @@ def vit(request) -> ViT:
 
 @pytest.mark.parametrize('pool', ['token', 'average', 'both', 'attention'])
 @pytest.mark.parametrize('adapter', ADAPTERS)
-def test_on_every_adapter_a_padded_batch_answers_as_the_single_images(vit, adapter, pool):
+def test_on_every_adapter_a_padded_batch_has_the_outputs_of_the_single_images(vit, adapter, pool):
     vit.requires_grad_(True).zero_grad(set_to_none=True)
     head = dict(type=ClassHead, pool=pool, norm='layer', num_heads=4, init_std=1.0)
     branch = dict(adapter=ADAPTERS[adapter], head=head)
@@ -57,7 +57,7 @@ class Logits(nn.Module):
 
 
 @pytest.mark.parametrize('pool', ['both', 'attention'])
-def test_an_exported_classifier_answers_for_other_batches_and_sizes(pool):
+def test_an_exported_classifier_runs_on_other_batches_and_sizes(pool):
     branch = dict(adapter=dict(type=PlainMaps), head=dict(type=ClassHead, pool=pool))
     vit = ViT('vit_tiny_patch16_224', timm_args=SMALL)
     model = Logits(SharedNetwork(vit, {'cls': branch}, num_classes=dict(cls=5))).eval()

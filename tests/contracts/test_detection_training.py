@@ -1,4 +1,4 @@
-"""Detectors train on every batch: with objects, without, or unlabelled; and they can learn images by heart."""
+"""Detectors train on every batch: with objects, without, or unlabelled; and they can overfit a few images."""
 
 import pytest
 import torch

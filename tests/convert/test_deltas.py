@@ -1,4 +1,4 @@
-"""EoMT on DINOv3 is published as differences: with its base it answers as transformers', without it is refused."""
+"""EoMT on DINOv3 is published as differences: with its base it has the outputs of transformers', without it is refused."""
 
 import json
 import re

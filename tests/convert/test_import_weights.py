@@ -1,4 +1,4 @@
-"""Published weights: their names and shapes load completely, and answer as where they come from."""
+"""Published weights: their names and shapes load completely, and the outputs are those of their source."""
 
 import json
 import re
@@ -40,7 +40,7 @@ from vitdense.registry import build
 from vitdense.storage.weights import save_weights
 
 
-def drawn(shapes: dict[str, tuple]) -> dict[str, Tensor]:
+def sampled(shapes: dict[str, tuple]) -> dict[str, Tensor]:
     return {
         name: torch.tensor(7) if name.endswith('tracked') else torch.rand(shape).add(0.1)
         for name, shape in shapes.items()
@@ -69,14 +69,14 @@ def test_dinov2_with_a_linear_head(layers):
     vit = ViT('vit_small_patch14_dinov2')
     branch = dict(adapter=dict(type=PlainMaps, layers=layers), head=dict(type=LinearHead))
     network = SharedNetwork(vit, {'sem': branch}, num_classes={'sem': CLASSES})
-    state = drawn(dinov2(384, 12) | linear_head(384 * len(layers)))
+    state = sampled(dinov2(384, 12) | linear_head(384 * len(layers)))
     coverage = load_published(network, state, DINOV2_LINEAR, where='dinov2')
     assert coverage.complete and coverage.matched == coverage.total
     ours = network.state_dict()
     assert torch.equal(ours['heads.sem.norm.running_var'], state['decode_head.bn.running_var'])
     assert torch.equal(ours['backbone.model.blocks.7.ls2.gamma'], state['blocks.7.ls2.gamma'])
     with pytest.raises(CheckpointError, match='%') as caught:
-        load_published(network, linear := drawn(linear_head(384 * len(layers))), DINOV2_LINEAR, where='head alone')
+        load_published(network, linear := sampled(linear_head(384 * len(layers))), DINOV2_LINEAR, where='head alone')
     assert 'backbone.model' in caught.value.why and linear
 
 
@@ -103,7 +103,7 @@ def mae_upernet(width: int, depth: int, side: int) -> dict[str, tuple]:
 
 
 def test_mae_with_upernet_loads_with_its_relative_bias(tmp_path):
-    state = drawn(mae_upernet(192, 12, 8))
+    state = sampled(mae_upernet(192, 12, 8))
     assert state['backbone.layers.3.attn.relative_position_bias_table'].shape == (15**2 + 3, 3)
     save_weights(tmp_path / 'mae.safetensors', state)
     cfg = load_config(
@@ -133,22 +133,24 @@ def test_mae_with_upernet_loads_with_its_relative_bias(tmp_path):
     assert 'relative_bias.table' in str(caught.value)
 
 
-FACTS = dict(hidden_size=48, num_hidden_layers=4, num_attention_heads=3, num_blocks=2, num_queries=6, num_labels=5)
-FACTS |= dict(patch_size=16, num_upscale_blocks=2, train_num_points=64, attn_implementation='eager')
+CONTEXT = dict(hidden_size=48, num_hidden_layers=4, num_attention_heads=3, num_blocks=2, num_queries=6, num_labels=5)
+CONTEXT |= dict(patch_size=16, num_upscale_blocks=2, train_num_points=64, attn_implementation='eager')
 
 
 @pytest.mark.parametrize('kind', ['dinov2', 'dinov3'])
 @pytest.mark.parametrize('authors', [False, True])
 def test_eomt_predicts_as_transformers(kind, authors):
     transformers = pytest.importorskip('transformers')
-    facts = dict(embed_dim=48, depth=4, num_heads=3)
+    context = dict(embed_dim=48, depth=4, num_heads=3)
     if kind == 'dinov2':
-        theirs = transformers.EomtForUniversalSegmentation(transformers.EomtConfig(**FACTS, image_size=64, mlp_ratio=4))
-        vit, family = ViT('vit_small_patch14_reg4_dinov2', patch_size=16, img_size=64, timm_args=facts), EOMT
+        theirs = transformers.EomtForUniversalSegmentation(
+            transformers.EomtConfig(**CONTEXT, image_size=64, mlp_ratio=4)
+        )
+        vit, family = ViT('vit_small_patch14_reg4_dinov2', patch_size=16, img_size=64, timm_args=context), EOMT
     else:
-        config = transformers.EomtDinov3Config(**FACTS, image_size=64, intermediate_size=192, layer_norm_eps=1e-5)
+        config = transformers.EomtDinov3Config(**CONTEXT, image_size=64, intermediate_size=192, layer_norm_eps=1e-5)
         theirs = transformers.EomtDinov3ForUniversalSegmentation(config)
-        vit, family = ViT('vit_small_patch16_dinov3_qkvb', img_size=64, timm_args=facts), EOMT_DINOV3
+        vit, family = ViT('vit_small_patch16_dinov3_qkvb', img_size=64, timm_args=context), EOMT_DINOV3
     randomise(theirs)
     ours = EoMT(vit, num_queries=6, num_blocks=2, num_classes={'sem': 5})
     state = theirs.state_dict()
@@ -185,8 +187,8 @@ def rf_pair(num_labels: int, num_classes: int, *, split: int = 1) -> tuple[nn.Mo
     modeling = pytest.importorskip('transformers.models.rf_detr.modeling_rf_detr')
     from transformers.models.rf_detr.configuration_rf_detr import RfDetrConfig, RfDetrDinov2Config
 
-    facts = dict(hidden_size=24, num_hidden_layers=3, num_attention_heads=3, patch_size=16, image_size=64)
-    backbone = RfDetrDinov2Config(**facts, out_indices=[1, 3], num_windows=split)  # of 0, 1, 2 block 1 is global
+    context = dict(hidden_size=24, num_hidden_layers=3, num_attention_heads=3, patch_size=16, image_size=64)
+    backbone = RfDetrDinov2Config(**context, out_indices=[1, 3], num_windows=split)  # of 0, 1, 2 block 1 is global
     theirs = modeling.RfDetrForObjectDetection(RfDetrConfig(backbone_config=backbone, num_labels=num_labels, **SIZES))
     vit = ViT(
         'vit_small_patch14_dinov2',
@@ -204,9 +206,11 @@ def lw_pair(width: int, *, split: int) -> tuple[nn.Module, SharedNetwork]:
     modeling = pytest.importorskip('transformers.models.lw_detr.modeling_lw_detr')
     from transformers.models.lw_detr.configuration_lw_detr import LwDetrConfig, LwDetrViTConfig
 
-    facts = dict(hidden_size=width, num_hidden_layers=2, num_attention_heads=2, image_size=64, pretrain_image_size=224)
+    context = dict(
+        hidden_size=width, num_hidden_layers=2, num_attention_heads=2, image_size=64, pretrain_image_size=224
+    )
     windowed = [0] if split > 1 else []
-    backbone = LwDetrViTConfig(**facts, out_indices=[1, 2], num_windows=split**2, window_block_indices=windowed)
+    backbone = LwDetrViTConfig(**context, out_indices=[1, 2], num_windows=split**2, window_block_indices=windowed)
     config = LwDetrConfig(backbone_config=backbone, projector_scale_factors=[2.0, 0.5], num_labels=5, **SIZES)
     theirs = modeling.LwDetrForObjectDetection(config)
     arguments = dict(embed_dim=width, depth=2, num_heads=2, class_token=False, final_norm=False, init_values=0.1)
@@ -342,8 +346,8 @@ def rf_sized(size: str) -> tuple[type, dict]:
 
     windows, outputs, patch, layers = RF_SIZES[size]
     side = 518 if patch == 14 else int(size.rpartition('_')[2])
-    facts = dict(hidden_size=384, num_attention_heads=6, patch_size=patch, image_size=side)
-    backbone = RfDetrDinov2Config(**facts, out_indices=outputs, num_windows=windows)
+    context = dict(hidden_size=384, num_attention_heads=6, patch_size=patch, image_size=side)
+    backbone = RfDetrDinov2Config(**context, out_indices=outputs, num_windows=windows)
     config = RfDetrConfig(backbone_config=backbone, num_labels=91, decoder_layers=layers, decoder_n_points=2)
     return modeling.RfDetrForObjectDetection, config
 
@@ -353,8 +357,8 @@ def lw_sized(size: str) -> tuple[type, dict]:
     from transformers.models.lw_detr.configuration_lw_detr import LwDetrConfig, LwDetrViTConfig
 
     width, depth, outputs, windowed = LW_SIZES[size]
-    facts = dict(hidden_size=width, num_hidden_layers=depth, num_attention_heads=12, image_size=640)
-    backbone = LwDetrViTConfig(**facts, out_indices=outputs, window_block_indices=windowed)
+    context = dict(hidden_size=width, num_hidden_layers=depth, num_attention_heads=12, image_size=640)
+    backbone = LwDetrViTConfig(**context, out_indices=outputs, window_block_indices=windowed)
     more = WIDE if size.endswith('large') else dict(decoder_n_points=2, projector_scale_factors=[1.0])
     queries = 100 if size == 'tiny' else 300
     return modeling.LwDetrForObjectDetection, LwDetrConfig(
@@ -399,8 +403,8 @@ SMALL = ['+model.network.backbone.timm_args=dict(embed_dim=48, depth=2, num_head
 
 
 def test_the_tool_writes_a_model_folder_with_a_card(tmp_path, capsys):
-    save_weights(tmp_path / 'backbone.safetensors', drawn(dinov2(48, 2, side=37)))
-    save_weights(tmp_path / 'head.safetensors', drawn(linear_head(48)))
+    save_weights(tmp_path / 'backbone.safetensors', sampled(dinov2(48, 2, side=37)))
+    save_weights(tmp_path / 'head.safetensors', sampled(linear_head(48)))
     files = [str(tmp_path / 'backbone.safetensors'), str(tmp_path / 'head.safetensors')]
     where = ['--config', CONFIG, '--out', str(tmp_path / 'model'), '--cfg-options', *SMALL]
     main(['dinov2-linear', *files, *where])
@@ -434,6 +438,6 @@ def test_a_table_of_published_weights_has_the_grid_of_the_config() -> None:
     state = {'backbone.model.pos_embed': torch.zeros(1, 197, 8), 'backbone.model.cls_token': torch.zeros(1, 1, 8)}
     state |= {'backbone.model.patch_embed.proj.weight': torch.zeros(8, 3, 16, 16)}
     published = RF_DETR._replace(rules=())
-    for said, expected in ((None, 224), (512, 224), ((112, 448), (112, 448)), (224, 224)):
-        made = match_vit({'network': {'backbone': {'img_size': said}}}, state, published)
-        assert made['network']['backbone']['img_size'] == expected
+    for message, expected in ((None, 224), (512, 224), ((112, 448), (112, 448)), (224, 224)):
+        created = match_vit({'network': {'backbone': {'img_size': message}}}, state, published)
+        assert created['network']['backbone']['img_size'] == expected

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import vitdense
-from tests.convert.test_import_weights import dinov2, drawn, linear_head
+from tests.convert.test_import_weights import dinov2, sampled, linear_head
 from tools.export import main as export
 from tools.models import main as list_tool
 from vitdense.commands import models
@@ -95,8 +95,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Publishe
 @pytest.fixture
 def model(server: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PublishedModel:
     """A small published model, a backbone and a head, whose publisher is `server`."""
-    save_weights(server.folder / 'backbone.safetensors', drawn(dinov2(48, 2)))
-    save_weights(server.folder / 'head.safetensors', drawn(linear_head(48)))
+    save_weights(server.folder / 'backbone.safetensors', sampled(dinov2(48, 2)))
+    save_weights(server.folder / 'head.safetensors', sampled(linear_head(48)))
     (tmp_path / 'small.py').write_text(CONFIG)
     files = [RemoteFile(url=f'{server.url}/{name}.safetensors') for name in ('backbone', 'head')]
     rest = dict(classes=150, parameters=80_000, config=str(tmp_path / 'small.py'), result='1 mIoU', source='a page')
@@ -138,7 +138,7 @@ def test_a_copy_put_there_by_hand_is_taken_and_a_changed_one_is_refused(model, s
     recorded = json.loads((folder / RECORD).read_text())
     assert recorded['head.safetensors']['url'] == model.files[1].url
     (converted / 'model.json').unlink()
-    save_weights(folder / 'head.safetensors', drawn(linear_head(48)))
+    save_weights(folder / 'head.safetensors', sampled(linear_head(48)))
     with pytest.raises(CheckpointError, match='not the file that was expected') as caught:
         model_path(model.name)
     assert RECORD in caught.value.where

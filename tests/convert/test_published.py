@@ -27,7 +27,7 @@ ELSEWHERE = 'n01440764'  # tench
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A random classifier of timm that knows 1000 classes, and six images: four lie where it would put them."""
+    """A random classifier of timm with 1000 classes, and six images: four lie in the folder of its prediction."""
     model = timm.create_model('vit_tiny_patch16_224', **SMALL)
     for parameter in model.parameters():
         nn.init.normal_(parameter, mean=0.01, std=0.15)
@@ -36,9 +36,9 @@ def folder(tmp_path: Path) -> Path:
     for number in range(6):
         image = Image.fromarray(generator.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize((300, 240))
         best = int(logits_of_timm(tmp_path, [image])[0].argmax())
-        synset = ImageNetInfo().index_to_label_name(best) if number < 4 else ELSEWHERE
-        (tmp_path / 'val' / synset).mkdir(parents=True, exist_ok=True)
-        image.save(tmp_path / 'val' / synset / f'{number}.png')
+        wordnet_id = ImageNetInfo().index_to_label_name(best) if number < 4 else ELSEWHERE
+        (tmp_path / 'val' / wordnet_id).mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / 'val' / wordnet_id / f'{number}.png')
     return tmp_path
 
 
@@ -93,8 +93,8 @@ def test_the_predictor_gives_names_and_scores(folder):
     torch.testing.assert_close(result['cls'].scores, expected, atol=2e-3, rtol=0.05)  # pixels are rounded
     names = list(result.summary()['cls'])
     assert len(names) == 1000 and names[0] in str(result)
-    result.save(folder / 'answer.jpg', legend=False)
-    assert Image.open(folder / 'answer.jpg').size == (300, 240)
+    result.save(folder / 'prediction.jpg', legend=False)
+    assert Image.open(folder / 'prediction.jpg').size == (300, 240)
 
 
 def test_a_image_lists_the_likeliest_classes():

@@ -52,7 +52,7 @@ def pair() -> tuple[nn.Module, DenseModel]:
     return theirs, ours
 
 
-def answer(theirs: nn.Module, imgs: torch.Tensor) -> dict:
+def output(theirs: nn.Module, imgs: torch.Tensor) -> dict:
     return theirs(tensors.NestedTensor(imgs, torch.zeros(len(imgs), *imgs.shape[-2:], dtype=torch.bool)))
 
 
@@ -60,10 +60,10 @@ def answer(theirs: nn.Module, imgs: torch.Tensor) -> dict:
 def test_the_head_of_the_nano_model_equals_the_authors_package(pair):
     theirs, ours = pair
     theirs.eval(), ours.eval()
-    seen = []
-    theirs.backbone[0].projector.register_forward_hook(lambda module, given, maps: seen.extend(maps))
-    wanted = answer(theirs, torch.randn(1, 3, SIDE, SIDE))
-    got = ours.network.heads['det'](Features(maps=tuple(seen), input_size=(SIDE, SIDE)))
+    recorded = []
+    theirs.backbone[0].projector.register_forward_hook(lambda module, options, maps: recorded.extend(maps))
+    wanted = output(theirs, torch.randn(1, 3, SIDE, SIDE))
+    got = ours.network.heads['det'](Features(maps=tuple(recorded), input_size=(SIDE, SIDE)))
     assert got.class_logits.shape == (1, 300, COCO_ROWS)
     assert relative_error(got.class_logits, wanted['pred_logits']) < BOUND
     assert relative_error(got.boxes, wanted['pred_boxes']) < BOUND
@@ -74,17 +74,17 @@ def test_the_nano_model_with_its_losses_and_gradients_equals_the_authors_package
     theirs, ours = (model.double().train() for model in pair)
     imgs, labels = torch.randn(1, 3, SIDE, SIDE, dtype=torch.float64), torch.tensor([1, 90, 44])
     boxes = torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.6, 0.6, 0.5, 0.2], [0.5, 0.2, 0.1, 0.1]])
-    answers = answer(theirs, imgs)
+    predictions = output(theirs, imgs)
     train = configs.TrainConfig(dataset_dir='.', output_dir='.')
     criterion, _ = lwdetr.build_criterion_from_config(configs.RFDETRNanoConfig(device='cpu'), train)
-    parts = criterion.train()(answers, [{'labels': labels, 'boxes': boxes.double()}])
+    parts = criterion.train()(predictions, [{'labels': labels, 'boxes': boxes.double()}])
     wanted = sum(parts[name] * weight for name, weight in criterion.weight_dict.items())
 
     outputs = ours.network(imgs)['det']
     corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], dim=1) * SIDE
     losses = ours.tasks['det'].loss(outputs, [Target(boxes=corners, labels=labels)])
-    assert relative_error(outputs.class_logits, answers['pred_logits']) < BOUND
-    assert relative_error(outputs.boxes, answers['pred_boxes']) < BOUND
+    assert relative_error(outputs.class_logits, predictions['pred_logits']) < BOUND
+    assert relative_error(outputs.boxes, predictions['pred_boxes']) < BOUND
     assert sum(losses.values()).item() == pytest.approx(wanted.item(), rel=1e-5)
 
     wanted.backward(), sum(losses.values()).backward()
@@ -111,6 +111,6 @@ def test_a_checkpoint_of_three_classes_becomes_a_model_folder_that_predicts_as_t
     ours = load(tmp_path / 'model', device='cpu', amp='off')
     assert ours.metainfo['classes'] == {'labels': ['a', 'b', 'c']} and ours.transforms.transforms[0].size == (320, 320)
     imgs = torch.randn(1, 3, 320, 320)
-    wanted, got = answer(theirs, imgs), ours.model.network(imgs)['det']
+    wanted, got = output(theirs, imgs), ours.model.network(imgs)['det']
     assert relative_error(got.class_logits, wanted['pred_logits'][..., :3]) < BOUND
     assert relative_error(got.boxes, wanted['pred_boxes']) < BOUND

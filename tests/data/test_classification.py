@@ -118,15 +118,15 @@ def test_empty_folders_are_logged(root):
         ClassificationDataset('val', root=root)
 
 
-def synset_folders(root: Path) -> Path:
-    for synset in ('n03000684', 'n01440764'):
-        (root / 'val' / synset).mkdir(parents=True)
-        Image.new('RGB', (8, 8)).save(root / 'val' / synset / 'x.png')
+def wordnet_folders(root: Path) -> Path:
+    for wordnet_id in ('n03000684', 'n01440764'):
+        (root / 'val' / wordnet_id).mkdir(parents=True)
+        Image.new('RGB', (8, 8)).save(root / 'val' / wordnet_id / 'x.png')
     return root
 
 
 def test_imagenet_numbers_are_those_of_every_classifier(tmp_path):
-    data = ClassificationDataset('val', root=synset_folders(tmp_path), classes='imagenet1k')
+    data = ClassificationDataset('val', root=wordnet_folders(tmp_path), classes='imagenet1k')
     names = names_of(data)
     assert len(names) == len(set(names)) == 1000
     assert [names[index] for index in (0, 491, 999)] == ['tench', 'chain saw', 'toilet tissue']
@@ -135,7 +135,7 @@ def test_imagenet_numbers_are_those_of_every_classifier(tmp_path):
 
 
 def test_a_wordnet_file_orders_the_classes_or_only_names_them(tmp_path):
-    root = synset_folders(tmp_path)
+    root = wordnet_folders(tmp_path)
     (root / 'words.txt').write_text('n03000684 chain saw, chainsaw\nn00000001 thing\nn01440764\ttench, Tinca tinca\n')
     data = ClassificationDataset('val', root=root, classes='words.txt')
     assert names_of(data) == ['chain saw', 'thing', 'tench'] and labels_of(data) == [2, 0]

@@ -31,12 +31,12 @@ def data(tmp_path):
 
 
 def test_masks_of_0_and_255_are_errors_with_a_label_map_as_fix(data, caplog):
-    made = data([[0, 255]], [[255, 0]])
-    assert made.check() == 2
+    created = data([[0, 255]], [[255, 0]])
+    assert created.check() == 2
     assert "class 1 'box' is in none of the 2 label maps checked, while 255 (ignored) is in all of them" in caplog.text
     assert 'if that is the class: label_map={0: 0, 255: 1}' in caplog.text
     with pytest.raises(DataError, match="class 0 'ground' is the only one in the 2 label maps") as caught:
-        made.check(training=True)
+        created.check(training=True)
     assert 'label_map={0: 0, 255: 1}' in caught.value.fix and '255 (in all files)' in caught.value.why
     assert data([[0, 255]], folder='y', label_map={0: 0, 255: 1}).check(training=True) == 1
 
@@ -53,11 +53,11 @@ def test_masks_of_0_and_255_are_errors_with_a_label_map_as_fix(data, caplog):
     ],
 )
 def test_labels_of_one_class_are_errors(data, maps, options, words):
-    made = data(*maps, **options)
+    created = data(*maps, **options)
     with pytest.raises(DataError, match=words) as caught:
-        made.check(training=True)
+        created.check(training=True)
     assert caught.value.fix and 'loss' in caught.value.why
-    made.check()  # a test set may be so: there is no score, then
+    created.check()  # a test set may be so: there is no score, then
 
 
 def test_all_files_are_checked_before_an_error(data):
@@ -89,7 +89,7 @@ def test_a_mixture_needs_two_classes_among_all_its_label_maps(data):
 
 
 def test_a_renumbered_palette_is_an_error(tmp_path, data):
-    made = data([[0, 1, 1]], palette=[[255, 0, 0], [0, 0, 255]])
+    created = data([[0, 1, 1]], palette=[[255, 0, 0], [0, 0, 255]])
     path = tmp_path / 'x/m/0.png'
     for palette, good in (
         ([255, 0, 0, 0, 0, 255], True),
@@ -100,10 +100,10 @@ def test_a_renumbered_palette_is_an_error(tmp_path, data):
         image.putpalette(palette)
         image.save(path)
         if good:
-            assert made.check() == 1
+            assert created.check() == 1
             continue
         with pytest.raises(DataError, match="number 0 is class 'ground' but has the colour of 'box'") as caught:
-            made.check()
+            created.check()
         assert 'colored_labels=True' in caught.value.fix
         assert data([[0, 1, 1]], folder='y').check() == 1  # no palette was given: nothing to compare with
         colored = SegmentationDataset(

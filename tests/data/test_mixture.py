@@ -1,4 +1,4 @@
-"""A mixture of data sets: everyone's share, everyone's order, and the same batches for any number of workers."""
+"""A mixture of data sets: the share and the order of each, and the same batches for any number of workers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from vitdense.types import Batch, Meta, Sample, Target
 
 
 class ImageDataset:
-    """`length` tiny images that know their number; those in `bad` cannot be read."""
+    """`length` tiny images whose pixels are their number; those in `bad` cannot be read."""
 
-    def __init__(self, length: int, name: str, *, field: str = 'semantic', names=('a', 'b'), bad=(), **given) -> None:
-        self.length, self.name, self.bad, self.root = length, name, set(bad), given.get('root')
+    def __init__(self, length: int, name: str, *, field: str = 'semantic', names=('a', 'b'), bad=(), **options) -> None:
+        self.length, self.name, self.bad, self.root = length, name, set(bad), options.get('root')
         self.metainfo = {'classes': {field: list(names)}, 'palette': {field: [[0, 0, 0]] * len(names)}}
 
     def __len__(self) -> int:
@@ -37,29 +37,29 @@ class ImageDataset:
         return Sample(torch.full((3, 2, 2), index, dtype=torch.uint8), Target(), Meta(index, dataset=self.name))
 
 
-def three(**given) -> Mixture:
+def three(**options) -> Mixture:
     parts = dict(maps=5, boxes=7, labels=3)
     fields = dict(maps='semantic', boxes='labels', labels='image_label')
-    return Mixture({name: ImageDataset(length, name, field=fields[name]) for name, length in parts.items()}, **given)
+    return Mixture({name: ImageDataset(length, name, field=fields[name]) for name, length in parts.items()}, **options)
 
 
-def scenes(**given) -> Mixture:
+def scenes(**options) -> Mixture:
     crop = dict(size=48, transforms=[RandomCrop(size=24), RandomFlip()])
     return Mixture(
         dict(
             first=dict(type=ShapesScenes, num_images=5, **crop),
             second=dict(type=ShapesScenes, num_images=3, **crop),
         ),
-        **given,
+        **options,
     )
 
 
-def take(mixture: Mixture, count: int, **given) -> list[SampleIndex]:
-    return list(itertools.islice(mixture.sampler(**{'batch_size': 4, 'seed': 3, **given}), count))
+def take(mixture: Mixture, count: int, **options) -> list[SampleIndex]:
+    return list(itertools.islice(mixture.sampler(**{'batch_size': 4, 'seed': 3, **options}), count))
 
 
-def names_of(mixture: Mixture, draws: list[SampleIndex]) -> list[str]:
-    return [mixture[draw.index].meta.dataset for draw in draws]
+def names_of(mixture: Mixture, samples: list[SampleIndex]) -> list[str]:
+    return [mixture[draw.index].meta.dataset for draw in samples]
 
 
 def test_indices_follow_each_other_and_metainfo_is_joined():
@@ -74,8 +74,8 @@ def test_indices_follow_each_other_and_metainfo_is_joined():
 
 def test_every_round_holds_the_weights_and_is_shuffled():
     mixture = three(weights=dict(maps=4, boxes=2, labels=2))  # the same as 2, 1, 1
-    drawn = names_of(mixture, take(mixture, 400))
-    rounds = [tuple(drawn[start : start + 4]) for start in range(0, 400, 4)]
+    sampled = names_of(mixture, take(mixture, 400))
+    rounds = [tuple(sampled[start : start + 4]) for start in range(0, 400, 4)]
     assert all(Counter(each) == dict(maps=2, boxes=1, labels=1) for each in rounds)
     assert len(set(rounds)) == 12  # all orders occur
     shares = three(weights=dict(maps=0.5, boxes=0.3, labels=0.2)).blocks
@@ -90,9 +90,9 @@ def test_every_round_holds_the_weights_and_is_shuffled():
 @pytest.mark.parametrize('batches', ['mixed', 'homogeneous'])
 def test_a_data_set_draws_in_a_mixture_as_it_does_alone(batches):
     mixture = three(weights=dict(maps=3, boxes=1, labels=2), batches=batches)
-    draws = take(mixture, 480)
+    samples = take(mixture, 480)
     for name, offset, length in (('maps', 0, 5), ('boxes', 5, 7), ('labels', 12, 3)):
-        own = [SampleIndex(d.epoch, d.index - offset) for d in draws if mixture[d.index].meta.dataset == name]
+        own = [SampleIndex(d.epoch, d.index - offset) for d in samples if mixture[d.index].meta.dataset == name]
         assert own == list(itertools.islice(InfiniteSampler(length, seed=3), len(own)))
     scene, alone = SeededDataset(scenes(), 1), SeededDataset(scenes().datasets['second'], 1)
     assert (scene[SampleIndex(2, 5 + 1)].img == alone[SampleIndex(2, 1)].img).all()  # augmentations included
@@ -100,8 +100,8 @@ def test_a_data_set_draws_in_a_mixture_as_it_does_alone(batches):
 
 def test_homogeneous_batches_hold_one_data_set_each():
     mixture = three(weights=dict(maps=2, boxes=1, labels=1), batches='homogeneous')
-    drawn = names_of(mixture, take(mixture, 64))
-    batches = [set(drawn[start : start + 4]) for start in range(0, 64, 4)]
+    sampled = names_of(mixture, take(mixture, 64))
+    batches = [set(sampled[start : start + 4]) for start in range(0, 64, 4)]
     assert all(len(batch) == 1 for batch in batches)
     assert Counter(name for batch in batches for name in batch) == dict(maps=8, boxes=4, labels=4)
 
@@ -125,7 +125,7 @@ def test_a_start_within_a_batch_begins_with_the_next():
 
 @pytest.mark.parametrize('batches', ['mixed', 'homogeneous'])
 def test_any_number_of_workers_gives_the_same_batches(batches):
-    def drawn(workers: int, start: int = 0) -> list[Batch]:
+    def sampled(workers: int, start: int = 0) -> list[Batch]:
         mixture = scenes(weights=dict(first=1, second=1), batches=batches)
         sampler = mixture.sampler(batch_size=2, seed=5, start=start)
         loader = DataLoader(
@@ -138,8 +138,8 @@ def test_any_number_of_workers_gives_the_same_batches(batches):
         )
         return [(batch.imgs, batch.metas) for batch in itertools.islice(loader, 5 - start // 2)]
 
-    alone = drawn(0)
-    for other in (drawn(2), [*alone[:2], *drawn(1, start=4)]):
+    alone = sampled(0)
+    for other in (sampled(2), [*alone[:2], *sampled(1, start=4)]):
         for (imgs, metas), (theirs, more) in zip(alone, other, strict=True):
             assert (imgs == theirs).all() and metas == more
 

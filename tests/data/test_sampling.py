@@ -105,8 +105,8 @@ def test_ranks_share_one_stream():
 @pytest.mark.parametrize('world_size', [1, 2, 3])
 def test_evaluation_covers_everything_exactly_once(world_size):
     samplers = [EvaluationSampler(10, rank=rank, world_size=world_size) for rank in range(world_size)]
-    drawn = [draw.index for sampler in samplers for draw in sampler]
-    assert sorted(drawn) == list(range(10)) and sum(map(len, samplers)) == 10
+    sampled = [draw.index for sampler in samplers for draw in sampler]
+    assert sorted(sampled) == list(range(10)) and sum(map(len, samplers)) == 10
 
 
 def test_samplers_refuse_what_cannot_be():

@@ -78,7 +78,7 @@ def test_camvid_loads_with_eleven_ignored(shared):
     assert 11 not in sample.target.semantic and (sample.target.semantic == IGNORE).any()
 
 
-def test_coco_ids_with_gaps_become_a_vocabulary(shared, tmp_path):
+def test_coco_ids_with_gaps_become_class_names(shared, tmp_path):
     tree = shared / 'coco_mini480'
     labels = sorted((tree / 'semantic/val2017').glob('*.png'))
     split = tmp_path / 'labelled.txt'  # not every image of this tree has labels

@@ -16,13 +16,13 @@ def test_the_fields_of_a_scene_agree():
         assert isinstance(target.boxes, tv_tensors.BoundingBoxes) and tuple(target.boxes.canvas_size) == (48, 64)
         count = len(target.labels)
         assert 1 <= count <= 6 and target.masks.shape == (count, 48, 64) and target.masks.sum(0).max() == 1
-        drawn = torch.zeros(48, 64, dtype=torch.uint8)
+        sampled = torch.zeros(48, 64, dtype=torch.uint8)
         for mask, label, box, area in zip(target.masks, target.labels, target.boxes, target.area, strict=True):
-            drawn[mask] = label.item() + 1
+            sampled[mask] = label.item() + 1
             rows, columns = mask.nonzero(as_tuple=True)
             assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
             assert area == mask.sum() > 0
-        assert (drawn == target.semantic).all()
+        assert (sampled == target.semantic).all()
         assert target.image_label == target.labels[target.area.argmax()]
     assert len(scenes.metainfo['classes']['semantic']) == len(scenes.metainfo['palette']['semantic']) == 4
 

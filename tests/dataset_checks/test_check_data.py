@@ -138,9 +138,9 @@ def test_label_maps_are_counted(folders):
 
 
 def test_label_maps_that_are_wrong_are_listed(folders):
-    plane = np.zeros((6, 8), np.uint8)
-    plane[2, 3] = 77
-    Image.fromarray(plane).save(folders / 'labels/0.png')
+    pixels = np.zeros((6, 8), np.uint8)
+    pixels[2, 3] = 77
+    Image.fromarray(pixels).save(folders / 'labels/0.png')
     Image.new('L', (6, 8)).save(folders / 'labels/1.png')
     (folders / 'images/2.png').write_bytes(b'nothing')
     (folders / 'labels/3.png').write_bytes(b'nothing')

@@ -90,8 +90,8 @@ def _two(folder: Path, rank: int) -> list[tuple[dict, str]]:
 
 
 def test_two_processes_train_as_one_does_and_go_on_from_its_checkpoint(folder, run_ranks):
-    whole, said = _train(folder, 0, size=1, name='one')
-    assert 'batches of 4 images; lr 0.1, 0.025 for each image' in said
+    whole, message = _train(folder, 0, size=1, name='one')
+    assert 'batches of 4 images; lr 0.1, 0.025 for each image' in message
     _train(folder, 0, size=1, name='half', options=('schedule.val_interval=2', 'checkpoint.interval=2'))
     found = run_ranks(partial(_two, folder))
     for rank in found:

@@ -22,7 +22,7 @@ RESIZE = [{'type': 'vitdense.data.transforms.common.ResizeTo', 'size': 64}]
 
 @pytest.fixture(scope='session')
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small three-task model whose layers answer differently to different images."""
+    """The folder of a small three-task model whose layers have different outputs for different images."""
     torch.manual_seed(0)
     recipe = load_config('configs/quickstart/shapes.py', SMALL)['model']
     recipe = json.loads(json.dumps(recipe))

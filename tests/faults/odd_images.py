@@ -22,7 +22,7 @@ def turned(form: str) -> bytes:
 
 
 JPEG, PNG = encoded(IMAGE, 'JPEG', quality=95), encoded(IMAGE, 'PNG')
-REFUSED = {
+REJECTED = {
     'truncated.jpg': JPEG[: len(JPEG) * 6 // 10],
     'without_end.jpg': JPEG[:-2],
     'truncated.png': PNG[: len(PNG) * 6 // 10],

@@ -93,7 +93,7 @@ def test_fi_22_a_run_goes_on_from_a_checkpoint_of_mmengine(trainer, tmp_path, ca
     assert runner.train_loop.iter == 4
 
 
-def test_fi_22_averaged_weights_of_mmengine_are_told_from_trained_ones(trainer, tmp_path):
+def test_fi_22_averaged_weights_of_mmengine_are_not_taken_for_trained_ones(trainer, tmp_path):
     runner = trainer('run', ('schedule.max_iters=4',))
     trained = {f'module.{name}': value + 1 for name, value in runner.model.state_dict().items()}
     of_mmengine(runner, tmp_path / 'mm.pth', ema_state_dict=trained | {'steps': torch.tensor(3)})

@@ -36,7 +36,7 @@ def marker(tmp_path, monkeypatch):
     return path
 
 
-def refused(path: Path) -> ConfigError:
+def error_of(path: Path) -> ConfigError:
     """Return the error of the tool for a config; the same as that of the function, before anything is built."""
     with pytest.raises(ConfigError) as caught:
         tool.main([str(path), '--safe', '--work-dir', str(path.parent / 'run')])
@@ -88,7 +88,7 @@ def test_fi_23_nothing_of_a_config_is_run(content, tmp_path, marker, monkeypatch
         path.write_text(json.dumps(content | changes[name]))
     else:
         path.write_text(EVIL_YAML.format(marker=marker) if name == 'tag.yaml' else (tmp_path / 'evil.py').read_text())
-    error = refused(path)
+    error = error_of(path)
     assert not marker.exists()
     keys = {'imports.json': 'custom_imports', 'dotted.json': 'custom_hooks.0.type', 'hook.json': 'custom_hooks.0.type'}
     assert name in str(error) and keys.get(name, '') in error.where
@@ -133,7 +133,7 @@ def test_fi_23_a_data_only_config_stays_in_its_folder(content, tmp_path, key, va
         holder = holder[name]
     holder[key.split('.')[-1]] = value
     (folder / 'x.json').write_text(json.dumps(content))
-    assert key in refused(folder / 'x.json').where
+    assert key in error_of(folder / 'x.json').where
 
 
 def test_fi_23_repeated_values_do_not_fill_the_memory(tmp_path):
@@ -142,11 +142,11 @@ def test_fi_23_repeated_values_do_not_fill_the_memory(tmp_path):
         *(f'{y}: &{y} [{", ".join(9 * [f"*{x}"])}]' for x, y in pairwise('abcdefgh')),
     ]
     (tmp_path / 'many.yaml').write_text('\n'.join(lines))
-    assert f'{MAX_VALUES} values' in refused(tmp_path / 'many.yaml').why
+    assert f'{MAX_VALUES} values' in error_of(tmp_path / 'many.yaml').why
     (tmp_path / 'loop.yaml').write_text('a: &a\n  b: *a\n')
-    assert 'too large' in refused(tmp_path / 'loop.yaml').message
+    assert 'too large' in error_of(tmp_path / 'loop.yaml').message
     (tmp_path / 'deep.json').write_text('[' * 10**5)
-    refused(tmp_path / 'deep.json')
+    error_of(tmp_path / 'deep.json')
 
 
 def test_files_of_a_data_only_config_are_below_it(content, tmp_path):

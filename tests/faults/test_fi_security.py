@@ -97,7 +97,7 @@ def test_fi_28_nothing_is_connected_started_or_written_elsewhere(tmp_path):
     assert (tmp_path / 'out').is_dir() and not (tmp_path / 'marker').exists()
 
 
-def test_the_hook_sees_what_it_watches_for(tmp_path):
+def test_the_hook_records_what_it_watches_for(tmp_path):
     scene = """
 import json, socket, subprocess
 for happens in (

@@ -30,9 +30,9 @@ def head_of(pool: str, **arguments) -> ClassHead:
 
 def test_token_puts_the_class_tokens_of_all_layers_side_by_side():
     features, head = features_of(), head_of('token')
-    seen = torch.cat(features.cls, dim=1)
-    assert torch.equal(head.embed(features), seen)
-    assert torch.equal(head(features).logits, head.classifier(seen))
+    recorded = torch.cat(features.cls, dim=1)
+    assert torch.equal(head.embed(features), recorded)
+    assert torch.equal(head(features).logits, head.classifier(recorded))
 
 
 def test_average_is_the_mean_of_every_map():
@@ -69,12 +69,12 @@ def test_attention_with_equal_scores_is_the_mean_of_the_values():
 def test_norms_stand_before_the_linear_layer():
     features = features_of()
     layer = head_of('token', norm='layer')
-    seen = nn.functional.layer_norm(torch.cat(features.cls, dim=1), (16,), eps=1e-6)
-    torch.testing.assert_close(layer(features).logits, layer.classifier(seen))
+    recorded = nn.functional.layer_norm(torch.cat(features.cls, dim=1), (16,), eps=1e-6)
+    torch.testing.assert_close(layer(features).logits, layer.classifier(recorded))
     batch = head_of('token', norm='batch').train()
     assert not list(batch.norm.parameters())
-    seen = nn.functional.batch_norm(torch.cat(features.cls, dim=1), None, None, training=True, eps=1e-6)
-    torch.testing.assert_close(batch(features).logits, batch.classifier(seen))
+    recorded = nn.functional.batch_norm(torch.cat(features.cls, dim=1), None, None, training=True, eps=1e-6)
+    torch.testing.assert_close(batch(features).logits, batch.classifier(recorded))
 
 
 def test_a_single_image_cannot_train_batch_normalisation():

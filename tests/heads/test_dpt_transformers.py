@@ -106,7 +106,7 @@ def test_equal_to_transformers_on_even_and_odd_grids(readout, batch_norm, grid):
 
 
 def test_grids_that_are_not_square_equal_transformers_neck():
-    """Their model guesses a square; their neck can be told."""
+    """Their model assumes a square; their neck takes the size."""
     theirs = their_model('project', True)
     adapter, head = our_parts(theirs, 'project', True)
     hidden = [torch.randn(2, 1 + 4 * 6, 24) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""Heads learn four tiny images by heart; recipes R1, R2, R8c and R4 are expressible; auxiliary logits; errors."""
+"""Heads overfit four tiny images; published recipes are expressible; auxiliary logits; errors."""
 
 import pytest
 import torch
@@ -112,7 +112,7 @@ def test_batch_norms_can_be_made_synchronous():
 
 
 @pytest.mark.parametrize('kind', [UPerNetHead, DPTHead])
-def test_with_layer_norm_no_image_changes_the_answer_of_another(kind):
+def test_with_layer_norm_no_image_changes_the_output_of_another(kind):
     head, features = kind((8,) * 4, (4, 8, 16, 32), 3, channels=8, dropout=0.0, norm='layer'), pyramid(2, 8, 8)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in head.modules())
     alone = head(features._replace(maps=tuple(x[:1] for x in features.maps)))  # in training, one image

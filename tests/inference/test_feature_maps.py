@@ -57,8 +57,8 @@ def test_heat_is_brightest_where_attention_is():
     values = torch.zeros(4, 6)
     values[1, 2] = 1.0
     image = np.full((40, 60, 3), 90, np.uint8)
-    drawn = heat_map(values, image, overlay=False)
-    assert drawn.shape == (40, 60, 3) and drawn[15, 25].sum() > 600 and drawn[35, 5].sum() < 30
+    sampled = heat_map(values, image, overlay=False)
+    assert sampled.shape == (40, 60, 3) and sampled[15, 25].sum() > 600 and sampled[35, 5].sum() < 30
     assert heat_map(values, image)[15, 25].sum() > heat_map(values, image)[35, 5].sum() > 0
 
 
@@ -78,13 +78,13 @@ def test_images_of_any_proportion(size):
 
 def test_attention_of_a_patch_is_that_of_its_own_row(monkeypatch):
     """Pixel (x, y) of a 30 x 60 image, seen as 4 x 8 cells, lies in row y * 4 // 30 and column x * 8 // 60."""
-    asked = []
+    requested = []
     import vitdense.inference.feature_maps as features
 
     original = features.attention_rows
-    monkeypatch.setattr(features, 'attention_rows', lambda *words: asked.append(words[3]) or original(*words))
+    monkeypatch.setattr(features, 'attention_rows', lambda *words: requested.append(words[3]) or original(*words))
     FeatureImages(tiny(), size=64).attention(torch.zeros(3, 30, 60, dtype=torch.uint8), query=(59, 16))
-    assert asked == [[1 + 2 * 8 + 7]]
+    assert requested == [[1 + 2 * 8 + 7]]
 
 
 def test_blocks_run_once_up_to_the_last_requested_layer():

@@ -1,4 +1,4 @@
-"""What words on a command line mean, and names of answers that never meet."""
+"""What words on a command line mean, and names of outputs that are unique."""
 
 import os
 from pathlib import Path

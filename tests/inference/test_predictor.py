@@ -91,7 +91,7 @@ def test_every_kind_of_image_gives_the_same_prediction(predictor, tmp_path):
         assert result['sem'].labels.shape == (40, 56) and result['sem'].labels.dtype == torch.uint8
         assert torch.equal(result['sem'].labels, results[0]['sem'].labels)
         assert np.array_equal(result.image, array)
-    assert len(results[0]['sem'].labels.unique()) > 1  # not a trivial answer
+    assert len(results[0]['sem'].labels.unique()) > 1  # not a trivial prediction
     assert results[3].path == str(tmp_path / 'a.png') and results[0].path == ''
 
 
@@ -172,10 +172,10 @@ def test_a_list_is_batched_by_size_and_keeps_its_order(predictor):
 
 def test_transforms_change_the_input_of_the_network_not_the_size_of_predictions():
     predictor = Predictor(tiny_model(), transforms=[dict(type=ResizeShortSide, size=64)], device='cpu', amp='off')
-    seen = []
-    predictor.model.network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    recorded = []
+    predictor.model.network.register_forward_pre_hook(lambda _, inputs: recorded.append(tuple(inputs[0].shape)))
     assert predictor(image(32, 48))['sem'].labels.shape == (32, 48)
-    assert seen == [(1, 3, 64, 96)]
+    assert recorded == [(1, 3, 64, 96)]
 
 
 def test_a_result_is_drawn_saved_and_summarised(predictor, tmp_path):
@@ -310,12 +310,12 @@ def test_what_names_no_folder_is_a_config_error(path):
 
 
 def test_a_tiled_image_is_looked_at_in_windows_of_its_own_pixels():
-    model, seen = tiny_model(), []
-    model.network.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+    model, recorded = tiny_model(), []
+    model.network.register_forward_pre_hook(lambda _, args: recorded.append(tuple(args[0].shape)))
     tiled = Predictor(model, transforms=[ResizeShortSide(size=16)], device='cpu', amp='off', batch_size=2, tile=32)
     result = tiled(image(70, 90))
     assert result['sem'].labels.shape == (70, 90) and len(result['sem'].labels.unique()) > 1
-    assert seen == [(2, 3, 32, 32)] * 7 + [(1, 3, 32, 32)]  # 3 x 5 windows of 72 x 96 pixels, every 21
+    assert recorded == [(2, 3, 32, 32)] * 7 + [(1, 3, 32, 32)]  # 3 x 5 windows of 72 x 96 pixels, every 21
     with pytest.raises(ConfigError, match='windows are too small'):
         Predictor(tiny_model(), device='cpu', amp='off', tile=8)
 

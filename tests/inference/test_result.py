@@ -29,10 +29,10 @@ META = {
 
 
 def masks(boxes=BOXES) -> torch.Tensor:
-    planes = torch.zeros(len(boxes), 24, 32, dtype=torch.bool)
-    for plane, (left, top, right, bottom) in zip(planes, boxes.int().tolist(), strict=True):
-        plane[top:bottom, left:right] = True
-    return planes
+    channels = torch.zeros(len(boxes), 24, 32, dtype=torch.bool)
+    for pixels, (left, top, right, bottom) in zip(channels, boxes.int().tolist(), strict=True):
+        pixels[top:bottom, left:right] = True
+    return channels
 
 
 def result(*, with_masks=False, **more) -> Result:
@@ -113,7 +113,7 @@ def test_of_two_heads_of_a_kind_one_is_chosen():
         _ = two['det2']
 
 
-def test_hasattr_tells_what_a_model_predicts():
+def test_hasattr_shows_what_a_model_predicts():
     only_pixels = result().only('sem')
     assert hasattr(only_pixels, 'semantic') and not hasattr(only_pixels, 'boxes')
     assert getattr(only_pixels, 'image_class', None) is None
@@ -121,7 +121,7 @@ def test_hasattr_tells_what_a_model_predicts():
     assert isinstance(error, ConfigError) and error.fix == 'use result.semantic'
 
 
-def test_truth_of_a_result_is_whether_it_has_objects_where_a_head_detects_them():
+def test_a_result_is_true_if_it_has_objects_where_a_head_detects_them():
     assert result() and not result().filter(min_score=0.95)
     assert result().only('sem')
 
@@ -135,8 +135,8 @@ def test_masks_stay_packed_and_come_out_as_they_went_in():
     assert torch.equal(result(with_masks=True).masks, masks()[:3])
     assert [item.mask.sum() for item in result(with_masks=True)] == [200, 64, 16]
     plain = result()
-    drawn = Result(plain.image, {'det': plain['det']._replace(masks=masks())}, META).draw()
-    assert np.array_equal(result(with_masks=True).only('det').draw(), drawn)
+    sampled = Result(plain.image, {'det': plain['det']._replace(masks=masks())}, META).draw()
+    assert np.array_equal(result(with_masks=True).only('det').draw(), sampled)
 
 
 def test_coco_rows_are_what_pycocotools_reads():

@@ -81,7 +81,7 @@ def test_what_lies_in_the_padding_has_no_say():
 
 
 def test_autocast_keeps_places_exact():
-    """Under bfloat16 the answer differs by the rounding of values and weights, not by misplaced samples."""
+    """Under bfloat16 the output differs by the rounding of values and weights, not by misplaced samples."""
     layer, _ = layer_and_peer()
     queries, references, values = random_inputs()
     torch.nn.init.zeros_(layer.sampling_offsets.weight)

@@ -48,7 +48,7 @@ def test_exported_once_for_all_sizes(coordinates):
         torch.testing.assert_close(exported.module()(*arguments), model(*arguments), rtol=1e-4, atol=1e-5)
 
 
-def test_onnx_answers_as_the_layer_does(tmp_path):
+def test_onnx_has_the_outputs_of_the_layer(tmp_path):
     pytest.importorskip('onnxscript')
     runtime = pytest.importorskip('onnxruntime')
     model, file = Reader().eval(), tmp_path / 'reader.onnx'

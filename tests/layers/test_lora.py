@@ -65,7 +65,7 @@ def test_it_begins_as_nothing_and_every_correction_counts(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', FAMILIES)
-def test_merged_weights_answer_the_same(name: str) -> None:
+def test_merged_weights_have_the_same_outputs(name: str) -> None:
     vit = learned(ViT(name, timm_args=FAMILIES[name], lora=EVERYTHING)).eval()
     imgs = torch.randn(2, 3, 2 * vit.patch_size, 3 * vit.patch_size)
     merged, plain = copy.deepcopy(vit), ViT(name, timm_args=FAMILIES[name]).eval()

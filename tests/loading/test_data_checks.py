@@ -19,7 +19,7 @@ from vitdense.tasks.detection import DetectionTask
 
 
 @pytest.fixture
-def said(caplog, monkeypatch):
+def message(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger('vitdense'), 'propagate', True)
     caplog.set_level(logging.INFO, 'vitdense')
     return caplog
@@ -46,23 +46,23 @@ def make(tmp_path):
     return make
 
 
-def test_how_much_there_is(make, said):
+def test_how_much_there_is(make, message):
     whole = make((1, 2, 0))
     log_data({'training': whole, 'validation': make((4,), name='other', evaluation=True, classes=['class 2'])})
-    assert 'training, yard: 3 images, 3 objects of 2 classes; no object of class 3' in said.text
-    assert 'validation, other: 1 images, 2 objects of 1 classes\n' in said.text
+    assert 'training, yard: 3 images, 3 objects of 2 classes; no object of class 3' in message.text
+    assert 'validation, other: 1 images, 2 objects of 1 classes\n' in message.text
     log_data({'training': Mixture({'a': whole, 'b': make(name='b')}), 'test': range(7)})
-    assert 'training, b: 2 images, 3 objects' in said.text
+    assert 'training, b: 2 images, 3 objects' in message.text
 
 
-def test_missing_images_are_an_error_before_the_first_step(make, said):
+def test_missing_images_are_an_error_before_the_first_step(make, message):
     data = make([1] * 12, missing=(2, 7, 9))
     assert data.missing() == ['2.png', '7.png', '9.png']
     with pytest.raises(DataError, match='3 of 12 images are missing, such as 2.png, 7.png, 9.png') as caught:
         refuse_missing(data, name='training', max_bad_fraction=0.01)
     assert '+train_dataloader.max_bad_fraction=0.25' in caught.value.fix and 'check-data' in caught.value.fix
     refuse_missing(data, name='training', max_bad_fraction=0.25)
-    assert 'training: 3 of 12 images are missing' in said.text
+    assert 'training: 3 of 12 images are missing' in message.text
     with pytest.raises(DataError, match='validation: 3 of 12'):
         refuse_missing(data, name='validation')
     with pytest.raises(DataError, match='4 of 16 images are missing'):
@@ -73,9 +73,9 @@ def test_missing_images_are_an_error_before_the_first_step(make, said):
     assert make([1] * 12, missing=(2, 7, 9), num_images=2).missing() == []
 
 
-def test_one_missing_image_is_said_and_replaced(make, said):
+def test_one_missing_image_is_said_and_replaced(make, message):
     refuse_missing(make([1] * 12, missing=(2,)), name='training', max_bad_fraction=0.01)
-    assert 'training: 1 of 12 images are missing, such as 2.png; others take their place' in said.text
+    assert 'training: 1 of 12 images are missing, such as 2.png; others take their place' in message.text
 
 
 def test_where_missing_images_seem_to_be_is_said(make, tmp_path):
@@ -103,25 +103,25 @@ def model(num_queries=100, **options):
     return SimpleNamespace(network=network, tasks={'det': DetectionTask(**options)})
 
 
-def test_more_objects_than_queries_and_predictions_are_said(make, said):
+def test_more_objects_than_queries_and_predictions_are_said(make, message):
     log_query_limits(model(), make((150, 20)), name='training')
     start = 'training: 1 of 2 images have more than 100 objects, up to 150, and '
-    assert f"{start}the head 'det' has 100 queries (num_queries)" in said.text
-    assert f'{start}100 predictions are read from an image (top_k of model.tasks.det)' in said.text
-    said.clear()
+    assert f"{start}the head 'det' has 100 queries (num_queries)" in message.text
+    assert f'{start}100 predictions are read from an image (top_k of model.tasks.det)' in message.text
+    message.clear()
     log_query_limits(model(num_queries=200, top_k=200), make((150, 20)), name='training')
     log_query_limits(model(datasets=['other']), make((150, 20)), name='training')
     log_query_limits(model(), make((100,)), name='training')
-    assert said.text == ''
+    assert message.text == ''
     log_query_limits(model(), Mixture({'few': make(), 'many': make((130,), name='many')}), name='training')
-    assert 'up to 130' in said.text
+    assert 'up to 130' in message.text
 
 
-def test_more_objects_than_the_metric_counts_are_said_at_the_start(make, said):
+def test_more_objects_than_the_metric_counts_are_said_at_the_start(make, message):
     data = make((150, 20), evaluation=True)  # of two classes, 75 each
     for metric, count in ((CocoAP(), 0), (CocoAP(max_detections=50), 1), (SimpleNamespace(), 1)):
         log_metric_limits({'': data}, {'': [metric]}, name='validation')
-        assert said.text.count('validation: 1 of 2 images has more than 50 objects of one class') == count
+        assert message.text.count('validation: 1 of 2 images has more than 50 objects of one class') == count
     assert data.object_counts().tolist() == [150, 20] and data.object_counts(of_one_class=True).tolist() == [75, 10]
 
 
@@ -136,11 +136,11 @@ def test_missing_files_of_a_list_of_classes_are_known(tmp_path):
         refuse_missing(data, name='training', max_bad_fraction=0.01)
 
 
-def test_other_ranges_than_in_training_are_said(make, said):
+def test_other_ranges_than_in_training_are_said(make, message):
     narrow, plain = make(value_range=(0, 4095)), make()
     compare_ranges(narrow, {'validation': narrow, 'validation a': make(value_range=[0, 4095])})
     compare_ranges(Mixture(dict(a=narrow, b=plain)), {'validation': plain})
-    compare_ranges(SimpleNamespace(), {'validation': plain})  # a data set that knows of no range
-    assert 'value_range' not in said.text
+    compare_ranges(SimpleNamespace(), {'validation': plain})  # a data set without a range
+    assert 'value_range' not in message.text
     compare_ranges(narrow, {'validation': plain})
-    assert 'validation: value_range is None, and (0.0, 4095.0) in training' in said.text
+    assert 'validation: value_range is None, and (0.0, 4095.0) in training' in message.text

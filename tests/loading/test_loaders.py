@@ -58,13 +58,13 @@ def test_a_killed_worker_is_explained():
 
 
 def test_every_image_once_and_workers_end():
-    made = loader(ImageDataset(), 1)
-    seen = [meta.image_id for batch in made for meta in batch.metas]
-    assert seen == list(range(8))
-    workers = made._iterator._workers
+    created = loader(ImageDataset(), 1)
+    recorded = [meta.image_id for batch in created for meta in batch.metas]
+    assert recorded == list(range(8))
+    workers = created._iterator._workers
     assert all(worker.is_alive() for worker in workers)  # kept for the next validation
     os.kill(workers[0].pid, signal.SIGTERM)  # a stop of the whole process group is the main process's business
-    assert [meta.image_id for batch in made for meta in batch.metas] == seen
+    assert [meta.image_id for batch in created for meta in batch.metas] == recorded
     close_loaders()
     assert not any(worker.is_alive() for worker in workers)
 
@@ -73,8 +73,8 @@ def test_a_loader_can_start_in_the_middle():
     section = dict(batch_size=2, num_workers=0)
     batches = []
     for start in (0, 6):
-        made = train_loader(section, ImageDataset(), seed=0, rank=0, world_size=1, start=start, pin_memory=False)
-        iterator = iter(made)
+        created = train_loader(section, ImageDataset(), seed=0, rank=0, world_size=1, start=start, pin_memory=False)
+        iterator = iter(created)
         batches.append([[meta.image_id for meta in next(iterator).metas] for _ in range(8 - start // 2)])
     assert batches[0][3:] == batches[1]
 

@@ -53,10 +53,10 @@ def ids(batches) -> list[int]:
 
 def test_a_worker_that_dies_anywhere_is_found_at_the_next_batch(monkeypatch):
     monkeypatch.setattr('vitdense.loading.loaders.cpu_count', lambda: 2)
-    made = loader(Images(), workers=2)
-    batches = iter(made)
+    created = loader(Images(), workers=2)
+    batches = iter(created)
     next(batches)
-    victim = made._iterator._workers[1]
+    victim = created._iterator._workers[1]
     os.kill(victim.pid, signal.SIGKILL)
     victim.join(timeout=5)
     deadline = time.monotonic() + 0.2
@@ -65,18 +65,18 @@ def test_a_worker_that_dies_anywhere_is_found_at_the_next_batch(monkeypatch):
     with pytest.raises(ResourceError, match='worker died') as caught:
         list(batches)
     assert 'worker 1 was killed by SIGKILL' in caught.value.why and '--workers 0' in caught.value.fix
-    others = made._iterator._workers
+    others = created._iterator._workers
     close_loaders()
     assert not any(worker.is_alive() for worker in others)
 
 
 def test_a_worker_that_died_between_two_validations_is_found(monkeypatch):
-    made = loader(Images())
-    assert ids(made) == list(range(8))
-    made._iterator._workers[0].kill()
-    made._iterator._workers[0].join()
+    created = loader(Images())
+    assert ids(created) == list(range(8))
+    created._iterator._workers[0].kill()
+    created._iterator._workers[0].join()
     with pytest.raises(ResourceError, match='worker died'):
-        list(made)
+        list(created)
 
 
 def test_the_handler_for_dead_children_is_the_one_from_before():
@@ -134,8 +134,8 @@ def test_a_stop_does_not_wait_for_data(workers):
         if index == 4:
             time.sleep(60)
 
-    made = loader(Images(block), workers=workers)
-    batches = interruptible(made)
+    created = loader(Images(block), workers=workers)
+    batches = interruptible(created)
     with obey_signals() as request:
         assert ids([next(batches), next(batches)]) == [0, 1, 2, 3]
         timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
@@ -158,11 +158,11 @@ def test_unreadable_images_are_left_out_where_that_is_wanted(workers):
     with pytest.raises(UnreadableImage) as caught:
         list(loader(Images(broken), workers=workers))
     assert '--skip-bad-eval' in caught.value.fix and 'copy it again' in caught.value.fix
-    made = loader(Images(broken), workers=workers, skip_bad=True)
+    created = loader(Images(broken), workers=workers, skip_bad=True)
     for _ in range(2):  # a second validation finds the same ones
-        batches = list(made)
+        batches = list(created)
         assert [None if batch is None else ids([batch]) for batch in batches] == [[0, 1], [2], [4, 5], None]
-        assert made.dataset.num_bad == 3
+        assert created.dataset.num_bad == 3
 
 
 def test_wrong_labels_are_an_error_all_the_same():

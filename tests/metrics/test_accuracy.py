@@ -71,7 +71,7 @@ def test_five_of_five_is_no_news():
     assert metric.evaluate(0).keys() == {'cls/top1', 'cls/mean_class', 'cls/ece'}
 
 
-def test_images_without_truth_are_skipped_and_mixtures_count_as_their_largest(caplog):
+def test_images_without_target_are_skipped_and_mixtures_count_as_their_largest(caplog):
     scores = torch.eye(8)[[0, 1, 2]]
     metric = Accuracy(classes=NAMES)
     fill(metric, scores, [None, torch.tensor([0.3, 0.6, 0.1, 0, 0, 0, 0, 0]), torch.tensor(2)])

@@ -171,13 +171,13 @@ def test_infinite_scores_are_refused():
         evaluate(images)
 
 
-def nothing():
+def none():
     return Instances(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
 
 def test_no_prediction_is_zero_and_no_object_is_not_available(engine, caplog):
     images = list(random_images(8))
-    _, scores = evaluate([(t, m, nothing()) for t, m, _ in images], engine=engine)
+    _, scores = evaluate([(t, m, none()) for t, m, _ in images], engine=engine)
     assert set(scores.values()) == {0.0} and 'det/AP' in scores and 'n/a' not in caplog.text  # although no emu is there
     empty = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
     metric, scores = evaluate([(empty, m, f) for _, m, f in images], engine=engine)
@@ -230,7 +230,7 @@ def test_the_engine_is_chosen_by_what_is_installed(monkeypatch):
     assert choose_engine('auto') == 'fast' and choose_engine('pycocotools') == 'pycocotools'
 
 
-def test_perfect_answers_to_drawn_scenes_score_one():
+def test_perfect_predictions_of_synthetic_scenes_score_one():
     scenes = ShapesScenes(10, split='val')
     metric = CocoAP()
     metric.dataset_meta = scenes.metainfo
@@ -269,12 +269,12 @@ def test_a_limit_that_is_none_is_refused(limit):
 
 def test_one_coordinate_that_is_not_finite_is_refused():
     boxes, scores = np.array([[0.0, 0, 4, 4], [0, 0, np.inf, 4]]), np.array([0.5, 0.5])
-    nothing = np.zeros(2, dtype=np.int64)
+    none = np.zeros(2, dtype=np.int64)
     with pytest.raises(NumericsError, match='1 non-finite boxes and 0 non-finite scores among 2'):
-        refuse_non_finite([Objects(nothing, nothing, boxes, scores, nothing.astype(bool), scores)], where='here')
+        refuse_non_finite([Objects(none, none, boxes, scores, none.astype(bool), scores)], where='here')
     with pytest.raises(NumericsError, match='0 non-finite boxes and 1 non-finite scores among 2'):
         worse = np.array([np.nan, 0.5])
-        refuse_non_finite([Objects(nothing, nothing, boxes[[0, 0]], scores, nothing == 1, worse)], where='here')
+        refuse_non_finite([Objects(none, none, boxes[[0, 0]], scores, none == 1, worse)], where='here')
 
 
 def crowded(*rows, limit=11):

@@ -85,19 +85,19 @@ def test_equals_torchmetrics():
 
 
 @pytest.fixture
-def said(monkeypatch, caplog):
-    """What vitdense tells people."""
+def message(monkeypatch, caplog):
+    """Messages of the log."""
     monkeypatch.setattr(miou.logger, 'propagate', True)
     caplog.set_level('INFO', 'vitdense')
     return caplog
 
 
-def test_absent_class_is_left_out_and_said_so(said):
+def test_absent_class_is_left_out_and_said_so(message):
     images = list(_images())
     metric = MeanIoU(classes=NAMES)
     assert _evaluate(metric, images) == _evaluate(MeanIoU(classes=NAMES[:4]), images)
     assert metric.table()[4] == ('unicorn', None, None, 0)
-    assert any('1 of 5 classes' in text and 'unicorn' in text for text in said.messages)
+    assert any('1 of 5 classes' in text and 'unicorn' in text for text in message.messages)
 
 
 def test_class_only_predicted_counts_as_zero_iou():
@@ -127,30 +127,30 @@ def test_another_label_may_be_the_one_that_does_not_count():
         ]
 
 
-def test_no_labelled_pixel_means_no_score(said):
+def test_no_labelled_pixel_means_no_score(message):
     blank = torch.full((4, 4), IGNORE, dtype=torch.uint8)
     metric = MeanIoU(classes=NAMES)
     metric.process(_batch([blank, None]), [{'sem': SemanticMap(torch.zeros(4, 4, dtype=torch.uint8))}] * 2)
     assert metric.evaluate(2) == {}
-    assert any('n/a' in text for text in said.messages) and any(
-        'skipped without target: 1 ' in text for text in said.messages
+    assert any('n/a' in text for text in message.messages) and any(
+        'skipped without target: 1 ' in text for text in message.messages
     )
-    said.clear()
+    message.clear()
     metric.evaluate(0)
     _evaluate(MeanIoU(classes=NAMES), list(_images()))
-    assert not any('skipped' in text for text in said.messages)
+    assert not any('skipped' in text for text in message.messages)
     with pytest.raises(RuntimeError, match='before the first'):
         _ = MeanIoU(classes=NAMES).confusion
 
 
 @pytest.mark.parametrize('names', [NAMES, NAMES[:1]])
-def test_without_a_second_class_there_is_no_score(said, names):
+def test_without_a_second_class_there_is_no_score(message, names):
     target = torch.zeros(4, 4, dtype=torch.uint8)
     target[0] = IGNORE
     metric = MeanIoU(classes=names)
     assert _evaluate(metric, [(target, target * 0)]) == {}
     assert [row.iou for row in metric.table()] == [None] * len(names) and metric.table()[0].pixels == 12
-    assert any('every labelled pixel is sky and predicted so' in text for text in said.messages)
+    assert any('every labelled pixel is sky and predicted so' in text for text in message.messages)
 
 
 def test_evaluate_forgets_and_classes_come_from_the_data_set():
@@ -266,10 +266,10 @@ def _half(rank):
 
 
 def test_two_ranks_equal_one_process(run_ranks):
-    answers = run_ranks(_half)
+    outputs = run_ranks(_half)
     images = list(_images())
     alone = _evaluate(MeanIoU(classes=NAMES[:4]), images), _evaluate(MeanIoU(classes=NAMES[:4]), images[:1])
-    assert answers == [alone, alone]
+    assert outputs == [alone, alone]
 
 
 def test_a_predicted_class_above_every_true_one_is_counted_in_wide_integers():

@@ -9,16 +9,16 @@ from vitdense.metrics.reconstruction import ReconstructionError
 from vitdense.types import Reconstruction
 
 
-def answer(error: float) -> dict[str, Reconstruction]:
+def output(error: float) -> dict[str, Reconstruction]:
     return {'mae': Reconstruction(torch.zeros(3, 2, 2), torch.zeros(2, 2).bool(), torch.tensor(error))}
 
 
 def test_images_count_alike_whatever_the_batches():
     metric = ReconstructionError()
-    metric.process(None, [answer(1.0), answer(2.0)])
-    metric.process(None, [answer(6.0)])
+    metric.process(None, [output(1.0), output(2.0)])
+    metric.process(None, [output(6.0)])
     assert metric.evaluate(3) == {'mae/error': 3.0}
-    metric.process(None, [answer(0.5)])  # the first evaluation is forgotten
+    metric.process(None, [output(0.5)])  # the first evaluation is forgotten
     assert metric.evaluate(1) == {'mae/error': 0.5}
     assert metric.evaluate(0) == {}
 
@@ -26,7 +26,7 @@ def test_images_count_alike_whatever_the_batches():
 def _of_rank(errors: dict[int, list[float]], rank: int) -> dict[str, float]:
     metric = ReconstructionError()
     if errors[rank]:
-        metric.process(None, [answer(error) for error in errors[rank]])
+        metric.process(None, [output(error) for error in errors[rank]])
     return metric.evaluate(3)
 
 

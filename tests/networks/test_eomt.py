@@ -1,4 +1,4 @@
-"""EoMT: padding that nobody notices, masked attention, gradients, weights, export, and a few images by heart."""
+"""EoMT: padding without effect, masked attention, gradients, weights, export, and overfitting a few images."""
 
 import pytest
 import torch
@@ -34,16 +34,16 @@ VITS = {
 def network(kind: str = 'plain', num_blocks: int = 2, **options) -> EoMT:
     torch.manual_seed(0)
     vit = ViT(timm_args=SMALL, **VITS[kind])
-    made = EoMT(vit, num_queries=5, num_blocks=num_blocks, num_classes={'sem': 4}, **options)
-    for name, parameter in made.named_parameters():
+    created = EoMT(vit, num_queries=5, num_blocks=num_blocks, num_classes={'sem': 4}, **options)
+    for name, parameter in created.named_parameters():
         if 'backbone' not in name and parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.3)  # masks that cover something, but not everything
-    return made
+    return created
 
 
 @pytest.mark.parametrize('kind', VITS)
 @pytest.mark.parametrize('shares', [(0.0, 0.0), (0.5, 1.0)])
-def test_a_padded_batch_answers_as_its_images_alone(kind: str, shares: tuple[float, float]) -> None:
+def test_a_padded_batch_has_the_outputs_of_its_images_alone(kind: str, shares: tuple[float, float]) -> None:
     model = network(kind).eval()
     model.set_masking(shares)
     cell = model.divisor
@@ -64,15 +64,15 @@ def test_a_padded_batch_answers_as_its_images_alone(kind: str, shares: tuple[flo
             assert batched.sizes[row].tolist() == alone.sizes[0].tolist() == [height, width]
 
 
-def test_a_query_sees_its_mask_the_other_queries_and_the_prefix() -> None:
+def test_a_query_attends_to_its_mask_the_other_queries_and_the_prefix() -> None:
     model = network('registers').eval()
     tokens = model.backbone.insert(model.backbone.embed(torch.randn(1, 3, 42, 56)), torch.zeros(1, 5, 48))
     masks = torch.full((1, 5, 6, 8), -1.0)
     masks[0, 2, :2, :4] = 1.0  # the first two patches of the first row
-    seen = model._attention(tokens, masks, torch.tensor(1.0))[0, 0]
-    assert seen.shape == (5 + 5 + 12, 22)
-    assert seen[:, :10].all() and seen[:5].all() and seen[10:].all()
-    assert seen[5:10, 10:].nonzero().tolist() == [[2, 0], [2, 1]]
+    recorded = model._attention(tokens, masks, torch.tensor(1.0))[0, 0]
+    assert recorded.shape == (5 + 5 + 12, 22)
+    assert recorded[:, :10].all() and recorded[:5].all() and recorded[10:].all()
+    assert recorded[5:10, 10:].nonzero().tolist() == [[2, 0], [2, 1]]
     half = model._attention(tokens, masks, torch.tensor(0.5))[0, 0, 5:10, 10:]
     assert half.all(1).sum() in (2, 3)  # queries that are free
 
@@ -171,12 +171,12 @@ def by_heart(name: str, task, classes: dict[str, list[str]], batch, steps: int) 
     torch.manual_seed(0)
     args = dict(embed_dim=64, depth=3, num_heads=4)
     vit = ViT('vit_tiny_patch16_224', patch_size=8, img_size=64, stem='conv', timm_args=args)
-    made = EoMT(vit, num_queries=8, num_blocks=2, name=name, num_classes={name: len(classes[task.field])})
-    model = DenseModel(made, {name: task}, classes=classes).train()
+    created = EoMT(vit, num_queries=8, num_blocks=2, name=name, num_classes={name: len(classes[task.field])})
+    model = DenseModel(created, {name: task}, classes=classes).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     warm = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.15)
     for step in range(steps):
-        made.set_masking([max(0.0, 1 - 2 * step / steps)] * 2)
+        created.set_masking([max(0.0, 1 - 2 * step / steps)] * 2)
         loss, _ = model.parse_losses(model(*model.data_preprocessor(batch, True), mode='loss'))
         optimizer.zero_grad()
         loss.backward()
@@ -211,29 +211,31 @@ def test_four_images_are_learned_by_heart_as_instances(images) -> None:
 def test_four_images_are_learned_by_heart_as_label_maps(images) -> None:
     metainfo, batch = images
     model = by_heart('sem', MaskSemanticTask(losses=LOSSES), metainfo['classes'], batch, 80)
-    answers = {}
+    predictions = {}
     for tiler in (None, Tiler(48, 16, divisor=8), Tiler(64, 64, divisor=8)):
         model.tiler = tiler
         metric = MeanIoU(head='sem', classes=metainfo['classes']['semantic'])
         with torch.inference_mode():
             metric.process(batch, model.val_step(batch))
-        answers[tiler] = metric.evaluate(4)['sem/mIoU']
-    whole, windows, one_window = answers.values()
+        predictions[tiler] = metric.evaluate(4)['sem/mIoU']
+    whole, windows, one_window = predictions.values()
     assert whole > 0.9 and one_window == pytest.approx(whole, abs=0.02) and windows > 0.3
 
 
 def test_real_images_with_polygons_and_crowds_train_and_are_scored(shared) -> None:
     """COCO's own polygons and run lengths, jittered along with the image; predictions in the original size."""
-    facts = dict(images='val2017', root=shared / 'coco_mini480', masks=True, skip_unmasked=True, cache=False)
+    context = dict(images='val2017', root=shared / 'coco_mini480', masks=True, skip_unmasked=True, cache=False)
     where = 'annotations/instances_val2017.json'
     jitter = dict(type=LargeScaleJitter, size=96, ratio=(0.5, 1.5))
-    train = CocoDetection(where, **facts, transforms=[jitter])
-    val = CocoDetection(where, **facts, transforms=[dict(type=ResizeShortSide, size=96, max_size=96)], evaluation=True)
+    train = CocoDetection(where, **context, transforms=[jitter])
+    val = CocoDetection(
+        where, **context, transforms=[dict(type=ResizeShortSide, size=96, max_size=96)], evaluation=True
+    )
     crowded = [row for row in range(len(train)) if val[row].target.iscrowd.any()][:1]
     rows = [*crowded, len(train) - 2, len(train) - 1]
     vit = ViT(timm_args=SMALL, **VITS['plain'])
-    made = EoMT(vit, num_queries=9, num_blocks=1, name='det', num_classes={'det': 80})
-    model = DenseModel(made, {'det': InstanceTask(losses=LOSSES, top_k=5)}, classes=train.metainfo['classes'])
+    created = EoMT(vit, num_queries=9, num_blocks=1, name='det', num_classes={'det': 80})
+    model = DenseModel(created, {'det': InstanceTask(losses=LOSSES, top_k=5)}, classes=train.metainfo['classes'])
     loss, _ = model.parse_losses(
         model(*model.data_preprocessor(collate([train[row] for row in rows]), True), mode='loss')
     )
@@ -242,8 +244,8 @@ def test_real_images_with_polygons_and_crowds_train_and_are_scored(shared) -> No
     metric = CocoAP(head='det', iou_type='segm')
     metric.dataset_meta = val.metainfo
     with torch.inference_mode():
-        answers = model.eval().val_step(batch)
-        metric.process(batch, answers)
-    for answer, target in zip(answers, batch.targets, strict=True):
-        assert answer['det'].masks.shape[1:] == target.masks.shape[1:]
+        predictions = model.eval().val_step(batch)
+        metric.process(batch, predictions)
+    for output, target in zip(predictions, batch.targets, strict=True):
+        assert output['det'].masks.shape[1:] == target.masks.shape[1:]
     assert 0 <= metric.evaluate(3)['det/segm/AP'] < 0.5

@@ -1,4 +1,4 @@
-"""EoMT answers as transformers' Eomt and EomtDinov3 do, with the same random weights."""
+"""EoMT has the outputs of transformers' Eomt and EomtDinov3, with the same random weights."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from vitdense.tasks.mask_losses import MaskLoss
 from vitdense.tasks.mask_matching import MaskMatcher
 from vitdense.types import Target
 
-FACTS = dict(
+CONTEXT = dict(
     hidden_size=48,
     num_hidden_layers=4,
     num_attention_heads=3,
@@ -77,16 +77,16 @@ def renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor
 
 def models(kind: str) -> tuple[nn.Module, EoMT]:
     torch.manual_seed(0)
-    facts = dict(embed_dim=48, depth=4, num_heads=3)
+    context = dict(embed_dim=48, depth=4, num_heads=3)
     if kind == 'dinov2':
-        theirs = EomtForUniversalSegmentation(EomtConfig(**FACTS, image_size=64, mlp_ratio=4))
-        vit, names = ViT('vit_small_patch14_reg4_dinov2', patch_size=16, img_size=64, timm_args=facts), DINOV2
+        theirs = EomtForUniversalSegmentation(EomtConfig(**CONTEXT, image_size=64, mlp_ratio=4))
+        vit, names = ViT('vit_small_patch14_reg4_dinov2', patch_size=16, img_size=64, timm_args=context), DINOV2
     else:
         config = EomtDinov3Config(
-            **FACTS, image_size=64, intermediate_size=192, layer_norm_eps=1e-5
+            **CONTEXT, image_size=64, intermediate_size=192, layer_norm_eps=1e-5
         )  # as DINOv3 has it
         theirs = EomtDinov3ForUniversalSegmentation(config)
-        vit, names = ViT('vit_small_patch16_dinov3_qkvb', img_size=64, timm_args=facts), DINOV3
+        vit, names = ViT('vit_small_patch16_dinov3_qkvb', img_size=64, timm_args=context), DINOV3
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             parameter.uniform_(0.5, 1.5) if 'norm' in name else parameter.normal_(std=0.15)
@@ -97,7 +97,7 @@ def models(kind: str) -> tuple[nn.Module, EoMT]:
 
 @pytest.mark.parametrize('kind', ['dinov2', 'dinov3'])
 @pytest.mark.parametrize('shares', [(1.0, 1.0), (0.0, 1.0), (0.0, 0.0)])
-def test_answers_are_those_of_transformers(kind: str, shares: tuple[float, float]) -> None:
+def test_outputs_are_those_of_transformers(kind: str, shares: tuple[float, float]) -> None:
     theirs, ours = models(kind)
     theirs.attn_mask_probs.copy_(torch.tensor(shares))
     ours.set_masking(shares)
@@ -112,7 +112,7 @@ def test_answers_are_those_of_transformers(kind: str, shares: tuple[float, float
 
 @pytest.mark.parametrize('kind', ['dinov2', 'dinov3'])
 def test_a_step_with_all_losses_and_gradients_is_that_of_transformers(kind: str, monkeypatch) -> None:
-    def drawn(*shape: int, **_: object) -> Tensor:
+    def sampled(*shape: int, **_: object) -> Tensor:
         """Random numbers that depend on their count alone: the layers are compared in another order."""
         shape = torch.Size(shape[0] if isinstance(shape[0], tuple) else shape)
         return torch.empty(shape).uniform_(generator=torch.Generator().manual_seed(shape.numel()))
@@ -129,7 +129,7 @@ def test_a_step_with_all_losses_and_gradients_is_that_of_transformers(kind: str,
             mask[8 * row : 8 * row + 30, 10 * row : 10 * row + 25] = True
         targets.append(Target(masks=masks, labels=torch.randint(5, (count,))))
     imgs = torch.randn(2, 3, 64, 64)
-    monkeypatch.setattr(torch, 'rand', drawn)
+    monkeypatch.setattr(torch, 'rand', sampled)
     masks, labels = [target.masks.float() for target in targets], [target.labels for target in targets]
     wanted = theirs(imgs, mask_labels=masks, class_labels=labels).loss
     task = InstanceTask(losses=MaskLoss(matcher=MaskMatcher(num_points=64), num_points=64))

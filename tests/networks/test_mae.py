@@ -1,4 +1,4 @@
-"""MaskedAutoencoder: the encoder sees the visible patches alone, and loss and tokens are those of transformers."""
+"""MaskedAutoencoder: the encoder reads the visible patches alone, and loss and tokens are those of transformers."""
 
 import pytest
 import torch
@@ -80,8 +80,8 @@ def test_loss_tokens_and_patches_equal_those_of_transformers(norm_pix):
         theirs = reference(imgs, noise=noise)
         tokens = reference.vit(imgs, noise=noise).last_hidden_state
         ours = network(imgs, training_inputs={'mae': noise})['mae']
-        seen = noise.argsort(1)[:, : network.num_visible(16)]
-        torch.testing.assert_close(network.encode(imgs, seen), tokens, atol=1e-4, rtol=1e-4)
+        recorded = noise.argsort(1)[:, : network.num_visible(16)]
+        torch.testing.assert_close(network.encode(imgs, recorded), tokens, atol=1e-4, rtol=1e-4)
     assert ours.mask.tolist() == theirs.mask.bool().tolist() and ours.mask.sum(1).tolist() == [12, 12]
     torch.testing.assert_close(ours.patches, theirs.logits, atol=1e-4, rtol=1e-4)
     (loss,) = ReconstructionTask().loss(ours, []).values()
@@ -94,21 +94,21 @@ def test_loss_tokens_and_patches_equal_those_of_transformers(norm_pix):
     assert gradient_error(weights_for_transformers(gradients_of(network)), expected) < 1e-4
 
 
-def test_the_encoder_sees_visible_patches_only():
+def test_the_encoder_reads_visible_patches_only():
     network = autoencoder().eval()
     lengths = []
     for block in network.backbone.model.blocks:
-        block.register_forward_hook(lambda block, given, answer: lengths.append(given[0].shape[1]))
+        block.register_forward_hook(lambda block, options, output: lengths.append(options[0].shape[1]))
     imgs, noise = torch.randn(1, 3, *SIZE), torch.rand(1, 12)
-    seen = noise.argsort(1)[:, :3]
+    recorded = noise.argsort(1)[:, :3]
     hidden = network(imgs, training_inputs={'mae': noise})['mae'].mask
     assert lengths == [1 + 3, 1 + 3]
-    assert not hidden[0, seen[0]].any() and hidden.sum() == 9
+    assert not hidden[0, recorded[0]].any() and hidden.sum() == 9
 
     cells = hidden.view(1, 1, 3, 4).repeat_interleave(16, 2).repeat_interleave(16, 3)
     other = torch.where(cells, torch.randn_like(imgs), imgs)
-    assert torch.equal(network.encode(imgs, seen), network.encode(other, seen))
-    assert not torch.equal(network.encode(imgs, seen), network.encode(imgs + 1, seen))
+    assert torch.equal(network.encode(imgs, recorded), network.encode(other, recorded))
+    assert not torch.equal(network.encode(imgs, recorded), network.encode(imgs + 1, recorded))
 
 
 FAMILIES = {
@@ -167,19 +167,19 @@ def test_a_perfect_painter_gives_the_image_back(norm_pix):
     outputs = network((pixels / 255 - mean) / std)['mae']
     outputs = outputs._replace(patches=outputs.target)
     meta = Meta(0, orig_size=SIZE, size=SIZE)
-    (answer,) = ReconstructionTask().predict(outputs, [meta])
-    assert torch.equal(answer.image, pixels[0]) and answer.error == 0
-    assert answer.mask.shape == SIZE and answer.mask.float().mean() == 0.75
+    (output,) = ReconstructionTask().predict(outputs, [meta])
+    assert torch.equal(output.image, pixels[0]) and output.error == 0
+    assert output.mask.shape == SIZE and output.mask.float().mean() == 0.75
 
 
 def test_only_masked_patches_are_predicted_and_count():
     network = autoencoder().eval()
     outputs = network(torch.randn(1, 3, *SIZE))['mae']
     wrong = torch.where(outputs.mask[..., None], outputs.target + 2, outputs.target - 1)
-    (answer,) = ReconstructionTask().predict(outputs._replace(patches=wrong), [Meta(0, orig_size=SIZE, size=SIZE)])
-    assert answer.error == pytest.approx(4)
+    (output,) = ReconstructionTask().predict(outputs._replace(patches=wrong), [Meta(0, orig_size=SIZE, size=SIZE)])
+    assert output.error == pytest.approx(4)
     (other,) = ReconstructionTask().predict(outputs, [Meta(0, orig_size=SIZE, size=SIZE)])
-    assert torch.equal(answer.image[:, ~answer.mask], other.image[:, ~answer.mask])
+    assert torch.equal(output.image[:, ~output.mask], other.image[:, ~output.mask])
 
 
 def test_padding_is_cut_off_before_the_original_size():
@@ -191,12 +191,14 @@ def test_padding_is_cut_off_before_the_original_size():
     assert torch.equal(part.image, whole.image[:, :20, :50]) and torch.equal(part.mask, whole.mask[:20, :50])
     values = torch.where(outputs.mask[..., None], outputs.patches, outputs.target)
     pixels = values.unflatten(-1, (-1, 3)) * outputs.scale[:, :, None] + outputs.shift[:, :, None]
-    plane = torch.zeros(3, *SIZE)
+    label_map = torch.zeros(3, *SIZE)
     for place, patch in enumerate(pixels[0].view(12, 16, 16, 3)):
         row, column = 16 * (place // 4), 16 * (place % 4)
-        plane[:, row : row + 16, column : column + 16] = patch.permute(2, 0, 1)
+        label_map[:, row : row + 16, column : column + 16] = patch.permute(2, 0, 1)
     (small,) = ReconstructionTask().predict(outputs, [padded._replace(orig_size=(10, 25))])
-    averaged = torch.nn.functional.interpolate(plane[None, :, :20, :50], (10, 25), mode='bilinear', antialias=True)[0]
+    averaged = torch.nn.functional.interpolate(label_map[None, :, :20, :50], (10, 25), mode='bilinear', antialias=True)[
+        0
+    ]
     wanted = (averaged.clamp(0, 1) * 255).round().byte()
     assert torch.equal(small.image, wanted) and small.image.amin() == 0 and small.image.amax() == 255
     assert torch.equal(small.mask, whole.mask[1:20:2, 1:50:2])

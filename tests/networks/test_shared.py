@@ -1,4 +1,4 @@
-"""SharedNetwork: one backbone call, each branch sees its own layers, facts flow, contradictions are errors."""
+"""SharedNetwork: one backbone call, each branch gets its own layers, sizes are passed on, contradictions are errors."""
 
 import pytest
 import torch
@@ -38,10 +38,10 @@ class EchoHead(nn.Module):
 
     def __init__(self, in_channels, strides, num_classes: int) -> None:
         super().__init__()
-        self.facts = (tuple(in_channels), tuple(strides), num_classes)
+        self.context = (tuple(in_channels), tuple(strides), num_classes)
 
     def forward(self, features: Features, denoising_queries=None) -> PixelOutputs:
-        self.seen, self.denoising_queries = features, denoising_queries
+        self.recorded, self.denoising_queries = features, denoising_queries
         return PixelOutputs(features.maps[0], features.input_size)
 
 
@@ -63,23 +63,27 @@ def test_three_branches_cost_one_backbone_call_over_the_union_of_their_layers():
     outputs = network(torch.rand(2, 3, 8, 12))
     assert list(outputs) == ['a', 'b', 'c'] == list(network.names)
     assert len(network.backbone.calls) == 1
-    asked = network.backbone.calls[0][0]
-    assert sorted(asked) == [(0, True), (2, False), (2, True)]  # -1 and 2 are one block, asked once
+    requested = network.backbone.calls[0][0]
+    assert sorted(requested) == [(0, True), (2, False), (2, True)]  # -1 and 2 are one block, asked once
 
 
-def test_each_branch_sees_only_its_own_layers_in_its_own_order():
+def test_each_branch_gets_only_its_own_layers_in_its_own_order():
     branches = {'a': branch(plain(-1, 0)), 'b': branch(plain(0, 2)), 'c': branch(plain(2, normed=False))}
     network = SharedNetwork(CountedBackbone(), branches, num_classes=dict(a=2, b=3, c=4))
     network(torch.rand(2, 3, 8, 12))
-    seen = {name: network.heads[name].seen for name in network.names}
-    assert {name: values(features) for name, features in seen.items()} == {'a': [2.5, 0.5], 'b': [0.5, 2.5], 'c': [2.0]}
-    assert [cls.mean().item() for cls in seen['a'].cls] == [2.5, 0.5]
-    assert seen['a'].input_size == (8, 12)
+    recorded = {name: network.heads[name].recorded for name in network.names}
+    assert {name: values(features) for name, features in recorded.items()} == {
+        'a': [2.5, 0.5],
+        'b': [0.5, 2.5],
+        'c': [2.0],
+    }
+    assert [cls.mean().item() for cls in recorded['a'].cls] == [2.5, 0.5]
+    assert recorded['a'].input_size == (8, 12)
 
 
 def test_facts_flow_from_the_backbone_to_the_adapter_to_the_head():
     network = SharedNetwork(CountedBackbone(), {'a': branch(plain(0, 1, 2, concat=True))}, num_classes=dict(a=7))
-    assert network.heads['a'].facts == ((24,), (4.0,), 7)
+    assert network.heads['a'].context == ((24,), (4.0,), 7)
     assert (network.divisor, network.mean, network.std) == (4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
@@ -98,7 +102,7 @@ def test_a_image_ends_at_a_whole_cell_for_every_part():
     valid[0, :3, :5] = True
     network(torch.rand(1, 3, 8, 12), valid)
     assert network.backbone.calls[0][1][0].nonzero().amax(0).tolist() == [3, 7]  # 3 x 5 pixels are 1 x 2 cells of 4
-    assert network.heads['a'].seen.valid is network.backbone.calls[0][1]
+    assert network.heads['a'].recorded.valid is network.backbone.calls[0][1]
 
 
 def test_parts_may_be_built_already():
@@ -125,9 +129,9 @@ def test_contradicting_num_classes_is_an_error_naming_both_before_anything_is_bu
 
 
 def test_agreeing_or_lone_num_classes_is_taken():
-    for facts in (dict(sem=19), {}):
-        network = SharedNetwork(CountedBackbone(), {'sem': branch(plain(0), num_classes=19)}, num_classes=facts)
-        assert network.heads['sem'].facts[2] == 19
+    for context in (dict(sem=19), {}):
+        network = SharedNetwork(CountedBackbone(), {'sem': branch(plain(0), num_classes=19)}, num_classes=context)
+        assert network.heads['sem'].context[2] == 19
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Masks at points, boxes around masks, and labels from masks: torch's and pycocotools' own answers."""
+"""Masks at points, boxes around masks, and labels from masks: torch's and pycocotools' own results."""
 
 import pytest
 import torch
@@ -11,13 +11,15 @@ from vitdense.ops.masks import boxes_of_masks, runs_of_masks, sample_points
 
 
 def test_points_are_those_of_grid_sample() -> None:
-    planes, points = torch.randn(3, 5, 7), torch.rand(3, 40, 2)
-    wanted = functional.grid_sample(planes[:, None], 2 * points[:, None] - 1, align_corners=False)[:, 0, 0]
+    channels, points = torch.randn(3, 5, 7), torch.rand(3, 40, 2)
+    wanted = functional.grid_sample(channels[:, None], 2 * points[:, None] - 1, align_corners=False)[:, 0, 0]
     places, extents = points * torch.tensor([7.0, 5.0]), torch.tensor([5.0, 7.0])
-    assert torch.allclose(sample_points(planes, places, extents), wanted, atol=1e-6)
-    shared = sample_points(planes, places[0], extents)
-    assert torch.equal(shared[0], sample_points(planes, places, extents)[0]) and shared.shape == (3, 40)
-    assert torch.equal(sample_points(planes > 0, places, extents), sample_points((planes > 0).float(), places, extents))
+    assert torch.allclose(sample_points(channels, places, extents), wanted, atol=1e-6)
+    shared = sample_points(channels, places[0], extents)
+    assert torch.equal(shared[0], sample_points(channels, places, extents)[0]) and shared.shape == (3, 40)
+    assert torch.equal(
+        sample_points(channels > 0, places, extents), sample_points((channels > 0).float(), places, extents)
+    )
 
 
 def test_a_plane_of_one_cell_fades_to_zero_over_half_a_cell() -> None:
@@ -69,12 +71,12 @@ def test_labels_of_masks_are_those_of_the_whole_plane(monkeypatch) -> None:
 @pytest.mark.parametrize(('values', 'heights'), [(1, [1] * 31), (10 * 41 * 2, [2] * 15 + [1]), (10**9, [31])])
 def test_labels_are_made_a_band_of_rows_at_a_time(values, heights, monkeypatch) -> None:
     """10 values, 6 logits and 4 scores, at each of 41 columns."""
-    seen = []
+    recorded = []
     monkeypatch.setattr(mask_labels, 'BAND_VALUES', {'cpu': values})
-    score = lambda probs, masks: seen.append(masks.shape[1]) or class_scores(probs, masks)  # noqa: E731
+    score = lambda probs, masks: recorded.append(masks.shape[1]) or class_scores(probs, masks)  # noqa: E731
     monkeypatch.setattr(mask_labels, 'class_scores', score)
     labels_of_masks(torch.rand(6, 4), torch.randn(6, 5, 8), input_size=(20, 32), crop=(18, 30), out=(31, 41))
-    assert seen == heights
+    assert recorded == heights
 
 
 @pytest.mark.parametrize(('count', 'dtype'), [(255, torch.uint8), (256, torch.int16)])

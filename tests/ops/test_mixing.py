@@ -11,8 +11,8 @@ from vitdense.ops.mixing import ImageMixing, as_shares
 from vitdense.types import Batch, Meta, Target
 
 
-def batch_of(count: int = 4, size=(16, 16), plane=(16, 16)) -> Batch:
-    imgs = torch.zeros(count, 3, *plane)
+def batch_of(count: int = 4, size=(16, 16), pixels=(16, 16)) -> Batch:
+    imgs = torch.zeros(count, 3, *pixels)
     for row in range(count):
         imgs[row, :, : size[0], : size[1]] = row + 1.0  # image i is all i + 1
     targets = [Target(image_label=torch.tensor(row)) for row in range(count)]
@@ -102,9 +102,9 @@ def test_padding_stays_zero_and_only_equal_sizes_are_mixed():
 
 
 def test_erasing_draws_noise_into_a_rectangle_of_each_image():
-    erased = ImageMixing(4, mixup=0.0, cutmix=0.0, erase=1.0)(batch_of(size=(64, 64), plane=(64, 64)))
+    erased = ImageMixing(4, mixup=0.0, cutmix=0.0, erase=1.0)(batch_of(size=(64, 64), pixels=(64, 64)))
     assert labels_of(erased).tolist() == [0, 1, 2, 3]
-    changed = (erased.imgs != batch_of(size=(64, 64), plane=(64, 64)).imgs).any(1)
+    changed = (erased.imgs != batch_of(size=(64, 64), pixels=(64, 64)).imgs).any(1)
     assert all(0.01 < row.float().mean() < 0.4 for row in changed)
     noise = erased.imgs[changed[:, None].expand_as(erased.imgs)]
     assert abs(float(noise.mean())) < 0.1 and abs(float(noise.std()) - 1) < 0.1

@@ -14,8 +14,8 @@ from vitdense.ops.padding import (
 )
 
 
-def rectangle(height: int, width: int, plane: tuple[int, int]) -> torch.Tensor:
-    valid = torch.zeros(plane, dtype=torch.bool)
+def rectangle(height: int, width: int, pixels: tuple[int, int]) -> torch.Tensor:
+    valid = torch.zeros(pixels, dtype=torch.bool)
     valid[:height, :width] = True
     return valid
 

@@ -37,8 +37,8 @@ def _sharp(classes, size):
     return functional.one_hot(regions, classes).permute(2, 0, 1) * 9.0 + torch.randn(classes, *size)
 
 
-def _naive(logits, plane, crop, out):
-    full = functional.interpolate(logits[None], plane, mode='bilinear', align_corners=False)
+def _naive(logits, label_map, crop, out):
+    full = functional.interpolate(logits[None], label_map, mode='bilinear', align_corners=False)
     full = functional.interpolate(full[..., : crop[0], : crop[1]], out, mode='bilinear', align_corners=False)
     return full[0]
 
@@ -56,11 +56,11 @@ def _assert_same(labels, full):
 @pytest.mark.parametrize('classes', [2, 19, 150])
 @pytest.mark.parametrize('geometry', GEOMETRIES.values(), ids=GEOMETRIES)
 def test_equals_the_naive_way(make, classes, geometry):
-    size, plane, crop, out = geometry
+    size, label_map, crop, out = geometry
     logits = make(classes, size)
-    labels = full_resolution_labels(logits, input_size=plane, crop=crop, out=out)
+    labels = full_resolution_labels(logits, input_size=label_map, crop=crop, out=out)
     assert labels.shape == out and labels.dtype == torch.uint8 and labels.is_contiguous()
-    _assert_same(labels, _naive(logits, plane, crop, out))
+    _assert_same(labels, _naive(logits, label_map, crop, out))
 
 
 @pytest.mark.parametrize('make', [_random, _smooth, _sharp])
@@ -69,12 +69,12 @@ def test_equals_the_naive_way(make, classes, geometry):
 def test_both_ways_agree_in_any_chunks(monkeypatch, make, geometry, pixels):
     monkeypatch.setattr(upsample, 'TILE_PIXELS', {'cpu': pixels})
     monkeypatch.setattr(upsample, 'BAND_PIXELS', {'cpu': pixels})
-    size, plane, crop, out = geometry
+    size, label_map, crop, out = geometry
     logits = make(12, size)
-    rows, columns = (axis_taps(*axis) for axis in zip(size, plane, crop, out, strict=True))
+    rows, columns = (axis_taps(*axis) for axis in zip(size, label_map, crop, out, strict=True))
     tiles = [cut(taps, logits.device) for taps in (rows, columns)]
     pruned = prune_labels(logits, *tiles, find_candidates(logits, *tiles))[: out[0], : out[1]]
-    full = _naive(logits, plane, crop, out)
+    full = _naive(logits, label_map, crop, out)
     _assert_same(pruned, full)
     _assert_same(stream_labels(logits, rows, columns), full)
 
@@ -91,8 +91,8 @@ def test_candidates_always_hold_the_winner(size):
 
 @pytest.mark.parametrize('geometry', GEOMETRIES.values(), ids=GEOMETRIES)
 def test_taps_are_weights_of_existing_cells(geometry):
-    for cells, plane, crop, out in zip(*geometry, strict=True):
-        taps = axis_taps(cells, plane, crop, out)
+    for cells, label_map, crop, out in zip(*geometry, strict=True):
+        taps = axis_taps(cells, label_map, crop, out)
         assert taps.cells.shape == taps.weights.shape and len(taps.cells) == out
         assert taps.cells.min() >= 0 and taps.cells.max() < cells
         assert (taps.weights >= 0).all() and torch.allclose(taps.weights.sum(1), torch.ones(out))

@@ -204,7 +204,7 @@ def test_real_vit_tiny_classifies_real_images_through_our_pass(shared: Path) -> 
     assert torch.cat(right).float().mean() > 0.6
 
 
-def test_real_dinov2_sees_the_same_at_patch_16_as_at_14(shared: Path) -> None:
+def test_real_dinov2_has_similar_features_at_patch_16_and_14(shared: Path) -> None:
     """The same grid over the image at 14/16 of its size: maps must agree (FlexiViT's promise)."""
     path = shared / 'weights' / 'dinov2_vits14_fp16.safetensors'
     native, resampled = (

@@ -51,12 +51,14 @@ def test_the_address_of_timms_hub_is_a_name(prefix: str, monkeypatch: pytest.Mon
     name = 'vit_tiny_patch16_224.augreg_in21k'
     assert plain_name(prefix + name) == name
     assert ViT(prefix + name, timm_args=dict(depth=1)).depth == 1
-    asked = []
-    monkeypatch.setattr('vitdense.pretrained.creation.try_to_load_from_cache', lambda *given: asked.append(given))
+    requested = []
+    monkeypatch.setattr(
+        'vitdense.pretrained.creation.try_to_load_from_cache', lambda *options: requested.append(options)
+    )
     monkeypatch.setattr('vitdense.pretrained.creation._reach', lambda _: (_ for _ in ()).throw(OSError('offline')))
     with pytest.raises(CheckpointError, match='could not get the weights'):
         ViT(prefix + name, pretrained=True, timm_args=dict(depth=1))
-    assert asked == [(f'timm/{name}', 'model.safetensors')]
+    assert requested == [(f'timm/{name}', 'model.safetensors')]
 
 
 def test_a_model_folder_may_hold_such_a_name_and_no_other_address() -> None:

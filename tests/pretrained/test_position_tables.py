@@ -62,7 +62,7 @@ def test_the_first_position_of_dinov2_with_registers_is_that_of_its_class_token(
     assert torch.equal(vit.model.pos_embed, own.pos_embed)
 
 
-def test_a_grid_that_nobody_knows_is_an_error_with_the_sizes_that_are_possible(tmp_path: Path) -> None:
+def test_an_unknown_grid_is_an_error_with_the_sizes_that_are_possible(tmp_path: Path) -> None:
     trained((96, 160), tmp_path / 'a.safetensors')
     with pytest.raises(CheckpointError, match='60 positions is not square') as caught:
         load(tmp_path / 'a.safetensors')

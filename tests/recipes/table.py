@@ -116,7 +116,7 @@ class Recipe:
         self._groups: dict[str, tuple[float, float]] | None = None
 
     def notices(self, path: str, rows: Sequence[Row]) -> bool:
-        """Return whether a row tells that the number at `path`, which was changed, is not as published."""
+        """Return whether a row shows that the number at `path`, which was changed, is not as published."""
         section = path.partition('.')[0]
         derived = {
             'optim_wrapper': ('lr ', 'decay ', 'batch'),
@@ -216,12 +216,12 @@ def default_of(node: Mapping[str, Any], part: str) -> Any:
     kind = resolve(node['type'])
     if isinstance(kind, type) and issubclass(kind, nn.Module) and part not in inspect.signature(kind).parameters:
         raise KeyError(f'{kind.__name__} has no argument {part}')
-    made = {'num_classes': CLASSES['det']} if node.get('denoising') else {}
+    created = {'num_classes': CLASSES['det']} if node.get('denoising') else {}
     if dataclasses.is_dataclass(kind) or part not in inspect.signature(kind).parameters:
-        return getattr(build(dict(node), **made), part)
+        return getattr(build(dict(node), **created), part)
     default = inspect.signature(kind).parameters[part].default
     if default is None and part in ('matcher', 'losses', 'classification'):  # made where the class is
-        return getattr(build(dict(node), **made), part)
+        return getattr(build(dict(node), **created), part)
     if default is inspect.Parameter.empty:
         raise KeyError(part)
     return default
@@ -247,7 +247,7 @@ def numbers(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
 def idle(path: str, cfg: Mapping[str, Any]) -> bool:
     """Return whether a number changes no result: it is exempt, or belongs to another kind of schedule."""
     schedule = cfg['schedule']
-    unread = {
+    unused = {
         'gamma': schedule['decay'] != 'step',
         'milestones': schedule['decay'] != 'step',
         'power': schedule['decay'] != 'poly',
@@ -256,7 +256,7 @@ def idle(path: str, cfg: Mapping[str, Any]) -> bool:
         'backbone_warmup_iters': not schedule['backbone_warmup_iters'],
     }
     section, _, name = path.partition('.')
-    return path.startswith(EXEMPT) or (section == 'schedule' and unread.get(name, False))
+    return path.startswith(EXEMPT) or (section == 'schedule' and unused.get(name, False))
 
 
 def changed(cfg: Mapping[str, Any], path: str) -> dict[str, Any]:

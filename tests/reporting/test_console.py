@@ -19,10 +19,10 @@ NAMES = ['valve [/open]', '[red]', '[link=x]y[/link]', ':warning: sign', '[bold]
 def terminal(monkeypatch) -> io.StringIO:
     """A console on a terminal that is read."""
     file = io.StringIO()
-    made = Console(
+    created = Console(
         file=file, force_terminal=True, color_system=None, width=200, markup=console()._markup, emoji=console()._emoji
     )
-    monkeypatch.setattr(module, 'console', lambda: made)
+    monkeypatch.setattr(module, 'console', lambda: created)
     return file
 
 
@@ -38,8 +38,8 @@ def test_tables_and_lines_show_names_as_they_are(name, capsys):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_bars_show_names_as_they_are(name, terminal):
-    with progress(f'features, {name}', 2) as tell:
-        tell(1, 2)
+    with progress(f'features, {name}', 2) as report:
+        report(1, 2)
     assert name in terminal.getvalue()
     assert not text_column('{task.description}').markup
 
@@ -47,11 +47,11 @@ def test_bars_show_names_as_they_are(name, terminal):
 def test_without_a_terminal_progress_is_a_line_from_time_to_time(capsys, monkeypatch):
     clock = iter([0.0, 10.0, 30.0, 45.0, 50.0, 80.0])
     monkeypatch.setattr(module.time, 'monotonic', lambda: next(clock))
-    with progress('predict', 3) as tell:
+    with progress('predict', 3) as report:
         for done in (20, 60, 75):
-            tell(done, 900, 'frames of a.mp4')
-        tell(1, 0, 'frames of b.mp4')
-        tell(31, 0, 'frames of b.mp4')
+            report(done, 900, 'frames of a.mp4')
+        report(1, 0, 'frames of b.mp4')
+        report(31, 0, 'frames of b.mp4')
     lines = ['predict: 60 of 900 frames of a.mp4, 2 a second', 'predict: 31 frames of b.mp4, 1.03 a second']
     assert capsys.readouterr().out.splitlines() == lines
 

@@ -20,7 +20,7 @@ BOX = [10, 10, 30, 20]
 
 
 @pytest.fixture
-def said(caplog, monkeypatch):
+def message(caplog, monkeypatch):
     monkeypatch.setattr('vitdense.scoring.saved_predictions.start_logging', lambda folder: None)
     monkeypatch.setattr(logging.getLogger('vitdense'), 'propagate', True)
     caplog.set_level(logging.INFO, 'vitdense')
@@ -40,9 +40,9 @@ def score(tmp_path):
             categories=[dict(id=number, name=name) for number, name in categories],
             annotations=objects if annotations is None else annotations,
         )
-        (tmp_path / 'truth.json').write_text(json.dumps(content))
+        (tmp_path / 'annotations.json').write_text(json.dumps(content))
         (tmp_path / 'found.json').write_text(json.dumps(list(rows)))
-        return evaluate_coco(tmp_path / 'truth.json', tmp_path / 'found.json', **options)
+        return evaluate_coco(tmp_path / 'annotations.json', tmp_path / 'found.json', **options)
 
     return score
 
@@ -118,32 +118,32 @@ def test_a_bad_mask_has_a_cure_of_its_own(score):
     assert 'neither bbox nor segmentation' in caught.value.why
 
 
-def test_unknown_categories_are_left_out_on_request(score, said):
+def test_unknown_categories_are_left_out_on_request(score, message):
     rows = [row(), row(category_id=6, score=0.9), row(2), row(2, category_id='x')]
     assert score(*rows, ignore_unknown=True) == score(row(), row(2))
-    assert 'found.json: 2 predictions of categories that the annotation file does not have are left out' in said.text
+    assert 'found.json: 2 predictions of categories that the annotation file does not have are left out' in message.text
     with pytest.raises(DataError) as caught:
         score(row(category_id=0), row(2, category_id=1))
     assert 'class numbers from 0' in caught.value.fix
 
 
-def test_boxes_in_another_layout_are_hinted_at(score, said):
+def test_boxes_in_another_layout_are_hinted_at(score, message):
     corners = [40, 30, 70, 50]
     objects = [dict(id=k, image_id=k, category_id=5, bbox=[40, 30, 30, 20], area=600, iscrowd=0) for k in (1, 2)]
     assert score(row(bbox=corners), row(2, bbox=corners), annotations=objects)['det/AP'] == 0
-    assert '100 % of boxes leave the image if read as x, y, width, height; they fit as x, y, x2, y2' in said.text
-    said.clear()
+    assert '100 % of boxes leave the image if read as x, y, width, height; they fit as x, y, x2, y2' in message.text
+    message.clear()
     score(row(bbox=[0.1, 0.2, 0.4, 0.3]))
-    assert 'are they fractions of the image' in said.text
-    said.clear()
+    assert 'are they fractions of the image' in message.text
+    message.clear()
     score(row(), row(2))
-    assert 'boxes' not in said.text
+    assert 'boxes' not in message.text
 
 
 def test_files_that_are_mistaken_for_each_other(score, tmp_path):
     score(row())
     with pytest.raises(DataError, match='no COCO results file') as caught:
-        evaluate_coco(tmp_path / 'truth.json', tmp_path / 'truth.json')
+        evaluate_coco(tmp_path / 'annotations.json', tmp_path / 'annotations.json')
     assert 'it is an annotation file' in caught.value.why and 'results second' in caught.value.fix
     with pytest.raises(NumericsError, match='1 non-finite boxes'):
         score(row(bbox=[float('nan'), 1, 2, 3]))
@@ -174,7 +174,7 @@ def test_any_number_of_masks_scores_as_in_pycocotools(count, score, tmp_path, mo
     ]
     scores = score(*rows, annotations=objects, iou_type='segm')
     with contextlib.redirect_stdout(io.StringIO()):
-        known = COCO(str(tmp_path / 'truth.json'))
+        known = COCO(str(tmp_path / 'annotations.json'))
         for record in rows[:1]:
             record['segmentation'] = rle.merge(rle.frPyObjects(RING, 60, 80))
         evaluation = COCOeval(known, known.loadRes(rows), 'segm')
@@ -184,30 +184,30 @@ def test_any_number_of_masks_scores_as_in_pycocotools(count, score, tmp_path, mo
     assert list(scores.values()) == [None if value == -1 else value for value in evaluation.stats.tolist()]
 
 
-def test_more_objects_than_the_limit_are_logged_beside_the_score(score, said):
+def test_more_objects_than_the_limit_are_logged_beside_the_score(score, message):
     boxes = [[(k % 15) * 5, (k // 15) * 5, 4, 4] for k in range(150)]
     objects = [dict(id=k, image_id=1, category_id=5, bbox=box, area=16, iscrowd=0) for k, box in enumerate(boxes, 1)]
     rows = [row(bbox=box, score=1 - k / 1000) for k, box in enumerate(boxes)]
     scores = score(*rows, annotations=objects)
     assert scores['det/AP'] < 0.7 and scores['det/AR100'] == pytest.approx(2 / 3)
-    assert said.text.count('1 of 2 images has more than 100 objects of one class: AP and AR count the best 100') == 2
-    assert '50 of 150 predictions do not count' in said.text
-    said.clear()
+    assert message.text.count('1 of 2 images has more than 100 objects of one class: AP and AR count the best 100') == 2
+    assert '50 of 150 predictions do not count' in message.text
+    message.clear()
     wide = score(*rows, annotations=objects, max_detections=150)
     assert wide['det/AP'] == pytest.approx(1) and wide['det/AR150'] == 1 and 'det/AR100' not in wide
-    assert 'more than' not in said.text and 'do not count' not in said.text
+    assert 'more than' not in message.text and 'do not count' not in message.text
 
 
 def test_images_without_size_matter_only_where_masks_are_rasterised(score, tmp_path):
     def more(*rows):
         found = tmp_path / 'more.json'
         found.write_text(json.dumps(list(rows)))
-        return evaluate_coco(tmp_path / 'truth.json', found, iou_type='segm')
+        return evaluate_coco(tmp_path / 'annotations.json', found, iou_type='segm')
 
     score(row(), row(2), iou_type='segm')
-    content = json.loads((tmp_path / 'truth.json').read_text())
+    content = json.loads((tmp_path / 'annotations.json').read_text())
     content['images'].append(dict(id=3, file_name='3.png'))
-    (tmp_path / 'truth.json').write_text(json.dumps(content))
+    (tmp_path / 'annotations.json').write_text(json.dumps(content))
     assert more(row(), row(2))['det/segm/AP'] == pytest.approx(1)
     with pytest.raises(DataError, match='prediction 2') as caught:
         more(row(), row(3))

@@ -97,7 +97,7 @@ def white() -> bytes:
     return content.getvalue()
 
 
-def test_an_image_is_answered_with_objects_regions_and_class():
+def test_the_response_to_an_image_has_objects_regions_and_class():
     with serving() as (client, _):
         record = client.post('/api/image', content=png()).json()
     assert record['size'] == [20, 30] and record['milliseconds'] == {'network': 10.0}
@@ -159,8 +159,8 @@ def test_classes_and_endpoints_are_described():
 )
 def test_what_is_no_image_or_too_large_is_refused(content, code, words):
     with serving(pixels=100_000, image_bytes=4000) as (client, painter):
-        answer = client.post('/api/image', content=content)
-    assert answer.status_code == code and words in answer.json()['detail'] and painter.batches == []
+        output = client.post('/api/image', content=content)
+    assert output.status_code == code and words in output.json()['detail'] and painter.batches == []
 
 
 @pytest.mark.parametrize(
@@ -176,24 +176,24 @@ def test_what_is_no_image_or_too_large_is_refused(content, code, words):
 )
 def test_a_wrong_or_unknown_parameter_is_refused_by_name(url, words):
     with serving() as (client, painter):
-        answer = client.post(url, content=png())
+        output = client.post(url, content=png())
         model = client.get('/api/model?head=det')
-    assert (answer.status_code, model.status_code) == (422, 422) and painter.batches == []
-    assert words in answer.json()['detail'] and "'head': there are none" in model.json()['detail']
+    assert (output.status_code, model.status_code) == (422, 422) and painter.batches == []
+    assert words in output.json()['detail'] and "'head': there are none" in model.json()['detail']
 
 
 @pytest.mark.parametrize('path', ['/api/image', '/api/video'])
 def test_a_form_is_refused_with_the_command_that_sends_the_file(path):
     with serving() as (client, _):
-        answer = client.post(f'{path}?min_score=0.5', files={'file': ('photo.png', png())})
-    assert answer.status_code == 415
-    assert f'curl --data-binary @FILE http://testserver{path}' in answer.json()['detail']
+        output = client.post(f'{path}?min_score=0.5', files={'file': ('photo.png', png())})
+    assert output.status_code == 415
+    assert f'curl --data-binary @FILE http://testserver{path}' in output.json()['detail']
 
 
 def test_an_error_of_the_model_has_the_form_of_the_others():
     with serving() as (client, _):
-        answer = client.post('/api/image', content=white())
-    assert answer.status_code == 500 and 'RuntimeError' in answer.json()['detail']
+        output = client.post('/api/image', content=white())
+    assert output.status_code == 500 and 'RuntimeError' in output.json()['detail']
 
 
 def test_the_tool_prints_a_line_before_the_model_is_read(tmp_path, capsys):
@@ -208,10 +208,10 @@ def test_images_that_arrive_while_the_model_works_go_through_it_together(monkeyp
     with serving() as (client, painter):
         painter.hold.clear()
         shades = list(range(10, 100, 10))
-        answers: dict[int, Any] = {}
+        outputs: dict[int, Any] = {}
         threads = [
             threading.Thread(
-                target=lambda k=k: answers.update({k: client.post('/api/image', content=png(size=(k, 9)))})
+                target=lambda k=k: outputs.update({k: client.post('/api/image', content=png(size=(k, 9)))})
             )
             for k in shades
         ]
@@ -222,7 +222,7 @@ def test_images_that_arrive_while_the_model_works_go_through_it_together(monkeyp
         painter.hold.set()
         for thread in threads:
             thread.join()
-    assert {k: answer.json()['size'] for k, answer in answers.items()} == {k: [9, k] for k in shades}
+    assert {k: output.json()['size'] for k, output in outputs.items()} == {k: [9, k] for k in shades}
     assert sum(painter.batches) == 9 and max(painter.batches) == 4
 
 
@@ -251,14 +251,14 @@ def test_images_beyond_those_that_may_wait_are_refused():
             painter.hold.set()
             return await asyncio.gather(*tasks, return_exceptions=True)
 
-    kinds = [type(answer) for answer in asyncio.run(many())]
+    kinds = [type(output) for output in asyncio.run(many())]
     assert kinds.count(Result) == 2 and kinds.count(QueueFullError) == 3
     painter.hold.clear()
-    kinds = [type(answer) for answer in asyncio.run(many(wait=True))]  # frames of videos that have begun
+    kinds = [type(output) for output in asyncio.run(many(wait=True))]  # frames of videos that have begun
     assert kinds == [Result] * 5
     with serving(waiting=0) as (client, _):
-        answer = client.post('/api/image', content=png())
-    assert answer.status_code == 429 and answer.headers['retry-after'] == '1'
+        output = client.post('/api/image', content=png())
+    assert output.status_code == 429 and output.headers['retry-after'] == '1'
 
 
 def test_pages_of_other_sites_and_other_hosts_are_refused():
@@ -270,7 +270,7 @@ def test_pages_of_other_sites_and_other_hosts_are_refused():
     assert painter.batches == [1]
 
 
-def test_a_video_is_answered_frame_by_frame_and_leaves_no_file(tmp_path, monkeypatch):
+def test_the_response_to_a_video_comes_frame_by_frame_and_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'own'))
     (tmp_path / 'own').mkdir()
     writer = cv2.VideoWriter(str(tmp_path / 'a.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 10, (32, 24))
@@ -293,7 +293,7 @@ def test_runs_of_masks_begin_outside():
     assert runs(~mask) == [2, 2, 2] and runs(np.zeros((2, 3), bool)) == [6]
 
 
-def test_a_real_predictor_answers_as_it_does_alone():
+def test_a_real_predictor_has_the_results_that_it_has_alone():
     predictor = Predictor(tiny_model(), device='cpu', amp='off')
     content = io.BytesIO()
     Image.fromarray(image()).save(content, format='PNG')

@@ -1,4 +1,4 @@
-"""Downloads from a local server that breaks off, knows no ranges, sends something else, or is not there."""
+"""Downloads from a local server that breaks off, supports no ranges, sends something else, or is not there."""
 
 import errno
 import hashlib
@@ -25,13 +25,13 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(('127.0.0.1', 0), Handler)
         self.url = f'http://127.0.0.1:{self.server_port}/file.pth'
-        self.asked: list[str | None] = []  # the ranges of all requests
+        self.requested: list[str | None] = []  # the ranges of all requests
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         wanted = self.headers.get('Range')
-        self.server.asked.append(wanted)
+        self.server.requested.append(wanted)
         content = self.server.content
         start = int(wanted.removeprefix('bytes=').rstrip('-')) if wanted and self.server.ranges else 0
         if self.headers.get('If-Range', self.server.tag) != self.server.tag:
@@ -68,12 +68,12 @@ def sha256(content: bytes = CONTENT) -> dict[str, str]:
 
 
 def test_a_complete_file_is_checked_and_put_in_place(server, tmp_path):
-    seen = []
+    recorded = []
     path = tmp_path / 'new' / 'file.pth'
     hashes = sha256() | {'md5': hashlib.md5(CONTENT).hexdigest()}
-    download(server.url, path, size=len(CONTENT), hashes=hashes, on_progress=lambda *state: seen.append(state))
+    download(server.url, path, size=len(CONTENT), hashes=hashes, on_progress=lambda *state: recorded.append(state))
     assert path.read_bytes() == CONTENT and [file.name for file in path.parent.iterdir()] == ['file.pth']
-    assert seen[-1] == (len(CONTENT), len(CONTENT)) and server.asked == [None]
+    assert recorded[-1] == (len(CONTENT), len(CONTENT)) and server.requested == [None]
     download(server.url, tmp_path / 'short.pth', hashes={'sha256': sha256()['sha256'][:8]})
 
 
@@ -81,7 +81,7 @@ def test_a_connection_that_breaks_off_is_resumed(server, tmp_path):
     server.most = 40_000
     download(server.url, tmp_path / 'file.pth', hashes=sha256())
     assert (tmp_path / 'file.pth').read_bytes() == CONTENT
-    assert server.asked == [None, 'bytes=40000-', 'bytes=80000-']
+    assert server.requested == [None, 'bytes=40000-', 'bytes=80000-']
 
 
 def test_a_file_that_stays_cut_off_is_no_file_and_goes_on_later(server, tmp_path):
@@ -91,7 +91,7 @@ def test_a_file_that_stays_cut_off_is_no_file_and_goes_on_later(server, tmp_path
     assert 'file.pth.part' in caught.value.fix and not (tmp_path / 'file.pth').exists()
     server.most, server.ranges = len(CONTENT), True
     download(server.url, tmp_path / 'file.pth', hashes=sha256())
-    assert server.asked[-1] == 'bytes=30000-' and (tmp_path / 'file.pth').read_bytes() == CONTENT
+    assert server.requested[-1] == 'bytes=30000-' and (tmp_path / 'file.pth').read_bytes() == CONTENT
 
 
 def test_a_file_that_was_replaced_meanwhile_is_fetched_from_its_beginning(server, tmp_path):
@@ -109,7 +109,7 @@ def test_a_file_that_was_replaced_meanwhile_is_fetched_from_its_beginning(server
 def test_a_finished_part_is_not_fetched_again_and_a_longer_one_is(server, tmp_path, extra):
     (tmp_path / 'file.pth.part').write_bytes(CONTENT + extra)
     download(server.url, tmp_path / 'file.pth', hashes=sha256())
-    assert len(server.asked) == 1 + bool(extra) and (tmp_path / 'file.pth').read_bytes() == CONTENT
+    assert len(server.requested) == 1 + bool(extra) and (tmp_path / 'file.pth').read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize('expected', [{'size': 7}, {'hashes': {'sha256': '0' * 8}}, {'hashes': {'md5': '1' * 32}}])

@@ -20,7 +20,7 @@ W = {'blocks.0.weight': torch.arange(3.0), 'norm.bias': torch.ones(2)}
 ADVICE = ('weights_only', 'Re-running')
 
 
-def refused(path: Path | str) -> CheckpointError:
+def error_of(path: Path | str) -> CheckpointError:
     with pytest.raises(CheckpointError) as caught:
         read_weights(path)
     assert caught.value.fix and caught.value.where
@@ -62,26 +62,26 @@ def test_what_is_no_weight_file_is_named(tmp_path: Path, kind: str, suffix: str)
     content, reason = OTHER[kind]
     path = tmp_path / f'a{suffix}'
     path.write_bytes(content)
-    assert reason in refused(path).why
+    assert reason in error_of(path).why
 
 
 def test_archives_of_other_programs_are_named(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / 'a.pt')
-    assert 'TorchScript' in refused(tmp_path / 'a.pt').why
+    assert 'TorchScript' in error_of(tmp_path / 'a.pt').why
     with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as archive:
         archive.writestr('weights.h5', b'')
-    assert 'weights.h5' in refused(tmp_path / 'a.zip').why
+    assert 'weights.h5' in error_of(tmp_path / 'a.zip').why
     np.savez(tmp_path / 'objects.npz', a=np.array([object()], dtype=object))
-    assert 'would run code' in refused(tmp_path / 'objects.npz').why
+    assert 'would run code' in error_of(tmp_path / 'objects.npz').why
 
 
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / 'pipe.pth')
-    assert 'no regular file' in refused(tmp_path / 'pipe.pth').why
-    assert 'no regular file' in refused('/dev/zero').why
+    assert 'no regular file' in error_of(tmp_path / 'pipe.pth').why
+    assert 'no regular file' in error_of('/dev/zero').why
     (tmp_path / 'dinov2-small').mkdir()
     save_file(W, tmp_path / 'dinov2-small' / 'model.safetensors')
-    assert str(tmp_path / 'dinov2-small' / 'model.safetensors') in refused(tmp_path / 'dinov2-small').fix
+    assert str(tmp_path / 'dinov2-small' / 'model.safetensors') in error_of(tmp_path / 'dinov2-small').fix
 
 
 class Call:
@@ -118,7 +118,7 @@ def test_a_small_file_never_asks_for_much_memory(
     tmp_path: Path, little_memory: None, value: object, reason: str, new: bool
 ) -> None:
     torch.save({**W, 'x': value}, tmp_path / 'a.pth', _use_new_zipfile_serialization=new)
-    assert reason in refused(tmp_path / 'a.pth').why
+    assert reason in error_of(tmp_path / 'a.pth').why
     for content in ({'state_dict': {**W, 'x': value}}, {'state_dict': W, 'optimizer': {'state': {0: [value]}}}):
         torch.save(content, tmp_path / 'a.pth', _use_new_zipfile_serialization=new)
         with pytest.raises(CheckpointError):
@@ -130,16 +130,16 @@ def test_a_file_that_claims_more_than_it_holds(tmp_path: Path, little_memory: No
     path = tmp_path / 'a.pth'
     torch.save({'a.b': torch.ones(1000)}, path, _use_new_zipfile_serialization=False)
     (tmp_path / 'old.pth').write_bytes(path.read_bytes().replace(thousand, many))
-    assert 'claims 8000000000 bytes' in refused(tmp_path / 'old.pth').why
+    assert 'claims 8000000000 bytes' in error_of(tmp_path / 'old.pth').why
     torch.save({'a.b': torch.ones(1000)}, path)
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / 'new.pth', 'w') as target:
         for name in source.namelist():
             target.writestr(name, source.read(name).replace(thousand, many))
-    refused(tmp_path / 'new.pth')
+    error_of(tmp_path / 'new.pth')
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / 'b.pth', 'w', zipfile.ZIP_DEFLATED) as target:
         for name in source.namelist():
             target.writestr(name, bytes(100_000_000) if name.endswith('data/0') else source.read(name))
-    assert 'unpacks to 1000' in refused(tmp_path / 'b.pth').why
+    assert 'unpacks to 1000' in error_of(tmp_path / 'b.pth').why
 
 
 KINDS = {
@@ -154,7 +154,7 @@ KINDS = {
 @pytest.mark.parametrize('kind', KINDS)
 def test_tensors_that_are_no_plain_arrays_are_refused_by_name(tmp_path: Path, kind: str) -> None:
     torch.save({**W, 'blocks.1.weight': KINDS[kind]}, tmp_path / 'a.pth')
-    assert refused(tmp_path / 'a.pth').message == f'blocks.1.weight is a {kind} tensor'
+    assert error_of(tmp_path / 'a.pth').message == f'blocks.1.weight is a {kind} tensor'
     torch.save({'state_dict': {**W, 'blocks.1.weight': KINDS[kind]}}, tmp_path / 'run.pth')
     with pytest.raises(CheckpointError, match=f'blocks.1.weight is a {kind} tensor'):
         read_checkpoint(tmp_path / 'run.pth')
@@ -163,7 +163,7 @@ def test_tensors_that_are_no_plain_arrays_are_refused_by_name(tmp_path: Path, ki
 def test_no_message_repeats_the_advice_of_torch_to_trust_a_file(tmp_path: Path) -> None:
     for content in (b'\x80\x02}q\x00X\x01', b'\x80\x05}q\x00', b'garbage'):
         (tmp_path / 'a.pth').write_bytes(content)
-        refused(tmp_path / 'a.pth')
+        error_of(tmp_path / 'a.pth')
         with pytest.raises(CheckpointError) as caught:
             read_checkpoint(tmp_path / 'a.pth')
         assert not any(word in str(caught.value) for word in ADVICE)
@@ -174,7 +174,7 @@ def other(value: float = 7.0) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ('content', 'said'),
+    ('content', 'printed'),
     [
         ({'net': W, 'epoch': 3}, 'read under net'),
         ({'net': W, 'epoch': torch.tensor(3)}, 'read under net'),
@@ -186,23 +186,23 @@ def other(value: float = 7.0) -> dict[str, Tensor]:
     ],
 )
 def test_the_state_dict_that_is_read_is_logged(
-    tmp_path: Path, content: dict, said: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, content: dict, printed: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.save(content, tmp_path / 'a.pth')
     with caplog.at_level(logging.INFO, 'vitdense'):
         read = read_weights(tmp_path / 'a.pth')
     assert all(torch.equal(read[key], W[key]) for key in W)
-    assert said in caplog.text and bool(said) == bool(caplog.text)
+    assert printed in caplog.text and bool(printed) == bool(caplog.text)
 
 
 def test_a_key_behind_the_path_names_the_set(tmp_path: Path) -> None:
     torch.save({'net': {'student': W, 'ema': other()}, 'step': 3}, tmp_path / 'a.pth')
-    error = refused(tmp_path / 'a.pth')
+    error = error_of(tmp_path / 'a.pth')
     assert 'net.student (2 tensors), net.ema (2 tensors)' in error.why and 'a.pth:net.student' in error.fix
     for key, expected in {'net.student': W, 'net.ema': other()}.items():
         assert torch.equal(read_weights(f'{tmp_path}/a.pth:{key}')['norm.bias'], expected['norm.bias'])
     assert read_weights(tmp_path / 'a.pth:net.ema.blocks').keys() == {'0.weight'}
-    assert "did you mean 'net.ema'" in refused(f'{tmp_path}/a.pth:net.emma').message
+    assert "did you mean 'net.ema'" in error_of(f'{tmp_path}/a.pth:net.emma').message
     both = {
         f'{who}.{name}': value for who, state in (('student', W), ('teacher', other())) for name, value in state.items()
     }
@@ -210,4 +210,4 @@ def test_a_key_behind_the_path_names_the_set(tmp_path: Path) -> None:
     assert torch.equal(read_weights(f'{tmp_path}/b.safetensors:student')['norm.bias'], W['norm.bias'])
     (tmp_path / 'odd:name.pth').write_bytes((tmp_path / 'b.safetensors').read_bytes())
     assert read_weights(tmp_path / 'odd:name.pth').keys() == both.keys()
-    assert 'nothing is there' in refused(tmp_path / 'none.pth:ema').why
+    assert 'nothing is there' in error_of(tmp_path / 'none.pth:ema').why

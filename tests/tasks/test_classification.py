@@ -76,9 +76,9 @@ def _rank(rank: int):
 
 
 def test_the_mean_over_ranks_is_the_loss_of_the_one_big_batch(run_ranks):
-    (first, gradient), (second, nothing) = run_ranks(_rank)
+    (first, gradient), (second, empty) = run_ranks(_rank)
     torch.testing.assert_close((first + second) / 2, functional.cross_entropy(LOGITS, NUMBERS))
-    assert gradient.any() and not nothing.any()
+    assert gradient.any() and not empty.any()
 
 
 def test_predictions_are_probabilities():

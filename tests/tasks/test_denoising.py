@@ -74,8 +74,8 @@ def test_every_number_is_in_range(targets):
 
 
 def test_a_batch_without_objects_is_filler():
-    nothing = torch.zeros(0, dtype=torch.int64)
-    queries = Denoising()(ObjectTargets(nothing, torch.zeros(0, 4), nothing, nothing.bool(), (0, 0)), num_classes=3)
+    empty = torch.zeros(0, dtype=torch.int64)
+    queries = Denoising()(ObjectTargets(empty, torch.zeros(0, 4), empty, empty.bool(), (0, 0)), num_classes=3)
     assert queries.labels.shape == (2, 2) and (queries.objects == -1).all() and not queries.positive.any()
 
 

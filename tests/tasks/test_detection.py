@@ -29,18 +29,18 @@ class Queries(nn.Module):
 
     def forward(self, sizes, denoising_queries=None):
         queries = self.content.weight.expand(len(sizes), -1, -1)
-        outputs = self._read(queries, sizes)._replace(proposals=self._answer(self.first, queries, sizes))
+        outputs = self._read(queries, sizes)._replace(proposals=self._outputs(self.first, queries, sizes))
         if denoising_queries is None:
             return outputs
         noised = self._read(self.names(denoising_queries.labels) + denoising_queries.boxes.repeat(1, 1, 2), sizes)
         return outputs._replace(denoising=noised, denoising_queries=denoising_queries)
 
     def _read(self, queries, sizes):
-        earlier, last = (self._answer(layer, queries, sizes) for layer in (self.second, self.third))
+        earlier, last = (self._outputs(layer, queries, sizes) for layer in (self.second, self.third))
         return last._replace(aux=(earlier,))
 
     @staticmethod
-    def _answer(layer, queries, sizes):
+    def _outputs(layer, queries, sizes):
         logits, boxes = layer(queries).split([layer.out_features - 4, 4], dim=-1)
         return QueryOutputs(logits, boxes.sigmoid(), sizes)
 
@@ -102,7 +102,7 @@ def test_weights_multiply_their_losses():
         assert torch.allclose(more[name], factor * plain[name])
 
 
-def test_perfect_answers_cost_nothing_for_boxes():
+def test_perfect_predictions_have_no_box_loss():
     target = target_of(2)
     sizes = torch.tensor([[64.0, 64.0]])
     boxes = torch.tensor([[[0.5, 0.5, 0.1, 0.1]]]).repeat(1, 5, 1)
@@ -122,7 +122,7 @@ def _gradients(model, targets):
 
 
 def _train(rank):
-    """Rank 1 never sees an object; the gradients are averaged as usual."""
+    """Rank 1 never has an object; the gradients are averaged as usual."""
     torch.manual_seed(0)
     model, target = DistributedDataParallel(Queries()), target_of(2)
     return _gradients(model, [target] if rank == 0 else [EMPTY])
@@ -206,7 +206,7 @@ def test_sigmoid_predictions_equal_transformers():
         assert torch.allclose(mine.boxes, other['boxes'], rtol=1e-5)
 
 
-def test_half_precision_answers_are_read_in_float32():
+def test_half_precision_outputs_are_read_in_float32():
     outputs = Queries()(torch.full((1, 2), 64.0))
     halves = outputs._replace(class_logits=outputs.class_logits.bfloat16(), boxes=outputs.boxes.bfloat16())
     with torch.autocast('cpu', torch.bfloat16):

@@ -133,7 +133,7 @@ def test_absent_classes_count_when_asked(logits):
     assert Dice(absent=True)(logits, labels) > Dice()(logits, labels)
 
 
-def test_perfect_answers_cost_nothing(labels):
+def test_perfect_predictions_have_no_loss(labels):
     logits = functional.one_hot(labels.where(labels != IGNORE, 0), 5).movedim(-1, 1) * 100.0
     for part in (CrossEntropy(), Dice(smooth=0), PixelFocal(), OhemCrossEntropy(min_kept=3)):
         assert part(logits, labels).item() == pytest.approx(0, abs=1e-6)
@@ -241,5 +241,5 @@ def test_one_class_has_one_weight(kind):
 
 def test_the_bound_of_ohem_is_the_largest_probability_where_all_but_one_pixel_are_kept():
     logits, labels = torch.randn(1, 3, 1, 5), torch.randint(0, 3, (1, 1, 5))
-    surprise = functional.cross_entropy(logits, labels, reduction='none').flatten().sort(descending=True).values
-    assert torch.allclose(OhemCrossEntropy(threshold=0.0, min_kept=4)(logits, labels), surprise[:4].mean())
+    nll = functional.cross_entropy(logits, labels, reduction='none').flatten().sort(descending=True).values
+    assert torch.allclose(OhemCrossEntropy(threshold=0.0, min_kept=4)(logits, labels), nll[:4].mean())

@@ -88,39 +88,39 @@ def objects() -> tuple[list[Target], list[dict[str, Tensor]]]:
 
 
 @pytest.fixture
-def same_draws(monkeypatch) -> None:
+def same_samples(monkeypatch) -> None:
     """Random numbers that depend on their count alone, whatever function of torch draws them and in which order."""
 
-    def drawn(like: Tensor) -> Tensor:
+    def sampled(like: Tensor) -> Tensor:
         return torch.empty(like.shape).uniform_(generator=torch.Generator().manual_seed(like.numel()))
 
     def integers(like: Tensor, low: int, high: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
         low, high = (0, low) if high is None else (low, high)
-        return (low + drawn(like) * (high - low)).floor().to(dtype or like.dtype)
+        return (low + sampled(like) * (high - low)).floor().to(dtype or like.dtype)
 
-    monkeypatch.setattr(torch, 'rand', lambda shape, **_: drawn(torch.empty(shape)))
-    monkeypatch.setattr(torch, 'rand_like', lambda like, **_: drawn(like))
+    monkeypatch.setattr(torch, 'rand', lambda shape, **_: sampled(torch.empty(shape)))
+    monkeypatch.setattr(torch, 'rand_like', lambda like, **_: sampled(like))
     monkeypatch.setattr(torch, 'randint_like', integers)
 
 
-def test_noised_objects_and_what_they_see_equal_rt_detr(objects, same_draws):
+def test_noised_objects_and_what_they_see_equal_rt_detr(objects, same_samples):
     targets, theirs = objects
     denoising_queries = Denoising(num_queries=8, label_noise=0.8, box_noise=0.9)(
         ObjectTargets.of(targets, SIZES), num_classes=5
     )
-    labels, logits, mask, facts = get_contrastive_denoising_training_group(theirs, 5, 7, lambda x: x, 8, 0.8, 0.9)
-    assert denoising_queries.groups == facts['dn_num_group'] == 4
+    labels, logits, mask, context = get_contrastive_denoising_training_group(theirs, 5, 7, lambda x: x, 8, 0.8, 0.9)
+    assert denoising_queries.groups == context['dn_num_group'] == 4
     assert torch.equal(denoising_queries.labels, labels.long())
     centers, sides = logits.sigmoid().split(2, dim=-1)
     wanted = torch.cat([centers, sides.clamp(min=SMALLEST)], dim=-1)  # theirs stop at 1e-5
     assert torch.allclose(denoising_queries.boxes, wanted, atol=2e-5)
     assert [row.nonzero().flatten().tolist() for row in denoising_queries.positive] == [
-        index.tolist() for index in facts['dn_positive_idx']
+        index.tolist() for index in context['dn_positive_idx']
     ]
     num_noised = denoising_queries.labels.shape[1]
     order = [*range(7, 7 + num_noised), *range(7)]  # theirs has the noised queries in front
-    sees = self_attention_mask(7, 1, denoising_queries)[:, 0][:, order][:, :, order]
-    assert torch.equal(sees, (mask == 0).expand_as(sees))
+    visible = self_attention_mask(7, 1, denoising_queries)[:, 0][:, order][:, :, order]
+    assert torch.equal(visible, (mask == 0).expand_as(visible))
 
 
 def test_the_loss_of_denoising_and_its_gradients_equal_rt_detr(objects):
@@ -139,13 +139,13 @@ def test_the_loss_of_denoising_and_its_gradients_equal_rt_detr(objects):
 
     layers = [{'logits': each.class_logits, 'pred_boxes': each.boxes} for each in (earlier, noised)]
     places = [row.nonzero().flatten() for row in denoising_queries.positive]
-    facts = {'dn_positive_idx': places, 'dn_num_group': denoising_queries.groups}
+    context = {'dn_positive_idx': places, 'dn_num_group': denoising_queries.groups}
     peers = RTDetrLoss(RT_DETR)(
         {
             'logits': outputs.class_logits,
             'pred_boxes': outputs.boxes,
             'dn_auxiliary_outputs': layers,
-            'denoising_meta_values': facts,
+            'denoising_meta_values': context,
         },
         theirs,
     )

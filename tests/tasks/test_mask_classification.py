@@ -17,14 +17,14 @@ CLASSES = 4
 SMALL = MaskLoss(matcher=MaskMatcher(num_points=200), num_points=100)
 
 
-def answers(size=(64, 96), batch: int = 2, queries: int = 7, stride: int = 4, layers: int = 0) -> QueryOutputs:
+def predictions(size=(64, 96), batch: int = 2, queries: int = 7, stride: int = 4, layers: int = 0) -> QueryOutputs:
     height, width = size
     return QueryOutputs(
         class_logits=torch.randn(batch, queries, CLASSES + 1),
         mask_logits=2 * torch.randn(batch, queries, height // stride, width // stride),
         sizes=torch.tensor([[float(height), float(width)]] * batch),
         input_size=size,
-        aux=tuple(answers(size, batch, queries, stride) for _ in range(layers)),
+        aux=tuple(predictions(size, batch, queries, stride) for _ in range(layers)),
     )
 
 
@@ -58,7 +58,7 @@ def loss_of_transformers(outputs: QueryOutputs, targets: list[Target], seed: int
 
 
 def test_losses_are_those_of_transformers() -> None:
-    outputs, targets = answers(), [objects(3), objects(2)]
+    outputs, targets = predictions(), [objects(3), objects(2)]
     wanted = loss_of_transformers(outputs, targets, seed=3)
     torch.manual_seed(3)  # the same points are drawn in the same order
     task = InstanceTask(losses=MaskLoss(matcher=MaskMatcher(num_points=100), num_points=100))
@@ -70,14 +70,14 @@ def test_losses_are_those_of_transformers() -> None:
 
 
 def test_earlier_layers_are_trained_like_the_last() -> None:
-    outputs, targets = answers(layers=2), [objects(3), objects(1)]
+    outputs, targets = predictions(layers=2), [objects(3), objects(1)]
     losses = InstanceTask(losses=SMALL).loss(outputs, targets)
     alone = [InstanceTask(losses=SMALL).loss(layer, targets) for layer in outputs.aux]
     assert losses['loss_aux'].item() == pytest.approx(sum(sum(each.values()) for each in alone).item(), rel=0.1)
 
 
 def test_a_crowd_is_nobodys_object() -> None:
-    outputs, target = answers(batch=1), objects(3, crowd=(1,))
+    outputs, target = predictions(batch=1), objects(3, crowd=(1,))
     targets = MaskTargets.of_objects([target], torch.device('cpu'))
     rows = MaskMatcher(num_points=50)(LayerMaskPredictions.of(outputs), targets)
     assert sorted(rows[rows >= 0].tolist()) == [0, 2]
@@ -99,7 +99,7 @@ def test_classes_of_a_label_map_are_its_objects() -> None:
 
 
 def test_ignored_pixels_do_not_count() -> None:
-    outputs = answers(batch=1)
+    outputs = predictions(batch=1)
     labels = torch.zeros(64, 96, dtype=torch.uint8)
     labels[:, 50:] = IGNORE
     outputs.mask_logits[..., 13] = 0  # between labelled pixels and the cells that change
@@ -114,7 +114,7 @@ def test_ignored_pixels_do_not_count() -> None:
 
 
 def test_a_padded_image_costs_what_it_costs_alone() -> None:
-    alone, target = answers((48, 64), batch=1), objects(3, (40, 60))
+    alone, target = predictions((48, 64), batch=1), objects(3, (40, 60))
     masks = enlarged(alone.mask_logits, (16, 24))
     padded = alone._replace(mask_logits=masks, input_size=(64, 96))
     losses = []
@@ -132,7 +132,7 @@ def enlarged(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 @pytest.mark.parametrize('targets', [[objects(0), objects(0)], [Target(), Target()]])
 def test_a_batch_without_objects_trains(targets: list[Target]) -> None:
-    outputs = answers(layers=1)
+    outputs = predictions(layers=1)
     outputs.class_logits.requires_grad_(), outputs.mask_logits.requires_grad_()
     losses = InstanceTask(losses=SMALL).loss(outputs, targets)
     assert losses['loss_mask'] == losses['loss_dice'] == 0
@@ -142,7 +142,7 @@ def test_a_batch_without_objects_trains(targets: list[Target]) -> None:
 
 
 def test_semantic_images_without_labels_train() -> None:
-    outputs = answers()
+    outputs = predictions()
     outputs.mask_logits.requires_grad_()
     task = MaskSemanticTask(losses=SMALL)
     maps = [Target(), Target(semantic=torch.full((64, 96), IGNORE, dtype=torch.uint8))]
@@ -152,7 +152,7 @@ def test_semantic_images_without_labels_train() -> None:
 
 
 def test_what_is_not_finite_is_named() -> None:
-    outputs = answers(batch=1)
+    outputs = predictions(batch=1)
     outputs.mask_logits.fill_(torch.nan)
     with pytest.raises(NumericsError, match='no matching cost is finite: queries') as caught:
         InstanceTask(losses=SMALL).loss(outputs, [objects(2)])
@@ -162,12 +162,12 @@ def test_what_is_not_finite_is_named() -> None:
 def test_objects_without_masks_and_queries_without_masks_are_errors() -> None:
     for targets in ([objects(1)._replace(masks=None)], [objects(1), objects(1)._replace(masks=None)]):
         with pytest.raises(DataError, match='objects without masks'):
-            InstanceTask().loss(answers(batch=len(targets)), targets)
+            InstanceTask().loss(predictions(batch=len(targets)), targets)
     for size in ((65, 96), (64, 97)):
         with pytest.raises(ValueError, match='larger than the padded input'):
-            InstanceTask(losses=SMALL).loss(answers(), [objects(1), objects(1, size)])
+            InstanceTask(losses=SMALL).loss(predictions(), [objects(1), objects(1, size)])
     with pytest.raises(ConfigError, match='mask_logits = None'):
-        InstanceTask().loss(answers(batch=1)._replace(mask_logits=None), [objects(1)])
+        InstanceTask().loss(predictions(batch=1)._replace(mask_logits=None), [objects(1)])
     with pytest.raises(ConfigError, match='importance'):
         MaskLoss(importance=2.0)
 
@@ -188,17 +188,17 @@ def test_instances_are_masks_in_the_original_size_with_scores_and_boxes() -> Non
 
 def test_the_loss_and_the_cost_at_a_single_point(monkeypatch) -> None:
     """Everywhere the mask says c, and the object is: softplus(-c), and 1 - (2 p + 1) / (p + 2)."""
-    outputs = answers(batch=1, queries=1)._replace(mask_logits=torch.full((1, 1, 16, 24), 0.7))
+    outputs = predictions(batch=1, queries=1)._replace(mask_logits=torch.full((1, 1, 16, 24), 0.7))
     target = Target(labels=torch.tensor([2]), masks=torch.ones(1, 64, 96, dtype=torch.bool))
-    surprise, prob = functional.softplus(torch.tensor(-0.7)).item(), torch.tensor(0.7).sigmoid().item()
+    nll, prob = functional.softplus(torch.tensor(-0.7)).item(), torch.tensor(0.7).sigmoid().item()
     dice, matcher = 1 - (2 * prob + 1) / (prob + 2), MaskMatcher(num_points=1)
     monkeypatch.setattr(torch, 'rand', lambda *size, device: torch.full(size, 0.5))
     losses = InstanceTask(losses=MaskLoss(matcher=matcher, num_points=1)).loss(outputs, [target])
-    assert losses['loss_mask'].item() == pytest.approx(5 * surprise, rel=1e-4)
+    assert losses['loss_mask'].item() == pytest.approx(5 * nll, rel=1e-4)
     assert losses['loss_dice'].item() == pytest.approx(5 * dice, rel=1e-4)
     costs = matcher.costs(LayerMaskPredictions.of(outputs), MaskTargets.of_objects([target], torch.device('cpu')))
     chosen = outputs.class_logits.softmax(-1)[0, 0, 2].item()
-    assert costs.item() == pytest.approx(5 * surprise + 5 * dice - 2 * chosen, rel=1e-4)
+    assert costs.item() == pytest.approx(5 * nll + 5 * dice - 2 * chosen, rel=1e-4)
 
 
 def test_defaults_are_those_of_mask2former() -> None:
@@ -211,9 +211,9 @@ def test_defaults_are_those_of_mask2former() -> None:
 def test_pixels_of_a_mask_have_a_logit_above_zero() -> None:
     meta = Meta(0, orig_size=(2, 3), size=(2, 3))
     masks = torch.tensor([[[-1.0, 3.0, -1.0], [-1.0, -1.0, -1.0]], [[0.0] * 3] * 2, [[0.5] * 3, [-9.0] * 3]])
-    ((inside, sureness),) = _full_masks(masks, meta, (2, 3))
-    assert inside.flatten(1).sum(1).tolist() == [1, 0, 3] and sureness[1] == 0
-    assert torch.allclose(sureness[[0, 2]], torch.tensor([3.0, 0.5]).sigmoid())
+    ((inside, confidence),) = _full_masks(masks, meta, (2, 3))
+    assert inside.flatten(1).sum(1).tolist() == [1, 0, 3] and confidence[1] == 0
+    assert torch.allclose(confidence[[0, 2]], torch.tensor([3.0, 0.5]).sigmoid())
 
 
 def test_masks_are_resized_a_few_at_a_time(monkeypatch) -> None:
@@ -229,7 +229,7 @@ def test_masks_are_resized_a_few_at_a_time(monkeypatch) -> None:
 
 
 def test_label_maps_from_queries_and_from_log_scores_agree() -> None:
-    outputs, task = answers(), MaskSemanticTask()
+    outputs, task = predictions(), MaskSemanticTask()
     smooth = functional.interpolate(4 * torch.randn(2, CLASSES, 3, 4), (16, 24), mode='bilinear')
     outputs = outputs._replace(mask_logits=smooth, class_logits=9 * torch.eye(CLASSES, CLASSES + 1).expand(2, -1, -1))
     metas = [Meta(row, orig_size=(64, 96), size=(64, 96)) for row in range(2)]
@@ -243,14 +243,14 @@ def test_label_maps_from_queries_and_from_log_scores_agree() -> None:
 
 def losses_of(rank: int) -> dict[str, float]:
     torch.manual_seed(rank)
-    outputs = answers(batch=1)
+    outputs = predictions(batch=1)
     losses = InstanceTask(losses=SMALL).loss(outputs, [objects(4) if rank == 0 else objects(0)])
     return {name: value.item() for name, value in losses.items()}
 
 
 def test_ranks_share_the_number_of_objects(run_ranks) -> None:
     torch.manual_seed(0)
-    alone = InstanceTask(losses=SMALL).loss(answers(batch=1), [objects(4)])
+    alone = InstanceTask(losses=SMALL).loss(predictions(batch=1), [objects(4)])
     first, second = run_ranks(losses_of)
     assert first['loss_mask'] == pytest.approx(2 * alone['loss_mask'].item(), rel=1e-5)
     assert second['loss_mask'] == 0

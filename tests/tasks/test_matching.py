@@ -25,12 +25,12 @@ def targets_of(counts=COUNTS, num_classes=5):
     return ObjectTargets(labels, boxes_cxcywh(total), images, torch.zeros(total, dtype=torch.bool), counts)
 
 
-def answers_of(num_layers=1, num_queries=12, num_classes=5, groups=1, batch=4):
+def outputs_of(num_layers=1, num_queries=12, num_classes=5, groups=1, batch=4):
     shape = (num_layers, batch, num_queries)
     return LayerPredictions(torch.randn(*shape, num_classes), boxes_cxcywh(*shape), groups)
 
 
-def theirs(matcher, answers, object_targets, *more):
+def theirs(matcher, outputs, object_targets, *more):
     """Run a matcher of transformers on the last layer; return (B, Q) rows of the object_targets as ours gives them."""
     per_image = zip(
         object_targets.labels.split(object_targets.counts),
@@ -38,36 +38,36 @@ def theirs(matcher, answers, object_targets, *more):
         strict=True,
     )
     targets = [{'class_labels': labels, 'boxes': boxes} for labels, boxes in per_image]
-    found = matcher({'logits': answers.logits[-1], 'pred_boxes': answers.boxes[-1]}, targets, *more)
-    rows = torch.full(answers.boxes.shape[1:3], NO_OBJECT)
+    found = matcher({'logits': outputs.logits[-1], 'pred_boxes': outputs.boxes[-1]}, targets, *more)
+    rows = torch.full(outputs.boxes.shape[1:3], NO_OBJECT)
     for image, (queries, objects) in enumerate(found):
         rows[image, queries] = objects + object_targets.starts[image]
     return rows
 
 
 def test_assignment_equals_transformers_deformable_detr():
-    answers, object_targets = answers_of(), targets_of()
-    (ours,) = HungarianMatcher()([answers], object_targets)
-    assert torch.equal(ours[0], theirs(DeformableDetrHungarianMatcher(2, 5, 2), answers, object_targets))
+    outputs, object_targets = outputs_of(), targets_of()
+    (ours,) = HungarianMatcher()([outputs], object_targets)
+    assert torch.equal(ours[0], theirs(DeformableDetrHungarianMatcher(2, 5, 2), outputs, object_targets))
 
 
 def test_assignment_equals_transformers_detr():
-    answers, object_targets = answers_of(num_classes=6), targets_of()
-    (ours,) = HungarianMatcher(class_weight=1, form='softmax')([answers], object_targets)
-    assert torch.equal(ours[0], theirs(DetrMatcher(1, 5, 2), answers, object_targets))
+    outputs, object_targets = outputs_of(num_classes=6), targets_of()
+    (ours,) = HungarianMatcher(class_weight=1, form='softmax')([outputs], object_targets)
+    assert torch.equal(ours[0], theirs(DetrMatcher(1, 5, 2), outputs, object_targets))
 
 
 def test_every_group_is_assigned_by_itself_as_transformers_does():
-    answers, object_targets = answers_of(num_queries=30, groups=3), targets_of()
-    (ours,) = HungarianMatcher()([answers], object_targets)
-    assert torch.equal(ours[0], theirs(LwDetrHungarianMatcher(2, 5, 2), answers, object_targets, 3))
+    outputs, object_targets = outputs_of(num_queries=30, groups=3), targets_of()
+    (ours,) = HungarianMatcher()([outputs], object_targets)
+    assert torch.equal(ours[0], theirs(LwDetrHungarianMatcher(2, 5, 2), outputs, object_targets, 3))
     assert (ours[0, 0].view(3, 10) >= 0).sum(1).tolist() == [3, 3, 3]
 
 
 def test_layers_and_decoders_together_are_as_each_alone():
     queries, proposals, object_targets = (
-        answers_of(num_layers=3),
-        answers_of(num_queries=40, num_classes=1),
+        outputs_of(num_layers=3),
+        outputs_of(num_queries=40, num_classes=1),
         targets_of(),
     )
     matcher = HungarianMatcher()
@@ -84,7 +84,7 @@ def test_all_costs_come_to_the_cpu_at_once(monkeypatch):
     calls = []
     cpu = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, 'cpu', lambda self: calls.append(tuple(self.shape)) or cpu(self))
-    HungarianMatcher()([answers_of(num_layers=2), answers_of(num_queries=20)], targets_of())
+    HungarianMatcher()([outputs_of(num_layers=2), outputs_of(num_queries=20)], targets_of())
     assert calls == [(sum(COUNTS) * (2 * 12 + 20),)]  # no cost between an object and a query of another image
 
 
@@ -98,20 +98,20 @@ def test_a_duplicate_never_matches_too():
 def test_two_equal_objects_have_two_queries():
     one = targets_of((1,))
     object_targets = ObjectTargets(*(torch.cat([field] * 2) for field in one[:4]), (2,))
-    (rows,) = HungarianMatcher()([answers_of(batch=1)], object_targets)
+    (rows,) = HungarianMatcher()([outputs_of(batch=1)], object_targets)
     assert sorted(rows[rows >= 0].tolist()) == [0, 1]
 
 
 def test_copies_give_every_object_several_queries():
-    answers, object_targets = answers_of(num_queries=40), targets_of()
-    (rows,) = HungarianMatcher()([answers], object_targets, [4])
+    outputs, object_targets = outputs_of(num_queries=40), targets_of()
+    (rows,) = HungarianMatcher()([outputs], object_targets, [4])
     assert rows[rows >= 0].bincount().tolist() == [4] * len(object_targets.labels)
-    (once,) = HungarianMatcher()([answers], object_targets)
+    (once,) = HungarianMatcher()([outputs], object_targets)
     assert (rows[once >= 0] >= 0).all()  # the best one is among the several
 
 
 def test_more_objects_than_queries():
-    (rows,) = HungarianMatcher()([answers_of(num_queries=4)], targets_of())
+    (rows,) = HungarianMatcher()([outputs_of(num_queries=4)], targets_of())
     assert (rows[0] >= 0).sum(1).tolist() == [3, 0, 4, 1]
 
 
@@ -119,7 +119,7 @@ def test_crowds_belong_to_nobody():
     object_targets = targets_of()
     crowd = torch.zeros(len(object_targets.labels), dtype=torch.bool)
     crowd[[0, 1, 2, 5]] = True
-    (rows,) = HungarianMatcher()([answers_of()], object_targets._replace(crowd=crowd))
+    (rows,) = HungarianMatcher()([outputs_of()], object_targets._replace(crowd=crowd))
     assert sorted(rows[rows >= 0].tolist()) == [3, 4, 6, 7, 8, 9, 10]
 
 
@@ -132,40 +132,40 @@ def test_the_image_decides_which_queries_are_candidates():
 
 @pytest.mark.parametrize('poison', [float('nan'), float('inf'), -float('inf')])
 def test_a_query_that_is_not_finite_is_taken_last(poison):
-    answers, object_targets = answers_of(), targets_of()
-    answers.logits[0, 0, 4] = answers.boxes[0, 2, 6] = poison
-    (rows,) = HungarianMatcher()([answers], object_targets)
+    outputs, object_targets = outputs_of(), targets_of()
+    outputs.logits[0, 0, 4] = outputs.boxes[0, 2, 6] = poison
+    (rows,) = HungarianMatcher()([outputs], object_targets)
     assert rows[0, 0, 4] == rows[0, 2, 6] == NO_OBJECT
     assert (rows[0] >= 0).sum(1).tolist() == list(COUNTS)
 
 
 def test_a_image_that_is_not_finite_does_not_disturb_the_others():
-    answers, object_targets = answers_of(), targets_of()
-    (before,) = HungarianMatcher()([answers], object_targets)
-    answers.logits[:, 0] = float('nan')
-    (rows,) = HungarianMatcher()([answers], object_targets)
+    outputs, object_targets = outputs_of(), targets_of()
+    (before,) = HungarianMatcher()([outputs], object_targets)
+    outputs.logits[:, 0] = float('nan')
+    (rows,) = HungarianMatcher()([outputs], object_targets)
     assert torch.equal(rows[0, 1:], before[0, 1:]) and (rows[0, 0] >= 0).sum() == 3
 
 
 def test_when_nothing_is_finite_the_error_says_what_diverged():
-    answers = answers_of(num_layers=2)
-    answers.logits[1] = float('nan')
+    outputs = outputs_of(num_layers=2)
+    outputs.logits[1] = float('nan')
     with pytest.raises(NumericsError) as caught:
-        HungarianMatcher()([answers], targets_of())
+        HungarianMatcher()([outputs], targets_of())
     assert 'queries, layer 2 of 2' in caught.value.message
     assert caught.value.where == 'class logits 100% not finite, boxes 0% not finite'
     assert caught.value.fix
 
 
 def test_huge_boxes_do_not_spoil_the_others():
-    answers, object_targets = answers_of(), targets_of()
-    (before,) = HungarianMatcher()([answers], object_targets)
-    answers.boxes[:, :, -1] = torch.where(before[:, :, -1:] >= 0, answers.boxes[:, :, -1], 1e30)
-    (rows,) = HungarianMatcher()([answers], object_targets)
+    outputs, object_targets = outputs_of(), targets_of()
+    (before,) = HungarianMatcher()([outputs], object_targets)
+    outputs.boxes[:, :, -1] = torch.where(before[:, :, -1:] >= 0, outputs.boxes[:, :, -1], 1e30)
+    (rows,) = HungarianMatcher()([outputs], object_targets)
     assert torch.equal(rows, before)
 
 
-def test_truth_is_in_shares_of_each_images_region():
+def test_targets_are_in_shares_of_each_images_region():
     targets = [
         Target(boxes=torch.tensor([[10.0, 20, 30, 60]]), labels=torch.tensor([2])),
         Target(),
@@ -182,10 +182,10 @@ def test_truth_is_in_shares_of_each_images_region():
     assert object_targets.crowd.tolist() == [False, True]
 
 
-def test_answers_are_the_layers_in_order():
+def test_predictions_are_the_layers_in_order():
     layers = [QueryOutputs(torch.full((1, 2, 3), float(i)), torch.zeros(1, 2, 4)) for i in range(3)]
-    answers = LayerPredictions.of(layers[2]._replace(aux=tuple(layers[:2]), groups=2))
-    assert answers.logits[:, 0, 0, 0].tolist() == [0, 1, 2] and answers.groups == 2
+    outputs = LayerPredictions.of(layers[2]._replace(aux=tuple(layers[:2]), groups=2))
+    assert outputs.logits[:, 0, 0, 0].tolist() == [0, 1, 2] and outputs.groups == 2
 
 
 def test_wrong_arguments_are_errors_now():
@@ -204,11 +204,13 @@ def test_defaults_are_those_of_deformable_detr():
     [(12, 24, [2, 2, 2, 2, 2, 1]), (12, 1, [1] * 11), (1, 4, [4, 4, 3]), (12, 10**6, [11])],
 )
 def test_costs_are_computed_for_a_few_objects_at_a_time(queries, values, objects, monkeypatch):
-    answers, object_targets, seen = answers_of(num_queries=queries), targets_of(), []
-    together = HungarianMatcher().costs(answers, object_targets)
+    outputs, object_targets, recorded = outputs_of(num_queries=queries), targets_of(), []
+    together = HungarianMatcher().costs(outputs, object_targets)
     monkeypatch.setattr(matching, '_AT_A_TIME', (values, 10**9))  # on a CPU, elsewhere
     plain = HungarianMatcher._class_costs
     monkeypatch.setattr(
-        HungarianMatcher, '_class_costs', lambda self, some, mass: seen.append(some.shape[1]) or plain(self, some, mass)
+        HungarianMatcher,
+        '_class_costs',
+        lambda self, some, mass: recorded.append(some.shape[1]) or plain(self, some, mass),
     )
-    assert torch.allclose(HungarianMatcher().costs(answers, object_targets), together) and seen == objects
+    assert torch.allclose(HungarianMatcher().costs(outputs, object_targets), together) and recorded == objects

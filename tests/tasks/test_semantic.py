@@ -46,7 +46,7 @@ def test_without_any_label_every_parameter_gets_a_zero_gradient(poison):
     assert torch.equal(logits.grad, torch.zeros_like(logits)) and torch.equal(aux.grad, torch.zeros_like(aux))
 
 
-def test_auxiliary_answers_get_the_same_losses():
+def test_auxiliary_outputs_get_the_same_losses():
     logits, aux = torch.randn(1, 3, 4, 4), torch.randn(1, 3, 2, 2)
     targets = [Target(semantic=_labels(8, 8))]
     task = SemanticTask(losses=[CrossEntropy(weight=2), dict(type='vitdense.tasks.losses.Dice')], aux_weight=0.25)
@@ -85,21 +85,21 @@ def test_low_precision_logits_and_autocast_give_a_float32_loss():
     assert losses['loss_dice'].dtype == torch.float32
 
 
-def test_truth_larger_than_the_plane_is_refused():
-    for size, plane in (((9, 8), (8, 8)), ((9, 8), (8, 16)), ((8, 9), (16, 8))):
+def test_targets_larger_than_the_input_are_refused():
+    for size, pixels in (((9, 8), (8, 8)), ((9, 8), (8, 16)), ((8, 9), (16, 8))):
         with pytest.raises(ValueError, match='larger than the padded input'):
-            SemanticTask().loss(PixelOutputs(torch.randn(1, 3, 2, 2), plane), [Target(semantic=_labels(*size))])
+            SemanticTask().loss(PixelOutputs(torch.randn(1, 3, 2, 2), pixels), [Target(semantic=_labels(*size))])
 
 
 def test_predictions_undo_the_geometry_in_one_order():
     logits = torch.randn(2, 4, 5, 6)
     metas = [Meta(0, orig_size=(37, 41), size=(18, 20)), Meta(1, orig_size=(11, 30), size=(20, 24))]
-    answers = SemanticTask().predict(PixelOutputs(logits, (20, 24)), metas)
-    for row, (answer, meta) in enumerate(zip(answers, metas, strict=True)):
+    outputs = SemanticTask().predict(PixelOutputs(logits, (20, 24)), metas)
+    for row, (output, meta) in enumerate(zip(outputs, metas, strict=True)):
         full = functional.interpolate(logits[row : row + 1], (20, 24), mode='bilinear')
         full = functional.interpolate(full[..., : meta.size[0], : meta.size[1]], meta.orig_size, mode='bilinear')
-        assert answer.labels.dtype == torch.uint8
-        assert torch.equal(answer.labels.long(), full.argmax(1)[0])
+        assert output.labels.dtype == torch.uint8
+        assert torch.equal(output.labels.long(), full.argmax(1)[0])
 
 
 @pytest.mark.parametrize(

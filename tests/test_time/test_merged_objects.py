@@ -11,7 +11,7 @@ from vitdense.test_time.sliding_window import Tiler
 from vitdense.test_time.tta import TestTimeAugmentation
 from vitdense.types import Instances, Meta, ObjectOutputs, QueryOutputs
 
-SIZE, PLANE = (100, 100), (100, 160)
+SIZE, INPUT_SIZE = (100, 100), (100, 160)
 CORNERS = [(0, 0), (0, 60)]  # both see x = 60 ... 100
 
 
@@ -21,8 +21,8 @@ def instances(*rows, masks=None):
     return Instances(table[:, :4], table[:, 4], table[:, 5].long(), masks)
 
 
-def joined(left, right, plane=PLANE, corners=CORNERS):
-    return join_windows([left, right], corners, SIZE, plane)
+def joined(left, right, pixels=INPUT_SIZE, corners=CORNERS):
+    return join_windows([left, right], corners, SIZE, pixels)
 
 
 def rows(found):
@@ -154,12 +154,12 @@ class Finder(nn.Module):
         for img in imgs:
             inside = img[0] > 0.5
             rows, columns = inside.any(1).nonzero()[:, 0], inside.any(0).nonzero()[:, 0]
-            seen = len(rows) > 0
-            top, bottom = (int(rows[0]), int(rows[-1]) + 1) if seen else (0, 1)
-            left, right = (int(columns[0]), int(columns[-1]) + 1) if seen else (0, 1)
+            recorded = len(rows) > 0
+            top, bottom = (int(rows[0]), int(rows[-1]) + 1) if recorded else (0, 1)
+            left, right = (int(columns[0]), int(columns[-1]) + 1) if recorded else (0, 1)
             box = [(left + right) / 2 / width, (top + bottom) / 2 / height]
             boxes.append([[*box, (right - left) / width, (bottom - top) / height]])
-            logits.append([[3.0 if seen else -9.0, -9.0]])
+            logits.append([[3.0 if recorded else -9.0, -9.0]])
         sizes = torch.tensor([[height, width]] * len(imgs)).float()
         return {'det': QueryOutputs(torch.tensor(logits), boxes=torch.tensor(boxes), sizes=sizes)}
 

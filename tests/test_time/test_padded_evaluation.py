@@ -33,16 +33,16 @@ def sample_of(height: int = 64, width: int = 128, target: Target | None = None) 
 
 
 class Fixed(nn.Module):
-    """A network that answers what it is told, whatever it sees."""
+    """A network with fixed outputs, whatever its input."""
 
     divisor, mean, std = 16, MEAN, STD
 
     def __init__(self, name: str, outputs) -> None:
         super().__init__()
-        self.names, self.outputs, self.seen = (name,), outputs, []
+        self.names, self.outputs, self.recorded = (name,), outputs, []
 
     def forward(self, imgs: Tensor, valid: Tensor | None = None, training_inputs=None) -> dict:
-        self.seen.append((imgs, valid))
+        self.recorded.append((imgs, valid))
         return {self.names[0]: self.outputs(imgs) if callable(self.outputs) else self.outputs}
 
 
@@ -90,7 +90,7 @@ def test_nothing_may_follow_the_padding():
 
 @pytest.mark.parametrize('tiled', [False, True])
 def test_mask_ap_of_two_halves_is_one(tiled):
-    """A 64 x 128 image, of which the network sees 16 x 32 at the top of 32 x 32: the masks of its upper and lower half
+    """A 64 x 128 image, of which the network gets 16 x 32 at the top of 32 x 32: the masks of its upper and lower half
     on a grid of 4 pixels, and one that lies in the padding alone.
     """
     mask_logits = torch.full((1, 3, 8, 8), -1.0)
@@ -157,7 +157,7 @@ def test_label_maps_are_cut_to_the_image(name):
         model = DenseModel(network, {'sem': task}, classes={'semantic': ['a', 'b']}, tiler=tiler).eval()
         (prediction,) = model.val_step(collate([sample]))
         assert prediction['sem'].labels.shape == (64, 128) and not prediction['sem'].labels.any()
-        assert network.seen[0][1] is None
+        assert network.recorded[0][1] is None
 
 
 def test_windows_of_eomt_are_merged_by_the_mean_of_their_scores():

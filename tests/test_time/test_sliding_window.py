@@ -11,7 +11,7 @@ from vitdense.types import ClassOutputs, PixelOutputs, QueryOutputs
 
 
 class Network(nn.Module):
-    """A patch embedding: it sees context inside a window only, and refuses sides that are not whole patches."""
+    """A patch embedding: it has context inside a window only, and refuses sides that are not whole patches."""
 
     def __init__(self, patch=8, classes=5):
         super().__init__()
@@ -45,7 +45,7 @@ def _slide(network, imgs, crop, stride):
 
 
 @pytest.mark.parametrize(
-    ('plane', 'crop', 'stride'),
+    ('pixels', 'crop', 'stride'),
     [
         ((64, 64), (32, 32), (21, 21)),
         ((72, 40), (32, 24), (24, 16)),
@@ -55,11 +55,11 @@ def _slide(network, imgs, crop, stride):
     ],
 )
 @pytest.mark.parametrize('batch', [1, 3])
-def test_equals_the_plain_loop(plane, crop, stride, batch):
-    network, imgs = Network(), torch.randn(2, 3, *plane)
-    answer = Tiler(crop, stride, batch=batch, divisor=8)(network, imgs)['sem']
-    assert answer.input_size == plane
-    assert torch.allclose(answer.logits, _slide(network, imgs, crop, stride), atol=1e-6)
+def test_equals_the_plain_loop(pixels, crop, stride, batch):
+    network, imgs = Network(), torch.randn(2, 3, *pixels)
+    output = Tiler(crop, stride, batch=batch, divisor=8)(network, imgs)['sem']
+    assert output.input_size == pixels
+    assert torch.allclose(output.logits, _slide(network, imgs, crop, stride), atol=1e-6)
 
 
 def test_one_window_at_a_time_is_bit_equal_to_the_plain_loop():
@@ -81,25 +81,25 @@ def test_even_windows_reach_both_borders():
 
 def test_windows_that_are_no_whole_patches_are_padded():
     network, imgs = Network(), torch.randn(1, 3, 48, 48)
-    answer = Tiler(30, 18, divisor=8)(network, imgs)['sem']
+    output = Tiler(30, 18, divisor=8)(network, imgs)['sem']
     assert set(network.calls) == {(1, 3, 32, 32)}
     window = functional.pad(imgs[..., 18:, :30], (0, 2, 0, 2))
     logits = functional.interpolate(network(window)['sem'].logits, (32, 32), mode='bilinear')
-    corner = answer.logits[..., 30:, :18]  # only this window sees these pixels
+    corner = output.logits[..., 30:, :18]  # only this window covers these pixels
     assert torch.allclose(corner, logits[..., 12:30, :18], atol=1e-6)
 
 
 def test_logits_are_averaged_on_the_grid_of_the_network():
     network, imgs = Network(), torch.randn(2, 3, 64, 96)
-    answer = Tiler(30, 20, accumulate='logits', divisor=8, batch=2)(network, imgs)['sem']
-    assert answer.logits.shape == (2, 5, 8, 12) and answer.input_size == (64, 96)
+    output = Tiler(30, 20, accumulate='logits', divisor=8, batch=2)(network, imgs)['sem']
+    assert output.logits.shape == (2, 5, 8, 12) and output.input_size == (64, 96)
     total, count = torch.zeros(2, 5, 8, 12), torch.zeros(8, 12)
     for top in (0, 16, 32):  # 20 and 32 pixels, rounded down to cells
         for left in (0, 16, 40, 56, 64):
             window = imgs[..., top : top + 32, left : left + 32]
             total[..., top // 8 : top // 8 + 4, left // 8 : left // 8 + 4] += network(window)['sem'].logits
             count[top // 8 : top // 8 + 4, left // 8 : left // 8 + 4] += 1
-    assert torch.allclose(answer.logits, total / count, atol=1e-6)
+    assert torch.allclose(output.logits, total / count, atol=1e-6)
 
 
 @pytest.mark.parametrize('accumulate', ['pixels', 'logits'])
@@ -114,18 +114,18 @@ def test_a_image_of_one_window_is_the_network_itself(accumulate):
 
 
 def test_every_pixel_is_covered():
-    for plane in ((40, 40), (96, 104), (104, 248)):
+    for pixels in ((40, 40), (96, 104), (104, 248)):
         for accumulate in ('pixels', 'logits'):
             for even in (False, True):
                 tiler = Tiler(30, 30, accumulate=accumulate, even=even, divisor=8)
-                windows = tiler.windows(plane)
-                for starts, side, whole in zip(windows[1:], windows.size, plane, strict=True):
+                windows = tiler.windows(pixels)
+                for starts, side, whole in zip(windows[1:], windows.size, pixels, strict=True):
                     covered = {pixel for start in starts for pixel in range(start, start + side)}
                     assert covered == set(range(whole))
 
 
 @pytest.mark.parametrize('accumulate', ['pixels', 'logits'])
-def test_images_of_different_sizes_answer_as_alone(accumulate):
+def test_images_of_different_sizes_have_the_outputs_of_single_images(accumulate):
     network, sizes = Network(), [(64, 40), (30, 72), (20, 20)]
     imgs, valid = torch.zeros(3, 3, 64, 72), torch.zeros(3, 64, 72, dtype=torch.bool)
     for row, (height, width) in enumerate(sizes):

@@ -19,7 +19,7 @@ from vitdense.types import LabelOutputs, Meta, PixelOutputs
 
 
 class Network(nn.Module):
-    """A patch embedding of 8 pixels: it sees context inside a window only."""
+    """A patch embedding of 8 pixels: it has context inside a window only."""
 
     def __init__(self, classes=20):
         super().__init__()
@@ -35,7 +35,7 @@ def labels_with_all_logits(tiler, network, imgs, metas, valid=None):
 
 
 @pytest.mark.parametrize(
-    ('plane', 'size', 'stride', 'options'),
+    ('pixels', 'size', 'stride', 'options'),
     [
         ((104, 136), 48, 32, {}),
         ((104, 136), 48, 17, dict(batch=5)),  # a row lies in three rows of windows
@@ -47,50 +47,50 @@ def labels_with_all_logits(tiler, network, imgs, metas, valid=None):
 )
 @pytest.mark.parametrize('orig', [None, (201, 119), (50, 61)])
 @pytest.mark.parametrize('numbers', [1 << 25, 600])  # strips and blocks of classes in one part, and in many
-def test_streamed_labels_are_those_of_all_logits(plane, size, stride, options, orig, numbers, monkeypatch):
+def test_streamed_labels_are_those_of_all_logits(pixels, size, stride, options, orig, numbers, monkeypatch):
     monkeypatch.setattr(label_strips, 'BLOCK_NUMBERS', numbers)
-    network, imgs = Network(), torch.randn(2, 3, *plane)
-    crop = (plane[0] - 3, plane[1] - 5)
+    network, imgs = Network(), torch.randn(2, 3, *pixels)
+    crop = (pixels[0] - 3, pixels[1] - 5)
     metas = [Meta(row, size=crop, orig_size=orig or crop) for row in range(2)]
     expected = labels_with_all_logits(Tiler(size, stride, **options), network, imgs, metas)
-    answer = Tiler(size, stride, accumulate='labels', **options)(network, imgs, metas=metas)['sem']
-    assert isinstance(answer, LabelOutputs)
-    for ours, theirs in zip(answer.labels, expected, strict=True):
+    output = Tiler(size, stride, accumulate='labels', **options)(network, imgs, metas=metas)['sem']
+    assert isinstance(output, LabelOutputs)
+    for ours, theirs in zip(output.labels, expected, strict=True):
         assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
         assert torch.equal(ours, theirs)
-        assert len(ours.unique()) > 5  # not a trivial answer
+        assert len(ours.unique()) > 5  # not a trivial output
 
 
 @pytest.mark.parametrize('numbers', [1 << 25, 600])
 def test_rows_of_masks_are_those_of_all_scores(numbers, monkeypatch):
     monkeypatch.setattr(label_strips, 'BLOCK_NUMBERS', numbers)
-    plane, size, windows = (72, 104), (72, 104), Tiler(48, 28).windows((72, 104))
-    strips = label_strips.LabelStrips(windows, plane, Meta(0, size=size, orig_size=size))
-    total = torch.zeros(5, *plane)
+    pixels, size, windows = (72, 104), (72, 104), Tiler(48, 28).windows((72, 104))
+    strips = label_strips.LabelStrips(windows, pixels, Meta(0, size=size, orig_size=size))
+    total = torch.zeros(5, *pixels)
     for top, left in windows.corners:
         probs, masks = torch.rand(7, 5), torch.randn(7, 6, 6) * 3
         strips.add(label_strips.MaskLogits(probs, masks, (48, 48)), (top, left))
         full = functional.interpolate(masks[None], (48, 48), mode='bilinear', align_corners=False)[0]
         scores = (probs[:, :, None, None] * full.sigmoid()[:, None]).sum(0)  # (K, 48, 48)
         total[:, top : top + 48, left : left + 48] += scores
-    assert torch.equal(strips.labels, (total / windows.counts(plane)).argmax(0).to(torch.uint8))
+    assert torch.equal(strips.labels, (total / windows.counts(pixels)).argmax(0).to(torch.uint8))
     assert len(strips.labels.unique()) == 5 and not strips.pending
 
 
-def test_images_of_different_sizes_answer_as_alone():
+def test_images_of_different_sizes_have_the_outputs_of_single_images():
     network, sizes = Network(300), [(64, 40), (40, 72)]
     imgs, valid = torch.zeros(2, 3, 64, 72), torch.zeros(2, 64, 72, dtype=torch.bool)
     for row, (height, width) in enumerate(sizes):
         imgs[row, :, :height, :width] = torch.randn(3, height, width)
         valid[row, :height, :width] = True
     metas = [Meta(row, size=size, orig_size=size) for row, size in enumerate(sizes)]
-    answer = Tiler(32, 20, accumulate='labels', divisor=8)(network, imgs, valid, metas=metas)['sem']
+    output = Tiler(32, 20, accumulate='labels', divisor=8)(network, imgs, valid, metas=metas)['sem']
     for row, (height, width) in enumerate(sizes):
         alone = labels_with_all_logits(
             Tiler(32, 20, divisor=8), network, imgs[row : row + 1, :, :height, :width], metas[row : row + 1]
         )
-        assert answer.labels[row].dtype == torch.int16  # 300 classes
-        assert torch.equal(answer.labels[row], alone[0])
+        assert output.labels[row].dtype == torch.int16  # 300 classes
+        assert torch.equal(output.labels[row], alone[0])
 
 
 def test_logits_of_rows_that_are_labelled_are_forgotten():
@@ -123,9 +123,9 @@ def test_metas_are_needed():
 @pytest.mark.skipif(sys.platform != 'linux', reason='memory is counted as Linux does')
 def test_twenty_megapixels_and_150_classes_fit_into_2_5_gb():
     script = Path(__file__).parents[2] / 'benchmarks' / 'large_image.py'
-    answer = subprocess.run([sys.executable, script, '--depth', '1'], capture_output=True, text=True, check=True)
-    found = re.fullmatch(r'peak (\d+\.\d+) GB, \d+ s\n', answer.stdout)
-    assert found and float(found[1]) < 2.5, answer.stdout
+    output = subprocess.run([sys.executable, script, '--depth', '1'], capture_output=True, text=True, check=True)
+    found = re.fullmatch(r'peak (\d+\.\d+) GB, \d+ s\n', output.stdout)
+    assert found and float(found[1]) < 2.5, output.stdout
 
 
 @pytest.mark.parametrize('queries', [0, 4])

@@ -34,10 +34,10 @@ def test_probabilities_are_averaged_over_scales_and_mirror_images():
         if size == (48, 64):
             scaled = functional.interpolate(imgs, size, mode='bilinear')
         for flip in (False, True):
-            answer = network(scaled.flip(-1) if flip else scaled)
-            logits = answer['sem'].logits.flip(-1) if flip else answer['sem'].logits
+            output = network(scaled.flip(-1) if flip else scaled)
+            logits = output['sem'].logits.flip(-1) if flip else output['sem'].logits
             pixels.append(functional.interpolate(logits, (32, 48), mode='bilinear').softmax(1))
-            images.append(answer['cls'].logits.softmax(1))
+            images.append(output['cls'].logits.softmax(1))
     assert outputs['sem'].input_size == (32, 48)
     assert torch.allclose(outputs['sem'].logits.exp(), torch.stack(pixels).mean(0), atol=1e-6)
     assert torch.allclose(outputs['cls'].logits.exp(), torch.stack(images).mean(0), atol=1e-6)
@@ -51,14 +51,14 @@ def test_one_scale_without_flip_keeps_the_labels():
     assert torch.allclose(outputs['sem'].logits, direct.log_softmax(1), atol=1e-5)
 
 
-def test_mirrored_images_get_mirrored_answers():
+def test_mirrored_images_get_mirrored_outputs():
     network, imgs = Network(), torch.randn(1, 3, 32, 48)
     tta = TestTimeAugmentation([1.0, 1.5], divisor=8)
     logits, mirrored = tta(network, imgs)['sem'].logits, tta(network, imgs.flip(-1))['sem'].logits
     assert torch.allclose(logits, mirrored.flip(-1), atol=1e-5)
 
 
-def test_certain_answers_stay_finite():
+def test_certain_outputs_stay_finite():
     def network(imgs, valid):
         logits = torch.zeros(len(imgs), 3, 2, 2)
         logits[:, 0] = 1000.0

@@ -19,7 +19,7 @@ def files(tmp_path):
         for number, record in enumerate(found, 1)
     ]
     content = dict(images=images, annotations=annotations, categories=[dict(id=5, name='cat'), dict(id=8, name='dog')])
-    (tmp_path / 'truth.json').write_text(json.dumps(content))
+    (tmp_path / 'annotations.json').write_text(json.dumps(content))
     (tmp_path / 'found.json').write_text(json.dumps([record | dict(score=0.5) for record in found]))
     return tmp_path
 
@@ -32,7 +32,9 @@ def leave(main, *words):
 
 
 def test_evaluate_prints_the_table_and_writes_the_numbers(files, capsys):
-    assert leave(evaluate.main, 'coco', files / 'truth.json', files / 'found.json', '--work-dir', files / 'out') == 0
+    assert (
+        leave(evaluate.main, 'coco', files / 'annotations.json', files / 'found.json', '--work-dir', files / 'out') == 0
+    )
     out = capsys.readouterr().out
     assert 'det: AP 1.0000' in out and 'APl n/a' in out and 'cat' in out and 'Accumulating' not in out
     metrics = json.loads((files / 'out/metrics.json').read_text())
@@ -43,7 +45,7 @@ def test_exit_codes_of_errors(files, capsys):
     rows = json.loads((files / 'found.json').read_text())
     (files / 'nan.json').write_text(json.dumps([row | dict(score=float('nan')) for row in rows]))
     (files / 'strange.json').write_text(json.dumps([row | dict(category_id=7) for row in rows]))
-    words = ('coco', files / 'truth.json')
+    words = ('coco', files / 'annotations.json')
     assert leave(evaluate.main, *words, files / 'nan.json', '--work-dir', files / 'out') == 4
     assert leave(evaluate.main, *words, files / 'strange.json', '--work-dir', files / 'out') == 3
     assert leave(evaluate.main, *words) == 2
@@ -52,18 +54,18 @@ def test_exit_codes_of_errors(files, capsys):
 
 
 def test_check_data_leaves_with_three_and_writes_all_it_found(files, capsys):
-    assert leave(check_data.main, files / 'truth.json') == 0
+    assert leave(check_data.main, files / 'annotations.json') == 0
     assert 'nothing is wrong' in capsys.readouterr().out
-    content = json.loads((files / 'truth.json').read_text())
+    content = json.loads((files / 'annotations.json').read_text())
     for number in range(10, 20):
         content['annotations'].append(content['annotations'][0] | dict(id=number, bbox=[1, 1, 0, 5]))
-    (files / 'truth.json').write_text(json.dumps(content))
-    words = (files / 'truth.json', '--shown', 3, '--out', files / 'report.json')
+    (files / 'annotations.json').write_text(json.dumps(content))
+    words = (files / 'annotations.json', '--shown', 3, '--out', files / 'report.json')
     assert leave(check_data.main, *words) == 3
     out = capsys.readouterr().out
     assert '10: bbox [1, 1, 0, 5] in 80 x 60' in out and '... and 7 more' in out and '10 findings' in out
     (report,) = json.loads((files / 'report.json').read_text())['parts'].values()
     assert report['counts'] == {'empty': 10} and len(report['findings']) == 10
     assert report['classes'][0] == dict(zip(report['classes'][0], ['cat', '5', '12', '100.0 %', '1', '0'], strict=True))
-    assert leave(check_data.main, files / 'truth.json', files / 'nowhere') == 3
+    assert leave(check_data.main, files / 'annotations.json', files / 'nowhere') == 3
     assert 'no folder of images' in capsys.readouterr().err

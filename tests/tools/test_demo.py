@@ -101,9 +101,9 @@ def demo(model_folder, tmp_path, capsys):
 
     def call(*words, model=True):
         out = tmp_path / 'out'
-        given = ['--model', str(model_folder), '--out', str(out), '--device', 'cpu', '--amp', 'off'] if model else []
+        options = ['--model', str(model_folder), '--out', str(out), '--device', 'cpu', '--amp', 'off'] if model else []
         with pytest.raises(SystemExit) as left:
-            run(tool.main, [*map(str, words), *given])
+            run(tool.main, [*map(str, words), *options])
         results = out / 'results.json'
         printed = capsys.readouterr()
         content = json.loads(results.read_text(encoding='utf-8')) if results.exists() else None
@@ -348,11 +348,11 @@ def test_an_image_that_needs_more_memory_is_skipped(demo, tmp_path, monkeypatch,
 
 @pytest.mark.faults
 def test_names_that_are_no_text_are_kept(demo, tmp_path):
-    strange = os.fsdecode(os.fsencode(tmp_path) + b'/in/\xffstra\xc3\x9fe.png')
-    image(Path(strange))
+    odd = os.fsdecode(os.fsencode(tmp_path) + b'/in/\xffstra\xc3\x9fe.png')
+    image(Path(odd))
     code, content, _ = demo(tmp_path / 'in')
     entry = content['results'][0]
-    assert code == 0 and entry['file'] == strange and Path(entry['output']).is_file()
+    assert code == 0 and entry['file'] == odd and Path(entry['output']).is_file()
     text = (tmp_path / 'out/results.json').read_text(encoding='utf-8')
     assert 'straße' in text  # readable, and the byte that is no text is escaped
 

@@ -35,11 +35,11 @@ TINY = (
 @pytest.fixture
 def yard(tmp_path: Path) -> Path:
     """Two images, and a COCO file of each for training and validation, in a folder with a space."""
-    home = tmp_path / 'my yard'
-    (home / 'photos').mkdir(parents=True)
+    project = tmp_path / 'my yard'
+    (project / 'photos').mkdir(parents=True)
     for number, name in enumerate(('train', 'val')):
         pixels = np.random.default_rng(number).integers(0, 255, (60, 80, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(home / 'photos' / f'{name}.png')
+        Image.fromarray(pixels).save(project / 'photos' / f'{name}.png')
         content = {
             'images': [{'id': 1, 'file_name': f'{name}.png', 'height': 60, 'width': 80}],
             'categories': [{'id': 4, 'name': 'valve [/open]'}, {'id': 6, 'name': '[red]'}],
@@ -48,8 +48,8 @@ def yard(tmp_path: Path) -> Path:
                 for row in (1, 2)
             ],
         }
-        (home / f'{name}.json').write_text(json.dumps(content))
-    return home
+        (project / f'{name}.json').write_text(json.dumps(content))
+    return project
 
 
 def commands(log: Path) -> list[list[str]]:

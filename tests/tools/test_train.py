@@ -209,8 +209,8 @@ def test_two_processes_train_one_model(tmp_path):
     ]
     results = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
-    said = [[line for line in out.splitlines() if not line.startswith('[Gloo]')] for out, _ in results]
-    assert any('trained parts' in line for line in said[0]) and said[1] == []
+    printed = [[line for line in out.splitlines() if not line.startswith('[Gloo]')] for out, _ in results]
+    assert any('trained parts' in line for line in printed[0]) and printed[1] == []
     metrics = json.loads((tmp_path / 'work_dirs' / 'shapes_segmentation' / 'metrics.json').read_text())
     assert metrics['step'] == 6 and 0 < metrics['sem/aAcc'] < 1
 

@@ -43,7 +43,7 @@ def fresh():
     torch._dynamo.reset()
 
 
-def answers(model, sizes, *, padded: bool) -> list[torch.Tensor]:
+def outputs(model, sizes, *, padded: bool) -> list[torch.Tensor]:
     """Logits and gradients for images of several sizes, full and also padded."""
     results = []
     for height, width in sizes:
@@ -68,23 +68,23 @@ def compare(trainer, options, backend: str, sizes, *, padded: bool = True) -> No
             if isinstance(module, torch.nn.Dropout) or 'DropPath' in type(module).__name__:
                 module.eval()
                 module.train = lambda mode=True: None
-    for one, other in zip(*(answers(model, sizes, padded=padded) for model in (plain, compiled)), strict=True):
+    for one, other in zip(*(outputs(model, sizes, padded=padded) for model in (plain, compiled)), strict=True):
         torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-4)
 
 
-def test_a_traced_network_answers_as_it_does_untraced(trainer):
+def test_a_traced_network_has_the_outputs_of_the_untraced_one(trainer):
     options = VARIANTS['windows'] + VARIANTS['lora']
     compare(trainer, options, 'eager', [(64, 64), (48, 80)], padded=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('options', VARIANTS.values(), ids=VARIANTS)
-def test_every_traced_network_answers_as_it_does_untraced(trainer, options):
+def test_every_traced_network_has_the_outputs_of_the_untraced_one(trainer, options):
     compare(trainer, options, 'eager', [(64, 64), (64, 48), (48, 64), (80, 48)])
 
 
 @pytest.mark.slow
-def test_a_compiled_network_answers_as_it_does_uncompiled(trainer):
+def test_a_compiled_network_has_the_outputs_of_the_uncompiled_one(trainer):
     compare(trainer, VARIANTS['windows'] + VARIANTS['lora'], 'inductor', [(64, 64)], padded=False)
 
 

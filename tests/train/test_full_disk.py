@@ -30,14 +30,14 @@ class FullDisk:
 
     def __init__(self, monkeypatch, folder: Path, pattern: str, since: int = 0, until: int = 100) -> None:
         self.since, self.until, self.now = since, until, 0
-        self.refused: set[str] = set()
+        self.rejected: set[str] = set()
         original = builtins.open
 
         def limited(file, mode='r', *args, **kwargs):
             path = Path(os.fsdecode(file)) if isinstance(file, str | bytes | os.PathLike) else Path()
             wanted = path.is_relative_to(folder) and fnmatch(path.name, pattern) and set(mode) & set('wa+x')
             if wanted and self.since <= self.now < self.until:
-                self.refused.add(path.name.split('.tmp.')[0])
+                self.rejected.add(path.name.split('.tmp.')[0])
                 file = '/dev/full'
             return original(file, mode, *args, **kwargs)
 
@@ -50,11 +50,11 @@ class FullDisk:
 @pytest.fixture
 def lines():
     """The lines of the log."""
-    heard: list[str] = []
+    received: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: heard.append(record.getMessage())
+    handler.emit = lambda record: received.append(record.getMessage())
     logging.getLogger('vitdense').addHandler(handler)
-    return heard
+    return received
 
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full')
@@ -67,7 +67,7 @@ def test_what_a_full_disk_refuses_is_made_up_for(trainer, tmp_path, monkeypatch,
     runner = trainer('run', ('checkpoint.interval=2', 'schedule.val_interval=2', 'sample_images=1'))
     runner._hooks.insert(0, disk)
     runner.train()
-    assert disk.refused and any('disk full' in line for line in lines)
+    assert disk.rejected and any('disk full' in line for line in lines)
     assert runner.iter == 8
     rows = read_rows(folder / 'metrics.csv')
     assert [row['step'] for row in rows if 'lr' in row] == list(range(1, 9))

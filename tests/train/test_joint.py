@@ -106,14 +106,14 @@ def joint(tmp_path: Path, one_thread: None) -> Callable[..., DenseRunner]:
     return partial(_runner, tmp_path)
 
 
-def _runner(folder: Path, name: str = 'run', options: tuple[str, ...] = (), only: str = '', **given) -> DenseRunner:
+def _runner(folder: Path, name: str = 'run', options: tuple[str, ...] = (), only: str = '', **arguments) -> DenseRunner:
     cfg = load_config(folder / 'joint.py', options)
     if only:
         for parts in (cfg.model.tasks, cfg.model.network.branches):
             for other in [task for task in parts if task != only]:
                 del parts[other]
         cfg.val_dataloader = cfg.val_evaluator = None
-    return make_trainer(cfg, folder / name, start=choose_start(cfg, **given), device='cpu')
+    return make_trainer(cfg, folder / name, start=choose_start(cfg, **arguments), device='cpu')
 
 
 def losses_of(folder: Path, task: str = '') -> list[dict[str, float]]:
@@ -169,8 +169,8 @@ def test_two_ranks_of_which_one_lacks_labels_equal_one_process_with_both_batches
     mixture = one.train_dataloader.dataset.dataset.dataset
     lacking = set()
     for rank in range(2):
-        draws = mixture.sampler(batch_size=2, seed=0, rank=rank, world_size=2)
-        names = [mixture[draw.index].meta.dataset for draw in itertools.islice(draws, 12)]
+        samples = mixture.sampler(batch_size=2, seed=0, rank=rank, world_size=2)
+        names = [mixture[draw.index].meta.dataset for draw in itertools.islice(samples, 12)]
         lacking |= {name for start in range(0, 12, 2) for name in mixture.datasets if name not in names[start:][:2]}
     assert lacking == {'maps', 'boxes', 'labels'}  # for each task some rank lacks labels in some step
     first, second = run_ranks(partial(_two, tmp_path))
@@ -258,9 +258,9 @@ def test_learned_weights_follow_the_paper_and_rest_without_labels():
     part = UncertaintyWeights(('a', 'b'))
     part.log_variances.data = torch.tensor([0.5, -1.0])
     losses = {'a': torch.tensor(3.0), 'b': torch.tensor(0.0)}
-    answer = part(losses, {'a': torch.tensor(0.5), 'b': torch.tensor(0.0)})
-    assert answer['a'].item() == pytest.approx(3 * 2.718281828**-0.5 + 0.25)
-    sum(answer.values()).backward()
+    output = part(losses, {'a': torch.tensor(0.5), 'b': torch.tensor(0.0)})
+    assert output['a'].item() == pytest.approx(3 * 2.718281828**-0.5 + 0.25)
+    sum(output.values()).backward()
     assert part.log_variances.grad.tolist() == pytest.approx([-3 * 2.718281828**-0.5 + 0.5, 0.0])
     assert part.current()['b'].item() == pytest.approx(2.718281828)
 

@@ -1,4 +1,4 @@
-"""A head that cannot learn four images by heart is broken. Real images, real weights, minutes: `pytest -m slow`."""
+"""A head that cannot overfit four images is broken. Real images, real weights, minutes: `pytest -m slow`."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def test_four_camvid_images_are_learned_by_heart(
     network = SharedNetwork(vit, {'sem': branch}, num_classes={'sem': len(classes['semantic'])})
     model = DenseModel(network, {'sem': SemanticTask()}, classes=classes)
     model.amp = choose_precision('auto', torch.device('cpu')).dtype
-    groups = LayerDecay(decay=decay, head_lr=head_lr).groups(model)  # a head from scratch on a ViT that knows
+    groups = LayerDecay(decay=decay, head_lr=head_lr).groups(model)  # a head from scratch on a pretrained ViT
     optimizer = build_optimizer(dict(type=torch.optim.AdamW, lr=lr, betas=(0.9, 0.95), weight_decay=0.0), groups)
     warm = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [group['lr'] for group in optimizer.param_groups], total_steps=steps, pct_start=0.2

@@ -53,14 +53,14 @@ def test_nohup_is_respected():
 def test_a_stop_while_data_is_awaited_saves_the_steps_that_are_done(trainer, tmp_path):
     runner = trainer('run', ('schedule.val_interval=8',))
     dataset = runner._train_dataloader.dataset.dataset.dataset
-    seen = []
+    recorded = []
 
     class Stop:
         """Stands in for the data: the seventh image never comes, but a signal does."""
 
         def __getitem__(self, index):
-            seen.append(index)
-            if len(seen) == 7:
+            recorded.append(index)
+            if len(recorded) == 7:
                 os.kill(os.getpid(), signal.SIGTERM)
                 raise AssertionError('the wait should have ended')
             return dataset[index]

@@ -44,10 +44,10 @@ SHORT = (
 def folder(tmp_path_factory) -> Path:
     """The work directory of four steps of pretraining."""
     before = torch.get_num_threads()
-    made = tmp_path_factory.mktemp('mae')
-    train(load_config(QUICKSTART / 'shapes_mae.py', SHORT), work_dir=made, device='cpu')
+    created = tmp_path_factory.mktemp('mae')
+    train(load_config(QUICKSTART / 'shapes_mae.py', SHORT), work_dir=created, device='cpu')
     torch.set_num_threads(before)
-    return made
+    return created
 
 
 def test_timm_itself_loads_the_encoder(folder):

@@ -123,7 +123,7 @@ def after_two(trainer, tmp_path):
 
 
 @pytest.fixture
-def told(caplog):
+def logged(caplog):
     """The log lines of vitdense."""
     import logging
 
@@ -132,12 +132,12 @@ def told(caplog):
     return caplog
 
 
-def test_the_settings_of_the_optimizer_are_those_of_the_config(after_two, told, tmp_path):
+def test_the_settings_of_the_optimizer_are_those_of_the_config(after_two, logged, tmp_path):
     optimizer = 'optim_wrapper.optimizer'
     runner = after_two(f'{optimizer}.lr=1e-5', f'{optimizer}.weight_decay=0.5', f'+{optimizer}.betas=(0.8, 0.99)')
-    assert f'{optimizer}.lr: 0.001 -> 1e-05' in told.text and f'{optimizer}.weight_decay: 0.05 -> 0.5' in told.text
-    assert f'{optimizer}.betas: not given -> (0.8, 0.99)' in told.text
-    assert 'schedule.max_iters: 2 -> 4' in told.text and 'num_workers' not in told.text
+    assert f'{optimizer}.lr: 0.001 -> 1e-05' in logged.text and f'{optimizer}.weight_decay: 0.05 -> 0.5' in logged.text
+    assert f'{optimizer}.betas: not given -> (0.8, 0.99)' in logged.text
+    assert 'schedule.max_iters: 2 -> 4' in logged.text and 'num_workers' not in logged.text
     runner.train()
     groups = runner.optim_wrapper.optimizer.param_groups
     assert max(group['lr'] for group in groups) == pytest.approx(1e-5)
@@ -149,9 +149,9 @@ def test_the_settings_of_the_optimizer_are_those_of_the_config(after_two, told, 
     assert steps == {4}  # the moments went on
 
 
-def test_other_factors_of_the_same_groups_count(after_two, told):
+def test_other_factors_of_the_same_groups_count(after_two, logged):
     runner = after_two('optim_wrapper.groups.decay=0.7')
-    assert 'optim_wrapper.groups.decay: 0.5 -> 0.7' in told.text
+    assert 'optim_wrapper.groups.decay: 0.5 -> 0.7' in logged.text
     runner.train()
     rates = {round(group['base_lr'] / 1e-3, 9) for group in runner.optim_wrapper.optimizer.param_groups}
     assert rates == {round(0.7**power, 9) for power in range(4)}
@@ -177,20 +177,20 @@ def test_an_optimizer_that_cannot_go_on_is_refused(after_two, tmp_path, option, 
     assert not list((tmp_path / 'again').iterdir())  # also config.py is not written
 
 
-def test_a_changed_seed_and_averaging_are_said(after_two, told):
+def test_a_changed_seed_and_averaging_are_said(after_two, logged):
     after_two('seed=3', 'ema=None')
-    assert 'the seed was 0 and is 3 now' in told.text
-    assert 'the average of the checkpoint is not used' in told.text
-    told.clear()
+    assert 'the seed was 0 and is 3 now' in logged.text
+    assert 'the average of the checkpoint is not used' in logged.text
+    logged.clear()
     after_two('ema.momentum=0.2')
-    assert 'ema.momentum: 0.1 -> 0.2' in told.text and 'the seed was' not in told.text
+    assert 'ema.momentum: 0.1 -> 0.2' in logged.text and 'the seed was' not in logged.text
 
 
-def test_averaging_can_begin_at_a_checkpoint(trainer, tmp_path, told):
+def test_averaging_can_begin_at_a_checkpoint(trainer, tmp_path, logged):
     trainer('run', ('schedule.max_iters=2', 'ema=None')).train()
     content = read_checkpoint(tmp_path / 'run' / 'step_000002.pth')
     trainer('run', ('schedule.max_iters=3',), checkpoint=content).train()
-    assert 'the average begins at those of the checkpoint' in told.text
+    assert 'the average begins at those of the checkpoint' in logged.text
     assert read_checkpoint(tmp_path / 'run' / 'step_000003.pth')['ema_updates'] == 1
 
 
@@ -260,20 +260,20 @@ def test_a_validation_that_fails_loses_no_step(trainer, tmp_path, where, interva
 
 
 def test_a_checkpoint_is_there_before_its_validation_begins(trainer, tmp_path):
-    seen = []
+    recorded = []
 
     class Look:
         priority = 'NORMAL'
 
         def before_val_epoch(self, runner):
-            seen.append(
+            recorded.append(
                 (find_checkpoint(runner.folder).name, read_checkpoint(runner.folder / f'step_{runner.iter:06d}.pth'))
             )
 
     runner = trainer('run')
     runner._hooks.append(Look())
     runner.train()
-    assert [(name, content['validation_pending']) for name, content in seen] == [
+    assert [(name, content['validation_pending']) for name, content in recorded] == [
         ('step_000004.pth', True),
         ('step_000008.pth', True),
     ]
@@ -317,12 +317,12 @@ def test_a_run_that_stopped_early_does_not_go_on(trainer, tmp_path):
 @pytest.mark.parametrize(
     'tail', [b'9,1.2e-', b'9,\0\0\0', b'\0' * 200_000, b'9,0.1\r\n', b'\xff\xfe,\r\n', b'x,' * 9 + b'\r\n']
 )
-def test_rows_that_cannot_be_read_are_left_out(trainer, tmp_path, tail, told):
+def test_rows_that_cannot_be_read_are_left_out(trainer, tmp_path, tail, logged):
     trainer('run', ('schedule.max_iters=2',)).train()
     file = tmp_path / 'run' / 'metrics.csv'
     rows = read_rows(file)
     file.write_bytes(file.read_bytes() + tail)
-    assert read_rows(file) == rows and '1 rows cannot be read' in told.text
+    assert read_rows(file) == rows and '1 rows cannot be read' in logged.text
     (tmp_path / 'run' / 'last_checkpoint').write_bytes(b'\xff\xfe\0')
     content = read_resumable(find_checkpoint(tmp_path / 'run'))
     trainer('run', ('schedule.max_iters=3',), checkpoint=content).train()

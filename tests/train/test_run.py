@@ -146,8 +146,8 @@ def test_the_average_is_validated_and_saved(trainer, tmp_path):
     runner.train()
     name = next(name for name, value in runner.model.network.heads.sem.named_parameters() if value.ndim > 1)
     average = start[name]
-    for step, seen in enumerate(weights):
-        average = average.lerp(seen[name], max(0.1, 9 / (10 + step)))
+    for step, recorded in enumerate(weights):
+        average = average.lerp(recorded[name], max(0.1, 9 / (10 + step)))
     saved = read_checkpoint(tmp_path / 'run' / 'step_000003.pth')
     key = f'network.heads.sem.{name}'
     assert torch.allclose(saved['state_dict'][key], average, atol=1e-6)

@@ -92,7 +92,7 @@ def test_lengths_that_make_no_sense_are_refused(length):
         make_schedule(val_interval=None, steps_per_epoch=10, **length)
 
 
-def test_a_decay_ends_at_zero_unless_told_otherwise():
+def test_a_decay_ends_at_zero_by_default():
     schedule = make_schedule(max_iters=100, max_epochs=None, val_interval=None, steps_per_epoch=7, decay='poly')
     assert schedule.max_iters == schedule.val_interval == 100
     assert schedule.ratio(99) == pytest.approx(0.01) and schedule.ratio(0) == 1.0

@@ -1,4 +1,4 @@
-"""A step whose gradients are not numbers does not happen."""
+"""A step whose gradients are not finite is skipped."""
 
 from __future__ import annotations
 
@@ -81,9 +81,11 @@ def test_by_part_the_gradients_of_one_branch_do_not_shrink_those_of_the_backbone
     model.scale = nn.Parameter(torch.zeros(1))
     guard = wrapper(model, clipping=Clipping(0.5, by_part=True))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    pulls = {'network.backbone': 0.4, 'network.adapters.det': 30.0, 'network.heads.det': 40.0, 'scale': 7.0}
-    pulls = {name if name == 'scale' else f'{name}.weight': pull for name, pull in pulls.items()}
-    norm = update(guard, sum(pull * dict(model.named_parameters())[name].sum() for name, pull in pulls.items()))
+    gradients = {'network.backbone': 0.4, 'network.adapters.det': 30.0, 'network.heads.det': 40.0, 'scale': 7.0}
+    gradients = {name if name == 'scale' else f'{name}.weight': grad_output for name, grad_output in gradients.items()}
+    norm = update(
+        guard, sum(grad_output * dict(model.named_parameters())[name].sum() for name, grad_output in gradients.items())
+    )
     moved = {name: (before[name] - value.detach()).item() for name, value in model.named_parameters()}
     assert moved == pytest.approx(
         {
@@ -165,4 +167,4 @@ def test_a_single_bad_step_is_skipped_shown_and_counted(trainer, tmp_path, caplo
     runner.train()
     assert json.loads((tmp_path / 'run' / 'metrics.json').read_text())['skipped_steps'] == 1
     text = 'step skipped: the norm of its gradients is not finite (1 in a row'
-    assert len({id(each) for each in caplog.records if text in each.getMessage()}) == 1  # a record may be heard twice
+    assert len({id(each) for each in caplog.records if text in each.getMessage()}) == 1  # a record may be handled twice

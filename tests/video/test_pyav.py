@@ -19,7 +19,7 @@ CLOCK = Fraction(1, 1000)
 
 
 def encode(path: Path, codec: str, seconds: list[float], size: tuple[int, int] = (48, 64)) -> Path:
-    """Write a video whose frames have these times, and a brightness that tells their number."""
+    """Write a video whose frames have these times, and a brightness that encodes their number."""
     with av.open(str(path), 'w') as container:
         stream = container.add_stream(codec, rate=25)
         stream.height, stream.width, stream.pix_fmt = *size, 'rgb24' if codec == 'png' else 'yuv420p'

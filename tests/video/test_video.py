@@ -15,7 +15,7 @@ from vitdense.video.writer import VideoWriter, count_frames
 
 
 def frames_of(count: int, size: tuple[int, int] = (48, 64)) -> list[np.ndarray]:
-    """Return frames whose brightness tells their number."""
+    """Return frames whose brightness encodes their number."""
     return [np.full((*size, 3), 10 + 8 * index, np.uint8) for index in range(count)]
 
 
@@ -236,10 +236,10 @@ def test_pipes_and_names_that_are_no_text_do_not_hang(tmp_path):
     for path in (tmp_path / 'pipe.mp4', Path('/dev/zero')):
         with pytest.raises(DataError, match='not a regular file'):
             VideoReader(path)
-    strange = os.fsdecode(os.fsencode(tmp_path) + b'/\xff.mp4')
-    Path(strange).write_bytes(write(tmp_path / 'a.mp4', frames_of(1)).read_bytes())
+    odd = os.fsdecode(os.fsencode(tmp_path) + b'/\xff.mp4')
+    Path(odd).write_bytes(write(tmp_path / 'a.mp4', frames_of(1)).read_bytes())
     with pytest.raises(DataError, match='its name is not UTF-8'):
-        VideoReader(strange)
+        VideoReader(odd)
 
 
 @pytest.mark.faults
@@ -263,30 +263,30 @@ def test_up_to_30_damaged_frames_are_skipped(gap, read, skipped):
 def test_a_camera_gives_the_newest_frame(monkeypatch):
     monkeypatch.setattr('vitdense.video.reader.RECONNECT_AFTER', ())
     capture = FakeCapture(frames_of(30), delay=0.005)
-    seen = []
+    recorded = []
     with VideoReader(0, capture=capture) as reader:
         for frame in reader:
-            seen.append(frame)
+            recorded.append(frame)
             time.sleep(0.03)
     assert capture.settings[cv2.CAP_PROP_BUFFERSIZE] == 1
-    assert 2 <= len(seen) <= 20  # frames that came meanwhile were dropped
-    times = [frame.seconds for frame in seen]
+    assert 2 <= len(recorded) <= 20  # frames that came meanwhile were dropped
+    times = [frame.seconds for frame in recorded]
     assert times == sorted(times) and times[-1] > 0.1
-    brightness = [int(frame.image[0, 0, 0]) for frame in seen]
+    brightness = [int(frame.image[0, 0, 0]) for frame in recorded]
     assert brightness == sorted(brightness) and brightness[-1] == 10 + 8 * 29
 
 
 def test_every_nth_frame_between_two_times_is_selected():
-    def seen(**selection):
+    def recorded(**selection):
         selected = Selection(**selection)
         capture = FakeCapture(frames_of(20), fps=10.0, seconds=[number / 10 for number in range(20)])
         with VideoReader('a.mp4', capture=capture, selection=selected) as reader:
             return [round(frame.seconds, 3) for frame in reader], reader.expected
 
-    assert seen(every=8) == ([0, 0.8, 1.6], 3)
-    assert seen(start=0.55, end=1.0) == ([0.6, 0.7, 0.8, 0.9], 4)
-    assert seen(every=3, start=1.5) == ([1.5, 1.8], 2)
-    assert seen(start=5) == ([], 0)
+    assert recorded(every=8) == ([0, 0.8, 1.6], 3)
+    assert recorded(start=0.55, end=1.0) == ([0.6, 0.7, 0.8, 0.9], 4)
+    assert recorded(every=3, start=1.5) == ([1.5, 1.8], 2)
+    assert recorded(start=5) == ([], 0)
 
 
 def test_times_of_a_container_without_stamps_count_frames_before_the_selection():

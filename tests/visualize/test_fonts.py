@@ -82,7 +82,7 @@ def written(words: str, *, right: bool = False) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def drawn(names: list[str]) -> np.ndarray:
+def sampled(names: list[str]) -> np.ndarray:
     labels = torch.arange(len(names)).repeat(4, 10).to(torch.uint8)
     return visualize.draw(
         np.zeros((4, len(names) * 10, 3), np.uint8), {'sem': SemanticMap(labels)}, {'classes': {'semantic': names}}
@@ -115,13 +115,13 @@ def test_a_font_of_the_system_draws_the_letters_that_it_has(system, caplog):
         ('b', 'DejaVuSans'),
     ]
     assert text.text_width('a道', 20) == text.text_width('a', 20) + 20
-    drawn(['道路', 'route'])
+    sampled(['道路', 'route'])
     assert caplog.text == ''
 
 
 def test_letters_that_no_font_has_are_named_in_one_line(system, caplog):
     for _ in range(2):
-        drawn(['道路', '도로', 'route', '車 道'])
+        sampled(['道路', '도로', 'route', '車 道'])
     (record,) = caplog.records
     message = record.getMessage()
     assert all(letter in message for letter in '道路도로車') and 'VITDENSE_FONT=FILE' in message
@@ -150,7 +150,7 @@ def test_confusion_and_curves_take_the_same_fonts_and_no_formulas(system, caplog
 
 @pytest.mark.parametrize('name', ['two\nlines', '\udcff', 'tab\there', '', ' ', '\u202eabc', 'e\u0301'], ids=ascii)
 def test_names_with_line_breaks_are_drawn_on_one_line(system, name):
-    assert drawn([name, 'b']).shape[0] == drawn(['a', 'b']).shape[0]
+    assert sampled([name, 'b']).shape[0] == sampled(['a', 'b']).shape[0]
     write_confusion(np.eye(2), [name, 'b'], system.parent)
     assert '\n' not in ''.join(run.text for run in fonts.runs(name))
 

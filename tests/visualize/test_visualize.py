@@ -39,10 +39,10 @@ def test_palette_is_stable_and_distinct():
 
 
 def test_semantic_maps_blend_the_palette_over_the_image():
-    drawn = draw(grey(400, 400), {'sem': SemanticMap(halves(400, 400))}, META, alpha=0.5, legend=False)
-    assert drawn.shape == (400, 400, 3) and drawn.dtype == np.uint8
-    assert drawn[200, 50].tolist() == [150, 50, 50] and drawn[200, 350].tolist() == [50, 50, 150]
-    assert drawn[200, 200].tolist() == [178, 178, 178]  # half white: the boundary between the two
+    sampled = draw(grey(400, 400), {'sem': SemanticMap(halves(400, 400))}, META, alpha=0.5, legend=False)
+    assert sampled.shape == (400, 400, 3) and sampled.dtype == np.uint8
+    assert sampled[200, 50].tolist() == [150, 50, 50] and sampled[200, 350].tolist() == [50, 50, 150]
+    assert sampled[200, 200].tolist() == [178, 178, 178]  # half white: the boundary between the two
     assert draw(grey(400, 400), {'sem': SemanticMap(halves(400, 400))}, META, alpha=0, legend=False).std() == 0
 
 
@@ -56,10 +56,10 @@ def test_arrays_and_tensors_are_the_same_image():
 
 @pytest.mark.parametrize('size', [(64, 64), (360, 480), (1080, 1920), (40, 900), (900, 40)])
 def test_the_legend_stands_beside_the_image_and_small_images_grow(size):
-    drawn = draw(grey(*size), {'sem': SemanticMap(halves(*size))}, META)
+    sampled = draw(grey(*size), {'sem': SemanticMap(halves(*size))}, META)
     factor = -(-320 // max(size)) if max(size) < 320 else 1
-    assert drawn.shape[0] >= size[0] * factor and drawn.shape[1] > size[1] * factor + 60
-    panel = drawn[:, size[1] * factor :]
+    assert sampled.shape[0] >= size[0] * factor and sampled.shape[1] > size[1] * factor + 60
+    panel = sampled[:, size[1] * factor :]
     assert (panel == (200, 0, 0)).all(-1).any() and (panel == (0, 0, 200)).all(-1).any()  # both swatches
 
 
@@ -72,8 +72,8 @@ def test_the_size_of_a_frame_does_not_depend_on_its_predictions():
 def test_class_names_of_any_script_are_written():
     assert font(14).getname()[0] == 'DejaVu Sans'
     for name in ('straße', 'дорога', 'δρόμος', 'طريق'):
-        drawn = font(14).getmask(name)
-        assert bytes(drawn) != bytes(font(14).getmask('\uffff' * len(name)))  # not the box of an unknown letter
+        sampled = font(14).getmask(name)
+        assert bytes(sampled) != bytes(font(14).getmask('\uffff' * len(name)))  # not the box of an unknown letter
 
 
 def test_classes_without_names_are_called_by_number():
@@ -92,17 +92,17 @@ def test_more_than_255_classes():
 def test_a_long_legend_keeps_the_largest_and_counts_the_rest():
     image = np.zeros((100, 50, 3), np.uint8)
     rows = [LegendRow(f'class {index}', palette(20)[index], (index + 1) / 210) for index in range(20)]
-    drawn = add_legend(image, rows, tuple(row.name for row in rows), 12)
-    present = [(drawn == row.color).all(-1).any() for row in rows]
-    assert drawn.shape[0] == 100 and present == [False] * sum(not here for here in present) + [True] * sum(present)
+    sampled = add_legend(image, rows, tuple(row.name for row in rows), 12)
+    present = [(sampled == row.color).all(-1).any() for row in rows]
+    assert sampled.shape[0] == 100 and present == [False] * sum(not here for here in present) + [True] * sum(present)
     assert 3 <= sum(present) <= 6
 
 
-def test_head_fields_choose_the_vocabulary():
+def test_head_fields_choose_the_class_names():
     meta = {'classes': {'parts': ['wheel', 'door']}, 'palette': {'parts': [[0, 255, 0], [255, 255, 0]]}}
     meta['head_fields'] = {'sem': 'parts'}
-    drawn = draw(grey(400, 400), {'sem': SemanticMap(halves(400, 400))}, meta, alpha=1.0, legend=False)
-    assert drawn[200, 50].tolist() == [0, 255, 0]
+    sampled = draw(grey(400, 400), {'sem': SemanticMap(halves(400, 400))}, meta, alpha=1.0, legend=False)
+    assert sampled[200, 50].tolist() == [0, 255, 0]
 
 
 def test_instances_above_the_score_get_boxes_masks_and_names():
@@ -111,11 +111,11 @@ def test_instances_above_the_score_get_boxes_masks_and_names():
     masks[1, 150:180, 150:180] = True
     boxes = torch.tensor([[60.0, 60, 120, 120], [150, 150, 180, 180]])
     found = Instances(boxes, torch.tensor([0.9, 0.1]), torch.tensor([1, 0]), masks)
-    drawn = draw(grey(200, 200), {'det': found}, META, legend=False)
+    sampled = draw(grey(200, 200), {'det': found}, META, legend=False)
     color = palette(2)[1]
-    assert drawn[60, 90].tolist() == color.tolist()  # the line of the box
-    assert np.abs(drawn[90, 90].astype(int) - (color.astype(int) + 100) // 2).max() <= 1  # inside: half the colour
-    assert drawn[165, 165].tolist() == [100, 100, 100]  # the weak one is not there
+    assert sampled[60, 90].tolist() == color.tolist()  # the line of the box
+    assert np.abs(sampled[90, 90].astype(int) - (color.astype(int) + 100) // 2).max() <= 1  # inside: half the colour
+    assert sampled[165, 165].tolist() == [100, 100, 100]  # the weak one is not there
     all_of_them = draw(grey(200, 200), {'det': found}, META, legend=False, min_score=0.0)
     assert all_of_them[165, 165].tolist() != [100, 100, 100]
 
@@ -125,23 +125,21 @@ def test_masks_are_tinted_and_outlined_in_the_colour_of_their_class():
     masks[0, 100:200, 100:200], masks[1, 150:300, 150:300] = True, True
     everything = torch.tensor([[0.0, 0, 400, 400]] * 2)
     found = Instances(everything, torch.tensor([0.9, 0.8]), torch.tensor([1, 1]), masks)
-    drawn = draw(grey(400, 400), {'det': found}, META, legend=False)
+    sampled = draw(grey(400, 400), {'det': found}, META, legend=False)
     color = palette(2)[1].tolist()
-    assert drawn[100, 150].tolist() == drawn[199, 120].tolist() == drawn[150, 250].tolist() == color
-    assert drawn[199, 180].tolist() == drawn[200, 180].tolist() == color  # where one covers the other of its class
+    assert sampled[100, 150].tolist() == sampled[199, 120].tolist() == sampled[150, 250].tolist() == color
+    assert sampled[199, 180].tolist() == sampled[200, 180].tolist() == color  # where one covers the other of its class
     inside = [(value + 100) // 2 for value in color]
-    assert np.abs(drawn[130, 130].astype(int) - inside).max() <= 1
-    assert drawn[350, 350].tolist() == drawn[98, 150].tolist() == [100, 100, 100]
+    assert np.abs(sampled[130, 130].astype(int) - inside).max() <= 1
+    assert sampled[350, 350].tolist() == sampled[98, 150].tolist() == [100, 100, 100]
 
 
 def test_boxes_that_cannot_be_are_survived():
     boxes = torch.tensor([[float('nan'), 0, 1, 1], [30, 30, 10, 10], [-50, -50, 500, 500]])
     found = Instances(boxes, torch.ones(3), torch.zeros(3, dtype=torch.int64))
     assert draw(grey(60, 60), {'det': found}, META, legend=False).shape == (60, 60, 3)
-    nothing = Instances(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-    assert np.array_equal(
-        draw(grey(60, 60), {'det': nothing}, META, legend=False), grey(60, 60).permute(1, 2, 0).numpy()
-    )
+    empty = Instances(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    assert np.array_equal(draw(grey(60, 60), {'det': empty}, META, legend=False), grey(60, 60).permute(1, 2, 0).numpy())
 
 
 def test_a_class_keeps_its_colour_whatever_else_is_seen():
@@ -155,8 +153,8 @@ def test_a_class_keeps_its_colour_whatever_else_is_seen():
 def test_the_legend_counts_the_objects_that_are_shown():
     boxes = torch.tensor([[10.0, 10, 50, 50]]).repeat(3, 1)
     found = Instances(boxes, torch.tensor([0.9, 0.8, 0.1]), torch.tensor([1, 1, 0]))
-    drawn = draw(grey(400, 400), {'det': found}, META)
-    panel = drawn[:, 400:]
+    sampled = draw(grey(400, 400), {'det': found}, META)
+    panel = sampled[:, 400:]
     assert (panel == palette(2)[1]).all(-1).any() and not (panel == palette(2)[0]).all(-1).any()
 
 
@@ -164,8 +162,8 @@ def test_names_of_boxes_at_one_place_do_not_hide_each_other():
     boxes = np.array([[50.0, 60, 150, 140]] * 3)
     colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
     plain = np.full((200, 300, 3), 100, np.uint8)
-    drawn = draw_boxes(plain, boxes, ['first', 'second', 'third'], colors, size=12)
-    areas = [(drawn == color).all(-1).sum() for color in colors]
+    sampled = draw_boxes(plain, boxes, ['first', 'second', 'third'], colors, size=12)
+    areas = [(sampled == color).all(-1).sum() for color in colors]
     width, height = label_size('first', 12)
     assert min(areas) > 0.6 * width * height  # the plate of each, less its letters
 
@@ -177,18 +175,18 @@ def test_lines_of_boxes_grow_with_the_image():
 def test_an_image_class_is_written_on_the_image_or_in_the_legend():
     prediction = {'cls': ImageClass(torch.tensor([0.2, 0.8]))}
     plain = grey(200, 200).permute(1, 2, 0).numpy()
-    drawn = draw(grey(200, 200), prediction, META, legend=False)
-    assert (drawn != plain).any() and np.array_equal(drawn[100:], plain[100:])
+    sampled = draw(grey(200, 200), prediction, META, legend=False)
+    assert (sampled != plain).any() and np.array_equal(sampled[100:], plain[100:])
     assert np.array_equal(draw(grey(400, 400), prediction, META)[:400, :400], grey(400, 400).permute(1, 2, 0).numpy())
 
 
 def test_targets_show_unlabelled_pixels_as_grey_stripes():
     semantic = halves(400, 400)
     semantic[:200] = IGNORE
-    drawn = draw_target(grey(400, 400), Target(semantic=semantic), META, legend=False)
-    ignored = drawn[20:180, 20:180].reshape(-1, 3)
+    sampled = draw_target(grey(400, 400), Target(semantic=semantic), META, legend=False)
+    ignored = sampled[20:180, 20:180].reshape(-1, 3)
     assert np.all(ignored.max(1) == ignored.min(1)) and len(np.unique(ignored, axis=0)) == 2  # two greys
-    assert drawn[300, 50].tolist() == [150, 50, 50]
+    assert sampled[300, 50].tolist() == [150, 50, 50]
 
 
 def test_targets_of_every_kind_are_drawn():
@@ -280,8 +278,8 @@ def test_real_labels_are_readable(shared, tmp_path):
     labels = np.array(Image.open(shared / 'camvid' / 'annotations' / 'validation' / f'{image.stem}.png'))
     labels[labels == 11] = IGNORE
     img = np.array(Image.open(image).convert('RGB'))
-    drawn = draw_target(img, Target(semantic=torch.from_numpy(labels)), {'classes': {'semantic': names[:11]}})
-    panel = drawn[:, img.shape[1] :]
+    sampled = draw_target(img, Target(semantic=torch.from_numpy(labels)), {'classes': {'semantic': names[:11]}})
+    panel = sampled[:, img.shape[1] :]
     for index in np.unique(labels[labels != IGNORE]):
         assert (panel == palette(11)[index]).all(-1).sum() > 50  # every class that is there has its swatch
 
@@ -289,17 +287,17 @@ def test_real_labels_are_readable(shared, tmp_path):
 def test_a_legend_of_several_tasks_has_headings():
     meta = {'classes': {'semantic': ['ground', 'car'], 'labels': ['car'], 'image_label': ['street', 'field']}}
     image = np.zeros((300, 300, 3), np.uint8)
-    answers = {
+    outputs = {
         'det': Instances(torch.tensor([[10.0, 10, 90, 90]]), torch.tensor([0.9]), torch.tensor([0])),
         'sem': SemanticMap(torch.zeros(300, 300, dtype=torch.uint8)),
         'cls': ImageClass(torch.tensor([0.8, 0.2])),
     }
-    rows = spied_rows(lambda: draw(image, answers, meta))
+    rows = spied_rows(lambda: draw(image, outputs, meta))
     shown = ['image', 'street', 'field', 'regions', 'ground', 'objects', 'car']
     assert [row.name for row in rows] == shown and [row.heading for row in rows] == [
         name in ('image', 'regions', 'objects') for name in shown
     ]
-    rows = spied_rows(lambda: draw(image, {'sem': answers['sem']}, meta))
+    rows = spied_rows(lambda: draw(image, {'sem': outputs['sem']}, meta))
     assert [row.name for row in rows] == ['ground']  # one task needs no words
 
 
@@ -319,10 +317,10 @@ def spied_rows(work) -> list:
     """Return the rows of the legend that `work` draws."""
     from vitdense.visualize import predictions as images
 
-    seen, original = [], images.add_legend
-    images.add_legend = lambda img, rows, *rest: seen.extend(rows) or original(img, rows, *rest)
+    recorded, original = [], images.add_legend
+    images.add_legend = lambda img, rows, *rest: recorded.extend(rows) or original(img, rows, *rest)
     try:
         work()
     finally:
         images.add_legend = original
-    return seen
+    return recorded

@@ -89,7 +89,7 @@ def check_licence(published: CheckpointFamily, *, accepted: bool) -> None:
     raise ConfigError(
         f'the licence of these weights has conditions: {published.licence or "unknown"}',
         where=published.source,
-        why=published.evidence or 'no licence could be established: without one, nobody may use them',
+        why=published.evidence or 'no licence could be established: without one, using them is not allowed',
         fix='read the licence; if you may use the weights under it, add --accept-licence (Python: accept_licence=True)',
     )
 

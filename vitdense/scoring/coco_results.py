@@ -179,7 +179,9 @@ class _Results:
             text = '%s: %.0f %% of boxes leave the image if read as x, y, width, height; they fit as x, y, x2, y2'
             logger.warning(text, name, 100 * share)
         elif are_fractions(boxes):
-            logger.warning('%s: all boxes lie in [0, 1]; are they fractions of the image? COCO wants pixels', name)
+            logger.warning(
+                '%s: all boxes lie in [0, 1]; are they fractions of the image? COCO boxes are in pixels', name
+            )
 
 
 def _numbers(values: list[Any], what: str, fix: str) -> list[float]:

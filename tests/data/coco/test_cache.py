@@ -51,9 +51,9 @@ def test_what_comes_out_is_what_was_read(path, tmp_path, reads, masks):
     folder = tmp_path / 'cache'
     expected = read_coco(path, masks=masks)
     for _ in range(2):
-        arrays, facts = open_coco(path, masks=masks, cache=folder, least=0)
+        arrays, context = open_coco(path, masks=masks, cache=folder, least=0)
         same(arrays, expected[0])
-        assert facts == expected[1]
+        assert context == expected[1]
     assert len(reads) == 1 and len(list(folder.iterdir())) == 1
     assert not arrays.boxes.flags.writeable  # mapped: all workers read the same memory
     assert arrays.ids.tolist() == [2, 1, 3] and arrays.starts.tolist() == [0, 1, 1, 3]
@@ -100,10 +100,10 @@ def test_the_same_content_elsewhere_in_time_is_trusted(path, tmp_path, reads):
 def test_a_damaged_cache_is_not_used(path, tmp_path, reads, harm):
     folder = tmp_path / 'cache'
     open_coco(path, cache=folder, least=0)
-    (made,) = folder.iterdir()
-    data = made.read_bytes()
+    (created,) = folder.iterdir()
+    data = created.read_bytes()
     spoiled = {'cut': data[:-1], 'magic': b'x' + data[1:], 'header': data[:30] + b'\xff' + data[31:], 'empty': b''}
-    made.write_bytes(spoiled[harm])
+    created.write_bytes(spoiled[harm])
     assert open_coco(path, cache=folder, least=0)[1].names == ['a'] and len(reads) == 2
 
 

@@ -72,7 +72,7 @@ def test_a_users_own_file_needs_two_paths(shared, tmp_path):
     dataset = cfg['train_dataloader']['dataset'] | dict(annotations='mine.json', images='photos')
     data = build_dataset(dataset, root=tmp_path)
     assert data.metainfo['classes']['labels'] == ['other', 'thing'] and len(data) == 3
-    with pytest.raises(BuiltError, match='a weight was made'):  # two classes are what the head is told
+    with pytest.raises(BuiltError, match='a weight was made'):  # the head gets two classes
         DenseModel(**recipe(num_classes=2), classes=data.metainfo['classes'])
 
 

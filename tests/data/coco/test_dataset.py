@@ -127,7 +127,7 @@ BAD_SEGMENTATIONS = {
 
 @pytest.mark.parametrize('reason', BAD_SEGMENTATIONS)
 def test_bad_segmentations_never_reach_c_code(tree, reason):
-    """FI-07: each of the first half ends the process when pycocotools sees it."""
+    """FI-07: each of the first half ends the process when pycocotools reads it."""
     tree.write([box(1), box(17, segmentation=BAD_SEGMENTATIONS[reason])])
     with pytest.raises(DataError) as caught:
         tree.open(masks=True)
@@ -233,15 +233,15 @@ def test_another_file_is_numbered_by_name(tree):
 
 def test_masks_are_those_of_pycocotools(tree):
     size = (60, 80)
-    plane = np.zeros(size, np.uint8, order='F')
-    plane[10:30, 20:50] = 1
-    packed = rle.encode(plane)['counts'].decode()
+    pixels = np.zeros(size, np.uint8, order='F')
+    pixels[10:30, 20:50] = 1
+    packed = rle.encode(pixels)['counts'].decode()
     ways = [
         [[20, 10, 50, 10, 50, 30, 20, 30]],
         [[5.5, 5, 30, 7, 20, 40], [40, 40, 60, 40, 60, 55, 41, 50]],
         [[-20, -20, 30, -20, 30, 30]],
         dict(size=list(size), counts=packed),
-        dict(size=list(size), counts=np.diff(np.flatnonzero(np.diff(plane.T.ravel(), prepend=2, append=2))).tolist()),
+        dict(size=list(size), counts=np.diff(np.flatnonzero(np.diff(pixels.T.ravel(), prepend=2, append=2))).tolist()),
     ]
     tree.write([box(number, segmentation=way, iscrowd=int(number > 4)) for number, way in enumerate(ways, 1)])
     masks = tree.open(masks=True)[0].target.masks
@@ -268,10 +268,10 @@ def test_same_batches_for_any_number_of_workers(shared):
     data = CocoDetection(
         'annotations/instances_train2017.json', 'train2017', root=tree, transforms=[RandomFlip(), ResizeTo(size=64)]
     )
-    draws = [[SampleIndex(0, number) for number in range(8)]]
+    samples = [[SampleIndex(0, number) for number in range(8)]]
     batches = [
-        next(iter(torch.utils.data.DataLoader(SeededDataset(data), None, sampler=draws[0], num_workers=0))).img,
-        next(iter(torch.utils.data.DataLoader(SeededDataset(data), None, sampler=draws[0], num_workers=2))).img,
+        next(iter(torch.utils.data.DataLoader(SeededDataset(data), None, sampler=samples[0], num_workers=0))).img,
+        next(iter(torch.utils.data.DataLoader(SeededDataset(data), None, sampler=samples[0], num_workers=2))).img,
     ]
     assert torch.equal(*batches)
 

@@ -155,9 +155,9 @@ def test_ids_beyond_64_bits_are_shown_as_they_are(files, long, cached, monkeypat
     files.write()
     if cached:
         for _ in range(2):
-            arrays, facts = open_coco(files.path, cache=files.root / 'cache', least=0)
+            arrays, context = open_coco(files.path, cache=files.root / 'cache', least=0)
         assert sorted(arrays.name(row) for row in range(6)) == sorted(record['id'] for record in files.annotations)
-        assert facts.faults[0][:2] == ['empty', files.annotations[2]['id']]
+        assert context.faults[0][:2] == ['empty', files.annotations[2]['id']]
     assert ('empty', str(files.annotations[2]['id'])) in files.kinds()
     assert sorted(files.open(evaluation=True)[0].target.annotation_ids.tolist()) == [3, 6]  # the place in the file
     files.annotations[1]['id'] = files.annotations[0]['id']

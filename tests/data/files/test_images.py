@@ -24,8 +24,12 @@ SIZE = (60, 100)
 def smooth_image(size=SIZE) -> np.ndarray:
     """A gradient with different channels, smooth enough for JPEG."""
     rows, columns = np.mgrid[: size[0], : size[1]]
-    planes = [rows * 255 / (size[0] - 1), columns * 255 / (size[1] - 1), (rows + columns) * 255 / (sum(size) - 2)]
-    return np.stack(planes, -1).astype(np.uint8)
+    planar_channels = [
+        rows * 255 / (size[0] - 1),
+        columns * 255 / (size[1] - 1),
+        (rows + columns) * 255 / (sum(size) - 2),
+    ]
+    return np.stack(planar_channels, -1).astype(np.uint8)
 
 
 @pytest.fixture
@@ -200,7 +204,7 @@ def test_damaged_files_are_judged_as_pillow_judges_them(store):
     rng = np.random.default_rng(0)
     texture = rng.integers(0, 256, (60, 80, 3), np.uint8)
     whole = encoded(Image.fromarray(texture), 'JPEG', quality=80)
-    refused = 0
+    rejected = 0
     for turn in range(120):
         data = bytearray(whole)
         place = int(rng.integers(len(data) // 3, len(data) - 4))
@@ -208,12 +212,12 @@ def test_damaged_files_are_judged_as_pillow_judges_them(store):
         try:
             expected = from_pil(Image.open(io.BytesIO(data)))
         except UnreadableImage:
-            refused += 1
+            rejected += 1
             with pytest.raises(UnreadableImage):
                 read_image(store('damaged.jpg', bytes(data)))
         else:
             assert (read_image(store('damaged.jpg', bytes(data))) == expected).all()
-    assert 0 < refused < 120
+    assert 0 < rejected < 120
 
 
 def test_real_images_decode_alike_both_ways(shared):

@@ -145,11 +145,11 @@ def test_every_finding_counts(tmp_path, capsys, count, kind):
 
 
 def test_one_cause_is_one_line_with_a_hint(tmp_path, capsys):
-    plane = np.zeros((6, 8), np.uint8)
-    plane[0, :2] = 11, 1
+    pixels = np.zeros((6, 8), np.uint8)
+    pixels[0, :2] = 11, 1
     for number in range(40):
         (tmp_path / 'labels').mkdir(exist_ok=True)
-        Image.fromarray(plane).save(tmp_path / 'labels' / f'{number}.png')
+        Image.fromarray(pixels).save(tmp_path / 'labels' / f'{number}.png')
     assert leave(tmp_path / 'labels', '--num-classes', 3) == 3
     out = capsys.readouterr().out
     assert 'label: 40' in out and '40 files, such as 0.png' in out and out.count('values {11}') == 1

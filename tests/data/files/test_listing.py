@@ -161,9 +161,9 @@ def test_endings_are_counted_in_words():
 
 def test_only_a_few_files_of_an_ending_are_opened(put, monkeypatch):
     root = put(*[f'r/{k}.bin' for k in range(30)], data=b'words')
-    seen = []
-    monkeypatch.setattr('vitdense.data.files.listing.begins_like_image', lambda path: seen.append(path))
-    assert images_among(root / 'r', [f'{k}.bin' for k in range(30)]) == [] and len(seen) == 8
+    recorded = []
+    monkeypatch.setattr('vitdense.data.files.listing.begins_like_image', lambda path: recorded.append(path))
+    assert images_among(root / 'r', [f'{k}.bin' for k in range(30)]) == [] and len(recorded) == 8
 
 
 @pytest.mark.parametrize(

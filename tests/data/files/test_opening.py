@@ -27,13 +27,13 @@ def tiff(array: np.ndarray, *, order='<', planar=True, deflate=False, tile=None,
     """A TIFF of an (H, W, C) array as tifffile or GDAL write it: one plane after the other, or pixel by pixel."""
     height, width, bands = array.shape
     array = array.astype(array.dtype.newbyteorder(order))
-    planes = [array[..., k] for k in range(bands)] if planar else [array.reshape(height, width * bands)]
+    channels = [array[..., k] for k in range(bands)] if planar else [array.reshape(height, width * bands)]
     if tile:
-        padded = [np.pad(plane, ((0, -height % tile), (0, -width % tile))) for plane in planes]
+        padded = [np.pad(pixels, ((0, -height % tile), (0, -width % tile))) for pixels in channels]
         cells = product(padded, range(0, height, tile), range(0, width, tile))
-        parts = [plane[y : y + tile, x : x + tile].tobytes() for plane, y, x in cells]
+        parts = [pixels[y : y + tile, x : x + tile].tobytes() for pixels, y, x in cells]
     else:
-        parts = [plane[y : y + 16].tobytes() for plane in planes for y in range(0, height, 16)]
+        parts = [pixels[y : y + 16].tobytes() for pixels in channels for y in range(0, height, 16)]
     parts = [zlib.compress(part) for part in parts] if deflate else parts
     where, sizes = (324, 325) if tile else (273, 279)
     tags = {256: [width], 257: [height], 258: [array.itemsize * 8] * bands, 259: [8 if deflate else 1]}
@@ -210,7 +210,7 @@ def test_damaged_files_of_every_format_are_bad_images_or_images(store, kind):
         pytest.skip('this Pillow has no AVIF')
     rng, stream = np.random.default_rng(0), io.BytesIO()
     PAGE.convert('P' if kind in ('PNG', 'GIF') else 'RGB').save(stream, kind)
-    whole, refused = stream.getvalue(), 0
+    whole, rejected = stream.getvalue(), 0
     for turn in range(24):
         data = bytearray(whole)
         if turn % 3:
@@ -222,8 +222,8 @@ def test_damaged_files_of_every_format_are_bad_images_or_images(store, kind):
             try:
                 read(path)
             except DataError:
-                refused += 1
-    assert refused
+                rejected += 1
+    assert rejected
 
 
 def test_a_name_that_no_file_can_have_begins_like_nothing(tmp_path):

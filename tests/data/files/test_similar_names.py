@@ -53,8 +53,8 @@ def test_files_that_are_not_there_are_known(tree):
 def test_a_missing_file_has_a_hint_at_a_similar_one(tree, there, name, words):
     root = tree(there)
     assert missing(root, name) == [name]
-    said = near_match(root, name)
-    assert all(word in said for word in words)
+    message = near_match(root, name)
+    assert all(word in message for word in words)
 
 
 def test_a_folder_above_is_found(tree):

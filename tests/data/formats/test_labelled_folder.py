@@ -158,7 +158,7 @@ def yaml_without_names(root: Path) -> None:
 
 def voc_without_images(root: Path) -> None:
     voc(root)
-    (root / 'JPEGImages').rename(root / 'pictures')
+    (root / 'JPEGImages').rename(root / 'photos')
 
 
 def nested(root: Path) -> None:

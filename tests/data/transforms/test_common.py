@@ -51,8 +51,8 @@ def assert_in_agreement(sample: Sample) -> None:
     assert tuple(target.boxes.canvas_size) == tuple(sample.img.shape[-2:]) == tuple(target.semantic.shape)
     assert ((target.semantic == 1) == target.masks[0]).all()
     rows, columns = target.masks[0].nonzero(as_tuple=True)
-    seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-    assert (target.boxes[0] - torch.tensor(seen)).abs().max() <= 1
+    recorded = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert (target.boxes[0] - torch.tensor(recorded)).abs().max() <= 1
     assert ((sample.img[0] > 127) != target.masks[0]).float().mean() < 0.01
 
 
@@ -114,10 +114,10 @@ def test_a_resized_crop_is_a_crop_of_the_resized():
         torch.manual_seed(seed)
         fused = Pipeline(steps)(sample)
         torch.manual_seed(seed)
-        apart = steps[1](steps[0](sample))
-        if fused.target.semantic.shape == apart.target.semantic.shape and (fused.img != 0).all():
-            assert (fused.img.int() - apart.img.int()).abs().float().mean() < 3
-            assert (fused.target.semantic != apart.target.semantic).float().mean() < 0.05
+        separate = steps[1](steps[0](sample))
+        if fused.target.semantic.shape == separate.target.semantic.shape and (fused.img != 0).all():
+            assert (fused.img.int() - separate.img.int()).abs().float().mean() < 3
+            assert (fused.target.semantic != separate.target.semantic).float().mean() < 0.05
 
 
 def test_padding_is_black_and_ignored():

@@ -37,7 +37,7 @@ def blocks(height=300, width=400):
     return Sample(tv_tensors.Image(img), target, Meta(0, orig_size=(height, width)))
 
 
-def assert_seen(sample, transform):
+def assert_recorded(sample, transform):
     """Each object left is known by its id: its box bounds its mask, and lies on its own colour."""
     target = sample.target
     counts = {len(field) for field in target if field is not None}
@@ -45,8 +45,8 @@ def assert_seen(sample, transform):
     for row, number in enumerate((target.annotation_ids - 100).tolist()):
         assert target.labels[row] == target.area[row] == number and target.iscrowd[row] == (number == 2)
         rows, columns = target.masks[row].nonzero(as_tuple=True)
-        seen = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-        assert (target.boxes[row] - seen).abs().max() <= 1.5, transform
+        recorded = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        assert (target.boxes[row] - recorded).abs().max() <= 1.5, transform
         inside = sample.img[0][target.masks[row]].float()
         thin = (target.boxes[row, 2:] - target.boxes[row, :2]).min() < 5  # all border, where colours blend
         assert thin or (inside.median() - 60 * (number + 1)).abs() <= 20
@@ -62,7 +62,7 @@ def test_large_scale_jitter(pad):
     for seed in range(40):
         torch.manual_seed(seed)
         sample = jitter(blocks())
-        assert_seen(sample, jitter)
+        assert_recorded(sample, jitter)
         sides.append(max(sample.img.shape[-2:]))
         assert tuple(sample.img.shape[-2:]) == (256, 256) if pad else sides[-1] <= 256
     assert pad or (min(sides) < 60 and max(sides) == 256)  # 0.1 of 256 up to cut at 256
@@ -79,13 +79,13 @@ def test_jitter_fills_what_is_missing_with_gray():
 
 
 def test_multi_scale_sizes_are_those_of_detr():
-    seen = set()
+    recorded = set()
     for seed in range(60):
         torch.manual_seed(seed)
         height, width = MultiScaleCrop(probability=0)(blocks()).img.shape[-2:]
         assert abs(width / height - 4 / 3) < 0.01 and height in DETR_SIZES
-        seen.add(height)
-    assert len(seen) > 8
+        recorded.add(height)
+    assert len(recorded) > 8
     assert MultiScaleCrop(sizes=[800], probability=0)(blocks(200, 600)).img.shape == (3, 444, 1333)
     assert MultiScaleCrop(sizes=[96], square=True)(blocks(200, 600)).img.shape == (3, 96, 96)
 
@@ -96,7 +96,7 @@ def test_multi_scale_crops_keep_objects_in_their_place():
     for seed in range(40):
         torch.manual_seed(seed)
         sample = transform(blocks())
-        assert_seen(sample, transform)
+        assert_recorded(sample, transform)
         assert min(sample.img.shape[-2:]) <= 160 and max(sample.img.shape[-2:]) <= 200
         lost += 4 - len(sample.target.labels)
     assert lost > 20  # windows are smaller than the image
@@ -159,8 +159,8 @@ def test_jitter_draws_again_until_something_labelled_is_left():
             lost[require] += len(jitter(alone).target.labels) == 0
             lost[require] += not (jitter(labelled).target.semantic != 255).any()
     assert lost[True] == 0 and lost[False] > 0
-    nothing = Target(semantic=tv_tensors.Mask(torch.full_like(semantic, 255)))
-    empty = LargeScaleJitter(size=64, require_labels=True)(sample._replace(target=nothing))
+    none = Target(semantic=tv_tensors.Mask(torch.full_like(semantic, 255)))
+    empty = LargeScaleJitter(size=64, require_labels=True)(sample._replace(target=none))
     assert empty.img.shape == (3, 64, 64)
 
 
@@ -205,18 +205,18 @@ def test_numbers_up_to_their_bounds_are_accepted(kind, name, low, high):
 
 
 def test_a_labelled_image_is_sampled_fifty_times_at_most(monkeypatch):
-    draws = []
-    monkeypatch.setattr(LargeScaleJitter, '_jitter', lambda self, sample: draws.append(sample) or sample)
+    indices = []
+    monkeypatch.setattr(LargeScaleJitter, '_jitter', lambda self, sample: indices.append(sample) or sample)
 
     def count(target: Target, **options) -> int:
-        draws.clear()
+        indices.clear()
         LargeScaleJitter(size=8, **options)(Sample(torch.zeros(3, 8, 8, dtype=torch.uint8), target, Meta(0)))
-        return len(draws)
+        return len(indices)
 
     blank = torch.full((8, 8), 255, dtype=torch.uint8)
-    nothing = Target(labels=torch.zeros(0, dtype=torch.int64))
-    assert count(nothing, require_labels=True) == count(Target(semantic=blank), require_labels=True) == 50
-    assert count(nothing) == count(Target(), require_labels=True) == 1
+    none = Target(labels=torch.zeros(0, dtype=torch.int64))
+    assert count(none, require_labels=True) == count(Target(semantic=blank), require_labels=True) == 50
+    assert count(none) == count(Target(), require_labels=True) == 1
     one_pixel = blank.clone()
     one_pixel[3, 4] = 0
     both = Target(labels=torch.zeros(0, dtype=torch.int64), semantic=one_pixel)
@@ -227,8 +227,8 @@ def test_crops_reach_both_bounds_and_small_images_stay_whole():
     def sides(low: int, high: int, height: int, width: int) -> tuple[set[int], set[int]]:
         crop = MultiScaleCrop(sizes=[32], before=[min(height, width)], crop=(low, high), probability=1.0)
         img = torch.zeros(3, height, width, dtype=torch.uint8)
-        drawn = [crop._cut(Sample(img, Target(), Meta(0)))[1] for _ in range(200)]
-        return {height for height, _ in drawn}, {width for _, width in drawn}
+        sampled = [crop._cut(Sample(img, Target(), Meta(0)))[1] for _ in range(200)]
+        return {height for height, _ in sampled}, {width for _, width in sampled}
 
     assert sides(8, 11, 20, 30) == (set(range(8, 12)), set(range(8, 12)))
     assert sides(8, 30, 10, 20) == ({8, 9, 10}, set(range(8, 21)))

@@ -66,11 +66,11 @@ def test_what_cannot_be_is_refused():
 @pytest.mark.parametrize('size', [(1, 20000), (20000, 1), (2, 4001), (3, 30000)])
 def test_a_narrow_image_is_cut_before_it_is_resized(size, monkeypatch):
     """1 x 20000 pixels would become 256 x 5,120,000."""
-    crop, seen = EvaluationCrop(), []
+    crop, recorded = EvaluationCrop(), []
     steps = crop._steps
-    monkeypatch.setattr(crop, '_steps', lambda sample: seen.append(sample.img.shape) or steps(sample))
+    monkeypatch.setattr(crop, '_steps', lambda sample: recorded.append(sample.img.shape) or steps(sample))
     assert cut(image(*size), crop).shape == (3, 224, 224)
-    assert max(seen[0][1:]) <= 400
+    assert max(recorded[0][1:]) <= 400
 
 
 @pytest.mark.parametrize('size', [(1, 120), (121, 2), (3, 200), (7, 300), (300, 4001), (250, 9000)])
@@ -90,36 +90,37 @@ def test_other_resizes_refuse_what_would_fill_the_memory():
     assert ResizeShortSide(size=512, max_size=1024)(narrow).img.shape == (3, 1, 1024)
 
 
-def seen_by_the_resize(crop: EvaluationCrop, height: int, width: int) -> tuple[int, ...]:
-    seen = []
-    crop._steps = lambda sample: seen.append(tuple(sample.img.shape[1:])) or sample
+def recorded_by_the_resize(crop: EvaluationCrop, height: int, width: int) -> tuple[int, ...]:
+    recorded = []
+    crop._steps = lambda sample: recorded.append(tuple(sample.img.shape[1:])) or sample
     cut(np.zeros((height, width, 3), np.uint8), crop)
-    return seen[0]
+    return recorded[0]
 
 
 def test_only_what_would_be_too_large_is_cut():
     """A short side of 256: 1 x 512 pixels become 2 ** 25."""
     for size in ((1, 512), (2, 1024), (512, 1), (1024, 2)):
-        assert seen_by_the_resize(EvaluationCrop(), *size) == size
+        assert recorded_by_the_resize(EvaluationCrop(), *size) == size
     assert (
-        seen_by_the_resize(EvaluationCrop(), 1, 513)[1] < 50 and seen_by_the_resize(EvaluationCrop(), 1025, 2)[0] < 50
+        recorded_by_the_resize(EvaluationCrop(), 1, 513)[1] < 50
+        and recorded_by_the_resize(EvaluationCrop(), 1025, 2)[0] < 50
     )
     squashed = EvaluationCrop()
     squashed.crop = squashed.crop._replace(squash=True)
-    assert seen_by_the_resize(squashed, 1, 513) == (1, 513)
+    assert recorded_by_the_resize(squashed, 1, 513) == (1, 513)
 
 
 def test_how_much_is_cut(monkeypatch):
     monkeypatch.setattr(crops, 'LARGEST', 0)
     # 1 pixel becomes 256: 224 are seen, a margin of 4 on either side, and an even number is left over
-    assert seen_by_the_resize(EvaluationCrop(), 1, 20000) == (1, 10) and seen_by_the_resize(
+    assert recorded_by_the_resize(EvaluationCrop(), 1, 20000) == (1, 10) and recorded_by_the_resize(
         EvaluationCrop(), 1, 137
     ) == (1, 137)
-    assert seen_by_the_resize(EvaluationCrop(), 1, 138) == (1, 10)
+    assert recorded_by_the_resize(EvaluationCrop(), 1, 138) == (1, 10)
     # 7 become 36: ceil(32 * 7 / 36) = 7 and 2 * 4; of 16, 18, ... the first whose side becomes a whole number is 28
-    assert seen_by_the_resize(EvaluationCrop(size=32), 7, 900) == (7, 28)
+    assert recorded_by_the_resize(EvaluationCrop(size=32), 7, 900) == (7, 28)
     # 250 become 36: ceil(222.2) = 223 and 2 * ceil(27.8); of 280, 282, ... 292 * 36 = 42 * 250 + 12 is the nearest
-    assert seen_by_the_resize(EvaluationCrop(size=32), 250, 9000) == (250, 292)
+    assert recorded_by_the_resize(EvaluationCrop(size=32), 250, 9000) == (250, 292)
 
 
 @pytest.mark.parametrize(

@@ -85,9 +85,11 @@ def test_numbers_up_to_their_bounds_are_accepted(kind, name, low, high, others):
 
 
 def test_windows_lie_inside_and_reach_every_place():
-    drawn = [geometry.draw_window((10, 7), (10, 7), (4, 3)) for _ in range(300)]
-    assert {(height, width, *shape) for (_, _, height, width), shape in drawn} == {(4, 3, 4, 3)}
-    assert {top for (top, *_), _ in drawn} == set(range(7)) and {left for (_, left, *_), _ in drawn} == set(range(5))
+    rendered = [geometry.draw_window((10, 7), (10, 7), (4, 3)) for _ in range(300)]
+    assert {(height, width, *shape) for (_, _, height, width), shape in rendered} == {(4, 3, 4, 3)}
+    assert {top for (top, *_), _ in rendered} == set(range(7)) and {left for (_, left, *_), _ in rendered} == set(
+        range(5)
+    )
     for _ in range(300):  # one pixel of an image that becomes ten times as large
         (top, left, height, width), shape = geometry.draw_window((4, 4), (40, 40), (1, 1))
         assert top >= 0 and height >= 1 and top + height <= 4 and left >= 0 and width >= 1 and left + width <= 4
@@ -104,16 +106,16 @@ def test_sizes_that_fit():
 
 
 def test_a_window_is_sampled_ten_times_at_most(monkeypatch):
-    draws = []
-    monkeypatch.setattr(geometry, 'draw_window', lambda *sizes: draws.append(sizes) or ((0, 0, 8, 8), (8, 8)))
+    samples = []
+    monkeypatch.setattr(geometry, 'draw_window', lambda *sizes: samples.append(sizes) or ((0, 0, 8, 8), (8, 8)))
 
     def count(semantic, **options) -> int:
-        draws.clear()
+        samples.clear()
         target = Target(semantic=None if semantic is None else tv_tensors.Mask(semantic))
         RandomCrop(size=8, **options)(
             Sample(tv_tensors.Image(torch.zeros(3, 8, 8, dtype=torch.uint8)), target, Meta(0))
         )
-        return len(draws)
+        return len(samples)
 
     one_class, unlabelled = (torch.full((8, 8), value, dtype=torch.uint8) for value in (3, IGNORE))
     assert (
@@ -183,9 +185,9 @@ def test_the_colour_circle_is_closed():
     assert common._recolor(red, 2.0, 0)[0, 0].tolist() == [255, 0, 0]  # no more than all of it
     hues = []
     for number in (0.0, 0.999):
-        draws = iter([0.9, 0.9, 0.9, 0.9, 0.0, number])
+        samples = iter([0.9, 0.9, 0.9, 0.9, 0.0, number])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch, 'rand', lambda size: torch.tensor(next(draws)))  # noqa: B023
+            patch.setattr(torch, 'rand', lambda size: torch.tensor(next(samples)))  # noqa: B023
             img = PhotometricDistortion(hue=10)(Sample(geometry.as_image(red), Target(), Meta(0))).img
         hues.append(img.flatten().tolist())
     assert hues == [[255, 0, 85], [255, 85, 0]]
@@ -206,9 +208,9 @@ def test_an_image_that_would_grow_too_large_is_named(monkeypatch):
 def test_the_whole_image_is_not_cut_and_its_memory_not_copied():
     sample = one_square()
     assert geometry.crop(sample, 0, 0, 40, 60) is sample and geometry.resize(sample, (40, 60)) is sample
-    planes = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
-    rows = geometry.as_array(planes)
-    assert rows.flags.c_contiguous and not np.shares_memory(rows, planes.numpy())
+    channels = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
+    rows = geometry.as_array(channels)
+    assert rows.flags.c_contiguous and not np.shares_memory(rows, channels.numpy())
     image = geometry.as_image(rows)
     assert np.shares_memory(geometry.as_array(image), rows)
     assert np.shares_memory(geometry.as_array(image[:, 1:4, 2:6]), rows)  # a window of it is not copied either

@@ -120,24 +120,28 @@ def test_padding_never_proposes():
     valid[0], valid[1, :32, :48] = True, True
     proposals = head_of('encoded').train()(features_of(valid=valid)).proposals
     assert proposals.class_logits.shape == (2, 6 * 8 + 3 * 4, 1)  # every cell, one logit
-    heard = proposals.class_logits[..., 0] != INVALID_LOGIT
-    assert heard.sum(1).tolist() == [6 * 8 + 3 * 4, 2 * 3 + 1 * 2]
-    assert not proposals.boxes[~heard].any()
+    received = proposals.class_logits[..., 0] != INVALID_LOGIT
+    assert received.sum(1).tolist() == [6 * 8 + 3 * 4, 2 * 3 + 1 * 2]
+    assert not proposals.boxes[~received].any()
 
 
 def test_every_cell_proposes_all_classes_and_the_best_are_as_without():
     dense, features = head_of('dense').train(), features_of()
     sparse = head_of('selected').train()
     sparse.load_state_dict(dense.state_dict())
-    answers, chosen = dense(features), sparse(features)
-    assert answers.proposals.class_logits.shape == (2, 6 * 8 + 3 * 4, 5) and chosen.proposals.boxes.shape == (2, 6, 4)
-    torch.testing.assert_close(answers.class_logits, chosen.class_logits)
-    torch.testing.assert_close(answers.boxes, chosen.boxes)
-    answers.proposals.class_logits[:, -1].sum().backward()  # a cell that was not selected learns as well
+    predictions, chosen = dense(features), sparse(features)
+    assert predictions.proposals.class_logits.shape == (2, 6 * 8 + 3 * 4, 5) and chosen.proposals.boxes.shape == (
+        2,
+        6,
+        4,
+    )
+    torch.testing.assert_close(predictions.class_logits, chosen.class_logits)
+    torch.testing.assert_close(predictions.boxes, chosen.boxes)
+    predictions.proposals.class_logits[:, -1].sum().backward()  # a cell that was not selected learns as well
     assert dense.queries.class_predictors[0].weight.grad.any()
 
 
-def test_groups_are_blind_to_each_other_and_one_answers_in_evaluation():
+def test_groups_do_not_attend_to_each_other_and_one_is_used_in_evaluation():
     head = head_of('real-time', groups=3).train()
     features = features_of()
     with torch.no_grad():
@@ -154,7 +158,7 @@ def test_groups_are_blind_to_each_other_and_one_answers_in_evaluation():
 
 
 @pytest.mark.parametrize('name', ['anchors', 'encoded', 'dino', 'real-time'])
-def test_nobody_sees_noised_queries_but_their_own_group(name):
+def test_noised_queries_are_attended_to_by_their_own_group_only(name):
     head = head_of(name, groups=2).train()
     features, denoising_queries = features_of(), hints_of([[0, 1, 0, 1], [0, -1, 0, -1]])
     other = hints_of([[0, 1, 0, 1], [0, -1, 0, -1]])
@@ -192,7 +196,7 @@ def test_every_weight_has_a_gradient_with_and_without_hints():
 
 @pytest.mark.parametrize('twice', [False, True])
 def test_looking_forward_twice_trains_the_box_predictor_of_the_layer_before_and_no_earlier_one(twice):
-    # DINO, models/dino/deformable_transformer.py and dino.py: new_ref = step(ref.detach(), delta); layer k answers
+    # DINO, models/dino/deformable_transformer.py and dino.py: new_ref = step(ref.detach(), delta); layer k predicts
     # delta_k + inverse_sigmoid(new_ref of k - 1)
     decoding = replace(DINO['decoding'], look_forward_twice=twice)
     head = head_of('dino', decoding=decoding, num_decoder_layers=4).train()
@@ -252,7 +256,7 @@ def test_looking_forward_twice_needs_refined_boxes_and_contents_are_a_choice():
         QuerySelection(content='mixed')
 
 
-def test_hints_are_refused_by_heads_that_cannot_answer():
+def test_denoising_queries_are_refused_by_heads_without_denoising():
     denoising_queries = hints_of([[0], [0]], groups=1)
     for head in (head_of('learned'), DetrHead((12,), (16,), 5, channels=16, num_heads=2)):
         with pytest.raises(ConfigError, match='denoising'):
@@ -289,7 +293,7 @@ class HeadOutputs(nn.Module):
 
 
 @pytest.mark.parametrize('name', ['detr', 'dino'])
-def test_an_exported_head_answers_for_other_batches_and_sizes(name):
+def test_an_exported_head_runs_on_other_batches_and_sizes(name):
     if name == 'detr':
         head = DetrHead((12,), (16,), 5, channels=16, num_heads=2, num_encoder_layers=1, num_decoder_layers=1)
     else:

@@ -14,7 +14,7 @@ from vitdense.types import Features, QueryOutputs
 
 transformers = pytest.importorskip('transformers')
 
-PLANE = (128, 192)
+INPUT_SIZE = (128, 192)
 SIZES = [(128, 192), (64, 192), (128, 64)]  # multiples of the coarsest stride
 BOUND = 1e-5  # asked for: 1e-4
 DEFORMABLE = {  # theirs -> ours
@@ -40,7 +40,7 @@ DETR = {
 }
 
 
-class Given(nn.Module):
+class FixedOutput(nn.Module):
     """A backbone that saw these maps, or a projection that made this map."""
 
     def __init__(self, *maps: Tensor) -> None:
@@ -60,7 +60,7 @@ def tiny_backbone() -> object:
 
 
 def padding() -> Tensor:
-    valid = torch.zeros(len(SIZES), *PLANE, dtype=torch.bool)
+    valid = torch.zeros(len(SIZES), *INPUT_SIZE, dtype=torch.bool)
     for row, (height, width) in enumerate(SIZES):
         valid[row, :height, :width] = True
     return valid
@@ -68,7 +68,7 @@ def padding() -> Tensor:
 
 def maps_of(strides: tuple[int, ...], channels: tuple[int, ...]) -> tuple[Tensor, ...]:
     return tuple(
-        torch.randn(len(SIZES), width, PLANE[0] // stride, PLANE[1] // stride)
+        torch.randn(len(SIZES), width, INPUT_SIZE[0] // stride, INPUT_SIZE[1] // stride)
         for width, stride in zip(channels, strides, strict=True)
     )
 
@@ -153,19 +153,19 @@ def our_deformable_weights(theirs: nn.Module) -> dict[str, Tensor]:
 def test_deformable_detr_equals_transformers(options):
     theirs, ours = deformable_pair(**options)
     maps = maps_of((16, 32), (16, 24))
-    theirs.model.backbone = Given(*maps)
+    theirs.model.backbone = FixedOutput(*maps)
     with torch.no_grad():
-        wanted = theirs(torch.zeros(len(SIZES), 3, *PLANE))
-        got = ours(Features(maps=maps, input_size=PLANE))
+        wanted = theirs(torch.zeros(len(SIZES), 3, *INPUT_SIZE))
+        got = ours(Features(maps=maps, input_size=INPUT_SIZE))
         assert got.aux == () and got.proposals is None
         assert_equal(got, wanted)
 
-        got = ours.train()(Features(maps=maps, input_size=PLANE))
+        got = ours.train()(Features(maps=maps, input_size=INPUT_SIZE))
     states, references = wanted.intermediate_hidden_states, wanted.intermediate_reference_points
-    for index, answer in enumerate(got.aux):
-        assert relative_error(answer.class_logits, theirs.class_embed[index](states[:, index])) < BOUND
+    for index, output in enumerate(got.aux):
+        assert relative_error(output.class_logits, theirs.class_embed[index](states[:, index])) < BOUND
         if options['with_box_refine']:
-            assert relative_error(answer.boxes, references[:, index]) < BOUND
+            assert relative_error(output.boxes, references[:, index]) < BOUND
     if options['two_stage']:
         assert relative_error(got.proposals.class_logits, wanted.enc_outputs_class[..., :1]) < BOUND
         assert relative_error(got.proposals.boxes, wanted.enc_outputs_coord_logits.sigmoid()) < BOUND
@@ -175,7 +175,7 @@ def test_deformable_detr_equals_transformers(options):
 def test_deformable_detr_with_padding_equals_transformers(two_stage):
     theirs, ours = deformable_pair(two_stage=two_stage, with_box_refine=True)
     maps, valid = maps_of((16, 32), (16, 24)), padding()
-    features = Features(maps=maps, valid=valid, input_size=PLANE)
+    features = Features(maps=maps, valid=valid, input_size=INPUT_SIZE)
     with torch.no_grad():
         if (
             two_stage
@@ -186,9 +186,9 @@ def test_deformable_detr_with_padding_equals_transformers(two_stage):
             theirs.class_embed[-1].weight[0] = ours.queries.class_predictors[0].weight[0] = better
         # their group norm counts padding in, ours does not: both get the maps that ours makes
         projected = ours.project(features).maps
-        theirs.model.backbone = Given(*maps)
-        theirs.model.input_proj = nn.ModuleList(Given(x) for x in projected)
-        wanted = theirs(torch.zeros(len(SIZES), 3, *PLANE), pixel_mask=valid.long())
+        theirs.model.backbone = FixedOutput(*maps)
+        theirs.model.input_proj = nn.ModuleList(FixedOutput(x) for x in projected)
+        wanted = theirs(torch.zeros(len(SIZES), 3, *INPUT_SIZE), pixel_mask=valid.long())
         assert wanted.init_reference_points.max() < 1, 'padding was selected'
         assert_equal(ours(features), wanted)
 
@@ -224,7 +224,7 @@ def test_detr_equals_transformers(padded):
     ours.load_state_dict(translate(state, DETR), strict=True)
     theirs.eval(), ours.eval()
     maps, valid = maps_of((32,), (24,)), padding() if padded else None
-    theirs.model.backbone = Given(*maps)
+    theirs.model.backbone = FixedOutput(*maps)
     with torch.no_grad():
-        wanted = theirs(torch.zeros(len(SIZES), 3, *PLANE), pixel_mask=valid.long() if padded else None)
-        assert_equal(ours(Features(maps=maps, valid=valid, input_size=PLANE)), wanted)
+        wanted = theirs(torch.zeros(len(SIZES), 3, *INPUT_SIZE), pixel_mask=valid.long() if padded else None)
+        assert_equal(ours(Features(maps=maps, valid=valid, input_size=INPUT_SIZE)), wanted)

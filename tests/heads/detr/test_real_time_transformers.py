@@ -17,7 +17,7 @@ lw_detr = pytest.importorskip('transformers.models.lw_detr.modeling_lw_detr')
 lw_config = pytest.importorskip('transformers.models.lw_detr.configuration_lw_detr')
 
 GRID = (7, 10)
-PLANE = (GRID[0] * 16, GRID[1] * 16)
+INPUT_SIZE = (GRID[0] * 16, GRID[1] * 16)
 BOUND = 1e-5  # asked for: 1e-4
 SIZES = dict(d_model=32, decoder_layers=2, decoder_self_attention_heads=4, decoder_cross_attention_heads=8)
 SIZES |= dict(decoder_n_points=2, num_queries=6, group_detr=3, num_labels=5, decoder_ffn_dim=24, dropout=0.0)
@@ -97,7 +97,7 @@ def draw(module: nn.Module) -> nn.Module:
     return module
 
 
-class Seen(nn.Module):
+class Recorded(nn.Module):
     """A backbone and projector that gave these maps, whole images."""
 
     def __init__(self, *maps: Tensor) -> None:
@@ -105,8 +105,8 @@ class Seen(nn.Module):
         self.maps = maps
 
     def forward(self, imgs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor] | list[tuple[Tensor, Tensor]]:
-        seen = [(x, torch.ones(x.shape[0], *x.shape[-2:], dtype=torch.bool)) for x in self.maps]
-        return seen[0] if len(seen) == 1 else seen
+        recorded = [(x, torch.ones(x.shape[0], *x.shape[-2:], dtype=torch.bool)) for x in self.maps]
+        return recorded[0] if len(recorded) == 1 else recorded
 
 
 def rf_pair() -> tuple[nn.Module, DeformableDetrHead]:
@@ -123,11 +123,11 @@ def rf_pair() -> tuple[nn.Module, DeformableDetrHead]:
 def test_the_head_equals_rf_detr(training):
     theirs, ours = rf_pair()
     x = torch.randn(2, 32, *GRID)
-    theirs.model.backbone = Seen(x)
+    theirs.model.backbone = Recorded(x)
     theirs.train(training), ours.train(training)
     with torch.no_grad():
-        wanted = theirs(torch.zeros(2, 3, *PLANE))
-        got = ours(Features(maps=(x,), input_size=PLANE))
+        wanted = theirs(torch.zeros(2, 3, *INPUT_SIZE))
+        got = ours(Features(maps=(x,), input_size=INPUT_SIZE))
         assert relative_error(got.class_logits, wanted.logits) < BOUND
         assert relative_error(got.boxes, wanted.pred_boxes) < BOUND
         assert (got.groups, len(got.aux)) == ((3, 1) if training else (1, 0))
@@ -143,12 +143,12 @@ def test_the_head_equals_lw_detr_on_three_levels():
     config = lw_config.LwDetrConfig(projector_scale_factors=[2.0, 1.0, 0.5], backbone_config=tiny_lw(), **SIZES)
     theirs, ours = draw(lw_detr.LwDetrForObjectDetection(config)), our_head(3)
     ours.load_state_dict(head_weights(theirs), strict=True)
-    maps = tuple(torch.randn(2, 32, PLANE[0] // stride, PLANE[1] // stride) for stride in (8, 16, 32))
-    theirs.model.backbone = Seen(*maps)
+    maps = tuple(torch.randn(2, 32, INPUT_SIZE[0] // stride, INPUT_SIZE[1] // stride) for stride in (8, 16, 32))
+    theirs.model.backbone = Recorded(*maps)
     theirs.eval(), ours.eval()
     with torch.no_grad():
-        wanted = theirs(torch.zeros(2, 3, *PLANE))
-        got = ours(Features(maps=maps, input_size=PLANE))
+        wanted = theirs(torch.zeros(2, 3, *INPUT_SIZE))
+        got = ours(Features(maps=maps, input_size=INPUT_SIZE))
     assert relative_error(got.class_logits, wanted.logits) < BOUND
     assert relative_error(got.boxes, wanted.pred_boxes) < BOUND
 

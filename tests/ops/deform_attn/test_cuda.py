@@ -27,11 +27,11 @@ def compare() -> None:
         weights = torch.randn(locations.shape[:-1], dtype=torch.float64)
         leaves = [tensor.clone().requires_grad_() for tensor in (value, locations, weights)]
         exact = deform_attn(leaves[0], grids, *leaves[1:], path='grid_sample')
-        pull = torch.randn_like(exact)
+        grad_output = torch.randn_like(exact)
         arguments = value, grids, locations, weights
         torch.testing.assert_close(deform_attn_cuda.attend(*arguments), exact.detach())
-        ours = deform_attn_cuda.attend_backward(pull, *arguments)
-        torch.testing.assert_close(list(ours), list(torch.autograd.grad(exact, leaves, pull)))
+        ours = deform_attn_cuda.attend_backward(grad_output, *arguments)
+        torch.testing.assert_close(list(ours), list(torch.autograd.grad(exact, leaves, grad_output)))
         half = deform_attn_cuda.attend(value.bfloat16(), grids, locations.float(), weights.float())
         torch.testing.assert_close(half.double(), exact.detach(), rtol=0.03, atol=0.03)
 
@@ -54,7 +54,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_there(name, value_type):
 
     kernel = getattr(deform_attn_cuda, name)
     constants = dict(HEADS=8, LEVELS=4, POINTS=4, CHANNELS=32, BLOCK_QUERIES=16, BLOCK_CHANNELS=32)
-    types = {'value': value_type, 'pull': value_type, 'answer': value_type, 'levels': 'i32'}
+    types = {'value': value_type, 'grad_output': value_type, 'output': value_type, 'levels': 'i32'}
     signature = {
         argument: 'constexpr' if argument in constants else 'i32' if argument.startswith('num_')
         else '*' + types.get(argument, 'fp32')

@@ -57,10 +57,10 @@ def run(way, value, grids, locations, weights):
     return deform_attn(tensors[0], grids, *tensors[1:], path=path).cpu()
 
 
-def value_and_gradients(function, value, grids, locations, weights, pull):
+def value_and_gradients(function, value, grids, locations, weights, grad_output):
     leaves = [tensor.clone().requires_grad_() for tensor in (value, locations, weights)]
-    answer = function(leaves[0], grids, *leaves[1:])
-    return [answer.detach(), *torch.autograd.grad((answer * pull).sum(), leaves)]
+    output = function(leaves[0], grids, *leaves[1:])
+    return [output.detach(), *torch.autograd.grad((output * grad_output).sum(), leaves)]
 
 
 def assert_close(ours, exact, bound):
@@ -76,11 +76,11 @@ def assert_close(ours, exact, bound):
 def test_value_and_all_gradients_equal_the_definition(way, shape, dtype, bound):
     grids = shape[-1]
     arguments = random_arguments(*shape)
-    pull = torch.randn(shape[0], shape[1], shape[2] * shape[4], dtype=torch.float64)
-    exact = value_and_gradients(by_hand, arguments[0], grids, *arguments[1:], pull)
+    grad_output = torch.randn(shape[0], shape[1], shape[2] * shape[4], dtype=torch.float64)
+    exact = value_and_gradients(by_hand, arguments[0], grids, *arguments[1:], grad_output)
     value, locations, weights = (tensor.to(dtype) for tensor in arguments)
     ours = value_and_gradients(
-        lambda *arguments: run(way, *arguments), value, grids, locations, weights, pull.to(dtype)
+        lambda *arguments: run(way, *arguments), value, grids, locations, weights, grad_output.to(dtype)
     )
     assert all(tensor.dtype == dtype for tensor in ours)
     assert_close(ours, exact, bound)
@@ -103,9 +103,9 @@ def test_a_cell_centre_reads_its_cell_and_outside_reads_zero(way):
     far = [(-1.0, 0.5), (2.0, 0.5), (0.5, -9.0), (0.5, 1e30), (-1e30, -1e30), (math.inf, 0.5), (0.5, -math.inf)]
     locations = torch.tensor(centres + far).view(1, -1, 1, 1, 1, 2).repeat(1, 1, 1, 2, 1, 1)
     locations[..., 1, :, :] = 7.0  # nothing from the second level
-    answer = run(way, value, grids, locations, torch.ones(locations.shape[:-1]))
-    assert answer[0, :6, 0].tolist() == [1, 2, 3, 4, 5, 6]
-    assert answer[0, 6:].nan_to_num(0.0).abs().max() == 0  # infinite places have no meaning; they must not crash
+    output = run(way, value, grids, locations, torch.ones(locations.shape[:-1]))
+    assert output[0, :6, 0].tolist() == [1, 2, 3, 4, 5, 6]
+    assert output[0, 6:].nan_to_num(0.0).abs().max() == 0  # infinite places have no meaning; they must not crash
 
 
 @pytest.mark.parametrize('way', WAYS, ids=str)
@@ -126,9 +126,9 @@ def test_half_precision_values_are_read_at_exact_places(way, dtype):
     """Cell 399 of 400 is named by a float32; its neighbours hold other values."""
     value = (torch.arange(400) % 16).to(dtype).view(1, 400, 1, 1)
     locations = torch.tensor([399.5 / 400, 0.5]).view(1, 1, 1, 1, 1, 2)
-    answer = run(way, value, [(1, 400)], locations, torch.ones(1, 1, 1, 1, 1))
-    assert answer.dtype == dtype
-    assert answer.item() == pytest.approx(15, rel=1e-2)
+    output = run(way, value, [(1, 400)], locations, torch.ones(1, 1, 1, 1, 1))
+    assert output.dtype == dtype
+    assert output.item() == pytest.approx(15, rel=1e-2)
 
 
 @pytest.mark.parametrize('way', WAYS, ids=str)
@@ -150,9 +150,9 @@ def test_strided_arguments_and_partial_gradients(way):
     value, locations, weights = random_arguments(2, 3, 2, 2, 4, grids)
     expected = by_hand(value, grids, locations, weights)
     strided = value.transpose(1, 3).contiguous().transpose(1, 3).requires_grad_()
-    answer = run(way, strided, grids, locations.flip(1), weights.flip(1)).flip(1)
-    torch.testing.assert_close(answer, expected)
-    answer.sum().backward()
+    output = run(way, strided, grids, locations.flip(1), weights.flip(1)).flip(1)
+    torch.testing.assert_close(output, expected)
+    output.sum().backward()
     assert strided.grad.shape == value.shape
 
 
@@ -172,9 +172,9 @@ def test_a_place_that_is_not_a_number_spoils_its_query_alone():
     value, locations, weights = random_arguments(1, 3, 1, 2, 4, grids)
     locations[0, 1, 0, 0, 1, 0] = math.nan
     leaves = [tensor.requires_grad_() for tensor in (value, locations, weights)]
-    answer = deform_attn(leaves[0], grids, *leaves[1:], path='embedding_bag')
-    assert answer[0, 1].isnan().all() and answer[0, [0, 2]].isfinite().all()
-    answer.sum().backward()
+    output = deform_attn(leaves[0], grids, *leaves[1:], path='embedding_bag')
+    assert output[0, 1].isnan().all() and output[0, [0, 2]].isfinite().all()
+    output.sum().backward()
     assert leaves[2].grad.isnan().sum() == 1
 
 
@@ -182,8 +182,10 @@ def test_the_same_arguments_give_the_same_bits():
     """Gradients of cells that many queries read are added up in a fixed order."""
     grids = [(2, 2)]
     arguments = random_arguments(1, 500, 2, 4, 8, grids, dtype=torch.float32)
-    pull = torch.randn(1, 500, 16)
-    first, second = (value_and_gradients(deform_attn, arguments[0], grids, *arguments[1:], pull) for _ in range(2))
+    grad_output = torch.randn(1, 500, 16)
+    first, second = (
+        value_and_gradients(deform_attn, arguments[0], grids, *arguments[1:], grad_output) for _ in range(2)
+    )
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
@@ -195,7 +197,7 @@ def test_the_way_is_chosen_by_device_and_tracing(monkeypatch):
     assert route_of(value) == 'grid_sample'  # float32 could not count the cells
 
 
-def test_the_operators_tell_torch_the_truth_about_themselves():
+def test_the_operators_pass_opcheck():
     """Schema, shapes without data and autograd registration, as `torch.compile` relies on them."""
     value, locations, weights = (
         tensor.float().requires_grad_() for tensor in random_arguments(1, 3, 2, 2, 4, [(3, 2)])
@@ -210,11 +212,11 @@ def test_half_precision_gradients_on_a_gpu(dtype):
     grids = [(6, 5), (3, 3)]
     value, locations, weights = random_arguments(2, 40, 2, 4, 8, grids)
     value = value.to(dtype).double()
-    pull = torch.randn(2, 40, 16, dtype=torch.float64).to(dtype).double()
-    exact = value_and_gradients(by_hand, value, grids, locations, weights, pull)
+    grad_output = torch.randn(2, 40, 16, dtype=torch.float64).to(dtype).double()
+    exact = value_and_gradients(by_hand, value, grids, locations, weights, grad_output)
     ours = value_and_gradients(
         lambda *arguments: run(('triton', 'cuda'), *arguments),
-        value.to(dtype), grids, locations.float(), weights.float(), pull.to(dtype),
+        value.to(dtype), grids, locations.float(), weights.float(), grad_output.to(dtype),
     )  # fmt: skip
     assert [tensor.dtype for tensor in ours] == [dtype, dtype, torch.float32, torch.float32]
     assert_close(ours, exact, 0.02)

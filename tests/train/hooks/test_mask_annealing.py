@@ -26,8 +26,8 @@ def test_blocks_are_unmasked_one_after_the_other() -> None:
     assert hook.shares(26080 / 39120, 4) == [0.0, 0.0, 0.0, 1.0]
     assert hook.shares(32600 / 39120, 4) == [0.0] * 4
     assert hook.shares((13040 + 1630) / 39120, 4) == pytest.approx([0.0, 0.75**0.9, 1.0, 1.0])
-    given = MaskAnnealingHook(begin=(0.0, 0.5), end=(0.2, 0.6), power=1.0)
-    assert given.shares(0.1, 2) == pytest.approx([0.5, 1.0])
+    options = MaskAnnealingHook(begin=(0.0, 0.5), end=(0.2, 0.6), power=1.0)
+    assert options.shares(0.1, 2) == pytest.approx([0.5, 1.0])
     at_once = MaskAnnealingHook(begin=(0.5,), end=(0.5,))
     assert at_once.shares(0.49, 1) == [1.0] and at_once.shares(0.5, 1) == [0.0]
 
@@ -58,9 +58,9 @@ def test_the_vit_warms_up_behind_the_rest() -> None:
     )
     alone = schedule._replace(backbone_warmup_iters=0)
     assert all(alone.ratio(step) == alone.ratio(step, backbone=True) for step in range(100))
-    facts = dict(max_iters=20, max_epochs=None, val_interval=None, steps_per_epoch=1)
+    context = dict(max_iters=20, max_epochs=None, val_interval=None, steps_per_epoch=1)
     with pytest.raises(ConfigError, match='steps of warm-up = 20'):
-        make_schedule(**facts, warmup_iters=10, backbone_warmup_iters=10)
+        make_schedule(**context, warmup_iters=10, backbone_warmup_iters=10)
 
 
 def test_groups_of_the_vit_stand_apart_where_it_has_its_own_schedule() -> None:
