@@ -29,7 +29,7 @@ from vitdense.metrics.average_precision import CocoAP  # noqa: E402
 from vitdense.metrics.coco_columns import results_of, target_columns  # noqa: E402
 from vitdense.types import Batch, Instances, Meta, Target  # noqa: E402
 
-CLASSES, FOUND = 80, 100
+CLASSES, NUM_PREDICTIONS = 80, 100
 Image = tuple[Target, Meta, Instances]
 
 
@@ -42,12 +42,12 @@ def make_images(count: int) -> list[Image]:
         corner = rng.uniform(0, 400, (objects, 2))
         boxes = np.concatenate([corner, corner + rng.gamma(2, 50, (objects, 2)) + 4], 1).round(2)
         labels = rng.integers(0, CLASSES, objects)
-        chosen = rng.integers(0, objects, FOUND // 2) if objects else np.zeros(0, np.int64)
-        far = rng.uniform(0, 400, (FOUND - len(chosen), 2))
+        chosen = rng.integers(0, objects, NUM_PREDICTIONS // 2) if objects else np.zeros(0, np.int64)
+        far = rng.uniform(0, 400, (NUM_PREDICTIONS - len(chosen), 2))
         near = boxes[chosen] + rng.normal(0, 8, (len(chosen), 4))
-        found = np.concatenate([near, np.concatenate([far, far + rng.gamma(2, 50, far.shape) + 1], 1)])
-        found_labels = np.concatenate([labels[chosen], rng.integers(0, CLASSES, len(far))])
-        scores = np.sort(rng.random(FOUND))[::-1].copy()
+        actual = np.concatenate([near, np.concatenate([far, far + rng.gamma(2, 50, far.shape) + 1], 1)])
+        predicted_labels = np.concatenate([labels[chosen], rng.integers(0, CLASSES, len(far))])
+        scores = np.sort(rng.random(NUM_PREDICTIONS))[::-1].copy()
         sides = boxes[:, 2:] - boxes[:, :2]
         target = Target(
             boxes=torch.from_numpy(boxes),
@@ -55,10 +55,14 @@ def make_images(count: int) -> list[Image]:
             iscrowd=torch.from_numpy(rng.random(objects) < 0.01),
             area=torch.from_numpy((sides.prod(1) * 0.7).round(2)),
         )
-        order = rng.permutation(FOUND)
-        output = torch.from_numpy(found[order]).float(), torch.from_numpy(scores).float()
+        order = rng.permutation(NUM_PREDICTIONS)
+        output = torch.from_numpy(actual[order]).float(), torch.from_numpy(scores).float()
         images.append(
-            (target, Meta(number + 1, dataset='drawn'), Instances(*output, torch.from_numpy(found_labels[order])))
+            (
+                target,
+                Meta(number + 1, dataset='synthetic'),
+                Instances(*output, torch.from_numpy(predicted_labels[order])),
+            )
         )
     return images
 
@@ -98,7 +102,7 @@ def main() -> None:
     images = make_images(options.images)
     known = index_of(images)
     ids = range(1, CLASSES + 1)
-    rows = [row for _, meta, found in images for row in results_of(found, meta.image_id, ids)]
+    rows = [row for _, meta, actual in images for row in results_of(actual, meta.image_id, ids)]
     names = [f'class {number}' for number in range(CLASSES)]
     img = torch.zeros(1, 3, 1, 1)
 
@@ -111,15 +115,15 @@ def main() -> None:
 
     def ours() -> CocoAP:
         metric = CocoAP(classes=names, engine=options.engine)
-        for target, meta, found in images:
-            metric.process(Batch(img, [target], [meta]), [{'det': found}])
+        for target, meta, actual in images:
+            metric.process(Batch(img, [target], [meta]), [{'det': actual}])
         metric.evaluate(len(images))
         return metric
 
     expected, curves = pycocotools().eval, ours()._curves
     assert np.array_equal(curves.precision, expected['precision'])
     assert np.array_equal(curves.recall, expected['recall'])
-    text = f'{options.images} images x {FOUND} predictions, {options.engine}'
+    text = f'{options.images} images x {NUM_PREDICTIONS} predictions, {options.engine}'
     print(f'{text}: {paired(pycocotools, ours, options.rounds, warmup=0)}', flush=True)
 
 

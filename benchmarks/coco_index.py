@@ -64,7 +64,7 @@ def by_pycocotools(path: Path) -> COCO:
 
 
 def private_memory() -> int:
-    """Bytes that this process has written to and shares with nobody (pages of a mapped file are everybody's)."""
+    """Bytes that this process has written to and does not share (pages of a mapped file are shared)."""
     rows = Path('/proc/self/smaps_rollup').read_text().splitlines()
     return sum(1024 * int(row.split()[1]) for row in rows if row.startswith('Private_Dirty'))
 

@@ -4,8 +4,8 @@
 
 A ViT-S/16 with SimplePyramid and UPerNet (150 classes, 256 channels), random weights, one image, one torch thread:
 inference, and forward with backward of the mean square of the logits. Outputs and gradients of both are compared before
-anything is timed. The first compiled call, which compiles, is timed separately. There is no bar: on a CPU most of the time is
-spent in the matrix products, which are the same.
+anything is timed. The first compiled call, which compiles, is timed separately. There is no bar: on a CPU most of the
+time is spent in the matrix products, which are the same.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """P1, P2 and G2: multi-scale deformable attention against transformers' grid_sample version.
 
-    python benchmarks/deform_attn.py [--rounds 9] [--device cpu|cuda] [--places near|anywhere] [--threads 1]
+    python benchmarks/deform_attn.py [--rounds 9] [--device cpu|cuda] [--positions near|anywhere] [--threads 1]
 
 Eight heads of 32 channels and four points, on the pyramid of a 640 x 640 image (strides 8 to 64). Four shapes: 300
 decoder queries; the full encoder, where every cell asks; ViT-Adapter's extractor (the cells of strides 8, 16 and 32
@@ -48,11 +48,11 @@ class Work(NamedTuple):
         return self.value, self.locations, self.weights
 
 
-def work_of(grids: Grids, asking: Grids | None, *, places: str, batch: int, device: str) -> Work:
+def work_of(grids: Grids, asking: Grids | None, *, positions: str, batch: int, device: str) -> Work:
     """Return random arguments; places lie within about five cells of the asking cell, or anywhere."""
     centres = torch.rand(300, 2) if asking is None else torch.cat([cell_centres(*grid) for grid in asking])
     shape = (batch, len(centres), HEADS, len(grids), POINTS)
-    if places == 'anywhere':
+    if positions == 'anywhere':
         locations = torch.rand(*shape, 2) * 1.1 - 0.05
     else:
         sizes = torch.tensor([(width, height) for height, width in grids])[:, None]
@@ -123,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--rounds', type=int, default=9, help='paired rounds')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cpu or cuda')
-    parser.add_argument('--places', choices=('near', 'anywhere'), default='near', help='where queries look')
+    parser.add_argument('--positions', choices=('near', 'anywhere'), default='near', help='where queries look')
     parser.add_argument('--threads', type=int, default=1, help='torch threads on a CPU')
     parser.add_argument('--batch', type=int, help='images: 1 on a CPU, 4 on a GPU')
     arguments = parser.parse_args()
@@ -133,7 +133,7 @@ def main() -> None:
     batch = arguments.batch or (4 if on_gpu else 1)
     rows = []
     for name, (grids, asking, bar) in CASES.items():
-        work = work_of(grids, asking, places=arguments.places, batch=batch, device=arguments.device)
+        work = work_of(grids, asking, positions=arguments.positions, batch=batch, device=arguments.device)
         refuse_different(work)
         bars = GPU_BARS if on_gpu else (bar, None)
         calls = 20 if on_gpu else 5 if asking is None else 1

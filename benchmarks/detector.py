@@ -99,8 +99,8 @@ def inference(theirs: nn.Module, ours: Detector, size: int, rounds: int) -> None
         b = torch.cat([wanted.logits, wanted.pred_boxes], -1)[0]
         rows, columns = linear_sum_assignment(torch.cdist(a, b, p=float('inf')))  # near ties of proposals change places
         parts = zip(a[rows].split([NUM_CLASSES, 4], -1), b[columns].split([NUM_CLASSES, 4], -1), strict=True)
-        for name, (found, expected) in zip(('logits', 'boxes'), parts, strict=True):
-            error = ((found - expected).abs().max() / expected.abs().max()).item()
+        for name, (actual, expected) in zip(('logits', 'boxes'), parts, strict=True):
+            error = ((actual - expected).abs().max() / expected.abs().max()).item()
             print(f'{name}: largest difference / largest value = {error:.1e}', flush=True)
             assert error < 1e-4, 'the two detectors do not compute the same'
         report('inference', lambda: theirs(imgs), lambda: ours(imgs), rounds, bar=1.8)

@@ -135,10 +135,10 @@ class Agreeing:
         metric = CocoAP if head in DETECTORS else MeanIoU
         self.metric = None if head == 'classify' else metric(head=head, classes=NAMES)
 
-    def add(self, expected: Prediction, found: Prediction, number: int) -> None:
+    def add(self, expected: Prediction, actual: Prediction, number: int) -> None:
         """Count one image."""
         if isinstance(expected, ImageClass):
-            self.total, self.same = self.total + 1, self.same + int(expected.scores.argmax() == found.scores.argmax())
+            self.total, self.same = self.total + 1, self.same + int(expected.scores.argmax() == actual.scores.argmax())
             return
         if isinstance(expected, Instances):
             kept = expected.scores >= LEAST_SCORE
@@ -146,7 +146,7 @@ class Agreeing:
         else:
             assert isinstance(expected, SemanticMap)
             target = Target(semantic=expected.labels)
-        self.metric.process(Batch(torch.empty(0), [target], [Meta(number)]), [{self.head: found}])
+        self.metric.process(Batch(torch.empty(0), [target], [Meta(number)]), [{self.head: actual}])
 
     def score(self) -> float | None:
         """Return the score in points, None where there was nothing to find."""

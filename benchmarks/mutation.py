@@ -66,7 +66,7 @@ class Mutant(NamedTuple):
 def mutants_of(file: str, text: str) -> list[Mutant]:
     """Return all mutants of a source text."""
     tree = ast.parse(text)
-    found = []
+    actual = []
     for node, change, undo in _changes(tree, config=file.startswith('configs')):
         before = ast.unparse(node)
         change()
@@ -74,9 +74,9 @@ def mutants_of(file: str, text: str) -> list[Mutant]:
         line = text.splitlines()[node.lineno - 1]
         same = any(part in line and what in ('', before) for part, what, _ in EQUIVALENT)
         if before != after and not same:
-            found.append(Mutant(file, node.lineno, before, after, ast.unparse(tree)))
+            actual.append(Mutant(file, node.lineno, before, after, ast.unparse(tree)))
         undo()
-    return found
+    return actual
 
 
 def _changes(tree: ast.AST, *, config: bool) -> Iterator[tuple]:
@@ -143,27 +143,27 @@ def survivors_of(log: str) -> list[Mutant]:
     """Return the mutants that survived in a log of this script, of the code as it is now."""
     lines = [line for line in Path(log).read_text(encoding='utf-8').splitlines() if ' SURVIVED ' in line]
     pools = {file: mutants_of(file, (ROOT / file).read_text(encoding='utf-8')) for file in TESTS}
-    found = []
+    actual = []
     for line in lines:
-        place, _, change = line.partition(' SURVIVED ')[2].partition(': ')
-        file, _, number = place.rpartition(':')
+        location, _, change = line.partition(' SURVIVED ')[2].partition(': ')
+        file, _, number = location.rpartition(':')
         same = [each for each in pools[file] if f'{each.before} -> {each.after}' == change]
-        found += sorted(same, key=lambda each: abs(each.line - int(number)))[:1]
-    return found
+        actual += sorted(same, key=lambda each: abs(each.line - int(number)))[:1]
+    return actual
 
 
 class Copies:
-    """A pool of `jobs` processes, each with a copy of the project in `place`."""
+    """A pool of `jobs` processes, each with a copy of the project in `location`."""
 
     folder: Path  # of this process
 
-    def __init__(self, place: str, jobs: int) -> None:
+    def __init__(self, location: str, jobs: int) -> None:
         sys.dont_write_bytecode = True
-        self.pool = ProcessPoolExecutor(jobs, get_context('fork'), Copies.copy, (place,))
+        self.pool = ProcessPoolExecutor(jobs, get_context('fork'), Copies.copy, (location,))
 
     @staticmethod
-    def copy(place: str) -> None:
-        Copies.folder = Path(place) / str(os.getpid())
+    def copy(location: str) -> None:
+        Copies.folder = Path(location) / str(os.getpid())
         ignored = shutil.ignore_patterns('.git', '__pycache__', 'work_dirs', '*.egg-info')
         shutil.copytree(ROOT, Copies.folder, ignore=ignored)
 
@@ -240,8 +240,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mutants = survivors_of(options.again) if options.again else sampled(files, options.count, options.seed)
     preload()
     survivors = []
-    with tempfile.TemporaryDirectory() as place:
-        pool = Copies(place, options.jobs).pool
+    with tempfile.TemporaryDirectory() as location:
+        pool = Copies(location, options.jobs).pool
         used = sorted({tuple(TESTS[mutant.file]) for mutant in mutants})
         broken = [' '.join(tests) for tests, failed in zip(used, pool.map(fails, used), strict=True) if failed]
         if broken:

@@ -50,19 +50,19 @@ def train(checkout: Path, config: str, options: list[str], steps: int, folder: P
 def differences(first: Path, second: Path) -> list[str]:
     """Return what differs between two work directories, one line for each kind; empty when nothing does."""
     rows = [list(csv.DictReader((folder / 'metrics.csv').read_text().splitlines())) for folder in (first, second)]
-    found = [] if len(rows[0]) == len(rows[1]) else [f'{len(rows[0])} and {len(rows[1])} rows']
+    actual = [] if len(rows[0]) == len(rows[1]) else [f'{len(rows[0])} and {len(rows[1])} rows']
     for number, (one, other) in enumerate(zip(*rows, strict=False)):
         keys = [key for key in one if key not in TIMES and not key.startswith('memory')]
         unlike = [f'{key} {one[key]} / {other.get(key)}' for key in keys if one[key] != other.get(key)]
         if unlike:
-            found.append(f'row {number}, step {one["step"]}: {", ".join(unlike[:3])}')
+            actual.append(f'row {number}, step {one["step"]}: {", ".join(unlike[:3])}')
             break
     weights = [load_file(folder / 'model/model.safetensors') for folder in (first, second)]
     names = set(weights[0]) ^ set(weights[1])
-    found += [f'tensors in one model only: {len(names)}, such as {min(names)}'] if names else []
+    actual += [f'tensors in one model only: {len(names)}, such as {min(names)}'] if names else []
     common = [name for name in weights[0] if name in weights[1]]
     unequal = [name for name in common if not torch.equal(weights[0][name], weights[1][name])]
-    return found + ([f'{len(unequal)} of {len(common)} tensors differ, such as {unequal[0]}'] if unequal else [])
+    return actual + ([f'{len(unequal)} of {len(common)} tensors differ, such as {unequal[0]}'] if unequal else [])
 
 
 def main() -> int:
@@ -80,14 +80,15 @@ def main() -> int:
             continue
         filled = [option.format(data=arguments.data.resolve()) for option in options] if options else []
         with tempfile.TemporaryDirectory() as folder:
-            places = [Path(folder, side) for side in ('this', 'other')]
-            for checkout, place in zip((HERE, arguments.other.resolve()), places, strict=True):
-                train(checkout, config, filled, arguments.steps, place)
-            found = differences(*places)
+            locations = [Path(folder, side) for side in ('this', 'other')]
+            for checkout, location in zip((HERE, arguments.other.resolve()), locations, strict=True):
+                train(checkout, config, filled, arguments.steps, location)
+            actual = differences(*locations)
         print(
-            f'{name:12} {arguments.steps} steps: ' + ('equal to the bit' if not found else '; '.join(found)), flush=True
+            f'{name:12} {arguments.steps} steps: ' + ('equal to the bit' if not actual else '; '.join(actual)),
+            flush=True,
         )
-        failed += bool(found)
+        failed += bool(actual)
     return int(failed > 0)
 
 

@@ -1,4 +1,4 @@
-"""Requests of several clients at once to `vitdense serve`: how many succeed, whether results are equal, and the latency.
+"""Requests of several clients at once to `vitdense serve`: successes, equal results, and latency.
 
     python benchmarks/serving.py work_dirs/shapes/model [--requests 200] [--clients 16]
 

@@ -136,9 +136,9 @@ def main() -> None:
         return
     counts = 1000, options.count or {'list': 14_000_000, 'boxes': 860_000}[options.kind]
     for count in counts:
-        with tempfile.TemporaryDirectory() as place:
-            (write_list if options.kind == 'list' else write_boxes)(Path(place), count)
-            words = [options.kind, '--samples', str(options.samples), '--measure', place]
+        with tempfile.TemporaryDirectory() as location:
+            (write_list if options.kind == 'list' else write_boxes)(Path(location), count)
+            words = [options.kind, '--samples', str(options.samples), '--measure', location]
             subprocess.run([sys.executable, __file__, *words], check=True)
 
 

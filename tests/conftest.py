@@ -59,7 +59,7 @@ def _rank(rank: int, size: int, folder: Path, function: Callable[[int], Any]) ->
 
 
 def start_ranks(folder: Path, function: Callable[[int], Any], size: int = 2, seconds: float = 360) -> list:
-    """Run `function(rank)` in every process of a group that meets in `folder`; the answers in order."""
+    """Run `function(rank)` in every process of a group that meets in `folder`; the results in order."""
     folder.mkdir()
     group = torch_processes.spawn(_rank, (size, folder, function), nprocs=size, join=False)
     deadline = time.monotonic() + seconds
@@ -73,7 +73,7 @@ def start_ranks(folder: Path, function: Callable[[int], Any], size: int = 2, sec
 
 @pytest.fixture
 def run_ranks(tmp_path, monkeypatch) -> Callable[..., list]:
-    """Run `function(rank)` in every process of a group; the answers in order. What fails in a rank fails the test."""
+    """Run `function(rank)` in every process of a group; the results in order. What fails in a rank fails the test."""
     monkeypatch.setenv('GLOO_SOCKET_IFNAME', 'lo')
     return partial(start_ranks, tmp_path / 'ranks')
 

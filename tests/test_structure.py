@@ -192,11 +192,11 @@ def test_no_file_is_imported_in_a_circle():
 
 
 def _targets(path: Path, names: set[str]) -> set[str]:
-    found = set()
+    actual = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
-            found |= {node.module} | {f'{node.module}.{alias.name}' for alias in node.names}
-    return found & names
+            actual |= {node.module} | {f'{node.module}.{alias.name}' for alias in node.names}
+    return actual & names
 
 
 def test_a_folder_has_one_subject():
@@ -274,8 +274,8 @@ def test_every_folder_is_in_the_installed_package():
 def test_a_folder_of_the_name_of_the_package_is_not_taken_for_it(tmp_path: Path):
     (tmp_path / 'vitdense').mkdir()  # as below a folder into which the repository was cloned
     code = 'import vitdense, vitdense.tools.train, vitdense.configs; print(vitdense.__version__)'
-    found = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
-    assert found.stdout.strip() == vitdense.__version__, found.stderr
+    actual = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert actual.stdout.strip() == vitdense.__version__, actual.stderr
 
 
 def test_the_tests_mirror_the_package():

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CHECKED = ('vitdense', 'tools', 'configs', 'docs', 'README.md')
+CHECKED = ('vitdense', 'tools', 'configs', 'docs', 'tests', 'benchmarks', 'README.md', 'CONTRIBUTING.md', 'SECURITY.md')
+UNCHECKED = ('tests/test_words.py',)  # it lists the words
 PAPER = 'the paper or file'
 NAMES = {  # words of a name in snake_case or CamelCase -> what to write
     **dict.fromkeys(('picture', 'pictures', 'drawing', 'drawings'), 'image'),
@@ -26,6 +27,7 @@ NAMES = {  # words of a name in snake_case or CamelCase -> what to write
     **dict.fromkeys(('ask', 'asks', 'asked'), 'request'),
     **dict.fromkeys(('fact', 'facts'), 'context, info, metadata'),
     **dict.fromkeys(('given', 'made', 'seen', 'sees', 'knows', 'strange', 'nothing'), 'the name of the thing'),
+    **dict.fromkeys(('found', 'place', 'places'), 'predictions, matches; index, location, path'),
     **dict.fromkeys(('home', 'homes', 'room', 'rooms', 'floor', 'floors', 'door', 'doors'), 'folder, module, size'),
     **dict.fromkeys(('refused', 'silenced', 'apart', 'unread'), 'skipped, masked, split, unused'),
     **dict.fromkeys(('synset', 'synsets', 'vocabulary', 'vocabularies', 'extremes'), 'class_names, wordnet'),
@@ -42,12 +44,25 @@ PROSE = {  # words of docstrings, comments, messages and documents -> what to wr
     **dict.fromkeys(('taught', 'borrowed', 'borrows', 'learnt', 'by heart', 'at rest'), 'trained, frozen, omitted'),
     **dict.fromkeys(('told', 'tells', 'hears', 'heard', 'sees', 'knows', 'knew'), 'what the code does'),
     **dict.fromkeys(('sureness', 'silenced', 'perceptron', 'hats', 'rooms', 'the only door'), 'the term of the field'),
+    **dict.fromkeys(
+        ('saw', 'feel', 'feels', 'teach', 'teaches', 'remembers', 'forgets', 'nobody'), 'what the code does'
+    ),
+    **dict.fromkeys(('wants', 'tell apart', 'told apart', 'must say'), 'what the code does'),
+    **dict.fromkeys(('pull', 'pulls', 'leaf'), 'gradient; config'),
     **dict.fromkeys(('vocabularies', 'vocabulary', 'synsets'), 'class names'),
     r'recipes? R\d+': PAPER,
 }
 EXCEPTIONS: dict[tuple[str, str], str] = {  # (path, word): why it is right there
+    ('tests/heads/detr/test_real_time_transformers.py', 'hidden'): 'an attribute of transformers',
 }
-PHRASES = ('ground truth', 'ground_truth', 'ground truths')  # that hold a listed word and are terms of the field
+PHRASES = (
+    'ground truth',
+    'ground_truth',
+    'ground truths',
+    'pull request',
+    'lfs pull',
+    'chain saw',
+)  # that hold a listed word and are terms of the field
 _PATTERN = re.compile(rf'\b({"|".join(PROSE)})\b', re.IGNORECASE)
 _PHRASES = re.compile('|'.join(sorted(PHRASES, reverse=True)), re.IGNORECASE)
 _WORDS = re.compile(r'[A-Z]+(?![a-z])|[A-Z]?[a-z]+')
@@ -57,7 +72,8 @@ def names(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Yield the line and text of every name that is defined: functions, classes, arguments, variables, attributes."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield node.lineno, node.name
+            if not node.name.startswith('test_'):  # a sentence
+                yield node.lineno, node.name
         elif isinstance(node, ast.arg):
             yield node.lineno, node.arg
         elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -87,8 +103,15 @@ def faults(source: str, *, python: bool = True) -> Iterator[tuple[int, str]]:
         return
     for line, name in names(ast.parse(source)):
         yield from ((line, word) for word in map(str.lower, _WORDS.findall(_PHRASES.sub('', name))) if word in NAMES)
-    for line, text in texts(source):
+    for line, text in [*texts(source), *sentences(ast.parse(source))]:
         yield from prose_faults(line, text)
+
+
+def sentences(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield the line and the words of the names of tests."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith('test_'):
+            yield node.lineno, node.name.replace('_', ' ')
 
 
 def is_excepted(path: str, word: str) -> bool:
@@ -98,7 +121,8 @@ def is_excepted(path: str, word: str) -> bool:
 def files() -> list[str]:
     """Return the files to check, relative to the repository."""
     paths = [path for top in CHECKED for path in ([ROOT / top] if (ROOT / top).is_file() else (ROOT / top).rglob('*'))]
-    return sorted(path.relative_to(ROOT).as_posix() for path in paths if path.suffix in ('.py', '.md'))
+    names_of_files = {path.relative_to(ROOT).as_posix() for path in paths if path.suffix in ('.py', '.md')}
+    return sorted(names_of_files - set(UNCHECKED))
 
 
 @pytest.mark.parametrize('path', files())
@@ -119,6 +143,7 @@ def test_a_file_uses_the_terms_of_the_field(path):
         ('def f(facts): ...', 'facts'),
         ('x.seen = 1', 'seen'),
         ('for mover in movers: ...', 'mover'),
+        ('def test_a_head_tells_its_classes(): ...', 'tells'),
         ('"""What the network sees."""', 'sees'),
         ('x = 1  # the head is told', 'told'),
         ("raise ValueError(f'{x} is no answer')", 'answer'),
@@ -139,6 +164,8 @@ def test_lines_of_documents_and_docstrings_are_those_of_the_word():
     'source',
     [
         'def load_image(): ...',
+        'def test_a_box_that_is_drawn_is_found(): ...',
+        '"""See pull request 138; git lfs pull."""',
         '"""Boxes of the ground truth."""',
         'ground_truth = 1',
         "print(f'{strange} {x.answers[0]}')",

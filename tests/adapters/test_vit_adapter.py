@@ -122,20 +122,20 @@ def extract(maps: list[Tensor], x: Tensor, patch: int, weights: dict, name: str,
         queries = layer_norm(rows_of(level), weights, f'{name}.query_norm')
         pixels = middles(level.shape[1:], stride)
         tokens = rows_of(level) + deformable(queries, pixels, [recorded], [patch], weights, f'{name}.attn', heads)
-        hidden = linear(layer_norm(tokens, weights, f'{name}.ffn_norm'), weights, f'{name}.ffn.fc1')
-        hidden = hidden.T.unflatten(1, level.shape[1:])
+        ffn = linear(layer_norm(tokens, weights, f'{name}.ffn_norm'), weights, f'{name}.ffn.fc1')
+        ffn = ffn.T.unflatten(1, level.shape[1:])
         kernel, bias = weights[f'{name}.ffn.dwconv.weight'], weights[f'{name}.ffn.dwconv.bias']
-        hidden = functional.conv2d(hidden, kernel, bias, padding=1, groups=len(hidden))
-        tokens = tokens + linear(functional.gelu(rows_of(hidden)), weights, f'{name}.ffn.fc2')
+        ffn = functional.conv2d(ffn, kernel, bias, padding=1, groups=len(ffn))
+        tokens = tokens + linear(functional.gelu(rows_of(ffn)), weights, f'{name}.ffn.fc2')
         result.append(tokens.T.unflatten(1, level.shape[1:]))
     return result
 
 
 def vit_at(x: Tensor, stride: int, patch: int, size: tuple[int, int]) -> Tensor:
     """The ViT's map (C, h, w) where the cells of another stride have their middles, its edge repeated."""
-    place_x, place_y = (middles(size, stride) / patch - 0.5).unbind(-1)
-    place_x, place_y = place_x.clamp(0, x.shape[2] - 1), place_y.clamp(0, x.shape[1] - 1)
-    return read_map(x, place_x, place_y).unflatten(1, size)
+    position_x, position_y = (middles(size, stride) / patch - 0.5).unbind(-1)
+    position_x, position_y = position_x.clamp(0, x.shape[2] - 1), position_y.clamp(0, x.shape[1] - 1)
+    return read_map(x, position_x, position_y).unflatten(1, size)
 
 
 def reference(adapter: ViTAdapter, img: Tensor) -> list[Tensor]:
@@ -265,7 +265,7 @@ def test_injectors_of_a_frozen_vit_train_and_its_weights_do_not():
         ViTAdapter(tiny_vit(frozen=True, amp='bf16'))
 
 
-def test_blocks_that_nobody_reads_are_frozen_and_all_else_learns():
+def test_blocks_that_are_not_read_are_frozen_and_all_else_is_trained():
     """At the start gamma is 0: the gradient reaches the injectors' own weights from the second step on."""
     network = network_of(ViTAdapter(tiny_vit(), layers=(0, 2), add_features='last', **LEAN), dict(type=BackboneMaps))
     frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}

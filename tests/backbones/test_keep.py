@@ -32,7 +32,7 @@ def test_kept_patches_have_the_outputs_of_a_pass_with_the_others_masked(name, pa
     see = torch.zeros(2, 1, 1, tokens.x.shape[1], dtype=torch.bool).scatter_(-1, index[:, None, None], True)
 
     kept = vit.norm(vit.run(vit.keep(tokens, rows)))
-    hidden = vit.norm(vit.run(tokens, attn_mask=see))
+    kept_pass = vit.norm(vit.run(tokens, attn_mask=see))
     assert kept.x.shape[1] == lead + 3
-    expected = torch.take_along_dim(hidden.x, index[..., None], dim=1)
+    expected = torch.take_along_dim(kept_pass.x, index[..., None], dim=1)
     torch.testing.assert_close(kept.x, expected, atol=1e-5, rtol=1e-5)

@@ -44,14 +44,14 @@ def our_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict
         if name not in wanted and '.gamma' in name:  # DINOv3's blocks in timm
             name = re.sub(r'ls(\d)\.gamma', r'gamma_\1', name)
         ours[name] = value
-    for place in [name.removesuffix('q_proj.weight') for name in ours if name.endswith('q_proj.weight')]:
-        ours[f'{place}qkv.weight'] = torch.cat([ours.pop(f'{place}{part}_proj.weight') for part in 'qkv'])
-        biases = {part: ours.pop(f'{place}{part}_proj.bias', None) for part in 'qkv'}
-        if f'{place}q_bias' in wanted:
-            ours |= {f'{place}{part}_bias': biases[part] for part in 'qv'}
+    for location in [name.removesuffix('q_proj.weight') for name in ours if name.endswith('q_proj.weight')]:
+        ours[f'{location}qkv.weight'] = torch.cat([ours.pop(f'{location}{part}_proj.weight') for part in 'qkv'])
+        biases = {part: ours.pop(f'{location}{part}_proj.bias', None) for part in 'qkv'}
+        if f'{location}q_bias' in wanted:
+            ours |= {f'{location}{part}_bias': biases[part] for part in 'qv'}
         else:
             keys = torch.zeros_like(biases['q']) if biases['k'] is None else biases['k']
-            ours[f'{place}qkv.bias'] = torch.cat([biases['q'], keys, biases['v']])
+            ours[f'{location}qkv.bias'] = torch.cat([biases['q'], keys, biases['v']])
     if 'pos_embed' in ours and ours['pos_embed'].shape[1] > wanted['pos_embed'].shape[1]:
         ours['pos_embed'] = ours['pos_embed'][:, 1:]  # that of the class token is part of it, see `pair`
     return {name: value for name, value in ours.items() if 'mask_token' not in name}
@@ -87,12 +87,12 @@ def pair(kind: str) -> tuple[nn.Module, ViT]:
 
 def maps_of(theirs: nn.Module, imgs: Tensor, kind: str) -> list[Tensor]:
     """Return the patches of both layers as maps, the last one also behind the final norm where there is one."""
-    hidden = list(theirs(imgs, output_hidden_states=True).hidden_states[-2:])
+    states = list(theirs(imgs, output_hidden_states=True).hidden_states[-2:])
     norm = getattr(theirs, 'layernorm', getattr(theirs, 'norm', None))
     if kind != 'beit':
-        hidden.append(norm(hidden[-1]))
+        states.append(norm(states[-1]))
     grid = (imgs.shape[-2] // 16, imgs.shape[-1] // 16)
-    return [x[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid) for x in hidden]
+    return [x[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid) for x in states]
 
 
 @pytest.mark.parametrize(
@@ -108,14 +108,17 @@ def maps_of(theirs: nn.Module, imgs: Tensor, kind: str) -> list[Tensor]:
 )
 def test_layers_and_gradients_equal_transformers(kind: str, size: tuple[int, int]) -> None:
     theirs, ours = pair(kind)
-    imgs, pulled = torch.randn(2, 3, *size, requires_grad=True), torch.randn(3, 2, 48, size[0] // 16, size[1] // 16)
+    imgs, grad_output = (
+        torch.randn(2, 3, *size, requires_grad=True),
+        torch.randn(3, 2, 48, size[0] // 16, size[1] // 16),
+    )
     requests = [LayerRequest(0, False), LayerRequest(1, False), *([LayerRequest(1, True)] if kind != 'beit' else [])]
     wanted, got = maps_of(theirs, imgs, kind), ours(imgs, layers=requests).layers
     assert all(relative_error(*maps) < 1e-5 for maps in zip(got, wanted, strict=True))
 
     image_gradients = []
     for maps in (got, wanted):
-        total = sum((x * weights).sum() for x, weights in zip(maps, pulled, strict=False))
+        total = sum((x * weights).sum() for x, weights in zip(maps, grad_output, strict=False))
         image_gradients.append(torch.autograd.grad(total, imgs, retain_graph=True)[0])
         total.backward()
     assert relative_error(*image_gradients) < 1e-4

@@ -1,4 +1,4 @@
-"""What describes weights is data from anywhere: every field is checked, nothing large is built, nobody is asked."""
+"""Descriptions of weights are untrusted data: every field is checked, nothing large is built or fetched."""
 
 import json
 import os
@@ -48,7 +48,7 @@ RECIPE = {
     'tasks': {'det': {'type': 'vitdense.tasks.detection.DetectionTask'}},
 }
 SHORT = ['schedule.max_iters=1', 'schedule.warmup_iters=0']
-BACKBONE, HEAD_PLACE = ('recipe', 'network', 'backbone'), ('recipe', 'network', 'branches', 'det', 'head')
+BACKBONE, HEAD_PATH = ('recipe', 'network', 'backbone'), ('recipe', 'network', 'branches', 'det', 'head')
 
 
 @pytest.fixture(scope='module')
@@ -67,16 +67,16 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def changed(source: Path, tmp_path: Path) -> Callable[..., Path]:
     """Return a function: the folder with one value of its description changed."""
 
-    def change(place: tuple, value: Any) -> Path:
+    def change(location: tuple, value: Any) -> Path:
         folder = tmp_path / 'model'
         folder.mkdir(exist_ok=True)
         (folder / 'model.safetensors').unlink(missing_ok=True)
         (folder / 'model.safetensors').symlink_to(source / 'model.safetensors')
         info = json.loads((source / 'model.json').read_text())
         holder = info
-        for key in place[:-1]:
+        for key in location[:-1]:
             holder = holder[key]
-        holder[place[-1]] = value
+        holder[location[-1]] = value
         (folder / 'model.json').write_text(json.dumps(info))
         return folder
 
@@ -133,18 +133,18 @@ WRONG = [
     ((*BACKBONE, 'timm_args', 'depth'), -1),
     ((*BACKBONE, 'timm_args', 'num_heads'), 0),
     ((*BACKBONE, 'timm_args', 'embed_dim'), 1.5),
-    ((*HEAD_PLACE, 'num_levels'), None),
-    ((*HEAD_PLACE, 'num_queries'), -1),
-    ((*HEAD_PLACE, 'num_points'), 'x'),
+    ((*HEAD_PATH, 'num_levels'), None),
+    ((*HEAD_PATH, 'num_queries'), -1),
+    ((*HEAD_PATH, 'num_points'), 'x'),
     (('recipe', 'tiler'), 7),
     (('recipe', 'tta'), 'x'),
 ]
 
 
-@pytest.mark.parametrize(('place', 'value'), WRONG)
-def test_every_field_is_checked(changed: Callable[..., Path], place: tuple, value: Any) -> None:
+@pytest.mark.parametrize(('location', 'value'), WRONG)
+def test_every_field_is_checked(changed: Callable[..., Path], location: tuple, value: Any) -> None:
     with pytest.raises(VitDenseError) as caught:
-        vitdense.load(changed(place, value), device='cpu')
+        vitdense.load(changed(location, value), device='cpu')
     assert caught.value.fix and caught.value.exit_code in (2, 3)
 
 
@@ -152,7 +152,7 @@ HUGE = [
     *(((*BACKBONE, 'timm_args', key), value) for key in ('depth', 'embed_dim') for value in (10_000, 10**6, 10**12)),
     *(((*BACKBONE, 'img_size'), value) for value in (16 * 10_000, 16 * 10**9)),
     *(
-        ((*HEAD_PLACE, key), value)
+        ((*HEAD_PATH, key), value)
         for key in ('num_levels', 'num_queries', 'groups', 'num_encoder_layers', 'num_decoder_layers', 'ffn_dim')
         for value in (20_000, 10**6, 10**12)
     ),
@@ -161,14 +161,14 @@ HUGE = [
 ]
 
 
-@pytest.mark.parametrize(('place', 'value'), HUGE)
+@pytest.mark.parametrize(('location', 'value'), HUGE)
 def test_huge_sizes_take_neither_memory_nor_time(
-    changed: Callable[..., Path], place: tuple, value: Any, monkeypatch: pytest.MonkeyPatch
+    changed: Callable[..., Path], location: tuple, value: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
     with pytest.raises(VitDenseError):
-        read_model_folder(changed(place, value))
+        read_model_folder(changed(location, value))
     assert time.process_time() - start < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 800_000  # kB
 
@@ -200,23 +200,23 @@ PRETRAINED = {'type': 'vitdense.backbones.vit.ViT', 'name': 'vit_tiny_patch16_22
 
 
 @pytest.mark.parametrize(
-    ('place', 'value'),
+    ('location', 'value'),
     [
         ((*BACKBONE, 'pretrained'), True),
         ((*BACKBONE, 'pretrained'), '/etc/passwd'),
         (('transforms',), [PRETRAINED]),
         (('recipe', 'tiler'), PRETRAINED),
-        ((*HEAD_PLACE[:-1], 'adapter'), PRETRAINED),
+        ((*HEAD_PATH[:-1], 'adapter'), PRETRAINED),
     ],
 )
 def test_a_description_never_asks_for_other_weights(
-    changed: Callable[..., Path], no_network: None, place: tuple, value: Any
+    changed: Callable[..., Path], no_network: None, location: tuple, value: Any
 ) -> None:
-    folder = changed(place, value)
+    folder = changed(location, value)
     try:
         vitdense.load(folder, device='cpu')
     except VitDenseError:
-        assert place[-1] != 'pretrained'
+        assert location[-1] != 'pretrained'
 
 
 def test_nor_does_the_file_of_a_head(source: Path, tmp_path: Path, no_network: None) -> None:

@@ -117,8 +117,8 @@ def test_converted_rf_detr_trains_on_three_classes_exports_loads_and_predicts(rf
     predictor = load(work / 'model', device='cpu', amp='off')
     assert predictor.metainfo['classes'] == {'labels': ['zebra', 'bolt', 'apple']}
     assert predictor.metainfo['category_ids'] == {'labels': [1, 3, 5]}
-    found = predictor(torch.randint(0, 256, (3, 50, 80), dtype=torch.uint8))['det']
-    assert set(found.labels.tolist()) <= {0, 1, 2} and len(found.scores) == 18  # 6 queries x 3 classes
+    actual = predictor(torch.randint(0, 256, (3, 50, 80), dtype=torch.uint8))['det']
+    assert set(actual.labels.tolist()) <= {0, 1, 2} and len(actual.scores) == 18  # 6 queries x 3 classes
     assert predictor.model.network.heads['det'].decoder.class_predictors[0].weight.shape[0] == 3
 
     again = load_config(work / 'config.py')
@@ -211,7 +211,7 @@ def test_sizes_of_training_follow_those_of_evaluation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ('leaf', 'write', 'names'),
+    ('config_name', 'write', 'names'),
     [
         ('semantic/eomt_dinov2_l_ade20k', masks, ['ground', 'road']),
         ('semantic/linear_dinov2_s_ade20k', masks, ['ground', 'road']),
@@ -223,8 +223,8 @@ def test_sizes_of_training_follow_those_of_evaluation(tmp_path: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else '',
 )
-def test_every_kind_of_published_model_trains_on_other_classes(tmp_path: Path, leaf: str, write, names) -> None:
-    cfg = small(f'configs/{leaf}.py', tmp_path)
+def test_every_kind_of_published_model_trains_on_other_classes(tmp_path: Path, config_name: str, write, names) -> None:
+    cfg = small(f'configs/{config_name}.py', tmp_path)
     classes = dict.fromkeys(('labels', 'semantic', 'image_label'), ['zebra', 'road', 'cat', 'sky'])
     model, transforms = build(cfg.model, classes=classes), image_recipe(cfg)['transforms']
     save_model_folder(

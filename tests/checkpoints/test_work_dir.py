@@ -101,7 +101,7 @@ def test_a_run_killed_while_the_model_is_written_is_resumed_or_replaced(train_ti
 def test_a_model_that_was_moved_out_of_the_way_comes_back(tmp_path):
     (tmp_path / 'model.old.7').mkdir()
     (tmp_path / 'model.old.7' / 'model.json').write_text('first')
-    (tmp_path / 'notes.tmp.old').mkdir()  # nobody's business
+    (tmp_path / 'notes.tmp.old').mkdir()  # not of a run
     delete_temporary_files(tmp_path)
     assert (tmp_path / 'model' / 'model.json').read_text() == 'first'
     (tmp_path / 'model.old.7').mkdir()

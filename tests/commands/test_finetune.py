@@ -125,8 +125,8 @@ except VitDenseError as error:
     assert 'vitdense.train.build' not in sys.modules
     print(error)
 """
-        found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=tmp_path)
-        assert message in found.stdout
+        actual = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=tmp_path)
+        assert message in actual.stdout
 
 
 def test_steps_fill_the_time_that_validations_leave():

@@ -29,8 +29,8 @@ def test_what_fits_stays_as_it_is():
 def test_smaller_batches_are_accumulated_and_recomputing_allows_larger_ones():
     plain = Measured(2, fixed=4 * GIB, peak=8 * GIB)
     recomputed = Measured(2, fixed=4 * GIB, peak=5 * GIB)
-    found = propose(16 * GIB, plain, recomputed, batch_size=16, accumulation=2)
-    assert found == [Proposal(4, 8, False, 12 * GIB), Proposal(16, 2, True, 12 * GIB)]
+    actual = propose(16 * GIB, plain, recomputed, batch_size=16, accumulation=2)
+    assert actual == [Proposal(4, 8, False, 12 * GIB), Proposal(16, 2, True, 12 * GIB)]
 
 
 def test_recomputing_that_gains_nothing_is_not_proposed():
@@ -46,17 +46,17 @@ def test_where_one_batch_runs_out_of_memory_only_recomputing_is_left():
 def test_batch_normalisation_needs_two_images():
     plain = Measured(2, fixed=0, peak=4 * GIB)
     assert propose(3 * GIB, plain, batch_size=8, least=2) == []
-    assert [found.batch_size for found in propose(3 * GIB, plain, batch_size=8)] == [1]
+    assert [actual.batch_size for actual in propose(3 * GIB, plain, batch_size=8)] == [1]
 
 
 def test_batches_divide_the_images_of_a_step_of_the_optimizer():
     plain = Measured(1, fixed=0, peak=GIB)
-    assert [found[:2] for found in propose(6 * GIB, plain, batch_size=6)] == [(3, 2)]  # 5 would fit, 6 = 3 x 2
+    assert [actual[:2] for actual in propose(6 * GIB, plain, batch_size=6)] == [(3, 2)]  # 5 would fit, 6 = 3 x 2
 
 
 def test_the_error_holds_the_options():
-    found = [Proposal(4, 8, False, 12 * GIB), Proposal(16, 2, True, 12 * GIB)]
-    error = does_not_fit(found, where='here', needed=36 * GIB, available=16 * GIB, option='+a.checkpointing=True')
+    actual = [Proposal(4, 8, False, 12 * GIB), Proposal(16, 2, True, 12 * GIB)]
+    error = does_not_fit(actual, where='here', needed=36 * GIB, available=16 * GIB, option='+a.checkpointing=True')
     assert 'about 36.0 GiB; 16.0 GiB are available' in error.why
     assert 'train_dataloader.batch_size=4 optim_wrapper.accumulative_counts=8   ' in error.fix
     assert 'train_dataloader.batch_size=16 optim_wrapper.accumulative_counts=2 +a.checkpointing=True' in error.fix

@@ -53,7 +53,7 @@ def write_predictions(out: Path, loader, samples, *, show: bool = False) -> None
         hook.after_test_iter(runner, 0, batch, [{'sem': SemanticMap(sample.target.semantic)}])
 
 
-def found(folder: Path) -> list[str]:
+def actual(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
 
 
@@ -72,8 +72,8 @@ def test_label_maps_keep_their_folders_for_any_number_of_processes(tmp_path, nam
     for rank in range(ranks):
         samples = [dataset[index] for index in range(rank, len(names), ranks)]
         write_predictions(tmp_path / 'out', loader_of(dataset), samples, show=True)
-    assert found(tmp_path / 'out' / 'sem') == names
-    assert found(tmp_path / 'out' / 'shown') == [name.replace('.png', '.jpg') for name in names]
+    assert actual(tmp_path / 'out' / 'sem') == names
+    assert actual(tmp_path / 'out' / 'shown') == [name.replace('.png', '.jpg') for name in names]
     scores = evaluate_semantic(tmp_path / 'masks', tmp_path / 'out' / 'sem', num_classes=2)
     assert scores['sem/mIoU'] == 1
 
@@ -96,10 +96,10 @@ def test_several_sets_and_mixtures_have_folders(tmp_path):
     for name, part in parts.items():
         loaders.current = name
         write_predictions(tmp_path / 'sets', loaders, [part[0]], show=True)
-    assert found(tmp_path / 'sets') == ['one/sem/a.png', 'shown/one/a.jpg', 'shown/two/a.jpg', 'two/sem/a.png']
+    assert actual(tmp_path / 'sets') == ['one/sem/a.png', 'shown/one/a.jpg', 'shown/two/a.jpg', 'two/sem/a.png']
     mixture = Mixture(parts)
     write_predictions(tmp_path / 'mixed', loader_of(mixture), [mixture[0], mixture[1]])
-    assert found(tmp_path / 'mixed') == ['one/sem/a.png', 'two/sem/a.png']
+    assert actual(tmp_path / 'mixed') == ['one/sem/a.png', 'two/sem/a.png']
 
 
 def test_suffixes_and_folders_distinguish_images():

@@ -28,8 +28,8 @@ def looked_at(folder, image_ids, metainfo=METAINFO, masks=None):
     hook = PredictionHook(folder, None)
     boxes = torch.tensor([[1, 2, 4, 7], [0, 0, 1, 1], [5, 5, 9.5, 6]])
     for number in image_ids:
-        found = Instances(boxes, torch.tensor([0.9, 0.5, 0.25]), torch.arange(3), masks)
-        hook.after_test_iter(runner, 0, Batch(torch.zeros(1, 3, 8, 8), [None], [Meta(number)]), [{'det': found}])
+        actual = Instances(boxes, torch.tensor([0.9, 0.5, 0.25]), torch.arange(3), masks)
+        hook.after_test_iter(runner, 0, Batch(torch.zeros(1, 3, 8, 8), [None], [Meta(number)]), [{'det': actual}])
     return hook, runner
 
 

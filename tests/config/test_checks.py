@@ -109,10 +109,10 @@ def test_a_wrong_value_in_the_file_is_refused_too(config_file):
 
 @pytest.mark.parametrize('value', ['2024', '1e3', '2024_01', '1,2'])
 def test_what_looks_like_a_number_is_a_word_where_a_path_or_name_is_meant(value, tmp_path):
-    leaf = ROOT / 'configs/semantic/linear_vit_ti_camvid.py'
+    config_name = ROOT / 'configs/semantic/linear_vit_ti_camvid.py'
     keys = ('train_dataloader.dataset.images', 'val_dataloader.dataset.labels', 'test_dataloader.dataset.images')
     more = ('data_root', 'model.network.backbone.pretrained', '+work_dir', '+train_dataloader.dataset.split')
-    cfg = load_config(leaf, [f'{key}={value}' for key in (*keys, *more)])
+    cfg = load_config(config_name, [f'{key}={value}' for key in (*keys, *more)])
     assert cfg.data_root == cfg.work_dir == cfg.model.network.backbone.pretrained == value
     assert cfg.train_dataloader.dataset.images == cfg.train_dataloader.dataset.split == value
     assert cfg.val_dataloader.dataset.labels == cfg.test_dataloader.dataset.labels == value
@@ -152,7 +152,7 @@ def passes(content: dict, holder: Any, key: Any, value: Any) -> bool:
 
 
 @pytest.mark.parametrize(
-    'leaf',
+    'config_name',
     [
         'configs/detection/finetune_small.py',
         'configs/detection/eomt_dinov2_l_coco_640.py',
@@ -161,9 +161,9 @@ def passes(content: dict, holder: Any, key: Any, value: Any) -> bool:
         'configs/multitask/dino_linear_dinov2_s_coco_ade20k.py',
     ],
 )
-def test_no_value_passes_that_is_of_another_kind(leaf):
+def test_no_value_passes_that_is_of_another_kind(config_name):
     """Whatever stands in place of a value is a ConfigError or is checked as well as the value it replaces."""
-    content = load_config(ROOT / leaf)
+    content = load_config(ROOT / config_name)
     content['test_dataloader'] = content['test_evaluator'] = None
     passed: list[str] = []
     for path in paths(content):

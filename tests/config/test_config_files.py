@@ -9,7 +9,7 @@ from vitdense.config.load import image_recipe, load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 FILES = [path for path in sorted(CONFIGS.rglob('*.py')) if path.name != '__init__.py']
-LEAVES = [path for path in FILES if '_base_' not in path.parts]
+RUNNABLE = [path for path in FILES if '_base_' not in path.parts]
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda path: path.stem)
@@ -52,8 +52,8 @@ def test_transforms_of_a_model_are_a_list_with_and_without_names():
 
 def bases_of(file: Path) -> list[Path]:
     """Return the config files that `file` starts from."""
-    found = re.findall(r'^    from (\.+)(\S+) import', file.read_text(encoding='utf-8'), re.MULTILINE)
-    return [file.parents[len(dots) - 1].joinpath(*name.split('.')).with_suffix('.py') for dots, name in found]
+    actual = re.findall(r'^    from (\.+)(\S+) import', file.read_text(encoding='utf-8'), re.MULTILINE)
+    return [file.parents[len(dots) - 1].joinpath(*name.split('.')).with_suffix('.py') for dots, name in actual]
 
 
 def depth_of(file: Path) -> int:
@@ -61,18 +61,18 @@ def depth_of(file: Path) -> int:
 
 
 def test_a_config_is_read_in_three_files_at_most():
-    assert all(base.is_file() for file in LEAVES for base in bases_of(file))
-    assert {str(file.relative_to(CONFIGS)): depth for file in LEAVES if (depth := depth_of(file)) > 3} == {}
+    assert all(base.is_file() for file in RUNNABLE for base in bases_of(file))
+    assert {str(file.relative_to(CONFIGS)): depth for file in RUNNABLE if (depth := depth_of(file)) > 3} == {}
 
 
 def test_names_are_short_and_contain_the_data_set():
     """Presets are for any data: their names have the hardware."""
     data = 'ade20k|camvid|coco|imagenet|imagenette|small|shapes|cpu|gpu'
-    odd = [file.stem for file in LEAVES if len(file.stem) > 40 or not re.search(rf'(^|_)({data})(_|$)', file.stem)]
+    odd = [file.stem for file in RUNNABLE if len(file.stem) > 40 or not re.search(rf'(^|_)({data})(_|$)', file.stem)]
     assert odd == []
 
 
-def test_no_base_is_without_a_leaf():
+def test_every_base_is_used():
     """Those of `_base_/training` are for models that are described by themselves: `train.py --model`."""
     used = {base.resolve() for file in FILES for base in bases_of(file)}
     used |= set((CONFIGS / '_base_/training').glob('*.py'))

@@ -15,9 +15,9 @@ from vitdense.probing.feature_cache import check_writable
 ROOT = Path(__file__).resolve().parents[2]
 UNKNOWN = """
 import pwd
-def nobody(number):
+def no_entry(number):
     raise KeyError(f'getpwuid(): uid not found: {number}')
-pwd.getpwuid = nobody
+pwd.getpwuid = no_entry
 """
 
 

@@ -70,11 +70,11 @@ def test_standard_library_imports_leave_nothing_behind(config_file):
 
 def test_a_base_is_inherited(tmp_path):
     (tmp_path / 'base.py').write_text('schedule = dict(max_iters=3, decay="poly")\nseed = 1\n')
-    (tmp_path / 'leaf.py').write_text(
+    (tmp_path / 'child.py').write_text(
         'from mmengine.config import read_base\nwith read_base():\n    from .base import *\n'
         'schedule.update(decay="cosine")\nseed = 2\n'
     )
-    cfg = load_config(tmp_path / 'leaf.py')
+    cfg = load_config(tmp_path / 'child.py')
     assert cfg.schedule.max_iters == 3 and cfg.schedule.decay == 'cosine' and cfg.seed == 2
 
 

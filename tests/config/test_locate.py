@@ -52,6 +52,6 @@ def test_a_config_elsewhere_starts_from_one_of_the_package(layout, tmp_path):
     if layout == 'editable' and "No module named 'vitdense'" in done.stderr:
         pytest.skip('vitdense is not installed here')
     assert done.returncode == 0, done.stderr
-    place, number, work_dir, kind = done.stdout.split()
+    location, number, work_dir, kind = done.stdout.split()
     assert (number, work_dir, kind) == ('7', 'a/b', 'vitdense.model.DenseModel')
-    assert Path(place).is_relative_to(tmp_path if layout == 'wheel' else '/')
+    assert Path(location).is_relative_to(tmp_path if layout == 'wheel' else '/')

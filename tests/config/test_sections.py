@@ -41,12 +41,12 @@ def containers(value: Any) -> list[Any]:
     if not isinstance(value, dict | list | tuple):
         return []
     items = value.values() if isinstance(value, dict) else value
-    return [*([] if isinstance(value, tuple) else [value]), *(found for item in items for found in containers(item))]
+    return [*([] if isinstance(value, tuple) else [value]), *(actual for item in items for actual in containers(item))]
 
 
 def assert_no_shared_objects(cfg: RunConfig) -> None:
-    found = containers(cfg)
-    assert len({id(value) for value in found}) == len(found)
+    actual = containers(cfg)
+    assert len({id(value) for value in actual}) == len(actual)
 
 
 @pytest.mark.parametrize('base', [None, VAL, VAL + 'test_dataloader = val_dataloader\n'])

@@ -17,10 +17,10 @@ from vitdense.registry import build
 from vitdense.types import ImageClass, Instances, Reconstruction, SemanticMap
 
 ROOT = Path(__file__).resolve().parents[2]
-LEAVES = sorted(
+CONFIG_NAMES = sorted(
     str(path.relative_to(ROOT)) for path in (ROOT / 'configs').rglob('*.py') if not {'_base_'} & set(path.parts)
 )
-LEAVES = [leaf for leaf in LEAVES if not leaf.endswith('__init__.py')]
+CONFIG_NAMES = [config_name for config_name in CONFIG_NAMES if not config_name.endswith('__init__.py')]
 
 
 def shrink(transforms: dict[str, dict], sizes: dict[str, dict]) -> None:
@@ -91,12 +91,12 @@ def recipes_of(*sections: dict) -> list[dict]:
     return [part for recipe in recipes for part in recipe.get('datasets', {'': recipe}).values()]
 
 
-def small(leaf: str, root: Path):
-    """Load a leaf and put a tiny random ViT of the same family and depth into it."""
-    cfg = load_config(str(ROOT / leaf))
+def small(config_name: str, root: Path):
+    """Load a config_name and put a tiny random ViT of the same family and depth into it."""
+    cfg = load_config(str(ROOT / config_name))
     backbone = cfg.model.network.backbone
     vit = backbone.get('vit', backbone)
-    if 'quickstart' not in leaf:
+    if 'quickstart' not in config_name:
         vit.pretrained = False
         width = 48 if vit is backbone else 96  # what 16 heads of an adapter divide, and half of it
         vit.timm_args = dict(vit.get('timm_args') or {}, embed_dim=width, num_heads=3)
@@ -116,9 +116,9 @@ def small(leaf: str, root: Path):
     return cfg
 
 
-@pytest.mark.parametrize('leaf', LEAVES)
-def test_config_builds_trains_and_predicts(leaf: str, tmp_path: Path) -> None:
-    cfg = small(leaf, tmp_path)
+@pytest.mark.parametrize('config_name', CONFIG_NAMES)
+def test_config_builds_trains_and_predicts(config_name: str, tmp_path: Path) -> None:
+    cfg = small(config_name, tmp_path)
     train = build_dataset(cfg.train_dataloader.dataset, root=cfg.get('data_root'))
     sections = named_sections(cfg.val_dataloader).values()
     vals = [build_dataset(section.dataset, root=cfg.get('data_root'))[0] for section in sections]
@@ -155,17 +155,17 @@ def check_predictions(predictions: dict, model: DenseModel, size: tuple[int, int
             assert len(prediction.boxes) and prediction.boxes.isfinite().all() and prediction.boxes.max() <= max(size)
 
 
-@pytest.mark.parametrize('leaf', LEAVES)
-def test_config_survives_dump_and_reload(leaf: str, tmp_path: Path) -> None:
-    cfg = load_config(str(ROOT / leaf))
+@pytest.mark.parametrize('config_name', CONFIG_NAMES)
+def test_config_survives_dump_and_reload(config_name: str, tmp_path: Path) -> None:
+    cfg = load_config(str(ROOT / config_name))
     dump_config(cfg, tmp_path / 'first.py')
     dump_config(load_config(str(tmp_path / 'first.py')), tmp_path / 'second.py')
     assert (tmp_path / 'first.py').read_text() == (tmp_path / 'second.py').read_text()
 
 
-@pytest.mark.parametrize('leaf', LEAVES)
-def test_leaf_is_tested_as_it_is_validated(leaf: str) -> None:
-    cfg = load_config(str(ROOT / leaf))
+@pytest.mark.parametrize('config_name', CONFIG_NAMES)
+def test_config_is_tested_as_it_is_validated(config_name: str) -> None:
+    cfg = load_config(str(ROOT / config_name))
     assert cfg.test_dataloader == cfg.val_dataloader and cfg.test_evaluator == cfg.val_evaluator
     sections = [named_sections(cfg[key]).values() for key in ('val_dataloader', 'test_dataloader')]
     val, test = [[section.dataset for section in each] for each in sections]
@@ -173,25 +173,27 @@ def test_leaf_is_tested_as_it_is_validated(leaf: str) -> None:
 
 
 def test_no_config_repeats_a_section() -> None:
-    """An absent test section is that of validation, also after a leaf has changed the latter."""
+    """An absent test section is that of validation, also after a config_name has changed the latter."""
     for path in (ROOT / 'configs').rglob('*.py'):
         assert 'test_dataloader =' not in path.read_text() and 'test_evaluator =' not in path.read_text(), path
 
 
-@pytest.mark.parametrize('leaf', LEAVES)
-def test_docstrings_have_the_command_and_the_aim(leaf: str) -> None:
-    text = (ROOT / leaf).read_text()
+@pytest.mark.parametrize('config_name', CONFIG_NAMES)
+def test_docstrings_have_the_command_and_the_aim(config_name: str) -> None:
+    text = (ROOT / config_name).read_text()
     docstring = text.split('"""')[1]
-    assert f'python tools/train.py {leaf}' in docstring
+    assert f'python tools/train.py {config_name}' in docstring
     assert 'Aims at' in docstring or 'No published number' in docstring
 
 
 @pytest.mark.parametrize(('family', 'weight'), [('deformable', 2.0), ('dino', 1.0), ('lw_detr', 1.0), ('rf_detr', 1.0)])
 def test_detectors_weigh_the_class_loss_as_published(family: str, weight: float) -> None:
     """2 in Deformable-DETR's own code, 1 in those of DINO and LW-DETR."""
-    leaves = [leaf for leaf in LEAVES if leaf.startswith(f'configs/detection/{family}_')]
-    assert leaves
-    for leaf in leaves:
-        task = build(load_config(str(ROOT / leaf)).model.tasks.det, num_classes=80)
-        assert task.classification.weight == weight, leaf
-        assert (task.l1_weight, task.giou_weight) == (5.0, 2.0), leaf
+    config_names = [
+        config_name for config_name in CONFIG_NAMES if config_name.startswith(f'configs/detection/{family}_')
+    ]
+    assert config_names
+    for config_name in config_names:
+        task = build(load_config(str(ROOT / config_name)).model.tasks.det, num_classes=80)
+        assert task.classification.weight == weight, config_name
+        assert (task.l1_weight, task.giou_weight) == (5.0, 2.0), config_name

@@ -1,4 +1,4 @@
-"""Every head on every adapter on small ViTs of three kinds: shapes, gradients, and padding that nobody notices."""
+"""Every head on every adapter on small ViTs of three kinds: shapes, gradients, and padding without effect."""
 
 import math
 from dataclasses import replace
@@ -168,7 +168,7 @@ def test_a_padded_batch_has_the_outputs_of_the_single_images(vit, adapter, head)
     cell = cell_of(network)
     most = 3 * cell if cell < 100 else 2 * cell
     sizes = [(most, cell), (cell, most), (2 * cell, 2 * cell), (most, most)][: 4 if cell < 100 else 2]
-    imgs = torch.randn(len(sizes), 3, most, most)  # padding holds noise: nobody may look
+    imgs = torch.randn(len(sizes), 3, most, most)  # padding holds noise: it must not be read
     valid = torch.zeros(len(sizes), most, most, dtype=torch.bool)
     for row, (height, width) in enumerate(sizes):
         valid[row, :height, :width] = True

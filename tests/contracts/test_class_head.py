@@ -1,4 +1,4 @@
-"""The classification head on every adapter: padding that nobody notices, gradients, and export."""
+"""The classification head on every adapter: padding without effect, gradients, and export."""
 
 import pytest
 import torch

@@ -72,7 +72,7 @@ def test_every_parameter_has_a_finite_gradient(head, task, targets):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
 
 
-def test_two_drawings_are_learned_by_heart():
+def test_two_synthetic_images_are_overfitted():
     """The small brother of configs/detection/overfit_small.py, which does it with eight images of COCO."""
     torch.manual_seed(1)
     data = ShapesScenes(num_images=2, split='val', size=64, num_objects=(1, 4), radius=(7, 16), occlusion=False)

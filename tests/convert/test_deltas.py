@@ -1,4 +1,4 @@
-"""EoMT on DINOv3 is published as differences: with its base it has the outputs of transformers', without it is refused."""
+"""EoMT on DINOv3 is published as differences: with its base it equals transformers', without it is refused."""
 
 import json
 import re
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.convert.test_import_weights import FACTS
+from tests.convert.test_import_weights import CONTEXT
 from tests.heads.from_transformers import randomise, relative_error
 from tools.import_weights import main
 from vitdense.backbones.vit import ViT
@@ -34,7 +34,7 @@ def eomt_dinov3_delta() -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor]
     """Return transformers' EoMT on DINOv3, its backbone before training, and the file that the authors publish."""
     transformers = pytest.importorskip('transformers')
     torch.manual_seed(5)
-    config = transformers.EomtDinov3Config(**FACTS, image_size=64, intermediate_size=192, layer_norm_eps=1e-5)
+    config = transformers.EomtDinov3Config(**CONTEXT, image_size=64, intermediate_size=192, layer_norm_eps=1e-5)
     theirs = transformers.EomtDinov3ForUniversalSegmentation(config)
     sizes = dict(hidden_size=48, num_hidden_layers=4, num_attention_heads=3, intermediate_size=192)
     backbone = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**sizes, num_register_tokens=4))
@@ -78,9 +78,9 @@ def authors_names(base: dict[str, Tensor], who: str) -> dict[str, Tensor]:
         name = name.replace('reg_token', 'storage_tokens')
         meta[re.sub(r'gamma_(\d)', r'ls\1.gamma', name)] = value
     for block in range(4):
-        place = f'blocks.{block}.attn.'
-        parts = meta.pop(f'{place}q_bias'), torch.zeros(48), meta.pop(f'{place}v_bias')
-        meta[f'{place}qkv.bias'], meta[f'{place}qkv.bias_mask'] = torch.cat(parts), torch.ones(144)
+        location = f'blocks.{block}.attn.'
+        parts = meta.pop(f'{location}q_bias'), torch.zeros(48), meta.pop(f'{location}v_bias')
+        meta[f'{location}qkv.bias'], meta[f'{location}qkv.bias_mask'] = torch.cat(parts), torch.ones(144)
     return meta
 
 

@@ -52,11 +52,11 @@ def deformable(name: str, width: int, heads: int, levels: int, ratio: float) -> 
 
 
 def extractor(name: str, width: int, heads: int, ratio: float) -> dict[str, tuple]:
-    hidden = width // 4
+    ffn_dim = width // 4
     shapes = norm(f'{name}.query_norm', width) | norm(f'{name}.feat_norm', width) | norm(f'{name}.ffn_norm', width)
     shapes |= deformable(f'{name}.attn', width, heads, 1, ratio)
-    shapes |= layer(f'{name}.ffn.fc1', hidden, width) | layer(f'{name}.ffn.fc2', width, hidden)
-    return shapes | layer(f'{name}.ffn.dwconv.dwconv', hidden, 1, 3, 3)
+    shapes |= layer(f'{name}.ffn.fc1', ffn_dim, width) | layer(f'{name}.ffn.fc2', width, ffn_dim)
+    return shapes | layer(f'{name}.ffn.dwconv.dwconv', ffn_dim, 1, 3, 3)
 
 
 def published_vit(width: int, depth: int, side: int) -> dict[str, tuple]:

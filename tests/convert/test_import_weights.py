@@ -265,14 +265,14 @@ def names_of_authors(state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
             name = re.sub(pattern, replacement, name)
         ours[name] = value
     for name in [name for name in ours if name.endswith(('self_attn.q_proj.weight', 'encoder_.q_proj.weight'))]:
-        place = name.removesuffix('q_proj.weight')
+        location = name.removesuffix('q_proj.weight')
         for kind_of in ('weight', 'bias'):
-            parts = [ours.pop(f'{place}{part}_proj.{kind_of}') for part in 'qkv']
-            ours[f'{place}in_proj_{kind_of}'] = torch.cat(parts)
+            parts = [ours.pop(f'{location}{part}_proj.{kind_of}') for part in 'qkv']
+            ours[f'{location}in_proj_{kind_of}'] = torch.cat(parts)
     for name in [name for name in ours if name.endswith('attn.q_proj.weight') and 'encoder.blocks' in name]:
-        place = name.removesuffix('q_proj.weight')
-        ours[f'{place}qkv.weight'] = torch.cat([ours.pop(f'{place}{part}_proj.weight') for part in 'qkv'])
-        ours |= {f'{place}{part}_bias': ours.pop(f'{place}{part}_proj.bias') for part in 'qv'}
+        location = name.removesuffix('q_proj.weight')
+        ours[f'{location}qkv.weight'] = torch.cat([ours.pop(f'{location}{part}_proj.weight') for part in 'qkv'])
+        ours |= {f'{location}{part}_bias': ours.pop(f'{location}{part}_proj.bias') for part in 'qv'}
     return ours
 
 
@@ -298,11 +298,11 @@ def test_classifiers_of_91_category_ids_give_the_80_categories():
     load_published(ours, theirs.state_dict(), RF_DETR, where='rf-detr')
     state = ours.state_dict()
     assert len(COCO_IDS) == 80 and COCO_IDS[-1] == 90
-    for name, place in (
+    for name, location in (
         ('class_embed.weight', 'decoder.class_predictors.0.weight'),
         ('model.enc_out_class_embed.2.bias', 'queries.class_predictors.2.bias'),
     ):
-        assert torch.equal(state[f'heads.det.{place}'], theirs.state_dict()[name][list(COCO_IDS)])
+        assert torch.equal(state[f'heads.det.{location}'], theirs.state_dict()[name][list(COCO_IDS)])
 
 
 @pytest.mark.parametrize('authors', [False, True])
@@ -372,10 +372,10 @@ def lw_sized(size: str) -> tuple[type, dict]:
 def test_configs_have_the_tensors_of_the_published_sizes(family, size):
     kind, config = (rf_sized if family == 'rf' else lw_sized)(size)
     if family == 'rf':
-        leaf, published = f'rf_detr_dinov2_{size}', RF_DETR
+        config_name, published = f'rf_detr_dinov2_{size}', RF_DETR
     else:
-        leaf, published = f'lw_detr_{size}_coco', LW_DETR
-    cfg = load_config(f'configs/detection/{leaf}.py')
+        config_name, published = f'lw_detr_{size}_coco', LW_DETR
+    cfg = load_config(f'configs/detection/{config_name}.py')
     with torch.device('meta'):
         state = kind(config).state_dict()
         recipe = match_vit(without_pretrained(cfg.model), state, published)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import vitdense
-from tests.convert.test_import_weights import dinov2, sampled, linear_head
+from tests.convert.test_import_weights import dinov2, linear_head, sampled
 from tools.export import main as export
 from tools.models import main as list_tool
 from vitdense.commands import models

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.convert.test_import_weights import FACTS, lw_pair, names_of_authors, rf_pair, rf_sized
+from tests.convert.test_import_weights import CONTEXT, lw_pair, names_of_authors, rf_pair, rf_sized
 from tests.heads.from_transformers import randomise, relative_error
 from tools.import_weights import main
 from vitdense.backbones.vit import ViT
@@ -129,10 +129,12 @@ def pair_of(family: str) -> tuple[nn.Module, nn.Module]:
         return lw_pair(24, split=2)
     transformers, small = pytest.importorskip('transformers'), dict(embed_dim=48, depth=4, num_heads=3)
     if family == 'eomt':
-        theirs = transformers.EomtForUniversalSegmentation(transformers.EomtConfig(**FACTS, image_size=64, mlp_ratio=4))
+        theirs = transformers.EomtForUniversalSegmentation(
+            transformers.EomtConfig(**CONTEXT, image_size=64, mlp_ratio=4)
+        )
         vit = ViT('vit_small_patch14_reg4_dinov2', patch_size=16, img_size=64, timm_args=small)
     else:
-        config = transformers.EomtDinov3Config(**FACTS, image_size=64, intermediate_size=192, layer_norm_eps=1e-5)
+        config = transformers.EomtDinov3Config(**CONTEXT, image_size=64, intermediate_size=192, layer_norm_eps=1e-5)
         theirs = transformers.EomtDinov3ForUniversalSegmentation(config)
         vit = ViT('vit_small_patch16_dinov3_qkvb', img_size=64, timm_args=small)
     return theirs, EoMT(vit, num_queries=6, num_blocks=2, num_classes={'sem': 5})

@@ -110,8 +110,8 @@ def test_homogeneous_batches_hold_one_data_set_each():
 def test_starting_at_k_equals_dropping_k_and_ranks_share_one_stream(batches):
     mixture = three(weights=dict(maps=1, boxes=3, labels=1), batches=batches)
     for rank in range(3):
-        place = dict(rank=rank, world_size=3)
-        assert take(mixture, 20, **place, start=16) == take(mixture, 36, **place)[16:]
+        location = dict(rank=rank, world_size=3)
+        assert take(mixture, 20, **location, start=16) == take(mixture, 36, **location)[16:]
     whole, unit = take(mixture, 48), 4 if batches == 'homogeneous' else 1
     ranks = [take(mixture, 16, rank=rank, world_size=3) for rank in range(3)]
     turns = [rank[start : start + unit] for start in range(0, 16, unit) for rank in ranks]
@@ -147,8 +147,8 @@ def test_any_number_of_workers_gives_the_same_batches(batches):
 def test_a_bad_image_is_replaced_from_its_own_data_set(caplog):
     mixture = Mixture(dict(a=ImageDataset(50, 'a'), b=ImageDataset(4, 'b', bad={1})))
     seeded = SeededDataset(mixture, 0, max_bad_fraction=0.5)
-    found = [seeded[SampleIndex(epoch, 51)].meta for epoch in range(20)]
-    assert {meta.dataset for meta in found} == {'b'} and {meta.image_id for meta in found} == {0, 2, 3}
+    actual = [seeded[SampleIndex(epoch, 51)].meta for epoch in range(20)]
+    assert {meta.dataset for meta in actual} == {'b'} and {meta.image_id for meta in actual} == {0, 2, 3}
 
 
 def test_recipes_get_their_name_and_their_root():

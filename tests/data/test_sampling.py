@@ -29,8 +29,8 @@ def batches(workers: int, *, start: int = 0, count: int = 5, seed: int = 3) -> l
     loader = DataLoader(
         dataset, batch_size=2, sampler=sampler, num_workers=workers, collate_fn=collate, worker_init_fn=worker_init
     )
-    found = list(itertools.islice(loader, count))
-    return [(batch.imgs, batch.targets[0].semantic) for batch in found]
+    actual = list(itertools.islice(loader, count))
+    return [(batch.imgs, batch.targets[0].semantic) for batch in actual]
 
 
 def same(left: list, right: list) -> bool:
@@ -82,8 +82,8 @@ def take(sampler: InfiniteSampler, count: int) -> list[SampleIndex]:
 
 
 def test_the_infinite_sampler_permutes_every_epoch():
-    draws = take(InfiniteSampler(10, seed=1), 30)
-    epochs = [[draw.index for draw in draws if draw.epoch == epoch] for epoch in range(3)]
+    taken = take(InfiniteSampler(10, seed=1), 30)
+    epochs = [[draw.index for draw in taken if draw.epoch == epoch] for epoch in range(3)]
     assert all(sorted(indices) == list(range(10)) for indices in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     assert [draw.index for draw in take(InfiniteSampler(3, shuffle=False), 7)] == [0, 1, 2, 0, 1, 2, 0]
@@ -92,8 +92,8 @@ def test_the_infinite_sampler_permutes_every_epoch():
 @pytest.mark.parametrize('world_size', [1, 2, 3, 16])
 def test_starting_at_k_equals_dropping_k(world_size):
     for rank in range(world_size):
-        place = {'seed': 7, 'rank': rank, 'world_size': world_size}
-        assert take(InfiniteSampler(10, **place, start=13), 9) == take(InfiniteSampler(10, **place), 22)[13:]
+        location = {'seed': 7, 'rank': rank, 'world_size': world_size}
+        assert take(InfiniteSampler(10, **location, start=13), 9) == take(InfiniteSampler(10, **location), 22)[13:]
 
 
 def test_ranks_share_one_stream():
@@ -138,9 +138,9 @@ def test_a_bad_image_is_replaced_by_the_seed_and_logged_once(caplog):
         loader = DataLoader(
             dataset, sampler=InfiniteSampler(6, seed=0), num_workers=workers, collate_fn=collate, batch_size=6
         )
-        found = [meta.image_id for batch in itertools.islice(loader, 3) for meta in batch.metas]
+        actual = [meta.image_id for batch in itertools.islice(loader, 3) for meta in batch.metas]
         assert dataset.num_bad == 1  # counted in the workers, seen here
-        return found
+        return actual
 
     with caplog.at_level(logging.WARNING, 'vitdense'):
         alone = indices(0)

@@ -98,8 +98,8 @@ def test_cityscapes_names_match_by_their_endings(folders, tmp_path):
     endings = {'image_ending': '_leftImg8bit.png', 'label_ending': '_gtFine_labelTrainIds.png'}
     images, labels = folders(names, **endings)
     classes = [f'class {index}' for index in range(19)]
-    found = SegmentationDataset(images, labels, classes=classes)  # by itself
-    assert [found[index].meta.image_id for index in range(2)] == list(names)
+    actual = SegmentationDataset(images, labels, classes=classes)  # by itself
+    assert [actual[index].meta.image_id for index in range(2)] == list(names)
     Image.new('L', (12, 8), 33).save(labels / 'aachen/aachen_000000_000019_gtFine_labelIds.png')
     suffixes = {'image_suffix': endings['image_ending'], 'label_suffix': endings['label_ending']}
     dataset = SegmentationDataset(images, labels, classes=classes, **suffixes)
@@ -303,9 +303,11 @@ def test_the_python_of_the_documentation_runs(tmp_path, monkeypatch):
     text = (Path(__file__).parents[2] / 'docs/your_own_data.md').read_text()
     code = next(block for block in re.findall(r'```python\n(.*?)```', text, re.S) if 'train.check' in block)
     for folder, value in (('images', 90), ('masks', 1)):
-        place = tmp_path / 'data/roads' / folder / 'train'
-        place.mkdir(parents=True)
-        Image.fromarray(np.full((6, 8, 3) if folder == 'images' else (6, 8), value, np.uint8)).save(place / '0001.png')
+        location = tmp_path / 'data/roads' / folder / 'train'
+        location.mkdir(parents=True)
+        Image.fromarray(np.full((6, 8, 3) if folder == 'images' else (6, 8), value, np.uint8)).save(
+            location / '0001.png'
+        )
     (tmp_path / 'data/roads/classes.txt').write_text('road\ncar\n')
     monkeypatch.chdir(tmp_path)
     names = {}

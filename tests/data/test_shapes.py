@@ -47,10 +47,10 @@ def test_shapes_have_the_area_of_their_formula():
     """Seen alone: a circle pi r^2, a square (1.7 r)^2, a triangle 3 sqrt(3) / 4 (1.15 r)^2."""
     scenes = ShapesScenes(60, split='val', num_objects=(1, 1), radius=(12, 12), noise=0)
     expected = {0: 3.1416 * 144, 1: (1.7 * 12) ** 2, 2: 1.299 * (1.15 * 12) ** 2}
-    found = {label: [] for label in expected}
+    actual = {label: [] for label in expected}
     for sample in scenes:
-        found[sample.target.labels.item()].append(sample.target.area.item())
-    for label, areas in found.items():
+        actual[sample.target.labels.item()].append(sample.target.area.item())
+    for label, areas in actual.items():
         assert len(areas) > 8 and abs(sum(areas) / len(areas) / expected[label] - 1) < 0.02
 
 

@@ -75,9 +75,9 @@ def test_empty_annotations_are_listed_with_the_reason(tree):
         41: dict(area=float('nan')),
     }
     tree.write(*(annotation(number) | change for number, change in wrong.items()), annotation('x'), annotation(1))
-    found = tree.kinds()
-    assert {where for _, where in found} == {*map(str, wrong), 'x', '1'}
-    kinds = {where: kind for kind, where in found}
+    actual = tree.kinds()
+    assert {where for _, where in actual} == {*map(str, wrong), 'x', '1'}
+    kinds = {where: kind for kind, where in actual}
     assert [kinds[str(number)] for number in wrong] == (
         ['box'] * 3
         + ['segmentation'] * 3

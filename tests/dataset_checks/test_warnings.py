@@ -71,7 +71,7 @@ def test_of_very_many_objects_in_an_image_equal_boxes_are_found(tmp_path):
     path = tmp_path / 'a.json'
     path.write_text(json.dumps(dict(images=images, annotations=rows, categories=[dict(id=1, name='dot')])))
     arrays, info = read_coco(path)
-    assert [(found.kind, found.where) for found in odd_objects(arrays, info)] == [('twice', '4000')]
+    assert [(actual.kind, actual.where) for actual in odd_objects(arrays, info)] == [('twice', '4000')]
 
 
 @pytest.fixture(scope='module')

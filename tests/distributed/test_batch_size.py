@@ -93,16 +93,16 @@ def test_two_processes_train_as_one_does_and_go_on_from_its_checkpoint(folder, r
     whole, message = _train(folder, 0, size=1, name='one')
     assert 'batches of 4 images; lr 0.1, 0.025 for each image' in message
     _train(folder, 0, size=1, name='half', options=('schedule.val_interval=2', 'checkpoint.interval=2'))
-    found = run_ranks(partial(_two, folder))
-    for rank in found:
+    actual = run_ranks(partial(_two, folder))
+    for rank in actual:
         for state, _ in rank:
             assert all(torch.allclose(state[name], whole[name], atol=1e-5) for name in whole)
     for name in ('two', 'on'):
         content = read_checkpoint(folder / name / 'step_000004.pth')
         assert (content['batch_size'], content['world_size'], content['accumulative_counts']) == (2, 2, 1)
         assert content['samples_seen'] == 16
-    assert 'batches of 4 images, 2 on each of 2 processes; lr 0.1, 0.025 for each image' in found[0][0][1]
-    assert 'an update of 4 images as before (batches of 4 images)' in found[0][1][1]
+    assert 'batches of 4 images, 2 on each of 2 processes; lr 0.1, 0.025 for each image' in actual[0][0][1]
+    assert 'an update of 4 images as before (batches of 4 images)' in actual[0][1][1]
 
 
 def test_a_run_whose_processes_cannot_share_its_batches_does_not_begin(folder, monkeypatch):
@@ -128,7 +128,7 @@ TOTALS = {  # images of an update, as the recipes have them
 }
 
 
-@pytest.mark.parametrize('leaf', TOTALS)
-def test_configs_state_the_total_batch(leaf):
-    cfg = load_config(ROOT / 'configs' / f'{leaf}.py')
-    assert cfg.train_dataloader.batch_size * cfg.optim_wrapper.accumulative_counts == TOTALS[leaf]
+@pytest.mark.parametrize('config_name', TOTALS)
+def test_configs_state_the_total_batch(config_name):
+    cfg = load_config(ROOT / 'configs' / f'{config_name}.py')
+    assert cfg.train_dataloader.batch_size * cfg.optim_wrapper.accumulative_counts == TOTALS[config_name]

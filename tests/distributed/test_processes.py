@@ -61,7 +61,7 @@ def test_a_restart_by_torchrun_is_known_with_the_time_of_its_start(monkeypatch):
 
 def _agree(rank: int) -> list[str]:
     """Return what three ranks agree on, and how the loss of one of them is explained to the others."""
-    found = [str(on_first(lambda: rank)), str(on_all(lambda: rank))]
+    actual = [str(on_first(lambda: rank)), str(on_all(lambda: rank))]
 
     def write() -> None:
         if rank == 1:
@@ -70,17 +70,17 @@ def _agree(rank: int) -> list[str]:
     try:
         on_all(write)
     except DiskError as error:
-        found.append(error.where)
+        actual.append(error.where)
     if rank == 2:
         distributed.destroy_process_group()
-        return found
+        return actual
     try:
         with lost_processes_explained():
             distributed.all_reduce(torch.ones(1))
     except ResourceError as error:
-        found.append(error.message)
+        actual.append(error.message)
     distributed.destroy_process_group()
-    return found
+    return actual
 
 
 def test_ranks_raise_errors_together_and_know_when_one_is_lost(run_ranks):

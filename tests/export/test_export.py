@@ -32,10 +32,10 @@ def test_one_graph_holds_all_heads_in_plain_operators(exported: Path):
 
 def test_predictions_of_the_graph_are_those_of_the_model(source: Path, exported: Path, images: list[torch.Tensor]):
     theirs, ours = (vitdense.load(folder, device='cpu', amp='off') for folder in (source, exported))
-    for expected, found in zip(theirs(images), ours(images), strict=True):
-        assert (expected['sem'].labels == found['sem'].labels).all()
-        torch.testing.assert_close(expected['cls'].scores, found['cls'].scores, atol=1e-5, rtol=1e-4)
-        equal, total = equal_predictions(expected['det'], found['det'])
+    for expected, actual in zip(theirs(images), ours(images), strict=True):
+        assert (expected['sem'].labels == actual['sem'].labels).all()
+        torch.testing.assert_close(expected['cls'].scores, actual['cls'].scores, atol=1e-5, rtol=1e-4)
+        equal, total = equal_predictions(expected['det'], actual['det'])
         assert equal == total > 0
 
 

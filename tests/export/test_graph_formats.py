@@ -41,27 +41,27 @@ def test_an_openvino_graph_passes_and_is_loaded_as_any_model(source: Path, openv
     verdict = verify(source, openvino, images)
     assert verdict.passed and verdict.level == 'exact' and len(verdict.outputs) == 4
     theirs, ours = (vitdense.load(folder, device='cpu', amp='off') for folder in (source, openvino))
-    for expected, found in zip(theirs(images), ours(images), strict=True):
-        equal, total = equal_predictions(expected['det'], found['det'])
-        assert equal == total > 0 and (expected['sem'].labels == found['sem'].labels).all()
+    for expected, actual in zip(theirs(images), ours(images), strict=True):
+        equal, total = equal_predictions(expected['det'], actual['det'])
+        assert equal == total > 0 and (expected['sem'].labels == actual['sem'].labels).all()
 
 
 def test_threads_share_an_openvino_graph(openvino: Path):
     model, _ = read_exported(openvino)
     inputs = [torch.randn(1, 3, 64, 64) for _ in range(8)]
     alone = [model.network(imgs)['sem'].logits for imgs in inputs]
-    found: list[torch.Tensor | None] = [None] * len(inputs)
+    actual: list[torch.Tensor | None] = [None] * len(inputs)
 
     def work(first: int) -> None:
         for row in range(first, len(inputs), 2):
-            found[row] = model.network(inputs[row])['sem'].logits
+            actual[row] = model.network(inputs[row])['sem'].logits
 
     threads = [threading.Thread(target=work, args=(first,)) for first in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(torch.equal(each, other) for each, other in zip(alone, found, strict=True))
+    assert all(torch.equal(each, other) for each, other in zip(alone, actual, strict=True))
 
 
 def test_a_changed_weight_file_is_damage(openvino: Path, tmp_path: Path):
@@ -154,9 +154,9 @@ def test_a_torch_program_passes_and_is_read_only_where_it_is_trusted(
         vitdense.load(out)
     theirs = vitdense.load(source, device='cpu', amp='off')
     ours = vitdense.load(out, device='cpu', amp='bf16', trust=True)  # the graph computes in its own precision
-    for expected, found in zip(theirs(images), ours(images), strict=True):
-        equal, total = equal_predictions(expected['det'], found['det'])
-        assert equal == total > 0 and (expected['sem'].labels == found['sem'].labels).all()
+    for expected, actual in zip(theirs(images), ours(images), strict=True):
+        equal, total = equal_predictions(expected['det'], actual['det'])
+        assert equal == total > 0 and (expected['sem'].labels == actual['sem'].labels).all()
 
 
 def test_what_is_missing_is_named_before_anything_is_exported(source: Path, tmp_path: Path, monkeypatch):

@@ -35,8 +35,8 @@ def test_the_resize_of_a_graph_is_that_of_the_transform(size: tuple[int, int], a
     rows, columns = (
         filter_weights(*each, like=torch.zeros(1), antialias=antialias) for each in zip(size, (60, 70), strict=True)
     )
-    found = (rows @ img.float() @ columns.T).round()
-    assert (found - expected).abs().max() <= 1
+    actual = (rows @ img.float() @ columns.T).round()
+    assert (actual - expected).abs().max() <= 1
 
 
 @pytest.mark.parametrize('sides', [(14, 16), (37, 27), (3, 9)])
@@ -72,12 +72,12 @@ def test_predictions_are_those_of_the_model(
     exported = DenseModel(GraphNetwork(Path(), content), readers, classes=CLASSES)
     ours = Predictor(exported, transforms=() if before else info['transforms'], device='cpu', amp='off')
     theirs = Predictor(model, transforms=info['transforms'], device='cpu', amp='off')
-    for expected, found in zip(theirs(images), ours(images), strict=True):
-        equal, total = equal_predictions(expected['det'], found['det'])
+    for expected, actual in zip(theirs(images), ours(images), strict=True):
+        equal, total = equal_predictions(expected['det'], actual['det'])
         assert before or equal == total > 0  # objects of random weights follow single gray levels of the resize
-        torch.testing.assert_close(expected['det'].scores, found['det'].scores, atol=0.05, rtol=0)
-        assert (expected['sem'].labels == found['sem'].labels).float().mean() > 0.95
-        torch.testing.assert_close(expected['cls'].scores, found['cls'].scores, atol=0.02 if before else 1e-5, rtol=0)
+        torch.testing.assert_close(expected['det'].scores, actual['det'].scores, atol=0.05, rtol=0)
+        assert (expected['sem'].labels == actual['sem'].labels).float().mean() > 0.95
+        torch.testing.assert_close(expected['cls'].scores, actual['cls'].scores, atol=0.02 if before else 1e-5, rtol=0)
 
 
 def test_a_map_that_was_resized_inside_is_that_of_the_task():
@@ -97,8 +97,8 @@ def test_padding_is_cut_from_maps_and_boxes_stay_inside():
     padded = Preprocessing(Network, None)(torch.zeros(1, 3, 20, 30, dtype=torch.uint8))
     assert padded.shape == (1, 3, 32, 32) and (padded[:, :, :20, :30] == -1).all() and (padded[:, :, 20:] == 0).all()
     outputs = QueryOutputs(torch.tensor([[[2.0]]]), boxes=torch.tensor([[[0.5, 0.5, 1.0, 1.0]]]))
-    found = DetectionTask().graph_predictions(outputs, (32, 32), (20, 30))
-    assert found['boxes'].tolist() == [[[0, 0, 30, 20]]] and found['labels'].tolist() == [[0]]
+    actual = DetectionTask().graph_predictions(outputs, (32, 32), (20, 30))
+    assert actual['boxes'].tolist() == [[[0, 0, 30, 20]]] and actual['labels'].tolist() == [[0]]
 
 
 def test_what_cannot_be_inside_is_named(source: Path):

@@ -46,7 +46,7 @@ class Coco:
         content = dict(images=rows, categories=[dict(id=4, name='cat')], annotations=annotations)
         self.path.write_text(json.dumps(content))
 
-    def found(self) -> dict[str, str]:
+    def actual(self) -> dict[str, str]:
         """Return the reason of every finding by id."""
         return {finding.where: finding.reason for finding in check_coco(self.path, self.images).findings}
 
@@ -86,9 +86,9 @@ def test_fi_01_a_truncated_training_image_is_replaced_by_the_seed(pairs, caplog)
     def epoch() -> list[str]:
         seeded = SeededDataset(dataset, 0)
         order = itertools.islice(InfiniteSampler(200, seed=0), 200)
-        found = [seeded[index].meta.image_id for index in order]
+        actual = [seeded[index].meta.image_id for index in order]
         assert seeded.num_bad == 1
-        return found
+        return actual
 
     first = epoch()
     assert caplog.text.count('images/007.jpg') == 1 and '007' not in first and len(first) == 200
@@ -146,7 +146,7 @@ def test_fi_05_eight_orientations_are_one_image(tmp_path, suffix):
 def test_fi_06_boxes_without_area_or_outside(tmp_path, caplog):
     boxes = {20: (5, 5, 0, 9), 21: (90, 5, 9, 9), 22: (70, 50, 20, 20), 23: (30, 5, -9, 9)}
     coco = Coco(tmp_path, *(annotation(number, bbox=list(box)) for number, box in boxes.items()))
-    assert coco.found().keys() >= {'20', '21', '22', '23'}
+    assert coco.actual().keys() >= {'20', '21', '22', '23'}
     assert tool.main([str(coco.path), str(coco.images)]) == 3
     sample = coco.open()[0]
     assert sample.target.boxes.tolist() == [[70, 50, 80, 60]]
@@ -178,9 +178,9 @@ FAULTS = {
 def test_fi_07_every_wrong_annotation_is_listed_before_any_c_code(tmp_path):
     numbers = dict(enumerate(FAULTS, 20))
     coco = Coco(tmp_path, *(annotation(number, **FAULTS[name]) for number, name in numbers.items()))
-    found = coco.found()
-    assert found.keys() >= {str(number) for number in numbers}
-    assert all(found[str(number)] for number in numbers)
+    actual = coco.actual()
+    assert actual.keys() >= {str(number) for number in numbers}
+    assert all(actual[str(number)] for number in numbers)
     assert tool.main([str(coco.path), str(coco.images)]) == 3
     with pytest.raises(DataError, match='cannot be used'):
         coco.open(masks=True)
@@ -189,14 +189,14 @@ def test_fi_07_every_wrong_annotation_is_listed_before_any_c_code(tmp_path):
 @pytest.mark.parametrize(('iscrowd', 'crowd'), [('0', False), ('1', True), (False, False), (1.0, True)])
 def test_fi_07_iscrowd_may_be_a_word(tmp_path, iscrowd, crowd):
     coco = Coco(tmp_path, annotation(1, iscrowd=iscrowd), annotation(2))
-    assert coco.found() == {} or not crowd
+    assert coco.actual() == {} or not crowd
     assert coco.open(evaluation=True)[0].target.iscrowd.tolist() == [crowd, False]
 
 
 def test_fi_08_corners_in_place_of_sizes(tmp_path):
     boxes = [[40 + k, 30, 60 + k, 50] for k in range(9)] + [[1, 1, 9, 9]]
     coco = Coco(tmp_path, *(annotation(number, bbox=box) for number, box in enumerate(boxes, 1)))
-    assert '90% of boxes leave the image if read as xywh; they fit as xyxy' in str(coco.found())
+    assert '90% of boxes leave the image if read as xywh; they fit as xyxy' in str(coco.actual())
     assert tool.main([str(coco.path), str(coco.images)]) == 3
     with pytest.raises(DataError, match='fit as xyxy'):
         coco.open()
@@ -275,7 +275,7 @@ def test_fi_24_a_name_that_leads_out_of_the_folder_is_never_opened(tmp_path, nam
     with pytest.raises(DataError, match='leads out|character|backslashes'):
         dataset = coco.open()
         dataset[0]
-    assert coco.found()
+    assert coco.actual()
     leading = [path for path in opened if '\0' in path or os.path.realpath(path) in (str(outside), '/etc/passwd')]
     assert leading == [] and opened
 

@@ -28,6 +28,6 @@ def test_every_case_has_a_test():
     here = set().union(*map(functions, Path(__file__).parent.glob('test_fi_*.py')))
     cases = {int(match[1]) for name in here if (match := re.match(r'test_fi_(\d+)_', name))}
     assert cases | ELSEWHERE.keys() == set(range(1, 31)) and not cases & ELSEWHERE.keys()
-    for place in ELSEWHERE.values():
-        file, _, name = place.partition('::')
-        assert name in functions(TESTS / file), place
+    for location in ELSEWHERE.values():
+        file, _, name = location.partition('::')
+        assert name in functions(TESTS / file), location

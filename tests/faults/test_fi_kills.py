@@ -130,7 +130,7 @@ def test_fi_17_a_flipped_byte_in_the_newest_checkpoint(whole, tmp_path, capfd):
     assert f'{newest.name}: checksum mismatch, using step_000004.pth' in capfd.readouterr().out
 
 
-PLACES: dict[str, tuple[Any, str, int]] = {  # a function, and the number of its call in which a signal comes
+INTERRUPTIONS: dict[str, tuple[Any, str, int]] = {  # a function, and the number of its call in which a signal comes
     'data building': (building, 'training_data', 1),
     'model building': (building, 'log_query_limits', 1),
     'first step': (TrainingLoop, '_forward', 1),  # of the warm-up
@@ -140,9 +140,9 @@ PLACES: dict[str, tuple[Any, str, int]] = {  # a function, and the number of its
 }
 
 
-def signalled(monkeypatch, place: str, number: int, signals: tuple[int, ...], function: Callable[[], Any]) -> int:
-    """Run `function` in a process that gets signals in call `number` of that at `place`; return its exit code."""
-    owner, name, _ = PLACES[place]
+def signalled(monkeypatch, location: str, number: int, signals: tuple[int, ...], function: Callable[[], Any]) -> int:
+    """Run `function` in a process that gets signals in call `number` of that at `location`; return its exit code."""
+    owner, name, _ = INTERRUPTIONS[location]
     original, calls = getattr(owner, name), []
 
     def called(*args, **kwargs):
@@ -160,12 +160,12 @@ def signalled(monkeypatch, place: str, number: int, signals: tuple[int, ...], fu
 TERM, INT = signal.SIGTERM, signal.SIGINT
 
 
-@pytest.mark.parametrize('place', PLACES)
+@pytest.mark.parametrize('location', INTERRUPTIONS)
 @pytest.mark.parametrize(('signals', 'code'), [((TERM,), 143), ((TERM, TERM), 143), ((INT,), 130)])
-def test_fi_19_a_signal_anywhere(whole, tmp_path, monkeypatch, place, signals, code):
+def test_fi_19_a_signal_anywhere(whole, tmp_path, monkeypatch, location, signals, code):
     run = make_run('semantic-0', tmp_path, 'run')
-    assert signalled(monkeypatch, place, PLACES[place][2], signals, run.train) == code
-    step = {'first step': 1, 'step': 5, 'validation': 6}.get(place)
+    assert signalled(monkeypatch, location, INTERRUPTIONS[location][2], signals, run.train) == code
+    step = {'first step': 1, 'step': 5, 'validation': 6}.get(location)
     if step is not None and len(signals) == 1:
         assert steps_in(run.folder)[0].name == f'step_{step:06d}.pth'
     resumed(run, whole('semantic-0'))

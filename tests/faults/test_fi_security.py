@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.odd_images import IMAGES, REFUSED
+from tests.faults.odd_images import IMAGES, REJECTED
 from tests.tools.test_train import SMALL
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -85,7 +85,7 @@ def watched(scene: str, folder: Path, *arguments: str) -> dict:
 
 def test_fi_28_nothing_is_connected_started_or_written_elsewhere(tmp_path):
     (tmp_path / 'files').mkdir()
-    for name, content in {**REFUSED, **IMAGES}.items():
+    for name, content in {**REJECTED, **IMAGES}.items():
         (tmp_path / 'files' / name).write_bytes(content)
     for name in ('program.eps', 'program.jpg'):  # formats that run programs
         (tmp_path / 'files' / name).write_bytes(PROGRAM)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tests.fuzz.family import Family, attempt, pixels
-from tests.fuzz.mutate import ODD, mutate_bytes, mutate_json, mutate_text, mutate_value, places
+from tests.fuzz.mutate import ODD, locations, mutate_bytes, mutate_json, mutate_text, mutate_value
 
 
 class Call:
@@ -248,10 +248,10 @@ class Configs(Family):
     def run(self, random: Random) -> None:
         if random.random() < 0.4:
             return self.read(mutate_text(self.text, random), [])
-        found = ['.'.join(map(str, path)) for path in places(self.plain)]
+        actual = ['.'.join(map(str, path)) for path in locations(self.plain)]
         options = []
         for _ in range(random.choice((1, 1, 2))):
-            key = random.choice(found)
+            key = random.choice(actual)
             key = random.choice((key, key, key, '+' + key, key + 's', key.upper(), key + '.x', '+' + key + '.new'))
             value = random.choice(ODD)
             options.append(f'{key}={random.choice((value, repr(value), [value], "(1, 2)", "[a, b]", "dict(a=1)"))}')

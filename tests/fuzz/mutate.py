@@ -97,22 +97,22 @@ def mutate_text(text: str, random: Random) -> bytes:
     return mutate_bytes(data, random) if random.random() < 0.2 else data
 
 
-def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
+def locations(value: Any, path: tuple = ()) -> Iterator[tuple]:
     """Yield the path of every item inside of `value`."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
     for key, item in items:
         yield (*path, key)
-        yield from places(item, (*path, key))
+        yield from locations(item, (*path, key))
 
 
 def mutate_value(value: Any, random: Random, odd: tuple = ODD) -> Any:
     """Return a copy of nested dicts and lists in which a few items are replaced, removed, renamed or exchanged."""
     value = copy.deepcopy(value)
     for _ in range(random.choice((1, 1, 1, 2, 3))):
-        found = list(places(value))
-        if not found:
+        actual = list(locations(value))
+        if not actual:
             return random.choice(odd)
-        path = random.choice(found)
+        path = random.choice(actual)
         holder = _at(value, path[:-1])
         if isinstance(holder, tuple):
             continue
@@ -122,7 +122,7 @@ def mutate_value(value: Any, random: Random, odd: tuple = ODD) -> Any:
         elif kind == 1 and isinstance(holder, dict):
             holder[random.choice((str(path[-1]) + 's', '', 'type', 'pretrained', '\ud800'))] = holder.pop(path[-1])
         elif kind == 2:
-            holder[path[-1]] = copy.deepcopy(_at(value, random.choice(found)))
+            holder[path[-1]] = copy.deepcopy(_at(value, random.choice(actual)))
         elif kind == 3:
             holder[path[-1]] = _stretched(holder[path[-1]], random)
         else:

@@ -39,7 +39,7 @@ def watch(folder: Path, events: list[str]) -> None:
     sys.addaudithook(hook)
 
 
-def place_of(error: BaseException) -> str:
+def location_of(error: BaseException) -> str:
     """Return the innermost place inside of the package that an error passed through."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if '/vitdense/' in frame.filename]
     return f'{frames[-1].filename.rpartition("vitdense/")[2]}:{frames[-1].lineno}' if frames else 'outside'
@@ -57,7 +57,7 @@ def outcome(family, number: int, events: list[str]) -> str:
         result = 'refused'
     except BaseException as error:  # the finding that this program looks for
         traceback.print_exc()
-        result = f'raw {type(error).__name__} at {place_of(error)}: {str(error)[:150]!r}'
+        result = f'raw {type(error).__name__} at {location_of(error)}: {str(error)[:150]!r}'
     if family.marker.exists():
         family.marker.unlink()
         result = 'executed: the marker file was written'

@@ -51,7 +51,7 @@ def test_average_counts_only_the_cells_of_the_image():
     valid = torch.zeros(3, 32, 64, dtype=torch.bool)
     valid[0], valid[1, :16, :33], valid[2, :32, :16] = True, True, True  # 2 x 4, 1 x 3 and 2 x 1 cells
     features = features_of(valid=valid, layers=1)
-    features.maps[0][1, :, 1:] = float('nan')  # nobody may look
+    features.maps[0][1, :, 1:] = float('nan')  # it must not be read
     embedded = ClassHead((8,), (16.0,), 5, pool='average').embed(features)
     torch.testing.assert_close(embedded[1], features.maps[0][1, :, 0, :3].mean(1))
     torch.testing.assert_close(embedded[2], features.maps[0][2, :, :, 0].mean(1))

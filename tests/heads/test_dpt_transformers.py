@@ -26,8 +26,8 @@ HEAD = {
     r'(fusions\.\d)\.projection\.': r'\1.project.',
     r'(fusions\.\d)\.residual_layer1\.': r'\1.enter.',
     r'(fusions\.\d)\.residual_layer2\.': r'\1.refine.',
-    r'\.convolution(\d)\.': lambda found: f'.convs.{int(found[1]) - 1}.',
-    r'\.batch_norm(\d)\.': lambda found: f'.norms.{int(found[1]) - 1}.',
+    r'\.convolution(\d)\.': lambda actual: f'.convs.{int(actual[1]) - 1}.',
+    r'\.batch_norm(\d)\.': lambda actual: f'.norms.{int(actual[1]) - 1}.',
     r'^head\.head\.': 'head.',
     r'^auxiliary_head\.head\.': 'aux.',
     r'^(head|aux)\.0\.': r'\1.0.conv.',
@@ -63,7 +63,7 @@ def renamed(state: dict, names: dict, keep: tuple[str, ...]) -> dict:
     """Return what is called like one of `keep` afterwards, under our names; their fusions count from the coarsest."""
     ours = {}
     for key, tensor in state.items():
-        key = re.sub(r'neck\.fusion_stage\.layers\.(\d)\.', lambda found: f'fusions.{3 - int(found[1])}.', key)
+        key = re.sub(r'neck\.fusion_stage\.layers\.(\d)\.', lambda actual: f'fusions.{3 - int(actual[1])}.', key)
         for pattern, replacement in names.items():
             key = re.sub(pattern, replacement, key)
         if key.startswith(keep) and not key.startswith('fusions.3.enter.'):  # the coarsest has nothing to join
@@ -92,16 +92,16 @@ def test_equal_to_transformers_on_even_and_odd_grids(readout, batch_norm, grid):
     theirs = their_model(readout, batch_norm)
     adapter, head = our_parts(theirs, readout, batch_norm)
     imgs = torch.randn(2, 3, 16 * grid[0], 16 * grid[1])
-    hidden = theirs.dpt(imgs, output_hidden_states=True).hidden_states[1:]
+    states = theirs.dpt(imgs, output_hidden_states=True).hidden_states[1:]
     features = Features(
-        layers=tuple(x[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2) for x in hidden),
-        cls=tuple(x[:, 0] for x in hidden),
+        layers=tuple(x[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2) for x in states),
+        cls=tuple(x[:, 0] for x in states),
         input_size=(16 * grid[0], 16 * grid[1]),
     )
     outputs = head(adapter(features, imgs))
     assert relative_error(outputs.logits, theirs(imgs).logits) < 1e-5  # asked for: 1e-4
     assert outputs.aux == ()
-    their_maps = theirs.neck(list(hidden))
+    their_maps = theirs.neck(list(states))
     assert relative_error(head.aux(their_maps[-1]), theirs.auxiliary_head(their_maps[-1])) < 1e-5
 
 
@@ -109,11 +109,11 @@ def test_grids_that_are_not_square_equal_transformers_neck():
     """Their model assumes a square; their neck takes the size."""
     theirs = their_model('project', True)
     adapter, head = our_parts(theirs, 'project', True)
-    hidden = [torch.randn(2, 1 + 4 * 6, 24) for _ in range(4)]
-    layers = tuple(x[:, 1:].unflatten(1, (4, 6)).permute(0, 3, 1, 2) for x in hidden)
-    features = Features(layers=layers, cls=tuple(x[:, 0] for x in hidden), input_size=(64, 96))
+    states = [torch.randn(2, 1 + 4 * 6, 24) for _ in range(4)]
+    layers = tuple(x[:, 1:].unflatten(1, (4, 6)).permute(0, 3, 1, 2) for x in states)
+    features = Features(layers=layers, cls=tuple(x[:, 0] for x in states), input_size=(64, 96))
     with torch.no_grad():
-        wanted = theirs.head(theirs.neck(hidden, 4, 6))
+        wanted = theirs.head(theirs.neck(states, 4, 6))
         assert relative_error(head(adapter(features, torch.empty(0))).logits, wanted) < 1e-5
 
 

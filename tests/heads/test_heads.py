@@ -28,7 +28,7 @@ def pyramid(batch: int, channels: int, grid: int) -> Features:
     ],
     ids=['linear-batch', 'linear-layer', 'upernet', 'upernet-layer'],
 )
-def test_a_head_learns_four_images_by_heart(head):
+def test_a_head_overfits_four_images(head):
     head, features = head(), pyramid(4, 256, 8)
     target = torch.randint(0, 3, (4, 8, 8))
     optimizer = torch.optim.AdamW(head.parameters(), lr=0.02)

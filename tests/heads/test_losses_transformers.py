@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from tests.backbones.test_vit_transformers import our_names
 from tests.convert.test_import_weights import lw_pair as lw_model
 from tests.convert.test_import_weights import rf_pair as rf_model
-from tests.heads.detr.test_detr_transformers import DETR, Given, deformable_pair, maps_of, our_deformable_weights
-from tests.heads.detr.test_detr_transformers import PLANE as DETR_SIZE
-from tests.heads.detr.test_real_time_transformers import PLANE as REAL_TIME_SIZE
+from tests.heads.detr.test_detr_transformers import DETR, FixedOutput, deformable_pair, maps_of, our_deformable_weights
+from tests.heads.detr.test_detr_transformers import INPUT_SIZE as DETR_SIZE
+from tests.heads.detr.test_real_time_transformers import INPUT_SIZE as REAL_TIME_SIZE
 from tests.heads.detr.test_real_time_transformers import (
-    Seen,
+    Recorded,
     head_weights,
     lw_config,
     lw_detr,
@@ -89,7 +89,7 @@ def test_a_step_of_deformable_detr_equals_transformers(two_stage):
     theirs.config.auxiliary_loss = True
     maps = [x.requires_grad_() for x in maps_of((16, 32), (16, 24))]
     targets, labels = objects(3, DETR_SIZE)
-    theirs.model.backbone = Given(*maps)
+    theirs.model.backbone = FixedOutput(*maps)
     wanted = theirs(torch.zeros(3, 3, *DETR_SIZE), labels=labels)
     # their loss leaves the proposals of the first stage out
     task = DetectionTask(matcher=HungarianMatcher(class_weight=1.0), proposal_weight=0.0)
@@ -142,7 +142,7 @@ def test_a_step_of_detr_equals_transformers():
     theirs, ours = without_dropout(theirs), ours.train()
     maps = maps_of((32,), (24,))
     targets, labels = objects(3, DETR_SIZE)
-    theirs.model.backbone = Given(*maps)
+    theirs.model.backbone = FixedOutput(*maps)
     wanted = theirs(torch.zeros(3, 3, *DETR_SIZE), labels=labels)
     # their auxiliary losses change the network: what a layer gives is normalised before the next one
     task = DetectionTask(classification=SoftmaxCrossEntropy(), aux_weight=0.0)
@@ -181,7 +181,7 @@ def test_a_step_of_the_real_time_head_equals_transformers(kind):
     theirs.config.auxiliary_loss = True
     theirs.config.class_loss_coefficient = 1
     targets, labels = objects(2, REAL_TIME_SIZE)
-    theirs.model.backbone = Seen(*maps)
+    theirs.model.backbone = Recorded(*maps)
     wanted = theirs(torch.zeros(2, 3, *REAL_TIME_SIZE), labels=labels)
     outputs = ours(Features(maps=maps, input_size=REAL_TIME_SIZE))
     losses = DetectionTask(classification=IouAware()).loss(outputs, targets)
@@ -199,10 +199,10 @@ def test_a_step_of_dpt_equals_transformers():
     adapter, head = our_parts(theirs, 'project', True)
     theirs, adapter, head = without_dropout(theirs), adapter.train(), without_dropout(head)
     imgs, labels = torch.randn(2, 3, 64, 64), label_maps(2, (64, 64))
-    hidden = theirs.dpt(imgs, output_hidden_states=True).hidden_states[1:]
+    states = theirs.dpt(imgs, output_hidden_states=True).hidden_states[1:]
     features = Features(
-        layers=tuple(x[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2) for x in hidden),
-        cls=tuple(x[:, 0] for x in hidden),
+        layers=tuple(x[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2) for x in states),
+        cls=tuple(x[:, 0] for x in states),
         input_size=(64, 64),
     )
     losses = SemanticTask(aux_weight=0.4).loss(head(adapter(features, imgs)), [Target(semantic=x) for x in labels])

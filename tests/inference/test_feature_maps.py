@@ -39,8 +39,10 @@ def test_colours_mean_the_same_in_all_images():
     maps = [blob(10, 14, at=(3, 4)), blob(9, 9, at=(2, 2))]
     first, second = principal_colors([one for one, _ in maps])
     halves = []
-    for colors, place in ((first, (3, 4)), (second, (2, 2))):
-        left, right = (colors.front[place[0] : place[0] + 4, place[1] + x : place[1] + x + 2] for x in (0, 2))
+    for colors, location in ((first, (3, 4)), (second, (2, 2))):
+        left, right = (
+            colors.front[location[0] : location[0] + 4, location[1] + x : location[1] + x + 2] for x in (0, 2)
+        )
         halves.append((left.reshape(-1, 3).mean(0), right.reshape(-1, 3).mean(0)))
     (left, right), (other_left, other_right) = halves
     assert abs(left[0] - right[0]) > 150  # the first component of the figure is its inner difference

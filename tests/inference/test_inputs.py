@@ -20,8 +20,8 @@ def touch(folder: Path, *names: str) -> None:
 
 def test_files_folders_patterns_and_cameras(tmp_path):
     touch(tmp_path, 'b.jpg', 'a.PNG', 'sub/c.webp', 'sub/d.mp4', 'notes.txt', 'strange.xyz')
-    found = find_inputs([str(tmp_path), '0', str(tmp_path / '*.jpg'), str(tmp_path / 'strange.xyz')])
-    assert [(item.kind, item.name, str(item.relative)) for item in found] == [
+    actual = find_inputs([str(tmp_path), '0', str(tmp_path / '*.jpg'), str(tmp_path / 'strange.xyz')])
+    assert [(item.kind, item.name, str(item.relative)) for item in actual] == [
         ('image', 'a.PNG', 'a.PNG'),
         ('image', 'b.jpg', 'b.jpg'),  # once, although the pattern names it too
         ('image', 'c.webp', 'sub/c.webp'),

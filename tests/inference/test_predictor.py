@@ -204,8 +204,8 @@ def test_summaries_of_the_other_kinds():
 
 def test_objects_of_low_score_are_neither_counted_nor_listed():
     boxes, scores = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]), torch.tensor([0.9, 0.2])
-    found = {'det': Instances(boxes, scores, torch.tensor([1, 0]))}
-    result = Result(image(), found, {'classes': {'labels': ['car', 'bus']}})
+    actual = {'det': Instances(boxes, scores, torch.tensor([1, 0]))}
+    result = Result(image(), actual, {'classes': {'labels': ['car', 'bus']}})
     assert result.summary() == {'det': {'bus': 1}} and result.summary(min_score=0.1) == {'det': {'bus': 1, 'car': 1}}
     (bus,) = result.objects()['det']
     assert bus == {'name': 'bus', 'class_id': 1, 'score': pytest.approx(0.9), 'box': [1, 2, 3, 4]}
@@ -213,10 +213,10 @@ def test_objects_of_low_score_are_neither_counted_nor_listed():
 
 
 def test_objects_have_the_ids_of_the_annotation_file_where_the_model_has_them():
-    found = {'det': Instances(torch.zeros(3, 4), torch.ones(3), torch.tensor([1, 0, 2]))}
+    actual = {'det': Instances(torch.zeros(3, 4), torch.ones(3), torch.tensor([1, 0, 2]))}
     names = {'classes': {'labels': ['car', 'bus']}, 'category_ids': {'labels': [3, None]}}
-    ids = [(each['class_id'], each.get('category_id')) for each in Result(image(), found, names).objects()['det']]
-    assert ids == [(1, None), (0, 3), (2, None)]  # the last is a class that nobody named
+    ids = [(each['class_id'], each.get('category_id')) for each in Result(image(), actual, names).objects()['det']]
+    assert ids == [(1, None), (0, 3), (2, None)]  # the last is a class without a name
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_threads_may_share_an_image_that_pillow_has_not_decoded_yet():
     for _ in range(10):
         image = Image.open(content)
         with ThreadPoolExecutor(4) as pool:
-            assert all(torch.equal(found, expected) for found in pool.map(as_tensor, [image] * 4))
+            assert all(torch.equal(actual, expected) for actual in pool.map(as_tensor, [image] * 4))
 
 
 def test_a_generator_of_images_gives_a_generator_of_results_and_reads_few_ahead(predictor):

@@ -36,12 +36,12 @@ def masks(boxes=BOXES) -> torch.Tensor:
 
 
 def result(*, with_masks=False, **more) -> Result:
-    found = Instances(BOXES, torch.tensor([0.9, 0.8, 0.5, 0.1]), torch.tensor([1, 0, 1, 0]))
+    actual = Instances(BOXES, torch.tensor([0.9, 0.8, 0.5, 0.1]), torch.tensor([1, 0, 1, 0]))
     if with_masks:
-        found = found._replace(masks=PackedMasks.of(masks()))
+        actual = actual._replace(masks=PackedMasks.of(masks()))
     labels = torch.zeros(24, 32, dtype=torch.uint8)
     labels[:12] = 1
-    heads = {'det': found, 'sem': SemanticMap(labels), 'cls': ImageClass(torch.tensor([0.3, 0.7]))}
+    heads = {'det': actual, 'sem': SemanticMap(labels), 'cls': ImageClass(torch.tensor([0.3, 0.7]))}
     return Result(np.zeros((24, 32, 3), np.uint8), heads | more, META, path='photos/000042.jpg')
 
 
@@ -87,8 +87,8 @@ def test_objects_are_filtered_by_class_and_score_and_other_heads_stay():
 
 
 def test_classes_without_a_name_are_selected_by_their_number():
-    found = Instances(BOXES[:2], torch.tensor([0.9, 0.8]), torch.tensor([4, 0]))
-    odd = Result(np.zeros((24, 32, 3), np.uint8), {'det': found}, META)
+    actual = Instances(BOXES[:2], torch.tensor([0.9, 0.8]), torch.tensor([4, 0]))
+    odd = Result(np.zeros((24, 32, 3), np.uint8), {'det': actual}, META)
     assert odd.filter(classes=['class 4']).labels.tolist() == [4] and odd.filter(classes=['car']).labels.tolist() == [0]
 
 
@@ -168,11 +168,13 @@ def test_a_result_shows_itself(monkeypatch):
     with Image.open(io.BytesIO(result()._repr_png_())) as image:
         assert image.format == 'PNG'
     monkeypatch.setitem(sys.modules, 'supervision', SimpleNamespace(Detections=dict))
-    found = result(with_masks=True).to_supervision()
+    actual = result(with_masks=True).to_supervision()
     assert (
-        found['xyxy'].shape == (3, 4) and found['mask'].shape == (3, 24, 32) and found['class_id'].tolist() == [1, 0, 1]
+        actual['xyxy'].shape == (3, 4)
+        and actual['mask'].shape == (3, 24, 32)
+        and actual['class_id'].tolist() == [1, 0, 1]
     )
-    assert found['data']['class_name'].tolist() == ['bus', 'car', 'bus']
+    assert actual['data']['class_name'].tolist() == ['bus', 'car', 'bus']
     monkeypatch.setitem(sys.modules, 'supervision', None)
     with pytest.raises(ImportError, match='pip install supervision'):
         result().to_supervision()

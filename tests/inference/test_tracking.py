@@ -96,8 +96,8 @@ def moving_objects(background: np.ndarray, image: np.ndarray) -> Result:
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     boxes = [cv2.boundingRect(contour) for contour in contours if cv2.contourArea(contour) > 1500]
     corners = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in boxes]).reshape(-1, 4).float()
-    found = Instances(corners, torch.full((len(boxes),), 0.9), torch.zeros(len(boxes), dtype=torch.int64))
-    return Result(image, {'det': found}, META)
+    actual = Instances(corners, torch.full((len(boxes),), 0.9), torch.zeros(len(boxes), dtype=torch.int64))
+    return Result(image, {'det': actual}, META)
 
 
 def test_cars_of_a_real_video_are_counted_as_by_eye(shared: Path):

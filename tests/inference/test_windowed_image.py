@@ -96,8 +96,8 @@ def three_objects(imgs, valid):
     masks = torch.zeros(3, 32, 32, dtype=torch.bool)
     for mask, start in zip(masks, left.int().tolist(), strict=True):
         mask[start + 2 : start + 10, start : start + 4] = True
-    found = Instances(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3, dtype=torch.long), masks)
-    return {'det': ObjectOutputs((found,) * len(imgs))}
+    actual = Instances(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3, dtype=torch.long), masks)
+    return {'det': ObjectOutputs((actual,) * len(imgs))}
 
 
 @pytest.mark.parametrize(('most', 'count'), [(None, 12), (2, 8)])
@@ -115,8 +115,8 @@ def test_every_window_has_all_objects_unless_there_is_a_budget(monkeypatch, most
 def test_predictions_fit_the_smaller_copy():
     masks = torch.zeros(1, 40, 60, dtype=torch.bool)
     masks[0, 8:20, 12:36] = True
-    found = Instances(torch.tensor([[12.0, 8, 36, 20]]), torch.tensor([0.9]), torch.tensor([0]), PackedMasks.of(masks))
-    small = windowed_image.at_preview({'det': found}, 4)['det']
+    actual = Instances(torch.tensor([[12.0, 8, 36, 20]]), torch.tensor([0.9]), torch.tensor([0]), PackedMasks.of(masks))
+    small = windowed_image.at_preview({'det': actual}, 4)['det']
     assert small.boxes.tolist() == [[3, 2, 9, 5]] and small.masks.shape == (1, 10, 15)
     assert small.masks[0, 2:5, 3:9].all() and small.masks.sum() == 18
 

@@ -89,12 +89,12 @@ def test_where_missing_images_seem_to_be_is_said(make, tmp_path):
 
 
 def test_the_share_of_bad_images_comes_from_the_config(make):
-    place = dict(seed=0, rank=0, world_size=1, start=0, pin_memory=False)
-    loader = train_loader(dict(num_workers=0, max_bad_fraction=0.3), make(), **place)
+    location = dict(seed=0, rank=0, world_size=1, start=0, pin_memory=False)
+    loader = train_loader(dict(num_workers=0, max_bad_fraction=0.3), make(), **location)
     assert loader.dataset.dataset.max_bad_fraction == 0.3
-    assert train_loader(dict(num_workers=0), make(), **place).dataset.dataset.max_bad_fraction == 0.01
+    assert train_loader(dict(num_workers=0), make(), **location).dataset.dataset.max_bad_fraction == 0.01
     with pytest.raises(ConfigError, match='max_bad_fraction'):
-        train_loader(dict(num_workers=0, max_bad_fraction=3), make(), **place)
+        train_loader(dict(num_workers=0, max_bad_fraction=3), make(), **location)
 
 
 def model(num_queries=100, **options):

@@ -37,14 +37,14 @@ def random_images(count=40, seed=0, size=300):
         )
         near = np.repeat(boxes, 2, 0) + rng.normal(0, 4, (2 * objects, 4))
         far = rng.uniform(0, size / 2, (20, 2))
-        found = np.concatenate([near, np.concatenate([far, far + rng.uniform(1, 100, (20, 2))], 1)])
-        found_labels = np.concatenate([np.repeat(labels, 2), rng.integers(0, len(NAMES), 20)])
-        scores = rng.integers(1, 30, len(found)) / 30
+        actual = np.concatenate([near, np.concatenate([far, far + rng.uniform(1, 100, (20, 2))], 1)])
+        predicted_labels = np.concatenate([np.repeat(labels, 2), rng.integers(0, len(NAMES), 20)])
+        scores = rng.integers(1, 30, len(actual)) / 30
         order = np.argsort(-scores, kind='stable')
         instances = Instances(
-            torch.from_numpy(found[order]).float(),
+            torch.from_numpy(actual[order]).float(),
             torch.from_numpy(scores[order]).float(),
-            torch.from_numpy(found_labels[order]),
+            torch.from_numpy(predicted_labels[order]),
         )
         yield target, Meta(1000 - 7 * number, dataset='random', orig_size=(size, size)), instances
 
@@ -52,8 +52,8 @@ def random_images(count=40, seed=0, size=300):
 def evaluate(images, metainfo=None, **options):
     metric = CocoAP(**options)
     metric.dataset_meta = metainfo or {'classes': {'labels': NAMES}, 'category_ids': {'labels': IDS}}
-    for target, meta, found in images:
-        metric.process(Batch(torch.zeros(1, 3, 1, 1), [target], [meta]), [{'det': found}])
+    for target, meta, actual in images:
+        metric.process(Batch(torch.zeros(1, 3, 1, 1), [target], [meta]), [{'det': actual}])
     return metric, metric.evaluate(len(images))
 
 
@@ -96,7 +96,7 @@ def by_pycocotools(targets, results, iou_type='bbox'):
 
 
 def results(images, masks=False):
-    return [row for _, meta, found in images for row in results_of(found, meta.image_id, IDS, masks=masks)]
+    return [row for _, meta, actual in images for row in results_of(actual, meta.image_id, IDS, masks=masks)]
 
 
 @pytest.fixture(params=['pycocotools', 'fast'])
@@ -137,8 +137,8 @@ def test_masks_equal_pycocotools(engine):
         sample = scenes[number]
         masks = sample.target.masks.roll(number % 4, 2).as_subclass(torch.Tensor)
         scores = torch.linspace(0.9, 0.1, len(masks))
-        found = Instances(sample.target.boxes.as_subclass(torch.Tensor), scores, sample.target.labels, masks)
-        images.append((sample.target, sample.meta, found))
+        actual = Instances(sample.target.boxes.as_subclass(torch.Tensor), scores, sample.target.labels, masks)
+        images.append((sample.target, sample.meta, actual))
     expected = by_pycocotools(annotations_of(images), results(images, masks=True), 'segm')
     metric, scores = evaluate(images, iou_type='segm', engine=engine)
     assert 0.1 < scores['det/segm/AP'] < 1
@@ -151,8 +151,8 @@ def _both(rank):
     """The numbers of a share of the images; then, with NaN in the boxes of one rank, what is said."""
     scores = evaluate(list(random_images())[rank::2])[1]
     images = [
-        (target, meta._replace(image_id=2 * meta.image_id + rank), found._replace(boxes=found.boxes * factor))
-        for (target, meta, found), factor in zip(random_images(4), [float('nan') if rank else 1] * 4, strict=True)
+        (target, meta._replace(image_id=2 * meta.image_id + rank), actual._replace(boxes=actual.boxes * factor))
+        for (target, meta, actual), factor in zip(random_images(4), [float('nan') if rank else 1] * 4, strict=True)
     ]
     with pytest.raises(NumericsError) as caught:
         evaluate(images)
@@ -160,7 +160,7 @@ def _both(rank):
 
 
 def test_two_ranks_give_the_numbers_of_one_and_refuse_together(run_ranks):
-    bad = sum(len(found.boxes) for _, _, found in random_images(4))
+    bad = sum(len(actual.boxes) for _, _, actual in random_images(4))
     message = f'{bad} non-finite boxes and 0 non-finite scores among {2 * bad} predictions'
     assert run_ranks(_both) == [(evaluate(list(random_images()))[1], message)] * 2
 
@@ -205,8 +205,8 @@ def test_what_cannot_be_right_is_an_error():
     with pytest.raises(DataError, match='evaluated twice'):
         evaluate([*images, images[0]])
     with pytest.raises(ConfigError, match=r'predicted classes \[9\]'):
-        target, meta, found = images[0]
-        evaluate([(target, meta, found._replace(labels=found.labels * 0 + 9))])
+        target, meta, actual = images[0]
+        evaluate([(target, meta, actual._replace(labels=actual.labels * 0 + 9))])
     with pytest.raises(DataError, match='not finite'):
         evaluate([(images[0][0]._replace(area=images[0][0].area / 0), *images[0][1:])])
     with pytest.raises(ConfigError, match='have no masks'):
@@ -237,8 +237,8 @@ def test_perfect_predictions_of_synthetic_scenes_score_one():
     for number in range(10):
         sample = scenes[number]
         target = sample.target
-        found = Instances(target.boxes, torch.ones(len(target.labels)), target.labels)
-        metric.process(Batch(sample.img[None], [target], [sample.meta]), [{'det': found}])
+        actual = Instances(target.boxes, torch.ones(len(target.labels)), target.labels)
+        metric.process(Batch(sample.img[None], [target], [sample.meta]), [{'det': actual}])
     scores = metric.evaluate(10)
     assert scores['det/AP'] == scores['det/AP50'] == pytest.approx(1) and scores['det/AR100'] == 1
 
@@ -317,7 +317,7 @@ def test_categories_stand_in_the_order_of_their_ids_and_unknown_ones_behind():
 
 def test_images_of_all_processes_stand_in_the_order_of_their_ids():
     order = in_order([[('a', 3), ('a', 10)], [('a', 1)], []])
-    assert [places.tolist() for places in order] == [[1, 2], [0], []]
-    assert [places.tolist() for places in in_order([[('b', 'a'), ('a', 'b'), ('a', 10)]])] == [[2, 1, 0]]
+    assert [locations.tolist() for locations in order] == [[1, 2], [0], []]
+    assert [locations.tolist() for locations in in_order([[('b', 'a'), ('a', 'b'), ('a', 10)]])] == [[2, 1, 0]]
     with pytest.raises(DataError, match='image 3 was evaluated twice'):
         in_order([[('a', 3), ('a', 10)], [('a', 3)]])

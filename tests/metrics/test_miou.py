@@ -72,7 +72,7 @@ def test_equals_torchmetrics():
     jaccard = classification.MulticlassJaccardIndex(5, ignore_index=IGNORE, average='macro')
     for target, labels in images:
         jaccard.update(labels[None].long(), target[None].long())
-    scores = _evaluate(MeanIoU(classes=NAMES), images)  # nobody ever saw the fifth class
+    scores = _evaluate(MeanIoU(classes=NAMES), images)  # the fifth class does not occur
     assert scores['sem/mIoU'] == pytest.approx(jaccard.compute().item(), abs=1e-6)
     target, labels = (torch.cat([part.flatten() for part in parts]).long() for parts in zip(*images, strict=True))
     for name, kind, average in (
@@ -153,7 +153,7 @@ def test_without_a_second_class_there_is_no_score(message, names):
     assert any('every labelled pixel is sky and predicted so' in text for text in message.messages)
 
 
-def test_evaluate_forgets_and_classes_come_from_the_data_set():
+def test_evaluate_resets_the_counts_and_classes_come_from_the_data_set():
     metric = MeanIoU()
     metric.dataset_meta = {'classes': {'semantic': NAMES[:4]}}
     images = list(_images())
@@ -260,7 +260,7 @@ def _half(rank):
     for target, labels in images[rank::2]:
         metric.process(_batch([target]), [{'sem': SemanticMap(labels)}])
     first = metric.evaluate(3)
-    if rank == 0:  # the other rank has nothing this time, and nobody may hang
+    if rank == 0:  # the other rank has no image this time, and no rank may hang
         metric.process(_batch([images[0][0]]), [{'sem': SemanticMap(images[0][1])}])
     return first, metric.evaluate(1)
 

@@ -1,4 +1,4 @@
-"""A head is added to a trained model: the new one is trained, old outputs stay the same to the bit; heads are saved alone."""
+"""A head is added to a trained model: it is trained, old outputs stay the same to the bit; heads are saved alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SHORT = ('schedule.max_iters=4', 'schedule.val_interval=4')
 
 @pytest.fixture(scope='module')
 def project(tmp_path_factory) -> Path:
-    """Two configs - a segmentation, and a classifier with another ViT, which nobody reads - and what they left.
+    """Two configs - a segmentation, and a classifier with another ViT, which is not read - and what they left.
 
     `sem/` is the run of the segmentation, whose head has batch statistics and dropout; `both/` added the classifier.
     """
@@ -153,7 +153,7 @@ def test_two_ranks_add_the_same_head_and_leave_the_old_ones_alone(project, tmp_p
     new = {name for name in first if name.startswith('network.heads.cls.')}
     learned = [name for name in new if not torch.equal(first[name], first[f'start {name}'])]
     assert 'network.heads.cls.classifier.weight' in learned
-    statistics = {name for name in new if 'running_' in name}  # of the images that each rank saw
+    statistics = {name for name in new if 'running_' in name}  # of the images of each rank
     assert all(torch.equal(first[name], second[name]) for name in new - statistics)
 
 

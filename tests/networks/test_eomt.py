@@ -48,7 +48,7 @@ def test_a_padded_batch_has_the_outputs_of_its_images_alone(kind: str, shares: t
     model.set_masking(shares)
     cell = model.divisor
     sizes = [(4 * cell, 3 * cell), (3 * cell, 5 * cell), (2 * cell, 2 * cell)]
-    imgs = torch.randn(3, 3, 4 * cell, 5 * cell)  # padding holds noise: nobody may look
+    imgs = torch.randn(3, 3, 4 * cell, 5 * cell)  # padding holds noise: it must not be read
     valid = torch.zeros(3, 4 * cell, 5 * cell, dtype=torch.bool)
     for row, (height, width) in enumerate(sizes):
         valid[row, :height, :width] = True
@@ -195,7 +195,7 @@ def images():
     return data.metainfo, collate([data[index] for index in range(4)])
 
 
-def test_four_images_are_learned_by_heart_as_instances(images) -> None:
+def test_four_images_are_overfitted_as_instances(images) -> None:
     metainfo, batch = images
     scores = []
     for steps in (2, 100):
@@ -208,7 +208,7 @@ def test_four_images_are_learned_by_heart_as_instances(images) -> None:
     assert scores[0] < 0.1 and scores[1] > 0.7
 
 
-def test_four_images_are_learned_by_heart_as_label_maps(images) -> None:
+def test_four_images_are_overfitted_as_label_maps(images) -> None:
     metainfo, batch = images
     model = by_heart('sem', MaskSemanticTask(losses=LOSSES), metainfo['classes'], batch, 80)
     predictions = {}

@@ -65,13 +65,15 @@ def renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor
             key = key.replace(their_name, our_name)
         ours[key] = value[None] if key.endswith('pos_embed') else value
     for key in [key for key in ours if '.q_proj.weight' in key]:
-        place = key.removesuffix('q_proj.weight')
-        ours[f'{place}qkv.weight'] = torch.cat([ours.pop(f'{place}{part}_proj.weight') for part in 'qkv'])
-        biases = {part: ours.pop(f'{place}{part}_proj.bias') for part in 'qkv' if f'{place}{part}_proj.bias' in ours}
+        location = key.removesuffix('q_proj.weight')
+        ours[f'{location}qkv.weight'] = torch.cat([ours.pop(f'{location}{part}_proj.weight') for part in 'qkv'])
+        biases = {
+            part: ours.pop(f'{location}{part}_proj.bias') for part in 'qkv' if f'{location}{part}_proj.bias' in ours
+        }
         if 'k' in biases:
-            ours[f'{place}qkv.bias'] = torch.cat(list(biases.values()))
+            ours[f'{location}qkv.bias'] = torch.cat(list(biases.values()))
         else:  # DINOv3: keys have no bias
-            ours |= {f'{place}{part}_bias': bias for part, bias in biases.items()}
+            ours |= {f'{location}{part}_bias': bias for part, bias in biases.items()}
     return ours
 
 

@@ -101,11 +101,11 @@ def test_the_encoder_reads_visible_patches_only():
         block.register_forward_hook(lambda block, options, output: lengths.append(options[0].shape[1]))
     imgs, noise = torch.randn(1, 3, *SIZE), torch.rand(1, 12)
     recorded = noise.argsort(1)[:, :3]
-    hidden = network(imgs, training_inputs={'mae': noise})['mae'].mask
+    masked = network(imgs, training_inputs={'mae': noise})['mae'].mask
     assert lengths == [1 + 3, 1 + 3]
-    assert not hidden[0, recorded[0]].any() and hidden.sum() == 9
+    assert not masked[0, recorded[0]].any() and masked.sum() == 9
 
-    cells = hidden.view(1, 1, 3, 4).repeat_interleave(16, 2).repeat_interleave(16, 3)
+    cells = masked.view(1, 1, 3, 4).repeat_interleave(16, 2).repeat_interleave(16, 3)
     other = torch.where(cells, torch.randn_like(imgs), imgs)
     assert torch.equal(network.encode(imgs, recorded), network.encode(other, recorded))
     assert not torch.equal(network.encode(imgs, recorded), network.encode(imgs + 1, recorded))
@@ -192,8 +192,8 @@ def test_padding_is_cut_off_before_the_original_size():
     values = torch.where(outputs.mask[..., None], outputs.patches, outputs.target)
     pixels = values.unflatten(-1, (-1, 3)) * outputs.scale[:, :, None] + outputs.shift[:, :, None]
     label_map = torch.zeros(3, *SIZE)
-    for place, patch in enumerate(pixels[0].view(12, 16, 16, 3)):
-        row, column = 16 * (place // 4), 16 * (place % 4)
+    for location, patch in enumerate(pixels[0].view(12, 16, 16, 3)):
+        row, column = 16 * (location // 4), 16 * (location % 4)
         label_map[:, row : row + 16, column : column + 16] = patch.permute(2, 0, 1)
     (small,) = ReconstructionTask().predict(outputs, [padded._replace(orig_size=(10, 25))])
     averaged = torch.nn.functional.interpolate(label_map[None, :, :20, :50], (10, 25), mode='bilinear', antialias=True)[

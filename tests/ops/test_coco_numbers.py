@@ -45,9 +45,19 @@ def test_sides_are_pixels():
 
 
 def test_ids_are_found_as_they_are_written_else_by_their_number():
-    places = by_id([5, '5', '6', 'a', '007'])
-    assert [find(places, value) for value in (5, '5', 5.0, 6, '6', 'a', 7, '7', '007')] == [0, 1, 0, 2, 2, 3, 4, 4, 4]
-    assert [find(places, value) for value in (True, None, 5.5, 8, [5], 'b', math.nan)] == [None] * 7
+    locations = by_id([5, '5', '6', 'a', '007'])
+    assert [find(locations, value) for value in (5, '5', 5.0, 6, '6', 'a', 7, '7', '007')] == [
+        0,
+        1,
+        0,
+        2,
+        2,
+        3,
+        4,
+        4,
+        4,
+    ]
+    assert [find(locations, value) for value in (True, None, 5.5, 8, [5], 'b', math.nan)] == [None] * 7
     assert find(by_id(['07', '7']), 7) == 1 and find(by_id(['07', '007']), 7) is None
     assert [image_id(value) for value in (3, 3.0, '3', '', None, True, 3.5)] == [3, 3, '3', None, None, None, None]
 

@@ -133,7 +133,7 @@ def packed(number: int) -> bytes:
     while not digits or number or digits[-1] & 16:
         digits.append(number & 31)
         number >>= 5
-    return bytes(48 + digit + 32 * (place + 1 < len(digits)) for place, digit in enumerate(digits))
+    return bytes(48 + digit + 32 * (location + 1 < len(digits)) for location, digit in enumerate(digits))
 
 
 @pytest.mark.parametrize('seed', range(4))

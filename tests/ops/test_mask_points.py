@@ -13,12 +13,12 @@ from vitdense.ops.masks import boxes_of_masks, runs_of_masks, sample_points
 def test_points_are_those_of_grid_sample() -> None:
     channels, points = torch.randn(3, 5, 7), torch.rand(3, 40, 2)
     wanted = functional.grid_sample(channels[:, None], 2 * points[:, None] - 1, align_corners=False)[:, 0, 0]
-    places, extents = points * torch.tensor([7.0, 5.0]), torch.tensor([5.0, 7.0])
-    assert torch.allclose(sample_points(channels, places, extents), wanted, atol=1e-6)
-    shared = sample_points(channels, places[0], extents)
-    assert torch.equal(shared[0], sample_points(channels, places, extents)[0]) and shared.shape == (3, 40)
+    locations, extents = points * torch.tensor([7.0, 5.0]), torch.tensor([5.0, 7.0])
+    assert torch.allclose(sample_points(channels, locations, extents), wanted, atol=1e-6)
+    shared = sample_points(channels, locations[0], extents)
+    assert torch.equal(shared[0], sample_points(channels, locations, extents)[0]) and shared.shape == (3, 40)
     assert torch.equal(
-        sample_points(channels > 0, places, extents), sample_points((channels > 0).float(), places, extents)
+        sample_points(channels > 0, locations, extents), sample_points((channels > 0).float(), locations, extents)
     )
 
 

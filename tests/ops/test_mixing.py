@@ -74,8 +74,8 @@ def test_one_of_both_mixtures_may_have_the_whole_share(share, mixup):
 
 def test_defaults_are_those_of_deit_and_mae():
     parameters = inspect.signature(ImageMixing).parameters.values()
-    found = {each.name: each.default for each in parameters if each.default is not each.empty}
-    assert found == dict(mixup=0.8, cutmix=1.0, probability=1.0, cutmix_share=0.5, erase=0.0)
+    actual = {each.name: each.default for each in parameters if each.default is not each.empty}
+    assert actual == dict(mixup=0.8, cutmix=1.0, probability=1.0, cutmix_share=0.5, erase=0.0)
     erasing = ImageMixing(4, erase=0.25)._erase  # Zhong et al. 2017: 2 to 33 % of the area, sides up to 1 : 0.3
     assert (erasing.p, erasing.scale, erasing.ratio) == (0.25, (0.02, 1 / 3), (0.3, 1 / 0.3))
 

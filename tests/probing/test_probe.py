@@ -61,12 +61,12 @@ def softmax_regression(features, labels, num_classes, rate, steps, batch, seed):
     weights = np.zeros((x.shape[1], num_classes))
     speed = np.zeros_like(weights)
     generator = torch.Generator().manual_seed(seed)
-    order, place = torch.randperm(len(x), generator=generator), 0
+    order, location = torch.randperm(len(x), generator=generator), 0
     for step in range(steps):
-        if place + batch > len(x):
-            order, place = torch.randperm(len(x), generator=generator), 0
-        rows = order[place : place + batch].numpy()
-        place += batch
+        if location + batch > len(x):
+            order, location = torch.randperm(len(x), generator=generator), 0
+        rows = order[location : location + batch].numpy()
+        location += batch
         logits = x[rows] @ weights
         shares = np.exp(logits - logits.max(1, keepdims=True))
         shares /= shares.sum(1, keepdims=True)
@@ -245,8 +245,8 @@ def test_what_cannot_be_probed_is_refused(config_file, tmp_path):
 
 def test_backbones_do_not_share_arguments_of_the_architecture():
     recipe = dict(type='ViT', name='a', pretrained='old', patch_size=8, frozen=True)
-    found = with_backbone(recipe, ['b', 'c=file'], ['w'])
-    assert [label for label, _ in found] == ['a, w', 'b', 'c, file']
-    assert found[0][1] == {**recipe, 'pretrained': 'w'}
-    assert found[1][1] == dict(type='ViT', name='b', pretrained=True, frozen=True)
-    assert found[2][1]['pretrained'] == 'file'
+    actual = with_backbone(recipe, ['b', 'c=file'], ['w'])
+    assert [label for label, _ in actual] == ['a, w', 'b', 'c, file']
+    assert actual[0][1] == {**recipe, 'pretrained': 'w'}
+    assert actual[1][1] == dict(type='ViT', name='b', pretrained=True, frozen=True)
+    assert actual[2][1]['pretrained'] == 'file'

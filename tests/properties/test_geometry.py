@@ -51,11 +51,11 @@ def test_layouts_of_boxes_are_converted_back(boxes):
 @given(some_boxes, sizes, sizes)
 def test_boxes_of_the_original_image_lie_in_it(boxes, size, original):
     limits = torch.tensor([original], dtype=torch.float32)
-    found = box_ops.to_original(boxes[None], torch.tensor([size], dtype=torch.float32), limits)[0]
-    assert (found >= 0).all() and (found[:, ::2] <= original[1]).all() and (found[:, 1::2] <= original[0]).all()
+    actual = box_ops.to_original(boxes[None], torch.tensor([size], dtype=torch.float32), limits)[0]
+    assert (actual >= 0).all() and (actual[:, ::2] <= original[1]).all() and (actual[:, 1::2] <= original[0]).all()
     whole = torch.tensor([[[0.0, 0.0, size[1], size[0]]]])
-    found = box_ops.to_original(whole, torch.tensor([size], dtype=torch.float32), limits)[0, 0]
-    torch.testing.assert_close(found, torch.tensor([0.0, 0.0, original[1], original[0]]), atol=1e-4, rtol=1e-6)
+    actual = box_ops.to_original(whole, torch.tensor([size], dtype=torch.float32), limits)[0, 0]
+    torch.testing.assert_close(actual, torch.tensor([0.0, 0.0, original[1], original[0]]), atol=1e-4, rtol=1e-6)
 
 
 @few
@@ -65,10 +65,10 @@ def test_masks_are_read_back_from_their_run_lengths(count, size, seed, share):
     runs = mask_ops.runs_of_masks(masks)
     assert torch.equal(mask_ops.masks_of_runs(runs, size), masks)
     assert mask_ops.areas_of_runs(runs).tolist() == masks.sum((1, 2)).tolist()
-    found = torch.from_numpy(mask_ops.boxes_of_runs(runs)).float()
-    found[:, 2:] += found[:, :2]
+    actual = torch.from_numpy(mask_ops.boxes_of_runs(runs)).float()
+    actual[:, 2:] += actual[:, :2]
     full = masks.any(2).any(1)
-    assert torch.equal(mask_ops.boxes_of_masks(masks)[full].float(), found[full])
+    assert torch.equal(mask_ops.boxes_of_masks(masks)[full].float(), actual[full])
     for row, mask in zip(runs, masks, strict=True):
         lengths = mask_ops.unpack_runs(row['counts']).tolist()
         flat = [value for index, length in enumerate(lengths) for value in [index % 2] * length]
@@ -162,6 +162,6 @@ def test_values_at_points_are_those_of_grid_sample(size, seed, count):
     points = torch.rand(2, count, 2, generator=generator(seed)) * torch.tensor([size[1], size[0]])
     grid = points / torch.tensor([size[1], size[0]]) * 2 - 1
     wanted = functional.grid_sample(values[:, None], grid[:, None], align_corners=False)[:, 0, 0]
-    found = mask_ops.sample_points(values, points, torch.tensor(size))
-    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
-    assert found.shape == (2, count) and math.isfinite(np.abs(found.numpy()).max())
+    actual = mask_ops.sample_points(values, points, torch.tensor(size))
+    torch.testing.assert_close(actual, wanted, atol=1e-4, rtol=1e-4)
+    assert actual.shape == (2, count) and math.isfinite(np.abs(actual.numpy()).max())

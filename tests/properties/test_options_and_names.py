@@ -110,11 +110,11 @@ def test_files_of_any_name_are_read_by_every_data_set(names):
         boxes = [dict(id=1, image_id=0, category_id=1, bbox=[0, 0, 2, 2], area=4, iscrowd=0)]
         coco = dict(images=images, annotations=boxes, categories=[dict(id=1, name='x')])
         (root / 'a.json').write_text(json.dumps(coco))
-        found = {
+        actual = {
             int(sample.meta.image_id): int(sample.img[0, 0, 0])
             for sample in CocoDetection('a.json', 'images', root=root)
         }
-        assert found == {k: k for k in red.values()}
+        assert actual == {k: k for k in red.values()}
 
 
 @few

@@ -47,10 +47,10 @@ def queries(seed: int, images: int, count: int) -> LayerPredictions:
 def test_the_assignment_is_the_cheapest_of_all(seed, counts, num_queries, form):
     matcher, targets = HungarianMatcher(form=form), objects(seed, counts)
     predictions = queries(seed, len(counts), num_queries)
-    (found,) = matcher([predictions], targets)
+    (actual,) = matcher([predictions], targets)
     costs = matcher.costs(predictions, targets)[0].T  # (M, Q) -> (Q, M)
     for image, (start, count) in enumerate(zip(targets.starts.tolist(), counts, strict=True)):
-        rows = found[0, image].tolist()
+        rows = actual[0, image].tolist()
         used = [row for row in rows if row != NO_OBJECT]
         assert len(used) == len(set(used)) == min(count, num_queries)
         assert all(start <= row < start + count for row in used)
@@ -77,10 +77,10 @@ def test_crowds_and_what_is_not_finite_are_not_taken_first(seed, count, data):
     bad = data.draw(st.integers(0, count + 1))
     predictions.logits[0, 0, bad] = data.draw(st.sampled_from([float('nan'), float('inf')]))
     predictions.boxes[0, 0, bad] = float('nan')
-    (found,) = HungarianMatcher()([predictions], targets)
-    used = [row for row in found[0, 0].tolist() if row >= 0]
+    (actual,) = HungarianMatcher()([predictions], targets)
+    used = [row for row in actual[0, 0].tolist() if row >= 0]
     assert sorted(used) == torch.nonzero(~targets.crowd).flatten().tolist()
-    assert found[0, 0, bad] == NO_OBJECT
+    assert actual[0, 0, bad] == NO_OBJECT
 
 
 def label_maps(seed: int, count: int, classes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -106,9 +106,9 @@ def test_counts_of_pixels_are_those_of_a_loop_in_any_order_and_batch(seed, count
     pairs = label_maps(seed, count, classes)
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     for target, labels in pairs:
-        for true, found in zip(target.flatten().tolist(), labels.flatten().tolist(), strict=True):
+        for true, actual in zip(target.flatten().tolist(), labels.flatten().tolist(), strict=True):
             if true != IGNORE:
-                confusion[true, found] += 1
+                confusion[true, actual] += 1
     metric, scores = miou(pairs, classes, batch)
     assert torch.equal(metric.confusion, confusion)
     assert miou(pairs[::-1], classes, 1)[1] == scores
@@ -162,10 +162,10 @@ def test_images_of_all_ranks_are_put_in_one_order(names):
     flat = [name for part in names for name in part]
     assume(len(set(map(str, flat))) == len(flat))
     keys = [[('data', name) for name in part] for part in names]
-    places = in_order(keys)
-    assert [len(part) for part in places] == [len(part) for part in keys]
-    assert sorted(np.concatenate(places).tolist()) == list(range(len(flat)))
-    ordered = dict(zip(np.concatenate(places).tolist(), flat, strict=True))
+    locations = in_order(keys)
+    assert [len(part) for part in locations] == [len(part) for part in keys]
+    assert sorted(np.concatenate(locations).tolist()) == list(range(len(flat)))
+    ordered = dict(zip(np.concatenate(locations).tolist(), flat, strict=True))
     turned = in_order(keys[::-1])
     backwards = [name for part in names[::-1] for name in part]
     assert ordered == dict(zip(np.concatenate(turned).tolist(), backwards, strict=True))  # whichever rank has them

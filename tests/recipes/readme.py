@@ -9,7 +9,7 @@ import ast
 import re
 from typing import Any
 
-from tests.recipes.table import ROOT, Recipe, config_of, leaves, recipes_of, rows_of
+from tests.recipes.table import ROOT, Recipe, config_names, config_of, recipes_of, rows_of
 
 README = ROOT / 'configs' / 'README.md'
 TITLES = {
@@ -41,22 +41,22 @@ it with the resolved configs, so that no number changes unnoticed. The column *n
 """
 
 
-def docstring_of(leaf: str) -> str:
+def docstring_of(config_name: str) -> str:
     """Return the docstring of a config."""
-    return ast.get_docstring(ast.parse((ROOT / 'configs' / f'{leaf}.py').read_text(encoding='utf-8')))
+    return ast.get_docstring(ast.parse((ROOT / 'configs' / f'{config_name}.py').read_text(encoding='utf-8')))
 
 
 def aim_of(text: str) -> str:
-    """Return the number that a docstring aims at, with its unit, or nothing where nobody published one."""
+    """Return the number that a docstring aims at, with its unit, or nothing where none is published."""
     text = re.sub(r'\s+', ' ', text)
-    found = re.search(r'Aims at (.+?)(?: \(|[.,;] |[.;]$| in (?:under|about|half) | on (?:the|\d+) )', text)
-    return found[1] if found else ''
+    actual = re.search(r'Aims at (.+?)(?: \(|[.,;] |[.;]$| in (?:under|about|half) | on (?:the|\d+) )', text)
+    return actual[1] if actual else ''
 
 
 def cost_of(text: str) -> str:
     """Return what a docstring says about the cost."""
-    found = re.search(r'Cost: (.+?)(?:\.\s|\.$|;)', re.sub(r'\s+', ' ', text))
-    return found[1] if found else ''
+    actual = re.search(r'Cost: (.+?)(?:\.\s|\.$|;)', re.sub(r'\s+', ' ', text))
+    return actual[1] if actual else ''
 
 
 def length_of(schedule: dict[str, Any]) -> str:
@@ -66,14 +66,14 @@ def length_of(schedule: dict[str, Any]) -> str:
     return f'{schedule["max_iters"]:,} steps'.replace(',', ' ')
 
 
-def row_of(leaf: str) -> str:
+def row_of(config_name: str) -> str:
     """Return the line of a config in the table of its folder."""
-    text, cfg = docstring_of(leaf), config_of(leaf)
-    name = leaf.partition('/')[2]
+    text, cfg = docstring_of(config_name), config_of(config_name)
+    name = config_name.partition('/')[2]
     first = re.sub(r'\s+', ' ', text.partition('\n\n')[0]).rstrip('.')
     rate = f'{cfg["optim_wrapper"]["optimizer"]["lr"]:g}'
-    count = len(rows_of(leaf)) if recipes_of(leaf) else ''
-    cells = [f'[{name}]({leaf}.py)', first, aim_of(text), Recipe(leaf).images_per_step, rate]
+    count = len(rows_of(config_name)) if recipes_of(config_name) else ''
+    cells = [f'[{name}]({config_name}.py)', first, aim_of(text), Recipe(config_name).images_per_step, rate]
     cells += [length_of(cfg['schedule']), cost_of(text), count]
     return '| ' + ' | '.join(str(cell) for cell in cells) + ' |'
 
@@ -82,7 +82,7 @@ def make_readme() -> str:
     """Return the text of configs/README.md."""
     parts = [HEAD]
     for folder, title in TITLES.items():
-        rows = [row_of(leaf) for leaf in leaves() if leaf.startswith(f'{folder}/')]
+        rows = [row_of(config_name) for config_name in config_names() if config_name.startswith(f'{folder}/')]
         columns = ['config', 'what', 'aims at', 'batch', 'rate', 'length', 'cost', 'numbers']
         table = ['| ' + ' | '.join(columns) + ' |', '| --- ' * len(columns) + '|', *rows]
         parts.append(f'\n## {title}\n\n' + '\n'.join(table) + '\n')

@@ -49,37 +49,39 @@ def read_table() -> dict[str, Any]:
     return tomllib.loads(TABLE.read_text(encoding='utf-8'))
 
 
-def leaves() -> list[str]:
+def config_names() -> list[str]:
     """Return the configs that can be run, as paths below configs/ without their suffix."""
     folder = ROOT / 'configs'
     files = [path for path in folder.rglob('*.py') if '_base_' not in path.parts and path.name != '__init__.py']
     return sorted(path.relative_to(folder).with_suffix('').as_posix() for path in files)
 
 
-def recipes_of(leaf: str) -> list[dict[str, Any]]:
+def recipes_of(config_name: str) -> list[dict[str, Any]]:
     """Return the recipes of the table that hold for a config."""
-    return [recipe for recipe in read_table()['recipe'] if any(fnmatch(leaf, each) for each in recipe['configs'])]
+    return [
+        recipe for recipe in read_table()['recipe'] if any(fnmatch(config_name, each) for each in recipe['configs'])
+    ]
 
 
-def rows_of(leaf: str) -> list[Row]:
-    """Return all rows of a config. Raises AssertionError where two rows speak of one field."""
-    rows = [Row(*row) for recipe in recipes_of(leaf) for row in recipe['rows']]
+def rows_of(config_name: str) -> list[Row]:
+    """Return all rows of a config. Raises AssertionError where two rows are about one field."""
+    rows = [Row(*row) for recipe in recipes_of(config_name) for row in recipe['rows']]
     fields = [row.field for row in rows]
     assert len(set(fields)) == len(fields), (
-        f'{leaf}: twice: {sorted({each for each in fields if fields.count(each) > 1})}'
+        f'{config_name}: twice: {sorted({each for each in fields if fields.count(each) > 1})}'
     )
     return rows
 
 
-def free_of(leaf: str) -> list[str]:
+def free_of(config_name: str) -> list[str]:
     """Return the fields that the sources of a config leave open."""
-    return [field for recipe in recipes_of(leaf) for field, _ in recipe.get('free', ())]
+    return [field for recipe in recipes_of(config_name) for field, _ in recipe.get('free', ())]
 
 
 @cache
-def config_of(leaf: str) -> dict[str, Any]:
+def config_of(config_name: str) -> dict[str, Any]:
     """Return the resolved config, as plain dicts; the transforms are lists, whose steps the table names by class."""
-    return _listed(load_config(str(ROOT / 'configs' / f'{leaf}.py')))
+    return _listed(load_config(str(ROOT / 'configs' / f'{config_name}.py')))
 
 
 def _listed(node: Any, key: str = '') -> Any:
@@ -94,14 +96,14 @@ def _listed(node: Any, key: str = '') -> Any:
 _networks: dict[str, nn.Module] = {}
 
 
-def network_of(leaf: str) -> nn.Module:
+def network_of(config_name: str) -> nn.Module:
     """Return the network of a config without memory for its weights; configs of the same network share it."""
-    network = without_pretrained(config_of(leaf)['model']['network'])
+    network = without_pretrained(config_of(config_name)['model']['network'])
     for branch in network.get('branches', {}).values():
         branch['head'].pop('pretrained', None)
     key = repr(network)
     if key not in _networks:
-        names = set(config_of(leaf)['model']['tasks']) & set(CLASSES)
+        names = set(config_of(config_name)['model']['tasks']) & set(CLASSES)
         options = {'num_classes': {name: CLASSES[name] for name in names}} if names else {}
         with torch.device('meta'):
             _networks[key] = build(network, **options)
@@ -109,10 +111,10 @@ def network_of(leaf: str) -> nn.Module:
 
 
 class Recipe:
-    """What a config says, field by field. `cfg` may be a changed copy of the config `leaf`."""
+    """The values of a config, field by field. `cfg` may be a changed copy of the config `config_name`."""
 
-    def __init__(self, leaf: str, cfg: Mapping[str, Any] | None = None) -> None:
-        self.leaf, self.cfg = leaf, config_of(leaf) if cfg is None else cfg
+    def __init__(self, config_name: str, cfg: Mapping[str, Any] | None = None) -> None:
+        self.config_name, self.cfg = config_name, config_of(config_name) if cfg is None else cfg
         self._groups: dict[str, tuple[float, float]] | None = None
 
     def notices(self, path: str, rows: Sequence[Row]) -> bool:
@@ -131,12 +133,12 @@ class Recipe:
 
     def differences(self, rows: Sequence[Row]) -> list[str]:
         """Return a sentence for each row that the config does not follow."""
-        found = []
+        actual = []
         for row in rows:
             got = self.value(row.field)
             if not _equal(got, row.value, row.tolerance):
-                found.append(f'{row.field}: {got!r} here, {row.value!r} in {row.source}')
-        return found
+                actual.append(f'{row.field}: {got!r} here, {row.value!r} in {row.source}')
+        return actual
 
     def value(self, field: str) -> Any:
         """Return what the config says about a field of the table."""
@@ -144,14 +146,14 @@ class Recipe:
         if field == 'batch':
             return self.images_per_step
         if field in ('mean', 'std'):
-            return [255 * each for each in getattr(network_of(self.leaf), field)]
+            return [255 * each for each in getattr(network_of(self.config_name), field)]
         if field == 'warmup epochs':
-            images = next(recipe['images'] for recipe in recipes_of(self.leaf) if 'images' in recipe)
+            images = next(recipe['images'] for recipe in recipes_of(self.config_name) if 'images' in recipe)
             return self.cfg['schedule']['warmup_iters'] * self.images_per_iteration / images
         if field in ('begin steps', 'end steps'):
             return self._annealing()[field == 'end steps']
         if kind in ('lr', 'decay') and name:
-            parameter = network_of(self.leaf).get_parameter(name.removeprefix('network.'))
+            parameter = network_of(self.config_name).get_parameter(name.removeprefix('network.'))
             return self._rates()[name][kind == 'decay'] if parameter.requires_grad else 'frozen'
         return look_up(self.cfg, field)
 
@@ -172,7 +174,7 @@ class Recipe:
             optimizer = wrapper['optimizer']
             self._groups = {
                 name: (optimizer['lr'] * group.lr, optimizer['weight_decay'] if group.decayed else 0.0)
-                for group in build(wrapper['groups']).groups(nn.ModuleDict({'network': network_of(self.leaf)}))
+                for group in build(wrapper['groups']).groups(nn.ModuleDict({'network': network_of(self.config_name)}))
                 for name in group.names
             }
         return self._groups

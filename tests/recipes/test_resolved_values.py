@@ -11,17 +11,17 @@ from vitdense.registry import build
 ROOT = Path(__file__).resolve().parents[2] / 'configs'
 
 
-def config(leaf: str):
-    return load_config(ROOT / f'{leaf}.py')
+def config(config_name: str):
+    return load_config(ROOT / f'{config_name}.py')
 
 
 def kinds(transforms: dict[str, dict]) -> list[str]:
     return [transform['type'].rsplit('.')[-1] for transform in transforms.values()]
 
 
-def rates(leaf: str, num_classes: int = 80) -> dict[str, tuple[float, float]]:
+def rates(config_name: str, num_classes: int = 80) -> dict[str, tuple[float, float]]:
     """Return the learning rate and the weight decay of every trained parameter."""
-    cfg = config(leaf)
+    cfg = config(config_name)
     recipe = cfg['model']
     backbone = recipe['network']['backbone']
     backbone.get('vit', backbone)['pretrained'] = False
@@ -37,7 +37,7 @@ def rates(leaf: str, num_classes: int = 80) -> dict[str, tuple[float, float]]:
 
 
 @pytest.mark.parametrize(
-    ('leaf', 'steps', 'milestone', 'warmup'),
+    ('config_name', 'steps', 'milestone', 'warmup'),
     [
         ('dino_mae_b_coco_12ep', 90_000, 82_500, 0),
         ('dino_mae_b_coco_50ep', 375_000, 300_000, 0),
@@ -45,9 +45,9 @@ def rates(leaf: str, num_classes: int = 80) -> dict[str, tuple[float, float]]:
         ('dino_mae_l_coco_50ep', 375_000, 300_000, 250),
     ],
 )
-def test_dino_on_mae_is_that_of_detrex(leaf, steps, milestone, warmup):
+def test_dino_on_mae_is_that_of_detrex(config_name, steps, milestone, warmup):
     """projects/dino/configs/models/dino_vitdet.py and dino_r50.py, dino-vitdet/*.py, projects/dino/modeling/dino.py."""
-    cfg = config(f'detection/{leaf}')
+    cfg = config(f'detection/{config_name}')
     assert cfg.schedule.max_iters == steps and tuple(cfg.schedule.milestones) == (milestone,)
     assert cfg.schedule.warmup_iters == warmup and cfg.train_dataloader.batch_size == 16
     assert cfg.model.tasks.det.top_k == 300
@@ -60,11 +60,11 @@ def test_dino_on_mae_is_that_of_detrex(leaf, steps, milestone, warmup):
     assert tuple(network.adapters['det'].strides) == tuple(head.project.strides) == (8, 16, 32, 64)
     assert len(head.decoder.class_predictors) == len(head.decoder.box_predictors) == 6
     assert network.backbone.num_prefix_tokens == 0
-    found = rates(f'detection/{leaf}')
-    assert found['network.adapters.det.smooth.2.0.weight'] == pytest.approx((1e-5, 1e-4))
-    assert found['network.adapters.det.smooth.2.1.weight'] == pytest.approx((1e-5, 0.0))  # weight_decay_norm=0
-    assert found['network.backbone.model.blocks.3.mlp.fc1.weight'] == pytest.approx((1e-5, 1e-4))
-    assert found['network.heads.det.decoder.box_predictors.5.linears.2.bias'] == pytest.approx((1e-4, 1e-4))
+    actual = rates(f'detection/{config_name}')
+    assert actual['network.adapters.det.smooth.2.0.weight'] == pytest.approx((1e-5, 1e-4))
+    assert actual['network.adapters.det.smooth.2.1.weight'] == pytest.approx((1e-5, 0.0))  # weight_decay_norm=0
+    assert actual['network.backbone.model.blocks.3.mlp.fc1.weight'] == pytest.approx((1e-5, 1e-4))
+    assert actual['network.heads.det.decoder.box_predictors.5.linears.2.bias'] == pytest.approx((1e-4, 1e-4))
 
 
 def test_fine_tuned_linear_is_that_of_benchmark_vfm_ss():
@@ -97,17 +97,17 @@ MMSEG = [
 ]
 
 
-@pytest.mark.parametrize('leaf', MMSEG)
-def test_ade20k_is_prepared_as_mmsegmentation_does(leaf):
+@pytest.mark.parametrize('config_name', MMSEG)
+def test_ade20k_is_prepared_as_mmsegmentation_does(config_name):
     """configs/_base_/datasets/ade20k.py, mmseg/models/losses/cross_entropy_loss.py: avg_non_ignore=False."""
-    cfg = config(f'semantic/{leaf}')
+    cfg = config(f'semantic/{config_name}')
     train, val = cfg.train_dataloader.dataset.transforms, cfg.val_dataloader.dataset.transforms.resize
     assert kinds(train) == ['RandomResize', 'RandomCrop', 'RandomFlip', 'PhotometricDistortion', 'Pad']
     assert not train.resize['antialias'] and not val['antialias']
     assert train.crop['fill'] is None and train.pad['after_normalisation']
     assert train.pad['size'] == train.crop['size'][0]
     assert [loss['average'] for loss in cfg.model.tasks.sem.losses] == ['all']
-    if 'vitadapter' in leaf:
+    if 'vitadapter' in config_name:
         assert val['divisor'] == 32 and val['round_up']
         assert cfg.schedule.max_iters == 160_000 and cfg.schedule.warmup_iters == 1500
 
@@ -123,10 +123,10 @@ def test_eomt_evaluates_on_a_padded_square(version, size):
 
 def test_eomt_on_dinov3_learns_as_the_released_code_runs():
     """training/lightning_module.py: `elif ... lr_mult` is never reached; transformers' DINOv3ViT: rescale 2.0."""
-    found = rates('semantic/eomt_dinov3_l_ade20k', 150)
-    assert {lr for lr, _ in found.values()} == {2e-4} and {decay for _, decay in found.values()} == {0.05}
-    for leaf in ('semantic/eomt_dinov3_l_ade20k', 'detection/eomt_dinov3_l_coco_640'):
-        backbone = config(leaf)['model']['network']['backbone']
+    actual = rates('semantic/eomt_dinov3_l_ade20k', 150)
+    assert {lr for lr, _ in actual.values()} == {2e-4} and {decay for _, decay in actual.values()} == {0.05}
+    for config_name in ('semantic/eomt_dinov3_l_ade20k', 'detection/eomt_dinov3_l_coco_640'):
+        backbone = config(config_name)['model']['network']['backbone']
         with torch.device('meta'):
             vit = build({**backbone, 'pretrained': False})
         assert vit.model.rope.rescale_coords == 2.0 and 'blocks.0.attn.q_bias' in dict(vit.model.named_parameters())
@@ -137,8 +137,8 @@ def test_eomt_on_dinov3_learns_as_the_released_code_runs():
 
 def test_rates_and_decays_of_rf_detr():
     """rfdetr/util/get_param_dicts.py, rfdetr/models/backbone/backbone.py."""
-    for leaf, layers in (('384', 13), ('560', 12)):  # the last layer that is read, plus one
-        found = rates(f'detection/rf_detr_dinov2_s_coco_{leaf}')
+    for config_name, layers in (('384', 13), ('560', 12)):  # the last layer that is read, plus one
+        actual = rates(f'detection/rf_detr_dinov2_s_coco_{config_name}')
         backbone, head = 'network.backbone.model.', 'network.heads.det.'
         for name, layer, decay in (
             ('blocks.3.attn.qkv.weight', 4, 1e-4),
@@ -150,11 +150,11 @@ def test_rates_and_decays_of_rf_detr():
             ('cls_token', 0, 0.0),
         ):
             wanted = 1.5e-4 * 0.8 ** (layers + 1 - layer) * 0.7**2
-            assert found[backbone + name] == pytest.approx((wanted, decay)), name
+            assert actual[backbone + name] == pytest.approx((wanted, decay)), name
         for name in ('layers.0.cross_attn.value_proj.bias', 'norm.weight', 'position_encoder.linears.0.weight'):
-            assert found[f'{head}decoder.{name}'] == pytest.approx((0.7e-4, 1e-4)), name
+            assert actual[f'{head}decoder.{name}'] == pytest.approx((0.7e-4, 1e-4)), name
         for name in ('decoder.class_predictors.0.bias', 'queries.content', 'queries.box_predictors.3.linears.0.weight'):
-            assert found[head + name] == pytest.approx((1e-4, 1e-4)), name
+            assert actual[head + name] == pytest.approx((1e-4, 1e-4)), name
 
 
 @pytest.mark.parametrize(
@@ -169,11 +169,11 @@ def test_rates_and_decays_of_rf_detr():
 )
 def test_rates_and_decays_of_lw_detr(size, depth, decay, component, weight_decay, top_k, batch):
     """scripts/lwdetr_*_coco_train.sh (eight GPUs), models/backbone/backbone.py, util/get_param_dicts.py."""
-    leaf = f'detection/lw_detr_{size}_coco'
-    cfg = config(leaf)
+    config_name = f'detection/lw_detr_{size}_coco'
+    cfg = config(config_name)
     assert cfg.model.tasks.det.top_k == top_k and cfg.ema.buffers
     assert cfg.train_dataloader.batch_size * cfg.optim_wrapper.accumulative_counts == batch
-    found = rates(leaf)
+    actual = rates(config_name)
     for name, layer, decays in (
         ('blocks.3.attn.qkv.weight', 4, True),
         ('blocks.3.attn.qkv.bias', 4, False),
@@ -183,14 +183,14 @@ def test_rates_and_decays_of_lw_detr(size, depth, decay, component, weight_decay
         ('pos_embed', 0, False),
     ):
         wanted = (1.5e-4 * decay ** (depth + 1 - layer) * component**2, weight_decay if decays else 0.0)
-        assert found[f'network.backbone.model.{name}'] == pytest.approx(wanted), name
+        assert actual[f'network.backbone.model.{name}'] == pytest.approx(wanted), name
     head = 'network.heads.det.'
-    assert found[f'{head}decoder.norm.bias'] == pytest.approx((1e-4 * component, weight_decay))
-    assert found['network.adapters.det.stages.0.norm.weight'] == pytest.approx((1e-4, weight_decay))
+    assert actual[f'{head}decoder.norm.bias'] == pytest.approx((1e-4 * component, weight_decay))
+    assert actual['network.adapters.det.stages.0.norm.weight'] == pytest.approx((1e-4, weight_decay))
 
 
-@pytest.mark.parametrize('leaf', sorted((ROOT / 'detection').glob('*_coco*.py')), ids=lambda path: path.stem)
-def test_as_many_detections_are_read_as_by_each_family(leaf):
-    task = load_config(leaf).model.tasks.det
-    few = leaf.stem.startswith(('eomt', 'detr_', 'lw_detr_tiny'))
+@pytest.mark.parametrize('config_name', sorted((ROOT / 'detection').glob('*_coco*.py')), ids=lambda path: path.stem)
+def test_as_many_detections_are_read_as_by_each_family(config_name):
+    task = load_config(config_name).model.tasks.det
+    few = config_name.stem.startswith(('eomt', 'detr_', 'lw_detr_tiny'))
     assert task.get('top_k', 100) == (100 if few else 300)

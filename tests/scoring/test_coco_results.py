@@ -64,13 +64,13 @@ BAD_FIRST = {
 
 
 @pytest.mark.parametrize('name', BAD_FIRST)
-@pytest.mark.parametrize('place', [0, 1])
+@pytest.mark.parametrize('location', [0, 1])
 @pytest.mark.parametrize('iou_type', ['bbox', 'segm'])
-def test_a_row_without_box_and_mask_is_named_wherever_it_stands(score, name, place, iou_type):
+def test_a_row_without_box_and_mask_is_named_wherever_it_stands(score, name, location, iou_type):
     bad, why, fix = BAD_FIRST[name]
     rows = [row(2)]
-    rows.insert(place, bad)
-    with pytest.raises(DataError, match=f'prediction {place + 1} cannot be scored') as caught:
+    rows.insert(location, bad)
+    with pytest.raises(DataError, match=f'prediction {location + 1} cannot be scored') as caught:
         score(*rows, iou_type=iou_type)
     assert why in caught.value.why and fix in caught.value.fix
 
@@ -200,9 +200,9 @@ def test_more_objects_than_the_limit_are_logged_beside_the_score(score, message)
 
 def test_images_without_size_matter_only_where_masks_are_rasterised(score, tmp_path):
     def more(*rows):
-        found = tmp_path / 'more.json'
-        found.write_text(json.dumps(list(rows)))
-        return evaluate_coco(tmp_path / 'annotations.json', found, iou_type='segm')
+        actual = tmp_path / 'more.json'
+        actual.write_text(json.dumps(list(rows)))
+        return evaluate_coco(tmp_path / 'annotations.json', actual, iou_type='segm')
 
     score(row(), row(2), iou_type='segm')
     content = json.loads((tmp_path / 'annotations.json').read_text())

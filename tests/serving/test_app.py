@@ -64,9 +64,9 @@ class Painter:
             raise RuntimeError('an image of white')
         mask = torch.zeros(1, height, width, dtype=torch.bool)
         mask[:, : height // 2] = True
-        found = Instances(torch.tensor([[0.0, 0, width, height / 2]]), torch.tensor([0.4]), torch.tensor([1]), mask)
+        actual = Instances(torch.tensor([[0.0, 0, width, height / 2]]), torch.tensor([0.4]), torch.tensor([1]), mask)
         heads = {
-            'det': found,
+            'det': actual,
             'sem': SemanticMap((img[0] > 100).to(torch.uint8)),
             'cls': ImageClass(torch.tensor([0.2, 0.8])),
         }

@@ -150,15 +150,15 @@ def test_predictions_are_the_best_pairs_in_original_pixels():
     logits[0, 1, 1], logits[0, 1, 0], logits[1, 2, 0] = 3.0, 1.0, 2.0
     boxes = torch.tensor([0.5, 0.5, 0.25, 0.5]).repeat(2, 3, 1)
     boxes[1, 2] = torch.tensor([0.9, 0.5, 0.4, 2.0])
-    found = DetectionTask(top_k=4).predict(QueryOutputs(logits, boxes, REGIONS), METAS)
-    assert all(isinstance(each, Instances) and len(each.scores) == 4 for each in found)
-    assert found[0].labels[:2].tolist() == [1, 0] and torch.allclose(
-        found[0].scores[:2], torch.tensor([3.0, 1]).sigmoid()
+    actual = DetectionTask(top_k=4).predict(QueryOutputs(logits, boxes, REGIONS), METAS)
+    assert all(isinstance(each, Instances) and len(each.scores) == 4 for each in actual)
+    assert actual[0].labels[:2].tolist() == [1, 0] and torch.allclose(
+        actual[0].scores[:2], torch.tensor([3.0, 1]).sigmoid()
     )
     # (24, 16, 40, 48) in pixels of the input; the image is 48 x 64 of them, the original 96 x 256
-    assert found[0].boxes[0].tolist() == [96, 32, 160, 96]
-    assert torch.allclose(found[1].boxes[0], torch.tensor([22.4, 0, 32, 64]))
-    assert (found[0].scores.diff() <= 0).all()
+    assert actual[0].boxes[0].tolist() == [96, 32, 160, 96]
+    assert torch.allclose(actual[1].boxes[0], torch.tensor([22.4, 0, 32, 64]))
+    assert (actual[0].scores.diff() <= 0).all()
 
 
 def test_duplicates_of_a_class_are_left_out_where_that_is_wanted():
@@ -211,9 +211,9 @@ def test_half_precision_outputs_are_read_in_float32():
     halves = outputs._replace(class_logits=outputs.class_logits.bfloat16(), boxes=outputs.boxes.bfloat16())
     with torch.autocast('cpu', torch.bfloat16):
         losses = DetectionTask().loss(halves, [target_of(3)])
-        found = DetectionTask().predict(halves, METAS[:1])
+        actual = DetectionTask().predict(halves, METAS[:1])
     assert all(value.dtype == torch.float32 for value in losses.values())
-    assert found[0].boxes.dtype == found[0].scores.dtype == torch.float32
+    assert actual[0].boxes.dtype == actual[0].scores.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -138,8 +138,8 @@ def test_the_loss_of_denoising_and_its_gradients_equal_rt_detr(objects):
     )
 
     layers = [{'logits': each.class_logits, 'pred_boxes': each.boxes} for each in (earlier, noised)]
-    places = [row.nonzero().flatten() for row in denoising_queries.positive]
-    context = {'dn_positive_idx': places, 'dn_num_group': denoising_queries.groups}
+    locations = [row.nonzero().flatten() for row in denoising_queries.positive]
+    context = {'dn_positive_idx': locations, 'dn_num_group': denoising_queries.groups}
     peers = RTDetrLoss(RT_DETR)(
         {
             'logits': outputs.class_logits,

@@ -178,12 +178,12 @@ def test_instances_are_masks_in_the_original_size_with_scores_and_boxes() -> Non
     masks = torch.full((1, 3, 8, 8), -30.0)
     masks[0, 0, 2:4, 1:5], masks[0, 1, 6:] = 30.0, 1.0
     outputs = QueryOutputs(logits, mask_logits=masks, sizes=torch.tensor([[32.0, 32.0]]), input_size=(32, 32))
-    found = InstanceTask(top_k=3).predict(outputs, [Meta(0, orig_size=(64, 48), size=(32, 24))])[0]
-    assert found.labels.tolist()[:2] == [1, 2] and found.masks.shape[1:] == (64, 48)
-    assert found.boxes[0].tolist() == [8.0, 16.0, 40.0, 32.0]
-    assert 480 < found.masks[0].sum() <= 16 * 32 and found.scores[0] > 0.9  # bilinear: corners are round
-    assert found.scores[1] == pytest.approx(torch.tensor(1.0).sigmoid().item(), abs=0.02)
-    assert (found.scores[:-1] >= found.scores[1:]).all() and found.masks.flatten(1).any(1).all()
+    actual = InstanceTask(top_k=3).predict(outputs, [Meta(0, orig_size=(64, 48), size=(32, 24))])[0]
+    assert actual.labels.tolist()[:2] == [1, 2] and actual.masks.shape[1:] == (64, 48)
+    assert actual.boxes[0].tolist() == [8.0, 16.0, 40.0, 32.0]
+    assert 480 < actual.masks[0].sum() <= 16 * 32 and actual.scores[0] > 0.9  # bilinear: corners are round
+    assert actual.scores[1] == pytest.approx(torch.tensor(1.0).sigmoid().item(), abs=0.02)
+    assert (actual.scores[:-1] >= actual.scores[1:]).all() and actual.masks.flatten(1).any(1).all()
 
 
 def test_the_loss_and_the_cost_at_a_single_point(monkeypatch) -> None:

@@ -32,8 +32,8 @@ METAS = [Meta(row, size=(SIDE, SIDE), orig_size=(SIDE, SIDE)) for row in range(2
 def test_instances_equal_mask2former(outputs, processor):
     theirs = SimpleNamespace(class_queries_logits=outputs.class_logits, masks_queries_logits=outputs.mask_logits)
     wanted = processor.post_process_instance_segmentation(None, theirs, threshold=0.0, return_binary_maps=True)
-    found = InstanceTask(top_k=QUERIES).predict(outputs, METAS)
-    for mine, other in zip(found, wanted, strict=True):
+    actual = InstanceTask(top_k=QUERIES).predict(outputs, METAS)
+    for mine, other in zip(actual, wanted, strict=True):
         segments = other['segments_info']
         order = sorted(range(len(segments)), key=lambda row: -segments[row]['score'])
         assert mine.labels.tolist() == [segments[row]['label_id'] for row in order]
@@ -46,7 +46,7 @@ def test_label_maps_equal_mask2former(outputs, processor):
     theirs = SimpleNamespace(class_queries_logits=outputs.class_logits, masks_queries_logits=outputs.mask_logits)
     wanted = processor.post_process_semantic_segmentation(None, theirs, target_sizes=[(SIDE, SIDE)] * 2)
     task = MaskSemanticTask()
-    for found in (task.predict(outputs, METAS), task.predict(task.blendable(outputs, 'pixels'), METAS)):
-        for mine, other in zip(found, wanted, strict=True):
+    for actual in (task.predict(outputs, METAS), task.predict(task.blendable(outputs, 'pixels'), METAS)):
+        for mine, other in zip(actual, wanted, strict=True):
             assert (mine.labels != other).double().mean() < 1e-4  # ties in float32
             assert mine.labels.unique().numel() > 1

@@ -38,9 +38,9 @@ def theirs(matcher, outputs, object_targets, *more):
         strict=True,
     )
     targets = [{'class_labels': labels, 'boxes': boxes} for labels, boxes in per_image]
-    found = matcher({'logits': outputs.logits[-1], 'pred_boxes': outputs.boxes[-1]}, targets, *more)
+    actual = matcher({'logits': outputs.logits[-1], 'pred_boxes': outputs.boxes[-1]}, targets, *more)
     rows = torch.full(outputs.boxes.shape[1:3], NO_OBJECT)
-    for image, (queries, objects) in enumerate(found):
+    for image, (queries, objects) in enumerate(actual):
         rows[image, queries] = objects + object_targets.starts[image]
     return rows
 
@@ -115,7 +115,7 @@ def test_more_objects_than_queries():
     assert (rows[0] >= 0).sum(1).tolist() == [3, 0, 4, 1]
 
 
-def test_crowds_belong_to_nobody():
+def test_crowds_are_not_assigned():
     object_targets = targets_of()
     crowd = torch.zeros(len(object_targets.labels), dtype=torch.bool)
     crowd[[0, 1, 2, 5]] = True

@@ -116,10 +116,14 @@ def test_mask_ap_of_two_halves_is_one(tiled):
     model = DenseModel(Fixed('det', outputs), {'det': InstanceTask(top_k=3)}, classes=classes, tiler=tiler).eval()
     sample = Pipeline(SQUARE)(sample_of())
     (prediction,) = model.val_step(collate([sample]))
-    found = prediction['det']
-    assert sorted(found.labels.tolist()) == [0, 1] and found.masks.shape == (2, 64, 128)  # that of padding has no pixel
-    order = found.labels.argsort()
-    assert torch.equal(found.masks[order], masks) and torch.equal(found.boxes[order], boxes)
+    actual = prediction['det']
+    assert sorted(actual.labels.tolist()) == [0, 1] and actual.masks.shape == (
+        2,
+        64,
+        128,
+    )  # that of padding is empty
+    order = actual.labels.argsort()
+    assert torch.equal(actual.masks[order], masks) and torch.equal(actual.boxes[order], boxes)
     metric = CocoAP(head='det', iou_type='segm')
     metric.dataset_meta = {'classes': classes, 'category_ids': {'labels': [1, 2]}}
     meta = sample.meta._replace(dataset='hand')
@@ -135,10 +139,10 @@ def test_masks_are_undone_as_the_authors_undo_them():
     sample = Pipeline(SQUARE)(sample_of(50, 83))
     full = functional.interpolate(mask_logits, (32, 32), mode='bilinear')[..., : sample.meta.image_size[0], :]
     wanted = functional.interpolate(full, (50, 83), mode='bilinear')[0]
-    found = InstanceTask(top_k=4).predict(outputs, [sample.meta])[0]
+    actual = InstanceTask(top_k=4).predict(outputs, [sample.meta])[0]
     wanted = wanted[wanted.abs().flatten(1).amin(1) > 0] > 0
     assert sample.meta.image_size == (19, 32)
-    for mask in found.masks:
+    for mask in actual.masks:
         assert min(((mask != other).float().mean()) for other in wanted) < 1e-3
 
 

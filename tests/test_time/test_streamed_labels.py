@@ -31,7 +31,7 @@ class Network(nn.Module):
 
 
 def labels_with_all_logits(tiler, network, imgs, metas, valid=None):
-    return [found.labels for found in SemanticTask().predict(tiler(network, imgs, valid)['sem'], metas)]
+    return [actual.labels for actual in SemanticTask().predict(tiler(network, imgs, valid)['sem'], metas)]
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_metas_are_needed():
 def test_twenty_megapixels_and_150_classes_fit_into_2_5_gb():
     script = Path(__file__).parents[2] / 'benchmarks' / 'large_image.py'
     output = subprocess.run([sys.executable, script, '--depth', '1'], capture_output=True, text=True, check=True)
-    found = re.fullmatch(r'peak (\d+\.\d+) GB, \d+ s\n', output.stdout)
-    assert found and float(found[1]) < 2.5, output.stdout
+    actual = re.fullmatch(r'peak (\d+\.\d+) GB, \d+ s\n', output.stdout)
+    assert actual and float(actual[1]) < 2.5, output.stdout
 
 
 @pytest.mark.parametrize('queries', [0, 4])

@@ -13,14 +13,14 @@ BOXES = [[10, 10, 30, 20], [40, 30, 20, 25]]
 @pytest.fixture
 def files(tmp_path):
     images = [dict(id=1, file_name='1.png', width=80, height=60)]
-    found = [dict(image_id=1, category_id=5, bbox=box) for box in BOXES]
+    actual = [dict(image_id=1, category_id=5, bbox=box) for box in BOXES]
     annotations = [
         record | dict(id=number, area=record['bbox'][2] * record['bbox'][3], iscrowd=0)
-        for number, record in enumerate(found, 1)
+        for number, record in enumerate(actual, 1)
     ]
     content = dict(images=images, annotations=annotations, categories=[dict(id=5, name='cat'), dict(id=8, name='dog')])
     (tmp_path / 'annotations.json').write_text(json.dumps(content))
-    (tmp_path / 'found.json').write_text(json.dumps([record | dict(score=0.5) for record in found]))
+    (tmp_path / 'found.json').write_text(json.dumps([record | dict(score=0.5) for record in actual]))
     return tmp_path
 
 

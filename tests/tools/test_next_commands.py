@@ -73,8 +73,18 @@ def test_the_commands_behind_a_run_on_own_data(yard, tmp_path, monkeypatch):
     folder = tmp_path / 'my runs' / 'yard'
     options = [f'{DATASET[0]}.annotations=train.json', f'{DATASET[1]}.annotations=val.json']
     options += [f'{key}.images=photos' for key in DATASET]
-    leaf = 'configs/detection/finetune_small.py'
-    words = [leaf, '--work-dir', str(folder), '--device', 'cpu', '--cfg-options', f'data_root={yard}', *options, *TINY]
+    config_name = 'configs/detection/finetune_small.py'
+    words = [
+        config_name,
+        '--work-dir',
+        str(folder),
+        '--device',
+        'cpu',
+        '--cfg-options',
+        f'data_root={yard}',
+        *options,
+        *TINY,
+    ]
     importlib.import_module('vitdense.tools.train').main(words)
     log = (folder / 'log.txt').read_text()
     assert 'training, my yard: 1 images' in log and 'validation, my yard: 1 images' in log

@@ -40,8 +40,8 @@ def reference(weights, folder):
     model.load_state_dict(state)
     look = create_transform(224, interpolation='bicubic', crop_pct=0.9, mean=(0.5,) * 3, std=(0.5,) * 3)
     tokens, labels = [], []
-    for label, place in enumerate(sorted(folder.iterdir())):
-        for file in sorted(place.iterdir()):
+    for label, location in enumerate(sorted(folder.iterdir())):
+        for file in sorted(location.iterdir()):
             with torch.inference_mode():
                 tokens.append(model.forward_features(look(Image.open(file).convert('RGB'))[None])[0, 0])
             labels.append(label)
@@ -59,8 +59,8 @@ def test_neighbours_and_linear_head_are_those_of_an_independent_computation(few,
     for row in rows[:4]:
         near = np.argsort(-cosines, axis=1)[:, : row['k']]
         votes = np.zeros((len(test), 10))
-        for place, columns in enumerate(near):
-            np.add.at(votes[place], labels[columns], np.exp(cosines[place, columns] / 0.07))
+        for location, columns in enumerate(near):
+            np.add.at(votes[location], labels[columns], np.exp(cosines[location, columns] / 0.07))
         assert row['cls/top1'] == pytest.approx((votes.argmax(1) == targets).mean())
     assert rows[1]['k'] == 20 and rows[1]['cls/top1'] >= 0.9
     assert [row['head'] for row in rows] == ['knn'] * 4 + ['linear']

@@ -81,7 +81,7 @@ def test_colours_are_learned_tested_and_predicted(root, capsys):
     metrics = run_test(cfg, root / 'run' / 'best.pth', out=root / 'out', show_dir=root / 'shown', device='cpu')
     assert metrics == {key: runner.train_loop.history.best[key] for key in metrics} and metrics['cls/ece'] < 0.9
     shown = [Image.open(path).size for path in (root / 'shown').rglob('*.jpg')]
-    # the square that the network saw, enlarged, and a legend: never stretched to the 60 x 40 of the file
+    # the square that was the input of the network, enlarged, and a legend: never stretched to the 60 x 40 of the file
     assert len(shown) == 9 and all(height == 320 and width > 320 for width, height in shown)
 
     predictor = load(root / 'run' / 'model', device='cpu', amp='off')

@@ -150,12 +150,12 @@ LEARNED = "+model.loss_weights=dict(type='vitdense.layers.loss_weights.Uncertain
 
 
 def _two(folder: Path, rank: int) -> list[dict[str, torch.Tensor]]:
-    found = []
+    actual = []
     for name, options in (('two', BY_SGD), ('learned', (*BY_SGD, LEARNED)), ('resting', (*BY_ADAMW, LEARNED))):
         runner = _runner(folder, name, (*options, 'train_dataloader.batch_size=4'))  # two images on each rank
         runner.train()
-        found.append({key: value.clone() for key, value in runner.network_model.state_dict().items()})
-    return found
+        actual.append({key: value.clone() for key, value in runner.network_model.state_dict().items()})
+    return actual
 
 
 def test_two_ranks_of_which_one_lacks_labels_equal_one_process_with_both_batches(joint, tmp_path, run_ranks):
@@ -287,10 +287,10 @@ def test_gradients_of_tasks_are_measured_and_nothing_else_changes(joint, tmp_pat
 
     model, batch = runner.network_model, next(iter(runner.train_dataloader))
     torch.manual_seed(1)
-    found = task_gradients(model, batch)
+    actual = task_gradients(model, batch)
     torch.manual_seed(1)
     model.zero_grad()
     losses = model(*model.data_preprocessor(batch, True), mode='loss')
     model.weighted_losses(losses)['sem'].backward()
     grads = [parameter.grad for parameter in model.network.backbone.parameters() if parameter.grad is not None]
-    assert found.norms['sem'] == pytest.approx(float(torch.nn.utils.get_total_norm(grads)), rel=1e-4)
+    assert actual.norms['sem'] == pytest.approx(float(torch.nn.utils.get_total_norm(grads)), rel=1e-4)

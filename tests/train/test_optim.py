@@ -42,14 +42,14 @@ def test_every_trained_parameter_is_in_one_group_and_groups_are_few():
 def test_layers_decay_as_in_beit_and_as_timm_counts_them():
     """The published definition: layer k of a ViT of depth d learns at decay ** (d + 1 - k)."""
     model = Network()
-    found = by_name(model, LayerDecay(decay=0.5, no_decay=('norm', 'bias', 'pos_embed', 'cls_token')).groups(model))
+    actual = by_name(model, LayerDecay(decay=0.5, no_decay=('norm', 'bias', 'pos_embed', 'cls_token')).groups(model))
     prefix = 'network.backbone.model.'
-    assert found[f'{prefix}patch_embed.proj.weight'] == (0.5**4, True)
-    assert found[f'{prefix}pos_embed'] == (0.5**4, False)
-    assert found[f'{prefix}blocks.0.mlp.fc1.weight'] == (0.5**3, True)
-    assert found[f'{prefix}blocks.2.norm1.weight'] == (0.5**1, False)
-    assert found[f'{prefix}norm.weight'] == (1.0, False)
-    assert found['network.head.1.weight'] == (1.0, True) and found['network.head.0.weight'] == (1.0, False)
+    assert actual[f'{prefix}patch_embed.proj.weight'] == (0.5**4, True)
+    assert actual[f'{prefix}pos_embed'] == (0.5**4, False)
+    assert actual[f'{prefix}blocks.0.mlp.fc1.weight'] == (0.5**3, True)
+    assert actual[f'{prefix}blocks.2.norm1.weight'] == (0.5**1, False)
+    assert actual[f'{prefix}norm.weight'] == (1.0, False)
+    assert actual['network.head.1.weight'] == (1.0, True) and actual['network.head.0.weight'] == (1.0, False)
 
     timm_model = model.network.backbone.model
     theirs = {}
@@ -59,7 +59,7 @@ def test_layers_decay_as_in_beit_and_as_timm_counts_them():
             theirs[prefix + names[id(parameter)]] = group['lr_scale']
     # timm puts the final norm into the last block's layer, and so is one factor higher below it
     norm = {f'{prefix}norm.weight', f'{prefix}norm.bias'}
-    assert {found[name][0] / scale for name, scale in theirs.items() if name not in norm} == {0.5}
+    assert {actual[name][0] / scale for name, scale in theirs.items() if name not in norm} == {0.5}
     assert {theirs[name] for name in norm} == {1.0}
 
 
@@ -76,8 +76,8 @@ def test_published_recipes_can_be_said():
     groups = LayerDecay(head_lr=10).groups(model)  # R7: the head at ten times the rate
     assert {group.lr for group in groups} == {1.0, 10.0}
 
-    found = by_name(model, LayerDecay(lr_of={'attn': 0.1}).groups(model))
-    assert found['network.backbone.model.blocks.1.attn.qkv.weight'][0] == pytest.approx(0.1)
+    actual = by_name(model, LayerDecay(lr_of={'attn': 0.1}).groups(model))
+    assert actual['network.backbone.model.blocks.1.attn.qkv.weight'][0] == pytest.approx(0.1)
     with pytest.raises(ConfigError, match="did you mean 'attn'"):
         LayerDecay(lr_of={'atn': 0.1}).groups(model)
 
@@ -87,8 +87,8 @@ def test_layer_scale_is_spared():
     model.backbone = ViT(
         'vit_tiny_patch16_224', img_size=32, timm_args=dict(embed_dim=24, depth=1, num_heads=2, init_values=1e-5)
     )
-    found = by_name(model, LayerDecay().groups(model))
-    assert found['backbone.model.blocks.0.ls1.gamma'] == (1.0, False)
+    actual = by_name(model, LayerDecay().groups(model))
+    assert actual['backbone.model.blocks.0.ls1.gamma'] == (1.0, False)
 
 
 def test_the_optimizer_keeps_full_rates_and_is_fused():
@@ -127,8 +127,8 @@ def test_the_printed_table():
     flat = group_rows(LayerDecay().groups(Network()), 1e-3, 0.05)
     assert [row[0] for row in flat] == ['embedding, blocks 0-2, final norm, head.0, head.1']
     slow = group_rows(LayerDecay(lr_of={'attn': 0.1}).groups(Network()), 1e-3, 0.05)
-    places = 'block 0 attn, block 1 attn, block 2 attn'
-    assert [(row[0], row[1]) for row in slow] == [(flat[0][0], '0.001'), (places, '0.0001')]
+    locations = 'block 0 attn, block 1 attn, block 2 attn'
+    assert [(row[0], row[1]) for row in slow] == [(flat[0][0], '0.001'), (locations, '0.0001')]
     assert [optim._count(number) for number in (999, 1000, 1_000_000)] == ['999', '1.00 k', '1.00 M']
 
 
@@ -142,28 +142,28 @@ def test_a_rate_can_belong_to_parts_that_follow_each_other():
     model = Network()
     model.network.decoder = nn.ModuleDict(dict(norm=nn.LayerNorm(4), layers=nn.ModuleList([nn.LayerNorm(4)])))
     model.network.other = nn.ModuleDict(dict(norm=nn.LayerNorm(4)))
-    found = by_name(model, LayerDecay(lr_of={'layers': 0.5, 'decoder.norm': 0.7}).groups(model))
-    assert found['network.decoder.norm.weight'][0] == 0.7 and found['network.decoder.layers.0.weight'][0] == 0.5
-    assert found['network.other.norm.weight'][0] == found['network.backbone.model.norm.weight'][0] == 1.0
+    actual = by_name(model, LayerDecay(lr_of={'layers': 0.5, 'decoder.norm': 0.7}).groups(model))
+    assert actual['network.decoder.norm.weight'][0] == 0.7 and actual['network.decoder.layers.0.weight'][0] == 0.5
+    assert actual['network.other.norm.weight'][0] == actual['network.backbone.model.norm.weight'][0] == 1.0
     with pytest.raises(ConfigError, match='norm.decoder'):
         LayerDecay(lr_of={'norm.decoder': 0.7}).groups(model)
 
 
 def test_weight_decay_can_spare_other_parts_of_the_vit_than_of_the_rest():
     model = Network()
-    found = by_name(model, LayerDecay(no_decay=(), backbone_no_decay=('norm', 'bias', 'pos_embed')).groups(model))
+    actual = by_name(model, LayerDecay(no_decay=(), backbone_no_decay=('norm', 'bias', 'pos_embed')).groups(model))
     prefix = 'network.backbone.model.'
-    spared = {name for name, (_, decayed) in found.items() if not decayed}
+    spared = {name for name, (_, decayed) in actual.items() if not decayed}
     assert {f'{prefix}pos_embed', f'{prefix}norm.weight', f'{prefix}blocks.0.attn.qkv.bias'} <= spared
     assert all(name.startswith(prefix) for name in spared) and f'{prefix}cls_token' not in spared
-    assert found['network.head.0.weight'][1] and found['network.head.1.bias'][1]
+    assert actual['network.head.0.weight'][1] and actual['network.head.1.bias'][1]
 
 
 def test_full_blocks_count_layers_as_eomt_does():
     """The last blocks learn at the full rate, the others at a decay for each block above, embeddings like the first."""
     model = Network()
-    found = by_name(model, LayerDecay(decay=0.5, full_blocks=1, backbone_lr=0.8).groups(model))
-    rates = {name.removeprefix('network.backbone.model.'): rate for name, (rate, _) in found.items()}
+    actual = by_name(model, LayerDecay(decay=0.5, full_blocks=1, backbone_lr=0.8).groups(model))
+    rates = {name.removeprefix('network.backbone.model.'): rate for name, (rate, _) in actual.items()}
     assert [rates[f'blocks.{block}.attn.qkv.weight'] for block in range(3)] == pytest.approx([0.8 / 4, 0.8 / 2, 1.0])
     assert rates['patch_embed.proj.weight'] == rates['pos_embed'] == pytest.approx(0.8 / 4)
     assert rates['norm.weight'] == rates['network.head.1.weight'] == 1.0
@@ -182,8 +182,8 @@ def test_decays_are_shares_and_equal_rates_share_a_group():
 
 def test_a_vit_alone_is_a_model_too():
     alone = vit()
-    found = by_name(alone, LayerDecay(decay=0.5).groups(alone))
-    assert found['model.blocks.0.mlp.fc1.weight'] == (0.5**3, True) and found['model.norm.weight'] == (1.0, False)
+    actual = by_name(alone, LayerDecay(decay=0.5).groups(alone))
+    assert actual['model.blocks.0.mlp.fc1.weight'] == (0.5**3, True) and actual['model.norm.weight'] == (1.0, False)
 
 
 class Scale(nn.LayerNorm):
@@ -205,11 +205,11 @@ class Gains(nn.Module):
 
 def test_norms_are_known_by_kind_or_name_and_own_what_is_theirs_alone():
     model = nn.ModuleDict(dict(scale=Scale(4), part=NormedPart(), gains=Gains()))
-    found = by_name(model, LayerDecay(no_decay=('norm',)).groups(model))
-    spared = {name for name, (_, decayed) in found.items() if not decayed}
+    actual = by_name(model, LayerDecay(no_decay=('norm',)).groups(model))
+    spared = {name for name, (_, decayed) in actual.items() if not decayed}
     assert spared == {'scale.weight', 'scale.bias', 'part.weight', 'part.gamma_1'}
-    found = by_name(model, LayerDecay(no_decay=('layer_scale',)).groups(model))
-    spared = {name for name, (_, decayed) in found.items() if not decayed}
+    actual = by_name(model, LayerDecay(no_decay=('layer_scale',)).groups(model))
+    spared = {name for name, (_, decayed) in actual.items() if not decayed}
     assert spared == {'part.gamma_1', 'gains.gamma_1', 'gains.gamma_2'}
 
 

@@ -40,7 +40,7 @@ def miou(model: DenseModel, batch, classes: list[str]) -> float:
     ('branch', 'steps', 'lr', 'decay', 'head_lr', 'wanted'),
     [(LINEAR, 150, 3e-4, 0.9, 15, 0.78), (UPERNET, 300, 1e-3, 1.0, 3, 0.90)],
 )
-def test_four_camvid_images_are_learned_by_heart(
+def test_four_camvid_images_are_overfitted(
     shared: Path, branch: dict, steps: int, lr: float, decay: float, head_lr: float, wanted: float
 ) -> None:
     root = shared / 'camvid'

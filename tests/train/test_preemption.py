@@ -89,8 +89,8 @@ def validate(rank: int, folder: str, results) -> None:
         for row in range(number):
             if signalled and rank == 1 and row == 1:
                 request.on_stop(signal.SIGTERM, None)
-            if row < fewest and (found := request.read(cpu)) != (0, False):
-                results.put((rank, row, *found))
+            if row < fewest and (actual := request.read(cpu)) != (0, False):
+                results.put((rank, row, *actual))
                 return
 
 

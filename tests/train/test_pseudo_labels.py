@@ -50,11 +50,11 @@ def test_pixels_without_label_and_of_the_background_get_certain_old_classes() ->
         background=[4],
     )
     maps = [[IGNORE] * 4, [4] * 4, [3] * 4, [2] * 4]
-    found = [
+    actual = [
         labels(torch.zeros(1, 3, 1, 4), [Target(semantic=torch.tensor([row], dtype=torch.uint8))], [Meta(0)], None)
         for row in maps
     ]
-    rows = [target[0].semantic[0].tolist() for target in found]
+    rows = [target[0].semantic[0].tolist() for target in actual]
     assert rows == [[0, 1, IGNORE, IGNORE], [0, 1, 4, IGNORE], [3] * 4, [2] * 4]
     assert labels(torch.zeros(1, 3, 1, 4), [Target()], [Meta(0)], None) == [Target()]
 
@@ -68,10 +68,10 @@ def test_objects_that_overlap_no_label_become_objects() -> None:
     own = torch.tensor([[60.0, 61, 80, 80]])
     target = Target(boxes=own, labels=torch.tensor([2]), iscrowd=torch.tensor([False]))
     meta = Meta(0, orig_size=(50, 50), size=(100, 100))
-    (found,) = labels(torch.zeros(1, 3, 100, 100), [target], [meta], None)
-    assert found.labels.tolist() == [2, 0]  # a duplicate, a labelled place and a class that is labelled are left out
-    assert torch.allclose(found.boxes, torch.cat([own, torch.tensor([[10.0, 10, 30, 30]])]))
-    assert found.iscrowd.tolist() == [False, False] and found.area is None
+    (actual,) = labels(torch.zeros(1, 3, 100, 100), [target], [meta], None)
+    assert actual.labels.tolist() == [2, 0]  # a duplicate, a labelled place and a class that is labelled are left out
+    assert torch.allclose(actual.boxes, torch.cat([own, torch.tensor([[10.0, 10, 30, 30]])]))
+    assert actual.iscrowd.tolist() == [False, False] and actual.area is None
 
 
 def test_scores_of_labels_are_those_of_the_best_f1_where_the_model_has_them() -> None:
@@ -92,10 +92,10 @@ def test_objects_with_masks_keep_them() -> None:
 
     target = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), masks=torch.zeros(0, 8, 8, dtype=torch.bool))
     meta = Meta(0, orig_size=(9, 9), size=(8, 8), image_size=(4, 6))
-    (found,) = PseudoLabels(Teacher(Masks(), None), {'labels': [0]}, min_scores={'labels': [0.5, 0.5]})(
+    (actual,) = PseudoLabels(Teacher(Masks(), None), {'labels': [0]}, min_scores={'labels': [0.5, 0.5]})(
         torch.zeros(1, 3, 8, 8), [target], [meta], None
     )
-    assert found.masks.shape == (1, 8, 8) and int(found.masks.sum()) == 2 * 6
+    assert actual.masks.shape == (1, 8, 8) and int(actual.masks.sum()) == 2 * 6
 
 
 def test_old_classes_stand_ahead_with_their_colours_and_free_ids() -> None:

@@ -29,7 +29,7 @@ def test_shapes_reach_three_aims_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_eight_images_of_coco_are_learned_by_heart(tmp_path: Path, shared: Path) -> None:
+def test_eight_images_of_coco_are_overfitted(tmp_path: Path, shared: Path) -> None:
     command = [sys.executable, 'tools/train.py', 'configs/detection/overfit_small.py', '--work-dir', str(tmp_path)]
     weights = shared / 'weights' / 'vit_tiny_patch16_224_fp16.safetensors'
     options = [

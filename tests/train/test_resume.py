@@ -1,4 +1,4 @@
-"""A run can be stopped and continued, and nobody can tell from its numbers."""
+"""A run can be stopped and continued without any effect on its numbers."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def test_stopped_and_resumed_equals_uninterrupted(trainer, tmp_path, workers, st
     with pytest.raises(SystemExit) as left:
         runner.train()
     assert left.value.code == 143
-    found = find_checkpoint(tmp_path / 'parts')
-    assert found.name == f'step_{step:06d}.pth'
-    content = read_checkpoint(found)
+    actual = find_checkpoint(tmp_path / 'parts')
+    assert actual.name == f'step_{step:06d}.pth'
+    content = read_checkpoint(actual)
     assert content['validation_pending'] is during_validation
     if workers == 1 and step == 5:
         return  # gradients of half an accumulated step are not kept; the file is whole, that is all

@@ -27,7 +27,7 @@ def write(path, frames, fps=25.0):
 
 
 class FakeCapture:
-    """A capture that says and gives what a test wants; None in `frames` is a frame that cannot be decoded."""
+    """A capture with the properties and frames of a test; None in `frames` is a frame that cannot be decoded."""
 
     def __init__(self, frames, *, fps=25.0, announced=None, seconds=None, delay=0.0):
         self.frames, self.fps, self.delay = list(frames), fps, delay

@@ -110,13 +110,13 @@ def test_instances_above_the_score_get_boxes_masks_and_names():
     masks[0, 60:120, 60:120] = True
     masks[1, 150:180, 150:180] = True
     boxes = torch.tensor([[60.0, 60, 120, 120], [150, 150, 180, 180]])
-    found = Instances(boxes, torch.tensor([0.9, 0.1]), torch.tensor([1, 0]), masks)
-    sampled = draw(grey(200, 200), {'det': found}, META, legend=False)
+    actual = Instances(boxes, torch.tensor([0.9, 0.1]), torch.tensor([1, 0]), masks)
+    sampled = draw(grey(200, 200), {'det': actual}, META, legend=False)
     color = palette(2)[1]
     assert sampled[60, 90].tolist() == color.tolist()  # the line of the box
     assert np.abs(sampled[90, 90].astype(int) - (color.astype(int) + 100) // 2).max() <= 1  # inside: half the colour
     assert sampled[165, 165].tolist() == [100, 100, 100]  # the weak one is not there
-    all_of_them = draw(grey(200, 200), {'det': found}, META, legend=False, min_score=0.0)
+    all_of_them = draw(grey(200, 200), {'det': actual}, META, legend=False, min_score=0.0)
     assert all_of_them[165, 165].tolist() != [100, 100, 100]
 
 
@@ -124,8 +124,8 @@ def test_masks_are_tinted_and_outlined_in_the_colour_of_their_class():
     masks = torch.zeros(2, 400, 400, dtype=torch.bool)
     masks[0, 100:200, 100:200], masks[1, 150:300, 150:300] = True, True
     everything = torch.tensor([[0.0, 0, 400, 400]] * 2)
-    found = Instances(everything, torch.tensor([0.9, 0.8]), torch.tensor([1, 1]), masks)
-    sampled = draw(grey(400, 400), {'det': found}, META, legend=False)
+    actual = Instances(everything, torch.tensor([0.9, 0.8]), torch.tensor([1, 1]), masks)
+    sampled = draw(grey(400, 400), {'det': actual}, META, legend=False)
     color = palette(2)[1].tolist()
     assert sampled[100, 150].tolist() == sampled[199, 120].tolist() == sampled[150, 250].tolist() == color
     assert sampled[199, 180].tolist() == sampled[200, 180].tolist() == color  # where one covers the other of its class
@@ -136,8 +136,8 @@ def test_masks_are_tinted_and_outlined_in_the_colour_of_their_class():
 
 def test_boxes_that_cannot_be_are_survived():
     boxes = torch.tensor([[float('nan'), 0, 1, 1], [30, 30, 10, 10], [-50, -50, 500, 500]])
-    found = Instances(boxes, torch.ones(3), torch.zeros(3, dtype=torch.int64))
-    assert draw(grey(60, 60), {'det': found}, META, legend=False).shape == (60, 60, 3)
+    actual = Instances(boxes, torch.ones(3), torch.zeros(3, dtype=torch.int64))
+    assert draw(grey(60, 60), {'det': actual}, META, legend=False).shape == (60, 60, 3)
     empty = Instances(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
     assert np.array_equal(draw(grey(60, 60), {'det': empty}, META, legend=False), grey(60, 60).permute(1, 2, 0).numpy())
 
@@ -146,14 +146,14 @@ def test_a_class_keeps_its_colour_whatever_else_is_seen():
     boxes = torch.tensor([[20.0, 150, 180, 190], [20, 30, 180, 100]])
     both = Instances(boxes, torch.tensor([0.9, 0.8]), torch.tensor([1, 0]))
     alone = Instances(boxes[:1], torch.tensor([0.9]), torch.tensor([1]))
-    frames = [draw(grey(200, 200), {'det': found}, META, legend=False) for found in (both, alone)]
+    frames = [draw(grey(200, 200), {'det': actual}, META, legend=False) for actual in (both, alone)]
     assert frames[0][190, 150].tolist() == frames[1][190, 150].tolist() == palette(2)[1].tolist()
 
 
 def test_the_legend_counts_the_objects_that_are_shown():
     boxes = torch.tensor([[10.0, 10, 50, 50]]).repeat(3, 1)
-    found = Instances(boxes, torch.tensor([0.9, 0.8, 0.1]), torch.tensor([1, 1, 0]))
-    sampled = draw(grey(400, 400), {'det': found}, META)
+    actual = Instances(boxes, torch.tensor([0.9, 0.8, 0.1]), torch.tensor([1, 1, 0]))
+    sampled = draw(grey(400, 400), {'det': actual}, META)
     panel = sampled[:, 400:]
     assert (panel == palette(2)[1]).all(-1).any() and not (panel == palette(2)[0]).all(-1).any()
 

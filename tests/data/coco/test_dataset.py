@@ -311,10 +311,10 @@ def test_scores_of_real_targets_are_those_of_the_file(shared):
         boxes[len(boxes) // 2 :: 3] = boxes[len(boxes) // 2 :: 3].round()
         scores = torch.rand(len(boxes), generator=generator)
         labels = torch.where(torch.rand(len(boxes), generator=generator) < 0.2, 5, target.labels.repeat(2))
-        found = Instances(boxes, scores, labels)
+        actual = Instances(boxes, scores, labels)
         meta = Meta(data.image_id(index), dataset=data.name)
-        metric.process(Batch(torch.zeros(1, 3, 1, 1), [target], [meta]), [{'det': found}])
-        rows += results_of(found, meta.image_id, data.metainfo['category_ids']['labels'])
+        metric.process(Batch(torch.zeros(1, 3, 1, 1), [target], [meta]), [{'det': actual}])
+        rows += results_of(actual, meta.image_id, data.metainfo['category_ids']['labels'])
     with contextlib.redirect_stdout(io.StringIO()):
         known = COCO(file)
         evaluation = COCOeval(known, known.loadRes(json.loads(json.dumps(rows))), 'bbox')

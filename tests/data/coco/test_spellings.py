@@ -189,7 +189,7 @@ def test_what_is_no_number_is_an_error_with_the_id_everywhere(files, name):
         with pytest.raises(DataError, match='1 annotations or images cannot be used') as caught:
             look()
         assert reason in caught.value.why and kind in caught.value.why
-    assert kind in {found for found, _ in files.kinds()}
+    assert kind in {actual for actual, _ in files.kinds()}
 
 
 @pytest.mark.parametrize('area', ['600', 10**400, float('nan'), -1, True])

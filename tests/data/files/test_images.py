@@ -207,8 +207,8 @@ def test_damaged_files_are_judged_as_pillow_judges_them(store):
     rejected = 0
     for turn in range(120):
         data = bytearray(whole)
-        place = int(rng.integers(len(data) // 3, len(data) - 4))
-        data[place : place + 2] = (0xFF, turn + 100) if turn % 2 else (turn, 2 * turn)
+        location = int(rng.integers(len(data) // 3, len(data) - 4))
+        data[location : location + 2] = (0xFF, turn + 100) if turn % 2 else (turn, 2 * turn)
         try:
             expected = from_pil(Image.open(io.BytesIO(data)))
         except UnreadableImage:

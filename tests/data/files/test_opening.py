@@ -51,8 +51,8 @@ def written(tags: dict[int, list[int]], parts: list[bytes], order: str, where: i
     directory, extra = struct.pack(f'{order}H', len(tags)), b''
     for tag, values in sorted(tags.items()):
         values = offsets if tag == where else values
-        place = start + len(extra) if tag in long else values[0]
-        directory += struct.pack(f'{order}HHII', tag, 4, len(values), place)
+        location = start + len(extra) if tag in long else values[0]
+        directory += struct.pack(f'{order}HHII', tag, 4, len(values), location)
         extra += struct.pack(f'{order}{len(values)}I', *values) if tag in long else b''
     head = struct.pack(f'{order}2sHI', b'II' if order == '<' else b'MM', 42, 8)
     return head + directory + bytes(4) + extra + b''.join(parts)
@@ -134,9 +134,9 @@ def test_whatever_a_decoder_raises_the_image_is_bad(store, monkeypatch, stage, e
     def fail(*args, **options):
         raise error
 
-    place = (Image, 'open') if stage == 'open' else (Image.Image, stage)
-    place = (type(Image.open(path)), stage) if stage == 'load' else place
-    monkeypatch.setattr(*place, fail)
+    location = (Image, 'open') if stage == 'open' else (Image.Image, stage)
+    location = (type(Image.open(path)), stage) if stage == 'load' else location
+    monkeypatch.setattr(*location, fail)
     with pytest.raises(UnreadableImage, match=r'a\.png') as caught:
         read_image(path)
     assert str(error) in caught.value.why or type(error).__name__ in caught.value.why

@@ -94,9 +94,9 @@ def test_the_records_are_those_of_the_coco_file(root: Path, kind: str, evaluatio
     write, read = READERS[kind]
     write(root)
     expected = CocoDetection('coco.json', 'images', root=root, evaluation=evaluation)
-    found = read(root, evaluation=evaluation)
-    assert found.metainfo['classes'] == expected.metainfo['classes'] and len(found) == len(expected) == 3
-    for ours, theirs in zip(found, expected, strict=True):
+    actual = read(root, evaluation=evaluation)
+    assert actual.metainfo['classes'] == expected.metainfo['classes'] and len(actual) == len(expected) == 3
+    for ours, theirs in zip(actual, expected, strict=True):
         assert (ours.img == theirs.img).all() and ours.meta.size == theirs.meta.size
         for key in ('boxes', 'labels', 'iscrowd', 'area', 'annotation_ids'):
             np.testing.assert_allclose(getattr(ours.target, key), getattr(theirs.target, key), atol=1e-4, err_msg=key)

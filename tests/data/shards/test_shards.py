@@ -60,18 +60,18 @@ def shards_of(root: Path, kind: str, *, megabytes: float = 1e-3) -> tuple[Any, d
     """Write shards with the command, and return what builds the data set."""
     tool.main([str(root), str(root / 'out'), '--max-mb', str(megabytes)])
     suffix = {'segmentation': dict(labels='train', label_suffix='.seg.png', classes='classes.txt')}
-    places = {'classification': dict(folder='train'), 'detection': dict(annotations='train.json', images='train')}
-    return KINDS[kind][0], places.get(kind) or dict(images='train', **suffix[kind])
+    locations = {'classification': dict(folder='train'), 'detection': dict(annotations='train.json', images='train')}
+    return KINDS[kind][0], locations.get(kind) or dict(images='train', **suffix[kind])
 
 
 def batches(dataset: Any, workers: int, start: int = 0, count: int = 5) -> list[Any]:
     loader = loaders.train_loader(
         dict(batch_size=2, num_workers=workers), dataset, seed=3, rank=0, world_size=1, start=start, pin_memory=False
     )
-    found = [batch for batch, _ in zip(loader, range(count), strict=False)]
+    actual = [batch for batch, _ in zip(loader, range(count), strict=False)]
     loaders.close_loaders()
     return [[batch.imgs, *[leaf for leaf in tree_leaves(batch.targets) if isinstance(leaf, torch.Tensor)]]
-            for batch in found]  # fmt: skip
+            for batch in actual]  # fmt: skip
 
 
 def assert_equal(ours: list[Any], theirs: list[Any]) -> None:

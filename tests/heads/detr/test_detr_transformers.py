@@ -41,7 +41,7 @@ DETR = {
 
 
 class FixedOutput(nn.Module):
-    """A backbone that saw these maps, or a projection that made this map."""
+    """A backbone with these maps, or a projection with this map, as output."""
 
     def __init__(self, *maps: Tensor) -> None:
         super().__init__()

@@ -64,7 +64,7 @@ def value_and_gradients(function, value, grids, locations, weights, grad_output)
 
 
 def assert_close(ours, exact, bound):
-    for name, own, true in zip(('answer', 'value', 'locations', 'weights'), ours, exact, strict=True):
+    for name, own, true in zip(('output', 'value', 'locations', 'weights'), ours, exact, strict=True):
         assert own.shape == true.shape
         error = (own - true).abs().max() / true.abs().max().clamp(min=1) if true.numel() else torch.zeros(())
         assert error <= bound, f'{name}: off by {error:.1e}'
@@ -112,9 +112,9 @@ def test_a_cell_centre_reads_its_cell_and_outside_reads_zero(way):
 def test_slopes_at_cell_centres_are_those_to_the_right(way):
     """Where the slope jumps, every path takes the side that grid_sample takes."""
     value = torch.tensor([1.0, 4.0, 9.0]).view(1, 3, 1, 1)
-    places = torch.tensor([-0.5, 0.0, 1.0, 2.0, 3.0, -1.0])  # in cells
+    positions = torch.tensor([-0.5, 0.0, 1.0, 2.0, 3.0, -1.0])  # in cells
     locations = torch.full((1, 6, 1, 1, 1, 2), 0.5)
-    locations[0, :, 0, 0, 0, 0] = (places + 0.5) / 3
+    locations[0, :, 0, 0, 0, 0] = (positions + 0.5) / 3
     locations.requires_grad_()
     run(way, value, [(1, 3)], locations, torch.ones(1, 6, 1, 1, 1)).sum().backward()
     torch.testing.assert_close(locations.grad[0, :, 0, 0, 0, 0] / 3, torch.tensor([1.0, 3.0, 5.0, -9.0, 0.0, 1.0]))
@@ -167,7 +167,7 @@ def test_misfits_are_refused():
 
 
 def test_a_place_that_is_not_a_number_spoils_its_query_alone():
-    """A diverged network must be seen, not crash, and not be hidden."""
+    """A diverged network must show in the output, and not crash."""
     grids = [(3, 4), (1, 1)]
     value, locations, weights = random_arguments(1, 3, 1, 2, 4, grids)
     locations[0, 1, 0, 0, 1, 0] = math.nan

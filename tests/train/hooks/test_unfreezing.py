@@ -40,12 +40,12 @@ class Watch(Hook):
 
 def parts(names: set[str]) -> set[str]:
     """'block 0', 'embedding', 'norm' of the ViT that are in `names`, and 'head'."""
-    found = set()
+    actual = set()
     for name in names:
         first, second, *_ = f'{name.removeprefix(BACKBONE)}.'.split('.')
         vit = {'blocks': f'block {second}', 'norm': 'norm'}.get(first, 'embedding')
-        found.add(vit if name.startswith(BACKBONE) else 'head')
-    return found
+        actual.add(vit if name.startswith(BACKBONE) else 'head')
+    return actual
 
 
 @pytest.mark.parametrize('counts', [1, 2])
