@@ -33,7 +33,9 @@ def make_parser() -> Parser:
     parser.add_argument('data', metavar='DATA', help='a COCO annotation file, or a folder: label maps, class folders')
     parser.add_argument('images', metavar='IMAGES', nargs='?', help='the folder of the images')
     parser.add_argument(
-        '--classes', metavar='C', help='label maps: names in a file, or ade20k, cityscapes, voc, camvid'
+        '--classes',
+        metavar='C',
+        help='label maps: names in a file, or ade20k, cityscapes, voc, camvid (default: classes.txt in DATA)',
     )
     parser.add_shared('--num-classes', '--reduce-zero-label', '--value-range')
     parser.add_argument(
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     from pathlib import Path  # heavy from here on: after the arguments are known to be right
 
-    from vitdense.data.formats.labelled_folder import parts_to_check
+    from vitdense.data.formats.labelled_folder import class_file, parts_to_check
     from vitdense.dataset_checks.across_splits import compare_splits
     from vitdense.reporting.console import start_logging
     from vitdense.storage.atomic import make_folder
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data, images = Path(args.data), None if args.images is None else Path(args.images)
     check_folder(images)
     names = args.classes or (args.num_classes and [f'class {k}' for k in range(args.num_classes)])
-    labels = dict(classes=names, ignore=args.ignore, reduce_zero_label=args.reduce_zero_label)
+    labels = dict(classes=names or class_file(data), ignore=args.ignore, reduce_zero_label=args.reduce_zero_label)
     parts = parts_to_check(data, images, labels=bool(names) or args.reduce_zero_label)
     reports = {}
     for part in parts:
@@ -152,7 +154,8 @@ def show(report: DataReport, shown: int) -> None:
         console().print(hint)
     show_warnings(report.warnings, shown)
     total = sum(report.counts.values())
-    console().print(f'{total:,} finding{"s" * (total != 1)}' if report.findings else 'nothing is wrong', style='bold')
+    right = 'no errors' if report.warnings else 'nothing is wrong'
+    console().print(f'{total:,} finding{"s" * (total != 1)}' if report.findings else right, style='bold')
 
 
 def show_warnings(warnings: Sequence[Finding], shown: int) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from tools import check_data
 from vitdense.data.coco.parse import read_coco
 from vitdense.data.files.images import from_pil
-from vitdense.dataset_checks.labelled_objects import odd_objects
+from vitdense.dataset_checks.labelled_objects import odd_objects, rare_classes
 from vitdense.dataset_checks.near_duplicates import fingerprint, near_duplicates
 
 
@@ -107,6 +107,26 @@ def test_warnings_of_a_split_name_the_annotation_or_class(report):
     assert kinds(train['warnings']) == [('twice', '26'), ('unusual', '27'), ('rare', '<dog>')]
     assert train['warnings'][0]['reason'] == 'cat: the same box as annotation 1, in 0.png'
     assert train['findings'] == [] and train['counts'] == {}
+
+
+def test_all_of_a_few_equally_small_classes_are_rare():
+    findings = [(finding.where, finding.reason) for finding in rare_classes({'a': 9, 'b': 9, 'c': 0}, 'images')]
+    assert findings == [('a', '9 images'), ('b', '9 images')]
+    (finding,) = rare_classes({'a': 5000, 'b': 49, 'c': 50}, 'images')
+    assert (finding.where, finding.reason) == ('b', '49 images; a has 5,000')
+
+
+def test_label_maps_of_a_folder_have_the_classes_of_its_file(tmp_path):
+    data, out = tmp_path / 'data', tmp_path / 'report.json'
+    for name, pixels in (('images', np.full((8, 8, 3), 7)), ('masks', np.arange(64).reshape(8, 8) % 3)):
+        (data / name).mkdir(parents=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(data / name / 'a.png')
+    (data / 'classes.txt').write_text('ground\nroad\nsky\n')
+    assert check_data.main([str(data), '--out', str(out)]) == 0
+    (part,) = json.loads(out.read_text())['parts'].values()
+    assert [row['class'] for row in part['classes']] == ['ground', 'road', 'sky']
+    (data / 'classes.txt').write_text('ground\nroad\n')  # 2 is no class
+    assert check_data.main([str(data)]) == 3
 
 
 def test_images_that_two_splits_share_and_classes_that_one_lacks_are_named(report):

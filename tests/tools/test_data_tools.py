@@ -55,7 +55,7 @@ def test_exit_codes_of_errors(files, capsys):
 
 def test_check_data_leaves_with_three_and_writes_all_it_found(files, capsys):
     assert leave(check_data.main, files / 'annotations.json') == 0
-    assert 'nothing is wrong' in capsys.readouterr().out
+    assert 'no errors' in capsys.readouterr().out
     content = json.loads((files / 'annotations.json').read_text())
     for number in range(10, 20):
         content['annotations'].append(content['annotations'][0] | dict(id=number, bbox=[1, 1, 0, 5]))

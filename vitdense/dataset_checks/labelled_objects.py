@@ -68,5 +68,6 @@ def rare_classes(objects: Mapping[str, int], what: str) -> Iterator[Finding]:
     """Yield `rare`: the classes with few objects, of themselves or beside the most frequent class."""
     most = max(objects, key=objects.__getitem__, default=None)
     for name, count in objects.items():
-        if 0 < count < max(FEW, SHARE * objects[most]) and name != most:
-            yield Finding('rare', name, f'{count:,} {what}; {most} has {objects[most]:,}')
+        if 0 < count < max(FEW, SHARE * objects[most]):
+            beside = f'; {most} has {objects[most]:,}' if objects[most] > count else ''
+            yield Finding('rare', name, f'{count:,} {what}{beside}')

@@ -178,7 +178,7 @@ def _arguments(root: Path, part: Part) -> dict[str, Any]:
         return dict(annotations=data, images=images)
     if part.kind == 'folders':
         return dict(folder=data)
-    classes = next((name for name in CLASS_FILES if (root / name).is_file()), None)
+    classes = class_file(root)
     if classes is None:
         raise DataError(
             'nothing names the classes of the masks',
@@ -186,7 +186,12 @@ def _arguments(root: Path, part: Part) -> dict[str, Any]:
             why=f'there is no {" and no ".join(CLASS_FILES)}',
             fix='write classes.txt, one name on each line: line 1 is the class of the pixels that are 0',
         )
-    return dict(images=images, labels=data, classes=classes)
+    return dict(images=images, labels=data, classes=classes.name)
+
+
+def class_file(root: Path) -> Path | None:
+    """Return the file in `root` that names the classes of its label maps, where there is one."""
+    return next((root / name for name in CLASS_FILES if (root / name).is_file()), None)
 
 
 def _split_folders(root: Path) -> Iterator[tuple[str, Path]]:
