@@ -113,6 +113,12 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ', '.join(names[:most]) + more
 
 
+def cause_of(error: BaseException) -> str:
+    """Return the type of an error of other code and the first line of its message."""
+    first = str(error).strip().partition('\n')[0][:200]
+    return f'{type(error).__name__}: {first}' if first else type(error).__name__
+
+
 def short(value: object, most: int = 80) -> str:
     """Return the `repr` of `value`, cut to `most` characters."""
     text = repr(value)

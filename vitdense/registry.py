@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import textwrap
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from vitdense.errors import ConfigError, did_you_mean
@@ -84,13 +86,21 @@ def takes(part: Any, name: str) -> bool:
     return isinstance(part, dict) and name in inspect.signature(resolve(part.get('type'))).parameters
 
 
-def _check_arguments(kind: Any, provided: set[str], context: dict[str, Any]) -> None:
-    """Refuse arguments that `kind` does not take: a wrong argument is an error now, with the nearest name."""
+@cache
+def parameters_of(kind: Any) -> Mapping[str, inspect.Parameter] | None:
+    """Return the arguments that `kind` takes by name; None where it takes any, or they cannot be read."""
     try:
         parameters = inspect.signature(kind).parameters
     except (TypeError, ValueError):
-        return
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return None if takes_any else parameters
+
+
+def _check_arguments(kind: Any, provided: set[str], context: dict[str, Any]) -> None:
+    """Refuse arguments that `kind` does not take: a wrong argument is an error now, with the nearest name."""
+    parameters = parameters_of(kind)
+    if parameters is None:
         return
     for name in sorted(provided):
         if name not in parameters:
@@ -104,7 +114,7 @@ def _check_arguments(kind: Any, provided: set[str], context: dict[str, Any]) -> 
         name
         for name, parameter in parameters.items()
         if parameter.default is inspect.Parameter.empty
-        and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        and parameter.kind is not inspect.Parameter.VAR_POSITIONAL
         and name not in provided
         and name not in context
     ]

@@ -171,7 +171,7 @@ def test_what_timm_downloads_is_loaded_strictly(monkeypatch: pytest.MonkeyPatch)
     source = slim()
     state = {name: value.half() for name, value in source.model.state_dict().items()}
     monkeypatch.setattr('vitdense.pretrained.creation.try_to_load_from_cache', lambda *_: None)
-    monkeypatch.setattr('vitdense.pretrained.creation._reach', lambda _: None)
+    monkeypatch.setattr('vitdense.pretrained.creation.reach', lambda _: None)
     monkeypatch.setattr('timm.models._builder.load_state_dict_from_hf', lambda *_, **__: dict(state))
     vit = slim(pretrained=True)
     torch.testing.assert_close(vit.model.pos_embed, source.model.pos_embed, atol=1e-3, rtol=1e-3)

@@ -55,7 +55,7 @@ def test_the_address_of_timms_hub_is_a_name(prefix: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         'vitdense.pretrained.creation.try_to_load_from_cache', lambda *options: requested.append(options)
     )
-    monkeypatch.setattr('vitdense.pretrained.creation._reach', lambda _: (_ for _ in ()).throw(OSError('offline')))
+    monkeypatch.setattr('vitdense.pretrained.creation.reach', lambda _: (_ for _ in ()).throw(OSError('offline')))
     with pytest.raises(CheckpointError, match='could not get the weights'):
         ViT(prefix + name, pretrained=True, timm_args=dict(depth=1))
     assert requested == [(f'timm/{name}', 'model.safetensors')]

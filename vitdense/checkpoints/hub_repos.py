@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from vitdense.checkpoints.descriptions import read_description
 from vitdense.checkpoints.model_card import write_card
 from vitdense.checkpoints.model_folder import CONTENT, model_folder_of
 from vitdense.errors import CheckpointError, ConfigError
-from vitdense.storage.atomic import disk_error, sha256_of, write_json
+from vitdense.storage.atomic import disk_error, is_of_disk, sha256_of, write_json
 
 PREFIX = 'hf:'
 FILES = ('README.md', 'SHA256SUMS', '*.json', '*.safetensors', '*.onnx', '*.onnx.data', '*.xml', '*.bin', '*.pt2')
@@ -43,7 +42,7 @@ def fetch_repo(name: str) -> Path:
     except RepositoryNotFoundError as error:
         raise _unavailable(name, error, 'check the name; for a private repository, `hf auth login` first') from error
     except Exception as error:  # the client raises many types
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if is_of_disk(error):
             raise disk_error(Path(name), error, what=f"'{repo}' into the cache of the Hub") from error
         raise _unavailable(name, error, 'check the network, or download the repository and give its folder') from error
 

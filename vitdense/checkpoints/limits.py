@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from vitdense.checkpoints.descriptions import description_error
-from vitdense.errors import VitDenseError
+from vitdense.errors import VitDenseError, cause_of
 
 NUMBERS, TENSORS = 16_000_000, 300  # that parts may make beyond those of their weights
 aten = torch.ops.aten
@@ -44,8 +44,7 @@ def limit_tensors(state: Mapping[str, Tensor], path: Path, *, new: bool = False)
         why = f'{error}; its weights have {numbers} numbers in {len(state)} tensors'
         raise description_error(path, 'the description asks for a larger model than the weights are', why) from None
     except (Exception, RecursionError) as error:  # values of a file fail in any way, deep inside of parts
-        first = (str(error).strip().splitlines() or [''])[0][:200]
-        raise description_error(path, 'the description cannot be built', f'{type(error).__name__}: {first}') from error
+        raise description_error(path, 'the description cannot be built', cause_of(error)) from error
 
 
 class _Limit(TorchDispatchMode):

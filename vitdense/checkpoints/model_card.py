@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitdense.registry import resolve
+from vitdense.config.classes import field_of
 from vitdense.storage.atomic import sha256_of, write_text
 
 CARD, SUMS = 'README.md', 'SHA256SUMS'
@@ -97,12 +96,8 @@ def _licence_id(info: Mapping[str, Any]) -> str:
 
 def _fields_of_heads(info: Mapping[str, Any]) -> dict[str, str]:
     """Return the field of the classes of every head, as its task reads it."""
-    fields = {}
-    for name, task in (info['recipe'].get('tasks') or {}).items():
-        if isinstance(task, Mapping):
-            parameter = inspect.signature(resolve(task['type'])).parameters.get('field')
-            fields[name] = task.get('field') or (parameter.default if parameter else '')
-    return fields
+    tasks = info['recipe'].get('tasks') or {}
+    return {name: field_of(task) for name, task in tasks.items() if isinstance(task, Mapping)}
 
 
 def _vit_of(recipe: Mapping[str, Any]) -> str:

@@ -40,6 +40,7 @@ from vitdense.checkpoints.shard_folder import (
     check_shards,
     fill_shards,
     is_shard_folder,
+    map_tensors,
     named_tensors,
     shards_match,
 )
@@ -286,13 +287,7 @@ def _bytes_on_disk(path: Path) -> int:
 
 def to_cpu(value: Any) -> Any:
     """Return `value` with all but distributed tensors on the CPU; containers become plain dicts and lists."""
-    if isinstance(value, Tensor):
-        return value.detach() if is_distributed(value) else value.detach().cpu()
-    if isinstance(value, Mapping):
-        return {key: to_cpu(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(to_cpu(item) for item in value)
-    return value
+    return map_tensors(value, lambda _, held: held.detach() if is_distributed(held) else held.detach().cpu())
 
 
 def non_finite(state: Mapping[str, Tensor]) -> list[str]:

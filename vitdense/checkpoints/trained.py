@@ -23,7 +23,7 @@ from vitdense.checkpoints.run import read_checkpoint
 from vitdense.checkpoints.shard_folder import is_shard_folder
 from vitdense.config.from_text import config_in, model_in, read_config_text
 from vitdense.config.load import image_recipe
-from vitdense.errors import CheckpointError
+from vitdense.errors import CheckpointError, cause_of
 from vitdense.storage.weights import read_weights
 
 
@@ -117,7 +117,7 @@ def _recipes_in(text: Any, path: Path) -> tuple[dict[str, Any], list[Any]]:
         raise CheckpointError(
             'the checkpoint does not describe its model',
             where=str(path),
-            why=f'its config cannot be read: {type(error).__name__}: {(str(error).splitlines() or [""])[0][:200]}',
+            why=f'its config cannot be read: {cause_of(error)}',
             fix='give the folder model/ of the run, or a plain file of weights and a config of the whole model',
         ) from error
     return recipe, transforms

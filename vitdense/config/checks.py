@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
-from functools import cache
 from typing import Any, NoReturn, get_args
 
 from vitdense.config.schema import (
@@ -23,7 +22,7 @@ from vitdense.config.schema import (
 )
 from vitdense.config.value_types import ANY, Limits, Unfit, describe, fit, hints_of, is_section
 from vitdense.errors import ConfigError, did_you_mean
-from vitdense.registry import resolve
+from vitdense.registry import parameters_of, resolve
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 # Numbers of parts of vitdense, by the name of their argument; those that are not named are 0 or more. A part may
@@ -135,7 +134,7 @@ class _Check:
         for pattern, attribute, what in NEEDS:
             if re.fullmatch(pattern, key) and inspect.isclass(kind) and not hasattr(kind, attribute):
                 self.refuse(Unfit(f'{key}.type', recipe['type'], what))
-        parameters, hints = _parameters(kind), hints_of(kind)
+        parameters, hints = parameters_of(kind), hints_of(kind)
         for name in [name for name in recipe if name != 'type']:
             if parameters is None:
                 break
@@ -197,17 +196,6 @@ class _Check:
         """Return the option that gave `key` a value, or the file."""
         matching = [name for name in self.options if f'{key}.'.startswith(f'{name}.')]
         return f'--cfg-options {matching[-1]}={self.options[matching[-1]]}' if matching else f'{self.file}: {key}'
-
-
-@cache
-def _parameters(kind: Any) -> Mapping[str, inspect.Parameter] | None:
-    """Return the arguments that `kind` takes by name; None where it takes any, or they cannot be read."""
-    try:
-        parameters = inspect.signature(kind).parameters
-    except (TypeError, ValueError):
-        return None
-    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    return None if takes_any else parameters
 
 
 def _is_ours(kind: Any) -> bool:

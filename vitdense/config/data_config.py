@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import yaml
 
 from vitdense.config.safe_types import SAFE_TYPES
+from vitdense.data.files.listing import read_text
 from vitdense.errors import ConfigError, did_you_mean, short
 
 SUFFIXES = ('.json', '.yaml', '.yml')
@@ -62,9 +63,7 @@ def safe_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parsed(path: Path) -> Any:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f'it is larger than {MAX_BYTES} bytes')
-        text = path.read_text(encoding='utf-8')
+        text = read_text(path, MAX_BYTES)
         return json.loads(text, parse_constant=_no_constant) if path.suffix == '.json' else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise _error(path, '', f"cannot read '{path.name}'", ' '.join(str(error).split())[:300]) from error

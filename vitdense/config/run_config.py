@@ -37,3 +37,12 @@ def _sections(value: Any) -> Any:
     if isinstance(value, dict):
         return Section(value)
     return type(value)(map(_sections, value)) if type(value) in (list, tuple) else value
+
+
+def same(one: Any, other: Any) -> bool:
+    """Compare two values of configs; lists and tuples count as equal, as in JSON."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return one == other

@@ -19,9 +19,9 @@ from vitdense.convert.families import COCO_IDS, COCO_ROWS, translate
 from vitdense.convert.key_rules import CheckpointFamily
 from vitdense.convert.peer_files import PeerInfo
 from vitdense.convert.published_models import configs_of
-from vitdense.convert.renaming import rename
 from vitdense.data.class_names import read_palette
 from vitdense.errors import CheckpointError, ConfigError, some
+from vitdense.pretrained.foreign_names import rename
 from vitdense.registry import build
 from vitdense.storage.weights import State
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from vitdense.convert.key_rules import DINOV3, CheckpointFamily
-from vitdense.convert.renaming import pack_qkv, rename
+from vitdense.convert.renaming import pack_qkv
 from vitdense.errors import CheckpointError, ConfigError
 from vitdense.pretrained.creation import DISPENSABLE, timm_names
+from vitdense.pretrained.foreign_names import rename
 from vitdense.storage.weights import State, load_weights
 
 BACKBONE = 'backbone.model.'

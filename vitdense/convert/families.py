@@ -12,7 +12,8 @@ from torch.nn import functional
 from vitdense.convert import key_rules as names
 from vitdense.convert.deltas import add_base, base_state, check_base
 from vitdense.convert.key_rules import CheckpointFamily
-from vitdense.convert.renaming import pack_qkv, rename
+from vitdense.convert.renaming import pack_qkv
+from vitdense.pretrained.foreign_names import rename
 from vitdense.storage.weights import Coverage, State, load_weights
 
 COCO_ROWS = 91  # of classifiers whose rows are COCO's category ids, 0 ... 90

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import re
-import urllib.error
-import urllib.request
-from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
@@ -17,8 +13,8 @@ from huggingface_hub.utils import tqdm
 
 from vitdense.convert.published_models import RemoteFile
 from vitdense.errors import CheckpointError
-from vitdense.storage.atomic import disk_error, sha256_of, write_json
-from vitdense.storage.download import check_file, download, unreachable
+from vitdense.storage.atomic import disk_error, is_of_disk, sha256_of, write_json
+from vitdense.storage.download import check_file, download, reach, unreachable
 
 logger = logging.getLogger('vitdense')
 RECORD = 'checksums.json'  # sizes and hashes of files whose publisher states none, as they first arrived
@@ -66,7 +62,7 @@ def _from_hub(file: RemoteFile, by_hand: Path) -> Path:
     if path is None:
         try:
             if not constants.HF_HUB_OFFLINE:
-                _reach(url)  # the client of the Hub retries for most of a minute
+                reach(url)
             logger.info('fetching %s', url)
             path = Path(hf_hub_download(file.repo, file.path, endpoint=constants.ENDPOINT))
         except GatedRepoError:
@@ -78,18 +74,13 @@ def _from_hub(file: RemoteFile, by_hand: Path) -> Path:
                 f'{by_hand}',
             ) from None
         except Exception as error:  # the client raises many types
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            if is_of_disk(error):
                 raise disk_error(by_hand, error, what=f"'{file.local_name}' into the cache of the Hub") from error
             raise unreachable(url, by_hand, error) from None
     stated = path.resolve().name  # the cache names large files by the SHA-256 that the Hub states
     hashes = {'sha256': stated} if _SHA256.fullmatch(stated) else {}
     check_file(path, size=file.size, hashes=hashes | file.hashes, where=str(path))
     return path
-
-
-def _reach(url: str) -> None:
-    with suppress(urllib.error.HTTPError):  # the server can be reached; the client handles what it returns
-        urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=10).close()
 
 
 def _compare_record(file: RemoteFile, path: Path, record: Path) -> None:

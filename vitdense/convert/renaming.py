@@ -1,21 +1,13 @@
-"""Renaming of tensors, and packing of separate query, key and value weights."""
+"""Packing of separate query, key and value weights."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from vitdense.pretrained.foreign_names import Rule, concatenate_qkv
+from vitdense.pretrained.foreign_names import concatenate_qkv
 from vitdense.storage.weights import State
-
-
-def rename(name: str, rules: Sequence[Rule]) -> str:
-    """Return `name` after all `rules`, in their order."""
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def pack_qkv(state: State, wanted: Mapping[str, Tensor]) -> State:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vitdense.errors import ExportError
+from vitdense.errors import ExportError, cause_of
 from vitdense.export.inside import Preprocessing
 from vitdense.protocols import GraphTask
 from vitdense.types import ClassOutputs, MaskScores, Outputs, PixelOutputs, QueryOutputs, ReconstructionOutputs
@@ -148,7 +148,7 @@ def _tracing(size: tuple[int, int], dynamic: Collection[str]) -> Iterator[None]:
         raise ExportError(
             'torch cannot export the network',
             where=f'images of {size[0]} x {size[1]}, free: {", ".join(dynamic) or "nothing"}',
-            why=_reason(error),
+            why=cause_of(_first(error)),
             fix='export for one size: --dynamic batch, or --dynamic none; another size: --size H W',
         ) from error
 
@@ -170,9 +170,6 @@ def _quiet():
             each.setLevel(level)
 
 
-def _reason(error: Exception) -> str:
-    """Return the line of an exporter's error that says most."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f'{type(error).__name__}: {(lines or [""])[0][:200]}'
+def _first(error: BaseException) -> BaseException:
+    """Return the error that an exporter's error began with: it says most."""
+    return error if error.__cause__ is None else _first(error.__cause__)

@@ -18,6 +18,7 @@ from vitdense.checkpoints.head_files import (
 )
 from vitdense.checkpoints.limits import limit_tensors
 from vitdense.checkpoints.model_folder import METAINFO, read_model_folder, save_model_folder
+from vitdense.config.run_config import same
 from vitdense.errors import ConfigError
 from vitdense.model import DenseModel
 from vitdense.registry import build
@@ -114,12 +115,5 @@ def check_strategy(name: str, transforms: Any, tiler: Any, base_transforms: Sequ
     """Warn when the head `name` was validated in another way than the model it joins."""
     pairs = (('transforms', list(transforms or ()), list(base_transforms)), ('tiler', tiler, base_tiler))
     for what, theirs, ours in pairs:
-        if _plain(theirs) != _plain(ours):
+        if not same(theirs, ours):
             logger.warning('%s was validated with %s %s; the model keeps %s', name, what, theirs, ours)
-
-
-def _plain(value: Any) -> Any:
-    """Return a recipe with lists in place of tuples, as in JSON."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

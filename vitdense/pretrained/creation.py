@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,11 +18,12 @@ from timm.models import eva, get_pretrained_cfg, load_pretrained, vision_transfo
 from torch import Tensor, nn
 
 from vitdense.arguments import check
-from vitdense.errors import CheckpointError
+from vitdense.errors import CheckpointError, cause_of
 from vitdense.pretrained.foreign_names import translated
 from vitdense.pretrained.hub_names import plain_name
 from vitdense.pretrained.position_tables import Sizes, table_grid
 from vitdense.pretrained.timm_models import check_img_size, check_timm_args, make_model
+from vitdense.storage.download import reach
 from vitdense.storage.weights import State, load_weights, open_checkpoint, read_weights
 from vitdense.types import Classifier
 
@@ -186,26 +185,17 @@ def _fetch(name: str, model: nn.Module) -> tuple[State, str]:
         return {}  # timm then loads nothing: weights are loaded strictly later
 
     try:
-        _reach(address)
+        reach(address)
         load_pretrained(model, pretrained_cfg=cfg.to_dict(), num_classes=0, filter_fn=keep, strict=False)
     except Exception as error:  # sockets, hubs and caches raise many types
         raise CheckpointError(
             f"could not get the weights of '{name}'",
             where=f'{file} of {cfg.hf_hub_id or cfg.url}',
-            why=f'{type(error).__name__}: {(str(error).strip().splitlines() or ["no network"])[0][:160]}',
+            why=cause_of(error),
             fix=f'with a network, download {address}\nand give its path: model.network.backbone.pretrained=path/{file} '
             '(vitdense finetune: --backbone-weights)',
         ) from None
     return (open_checkpoint(states[0]) if states else {}), cfg.hf_hub_id or cfg.url
-
-
-def _reach(address: str) -> None:
-    """Raise at once where there is no network: the hub's client retries for most of a minute, with a warning each
-    time.
-    """
-    request = urllib.request.Request(address, method='HEAD')
-    with contextlib.suppress(urllib.error.HTTPError):  # the server is reachable; the client handles HTTP errors
-        urllib.request.urlopen(request, timeout=10).close()
 
 
 def _take_shape(model: nn.Module, state: State, sizes: Sizes, *, published: bool, strict: bool) -> None:

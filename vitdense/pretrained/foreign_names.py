@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -79,7 +79,8 @@ def translated(state: Mapping[str, Tensor], *, where: str) -> tuple[State, str]:
     return dict(state), ''
 
 
-def _renamed(name: str, rules: tuple[Rule, ...]) -> str:
+def rename(name: str, rules: Sequence[Rule]) -> str:
+    """Return `name` after all `rules`, in their order."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
@@ -94,7 +95,7 @@ def _from_transformers(state: Mapping[str, Tensor], prefix: str, where: str) -> 
             why='its blocks add a bias for every offset between patches, which a plain ViT does not have',
             fix='take a ViT with absolute or rotary positions, such as vit_base_patch16_224.mae',
         )
-    own = {_renamed(name.removeprefix(prefix), _RULES): state[name] for name in state if name.startswith(prefix)}
+    own = {rename(name.removeprefix(prefix), _RULES): state[name] for name in state if name.startswith(prefix)}
     own.pop('position_ids', None)
     for theirs, ours in _CLASSIFIERS.items():
         own |= {ours + name.removeprefix(theirs): state[name] for name in state if name.startswith(theirs)}
@@ -163,7 +164,7 @@ def _from_jax(state: Mapping[str, Tensor], prefix: str) -> State:
     for name in [name for name in own if name.startswith(stacked)]:
         for row, value in enumerate(own.pop(name)):
             own[name.replace(stacked, f'Transformer/encoderblock_{row}/')] = value
-    return _joined({_renamed(name, _JAX_RULES): _arranged(name, value) for name, value in own.items()})
+    return _joined({rename(name, _JAX_RULES): _arranged(name, value) for name, value in own.items()})
 
 
 def _arranged(name: str, value: Tensor) -> Tensor:

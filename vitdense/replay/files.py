@@ -24,7 +24,7 @@ from vitdense.checkpoints.run import to_cpu
 from vitdense.config.dump import config_text
 from vitdense.config.from_text import model_in
 from vitdense.device import choose_device, choose_precision
-from vitdense.errors import CheckpointError, NumericsError, VitDenseError
+from vitdense.errors import CheckpointError, NumericsError, VitDenseError, cause_of
 from vitdense.registry import build
 from vitdense.replay.non_finite import StepInputs, non_finite_tensors
 from vitdense.storage.atomic import atomic_path, disk_problem
@@ -95,7 +95,7 @@ def read_replay(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"'{path.name}' is no replay file",
             where=str(path),
-            why=f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:200]}',
+            why=cause_of(error),
             fix='give the debug/nan_replay.pt of a run that ended with error[numerics]',
         ) from error
     return content

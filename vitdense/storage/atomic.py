@@ -110,6 +110,12 @@ def disk_problem(error: Exception) -> str:
     return 'disk full' if full else getattr(error, 'strerror', None) or str(error).strip().partition('\n')[0][:200]
 
 
+def is_of_disk(error: Exception) -> bool:
+    """Whether a failed write was refused by the disk or its permissions, and not by a network."""
+    refusals = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+    return isinstance(error, OSError) and error.errno in refusals
+
+
 def sync_folder(folder: Path) -> None:
     """Sync a folder, so that renames in it survive a power failure; only POSIX systems can open one."""
     if os.name != 'posix':

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import hashlib
 import http.client
 import os
@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from vitdense.errors import CheckpointError, DiskError, FullDiskError
-from vitdense.storage.atomic import disk_error, format_bytes, free_bytes, make_folder, sync_folder
+from vitdense.errors import CheckpointError, DiskError, FullDiskError, cause_of
+from vitdense.storage.atomic import disk_error, disk_problem, format_bytes, free_bytes, make_folder, sync_folder
 
 CHUNK = 1 << 20  # bytes read at a time
 ATTEMPTS = 5  # connections in a row, of which each brings some bytes
@@ -83,14 +83,19 @@ def check_file(path: Path, *, size: int | None, hashes: Mapping[str, str] | None
             raise _other_file(path, where, f'its {kind} is {actual} and not {digits}')
 
 
+def reach(url: str) -> None:
+    """Raise OSError at once where there is no network: the Hub's client retries for most of a minute, with warnings."""
+    with contextlib.suppress(urllib.error.HTTPError):  # the server is reachable; the client handles HTTP errors
+        urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=10).close()
+
+
 def unreachable(url: str, path: Path, error: Exception) -> CheckpointError:
     """Return the error for a file that cannot be fetched; `path` is where a copy may be put."""
     status = f'the server returned {error.code} {error.reason}' if isinstance(error, urllib.error.HTTPError) else ''
-    reason = (str(error).strip().splitlines() or ['no network'])[0][:200]
     return CheckpointError(
         f"could not fetch '{path.name}'",
         where=url,
-        why=status or f'{type(error).__name__}: {reason}',
+        why=status or cause_of(error),
         fix=f'download it on a machine with network, and put it here:\n{path}',
     )
 
@@ -175,7 +180,7 @@ def _check_space(part: Path, needed: int) -> None:
 
 
 def _write_error(part: Path, error: OSError) -> DiskError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if disk_problem(error) == 'disk full':
         return FullDiskError(
             f'no space left after {format_bytes(_size(part))}',
             where=str(part),

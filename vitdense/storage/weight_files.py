@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from vitdense.errors import CheckpointError, some
+from vitdense.errors import CheckpointError, cause_of, some
 from vitdense.storage.trust import are_checkpoints_trusted
 from vitdense.storage.weight_sets import WRAPPERS, State, find_set, split_key, to_float32
 
@@ -172,7 +172,7 @@ def why_unreadable(error: Exception) -> str:
         return error.why
     if isinstance(error, pickle.UnpicklingError | EOFError | LookupError) or 'weights_only' in str(error):
         return 'it is damaged, or no weight file: its bytes are no PyTorch pickle'
-    return f'{type(error).__name__}: {(str(error).strip().splitlines() or [""])[0][:200]}'
+    return cause_of(error)
 
 
 def format_of(path: Path) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from vitdense.config.from_text import config_in
-from vitdense.config.run_config import RunConfig
+from vitdense.config.run_config import RunConfig, same
 from vitdense.distributed.batch_size import Batches, compare_batches
 from vitdense.errors import ConfigError, short
 from vitdense.model import DenseModel
@@ -164,17 +164,8 @@ def _differences(before: Any, now: Any, key: str) -> Iterator[tuple[str, str, st
             if name not in QUIET:
                 path = f'{key}.{name}' if key else str(name)
                 yield from _differences(before.get(name, ABSENT), now.get(name, ABSENT), path)
-    elif not _same(before, now):
+    elif not same(before, now):
         yield key, *('not given' if value is ABSENT else short(value, 60) for value in (before, now))
-
-
-def _same(before: Any, now: Any) -> bool:
-    """Compare two values of configs, lists and tuples alike."""
-    if isinstance(before, list | tuple) and isinstance(now, list | tuple):
-        return len(before) == len(now) and all(map(_same, before, now))
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        return before.keys() == now.keys() and all(_same(before[key], now[key]) for key in before)
-    return before == now
 
 
 def _shape(value: torch.Tensor | None) -> str:

@@ -211,9 +211,9 @@ def iterate_list(path: Path) -> Iterator[tuple[int, str]]:
         )
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, most: int = MAX_TEXT) -> str:
     """Return a text file in UTF-8. Raises ValueError or OSError, also for what is no regular file or too large."""
-    check_regular(path, MAX_TEXT)
+    check_regular(path, most)
     try:
         return path.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as error:

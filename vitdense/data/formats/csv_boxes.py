@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vitdense.data.files.listing import read_text
 from vitdense.data.formats.content import CocoContent, sizes_of_images
 from vitdense.errors import DataError
 
@@ -77,9 +78,7 @@ def _add_object(content: CocoContent, words: Sequence[str], name: str, line: int
 def _rows(path: Path) -> tuple[list[list[str]], Mapping[str, int], int]:
     """Return the lines of boxes, the index of each column, and the number of the first line."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f'it is larger than {MAX_BYTES} bytes')
-        text = path.read_text(encoding='utf-8-sig')
+        text = read_text(path, MAX_BYTES)
         head = text[:10_000]
         delimiter = max(',;\t', key=head.count)
         rows = list(csv.reader(text.splitlines(), delimiter=delimiter))

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vitdense.data.files.listing import find_files, read_list
+from vitdense.data.files.listing import find_files, read_list, read_text
 from vitdense.data.files.splits import SPLITS
 from vitdense.data.formats.content import CocoContent, sizes_of_images
 from vitdense.errors import DataError, did_you_mean
@@ -59,9 +59,7 @@ def read_description(path: Path) -> dict[str, Any]:
     import yaml  # needed for this format only
 
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f'it is larger than {MAX_BYTES} bytes')
-        description = yaml.safe_load(path.read_text(encoding='utf-8'))
+        description = yaml.safe_load(read_text(path, MAX_BYTES))
         if not isinstance(description, dict) or 'names' not in description:
             raise ValueError("it has no 'names'")
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
