@@ -38,6 +38,12 @@ def _cgroup_quota(root: Path) -> float | None:
     return max(1.0, int(quota) / int(period))
 
 
+def finish_work(device: torch.device) -> None:
+    """Wait until a GPU has done the work that was given to it."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
 def shared_memory_free() -> int | None:
     """Return the free bytes of /dev/shm, through which workers send their batches; None where there is none."""
     try:

@@ -18,6 +18,9 @@ from torch import Tensor
 IGNORE = 255  # the label of unlabelled pixels; it never enters a loss or a metric
 
 
+OBJECT_FIELDS = ('boxes', 'labels', 'masks', 'iscrowd', 'area', 'annotation_ids')  # of `Target`, a row for each object
+
+
 class Target(NamedTuple):
     """The labels of one image. A field is None where it was not labelled; empty: labelled, and without objects."""
 
@@ -203,6 +206,10 @@ class Instances(NamedTuple):
     labels: Tensor  # (N,) int64
     masks: Tensor | None = None  # (N, H, W) bool; packed in a `Result`
     track_ids: Tensor | None = None  # (N,) int64 of objects that are followed through a video; -1: none
+
+    def select(self, rows: Any) -> Instances:
+        """Return some of the objects: `rows` is a slice, or row numbers or a mask as a tensor or an array."""
+        return Instances(*(None if column is None else column[rows] for column in self))
 
 
 class Reconstruction(NamedTuple):

@@ -274,7 +274,7 @@ def test_well_known_names_and_colours(shared):
     table = read_classes(shared / 'ade20k_sample/objectInfo150.csv').values()
     assert all(ours.split()[0] in first for ours, first in zip(NAMES['ade20k'], table, strict=True))
     assert list(NAMES['camvid']) == list(read_classes(shared / 'camvid/classes.txt').values())
-    assert [voc_colors(21)[index] for index in (0, 1, 2, 8, 15)] == [
+    assert [voc_colors()[index] for index in (0, 1, 2, 8, 15)] == [
         [0, 0, 0], [128, 0, 0], [0, 128, 0], [64, 0, 0], [192, 128, 128]
     ]  # fmt: skip
     assert read_palette(None, NAMES['cityscapes'])[13] == [0, 0, 142]  # cars are blue

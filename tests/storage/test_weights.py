@@ -168,10 +168,10 @@ def test_dispensable_names_do_not_count() -> None:
     assert load_weights(small(), state, where='here', ignore=('head.',)).ignored == ('head.weight',)
 
 
-def test_saved_weights_come_back_with_their_metadata_and_no_rubbish(tmp_path: Path) -> None:
+def test_saved_weights_come_back_and_leave_no_rubbish(tmp_path: Path) -> None:
     state = small().state_dict()
     state |= {'tied': state['0.weight'], 'strided': torch.arange(6.0).view(2, 3).T}
-    save_weights(tmp_path / 'new' / 'a.safetensors', state, {'licence': 'none'})
+    save_weights(tmp_path / 'new' / 'a.safetensors', state)
     read = read_weights(tmp_path / 'new' / 'a.safetensors')
     assert all(torch.equal(read[name], value) for name, value in state.items())
     assert [path.name for path in (tmp_path / 'new').iterdir()] == ['a.safetensors']

@@ -30,18 +30,16 @@ class ScoredBoth(NamedTuple):
         return abs(self.model - self.graph) <= TOLERANCE
 
 
-def compare_scores(
-    model: str | Path, folder: Path, data: str | Path, *, split: str | None = None, device: str | None = None
-) -> list[ScoredBoth]:
+def compare_scores(model: str | Path, folder: Path, data: str | Path, *, split: str | None = None) -> list[ScoredBoth]:
     """Test `model` and the graph in `folder` on the labelled images of `data`, and keep the scores in `export.json`.
 
     Both compute in float32. Raises what `test` raises.
     """
     cfg, weights = config_from_model(model, data, options=('amp=off',), split=split)
     with tempfile.TemporaryDirectory(prefix='vitdense-') as scratch:
-        ours = test(cfg, weights, work_dir=f'{scratch}/model', device=device)
+        ours = test(cfg, weights, work_dir=f'{scratch}/model')
         with trusting_checkpoints():  # the graph has just been made
-            theirs = test(cfg, folder, work_dir=f'{scratch}/graph', device=device)
+            theirs = test(cfg, folder, work_dir=f'{scratch}/graph')
     scores = [ScoredBoth(name, value, theirs.get(name)) for name, value in ours.items()]
     content = json.loads((folder / INFO).read_text(encoding='utf-8'))
     write_json(folder / INFO, {**content, 'scores': [score._asdict() for score in scores]})

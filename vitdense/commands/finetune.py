@@ -36,7 +36,7 @@ from vitdense.config.run_config import RunConfig
 from vitdense.data.dataset_protocols import ExtentDataset
 from vitdense.data.datasets import build_dataset
 from vitdense.data.formats.labelled_folder import LabelledFolder, read_folder
-from vitdense.device import choose_device
+from vitdense.device import choose_device, finish_work
 from vitdense.loading.loaders import close_loaders
 from vitdense.multihead.add_head import choose_start
 from vitdense.reporting.console import quiet, start_logging
@@ -145,7 +145,7 @@ def measure(cfg: RunConfig, weights: str | None, device: str | None, *, tested: 
         for batch in runner.train_dataloader:
             start = clock.perf_counter()
             runner.model.train_step(batch, wrapper)
-            _synchronize(runner.device)
+            finish_work(runner.device)
             times.append(clock.perf_counter() - start)
             if len(times) > TIMED_STEPS and sum(times[1:]) >= TIMED_SECONDS:
                 break
@@ -163,7 +163,7 @@ def _evaluation_seconds(runner: DenseRunner) -> float:
             if number == 1:  # the first batch is slower
                 done, start = 0, clock.perf_counter()
             runner.model.val_step(batch)
-            _synchronize(runner.device)
+            finish_work(runner.device)
             done += len(batch.metas)
             if number == 2:
                 break
@@ -223,8 +223,3 @@ def _finish(runner: DenseRunner, weights: str | None, device: str | None, *, tes
     logger.info('the same run again, and the model as one ONNX graph:')
     logger.info('  %s', tool_command('train', folder / 'config.py', *begin))
     logger.info('  %s', tool_command('export', folder / 'model', '--out', folder / 'onnx'))
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)

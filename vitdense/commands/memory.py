@@ -15,6 +15,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitdense.commands.worst_case import worst_batch
+from vitdense.device import finish_work
 from vitdense.errors import ResourceError
 from vitdense.protocols import Recomputing
 from vitdense.reporting.console import console
@@ -190,8 +191,7 @@ class _Step:
             self.runner.model.train_step(batch, self.wrapper)
         finally:
             self.runner.network_model.skip_unlabelled = True
-        if self.runner.device.type == 'cuda':
-            torch.cuda.synchronize(self.runner.device)
+        finish_work(self.runner.device)
 
 
 def memory_now(device: torch.device) -> int:

@@ -19,7 +19,7 @@ from vitdense import visualize
 from vitdense.checkpoints.model_folder import METAINFO, model_folder_of, set_operating_points
 from vitdense.checkpoints.run import steps_in
 from vitdense.commands.output_paths import OutputPaths
-from vitdense.config.run_config import RunConfig
+from vitdense.config.run_config import RunConfig, work_folder
 from vitdense.distributed.processes import join_processes, leave_processes, lost_processes_explained
 from vitdense.export.folder import is_exported, read_exported
 from vitdense.loading.evaluation_sets import set_name
@@ -133,7 +133,7 @@ def _scores_folder(cfg: RunConfig, work_dir: str | Path | None, out: str | Path 
     if out and not work_dir:
         folder = Path(out)
     else:
-        folder = Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(cfg.filename).stem)
+        folder = work_folder(cfg, work_dir)
         if not work_dir or steps_in(folder) or (folder / 'metrics.csv').exists():
             folder = folder / 'test'
     make_folder(folder)
@@ -208,9 +208,9 @@ class PredictionHook(Hook):
                 self._rows.setdefault(f'{folder}/{file}', []).append(rows)
 
 
-def best_classes(record: ImageClass, names: Sequence[str], most: int = 5) -> dict[str, list]:
-    """Return the names and scores of the best classes, best first."""
-    best = record.scores.topk(min(most, len(record.scores)))
+def best_classes(record: ImageClass, names: Sequence[str]) -> dict[str, list]:
+    """Return the names and scores of the five best classes, best first."""
+    best = record.scores.topk(min(5, len(record.scores)))
     classes = [names[index] if index < len(names) else f'class {index}' for index in best.indices.tolist()]
     return {'classes': classes, 'scores': [round(score, 6) for score in best.values.tolist()]}
 

@@ -29,7 +29,7 @@ from vitdense.checkpoints.work_dir import (
 from vitdense.commands.old_classes import old_class_config, report_old_classes
 from vitdense.config.kept_classes import with_kept_classes
 from vitdense.config.load import image_recipe
-from vitdense.config.run_config import RunConfig
+from vitdense.config.run_config import RunConfig, work_folder
 from vitdense.distributed.agreement import on_first
 from vitdense.distributed.processes import (
     join_processes,
@@ -90,7 +90,7 @@ def train(
     cfg = with_kept_classes(cfg, keep_classes, weights)
     old = None if old_data is None else old_class_config(cfg, old_data)
     join_processes(device)
-    make_folder(folder := Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(cfg.filename).stem))
+    make_folder(folder := work_folder(cfg, work_dir))
     start_logging(None, keep=True)
     with leave_on_signal(), lost_processes_explained(), locked(folder):
         refuse_files_in_the_way(folder)

@@ -18,6 +18,7 @@ from vitdense.data.transforms.multi_image import Mosaic
 from vitdense.types import Batch, Meta, Sample, Target
 
 Size = tuple[int, int]  # (H, W)
+SAMPLES = 16  # images of a data set that show which fields its targets have
 
 
 def largest_sizes(transforms: Sequence[Callable], sources: Sequence[Size]) -> list[Size]:
@@ -66,10 +67,10 @@ def _multi_scale(transform: MultiScaleCrop, size: Size) -> list[Size]:
     return [fit(shape, transform.max_size, short) for shape in shapes]
 
 
-def worst_batch(dataset: Any, batch_size: int, *, num_samples: int = 16) -> Batch:
+def worst_batch(dataset: Any, batch_size: int) -> Batch:
     """Return a batch of the largest image size and number of objects that `dataset` can have.
 
-    `num_samples` images, spread over the data set, show which fields targets have. Sizes and number of objects are
+    `SAMPLES` images, spread over the data set, show which fields targets have. Sizes and number of objects are
     those of `extent()` of a data set, else of these images. Each data set of a mixture counts with its own transforms;
     the images have the largest size of all, the fields of all, and alternate between the data sets. Several images fill
     the largest height and the largest width, to which a batch of portrait and landscape images is padded. Images and
@@ -77,7 +78,7 @@ def worst_batch(dataset: Any, batch_size: int, *, num_samples: int = 16) -> Batc
     """
     whole = dataset.dataset if isinstance(dataset, SeededDataset) else dataset
     parts = whole.parts() if isinstance(whole, MixedDataset) else [(range(len(whole)), whole)]
-    samples_of = [[dataset[row] for row in _spread(rows, num_samples)] for rows, _ in parts]
+    samples_of = [[dataset[row] for row in _spread(rows, SAMPLES)] for rows, _ in parts]
     extents = [_extent(part, samples) for (_, part), samples in zip(parts, samples_of, strict=True)]
     sizes, most = [size for sizes, _ in extents for size in sizes], max(most for _, most in extents)
     samples = [sample for some in samples_of for sample in some]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vitdense.config.run_config import RunConfig
@@ -36,7 +36,12 @@ def metainfo_of(cfg: RunConfig, *, num_classes: int | None = None) -> dict[str, 
                 why=f'the data is not there ({error.message}), and the config does not name the classes',
                 fix='give --num-classes K',
             ) from error
-        return {'classes': dict.fromkeys(FIELDS, names), 'palette': dict.fromkeys(FIELDS, read_palette(None, names))}
+        return named_metainfo(names)
+
+
+def named_metainfo(names: Sequence[str], fields: Iterable[str] = FIELDS) -> dict[str, Any]:
+    """Return metainfo with the classes `names`, and colours, for all `fields`."""
+    return {'classes': dict.fromkeys(fields, names), 'palette': dict.fromkeys(fields, read_palette(None, names))}
 
 
 def section_of(cfg: RunConfig) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -37,6 +38,11 @@ def _sections(value: Any) -> Any:
     if isinstance(value, dict):
         return Section(value)
     return type(value)(map(_sections, value)) if type(value) in (list, tuple) else value
+
+
+def work_folder(cfg: RunConfig, given: str | Path | None) -> Path:
+    """Return the folder `given` for results, else that of the config, by default below work_dirs/ by its name."""
+    return Path(given or cfg.get('work_dir') or Path('work_dirs') / Path(cfg.filename).stem)
 
 
 def same(one: Any, other: Any) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from vitdense.checkpoints.model_folder import without_pretrained
-from vitdense.config.classes import FIELDS, field_of, metainfo_of
+from vitdense.config.classes import field_of, metainfo_of, named_metainfo
 from vitdense.config.load import image_recipe, load_config
 from vitdense.config.locate import shipped_config
 from vitdense.config.run_config import RunConfig
@@ -19,7 +19,6 @@ from vitdense.convert.families import COCO_IDS, COCO_ROWS, translate
 from vitdense.convert.key_rules import CheckpointFamily
 from vitdense.convert.peer_files import PeerInfo
 from vitdense.convert.published_models import configs_of
-from vitdense.data.class_names import read_palette
 from vitdense.errors import CheckpointError, ConfigError, some
 from vitdense.pretrained.foreign_names import rename
 from vitdense.registry import build
@@ -55,11 +54,17 @@ def classes_of(
     if info.classes is not None:
         rows = [row for row, name in enumerate(info.classes[:count]) if name]
         fields = {field_of(task) for task in cfg.model['tasks'].values()}
-        return CheckpointClasses(_metainfo([info.classes[row] for row in rows], fields), rows)
+        return CheckpointClasses(named_metainfo([info.classes[row] for row in rows], fields), rows)
     if published.coco and count == len(COCO_IDS):
         return CheckpointClasses(coco, range(count))
     if published.coco:
-        raise _unnamed(count, 'it does not name them')
+        raise ConfigError(
+            f'the checkpoint has rows for {count} classes, whose names are not known',
+            where='--num-classes',
+            why='it does not name them',
+            fix=f'give --num-classes {count}, or fewer where the last rows are no classes; '
+            'they are called class 0, ...',
+        )
     try:
         metainfo = metainfo_of(cfg)
     except ConfigError:
@@ -182,23 +187,10 @@ def _resize_step(cfg: RunConfig) -> Mapping[str, Any]:
 
 def _coco_metainfo() -> dict[str, Any]:
     by_id = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta['categories']
-    metainfo = _metainfo([by_id[number] for number in COCO_IDS], ('labels',))
+    metainfo = named_metainfo([by_id[number] for number in COCO_IDS], ('labels',))
     return {**metainfo, 'category_ids': {'labels': list(COCO_IDS)}}
-
-
-def _metainfo(names: list[str], fields: Sequence[str] | set[str] = FIELDS) -> dict[str, Any]:
-    return {'classes': dict.fromkeys(fields, names), 'palette': dict.fromkeys(fields, read_palette(None, names))}
 
 
 def _names_coco(names: Sequence[str] | None, coco: Mapping[str, Any]) -> bool:
     """Whether names of 91 rows are those of COCO, by row or in a list without the unused ones, or none at all."""
     return names is None or [name for name in names if name] == coco['classes']['labels']
-
-
-def _unnamed(count: int, why: str) -> ConfigError:
-    return ConfigError(
-        f'the checkpoint has rows for {count} classes, whose names are not known',
-        where='--num-classes',
-        why=why,
-        fix=f'give --num-classes {count}, or fewer where the last rows are no classes; they are called class 0, ...',
-    )

@@ -49,17 +49,17 @@ NAMES = {
 }
 
 
-def voc_colors(count: int) -> list[list[int]]:
-    """Return the first colours of the PASCAL VOC devkit: bits 0, 3, 6, ... of a label are the high bits of red."""
+def voc_colors() -> list[list[int]]:
+    """Return the 21 colours of the PASCAL VOC devkit: bits 0, 3, 6, ... of a label are the high bits of red."""
     channels = range(3)
     return [
         [sum((label >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in channels]
-        for label in range(count)
+        for label in range(21)
     ]
 
 
 PALETTES = {
-    'voc': voc_colors(21),
+    'voc': voc_colors(),
     'cityscapes': [
         [128, 64, 128], [244, 35, 232], [70, 70, 70], [102, 102, 156], [190, 153, 153], [153, 153, 153], [250, 170, 30],
         [220, 220, 0], [107, 142, 35], [152, 251, 152], [70, 130, 180], [220, 20, 60], [255, 0, 0], [0, 0, 142],

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 
 from vitdense.arguments import interval
 from vitdense.data.files import images as decoding
@@ -27,7 +26,7 @@ from vitdense.data.string_array import StringArray, StringCollector
 from vitdense.data.transforms.common import Pipeline, Transforms
 from vitdense.data.wordnet import read_folder_classes
 from vitdense.errors import DataError, did_you_mean
-from vitdense.types import Meta, Sample, Target
+from vitdense.types import Sample, Target
 
 logger = logging.getLogger('vitdense')
 
@@ -97,10 +96,8 @@ class ClassificationDataset:
     def __getitem__(self, index: int) -> Sample:
         file = self._files[index]
         path = self._below(file, str(self.folder)) if self._listed else self.folder / file
-        img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels, value_range=self.value_range))
-        size = (img.shape[-2], img.shape[-1])
-        meta = Meta(file, str(path), self.name, size, size)
-        return self.pipeline(Sample(img, Target(image_label=self._label(index)), meta))
+        sample = decoding.read_sample(path, file, self.name, max_pixels=self.max_pixels, value_range=self.value_range)
+        return self.pipeline(sample._replace(target=Target(image_label=self._label(index))))
 
     def label_of(self, index: int) -> int:
         """Return the class number of an image with one label."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,7 @@ class LabelTable:
         if classes is None:
             raise _config('classes', 'classes are not given', 'labels are numbers; classes gives their names')
         names = read_classes(classes, root=root)
-        if len(names) > _UNKNOWN:
-            raise _config('classes', f'{len(names)} classes', 'labels are 8-bit numbers: at most 254 classes')
+        _check_count(names)
         self._own_palette = palette is not None or list(names.values()) in [list(NAMES[key]) for key in PALETTES]
         direct = label_map is None and not colored and not reduce_zero_label
         dropped = {label for label in names if direct and label in ignored}  # an ignored number is no class
@@ -82,8 +81,7 @@ class LabelTable:
         own, colors = self.metainfo['classes']['semantic'], self.metainfo['palette']['semantic']
         if list(names) == own or not set(own) <= set(names):
             return
-        if len(names) > _UNKNOWN:
-            raise _config('classes', f'{len(names)} classes', 'labels are 8-bit numbers: at most 254 classes')
+        _check_count(names)
         number = {label: list(names).index(name) for label, name in enumerate(own)} | {IGNORE: IGNORE}
         self.lookup = {label: number[index] for label, index in self.lookup.items()}
         self._table = np.array([self.lookup.get(label, _UNKNOWN) for label in range(256)], np.uint8)
@@ -209,6 +207,11 @@ def _color_lookup(
     if label_map is None and len(lookup) < len(palette):
         raise _config('palette', 'two classes have one colour', 'a label image names classes by colour only')
     return lookup | {as_color(color, 'ignore'): IGNORE for color in ignored if not isinstance(color, int)}
+
+
+def _check_count(names: Collection[Any]) -> None:
+    if len(names) > _UNKNOWN:
+        raise _config('classes', f'{len(names)} classes', 'labels are 8-bit numbers: at most 254 classes')
 
 
 def _index(index: int | None) -> int:

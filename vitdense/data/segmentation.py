@@ -24,7 +24,7 @@ from vitdense.data.shards.shard_files import ShardFolder, data_folder
 from vitdense.data.string_array import texts
 from vitdense.data.transforms.common import Pipeline, Transforms
 from vitdense.errors import DataError
-from vitdense.types import Meta, Sample, Target
+from vitdense.types import Sample, Target
 
 logger = logging.getLogger('vitdense')
 
@@ -108,11 +108,13 @@ class SegmentationDataset:
     def read(self, index: int) -> Sample:
         """Return a sample before the transforms."""
         path = self.images / self._files[index]
-        img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels, value_range=self.value_range))
-        size = (img.shape[-2], img.shape[-1])
-        semantic = None if self.labels is None else tv_tensors.Mask(self._read_labels(index, size))
-        meta = Meta(self._keys[index], str(path), self.name, size, size)
-        return Sample(img, Target(semantic=semantic), meta)
+        sample = decoding.read_sample(
+            path, self._keys[index], self.name, max_pixels=self.max_pixels, value_range=self.value_range
+        )
+        if self.labels is None:
+            return sample
+        semantic = tv_tensors.Mask(self._read_labels(index, sample.meta.size))
+        return sample._replace(target=Target(semantic=semantic))
 
     def set_classes(self, classes: Mapping[str, Sequence[str]]) -> None:
         """Number the labels as in `classes` ({field: names}), by name; classes that are not among the labels may come

@@ -6,8 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from torchvision import tv_tensors
-
 from vitdense.arguments import interval
 from vitdense.data.files import images as decoding
 from vitdense.data.files.image_check import evenly_spaced, warn_about_images
@@ -15,7 +13,7 @@ from vitdense.data.files.listing import find_files, log_files
 from vitdense.data.shards.shard_files import data_folder
 from vitdense.data.string_array import texts
 from vitdense.data.transforms.common import Pipeline, Transforms
-from vitdense.types import Meta, Sample, Target
+from vitdense.types import Sample
 
 logger = logging.getLogger('vitdense')
 
@@ -54,10 +52,8 @@ class ImageDataset:
 
     def __getitem__(self, index: int) -> Sample:
         file = self._files[index]
-        path = self.folder / file
-        img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels, value_range=self.value_range))
-        size = (img.shape[-2], img.shape[-1])
-        return self.pipeline(Sample(img, Target(), Meta(file, str(path), self.name, size, size)))
+        options = dict(max_pixels=self.max_pixels, value_range=self.value_range)
+        return self.pipeline(decoding.read_sample(self.folder / file, file, self.name, **options))
 
     def check(self, limit: int | None = 64) -> int:
         """Check the headers of `limit` images, evenly spaced (None: all); return the number of images checked."""

@@ -17,8 +17,6 @@ from vitdense.ops.resample import filter_weights
 from vitdense.protocols import GraphTask
 from vitdense.types import ImageClass, Instances, Meta, Prediction, SemanticMap
 
-INSIDE = ('preprocessing', 'predictions')
-
 
 class Preprocessing(nn.Module):
     """Images (B, 3, H, W) uint8 of any size to what a network takes: resized, normalised, padded to whole patches."""

@@ -13,6 +13,7 @@ import torch
 
 from vitdense.errors import DiskError
 from vitdense.inference.named_classes import class_list
+from vitdense.inference.result import rounded
 from vitdense.storage.atomic import disk_fix
 
 if TYPE_CHECKING:
@@ -91,11 +92,6 @@ def mean(frames: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
         for head, numbers in frame.items():
             if head not in ('seconds', 'objects', 'counts'):
                 sums.setdefault(head, Counter()).update(numbers)
-    return _rounded(
+    return rounded(
         {head: {name: value / len(frames) for name, value in total.most_common()} for head, total in sums.items()}
     )
-
-
-def _rounded(summary: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    rounded = {head: {name: round(value, 4) for name, value in numbers.items()} for head, numbers in summary.items()}
-    return {head: {name: value for name, value in numbers.items() if value} for head, numbers in rounded.items()}

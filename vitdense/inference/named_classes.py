@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitdense.types import ImageClass, Instances, Prediction, SemanticMap
+from vitdense.visualize.colors import names_of
 
 KINDS: dict[type, tuple[str, str]] = {  # what a head predicts, and where a result has it
     Instances: ('objects', 'result.boxes'),
@@ -18,8 +19,7 @@ def class_names(metainfo: Mapping[str, Any], head: str, prediction: Prediction, 
     """Return the names of the classes that `head` predicts; a class without a name is called `class NUMBER`."""
     kind = {SemanticMap: 'semantic', ImageClass: 'image_label'}.get(type(prediction), 'labels')
     name = (metainfo.get('head_fields') or {}).get(head, kind)
-    names = list((metainfo.get('classes') or {}).get(name) or ())
-    return names + [f'class {index}' for index in range(len(names), at_least)]
+    return names_of(metainfo, name, at_least=at_least)
 
 
 def class_list(metainfo: Mapping[str, Any], head: str, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from vitdense.data.files.images import from_pil, read_image
 from vitdense.data.files.opening import MAX_PIXELS
 from vitdense.data.files.tiled_tiff import TiledTiff
 from vitdense.data.transforms.common import Pipeline
-from vitdense.device import choose_precision, out_of_memory, read_device
+from vitdense.device import choose_precision, finish_work, out_of_memory, read_device
 from vitdense.errors import DataError
 from vitdense.inference.calibration import calibrate, calibrated_metainfo
 from vitdense.inference.options import (
@@ -264,8 +264,7 @@ class Predictor:
 
     def _now(self) -> float:
         """Return the time in seconds once the device has done its work."""
-        if self.device.type == 'cuda':
-            torch.cuda.synchronize(self.device)
+        finish_work(self.device)
         return time.perf_counter()
 
 

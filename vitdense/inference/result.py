@@ -134,7 +134,7 @@ class Result:
             instances = self._kept(head, threshold)
             if classes is not None:
                 wanted = [row for row, label in enumerate(instances.labels.tolist()) if names[label] in classes]
-                instances = _rows(instances, np.array(wanted, np.int64))
+                instances = instances.select(np.array(wanted, np.int64))
             kept[head] = instances
         return replace(self, predictions=kept, min_score=threshold)
 
@@ -177,8 +177,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Return file, size (H, W), `summary()` as `heads` and `objects()`: plain Python values, rounded."""
-        rounded = {head: {name: round(value, 4) for name, value in row.items()} for head, row in self.summary().items()}
-        heads = {head: {name: value for name, value in row.items() if value} for head, row in rounded.items()}
+        heads = rounded(self.summary())
         objects = {head: [_rounded(row) for row in rows] for head, rows in self.objects().items()}
         return {'file': self.path, 'size': list(self.size), 'heads': heads} | ({'objects': objects} if objects else {})
 
@@ -279,7 +278,7 @@ class Result:
         """Return the instances of at least `min_score`."""
         instances: Instances = self[head]
         least = self.min_score if min_score is None else min_score
-        return _rows(instances, is_kept(instances, self.metainfo, head, least))
+        return instances.select(is_kept(instances, self.metainfo, head, least))
 
     def _detected(self, *, with_masks: bool) -> Iterator[DetectedObject]:
         for head in self._heads(Instances):
@@ -322,9 +321,12 @@ def _shares(labels: Tensor) -> list[float]:
     return (counts / max(1, labels.numel())).tolist() if most else []
 
 
-def _rows(instances: Instances, keep: np.ndarray) -> Instances:
-    """Return some rows, given by numbers or by a bool array."""
-    return Instances(*(None if column is None else column[keep] for column in instances))
+def rounded(summary: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Return a summary with four digits, without what is 0 then."""
+    return {
+        head: {name: short for name, value in row.items() if (short := round(value, 4))}
+        for head, row in summary.items()
+    }
 
 
 def _as_row(each: DetectedObject) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vitdense.metrics.base import SingleHeadMetric
 from vitdense.types import Batch, Prediction
+from vitdense.visualize.colors import names_of
 
 
 class ClassPrecision(NamedTuple):
@@ -65,8 +66,7 @@ class MeanPrecision(SingleHeadMetric):
         return self._table
 
     def _rows(self, scores: Tensor, targets: Tensor) -> list[ClassPrecision]:
-        names = list(((self.dataset_meta or {}).get('classes') or {}).get(self.field) or ())
-        names += [f'class {index}' for index in range(len(names), scores.shape[1])]
+        names = names_of(self.dataset_meta or {}, self.field, at_least=scores.shape[1])
         return [
             ClassPrecision(name, average_precision(scores[:, index], targets[:, index]), int(targets[:, index].sum()))
             for index, name in enumerate(names[: scores.shape[1]])

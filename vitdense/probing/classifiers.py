@@ -25,12 +25,11 @@ def knn_scores(
     num_classes: int,
     *,
     neighbours: Sequence[int] = NEIGHBOURS,
-    temperature: float = TEMPERATURE,
 ) -> dict[int, Tensor]:
     """Return {k: (M, num_classes) scores in [0, 1] of `test`} by the votes of the k nearest of `train`.
 
     `train` (N, C) with `labels` (N,) int64 and `test` (M, C) are features; their cosine s weighs a vote by
-    exp(s / temperature) (Wu et al. 2018, https://arxiv.org/abs/1805.01978, section 3.4; the protocol of DINO). Where
+    exp(s / TEMPERATURE) (Wu et al. 2018, https://arxiv.org/abs/1805.01978, section 3.4; the protocol of DINO). Where
     there are fewer than k images, all vote.
     """
     train, test = functional.normalize(train.float(), dim=1), functional.normalize(test.float(), dim=1)
@@ -38,7 +37,7 @@ def knn_scores(
     scores: dict[int, list[Tensor]] = {k: [] for k in neighbours}
     for part in test.split(rows):
         near = (part @ train.T).topk(min(max(neighbours), len(train)), dim=1)  # (m, most), nearest first
-        votes = ((near.values - near.values[:, :1]) / temperature).exp()  # the same shares, and no overflow
+        votes = ((near.values - near.values[:, :1]) / TEMPERATURE).exp()  # the same shares, and no overflow
         for k in neighbours:
             total = votes.new_zeros(len(part), num_classes)
             total.scatter_add_(1, labels[near.indices[:, :k]], votes[:, :k])

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from vitdense import visualize
 from vitdense.metrics.confusion import save_confusions
-from vitdense.types import Batch, ImageClass, Meta, Target
+from vitdense.types import OBJECT_FIELDS, Batch, ImageClass, Meta, Target
 
 logger = logging.getLogger('vitdense')
 
@@ -98,8 +98,7 @@ def share(count: int, row: int, num_rows: int) -> int:
 
 def only(target: Target, fields: set[str]) -> Target:
     """Return the target with nothing but what belongs to `fields`; objects belong to 'labels'."""
-    objects = ('boxes', 'labels', 'masks', 'iscrowd', 'area', 'annotation_ids')
-    kept = {name for name in target._fields if name in fields or ('labels' in fields and name in objects)}
+    kept = {name for name in target._fields if name in fields or ('labels' in fields and name in OBJECT_FIELDS)}
     return Target(**{name: target.value_of(name) for name in kept})
 
 

@@ -93,7 +93,7 @@ def load_weights(
     return coverage
 
 
-def save_weights(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def save_weights(path: str | Path, state: Mapping[str, Tensor]) -> None:
     """Write `state` as a safetensors file, atomically. Raises DiskError; then an earlier file is unchanged."""
     path = Path(path)
     try:
@@ -101,7 +101,7 @@ def save_weights(path: str | Path, state: Mapping[str, Tensor], metadata: Mappin
         with atomic_path(path) as temporary:
             temporary.touch()
             mode = temporary.stat().st_mode
-            save_file(_unshared(state), temporary, dict(metadata or {}))
+            save_file(_unshared(state), temporary)
             temporary.chmod(mode)  # safetensors makes files that only their owner may read
     except (OSError, SafetensorError) as error:
         raise disk_error(path, error) from error

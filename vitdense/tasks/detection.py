@@ -153,8 +153,7 @@ class DetectionTask:
 
     def _without_duplicates(self, instances: Instances) -> Instances:
         """Return the objects that no better one of their class overlaps by more than `nms_iou`, best first."""
-        keep = batched_nms(*instances[:3], self.nms_iou)
-        return Instances(*(field[keep] for field in instances[:3]))
+        return instances.select(batched_nms(*instances[:3], self.nms_iou))
 
     def _best(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return scores, labels and queries (B, N) of the best predictions, best first."""

@@ -57,7 +57,7 @@ def _original(objects: Instances, meta: Meta) -> Instances:
     if masks is None or meta.image_size is None:
         return objects
     inside = masks.flatten(1).any(1)  # what was found in the padding alone is no object
-    return Instances(*(None if field is None else field[inside] for field in objects))
+    return objects.select(inside)
 
 
 class Pieces(NamedTuple):

@@ -201,7 +201,7 @@ class _ObjectSum:
 
     def add(self, output: ObjectOutputs, corners: list[Corner]) -> None:
         for objects in output.objects:
-            objects = Instances(*(None if column is None else column[: self.most] for column in objects))
+            objects = objects.select(slice(self.most))
             if self.sizes and objects.masks is not None:
                 objects = objects._replace(masks=PackedMasks.of(objects.masks))
             self.collected.append(objects)

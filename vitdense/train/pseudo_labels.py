@@ -96,8 +96,8 @@ class PseudoLabels:
             predicted.labels, 'labels'
         )
         keep &= (box_iou(predicted.boxes, target.boxes.to(predicted.boxes)) < OVERLAP).all(1)
-        predicted = _chosen(predicted, keep.nonzero().squeeze(1))
-        predicted = _chosen(predicted, batched_nms(predicted.boxes, predicted.scores, predicted.labels, DUPLICATE))
+        predicted = predicted.select(keep.nonzero().squeeze(1))
+        predicted = predicted.select(batched_nms(*predicted[:3], DUPLICATE))
         sides = (predicted.boxes[:, 2:] - predicted.boxes[:, :2]).unbind(1)
         new = {'boxes': predicted.boxes, 'labels': predicted.labels, 'iscrowd': torch.zeros_like(predicted.labels)}
         new |= {'area': sides[0] * sides[1], 'annotation_ids': torch.full_like(predicted.labels, -1)}
@@ -169,7 +169,3 @@ def _score_maps(task: Any, outputs: Any) -> Iterator[Tensor]:
     for each in maps.logits:
         full = functional.interpolate(each[None].float(), maps.input_size, mode='bilinear', align_corners=False)[0]
         yield full.softmax(0) if is_logits else full
-
-
-def _chosen(predicted: Instances, rows: Tensor) -> Instances:
-    return Instances(*(None if value is None else value[rows] for value in predicted))

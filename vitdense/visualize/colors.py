@@ -57,10 +57,15 @@ class ClassStyle:
     def of(cls, metainfo: Mapping[str, Any] | None, field: str, *, at_least: int = 0) -> ClassStyle:
         """Return names and colours of `field`; a class without name in `metainfo` is called by its index."""
         metainfo = metainfo or {}
-        names = list((metainfo.get('classes') or {}).get(field) or ())
-        names += [f'class {index}' for index in range(len(names), at_least)]
+        names = names_of(metainfo, field, at_least=at_least)
         warn_missing_glyphs(tuple(names))
         return cls(names, (metainfo.get('palette') or {}).get(field))
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def names_of(metainfo: Mapping[str, Any], field: str, *, at_least: int) -> list[str]:
+    """Return the class names of `field`; classes without a name are called `class NUMBER`."""
+    names = list((metainfo.get('classes') or {}).get(field) or ())
+    return names + [f'class {number}' for number in range(len(names), at_least)]

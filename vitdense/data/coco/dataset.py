@@ -37,7 +37,7 @@ from vitdense.data.shards.shard_files import data_folder
 from vitdense.data.transforms.common import Pipeline, Transforms
 from vitdense.errors import DataError, did_you_mean, some
 from vitdense.ops.masks import masks_of_runs, runs_of
-from vitdense.types import Meta, Sample, Target
+from vitdense.types import Sample, Target
 
 _logger = logging.getLogger('vitdense')
 
@@ -132,10 +132,11 @@ class CocoDetection:
         """Return a sample before the transforms."""
         row = int(self._rows[index])
         path = self._file(row)
-        img = tv_tensors.Image(decoding.read_image(path, max_pixels=self.max_pixels, value_range=self.value_range))
-        size = (img.shape[-2], img.shape[-1])
-        self._check_size(row, size, path)
-        return Sample(img, self._target(row, size), Meta(self.image_id(row), str(path), self.name, size, size))
+        sample = decoding.read_sample(
+            path, self.image_id(row), self.name, max_pixels=self.max_pixels, value_range=self.value_range
+        )
+        self._check_size(row, sample.meta.size, path)
+        return sample._replace(target=self._target(row, sample.meta.size))
 
     def image_files(self) -> tuple[Path, list[str]]:
         """Return the folder of the images and the path of each below it, in the order of the data set."""

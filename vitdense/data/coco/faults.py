@@ -114,13 +114,11 @@ def is_encodable(name: str) -> bool:
         return False
 
 
-def looks_like_corners(arrays: CocoArrays) -> float | None:
-    """Return the share of boxes that leave their image when more than a fifth do and 99 % fit as xyxy, else None."""
-    return share_of_corners(arrays.boxes, sizes_of(arrays))
-
-
 def share_of_corners(boxes: np.ndarray, sizes: np.ndarray) -> float | None:
-    """`looks_like_corners` for (A, 4) boxes in images of `sizes` (A, 2) (H, W), zero where unknown."""
+    """Return the share of boxes (A, 4) that leave their image, of `sizes` (A, 2) (H, W), zero where unknown.
+
+    None unless more than a fifth do and 99 % fit as xyxy.
+    """
     known = (sizes > 0).all(1)
     boxes, limits = boxes[known], sizes[known][:, ::-1] + 1
     if not len(boxes):
@@ -131,13 +129,8 @@ def share_of_corners(boxes: np.ndarray, sizes: np.ndarray) -> float | None:
     return share if share > 0.2 and fits.mean() > 0.99 else None
 
 
-def looks_like_fractions(arrays: CocoArrays) -> bool:
-    """Whether all boxes lie in [0, 1]: fractions of the image where pixels are meant."""
-    return are_fractions(arrays.boxes)
-
-
 def are_fractions(boxes: np.ndarray) -> bool:
-    """Whether all (A, 4) boxes lie in [0, 1] and some are not made of 0 and 1 alone."""
+    """Whether all (A, 4) boxes lie in [0, 1], fractions of the image, and some are not made of 0 and 1 alone."""
     return bool(len(boxes)) and bool(((boxes >= 0) & (boxes <= 1)).all()) and bool((boxes % 1 > 0).any())
 
 

@@ -12,14 +12,15 @@ import numpy as np
 from vitdense.data.coco.arrays import CocoArrays, CocoFileInfo
 from vitdense.data.coco.faults import (
     Faults,
+    are_fractions,
     check_boxes,
     check_ids,
     fault_of_box,
     fault_of_name,
     fault_of_size,
     is_encodable,
-    looks_like_corners,
-    looks_like_fractions,
+    share_of_corners,
+    sizes_of,
 )
 from vitdense.data.coco.structure import parse, read_categories, read_images
 from vitdense.data.string_array import texts
@@ -66,8 +67,8 @@ def read_coco(path: Path, *, masks: bool = False, data: bytes | None = None) -> 
         faults.listed,
         dict(faults.counts),
         usable,
-        looks_like_corners(arrays),
-        looks_like_fractions(arrays),
+        share_of_corners(arrays.boxes, sizes_of(arrays)),
+        are_fractions(arrays.boxes),
         root,
     )
 

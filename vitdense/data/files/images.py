@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision import tv_tensors
 
 from vitdense.arguments import interval
 from vitdense.data.files.bit_depth import DEEP_COLORS, Scale, bits_of, scale_of, stored_numbers, stretch
@@ -30,6 +31,7 @@ from vitdense.data.files.opening import (
     upright_array,
 )
 from vitdense.errors import DataError
+from vitdense.types import Meta, Sample, Target
 
 LABEL_SUFFIXES = ('.png', '.apng', '.bmp', '.tif', '.tiff', '.gif', '.pgm')
 
@@ -59,6 +61,13 @@ def read_image(
     ConfigError for a `value_range` that is none.
     """
     return read_levels(path, max_pixels=max_pixels, value_range=value_range).image
+
+
+def read_sample(path: Path, image_id: int | str, dataset: str, **options: Any) -> Sample:
+    """Return the image at `path` as a sample without target; `options` are those of `read_image`."""
+    img = tv_tensors.Image(read_image(path, **options))
+    size = (img.shape[-2], img.shape[-1])
+    return Sample(img, Target(), Meta(image_id, str(path), dataset, size, size))
 
 
 def read_levels(

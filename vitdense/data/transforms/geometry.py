@@ -17,9 +17,7 @@ from torchvision.transforms.v2 import functional
 
 from vitdense.data.files.opening import MAX_PIXELS, unreadable
 from vitdense.data.transforms.random import integer
-from vitdense.types import IGNORE, Sample, Target
-
-OBJECT_FIELDS = ('boxes', 'labels', 'masks', 'iscrowd', 'area', 'annotation_ids')  # of `Target`, a row for each object
+from vitdense.types import IGNORE, OBJECT_FIELDS, Sample, Target
 
 
 def resize(sample: Sample, size: tuple[int, int], *, antialias: bool = True) -> Sample:

@@ -17,7 +17,7 @@ from vitdense.arguments import check, sides, span, within
 from vitdense.data.transforms import geometry
 from vitdense.data.transforms.random import bernoulli, beta, current_epoch, uniform
 from vitdense.errors import ConfigError
-from vitdense.types import Sample, Target
+from vitdense.types import OBJECT_FIELDS, Sample, Target
 
 Other = Callable[[], Sample]
 
@@ -184,7 +184,7 @@ def fit_inside(size: Sequence[int], bounds: tuple[int, int]) -> tuple[int, int]:
 def joined(targets: Sequence[Target]) -> Target:
     """Return the objects of all targets, which have the same fields; other fields are those of the first."""
     fields = {}
-    for name in geometry.OBJECT_FIELDS:
+    for name in OBJECT_FIELDS:
         values = [target.value_of(name) for target in targets]
         if values[0] is not None:
             stacked = torch.cat([value.as_subclass(Tensor) for value in values])

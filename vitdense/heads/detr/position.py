@@ -31,13 +31,13 @@ def sine_positions(
     return torch.cat([rows, columns], dim=-1).flatten(1, 2)  # (B, h, w, channels) -> (B, h * w, channels)
 
 
-def sine_boxes(boxes: Tensor, channels: int, *, temperature: float = 10000.0) -> Tensor:
+def sine_boxes(boxes: Tensor, channels: int) -> Tensor:
     """Return the encodings (..., n * channels) float32 of the n numbers of `boxes` (..., n) in [0, 1], in their order.
 
     As Deformable-DETR encodes proposals (Zhu et al. 2021, appendix A.4) and DAB-DETR its anchors (Liu et al. 2022,
     equation 3; there the row comes before the column: see `rows_first`).
     """
-    return _waves(boxes.float(), channels, temperature).flatten(-2)
+    return _waves(boxes.float(), channels, 10000.0).flatten(-2)
 
 
 def rows_first(boxes_cxcywh: Tensor) -> Tensor:

@@ -72,10 +72,10 @@ def class_predictor(channels: int, num_classes: int) -> nn.Linear:
     return predictor
 
 
-def inverse_sigmoid(x: Tensor, epsilon: float = 1e-5) -> Tensor:
-    """Return the logit of `x`, for x nearer than `epsilon` to 0 or 1 as if it were so near."""
+def inverse_sigmoid(x: Tensor) -> Tensor:
+    """Return the logit of `x`, for x nearer than 1e-5 to 0 or 1 as if it were so near."""
     x = x.clamp(0, 1)
-    return torch.log(x.clamp(min=epsilon) / (1 - x).clamp(min=epsilon))
+    return torch.log(x.clamp(min=1e-5) / (1 - x).clamp(min=1e-5))
 
 
 def add_logit_deltas(references: Tensor, box_deltas: Tensor) -> Tensor:
