@@ -10,6 +10,7 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from vitdense.arguments import check_choice
 from vitdense.layers.blocks import BatchNorm2d
 from vitdense.ops.padding import channels_last, map_extents, zero_padding
 from vitdense.types import Features, LayerRequest
@@ -43,8 +44,7 @@ class Projector(nn.Module):
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        if norm not in NORMS:
-            raise ValueError(f"norm={norm!r} is unknown; use 'layer' or 'batch'")
+        check_choice('Projector.norm', norm, tuple(NORMS))
         if not scales or set(scales) - {2.0, 1.0, 0.5} or list(scales) != sorted(scales, reverse=True):
             raise ValueError(f'scales={tuple(scales)}: give some of 2, 1 and 0.5, fine to coarse')
         self.layers = tuple(LayerRequest(index, normed) for index in layers)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitdense.arguments import check_choice
-from vitdense.layers.blocks import BatchNorm2d
+from vitdense.layers.blocks import BatchNorm2d, conv_norm
 from vitdense.ops.padding import channels_last, map_extents, zero_padding
 from vitdense.types import Features, LayerRequest
 
@@ -57,8 +57,8 @@ class SimplePyramid(nn.Module):
         }
         self.stages = nn.ModuleList(stages[scale]() for scale in scales)
         widths = [{4.0: half // 2, 2.0: half}.get(scale, in_channels) for scale in scales]
-        self.reduce = nn.ModuleList(_conv_norm(width, channels, kernel_size=1) for width in widths)
-        self.smooth = nn.ModuleList(_conv_norm(channels, channels, kernel_size=3) for _ in widths)
+        self.reduce = nn.ModuleList(conv_norm(width, channels, kernel_size=1, norm='layer') for width in widths)
+        self.smooth = nn.ModuleList(conv_norm(channels, channels, kernel_size=3, norm='layer') for _ in widths)
 
     def forward(self, features: Features, imgs: Tensor) -> Features:
         """Return `features` with `maps` (B, channels, h_i, w_i) at `strides`; `imgs` is not read."""
@@ -131,8 +131,3 @@ def _double(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
 def _halve() -> nn.MaxPool2d:
     """Return a 2x2 max-pool with ceil mode: an odd last row or column keeps a cell, so that no map is empty."""
     return nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)
-
-
-def _conv_norm(in_channels: int, out_channels: int, *, kernel_size: int) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
-    return nn.Sequential(conv, LayerNorm2d(out_channels))

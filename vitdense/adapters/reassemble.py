@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vitdense.arguments import check_choice
 from vitdense.ops.padding import map_extents, zero_padding
 from vitdense.types import Features, LayerRequest
 
@@ -38,8 +39,7 @@ class Reassemble(nn.Module):
         readout: Literal['ignore', 'add', 'project'] = 'project',
     ) -> None:
         super().__init__()
-        if readout not in ('ignore', 'add', 'project'):
-            raise ValueError(f"readout={readout!r} is unknown; use 'ignore', 'add' or 'project'")
+        check_choice('Reassemble.readout', readout, ('ignore', 'add', 'project'))
         if readout != 'ignore' and not has_cls:
             raise ValueError(f"readout={readout!r} reads a class token, which this ViT does not have; use 'ignore'")
         if len(layers) != len(SCALES) or len(channels) != len(SCALES):

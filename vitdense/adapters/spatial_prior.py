@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitdense.adapters.interaction import Cells, Extractor, init_weights
+from vitdense.arguments import check_choice
 from vitdense.layers.blocks import BatchNorm2d, ConvBlock
 from vitdense.ops.padding import channels_last, map_extents, zero_padding
 from vitdense.ops.resample import restride
@@ -90,8 +91,7 @@ class SpatialPyramid(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if add_features not in ('each', 'last', 'none'):
-            raise ValueError(f"add_features={add_features!r} is unknown; use 'each', 'last' or 'none'")
+        check_choice('add_features', add_features, ('each', 'last', 'none'))
         if add_features == 'each' and num_interactions != len(STRIDES):
             raise ValueError(
                 f"add_features='each' gives one map to each of {len(STRIDES)} levels, and there are {num_interactions} "

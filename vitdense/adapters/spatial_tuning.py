@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitdense.layers.blocks import BatchNorm2d
+from vitdense.layers.blocks import conv_norm
 from vitdense.ops.padding import map_extents, rectangles, zero_padding
 from vitdense.ops.resample import restride
 from vitdense.types import Features, LayerRequest
@@ -43,12 +43,12 @@ class SpatialTuning(nn.Module):
         self.strides = STRIDES
         self.out_channels = (channels,) * len(STRIDES)
         widths = tuple(factor * detail_channels for factor in (1, 2, 4, 4))
-        self.stem = _conv_norm(3, widths[0], kernel_size=3, stride=2)
+        self.stem = conv_norm(3, widths[0], kernel_size=3, stride=2)
         self.convs = nn.ModuleList(
-            _conv_norm(width, wider, kernel_size=3, stride=2)
+            conv_norm(width, wider, kernel_size=3, stride=2)
             for width, wider in zip(widths[:-1], widths[1:], strict=True)
         )
-        self.fuse = nn.ModuleList(_conv_norm(in_channels + width, channels, kernel_size=1) for width in widths[1:])
+        self.fuse = nn.ModuleList(conv_norm(in_channels + width, channels, kernel_size=1) for width in widths[1:])
 
     def forward(self, features: Features, imgs: Tensor) -> Features:
         """Return `features` with `maps` (B, channels, h_i, w_i) at strides 8, 16, 32; reads `imgs` (B, 3, H, W)."""
@@ -82,8 +82,3 @@ def _pool(x: Tensor, extents: Tensor | None) -> Tensor:
         inside = rectangles(extents, tuple(x.shape[-2:]))[:, None]
         x = x.masked_fill(~inside, torch.finfo(x.dtype).min)  # the padding value of max-pool
     return functional.max_pool2d(x, kernel_size=3, stride=2, padding=1)
-
-
-def _conv_norm(in_channels: int, out_channels: int, *, kernel_size: int, stride: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False)
-    return nn.Sequential(conv, BatchNorm2d(out_channels))

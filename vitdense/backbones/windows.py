@@ -14,7 +14,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitdense.arguments import check
+from vitdense.arguments import check, check_choice
 
 Side = int | torch.SymInt
 
@@ -42,8 +42,7 @@ class WindowPartition:
     prefix: Literal['average', 'each'] = 'average'
 
     def __post_init__(self) -> None:
-        if self.prefix not in ('average', 'each'):
-            raise ValueError(f"prefix={self.prefix!r} is unknown; use 'average' or 'each'")
+        check_choice('WindowPartition.prefix', self.prefix, ('average', 'each'))
         if (self.size is None) == (self.split is None):
             raise ValueError('a window needs either its size in cells or a split of the grid, exactly one of them')
         if min(self._sides) < 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from vitdense.checkpoints.descriptions import read_description
 from vitdense.checkpoints.model_card import write_card
 from vitdense.checkpoints.model_folder import CONTENT, model_folder_of
 from vitdense.errors import CheckpointError, ConfigError
-from vitdense.storage.atomic import disk_error, is_of_disk, sha256_of, write_json
+from vitdense.storage.atomic import disk_error, is_of_disk, read_json, sha256_of, write_json
 
 PREFIX = 'hf:'
 FILES = ('README.md', 'SHA256SUMS', '*.json', '*.safetensors', '*.onnx', '*.onnx.data', '*.xml', '*.bin', '*.pt2')
@@ -70,7 +69,7 @@ def push_to_hub(
     _check_weights(folder, info)
     added = ({'licence_id': licence} if licence else {}) | ({'data': list(datasets)} if datasets else {})
     try:
-        content = {**json.loads((folder / 'model.json').read_text(encoding='utf-8')), **added}
+        content = {**read_json(folder / 'model.json'), **added}
         if added:
             write_json(folder / 'model.json', content)
         write_card(folder, {'name': name.partition('/')[2], **content}, repo=name)

@@ -10,7 +10,6 @@ only among the parts of vitdense and torchvision's v2 transforms.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,7 @@ from vitdense.checkpoints.omitted_weights import needs_pretrained, restore_omitt
 from vitdense.data.transforms.common import Pipeline
 from vitdense.model import DenseModel
 from vitdense.registry import build
-from vitdense.storage.atomic import disk_error, sha256_of, sync_folder, write_json
+from vitdense.storage.atomic import disk_error, read_json, sha256_of, sync_folder, write_json
 from vitdense.storage.weights import load_weights, read_weights, save_weights
 
 WEIGHTS = 'model.safetensors'
@@ -105,7 +104,7 @@ def _replace_folder(temporary: Path, folder: Path) -> None:
 def set_operating_points(folder: str | Path, points: Mapping[str, Any]) -> None:
     """Replace the score thresholds of a model folder by `{head: points}`. Raises CheckpointError, DiskError."""
     path = model_folder_of(folder) / 'model.json'
-    info = {**json.loads(path.read_text(encoding='utf-8')), 'operating_points': dict(points)}
+    info = {**read_json(path), 'operating_points': dict(points)}
     read_description(path, CONTENT)
     try:
         write_json(path, info)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from vitdense.checkpoints.shard_folder import is_shard_folder
 from vitdense.config.from_text import config_in, model_in, read_config_text
 from vitdense.config.load import image_recipe
 from vitdense.errors import CheckpointError, cause_of
+from vitdense.storage.atomic import read_json
 from vitdense.storage.weights import read_weights
 
 
@@ -129,7 +129,7 @@ def is_head_file(path: str | Path) -> bool:
     if path.suffix != '.json' or path.name == 'model.json' or not path.is_file():
         return False
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
+        content = read_json(path)
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and 'branch' in content

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from typing import NamedTuple
 from vitdense.checkpoints.model_config import config_from_model
 from vitdense.commands.test import test
 from vitdense.export.folder import INFO
-from vitdense.storage.atomic import write_json
+from vitdense.storage.atomic import read_json, write_json
 from vitdense.storage.trust import trusting_checkpoints
 
 TOLERANCE = 1e-3  # of a score in [0, 1]: 0.1 points
@@ -41,6 +40,6 @@ def compare_scores(model: str | Path, folder: Path, data: str | Path, *, split: 
         with trusting_checkpoints():  # the graph has just been made
             theirs = test(cfg, folder, work_dir=f'{scratch}/graph')
     scores = [ScoredBoth(name, value, theirs.get(name)) for name, value in ours.items()]
-    content = json.loads((folder / INFO).read_text(encoding='utf-8'))
+    content = read_json(folder / INFO)
     write_json(folder / INFO, {**content, 'scores': [score._asdict() for score in scores]})
     return scores

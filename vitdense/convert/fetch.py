@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -13,7 +12,7 @@ from huggingface_hub.utils import tqdm
 
 from vitdense.convert.published_models import RemoteFile
 from vitdense.errors import CheckpointError
-from vitdense.storage.atomic import disk_error, is_of_disk, sha256_of, write_json
+from vitdense.storage.atomic import disk_error, is_of_disk, read_json, sha256_of, write_json
 from vitdense.storage.download import check_file, download, reach, unreachable
 
 logger = logging.getLogger('vitdense')
@@ -90,7 +89,7 @@ def _compare_record(file: RemoteFile, path: Path, record: Path) -> None:
     """
     if file.hashes or _SHA256.fullmatch(path.resolve().name):
         return
-    known = json.loads(record.read_text(encoding='utf-8')) if record.is_file() else {}
+    known = read_json(record) if record.is_file() else {}
     if file.local_name in known:
         first = known[file.local_name]
         check_file(path, size=first['size'], hashes={'sha256': first['sha256']}, where=f'{path}, recorded in {record}')

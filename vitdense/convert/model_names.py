@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import os
 from contextlib import suppress
@@ -19,7 +18,7 @@ from vitdense.convert.fetch import fetch, is_here
 from vitdense.convert.import_weights import check_licence, import_weights
 from vitdense.convert.published_models import PublishedModel, find_model, published_models
 from vitdense.errors import CheckpointError, ConfigError
-from vitdense.storage.atomic import cache_folder, make_folder
+from vitdense.storage.atomic import cache_folder, make_folder, read_json
 
 logger = logging.getLogger('vitdense')
 
@@ -66,7 +65,7 @@ def status(model: PublishedModel) -> str:
 def _is_current(folder: Path) -> bool:
     """Whether a folder holds a model that this version reads."""
     with suppress(OSError, ValueError, AttributeError, RecursionError):
-        return json.loads((folder / 'model.json').read_text(encoding='utf-8')).get('format') == FORMAT
+        return read_json(folder / 'model.json').get('format') == FORMAT
     return False
 
 

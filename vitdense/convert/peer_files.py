@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitdense.errors import CheckpointError, ConfigError
+from vitdense.storage.atomic import read_json
 from vitdense.storage.weight_files import Placeholder, format_of, read_content, weight_file
 from vitdense.storage.weight_sets import split_key
 
@@ -90,7 +90,7 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
+        content = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         content, why = None, str(error)
     if not isinstance(content, dict):

@@ -5,7 +5,6 @@ The graph is `model.onnx`, for OpenVINO `model.xml` and `model.bin`, or a progra
 
 from __future__ import annotations
 
-import json
 import keyword
 import logging
 import shutil
@@ -29,7 +28,7 @@ from vitdense.export.quantization import quantize
 from vitdense.export.runtimes import GRAPHS, check_installed
 from vitdense.model import DenseModel
 from vitdense.registry import build
-from vitdense.storage.atomic import make_folder, sha256_of, write_json
+from vitdense.storage.atomic import make_folder, read_json, sha256_of, write_json
 from vitdense.storage.trust import are_checkpoints_trusted
 from vitdense.types import Batch, Meta, Sample, Target
 
@@ -121,7 +120,7 @@ def quantize_folder(folder: Path, images: Sequence[torch.Tensor]) -> dict[str, A
 
     Raises ExportError for another format, ResourceError where NNCF is not installed.
     """
-    content = json.loads((folder / INFO).read_text(encoding='utf-8'))
+    content = read_json(folder / INFO)
     path = folder / GRAPHS['openvino'][0]
     if content['runtime'] != 'openvino' or content['precision'] != 'float32':
         why = f'the graph is {content["runtime"]} in {content["precision"]}'
@@ -153,7 +152,7 @@ def read_exported(folder: str | Path, *, trusted: bool | None = None) -> tuple[D
     info = read_description(folder / MODEL, CONTENT)
     check_recipes([info['recipe'], info['transforms']], folder / MODEL)
     try:
-        content = json.loads((folder / INFO).read_text(encoding='utf-8'))
+        content = read_json(folder / INFO)
         if content['format'] != FORMAT:
             raise ValueError(f'{INFO} has another format than this version of vitdense reads')
         for name in GRAPHS[content['runtime']]:
@@ -181,7 +180,7 @@ def verify(source: str | Path, folder: Path, images: Sequence[torch.Tensor]) -> 
     tasks = {name: model.tasks[name] for name in graph.network.names}
     theirs = _side(model, model.network, tasks, info['transforms'], images)
     ours = _side(graph, graph.network, graph.tasks, graph_info['transforms'], images)
-    content = json.loads((folder / INFO).read_text(encoding='utf-8'))
+    content = read_json(folder / INFO)
     level = LEVELS[content['precision']]
     if content['inside'] and level == 'exact':  # other arithmetic of the resize, and no outputs to compare
         level = 'close'

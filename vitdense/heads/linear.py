@@ -10,7 +10,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from vitdense.arguments import check_choice
-from vitdense.layers.blocks import BatchNorm2d
+from vitdense.layers.blocks import BatchNorm2d, pixel_classifier
 from vitdense.ops.padding import extents_of, hold_edges, resize
 from vitdense.types import ClassLayer, Features, PixelOutputs
 
@@ -42,9 +42,7 @@ class LinearHead(nn.Module):
         self.num_classes = num_classes
         self.dropout = nn.Dropout2d(dropout)
         self.norm = norms[norm](sum(in_channels))
-        self.classifier = nn.Conv2d(sum(in_channels), num_classes, kernel_size=1)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
+        self.classifier = pixel_classifier(sum(in_channels), num_classes)
 
     def forward(self, features: Features) -> PixelOutputs:
         """Read `features.maps`; return logits (B, num_classes, h, w) on the grid of the finest map."""

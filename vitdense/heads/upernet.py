@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vitdense.layers.blocks import ConvBlock, Norm
+from vitdense.layers.blocks import ConvBlock, Norm, pixel_classifier
 from vitdense.ops.padding import channels_last, extents_of, hold_edges, resize, whole_map, zero_padding
 from vitdense.ops.resample import apply_separable, bilinear_weights, conv3x3_of_resized, pooling_weights
 from vitdense.types import ClassLayer, Features, PixelOutputs
@@ -48,14 +48,14 @@ class UPerNetHead(nn.Module):
         self.smooths = nn.ModuleList(ConvBlock(channels, channels, kernel_size=3, norm=norm) for _ in finer)
         self.fuse = ConvBlock(channels * len(in_channels), channels, kernel_size=3, norm=norm)
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = _classifier(channels, num_classes)
+        self.classifier = pixel_classifier(channels, num_classes)
         self.aux_index = None if aux_index is None else min(aux_index, len(finer))
         self.aux = None
         if self.aux_index is not None:
             self.aux = nn.Sequential(
                 ConvBlock(in_channels[self.aux_index], aux_channels, kernel_size=3, norm=norm),
                 nn.Dropout2d(dropout),
-                _classifier(aux_channels, num_classes),
+                pixel_classifier(aux_channels, num_classes),
             )
         self.class_layers = (ClassLayer('classifier'), *([] if self.aux is None else [ClassLayer('aux.2')]))
 
@@ -89,13 +89,6 @@ class UPerNetHead(nn.Module):
             part = conv3x3_of_resized(x, weight, size, extent, extents[0])
             fused = part if fused is None else fused.add_(part)
         return self.fuse.finish(fused)
-
-
-def _classifier(channels: int, num_classes: int) -> nn.Conv2d:
-    classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
-    nn.init.normal_(classifier.weight, std=0.01)
-    nn.init.zeros_(classifier.bias)
-    return classifier
 
 
 class PyramidPooling(nn.Module):

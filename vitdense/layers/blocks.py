@@ -30,6 +30,23 @@ def norm_of(kind: Norm, channels: int) -> nn.Module:
     return BatchNorm2d(channels) if kind == 'batch' else LayerNorm2d(channels)
 
 
+def conv_norm(
+    in_channels: int, out_channels: int, *, kernel_size: int, stride: int = 1, norm: Norm = 'batch'
+) -> nn.Sequential:
+    """Return a convolution without bias and a normalisation; the output has the size of the input / `stride`."""
+    padding = kernel_size // 2
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=False)
+    return nn.Sequential(conv, norm_of(norm, out_channels))
+
+
+def pixel_classifier(channels: int, num_classes: int) -> nn.Conv2d:
+    """Return a 1x1 convolution to logits, whose initial logits are small."""
+    classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
+    nn.init.normal_(classifier.weight, std=0.01)
+    nn.init.zeros_(classifier.bias)
+    return classifier
+
+
 class ConvBlock(nn.Module):
     """Convolution without bias, normalisation, ReLU; the output has the size of the input / `stride`, rounded up.
 

@@ -142,6 +142,11 @@ def finite(row: Mapping[str, Any]) -> Row:
     }
 
 
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file. Raises OSError, ValueError."""
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write valid JSON (no NaN), atomically. Raises OSError."""
     write_text(path, json_text(content))

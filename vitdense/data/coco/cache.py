@@ -22,7 +22,6 @@ import numpy as np
 from vitdense.data.coco.arrays import CocoArrays, CocoFileInfo
 from vitdense.data.coco.parse import read_coco
 from vitdense.data.string_array import StringArray
-from vitdense.errors import DataError
 from vitdense.storage.atomic import atomic_path, cache_folder
 
 MAGIC = b'vitdense coco 4\n'
@@ -42,10 +41,8 @@ def open_coco(
     """
     try:
         before = os.stat(path)
-    except OSError as error:
-        raise DataError(
-            f'cannot read {path.name}', where=str(path), why=str(error), fix='check the path, and data_root=...'
-        ) from None
+    except OSError:
+        return read_coco(path, masks=masks)  # which says why it cannot be read
     if cache is False or before.st_size < least:
         return read_coco(path, masks=masks)
     cache_path = (cache_folder() if cache is True else Path(cache)) / _name(path, masks)
