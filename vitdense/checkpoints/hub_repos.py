@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from vitdense.checkpoints.descriptions import read_description
+from vitdense.checkpoints.descriptions import described_weights, read_description
 from vitdense.checkpoints.model_card import write_card
 from vitdense.checkpoints.model_folder import CONTENT, model_folder_of
 from vitdense.errors import CheckpointError, ConfigError
-from vitdense.storage.atomic import disk_error, is_of_disk, read_json, sha256_of, write_json
+from vitdense.storage.atomic import disk_error, is_of_disk, read_json, write_json
 
 PREFIX = 'hf:'
 FILES = ('README.md', 'SHA256SUMS', '*.json', '*.safetensors', '*.onnx', '*.onnx.data', '*.xml', '*.bin', '*.pt2')
@@ -66,7 +65,8 @@ def push_to_hub(
     name, at = _parts(repo)
     folder, revision = model_folder_of(folder), revision or at
     info = read_description(folder / 'model.json', CONTENT)
-    _check_weights(folder, info)
+    if not (folder / 'export.json').is_file():
+        described_weights(folder / 'model.json', info)
     added = ({'licence_id': licence} if licence else {}) | ({'data': list(datasets)} if datasets else {})
     try:
         content = {**read_json(folder / 'model.json'), **added}
@@ -104,19 +104,6 @@ def _parts(name: str) -> tuple[str, str | None]:
             fix='write hf:OWNER/NAME, or hf:OWNER/NAME@REVISION',
         )
     return match[1], match[2]
-
-
-def _check_weights(folder: Path, info: dict[str, Any]) -> None:
-    weights = info.get('weights') or {}
-    path = folder / str(weights.get('file', ''))
-    exported = (folder / 'export.json').is_file()
-    if not exported and not (path.is_file() and sha256_of(path) == weights.get('sha256')):
-        raise CheckpointError(
-            f'{folder.name}: the weights are missing, or not those that model.json describes',
-            where=str(path),
-            why='the SHA-256 differs' if path.is_file() else 'there is no such file',
-            fix='write the model folder again',
-        )
 
 
 def _unavailable(name: str, error: Exception, fix: str) -> CheckpointError:

@@ -24,7 +24,8 @@ from vitdense.pretrained.hub_names import plain_name
 from vitdense.pretrained.position_tables import Sizes, table_grid
 from vitdense.pretrained.timm_models import check_img_size, check_timm_args, make_model
 from vitdense.storage.download import reach
-from vitdense.storage.weights import State, load_weights, open_checkpoint, read_weights
+from vitdense.storage.weight_sets import find_set, to_float32
+from vitdense.storage.weights import State, load_weights, read_weights
 from vitdense.types import Classifier
 
 logger = logging.getLogger('vitdense')
@@ -195,7 +196,7 @@ def _fetch(name: str, model: nn.Module) -> tuple[State, str]:
             fix=f'with a network, download {address}\nand give its path: model.network.backbone.pretrained=path/{file} '
             '(vitdense finetune: --backbone-weights)',
         ) from None
-    return (open_checkpoint(states[0]) if states else {}), cfg.hf_hub_id or cfg.url
+    return (to_float32(find_set(states[0])) if states else {}), cfg.hf_hub_id or cfg.url
 
 
 def _take_shape(model: nn.Module, state: State, sizes: Sizes, *, published: bool, strict: bool) -> None:

@@ -29,11 +29,6 @@ def split_key(path: str | Path) -> tuple[Path, str | None]:
     return (Path(file), key) if colon and key and not whole.exists() and Path(file).is_file() else (whole, None)
 
 
-def open_checkpoint(raw: Any, *, key: str | None = None, where: str = '') -> State:
-    """Return the named tensors inside a checkpoint, however deep, half precision as float32. See `find_set`."""
-    return to_float32(find_set(raw, key=key, where=where))
-
-
 def to_float32(state: Mapping[str, Tensor]) -> State:
     """Return `state` with half precision as float32."""
     halves = (torch.float16, torch.bfloat16)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from vitdense.errors import CheckpointError, some
 from vitdense.storage.atomic import atomic_path, disk_error
 from vitdense.storage.weight_files import read_weights
-from vitdense.storage.weight_sets import State, open_checkpoint
+from vitdense.storage.weight_sets import State
 
-__all__ = ['Coverage', 'State', 'load_weights', 'open_checkpoint', 'read_weights', 'save_weights']
+__all__ = ['Coverage', 'State', 'load_weights', 'read_weights', 'save_weights']
 
 logger = logging.getLogger('vitdense')
 FIX = 'load them into the model they were made for'
