@@ -91,7 +91,7 @@ class SpatialPyramid(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        check_choice('add_features', add_features, ('each', 'last', 'none'))
+        check_choice('SpatialPyramid.add_features', add_features, ('each', 'last', 'none'))
         if add_features == 'each' and num_interactions != len(STRIDES):
             raise ValueError(
                 f"add_features='each' gives one map to each of {len(STRIDES)} levels, and there are {num_interactions} "

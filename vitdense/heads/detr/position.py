@@ -37,7 +37,7 @@ def sine_boxes(boxes: Tensor, channels: int) -> Tensor:
     As Deformable-DETR encodes proposals (Zhu et al. 2021, appendix A.4) and DAB-DETR its anchors (Liu et al. 2022,
     equation 3; there the row comes before the column: see `rows_first`).
     """
-    return _waves(boxes.float(), channels, 10000.0).flatten(-2)
+    return _waves(boxes.float(), channels, temperature=10000.0).flatten(-2)
 
 
 def rows_first(boxes_cxcywh: Tensor) -> Tensor:
