@@ -40,9 +40,9 @@ def _sections(value: Any) -> Any:
     return type(value)(map(_sections, value)) if type(value) in (list, tuple) else value
 
 
-def work_folder(cfg: RunConfig, given: str | Path | None) -> Path:
-    """Return the folder `given` for results, else that of the config, by default below work_dirs/ by its name."""
-    return Path(given or cfg.get('work_dir') or Path('work_dirs') / Path(cfg.filename).stem)
+def work_folder(cfg: RunConfig, work_dir: str | Path | None) -> Path:
+    """Return the folder `work_dir` for results, else that of the config, by default below work_dirs/ by its name."""
+    return Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(cfg.filename).stem)
 
 
 def same(one: Any, other: Any) -> bool:

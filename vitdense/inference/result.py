@@ -177,9 +177,9 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Return file, size (H, W), `summary()` as `heads` and `objects()`: plain Python values, rounded."""
-        heads = rounded(self.summary())
-        objects = {head: [_rounded(row) for row in rows] for head, rows in self.objects().items()}
-        return {'file': self.path, 'size': list(self.size), 'heads': heads} | ({'objects': objects} if objects else {})
+        objects = {head: [rounded_object(row) for row in rows] for head, rows in self.objects().items()}
+        row = {'file': self.path, 'size': list(self.size), 'heads': rounded(self.summary())}
+        return row | ({'objects': objects} if objects else {})
 
     def to_json(self, **options: Any) -> str:
         """Return `to_dict()` as JSON; `options` go to `json.dumps`."""
@@ -323,10 +323,8 @@ def _shares(labels: Tensor) -> list[float]:
 
 def rounded(summary: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Return a summary with four digits, without what is 0 then."""
-    return {
-        head: {name: short for name, value in row.items() if (short := round(value, 4))}
-        for head, row in summary.items()
-    }
+    numbers = {head: {name: round(value, 4) for name, value in row.items()} for head, row in summary.items()}
+    return {head: {name: value for name, value in row.items() if value} for head, row in numbers.items()}
 
 
 def _as_row(each: DetectedObject) -> dict[str, Any]:
@@ -335,7 +333,8 @@ def _as_row(each: DetectedObject) -> dict[str, Any]:
     return {'name': each.name, 'class_id': each.class_id, **category, 'score': each.score, 'box': list(each.box)}
 
 
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+def rounded_object(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of an object with a score of four digits and a box of one."""
     return {**row, 'score': round(row['score'], 4), 'box': [round(side, 1) for side in row['box']]}
 
 

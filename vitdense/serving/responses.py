@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from vitdense.inference.named_classes import class_list, class_names
-from vitdense.inference.result import Result
+from vitdense.inference.result import Result, rounded_object
 from vitdense.types import ImageClass, Instances, SemanticMap
 from vitdense.visualize.colors import ClassStyle
 from vitdense.visualize.score_thresholds import MinScore, thresholds_of
@@ -125,9 +125,7 @@ def record_of(result: Result, *, min_score: MinScore, seconds: float | None = No
 
 def _object(each: dict[str, Any]) -> ObjectRecord:
     mask = None if each['mask'] is None else runs(each['mask'])
-    return ObjectRecord(
-        **{**each, 'score': round(each['score'], 4), 'box': [round(x, 1) for x in each['box']], 'mask': mask}
-    )
+    return ObjectRecord(**{**rounded_object(each), 'mask': mask})
 
 
 def runs(mask: np.ndarray) -> list[int]:
