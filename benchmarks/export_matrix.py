@@ -58,7 +58,7 @@ DETECTORS = ('detr', 'deformable', 'two_stage', 'dino', 'real_time')
 TWO_SIZES = ('vit-adapter', 'eomt')
 NAMES = ['a', 'b', 'c', 'd']
 NUM_IMAGES = 4
-LEAST_SCORE = 0.05  # of an object of the model that the graph has to find
+MIN_SCORE = 0.05  # of an object of the model that the graph has to find
 
 
 class AllHeads(nn.Module):
@@ -141,7 +141,7 @@ class Agreeing:
             self.total, self.same = self.total + 1, self.same + int(expected.scores.argmax() == actual.scores.argmax())
             return
         if isinstance(expected, Instances):
-            kept = expected.scores >= LEAST_SCORE
+            kept = expected.scores >= MIN_SCORE
             target = Target(boxes=expected.boxes[kept], labels=expected.labels[kept])
         else:
             assert isinstance(expected, SemanticMap)

@@ -63,7 +63,7 @@ TESTS = {  # file of the package, or config -> its tests
 }
 
 # Limits of what is read, numbers that say how much is worked on together, or mark what is worse than every cost
-FREE = ('FARTHEST', 'MOST_POINTS', 'MOST_PIXELS', '_AT_A_TIME', 'MASKS_AT_A_TIME', '_LARGEST', '_WORST', '_CROWD')
+FREE = ('FARTHEST', 'MAX_POINTS', 'MAX_PIXELS', '_AT_A_TIME', 'MASKS_AT_A_TIME', '_LARGEST', '_WORST', '_CROWD')
 FREE += ('STRIPE', 'BAND_VALUES')
 EQUIVALENT = [  # a part of a line, what of it changes ('': anything), and why no result shows it
     ("choice == 'fast'", '', 'both engines count the same'),

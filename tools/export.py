@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 WORTH = 1.1  # times faster than float32
 DIFFERENT = 5  # exit code of a graph whose outputs are not those of the model
 FEW = 100  # predictions of a head, of which one is a percent or more
-MOST = 32  # images of a folder that are compared
-MOST_CALIBRATION = 300  # images of a folder that activations are measured on
+MAX_IMAGES = 32  # images of a folder that are compared
+MAX_CALIBRATION = 300  # images of a folder that activations are measured on
 
 
 def make_parser() -> Parser:
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = tuple(args.size) if args.size else None
     check_installed(args.format, int8=args.int8)
     shown = images_of(args.verify) if args.verify is not None else None
-    calibration = images_of(args.calibrate, most=MOST_CALIBRATION) if args.int8 else None
+    calibration = images_of(args.calibrate, most=MAX_CALIBRATION) if args.int8 else None
     model = trained_model(args.model, accept_licence=args.accept_licence)
     precision = 'float16' if args.half else 'bfloat16' if args.bf16 else 'float32'
     options = dict(heads=heads, size=size, dynamic=args.dynamic, inside=args.inside)
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if passed else DIFFERENT
 
 
-def images_of(words: str, most: int = MOST) -> list[Tensor]:
+def images_of(words: str, most: int = MAX_IMAGES) -> list[Tensor]:
     """Return the images of a folder, without those that cannot be read, or that many drawn scenes."""
     from vitdense.data.files.images import read_image
     from vitdense.data.files.listing import find_files

@@ -123,7 +123,7 @@ def test_what_lies_on_a_bound_is_still_right(monkeypatch):
     assert fault_of([[0, 0, 100_000, 0, 9, 9]], (4, 5)) is None
     assert fault_of(dict(size=[1, pixels], counts=[pixels]), None) is None
     assert fault_of(dict(size=[4, 5], counts=[0, 20]), (4, 5)) is None
-    monkeypatch.setattr('vitdense.ops.masks.MOST_POINTS', 6)
+    monkeypatch.setattr('vitdense.ops.masks.MAX_POINTS', 6)
     assert fault_of([triangle], (4, 5)) is None and 'has 8 numbers' in fault_of([[*triangle, 4, 4]], (4, 5))
 
 

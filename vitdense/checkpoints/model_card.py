@@ -13,7 +13,7 @@ from vitdense.storage.atomic import sha256_of, write_text
 
 CARD, SUMS = 'README.md', 'SHA256SUMS'
 GENERATED = '<!-- written by vitdense; without this line the card is yours and stays as it is -->'
-MOST_ROWS = 100  # classes that a table lists
+MAX_ROWS = 100  # classes that a table lists
 TASKS = {'semantic': 'image-segmentation', 'labels': 'object-detection', 'image_label': 'image-classification'}
 LICENCES = ('apache-2.0', 'mit', 'cc-by-nc-4.0', 'cc-by-4.0', 'bsd-3-clause')  # ids of the Hub that licences begin with
 UNKNOWN = 'other'
@@ -135,7 +135,7 @@ def _thresholds(info: Mapping[str, Any], heads: Mapping[str, str]) -> list[str]:
                 f'\n## Score thresholds: {head}\n\nA prediction counts from the score of best F1 in validation on.\n'
             )
             head_row = ['| class | score | precision | recall |', '|---|---|---|---|']
-            lines += [title, *head_row, *rows[:MOST_ROWS]]
+            lines += [title, *head_row, *rows[:MAX_ROWS]]
     return lines
 
 
@@ -143,7 +143,7 @@ def _classes(info: Mapping[str, Any], heads: Mapping[str, str]) -> list[str]:
     lines = []
     for head, field in heads.items():
         names: Sequence[str] = (info.get('classes') or {}).get(field, ())
-        more = f', ... ({len(names)} in all)' if len(names) > MOST_ROWS else ''
+        more = f', ... ({len(names)} in all)' if len(names) > MAX_ROWS else ''
         if names:
-            lines.append(f'\n## Classes: {head} ({len(names)})\n\n{", ".join(names[:MOST_ROWS])}{more}')
+            lines.append(f'\n## Classes: {head} ({len(names)})\n\n{", ".join(names[:MAX_ROWS])}{more}')
     return lines

@@ -45,7 +45,7 @@ from vitdense.train.build import make_trainer
 from vitdense.train.runner import DenseRunner
 
 logger = logging.getLogger('vitdense')
-FEWEST_EPOCHS = 5  # passes over the images below which a run is said to be short
+MIN_EPOCHS = 5  # passes over the images below which a run is said to be short
 HELD_OUT = 0.15  # share of the images for training that is validated on, where the folder has no split for that
 TIMED_STEPS, TIMED_SECONDS = 3, 6.0  # at least so many of the one and the other are timed
 
@@ -209,8 +209,8 @@ def _log_length(steps: int, epochs: float, cost: Cost | None, left: float | None
         if cost.total(steps) > left:
             minutes = math.ceil(cost.total(steps) / 60)
             logger.warning('--time is too short for %d steps, the fewest of use: it takes %d minutes', steps, minutes)
-    if epochs < FEWEST_EPOCHS:
-        logger.warning('that is little: fewer than %d passes seldom suffice; give it more --time', FEWEST_EPOCHS)
+    if epochs < MIN_EPOCHS:
+        logger.warning('that is little: fewer than %d passes seldom suffice; give it more --time', MIN_EPOCHS)
 
 
 def _finish(runner: DenseRunner, weights: str | None, device: str | None, *, tested: bool) -> None:

@@ -18,7 +18,7 @@ LABELS = {'det': 'detection', 'sem': 'segmentation', 'cls': 'classification', 'i
 GPU_MEMORY = 10  # GiB from which on the presets for GPUs are taken
 MIXED = 0.8  # share of a run in which images are mixed; the rest are plain ones
 VALIDATIONS = 3
-FEWEST_STEPS = 50
+MIN_STEPS = 50
 
 
 class Preset(NamedTuple):
@@ -82,8 +82,8 @@ def steps_in(seconds: float, cost: Cost) -> int:
 
 
 def useful_steps(steps: int, *, images: int, batch_size: int, most_epochs: int) -> int:
-    """Return `steps`, at most `most_epochs` passes over the images and at least `FEWEST_STEPS`."""
-    return max(min(steps, most_epochs * images // batch_size), FEWEST_STEPS)
+    """Return `steps`, at most `most_epochs` passes over the images and at least `MIN_STEPS`."""
+    return max(min(steps, most_epochs * images // batch_size), MIN_STEPS)
 
 
 class Cost(NamedTuple):

@@ -13,7 +13,7 @@ from vitdense.data.coco.arrays import CocoArrays, CocoFileInfo, sizes_of
 from vitdense.dataset_checks.report import Finding
 
 SAME_BOX = 0.95  # IoU from which two boxes of a class in one image are one object
-MOST_PAIRS = 2000  # objects of a class in an image; of more, only boxes that are equal are found
+MAX_PAIRS = 2000  # objects of a class in an image; of more, only boxes that are equal are found
 ENOUGH = 20  # objects of a class from which its usual size is known
 FAR = 6.0  # robust standard deviations of the logarithm of the area
 TIMES = 8.0  # an unusual box is at least this many times larger or smaller than the median of its class
@@ -40,7 +40,7 @@ def odd_objects(arrays: CocoArrays, info: CocoFileInfo) -> Iterator[Finding]:
 
 def _same_boxes(corners: Tensor) -> list[tuple[int, int]]:
     """Return pairs of rows of (N, 4) xyxy boxes that are the same."""
-    if len(corners) <= MOST_PAIRS:
+    if len(corners) <= MAX_PAIRS:
         return [(a, b) for a, b in torch.triu(box_iou(corners, corners) > SAME_BOX, 1).nonzero().tolist()]
     firsts: dict[tuple[float, ...], int] = {}
     pairs = ((firsts.setdefault(tuple(box), row), row) for row, box in enumerate(corners.tolist()))

@@ -18,7 +18,7 @@ CELLS = 16
 SAME = 0.95  # correlation from which two images are near duplicates
 PLAIN = 2.0  # gray levels; images with a smaller standard deviation show nothing that could be compared
 ROWS = 512  # images that are compared with all others at a time
-MOST = 150_000  # images; comparing more would take longer than reading them
+MAX_IMAGES = 150_000  # images; comparing more would take longer than reading them
 
 
 def fingerprint(image: Tensor) -> np.ndarray | None:
@@ -34,10 +34,10 @@ def fingerprint(image: Tensor) -> np.ndarray | None:
 def near_duplicates(fingerprints: Mapping[Path, np.ndarray]) -> list[list[Path]]:
     """Return the groups of images that are near duplicates of another one of the group, in the order of the paths.
 
-    More than `MOST` images are not compared: no group.
+    More than `MAX_IMAGES` images are not compared: no group.
     """
     paths = sorted(fingerprints)
-    if not 2 <= len(paths) <= MOST:
+    if not 2 <= len(paths) <= MAX_IMAGES:
         return []
     table, group_of = np.stack([fingerprints[path] for path in paths]), np.arange(len(paths))
     for start in range(0, len(table), ROWS):

@@ -8,7 +8,7 @@ import numpy as np
 
 from vitdense.export.runtimes import GRAPHS, missing
 
-LEAST_VALUES = 256  # of a weight that is stored in float16: smaller ones are scales, biases and constants
+MIN_VALUES = 256  # of a weight that is stored in float16: smaller ones are scales, biases and constants
 
 
 def finish(folder: Path, *, runtime: str, half: bool) -> None:
@@ -43,7 +43,7 @@ def _halve_weights(path: Path) -> None:
     casts = []
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor)
-        if tensor.data_type == TensorProto.FLOAT and values.size >= LEAST_VALUES:
+        if tensor.data_type == TensorProto.FLOAT and values.size >= MIN_VALUES:
             name = tensor.name
             tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f'{name}_float16'))
             casts.append(helper.make_node('Cast', [tensor.name], [name], to=TensorProto.FLOAT))

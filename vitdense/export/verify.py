@@ -15,7 +15,7 @@ from torchvision.ops import box_iou
 
 from vitdense.types import ImageClass, Instances, Outputs, Prediction, QueryOutputs, SemanticMap
 
-LEAST_SCORE = 0.05  # of an object that is compared
+MIN_SCORE = 0.05  # of an object that is compared
 SAME_EDGE = 0.01  # pixels between the edges of two boxes that are equal whatever their IoU
 ROUNDS = 5
 STAGES = ('preprocess', 'network', 'postprocess')
@@ -144,7 +144,7 @@ def equal_predictions(
 
 
 def _equal_objects(first: Instances, second: Instances, tolerance: Tolerance) -> tuple[int, int]:
-    """Match objects above `LEAST_SCORE` one to one by box and class, and count those with equal scores."""
+    """Match objects above `MIN_SCORE` one to one by box and class, and count those with equal scores."""
     kept = [_chosen(objects) for objects in (first, second)]
     total = max(len(objects.scores) for objects in kept)
     if not min(len(objects.scores) for objects in kept):
@@ -158,7 +158,7 @@ def _equal_objects(first: Instances, second: Instances, tolerance: Tolerance) ->
 
 
 def _chosen(objects: Instances) -> Instances:
-    rows = objects.scores >= LEAST_SCORE
+    rows = objects.scores >= MIN_SCORE
     return Instances(objects.boxes[rows], objects.scores[rows], objects.labels[rows])
 
 

@@ -20,7 +20,7 @@ from vitdense.types import Instances
 from vitdense.visualize.text import draw_label, font_size
 
 BEGIN_SCORE = 0.3  # from which an object begins a track, unless a score is given
-LEAST_SCORE = 0.1  # objects of lower scores continue no track
+MIN_SCORE = 0.1  # objects of lower scores continue no track
 TRAIL = 30  # positions of an object that are drawn
 LINE_COLOR = (255, 255, 255)
 
@@ -96,7 +96,7 @@ class VideoTracker:
         for label in sorted({*self._trackers, *labels[scores >= self._least].tolist()}):
             if label not in self._trackers:
                 self._trackers[label] = self._make_tracker()
-            rows = np.flatnonzero((labels == label) & (scores >= LEAST_SCORE))
+            rows = np.flatnonzero((labels == label) & (scores >= MIN_SCORE))
             tracked = self._trackers[label].update(self._detections(instances, rows))
             if not len(tracked):
                 continue

@@ -21,7 +21,7 @@ from vitdense.metrics.confusion import write_confusion
 from vitdense.types import IGNORE, Batch, Prediction
 
 logger = logging.getLogger('vitdense')
-MOST_CLASSES = 8192  # their counts need 512 MiB
+MAX_CLASSES = 8192  # their counts need 512 MiB
 STRIPE = 2**24 - 1  # calcHist counts in float32, which is exact below 2**24 pixels per bin
 
 
@@ -69,9 +69,9 @@ class MeanIoU(SingleHeadMetric):
     def classes(self) -> list[str]:
         """The names of the classes. Raises ConfigError when they are unknown, or too many to count."""
         names = super().classes
-        why = f'a confusion matrix of 1 to {MOST_CLASSES:,} classes fits into memory'
+        why = f'a confusion matrix of 1 to {MAX_CLASSES:,} classes fits into memory'
         fix = 'give the classes of the label maps, one name for each'
-        check(1 <= len(names) <= MOST_CLASSES, f'number of classes of {self.head}', len(names), why, fix)
+        check(1 <= len(names) <= MAX_CLASSES, f'number of classes of {self.head}', len(names), why, fix)
         return names
 
     def process(self, data_batch: Batch, data_samples: Sequence[dict[str, Prediction]]) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor
 from vitdense.ops.coco_numbers import side, whole
 
 FARTHEST = 100_000  # pixels; larger coordinates are rejected
-MOST_POINTS = 1_000_000
-MOST_PIXELS = 2**31 - 1  # of an image: pycocotools counts pixels in 32 bits
+MAX_POINTS = 1_000_000
+MAX_PIXELS = 2**31 - 1  # of an image: pycocotools counts pixels in 32 bits
 FEW = 255  # masks per call of pycocotools' `area`, which counts them in 8 bits: NumPy 2 raises for more
 
 Size = tuple[int, int]  # (H, W)
@@ -31,7 +31,7 @@ def fault_of(segmentation: Any, size: Size | None) -> str | None:
     'counts': ...}` with counts as a list, or packed as text or bytes. Where `size` is None,
     the size in the run lengths is used.
     """
-    if size is not None and size[0] * size[1] > MOST_PIXELS:
+    if size is not None and size[0] * size[1] > MAX_PIXELS:
         return f'an image of (H, W) {size} has more pixels than masks can have'
     if isinstance(segmentation, dict):
         return _fault_of_runs(segmentation, size)
@@ -80,7 +80,7 @@ def _is_points(ring: Any) -> bool:
 def _fault_of_ring(ring: list) -> str | None:
     if len(ring) < 6 or len(ring) % 2:
         return f'a polygon has {len(ring)} numbers; three points are six'
-    if len(ring) > MOST_POINTS:
+    if len(ring) > MAX_POINTS:
         return f'a polygon has {len(ring)} numbers'
     if not {type(value) for value in ring} <= {int, float}:
         return 'a polygon holds something that is no number'
@@ -114,7 +114,7 @@ def _size_of_runs(segmentation: dict) -> Size | None:
     """Return the (H, W) in run lengths, or None."""
     stated = segmentation.get('size')
     sides = [side(value) for value in stated] if isinstance(stated, list | tuple) and len(stated) == 2 else [None]
-    return None if None in sides or sides[0] * sides[1] > MOST_PIXELS else tuple(sides)
+    return None if None in sides or sides[0] * sides[1] > MAX_PIXELS else tuple(sides)
 
 
 def _counts(counts: Any) -> np.ndarray | str:
@@ -123,8 +123,8 @@ def _counts(counts: Any) -> np.ndarray | str:
         numbers = counts if set(map(type, counts)) <= {int} else [whole(count) for count in counts]
         if None in numbers:
             return 'run lengths are whole numbers'
-        if any(abs(count) > MOST_PIXELS for count in numbers):
-            return f'a run length is beyond {MOST_PIXELS}' if min(numbers) >= 0 else 'a run length is negative'
+        if any(abs(count) > MAX_PIXELS for count in numbers):
+            return f'a run length is beyond {MAX_PIXELS}' if min(numbers) >= 0 else 'a run length is negative'
         return np.array(numbers, np.int64)
     packed = counts.encode('utf-8', 'replace') if isinstance(counts, str) else counts
     runs = unpack_runs(packed) if isinstance(packed, bytes) else None

@@ -21,7 +21,7 @@ from vitdense.test_time.overlap import WindowGrid
 from vitdense.types import Meta
 
 BLOCK_NUMBERS = 1 << 25  # logits of a strip that are added up together: 128 MiB
-MOST_CLASSES = 16  # that are added up together
+MAX_CLASSES = 16  # that are added up together
 
 
 class GridLogits(NamedTuple):
@@ -34,7 +34,7 @@ class GridLogits(NamedTuple):
     def num_classes(self) -> int:
         return len(self.logits)
 
-    fewest, most = 1, MOST_CLASSES  # classes computed together: every call resizes the whole window
+    fewest, most = 1, MAX_CLASSES  # classes computed together: every call resizes the whole window
 
     def rows(self, classes: slice, first: int, last: int) -> Tensor:
         """Return the logits (k, last - first, W) of some classes in some rows."""

@@ -24,7 +24,7 @@ from vitdense.registry import resolve
 from vitdense.train.optim import Group, build_optimizer, config_groups
 
 logger = logging.getLogger('vitdense')
-MOST = 20  # changed values that are listed
+MAX_LISTED = 20  # changed values that are listed
 ABSENT = object()  # in place of a value that a config does not give
 QUIET = ('work_dir', 'num_workers')  # keys whose change changes nothing
 ANEW = 'resume with the config of that run (config.py in its work directory), or start anew with --weights CHECKPOINT'
@@ -141,9 +141,11 @@ def log_changes(checkpoint: Mapping[str, Any], cfg: RunConfig) -> None:
         return
     changes = [f'  {key}: {old} -> {new}' for key, old, new in _differences(before, now, '')]
     if changes:
-        more = [f'  ... and {len(changes) - MOST} more'] if len(changes) > MOST else []
+        more = [f'  ... and {len(changes) - MAX_LISTED} more'] if len(changes) > MAX_LISTED else []
         step = checkpoint['step']
-        logger.info('changed in the config, in effect from step %d on:\n%s', step, '\n'.join(changes[:MOST] + more))
+        logger.info(
+            'changed in the config, in effect from step %d on:\n%s', step, '\n'.join(changes[:MAX_LISTED] + more)
+        )
     if before.get('seed') != now.get('seed'):
         logger.warning(
             'the seed was %s and is %s now: the samples come in another order, some twice and some not in this epoch',

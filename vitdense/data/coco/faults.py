@@ -30,7 +30,7 @@ CORRECTIONS = {
     'rotation': 'with a rotation of CVAT that is not applied',
     'image_size': 'in images of unreadable size',
 }
-MOST_FAULTS = 1000  # listed of each kind; all are counted
+MAX_FAULTS = 1000  # listed of each kind; all are counted
 
 
 class Faults:
@@ -42,7 +42,7 @@ class Faults:
 
     def add(self, kind: str, number: int | str, reason: str) -> None:
         self.counts[kind] += 1
-        if self.counts[kind] <= MOST_FAULTS:
+        if self.counts[kind] <= MAX_FAULTS:
             self.listed.append([kind, number, reason])
 
 
