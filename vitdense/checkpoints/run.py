@@ -6,10 +6,12 @@ A checkpoint is a dict of tensors and plain Python, written with torch.save:
   `accumulative_counts`
 * `step` (steps done), `samples_seen` (by all ranks), `validation_pending`
 * `parameter_groups`: the names of the parameters in each group of the optimizer
-* `classes` ({field: names}), `metrics` of the last validation, `best`
+* `classes` ({field: names}), `metainfo` of the training data, `metrics` of the last validation, `best` ones,
+  `operating_points` (score thresholds) of these
 * `state_dict`: the weights for inference (the EMA weights, if any); `training_state_dict`: those of training, where
   they differ; `omitted_weights`: weights of the pretrained file that are in neither
-* `optimizer`, `scaler`, `skipped_steps` and the state of hooks; a checkpoint of the best weights has none of them.
+* `optimizer`, `scaler`, `skipped_steps`, `ema_updates`, `early_stopping`; a checkpoint of the best weights has none of
+  them. Custom hooks may add keys (mmengine's `before_save_checkpoint`).
 
 A sharded run writes folders `step_N.shards` instead (`vitdense.checkpoints.shard_folder`); `read_checkpoint` returns
 the same content of both.
