@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def images_of(words: str, most: int = MAX_IMAGES) -> list[Tensor]:
-    """Return the images of a folder, without those that cannot be read, or that many drawn scenes."""
+    """Return at most `most` readable images of the folder `words`, or of synthetic scenes where it is a number."""
     from vitdense.data.files.images import read_image
     from vitdense.data.files.listing import find_files
     from vitdense.data.shapes import ShapesScenes

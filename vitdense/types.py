@@ -39,7 +39,7 @@ class Target(NamedTuple):
 
 
 class Meta(NamedTuple):
-    """Where an image came from and how large it was."""
+    """Origin and sizes of an image."""
 
     image_id: int | str
     path: str = ''

@@ -1,4 +1,4 @@
-"""The work directory of a run: one run at a time, and what earlier ones left in it."""
+"""The work directory of a run: a lock for one run at a time, and files of earlier runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Config files: what may stand in one, how it is read, changed from the command line, and written down.
+"""Loading of config files: defaults, options of the command line, and checks.
 
 A config is new-style mmengine Python (`with read_base(): ...`). **It is code and it runs when it is read**: load only
 configs that you would run as a program. What it leaves behind is data only: numbers, words, lists, dicts, and classes
@@ -34,8 +34,8 @@ from vitdense.config.sections import FOLLOWS
 from vitdense.errors import ConfigError
 
 KEYS = tuple(field.name for field in fields(ConfigFile))
-# Sections whose defaults are filled in: wherever they are, and everywhere.
-COMPLETED = {
+# The types of sections that may be absent; where they are given, their defaults are filled in.
+SECTION_TYPES = {
     'optim_wrapper': OptimSection,
     'schedule': ScheduleSection,
     'checkpoint': CheckpointSection,
@@ -44,7 +44,8 @@ COMPLETED = {
     'add_head': AddHeadSection,
     'keep_classes': KeepClassesSection,
 }
-FILLED = (
+# Top-level keys that get their default where a config does not give them.
+DEFAULTED_KEYS = (
     'ema',
     'early_stopping',
     'add_head',
@@ -145,10 +146,10 @@ def image_recipe(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _complete(content: dict[str, Any]) -> None:
-    """Fill in defaults, so that every option can be named and the dumped config says everything."""
-    for name in FILLED:
+    """Fill in defaults, so that every option can be named and the dumped config is complete."""
+    for name in DEFAULTED_KEYS:
         content.setdefault(name, getattr(ConfigFile, name))
-    for key, kind in COMPLETED.items():
+    for key, kind in SECTION_TYPES.items():
         if isinstance(content.get(key), dict):
             missing = [field for field in fields(kind) if field.name not in content[key]]
             content[key].update({field.name: field.default for field in missing if field.default is not MISSING})

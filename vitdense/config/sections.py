@@ -17,7 +17,7 @@ FOLLOWS = {'test_dataloader': 'val_dataloader', 'test_evaluator': 'val_evaluator
 
 
 class _Copy(NamedTuple):
-    """A copy that was made of `source`, which looked like `before`."""
+    """A copy of `source`, whose content was `before` at that time."""
 
     line: int
     name: str  # where the copy went

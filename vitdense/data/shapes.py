@@ -20,6 +20,8 @@ _COLORS = ([66, 135, 245], [245, 166, 35], [60, 180, 100])
 
 
 class _Scene(NamedTuple):
+    """A synthetic image and its objects."""
+
     img: np.ndarray  # (H, W, 3) uint8
     owner: np.ndarray  # (H, W) uint8: 0 background, i + 1 where object i is visible
     labels: np.ndarray  # (N,) int64

@@ -113,7 +113,7 @@ def share_statistics(model: nn.Module) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Free what was gathered of a sharded model: its parameters are the shards again. Nothing is done to others."""
+    """Free the gathered parameters of a sharded model, which are the shards again; other models are not changed."""
     for unit in _units(model):
         unit.reshard()
 

@@ -171,5 +171,5 @@ def _quiet():
 
 
 def _first(error: BaseException) -> BaseException:
-    """Return the error that an exporter's error began with: it says most."""
+    """Return the first error in the chain of an exporter's error, which is the most specific one."""
     return error if error.__cause__ is None else _first(error.__cause__)

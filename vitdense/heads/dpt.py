@@ -66,7 +66,7 @@ class DPTHead(nn.Module):
             if fused is None:
                 extents = own
             else:
-                x = _meet(x, tuple(fused.shape[-2:]), own)
+                x = _match_size(x, tuple(fused.shape[-2:]), own)
             fused = fusion(x, extents, above=fused)
             extents = None if extents is None else 2 * extents
         logits = hold_edges(self.head(fused), extents)
@@ -123,9 +123,9 @@ def double(x: Tensor, extents: Tensor | None = None) -> Tensor:
     )
 
 
-def _meet(x: Tensor, size: tuple[int, int], extents: Tensor | None) -> Tensor:
-    """Return `x` (B, C, h, w) resized to what comes from above. They differ where a grid does not halve evenly, which
-    an exported network must find out for each image: it resizes always.
+def _match_size(x: Tensor, size: tuple[int, int], extents: Tensor | None) -> Tensor:
+    """Return `x` (B, C, h, w) resized to the output of the coarser level: sizes differ where a grid does not halve
+    evenly. An exported network, whose input size is not known, resizes always.
     """
     if torch.compiler.is_exporting():
         return functional.interpolate(hold_edges(x, extents), size=size, mode='bilinear', align_corners=False)

@@ -1,4 +1,4 @@
-"""Images that pass a network in windows: only the window at hand is read, normalised and brought to the device."""
+"""Images that are predicted in windows: only the current window is read, normalised and moved to the device."""
 
 from __future__ import annotations
 

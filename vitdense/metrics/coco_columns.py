@@ -1,4 +1,4 @@
-"""Objects of many images as columns, and as rows of COCO's files."""
+"""Objects of many images as one array for each column, and as rows of COCO's files."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ class MaskedAutoencoder(nn.Module):
         return resample_abs_pos_embed(table, new_size=grid, old_size=usual, num_prefix_tokens=0)
 
     def _begin(self, fresh: bool) -> None:
-        """Set the first weights, as the paper's code does."""
+        """Initialise the weights as the paper's code does."""
         decoder = [module for name, module in self.named_modules() if name.startswith('decoder_')]
         for module in [*decoder, *(self.backbone.modules() if fresh else ())]:
             if isinstance(module, nn.Linear | nn.Conv2d):

@@ -1,4 +1,4 @@
-"""The numbers of a run: averaged losses, validation metrics and the best of them."""
+"""History of a run: averaged losses, validation metrics and the best of them."""
 
 from __future__ import annotations
 

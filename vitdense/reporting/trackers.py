@@ -67,6 +67,8 @@ class Trackers:
 
 
 class TensorBoard:
+    """Event files of TensorBoard in the work directory."""
+
     def __init__(self, work_dir: Path, run: str, config: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -81,6 +83,8 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
+    """A run of Weights & Biases."""
+
     def __init__(self, work_dir: Path, run: str, config: Mapping[str, Any]) -> None:
         import wandb
 
@@ -94,6 +98,8 @@ class WeightsAndBiases:
 
 
 class MLflow:
+    """A run of MLflow."""
+
     def __init__(self, work_dir: Path, run: str, config: Mapping[str, Any]) -> None:
         import mlflow
 

@@ -1,4 +1,4 @@
-"""COCO annotation files as columns for scoring."""
+"""COCO annotation files as arrays, one for each column, for scoring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COCO results files as columns for scoring; rows that cannot be scored are errors."""
+"""COCO results files as arrays, one for each column, for scoring; rows that cannot be scored are errors."""
 
 from __future__ import annotations
 

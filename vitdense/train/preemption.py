@@ -63,7 +63,7 @@ def leave(number: int, step: int) -> NoReturn:
 
 
 def fewest_batches(num_batches: int, device: torch.device) -> int:
-    """Return the number of batches of the rank that has the fewest: so often can all read requests together."""
+    """Return the smallest number of batches of any rank: all ranks read requests together after each of these."""
     fewest = torch.tensor(num_batches, device=device)
     if get_world_size() > 1:
         torch.distributed.all_reduce(fewest, torch.distributed.ReduceOp.MIN)
