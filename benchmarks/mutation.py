@@ -1,4 +1,4 @@
-"""Mutation testing: change one operator, number or word of the code at a time, and see whether its tests notice.
+"""Mutation testing: change one operator, number or word of the code at a time, and run its tests.
 
     python benchmarks/mutation.py --count 150 --seed 0
     python benchmarks/mutation.py --only tasks/matching.py --count 40 --jobs 4

@@ -1,4 +1,4 @@
-"""Do two checkouts train alike? The same configs and seeds in both; losses of every step and final weights to the bit.
+"""Comparison of training in two checkouts: same configs and seeds; losses of every step and final weights to the bit.
 
     python benchmarks/same_training.py OTHER_CHECKOUT --data ../shared/data [--steps 50] [--only quickstart mae]
 

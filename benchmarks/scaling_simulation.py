@@ -1,4 +1,4 @@
-"""What loading, logging and the questions between ranks add to a step of many ranks: the training loop without a model.
+"""The overhead of loading, logging and collectives in a step of many ranks: the training loop without a model.
 
     python benchmarks/scaling_simulation.py                        # a discrete model of 64 ranks
     python benchmarks/scaling_simulation.py --processes --seconds 2 --steps 8    # 64 processes on this machine

@@ -1,4 +1,4 @@
-"""The pyramids against a plain recomputation, and their facts."""
+"""The pyramids against a plain recomputation, and their strides and channels."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Layers that rest: no gradient, evaluation mode, and everything as before once they are freed."""
+"""Frozen layers: no gradient, evaluation mode, and everything as before once they are unfrozen."""
 
 import pytest
 import torch

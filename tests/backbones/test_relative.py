@@ -1,4 +1,4 @@
-"""The relative bias of attention: equal to plain loops, to transformers' Beit on any grid, and blind to padding."""
+"""The relative bias of attention: equal to plain loops and transformers' Beit, and independent of padding."""
 
 import pytest
 import torch

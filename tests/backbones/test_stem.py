@@ -1,4 +1,4 @@
-"""The convolutional stem: a ViT with it is a ViT, and padding does not reach the image."""
+"""The convolutional stem: the interface of a ViT is unchanged, and padding does not reach the image."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The ViT: parity with timm, padded batches, the five verbs, freezing, memory, export."""
+"""The ViT: parity with timm, padded batches, the five steps of a pass, freezing, memory, export."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Rules for the shipped config files: steps of transforms have names, and what a file starts from is soon read."""
+"""Rules for the shipped config files: steps of transforms have names, and a config inherits from few files."""
 
 import re
 from pathlib import Path

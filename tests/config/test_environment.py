@@ -1,4 +1,4 @@
-"""A user whom the system does not know, as in `docker run --user 12345`, has neither a home nor a name."""
+"""A user without an entry in the system, as in `docker run --user 12345`, has neither a home folder nor a name."""
 
 from __future__ import annotations
 

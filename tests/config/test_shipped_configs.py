@@ -92,7 +92,7 @@ def recipes_of(*sections: dict) -> list[dict]:
 
 
 def small(config_name: str, root: Path):
-    """Load a config_name and put a tiny random ViT of the same family and depth into it."""
+    """Load a config and put a tiny random ViT of the same family and depth into it."""
     cfg = load_config(str(ROOT / config_name))
     backbone = cfg.model.network.backbone
     vit = backbone.get('vit', backbone)
@@ -173,7 +173,7 @@ def test_config_is_tested_as_it_is_validated(config_name: str) -> None:
 
 
 def test_no_config_repeats_a_section() -> None:
-    """An absent test section is that of validation, also after a config_name has changed the latter."""
+    """An absent test section is that of validation, also after a config has changed the latter."""
     for path in (ROOT / 'configs').rglob('*.py'):
         assert 'test_dataloader =' not in path.read_text() and 'test_evaluator =' not in path.read_text(), path
 

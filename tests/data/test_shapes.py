@@ -1,4 +1,4 @@
-"""Drawn scenes: what the target says is what can be seen."""
+"""Synthetic scenes: the target agrees with the image."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Weights of transformers' detectors under our names; random weights in which every parameter has a say."""
+"""Weights of transformers' detectors under our names; random weights in which every parameter changes the output."""
 
 from collections.abc import Mapping
 

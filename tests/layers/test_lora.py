@@ -1,4 +1,4 @@
-"""LoRA: it begins as nothing, few parameters learn, and what they learned merges into the weights."""
+"""LoRA: zero at first, few trainable parameters, and updates that merge into the weights."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""CocoAP against pycocotools fed by its own loaders, to the last digit; and what it does where that says nonsense."""
+"""CocoAP against pycocotools fed by its own loaders, to the last digit; and where pycocotools is wrong."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Padding: extents by hand, zeros, held edges, and a resize that does not see padding."""
+"""Padding: extents by hand, zeros, held edges, and a resize that does not read padding."""
 
 import torch
 from torch.nn import functional

@@ -1,4 +1,4 @@
-"""Resampling matrices against torch, and a convolution that changes places with a resize."""
+"""Resampling matrices against torch, and a convolution that commutes with a resize."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Probes against what numpy says, and the cache of features under interruptions and changes."""
+"""Probes against numpy, and the cache of features under interruptions and changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of published recipes, configs/recipes.toml, and what a config says about each of its fields."""
+"""The table of published recipes, configs/recipes.toml, and the value of a config for each of its fields."""
 
 from __future__ import annotations
 

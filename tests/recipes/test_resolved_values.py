@@ -1,4 +1,4 @@
-"""Configs that name a published recipe have its numbers; each fact is that of the authors' own code, which is named."""
+"""Configs that name a published recipe have its numbers; each is that of the authors' own code, which is named."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a failed write says: the reason, and the remedy that fits it."""
+"""Errors of failed writes: the reason, and the remedy that fits it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Denoising: groups of noised objects that an image of its own targets can be read from."""
+"""Denoising: groups of noised objects, from which the targets can be recovered."""
 
 import pytest
 import torch

@@ -31,7 +31,7 @@ def outputs_of(num_layers=1, num_queries=12, num_classes=5, groups=1, batch=4):
 
 
 def theirs(matcher, outputs, object_targets, *more):
-    """Run a matcher of transformers on the last layer; return (B, Q) rows of the object_targets as ours gives them."""
+    """Run a matcher of transformers on the last layer; return (B, Q) rows of the objects as ours gives them."""
     per_image = zip(
         object_targets.labels.split(object_targets.counts),
         object_targets.boxes.split(object_targets.counts),

@@ -1,4 +1,4 @@
-"""Objects cut by the borders of windows, and seen in several views: counted once, with their whole box."""
+"""Objects cut by the borders of windows, and predicted in several views: counted once, with their whole box."""
 
 import pytest
 import torch

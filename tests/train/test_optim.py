@@ -1,4 +1,4 @@
-"""Which parameter learns how fast, and what weight decay spares."""
+"""Learning rates of parameters, and parameters without weight decay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals stop a run where they find it, and all processes of a run together."""
+"""Signals stop a run between two steps, and all processes of a run together."""
 
 from __future__ import annotations
 

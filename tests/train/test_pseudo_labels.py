@@ -1,4 +1,4 @@
-"""Old classes in new data: what the start model predicts where labels say nothing."""
+"""Old classes in new data: predictions of the start model where labels are missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images for people: sizes, colours and places that can be checked by hand."""
+"""Images for people: sizes, colours and positions that can be checked by hand."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The data side of detection configs: two paths make a data set one's own, and classes are never log_text twice."""
+"""The data side of detection configs: two paths make a data set one's own, and classes are stated once."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Files of other programs: what they are is log_text, and what can be read of them is read."""
+"""Files of other programs: their kind is reported, and what can be read of them is read."""
 
 import json
 import logging

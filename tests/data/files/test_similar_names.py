@@ -1,4 +1,4 @@
-"""A missing file is known before it is opened, and what is there in its place is said."""
+"""Missing files are reported before they are opened, with existing files of similar names."""
 
 import os
 import unicodedata

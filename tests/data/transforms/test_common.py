@@ -1,4 +1,4 @@
-"""Geometry moves image, boxes, masks and labels together; chance comes from torch's generator alone."""
+"""Geometry moves image, boxes, masks and labels together; random numbers come from torch's generator alone."""
 
 import cv2
 import numpy as np

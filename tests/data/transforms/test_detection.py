@@ -1,4 +1,4 @@
-"""Sizes for detectors: what comes out is as large as it should be, and every object stays where it is seen."""
+"""Sizes for detectors: what comes out is as large as it should be, and boxes and masks follow the pixels."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""What queries of the deformable heads may see, where they begin, and what reaches which weight."""
+"""Deformable heads: attention masks of queries, their initial boxes, and gradients of every weight."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Levels of a detector: norms and places that padding does not change."""
+"""Levels of a detector: norms and cell centres that padding does not change."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Freeze schedules: what rests does not move, stages follow from the step, and a resumed run goes on exactly."""
+"""Freeze schedules: frozen weights do not change, stages follow from the step, and a resumed run goes on exactly."""
 
 from __future__ import annotations
 
