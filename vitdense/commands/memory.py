@@ -1,4 +1,4 @@
-"""The memory of a worst-case training step, and what to change where it is too much."""
+"""The memory of a worst-case training step, and how to reduce it where it does not fit."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def memory_available(device: torch.device) -> int:
-    """Return the bytes that this process may use, those that it has included."""
+    """Return the bytes that this process may use, including those in use."""
     if device.type == 'cuda':
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)

@@ -25,8 +25,8 @@ class EoMT(nn.Module):
     """EoMT (Kerssies et al. 2025, arXiv 2503.19108): `num_queries` learned queries join the tokens of `backbone`, a ViT
     or its recipe, before its last `num_blocks` blocks. No adapter, no pixel decoder, no Transformer decoder.
 
-    Behind the final norm, a query names a class (`num_classes` and a last one, no object) and, through three linear
-    layers, the channels that make its mask of a map of the patches. That map is doubled in size `num_upscales` times
+    Behind the final norm, a query has class logits (`num_classes` and a last one, no object) and, through three linear
+    layers, a mask embedding, whose dot products with a map of the patches are its mask. That map is doubled in size `num_upscales` times
     (default: to a stride of 4, for patches of 14: 7).
 
     Masked attention (section 3.2): the queries predict before each of these blocks too, and in the block a query
@@ -109,7 +109,7 @@ class EoMT(nn.Module):
         self._masked = tuple(share > 0 for share in shares)
 
     def _predict(self, tokens: Tokens, imgs: Tensor, valid: Tensor | None) -> QueryOutputs:
-        """Return the predictions of the queries at this point."""
+        """Return the predictions of the queries from the current tokens."""
         tokens = self.backbone.norm(tokens)
         start = self.backbone.num_prefix_tokens
         queries = tokens.x[:, start : start + self.num_queries]  # (B, Q, C)

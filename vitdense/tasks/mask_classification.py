@@ -30,8 +30,8 @@ class InstanceTask:
     `field` is the field of `Target` that holds the classes, and `datasets` names the data sets (`Meta.dataset`) whose
     images it trains on (None: all); these must give masks. `losses` is a `MaskLoss` or its recipe.
 
-    A prediction is one of the `top_k` best pairs of query and class; its mask are the pixels with a logit above 0, its
-    score the probability of the class times the mean probability of these pixels, and its box stands around them
+    A prediction is one of the `top_k` best pairs of query and class; its mask is the pixels with a logit above 0, its
+    score the probability of the class times the mean probability of these pixels, and its box encloses them
     (Mask2Former, arXiv 2112.01527; the instance inference of EoMT). Masks without a pixel are left out.
     """
 
@@ -112,7 +112,7 @@ class MaskSemanticTask:
 
         'scores' are what EoMT averages over windows, 'pixels' their logarithms, which as logits can be averaged over
         views, and 'factors' what the scores multiply out: little memory, and rows are made when they are read. Masks
-        are resized before they become scores: on their coarse grid borders would lose their course between the cells.
+        are resized before they become scores: on their coarse grid, borders within cells would be lost.
         """
         input_size = outputs.input_size
         if form == 'factors':

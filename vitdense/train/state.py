@@ -1,4 +1,4 @@
-"""The state of a run between two steps: what a checkpoint holds, and how a run goes on from it."""
+"""The state of a run between two steps: the content of a checkpoint, and its restoration."""
 
 from __future__ import annotations
 

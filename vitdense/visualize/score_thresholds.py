@@ -1,4 +1,4 @@
-"""Which predicted objects count: those of at least a score, which is the same for all classes or that of each class."""
+"""Score thresholds for predicted objects: one for all classes, or one for each class."""
 
 from __future__ import annotations
 
