@@ -31,8 +31,8 @@ share: models, data sets, schedules. No config needs more than three files to be
 
 A name is `HEAD[_ADAPTER][_MODE]_BACKBONE_DATA[_SIZE or LENGTH]`. Head and backbone are always there; the adapter, the
 mode (`frozen`, `finetuned`, `lora`) and the size of the images or the length of the run only where two
-configs differ in them. Sizes, lengths and batches stand in the tables below. Presets are called by task and hardware: they are
-for any data, and name data that we have as an example.
+configs differ in them. Sizes, lengths and batches stand in the tables below. Presets are called by task and hardware:
+they are for any data, and name data that we have as an example.
 
 [recipes.toml](recipes.toml) has the numbers of every published recipe with the file they were read in; a test compares
 it with the resolved configs, so that no number changes unnoticed. The column *numbers* counts those of a config.

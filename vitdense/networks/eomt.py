@@ -26,8 +26,8 @@ class EoMT(nn.Module):
     or its recipe, before its last `num_blocks` blocks. No adapter, no pixel decoder, no Transformer decoder.
 
     Behind the final norm, a query has class logits (`num_classes` and a last one, no object) and, through three linear
-    layers, a mask embedding, whose dot products with a map of the patches are its mask. That map is doubled in size `num_upscales` times
-    (default: to a stride of 4, for patches of 14: 7).
+    layers, a mask embedding, whose dot products with a map of the patches are its mask. That map is doubled in size
+    `num_upscales` times (default: to a stride of 4, for patches of 14: 7).
 
     Masked attention (section 3.2): the queries predict before each of these blocks too, and in the block a query
     attends to the patches that its mask covers, the other queries and the prefix tokens. `set_masking` sets the share
