@@ -79,3 +79,13 @@ def test_the_calibration_error_is_the_mean_gap_of_its_ranges():
     scores, hits = np.array([0.1, 0.11, 0.9, 0.95]), np.array([False, True, True, True])
     gaps = [abs((0.1 - 0) + (0.11 - 1)), abs(0.9 - 1), abs(0.95 - 1)]  # ranges of 1/15
     assert calibration_error(scores, hits) == pytest.approx(sum(gaps) / 4)
+
+
+def test_a_temperature_that_does_not_lower_the_calibration_error_is_left_out():
+    generator = np.random.default_rng(3)
+    scores = np.round(generator.random(40), 2)
+    hits = generator.random(40) < scores
+    fitted = calibrated(scores, fit_temperature(scores, hits))
+    assert calibration_error(fitted, hits) > calibration_error(scores, hits) + 0.03
+    points = describe_points(scores, hits, np.zeros(40, int), [40])
+    assert points['temperature'] == 1 and points['ece'][0] == points['ece'][1]

@@ -119,9 +119,10 @@ def _save_points(points: Mapping[str, Any], folder: Path, checkpoint: str | Path
     if points:
         write_json(folder / 'operating_points.json', points)
     for head, each in points.items():
-        text = '%s: thresholds of best F1 in %s; at temperature %.2f the calibration error is %.3f instead of %.3f'
         before, after = each['ece']
-        logger.info(text, head, folder / 'operating_points.json', each['temperature'], after, before)
+        better = f' instead of {before:.3f}' if after < before else ', and no other lowers it'
+        text = '%s: thresholds of best F1 in %s; at temperature %.2f the calibration error is %.3f%s'
+        logger.info(text, head, folder / 'operating_points.json', each['temperature'], after, better)
     if checkpoint is not None:
         model = model_folder_of(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent / 'model'
         set_operating_points(model, points)

@@ -107,12 +107,15 @@ def calibration_error(scores: np.ndarray, hits: np.ndarray) -> float:
 def describe_points(scores: np.ndarray, hits: np.ndarray, labels: np.ndarray, counts: Sequence[int]) -> dict[str, Any]:
     """Return what a model folder holds about one head, by class: `threshold`, `precision` and `recall` (None without a
     prediction that is right); and the `temperature` of all scores, with the calibration error `ece` before and after.
+    The temperature is 1 where the fitted one does not lower that error.
 
     `scores`, `hits` and `labels` are (N,), `counts` the number of targets of each class.
     """
     points = [best_f1(scores[labels == label], hits[labels == label], count) for label, count in enumerate(counts)]
     temperature = fit_temperature(scores, hits)
     errors = [calibration_error(each, hits) for each in (scores, calibrated(scores, temperature))]
+    if errors[1] >= errors[0]:  # the likelihood has its maximum elsewhere
+        temperature, errors = 1.0, [errors[0], errors[0]]
     columns = {
         name: [None if point is None else round(point._asdict()[name], 4) for point in points]
         for name in OperatingPoint._fields
