@@ -113,6 +113,7 @@ def test_what_no_config_has_and_classes_without_names_are_errors(trained, config
     with pytest.raises(CheckpointError, match='none of our configs') as caught:
         main(['rf-detr', path, *out])
     assert '--config' in caught.value.fix and 'layers_2.py' in caught.value.why
+    assert 'layers_2.py, differ windows along a side: file 4, model' in caught.value.why
     torch.save({'model': state}, path)
     with pytest.raises(ConfigError, match='rows for 4 classes, whose names are not known'):
         main(['rf-detr', path, *out])

@@ -93,19 +93,22 @@ def choose_config(
     """Return the config of the family, changed by `options`, whose network has the tensors of a checkpoint, for images
     of the checkpoint's size. Raises CheckpointError where there is none.
     """
-    ranks = {}
+    ranks, differences = {}, {}
     for path in configs_of(family):
         cfg = load_config(shipped_config(path) or path, options)
         classes = classes_of(cfg, state, published, info, num_classes)
         recipe = match_vit(without_pretrained(cfg.model), state, published)
-        if _same_structure(recipe, info) and _same_tensors(recipe, state, published, classes):
+        differences[path] = _differences(recipe, info, state, published, classes)
+        if not differences[path]:
             side = _table_side(cfg.model, recipe)
             ranks[path] = (side is not None, abs((info.size or side or 0) - (_resize_step(cfg).get('size') or 0)), side)
     if not ranks:
+        nearest = min(differences, key=lambda path: len(differences[path]))
         raise CheckpointError(
             'none of our configs has the tensors of this checkpoint',
             where=f'{len(state)} tensors',
-            why=f'it was compared with {some(configs_of(family), 10)}',
+            why=f'it was compared with {some(configs_of(family), 10)};\n'
+            f'of the nearest, {nearest}, differ {some(differences[nearest], 3)}',
             fix='write a config of its architecture, and give it: --config CONFIG',
         )
     path = min(ranks, key=lambda each: ranks[each][:2])
@@ -147,29 +150,30 @@ def _has_grid(img_size: int | Sequence[int] | None, patch: int, count: int) -> b
     return 0 <= count - (height // patch) * (width // patch) <= 5
 
 
-def _same_structure(recipe: Mapping[str, Any], info: PeerInfo) -> bool:
-    """Whether a detector has the layers and windows that a checkpoint states, which its tensors do not show."""
+def _differences(
+    recipe: dict[str, Any], info: PeerInfo, state: State, published: CheckpointFamily, classes: CheckpointClasses
+) -> list[str]:
+    """Return in what a model differs from a checkpoint: its tensors, and the layers and windows of a detector that the
+    checkpoint states, which its tensors do not show. Nothing is allocated.
+    """
     branches = recipe['network'].get('branches') or {}
-    layers = [branch['adapter'].get('layers') for branch in branches.values() if 'adapter' in branch]
-    windows = recipe['network'].get('backbone', {}).get('windows') or {}
-    return (info.layers is None or tuple(info.layers) in map(tuple, layers)) and info.split in (
-        None,
-        windows.get('split', 1),
-    )
-
-
-def _same_tensors(
-    recipe: dict[str, Any], state: State, published: CheckpointFamily, classes: CheckpointClasses
-) -> bool:
-    """Whether a model has exactly the tensors of a checkpoint; nothing is allocated."""
+    layers = [tuple(branch['adapter'].get('layers') or ()) for branch in branches.values() if 'adapter' in branch]
+    split = (recipe['network'].get('backbone', {}).get('windows') or {}).get('split', 1)
+    texts = []
+    if info.layers is not None and tuple(info.layers) not in layers:
+        texts.append(f'layers of the ViT: file {tuple(info.layers)}, model {", ".join(map(str, layers))}')
+    if info.split not in (None, split):
+        texts.append(f'windows along a side: file {info.split}, model {split}')
     shapes = {name: torch.empty_like(value, device='meta') for name, value in state.items()}
     try:
         with torch.device('meta'):
             wanted = build(recipe, classes=classes.metainfo['classes']).network.state_dict()
         ours = translate(shapes, published, wanted, classes.rows)
-    except (*_MISFIT, ConfigError):  # also of the grid of its positions, in patches of our config
-        return False
-    return {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in wanted.items()}
+    except (*_MISFIT, ConfigError) as error:  # also of the grid of its positions, in patches of our config
+        return texts + [f'shapes ({error})'] * len(state)
+    sizes = [{name: tuple(value.shape) for name, value in tensors.items()} for tensors in (ours, wanted)]
+    names = [name for name in sizes[0] | sizes[1] if sizes[0].get(name) != sizes[1].get(name)]
+    return texts + [f'{name}: file {sizes[0].get(name)}, model {sizes[1].get(name)}' for name in names]
 
 
 def _table_side(ours: Mapping[str, Any], matched: Mapping[str, Any]) -> int | None:
