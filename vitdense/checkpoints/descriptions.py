@@ -6,7 +6,6 @@ v2 transforms, and `pretrained` is switched off, so that building reads neither 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -18,7 +17,7 @@ from vitdense.arguments import interval
 from vitdense.errors import CheckpointError, ConfigError, did_you_mean, short
 from vitdense.pretrained.hub_names import plain_name
 from vitdense.registry import resolve
-from vitdense.storage.atomic import sha256_of
+from vitdense.storage.atomic import parse_json, sha256_of
 
 FORMAT = 2  # 1: parts lay in other modules
 RECIPES = ('recipe', 'transforms', 'branch', 'task', 'tiler')  # keys of a description whose values are recipes
@@ -60,7 +59,7 @@ def read_description(path: Path, content: Sequence[str]) -> dict[str, Any]:
             raise ValueError('there is no such file' if not path.exists() else 'it is no regular file')
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f'it is larger than {MAX_BYTES} bytes')
-        info = json.loads(path.read_text(encoding='utf-8'), parse_constant=_refuse_constant)
+        info = parse_json(path.read_text(encoding='utf-8'))
         if not isinstance(info, dict) or info.get('format') != FORMAT:
             version = info.get('format') if isinstance(info, dict) else None
             raise ValueError(f'its format is {version!r}, this version reads {FORMAT}')
@@ -159,10 +158,6 @@ def check_recipes(recipes: Sequence[Any], path: Path) -> None:
     """Raise CheckpointError unless all parts in `recipes`, read from the file `path`, are parts of vitdense."""
     for key, part in _recipes(recipes, path.name):
         _check_part(key, part, path)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f'{name} is no number of JSON')
 
 
 def _is_words(value: Any) -> bool:

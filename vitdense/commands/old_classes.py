@@ -15,6 +15,7 @@ from vitdense.config.run_config import RunConfig
 from vitdense.errors import ConfigError
 from vitdense.protocols import Tabulated
 from vitdense.reporting.console import print_table
+from vitdense.reporting.progress import score_text
 from vitdense.storage.atomic import write_json
 from vitdense.train.tester import make_tester
 
@@ -57,7 +58,7 @@ def report_old_classes(
     means = {group: {model: _mean(each, names) for model, each in scores.items()} for group, names in groups.items()}
     if is_main_process():
         write_json(folder / REPORT, {'means': means, 'classes': scores})
-        rows = [(f'{group} ({len(groups[group])})', *map(_shown, each.values())) for group, each in means.items()]
+        rows = [(f'{group} ({len(groups[group])})', *map(score_text, each.values())) for group, each in means.items()]
         print_table(f'old classes, on {cfg.data_root}', ('classes', *models), rows)
     return means
 
@@ -71,7 +72,3 @@ def _scores_of(metrics: Sequence[Any]) -> dict[str, float | None]:
 def _mean(scores: Mapping[str, float | None], names: Sequence[str]) -> float | None:
     known = [scores[name] for name in names if scores.get(name) is not None]
     return fmean(known) if known else None
-
-
-def _shown(score: float | None) -> str:
-    return 'n/a' if score is None else f'{score:.4f}'

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vitdense.data.dataset_protocols import ExtentDataset, MixedDataset, TransformedDataset
+from vitdense.data.files.image_check import evenly_spaced
 from vitdense.data.sampling import SeededDataset
 from vitdense.data.transforms.common import Pipeline, RandomCrop, RandomResize, ResizeShortSide, ResizeTo
 from vitdense.data.transforms.detection import LargeScaleJitter, MultiScaleCrop
@@ -78,7 +79,7 @@ def worst_batch(dataset: Any, batch_size: int) -> Batch:
     """
     whole = dataset.dataset if isinstance(dataset, SeededDataset) else dataset
     parts = whole.parts() if isinstance(whole, MixedDataset) else [(range(len(whole)), whole)]
-    samples_of = [[dataset[row] for row in _spread(rows, SAMPLES)] for rows, _ in parts]
+    samples_of = [[dataset[rows[index]] for index in evenly_spaced(len(rows), SAMPLES)] for rows, _ in parts]
     extents = [_extent(part, samples) for (_, part), samples in zip(parts, samples_of, strict=True)]
     sizes, most = [size for sizes, _ in extents for size in sizes], max(most for _, most in extents)
     samples = [sample for some in samples_of for sample in some]
@@ -91,11 +92,6 @@ def worst_batch(dataset: Any, batch_size: int) -> Batch:
     names = [samples_of[row % len(samples_of)][0].meta.dataset for row in range(batch_size)]
     metas = [Meta(row, dataset=name, orig_size=size, size=size) for row, name in enumerate(names)]
     return Batch(imgs, [target] * batch_size, metas)
-
-
-def _spread(rows: range, number: int) -> list[int]:
-    indices = torch.linspace(0, len(rows) - 1, min(number, len(rows))).long().tolist()
-    return [rows[index] for index in indices]
 
 
 def _extent(dataset: Any, samples: Sequence[Sample]) -> tuple[list[Size], int]:

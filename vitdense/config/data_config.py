@@ -7,17 +7,17 @@ outside of its own folder, to which `data_root`, `root`, `pretrained` and `weigh
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from vitdense.config.safe_types import SAFE_TYPES
 from vitdense.data.files.listing import read_text
 from vitdense.errors import ConfigError, did_you_mean, short
+from vitdense.storage.atomic import parse_json
 
 SUFFIXES = ('.json', '.yaml', '.yml')
 MAX_BYTES = 10_000_000  # of a file
@@ -64,13 +64,9 @@ def safe_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
 def _parsed(path: Path) -> Any:
     try:
         text = read_text(path, MAX_BYTES)
-        return json.loads(text, parse_constant=_no_constant) if path.suffix == '.json' else yaml.safe_load(text)
+        return parse_json(text) if path.suffix == '.json' else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise _error(path, '', f"cannot read '{path.name}'", ' '.join(str(error).split())[:300]) from error
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f'{name} is no number of JSON')
 
 
 class _Reader:

@@ -74,7 +74,8 @@ def training_sections(
     before = list(content['val_dataloader']['dataset']['transforms'].values())
     steps = content['train_dataloader']['dataset']['transforms']
     sizes = (_side(before), _side(transforms)), (_window(before, theirs.get('tiler')), _window(transforms, tiler))
-    content['train_dataloader']['dataset']['transforms'] = _resized(steps, *sizes, square=_is_square(transforms))
+    square = any(_kind(step) == 'ResizeTo' for step in transforms)
+    content['train_dataloader']['dataset']['transforms'] = _resized(steps, *sizes, square=square)
     content['val_dataloader']['dataset']['transforms'] = list(transforms)
     _name_head(content, head)
     text = 'data pipeline, optimizer and schedule are those of %s, for images of %s'
@@ -99,10 +100,6 @@ def _window(transforms: Sequence[Mapping[str, Any]], tiler: Mapping[str, Any] | 
     """Return the side of the windows that are evaluated."""
     size = (tiler or {}).get('size') or _side(transforms)
     return size if isinstance(size, int | None) else min(size)
-
-
-def _is_square(transforms: Sequence[Mapping[str, Any]]) -> bool:
-    return any(_kind(step) == 'ResizeTo' for step in transforms)
 
 
 def _resized(

@@ -145,7 +145,7 @@ def equal_predictions(
 
 def _equal_objects(first: Instances, second: Instances, tolerance: Tolerance) -> tuple[int, int]:
     """Match objects above `MIN_SCORE` one to one by box and class, and count those with equal scores."""
-    kept = [_chosen(objects) for objects in (first, second)]
+    kept = [objects.select(objects.scores >= MIN_SCORE) for objects in (first, second)]
     total = max(len(objects.scores) for objects in kept)
     if not min(len(objects.scores) for objects in kept):
         return 0, total
@@ -155,11 +155,6 @@ def _equal_objects(first: Instances, second: Instances, tolerance: Tolerance) ->
     equal &= (kept[0].scores[:, None] - kept[1].scores).abs() <= tolerance.score
     rows, columns = linear_sum_assignment(equal.cpu().numpy(), maximize=True)
     return int(equal[rows, columns].sum()), total
-
-
-def _chosen(objects: Instances) -> Instances:
-    rows = objects.scores >= MIN_SCORE
-    return Instances(objects.boxes[rows], objects.scores[rows], objects.labels[rows])
 
 
 def _pairs(head: str, expected: Outputs, actual: Outputs) -> list[tuple[str, Tensor, Tensor]]:

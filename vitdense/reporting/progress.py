@@ -51,7 +51,7 @@ class ProgressDisplay:
         eta = (self.total - step) * (time.perf_counter() - self._began) / max(step - self._first, 1)
         speed = f'{row["steps_per_second"]:.2f} it/s'
         status = (
-            f'loss {_number(row.get("loss"))}  {speed}  eta {_clock(eta)}  data wait {100 * row["data_wait"]:.0f} %'
+            f'loss {score_text(row.get("loss"))}  {speed}  eta {_clock(eta)}  data wait {100 * row["data_wait"]:.0f} %'
         )
         if self._bar is not None:
             self._bar.update(self._task, words=status)
@@ -91,7 +91,7 @@ def print_metrics(evaluators: Sequence[Any], metrics: Mapping[str, Any], *, titl
     """Print the scores, and the per-class table of every evaluator that has one."""
     for evaluator in evaluators:
         scores = [
-            f'{key.rpartition("/")[2]} {_number(value)}'
+            f'{key.rpartition("/")[2]} {score_text(value)}'
             for key, value in metrics.items()
             if key.rpartition('/')[0] == evaluator.prefix
         ]
@@ -127,7 +127,8 @@ def _cell(value: Any) -> str:
     return f'{value:.3f}' if isinstance(value, float) else f'{value:,}' if isinstance(value, int) else str(value)
 
 
-def _number(value: float | None) -> str:
+def score_text(value: float | None) -> str:
+    """Return a score or loss with four digits, or 'n/a'."""
     return 'n/a' if value is None or not math.isfinite(value) else f'{value:.4f}'
 
 

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from vitdense.errors import DiskError
 
@@ -145,6 +145,15 @@ def finite(row: Mapping[str, Any]) -> Row:
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file. Raises OSError, ValueError."""
     return json.loads(path.read_text(encoding='utf-8'))
+
+
+def parse_json(text: str) -> Any:
+    """Return the content of JSON of any origin. Raises ValueError, also for NaN and Infinity."""
+
+    def refuse(name: str) -> NoReturn:
+        raise ValueError(f'{name} is no number of JSON')
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -134,7 +134,9 @@ class DetectionTask:
         sizes, orig_sizes = boxes.new_tensor([[meta.unpadded_size, meta.orig_size] for meta in metas]).unbind(1)
         boxes = to_original(boxes * scales_of(outputs.sizes)[:, None], sizes, orig_sizes)
         results = [Instances(*each) for each in zip(boxes, scores, labels, strict=True)]
-        return results if self.nms_iou is None else [self._without_duplicates(each) for each in results]
+        if self.nms_iou is None:
+            return results
+        return [each.select(batched_nms(*each[:3], self.nms_iou)) for each in results]  # best first
 
     def graph_predictions(
         self, outputs: QueryOutputs, extent: tuple[int, int], size: tuple[int, int]
@@ -150,10 +152,6 @@ class DetectionTask:
             for sides in (extent, size)
         )  # (4,)
         return {'boxes': torch.minimum((boxes * covered).clamp(min=0), limits), 'scores': scores, 'labels': labels}
-
-    def _without_duplicates(self, instances: Instances) -> Instances:
-        """Return the objects that no better one of their class overlaps by more than `nms_iou`, best first."""
-        return instances.select(batched_nms(*instances[:3], self.nms_iou))
 
     def _best(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return scores, labels and queries (B, N) of the best predictions, best first."""

@@ -36,7 +36,9 @@ def principal_colors(maps: Sequence[Tensor]) -> list[Components]:
     if front.sum() > 3:
         colors[front] = _stretched(_principal(cells[front]))
     pairs = zip(_stretched(values).split(parts), colors.split(parts), grids, strict=True)
-    return [Components(*(_bytes(one.unflatten(0, grid)) for one in pair)) for *pair, grid in pairs]
+    return [
+        Components(*((one.unflatten(0, grid) * 255).round().byte().numpy() for one in pair)) for *pair, grid in pairs
+    ]
 
 
 def heat_map(values: Tensor, image: np.ndarray, *, overlay: bool = True) -> np.ndarray:
@@ -106,7 +108,3 @@ def _stretched(values: Tensor) -> Tensor:
     """Return the columns of `values` (N, 3) stretched to [0, 1], a hundredth of the cells cut off at either end."""
     low, high = values.quantile(torch.tensor([0.01, 0.99], dtype=values.dtype), dim=0)
     return ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-
-
-def _bytes(colors: Tensor) -> np.ndarray:
-    return (colors * 255).round().byte().numpy()

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from vitdense.data.files.image_check import evenly_spaced
 from vitdense.data.files.images import LABEL_SUFFIXES
 from vitdense.data.files.listing import walk
 from vitdense.data.files.opening import IMAGE_SUFFIXES, MAX_PIXELS, loaded, opened
@@ -109,17 +110,17 @@ def _pairs(root: Path) -> Iterator[Part]:
     """Yield folders of label maps beside folders of images: `labels/train` beside `images/train`, or `labels`."""
     images = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), None)
     labels = next((root / name for name in LABEL_FOLDERS if (root / name).is_dir()), None)
-    if images is None or labels is None or not any(map(_is_label_map, walk(labels).files)):
+    if (
+        images is None
+        or labels is None
+        or not any(name.lower().endswith(LABEL_SUFFIXES) for name in walk(labels).files)
+    ):
         return
     splits = sorted(path.name for path in labels.iterdir() if path.is_dir() and (images / path.name).is_dir())
     if not splits:
         yield Part('labels', labels, images)
     for split in splits:
         yield Part('labels', labels / split, images / split)
-
-
-def _is_label_map(name: str) -> bool:
-    return name.lower().endswith(LABEL_SUFFIXES)
 
 
 def _class_folders(root: Path) -> Iterator[Part]:
@@ -134,7 +135,7 @@ def _class_folders(root: Path) -> Iterator[Part]:
 
 def _are_photographs(root: Path, names: Sequence[str]) -> bool:
     """Whether one of a few images, evenly spaced, is a photograph."""
-    indices = np.linspace(0, len(names) - 1, min(SAMPLE, len(names))).astype(int).tolist()
+    indices = evenly_spaced(len(names), SAMPLE)
     return any(_is_photograph(root / names[index]) for index in indices)
 
 
