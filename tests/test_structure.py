@@ -49,7 +49,7 @@ MAY_IMPORT = {  # folder or file of the package -> the others that it may import
     'replay': {'checkpoints', 'config'},
     'train': {'checkpoints', 'config', 'data', 'distributed', 'loading', 'metrics', 'model', 'replay', 'reporting'},
     'multihead': {'backbones', 'checkpoints', 'config', 'distributed', 'model', 'train'},
-    'convert': {'backbones', 'pretrained', 'checkpoints', 'config', 'data'},
+    'convert': {'backbones', 'pretrained', 'checkpoints', 'config', 'data', 'reporting'},
     'probing': {'config', 'data', 'heads', 'loading', 'model', 'ops', 'reporting', 'train'},
     'export': {'checkpoints', 'data', 'model', 'ops'},
     'inference': {

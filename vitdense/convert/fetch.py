@@ -8,10 +8,10 @@ from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
-from huggingface_hub.utils import tqdm
 
 from vitdense.convert.published_models import RemoteFile
 from vitdense.errors import CheckpointError
+from vitdense.reporting.console import progress
 from vitdense.storage.atomic import disk_error, is_of_disk, read_json, sha256_of, write_json
 from vitdense.storage.download import check_file, download, reach, unreachable
 
@@ -33,13 +33,14 @@ def fetch(file: RemoteFile, folder: Path) -> Path:
         path = _from_hub(file, path)
     else:
         logger.info('fetching %s', file.url)
-        with tqdm(unit='B', unit_scale=True, desc=file.local_name) as bar:
-
-            def show(done: int, total: int | None) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            download(file.url, path, size=file.size, hashes=file.hashes, on_progress=show)
+        with progress(file.local_name) as show:
+            download(
+                file.url,
+                path,
+                size=file.size,
+                hashes=file.hashes,
+                on_progress=lambda done, total: show(done, total or 0, 'bytes'),
+            )
     _compare_record(file, path, folder / RECORD)
     return path
 
