@@ -128,7 +128,7 @@ _DECODER: tuple[Rule, ...] = (
     (r'^(decoder\.layers\.\d+\.self_attn)\.o_proj\.', r'\1.out_proj.'),
     (r'^decoder\.layernorm\.', 'decoder.norm.'),
     (r'^decoder\.ref_point_head\.layers\.', 'decoder.position_encoder.linears.'),
-    (r'^(refpoint_embed|reference_point_embed)\.weight$', 'queries.steps'),
+    (r'^(refpoint_embed|reference_point_embed)\.weight$', 'queries.box_deltas'),
     (r'^query_feat\.weight$', 'queries.content'),
     (r'^enc_output\.(\d+)\.', r'queries.transforms.\1.0.'),
     (r'^enc_output_norm\.(\d+)\.', r'queries.transforms.\1.1.'),

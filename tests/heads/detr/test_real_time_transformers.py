@@ -25,7 +25,7 @@ HEAD = {  # theirs -> ours
     'model.decoder.layers': 'decoder.layers',
     'model.decoder.layernorm.': 'decoder.norm.',
     'model.decoder.ref_point_head.': 'decoder.position_encoder.',
-    'model.reference_point_embed.weight': 'queries.steps',
+    'model.reference_point_embed.weight': 'queries.box_deltas',
     'model.query_feat.weight': 'queries.content',
     'model.enc_out_bbox_embed.': 'queries.box_predictors.',
     'model.enc_out_class_embed.': 'queries.class_predictors.',

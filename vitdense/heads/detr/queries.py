@@ -143,7 +143,7 @@ class SelectedQueries(nn.Module):
         self.content_kind = content
         rows = num_queries * groups
         self.content = nn.Parameter(torch.randn(rows, channels)) if content == 'learned' else None
-        self.steps = nn.Parameter(torch.zeros(rows, 4)) if selection.learned_box_deltas else None
+        self.box_deltas = nn.Parameter(torch.zeros(rows, 4)) if selection.learned_box_deltas else None
         self.encoding = None
         if not anchors or content == 'encoded':
             self.encoding = BoxEncoding(channels, with_content=content == 'encoded')
@@ -156,8 +156,8 @@ class SelectedQueries(nn.Module):
         references, features, logits, boxes = (
             None if parts[0] is None else torch.cat(parts, dim=1) for parts in zip(*chosen, strict=True)
         )
-        if self.steps is not None:
-            references = self.apply_deltas(references, self.steps[: references.shape[1]].float())
+        if self.box_deltas is not None:
+            references = self.apply_deltas(references, self.box_deltas[: references.shape[1]].float())
         proposals = QueryOutputs(logits, boxes=boxes, groups=groups) if self.training else None
         return self._queries(references, features), proposals
 
