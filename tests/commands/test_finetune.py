@@ -20,6 +20,7 @@ from vitdense.commands.presets import (
     PRESETS,
     Cost,
     choose_preset,
+    default_steps,
     length_options,
     query_options,
     steps_in,
@@ -84,6 +85,11 @@ def test_the_parts_of_a_split_have_no_image_in_common(tmp_path: Path):
     for wrong in ((0.5, 0.4), (0.0, 1.5), (0.0, 0.01)):
         with pytest.raises(ConfigError):
             part_of(20, wrong, 'part')
+    classes = np.repeat([0, 1, 2], [40, 20, 3])
+    held, rest = part_of(63, (0.0, 0.2), 'part', groups=classes), part_of(63, (0.2, 1.0), 'part', groups=classes)
+    assert np.bincount(classes[held]).tolist() == [8, 4, 1], 'a fifth of every class'
+    assert sorted([*held, *rest]) == list(range(63))
+    assert part_of(20, (0.0, 0.5), 'part', groups=np.zeros(20)).tolist() == part_of(20, (0.0, 0.5), 'part').tolist()
     root = class_folders(tmp_path, train=10)
     datasets = [ClassificationDataset('train', root=root, part=part) for part in ((0, 0.3), (0.3, 1))]
     files = [{dataset[index].meta.image_id for index in range(len(dataset))} for dataset in datasets]
@@ -136,6 +142,12 @@ def test_steps_fill_the_time_that_validations_leave():
     assert useful_steps(steps, images=100, batch_size=4, most_epochs=1000) == steps
     assert useful_steps(steps, images=100, batch_size=4, most_epochs=10) == 250, 'few images: many passes over them'
     assert useful_steps(steps_in(1, cost), images=100, batch_size=4, most_epochs=10) == 50
+
+
+def test_many_classes_make_the_run_longer():
+    cfg = load_config('configs/presets/detection_cpu.py')
+    assert default_steps(cfg, images=300, classes=3) == cfg.schedule.max_iters
+    assert default_steps(cfg, images=300, classes=80) == 4000, '200 images for each class, 4 in a batch'
 
 
 def test_a_longer_run_keeps_its_shape():

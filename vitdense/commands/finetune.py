@@ -20,6 +20,7 @@ from vitdense.commands.presets import (
     Preset,
     Task,
     choose_preset,
+    default_steps,
     default_work_dir,
     hardware_of,
     length_options,
@@ -33,7 +34,7 @@ from vitdense.commands.test import test
 from vitdense.commands.train import train
 from vitdense.config.load import load_config
 from vitdense.config.run_config import RunConfig
-from vitdense.data.dataset_protocols import ExtentDataset
+from vitdense.data.dataset_protocols import Dataset, ExtentDataset
 from vitdense.data.datasets import build_dataset
 from vitdense.data.formats.labelled_folder import LabelledFolder, read_folder
 from vitdense.device import choose_device, finish_work
@@ -87,7 +88,7 @@ def finetune(
     preset = f'{plan.preset.config} (for {plan.preset.hardware})' if model is None else f'the training of {model}'
     logger.info('%s: %s', hardware_of(where), preset)
     chosen = query_options(cfg, dataset.extent()[1]) if model is None and isinstance(dataset, ExtentDataset) else []
-    chosen += _fit_length(plan, [*chosen, *options], len(dataset), device, deadline)
+    chosen += _fit_length(plan, [*chosen, *options], dataset, device, deadline)
     cfg, weights = plan.config([*chosen, *options])
     work_dir = Path(work_dir or default_work_dir(data.root))
     for option in (*plan.first, *chosen, *options):
@@ -113,14 +114,15 @@ class _Plan:
 
 
 def _fit_length(
-    plan: _Plan, options: Sequence[str], images: int, device: str | None, deadline: float | None
+    plan: _Plan, options: Sequence[str], dataset: Dataset, device: str | None, deadline: float | None
 ) -> list[str]:
-    """Return the options that set the length of a run over `images`: what fits before `deadline` (of the monotonic
-    clock), or by default that of the config; and the precision that was timed.
+    """Return the options that set the length of a run over a data set: what fits before `deadline` (of the monotonic
+    clock), or by default that of the config, longer for many classes; and the precision that was timed.
     """
     base, cost, left, chosen = plan.config(())[0], None, None, []
     cfg, weights = plan.config(options)
-    steps, batch = usual_steps(base, images), cfg.train_dataloader.batch_size
+    images, batch = len(dataset), cfg.train_dataloader.batch_size
+    steps = default_steps(base, images, len(next(iter(dataset.metainfo['classes'].values()))))
     if deadline is not None:
         cost, precision = measure(cfg, weights, device, tested='test' in plan.data.splits)
         chosen.append(f'amp={precision}')

@@ -19,6 +19,7 @@ GPU_MEMORY = 10  # GiB from which on the presets for GPUs are taken
 MIXED = 0.8  # share of a run in which images are mixed; the rest are plain ones
 VALIDATIONS = 3
 MIN_STEPS = 50
+IMAGES_PER_CLASS = 200  # seen in a run without a given time, so that it is longer for many classes
 
 
 class Preset(NamedTuple):
@@ -130,6 +131,13 @@ def length_options(cfg: RunConfig, steps: int, images: int) -> list[str]:
 def usual_steps(cfg: RunConfig, images: int) -> int:
     """Return the number of steps that a config is written for."""
     return cfg.schedule.max_iters or cfg.schedule.max_epochs * -(-images // images_per_step(cfg))
+
+
+def default_steps(cfg: RunConfig, images: int, classes: int) -> int:
+    """Return the number of steps of a run without a given time: those that a config is written for, more for many
+    classes.
+    """
+    return max(usual_steps(cfg, images), -(-IMAGES_PER_CLASS * classes // images_per_step(cfg)))
 
 
 def images_per_step(cfg: RunConfig) -> int:

@@ -43,7 +43,8 @@ class ClassificationDataset:
     'imagenet1k', the 1000 of ILSVRC 2012 in the order of its classifiers; a WordNet file (`n01440764 tench, Tinca
     tinca` in each line); or a list, or a file as for `class_names.read_classes`. `wordnet` ('imagenet1k' or such
     a file) gives folders that are called by WordNet ids readable names. `value_range` is that of `images.read_image`;
-    `follow_links` takes what links lead to from elsewhere as well; `part` is that of `splits.part_of`.
+    `follow_links` takes what links lead to from elsewhere as well; `part` is that of `splits.part_of`,
+    with the classes as groups.
 
     Raises ConfigError or DataError at construction for missing folders, lists that cannot be read, folders or lines of
     an unknown class, and class folders with files of which none is an image; UnreadableImage in `__getitem__` for
@@ -81,7 +82,8 @@ class ClassificationDataset:
         names, self._number = read_folder_classes(classes, wordnet, sorted(words, key=_in_order), root=root)
         self.metainfo: dict[str, Any] = {'classes': {'image_label': names}}
         table = self._read_labels(labels, names, lambda row: self._first(row, numbers, split))
-        rows = part_of(len(numbers), part, 'ClassificationDataset.part')
+        groups = None if multi_label else table[numbers]
+        rows = part_of(len(numbers), part, 'ClassificationDataset.part', groups=groups)
         self._files, self._labels = self._files.take(rows), table[numbers[rows]]
         if listing:
             self._check_folders(listing, every=classes is None)
