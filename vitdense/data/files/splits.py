@@ -26,8 +26,8 @@ def part_of(
     order, which is always the same for the same count; None: all.
 
     The parts (0, 0.15) and (0.15, 1) have no image in common and together all. With `groups`, a number of each image
-    such as its class, every group is cut at these shares (stratified), as closely as its size allows. Raises ConfigError for shares outside of
-    [0, 1] and for a part without image.
+    such as its class, every group is cut at these shares (stratified), as closely as its size allows. Raises
+    ConfigError for shares outside of [0, 1] and for a part without image.
     """
     if part is None:
         return np.arange(count)
