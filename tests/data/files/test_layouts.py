@@ -160,3 +160,11 @@ def test_one_cause_is_one_line_with_a_hint(tmp_path, capsys):
 def test_a_name_with_a_wrong_escape_is_an_error_of_the_whole_file(tmp_path):
     (tmp_path / 'a.json').write_text('{"images": [{"id": 1, "file_name": "a\\x.png"}], "annotations": []}')
     assert [part.images for part in parts_of(tmp_path)] == [None]
+
+
+def test_a_report_in_the_folder_of_the_data_is_no_coco_file(tmp_path, capsys):
+    image(tmp_path / 'photos/1.png')
+    train = coco(tmp_path / 'train.json', '1.png')
+    assert leave(tmp_path, '--out', tmp_path / 'report.json') == 0
+    assert [part.data for part in parts_of(tmp_path)] == [train]
+    assert leave(tmp_path) == 0, capsys.readouterr().out

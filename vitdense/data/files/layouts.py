@@ -30,6 +30,7 @@ NO_OBJECTS = ('captions', 'person_keypoints', 'panoptic', 'stuff', 'image_info')
 PEEK = 2**20  # bytes of a file that are read
 SAMPLE = 8  # images that are opened
 MANY_LEVELS = 64  # gray levels in one image: a photograph, no label map
+_COCO_LIST = re.compile(r'"(images|annotations|categories)"\s*:\s*\[')  # a count of that name is a report's
 _FILE_NAME = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
@@ -85,7 +86,7 @@ def coco_files(root: Path) -> Iterator[Part]:
             continue
         with open(file, 'rb') as content:
             head = content.read(PEEK).decode('utf-8', 'replace')
-        if head.lstrip().startswith('{') and any(f'"{key}"' in head for key in ('images', 'annotations', 'categories')):
+        if head.lstrip().startswith('{') and _COCO_LIST.search(head):
             yield Part('coco', file, _images_of(file, head, root))
 
 
