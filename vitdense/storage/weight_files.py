@@ -269,7 +269,7 @@ def _check_old_format(path: Path) -> None:
         with open(path, 'rb') as file, FakeTensorMode():
             leaves = tree_leaves(torch.load(file, weights_only=True))
             claimed = [leaf.untyped_storage().nbytes() for leaf in leaves if isinstance(leaf, Tensor)]
-    except RuntimeError as error:  # also NotImplementedError
+    except RuntimeError as error:  # of fake tensors: NotImplementedError is a subclass
         why = f'it is damaged, or holds sparse, nested or quantized tensors: {why_unreadable(error)}'
         raise UnreadableFile(why, 'save a plain state dict (names and plain tensors only) again') from None
     size = path.stat().st_size

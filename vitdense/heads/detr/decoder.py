@@ -63,12 +63,9 @@ class DeformableDecoder(nn.Module):
         for index, layer in enumerate(self.layers):
             if self.position_encoder is not None and (index == 0 or self.refine):
                 positions = self._encode(references)
-            level_references = references[:, :, None] * ratios.repeat(
-                1, 1, 1, references.shape[-1] // 2
-            )  # (B, Q, L, 2 or 4)
-            x = layer(
-                x, positions, (level_references, levels.tokens, levels.grids, levels.valid), mask=mask, groups=groups
-            )
+            scale = ratios.repeat(1, 1, 1, references.shape[-1] // 2)
+            memory = (references[:, :, None] * scale, levels.tokens, levels.grids, levels.valid)  # (B, Q, L, 2 or 4)
+            x = layer(x, positions, memory, mask=mask, groups=groups)
             predicts = self.training or index + 1 == len(self.layers)
             if not (predicts or self.refine):
                 continue
